@@ -1,0 +1,258 @@
+"""Our checkpoint folder: safetensors (one file, or shards and an index), config.json, manifest.json. Knows no model.
+
+    config.json      {"format": 1, "config": what made it, "extra": anything else, "trunk": see below}
+    model.safetensors, or model-00001-of-000NN.safetensors ... and model.safetensors.index.json
+    manifest.json    {"files": {name: {"sha256", "size"}}} of all of the above
+
+A stage whose trunk is frozen need not store it: `"trunk": {"path": "../trunk", "sha256": ...}` points to the checkpoint
+that has it, which must lie in the same parent folder; the hash is of that checkpoint's manifest, so of all its bytes.
+
+A folder is written beside its place and renamed, so one that exists is whole. Everything read is taken as hostile:
+sizes are bounded, names cannot leave the folder, hashes are checked, and damage is a ValueError of one line.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cogvideo.checkpoint.tensor_file import TensorInfo, parse_json, read_header, write_tensor_file
+from cogvideo.files import atomic_directory, sha256_file, write_json
+
+WEIGHTS, INDEX, CONFIG, MANIFEST = "model.safetensors", "model.safetensors.index.json", "config.json", "manifest.json"
+FORMAT = 1
+MAX_SHARD_BYTES = 4 << 30
+MAX_JSON_BYTES = 16 << 20
+SHARD_NAME = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+
+
+class Checkpoint:
+    """A checkpoint that was opened: its config, and its tensors, mapped from the files when asked for."""
+
+    def __init__(self, directory: Path, config: dict[str, Any], extra: dict[str, Any], trunk: "Checkpoint | None"):
+        self.directory = directory
+        self.config = config
+        self.extra = extra
+        self.trunk = trunk
+        """The checkpoint that holds the frozen trunk, where this one does not; its tensors count as ours."""
+        self.infos: dict[str, TensorInfo] = dict(trunk.infos) if trunk else {}
+        """Type and shape of every tensor, read from headers alone."""
+        self._file_of: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.infos)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, backed by the file's pages: nothing is copied, and pages come in as they are touched."""
+        if name not in self.infos:
+            raise ValueError(f"{self.directory} has no tensor {name}; it has {len(self.infos)} others")
+        if name not in self._file_of:
+            assert self.trunk is not None
+            return self.trunk.tensor(name)
+        path = self._file_of[name]
+        try:
+            if path not in self._open:
+                self._open[path] = safe_open(path, framework="pt")
+            return self._open[path].get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, the trunk's included."""
+        return {name: self.tensor(name) for name in self.infos}
+
+    def release(self) -> None:
+        """Unmap the files: pages that were touched no longer count, but for those of tensors still in use."""
+        self._open.clear()
+        if self.trunk is not None:
+            self.trunk.release()
+
+    def _add(self, path: Path, infos: Mapping[str, TensorInfo]) -> None:
+        for name, info in infos.items():
+            if name in self.infos:
+                raise ValueError(f"{path} holds the tensor {name}, which another file of {self.directory} has too")
+            self.infos[name] = info
+            self._file_of[name] = path
+
+
+def save_checkpoint(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    config: dict[str, Any],
+    *,
+    extra: dict[str, Any] | None = None,
+    trunk: Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a checkpoint folder. A checkpoint that is there is replaced once the new one is whole.
+
+    `config` and `extra` must be plain JSON. `trunk` is the checkpoint that holds the tensors left out here.
+    Raises: FileExistsError if something other than a checkpoint is there.
+    """
+    infos = {name: TensorInfo.of(tensor) for name, tensor in tensors.items()}
+    write_checkpoint(
+        directory, infos, tensors.__getitem__, config, extra=extra, trunk=trunk, max_shard_bytes=max_shard_bytes
+    )
+
+
+def write_checkpoint(
+    directory: Path,
+    infos: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    config: dict[str, Any],
+    *,
+    extra: dict[str, Any] | None = None,
+    trunk: Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    other_files: Mapping[str, str] | None = None,
+) -> None:
+    """As `save_checkpoint`, asking `read` for one tensor at a time: memory for one tensor is enough for any total.
+
+    `other_files`: texts (a model card) to lie beside the rest, outside the manifest, since users edit them.
+    """
+    directory = Path(directory)
+    pointer = None if trunk is None else _point_to(directory, Path(trunk))
+    shards = _cut_into_shards(infos, max_shard_bytes)
+    with atomic_directory(directory, replace=(directory / MANIFEST).is_file()) as building:
+        files: dict[str, dict[str, Any]] = {}
+
+        def note(name: str, sha256: str | None = None) -> None:
+            path = building / name
+            files[name] = {"sha256": sha256 or sha256_file(path), "size": path.stat().st_size}
+
+        for name, shard in shards.items():
+            note(name, write_tensor_file(building / name, shard, read))
+        if len(shards) > 1:
+            weight_map = {tensor: name for name, shard in shards.items() for tensor in shard}
+            total = sum(info.nbytes for info in infos.values())
+            write_json(building / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            note(INDEX)
+        head = {"format": FORMAT, "config": config, "extra": extra or {}}
+        write_json(building / CONFIG, head if pointer is None else head | {"trunk": pointer})
+        note(CONFIG)
+        for name, text in (other_files or {}).items():
+            (building / name).write_text(text, encoding="utf-8")
+        write_json(building / MANIFEST, {"files": files})
+
+
+def load_checkpoint(directory: Path, *, verify: bool = True) -> Checkpoint:
+    """Open a checkpoint folder, following its `trunk`. `verify` hashes every file; sizes and headers are always read.
+
+    Raises: FileNotFoundError if it is not a checkpoint; ValueError, in one line, for whatever is damaged in it.
+    """
+    return _load(Path(directory), verify, follow=True)
+
+
+def _load(directory: Path, verify: bool, follow: bool) -> Checkpoint:
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no checkpoint folder at {directory}; give the folder that holds {CONFIG}")
+    if not (directory / MANIFEST).is_file():
+        hint = "it looks like a SAT one: run `cogvideo convert`" if (directory / "latest").is_file() else "give another"
+        raise FileNotFoundError(f"{directory} is not a checkpoint of ours, it has no {MANIFEST}; {hint}")
+    manifest = _read_object(directory / MANIFEST)
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{directory / MANIFEST} is damaged: it lists no files")
+    _check_file(directory, CONFIG, files, verify)
+    head = _read_object(directory / CONFIG)
+    if head.get("format") != FORMAT:
+        raise ValueError(f"{directory / CONFIG} has format {head.get('format')!r}, this version reads {FORMAT}; update")
+    config, extra, pointer = head.get("config"), head.get("extra"), head.get("trunk")
+    if not isinstance(config, dict) or not isinstance(extra, dict):
+        raise ValueError(f"{directory / CONFIG} is damaged: config and extra must be objects")
+    trunk = None
+    if pointer is not None:
+        if not follow:
+            raise ValueError(f"{directory} is a trunk that points to another trunk; a trunk must be whole")
+        trunk = _follow(directory, pointer, verify)
+    checkpoint = Checkpoint(directory, config, extra, trunk)
+
+    if INDEX in files:
+        _check_file(directory, INDEX, files, verify)
+        weight_map = _read_object(directory / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{directory / INDEX} is damaged: it has no weight_map of names")
+    else:
+        weight_map = None
+    for name in [WEIGHTS] if weight_map is None else sorted(set(weight_map.values())):
+        if not SHARD_NAME.fullmatch(name):
+            raise ValueError(f"{directory / INDEX} names the file {name[:200]!r}, which is no shard of this folder")
+        _check_file(directory, name, files, verify)
+        infos = read_header(directory / name)
+        if weight_map is not None:
+            listed = {tensor for tensor, file in weight_map.items() if file == name}
+            for tensor in sorted(listed ^ infos.keys()):
+                where = "index but not in it" if tensor in listed else "it but not in the index"
+                raise ValueError(f"{directory / name} is damaged: tensor {tensor[:200]!r} is in the {where}")
+        checkpoint._add(directory / name, infos)
+    return checkpoint
+
+
+def _cut_into_shards(infos: Mapping[str, TensorInfo], max_bytes: int) -> dict[str, dict[str, TensorInfo]]:
+    """Consecutive tensors by file name; a tensor larger than `max_bytes` has a shard to itself."""
+    groups: list[dict[str, TensorInfo]] = [{}]
+    filled = 0
+    for name, info in infos.items():
+        if groups[-1] and filled + info.nbytes > max_bytes:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = info
+        filled += info.nbytes
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}; it is not ours")
+    value = parse_json(path.read_bytes(), path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it is not a JSON object")
+    return value
+
+
+def _check_file(directory: Path, name: str, files: dict[str, Any], verify: bool) -> None:
+    """Compare a file with what the manifest says of it."""
+    path, said = directory / name, files.get(name)
+    size, sha256 = (said.get("size"), said.get("sha256")) if isinstance(said, dict) else (None, None)
+    if type(size) is not int or not isinstance(sha256, str):
+        raise ValueError(f"{directory / MANIFEST} is damaged: it gives no size and sha256 of {name}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, {MANIFEST} lists it; fetch the checkpoint again")
+    if path.stat().st_size != size:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {size}; fetch or write it again")
+    if verify and sha256_file(path) != sha256:
+        raise ValueError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; fetch or write it again")
+
+
+def _point_to(directory: Path, trunk: Path) -> dict[str, str]:
+    parent, target = directory.resolve().parent, trunk.resolve()
+    if not target.is_relative_to(parent) or target == parent:
+        raise ValueError(f"the trunk {trunk} is not inside {parent}; a stage and its trunk share their parent folder")
+    if not (target / MANIFEST).is_file():
+        raise FileNotFoundError(f"{trunk} is not a checkpoint, it has no {MANIFEST}; save the trunk first")
+    return {"path": f"../{target.relative_to(parent).as_posix()}", "sha256": sha256_file(target / MANIFEST)}
+
+
+def _follow(directory: Path, pointer: Any, verify: bool) -> Checkpoint:
+    where = directory / CONFIG
+    if not isinstance(pointer, dict) or not all(isinstance(pointer.get(key), str) for key in ("path", "sha256")):
+        raise ValueError(f"{where} is damaged: `trunk` must give path and sha256")
+    directory = directory.resolve()
+    path = pointer["path"]
+    target = (directory / path).resolve() if "\0" not in path and len(path) < 1024 else directory
+    beside = target.is_relative_to(directory.parent) and target not in (directory, directory.parent)
+    if Path(path).is_absolute() or not beside:
+        raise ValueError(f"{where} points to the trunk {path[:200]!r}, which is not beside it in {directory.parent}")
+    if not (target / MANIFEST).is_file():
+        raise FileNotFoundError(f"{where} needs its trunk at {target}, and there is none; put the trunk there")
+    if sha256_file(target / MANIFEST) != pointer["sha256"]:
+        raise ValueError(f"the trunk at {target} is not the one that {where} was made with; put that one there")
+    return _load(target, verify, follow=False)

@@ -1,0 +1,165 @@
+"""One safetensors file: written tensor by tensor, read with every number of its header checked. Not a checkpoint.
+
+The safetensors library writes a file only from tensors that are all in memory, and reads a header that names a tensor
+twice; so the (simple) header is ours: 8 bytes of length, JSON, then the data. The data itself is mapped by the library.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+MAX_HEADER_BYTES = 16 << 20
+"""Some hundred times the header of a full-size stage; bounds what a hostile file can make us allocate."""
+WRITE_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorInfo":
+        return cls(tensor.dtype, tuple(tensor.shape))
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+def write_tensor_file(path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> str:
+    """Write the tensors of `infos`, asking `read(name)` for one at a time, and return the file's sha256.
+
+    Wider types go first, so that every tensor lies aligned; otherwise the order of `infos` is kept. A tensor that
+    `read` gives in another dtype is cast chunk by chunk, without a second whole copy.
+    """
+    order = sorted(infos, key=lambda name: -infos[name].dtype.itemsize)
+    header, offset = {}, 0
+    for name in order:
+        info = infos[name]
+        if info.dtype not in CODES:
+            raise ValueError(f"tensor {name} is {info.dtype}, which a checkpoint cannot hold; cast it first")
+        header[name] = {
+            "dtype": CODES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [offset, offset + info.nbytes],
+        }
+        offset += info.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    assert len(text) <= MAX_HEADER_BYTES
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in (len(text).to_bytes(8, "little"), text):
+            digest.update(piece)
+            file.write(piece)
+        for name in order:
+            tensor = read(name)
+            assert tuple(tensor.shape) == infos[name].shape, name
+            for chunk in chunks_as_bytes(tensor, infos[name].dtype):
+                digest.update(chunk)
+                file.write(chunk)
+            del tensor  # before the next is read
+    return digest.hexdigest()
+
+
+def chunks_as_bytes(tensor: Tensor, dtype: torch.dtype) -> Iterable[memoryview]:
+    """The tensor's values in `dtype`, row-major, in pieces of bounded size."""
+    flat = tensor.detach().reshape(-1)
+    for piece in flat.split(WRITE_CHUNK_BYTES // dtype.itemsize):
+        raw = piece.to(device="cpu", dtype=dtype).contiguous().view(torch.uint8)
+        yield memoryview(raw.numpy())
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Every tensor that the file holds, in the order in which it lies in the file.
+
+    Raises: ValueError, naming the file and what is wrong; FileNotFoundError.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError(f"{path} is cut short or not a safetensors file: {size} bytes; fetch or write it again")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"{path} has a header of {length} bytes, more than {MAX_HEADER_BYTES}; it is not ours")
+        header = parse_json(file.read(length), path)
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is damaged: its header is not a JSON object")
+    header.pop("__metadata__", None)
+    spans = sorted((_entry(path, name, entry) for name, entry in header.items()), key=lambda span: span[:2])
+    end = 0
+    for begin, stop, name, _ in spans:
+        if begin != end:
+            raise ValueError(f"{path} is damaged: tensor {name!r} begins at byte {begin}, expected {end}")
+        end = stop
+    if end != size - 8 - length:
+        raise ValueError(f"{path} is cut short or padded: {size - 8 - length} bytes of data, its header says {end}")
+    return {name: info for _, _, name, info in spans}
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, TensorInfo]:
+    """Check one entry of a header: (first byte, end byte, name, info)."""
+    wrong = f"{path} is damaged: the header's entry for tensor {name[:200]!r}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{wrong} does not give dtype, shape and data_offsets")
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise ValueError(f"{wrong} has the dtype {str(entry['dtype'])[:40]!r}; known are {', '.join(DTYPES)}")
+    for key in ("shape", "data_offsets"):
+        if not isinstance(entry[key], list) or not all(type(n) is int and 0 <= n < 2**63 for n in entry[key]):
+            raise ValueError(f"{wrong} has a {key} that is not a list of natural numbers")
+    if len(entry["data_offsets"]) != 2 or len(entry["shape"]) > 8:
+        raise ValueError(f"{wrong} has too many numbers")
+    info = TensorInfo(dtype, tuple(entry["shape"]))
+    begin, stop = entry["data_offsets"]
+    if stop - begin != info.nbytes:
+        raise ValueError(f"{wrong} spans {stop - begin} bytes, its {info} needs {info.nbytes}")
+    return begin, stop, name, info
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """JSON that names no key twice. Raises: ValueError with the file's name."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in found if names.count(name) > 1)
+            raise ValueError(f"{twice[:200]!r} is given twice")
+        return found
+
+    try:
+        return json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,189 @@
+"""The .pt files of torch.save: read without running anything, mapped; written tensor by tensor.
+
+Reading takes `weights_only=True` alone, and looks at the archive first, since torch trusts the sizes that it states.
+Writing is ours because torch.save wants every tensor in memory at once; the layout is the one torch has used since 1.6.
+"""
+
+import io
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideo.checkpoint.tensor_file import CODES, TensorInfo, chunks_as_bytes
+
+MAX_PICKLE_BYTES = 64 << 20
+ALIGNMENT = 64
+
+STORAGE_CLASSES = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int8: torch.CharStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage,
+}
+
+# Training checkpoints carry a random generator's state along: numpy arrays of plain numbers. We do not use it.
+NUMPY: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+    *[(np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
+]
+NAMED = {
+    *[f"torch {storage.__name__}" for storage in STORAGE_CLASSES.values()],
+    *[f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")],
+    *[f"numpy.{core}.multiarray _reconstruct" for core in ("core", "_core")],
+    "collections OrderedDict",
+    "numpy ndarray",
+    "numpy dtype",
+    "_codecs encode",
+}
+"""All that a pickle may name. Fewer than torch's own list, on which there are types that take memory by their size."""
+
+
+def read_module(path: Path) -> dict[str, Tensor]:
+    """The tensors under 'module', mapped from the file.
+
+    Raises: ValueError if the file is damaged, holds objects other than tensors and plain containers (they are named,
+    and not made), or states sizes that it does not have.
+    """
+    check_archive(path)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY):
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a hostile pickle can make the unpickler raise anything
+        raise ValueError(f"{path} is damaged or refused by torch: {_first_line(error)}") from None
+    module = state.get("module") if isinstance(state, dict) else None
+    if not isinstance(module, dict):
+        raise ValueError(f"{path} holds no dict of tensors under 'module'; it is not a SAT checkpoint file")
+    storages: dict[int, int] = {}
+    for name, tensor in module.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: module[{str(name)[:100]!r}] is a {type(tensor).__name__}, expected a tensor")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in CODES:
+            raise ValueError(f"{path}: tensor {name[:100]} is {tensor.dtype}, {tensor.layout}, on {tensor.device}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{path}: tensor {name[:100]} does not lie in row order, as no checkpoint's does")
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    if sum(storages.values()) > path.stat().st_size:
+        raise ValueError(f"{path} states tensors of {sum(storages.values())} bytes, more than the file has")
+    return {name: tensor.detach() for name, tensor in module.items()}
+
+
+def check_archive(path: Path, *, checksums: bool = False) -> None:
+    """Refuse archives that torch would believe too much, and with `checksums` those of which a byte has changed."""
+    with open(path, "rb") as file:
+        try:
+            _check_records(path, file, checksums)
+        except _Refused:
+            raise
+        except Exception as error:  # zipfile, met with damage, raises a dozen kinds
+            said = _first_line(error)
+            raise _Refused(f"{path} is cut short or not a file of torch.save since 1.6 ({said})") from None
+
+
+class _Refused(ValueError):
+    """A line that is ready for the user."""
+
+
+def _check_records(path: Path, file: BinaryIO, checksums: bool) -> None:
+    size = path.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > size:
+            raise _Refused(f"{path} states more data than its {size} bytes; it is not a checkpoint")
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise _Refused(f"{path} is compressed, which torch.save never does; it is not a checkpoint")
+        for record in records:
+            if record.filename.endswith(".pkl"):
+                if record.file_size > MAX_PICKLE_BYTES:
+                    raise _Refused(f"{path} has a pickle of {record.file_size} bytes; it is not a checkpoint")
+                _check_pickle(path, archive.read(record))
+        broken = archive.testzip() if checksums else None
+    if broken:
+        raise _Refused(f"{path} is damaged: the checksum of its record {broken} is wrong; fetch it again")
+
+
+def _check_pickle(path: Path, data: bytes) -> None:
+    """Refuse, by name, whatever a pickle would make other than tensors and plain containers; nothing is made here."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "GLOBAL" and argument not in NAMED:
+            name = str(argument).replace(" ", ".")[:200]
+            raise _Refused(f"{path} is refused: it holds {name}, and only tensors and plain containers are read")
+        if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            raise _Refused(f"{path} is refused: its pickle names objects by {opcode.name}, torch.save never does")
+
+
+def _first_line(error: Exception) -> str:
+    boilerplate = ("Weights only load failed", "(1)", "(2)", "Please file an issue", "Check the documentation")
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line[:300] for line in lines if line and not line.startswith(boilerplate)), type(error).__name__)
+
+
+class _Storage:
+    def __init__(self, key: str, info: TensorInfo) -> None:
+        self.key, self.info = key, info
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles `_Storage` as torch.save pickles the tensor that fills it."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        if not isinstance(obj, _Bytes):
+            return None
+        storage, info = STORAGE_CLASSES[obj.of.info.dtype], obj.of.info
+        return ("storage", storage, obj.of.key, "cpu", info.numel)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, _Storage):
+            return NotImplemented
+        shape = obj.info.shape
+        stride = tuple(int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape)))
+        return torch._utils._rebuild_tensor_v2, (_Bytes(obj), 0, shape, stride, False, OrderedDict())
+
+
+class _Bytes:
+    def __init__(self, of: _Storage) -> None:
+        self.of = of
+
+
+def write_module(
+    path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor], rest: Mapping[str, Any]
+) -> None:
+    """Write {'module': tensors of `infos`} | `rest` as torch.save would, asking `read` for one tensor at a time."""
+    storages = {name: _Storage(str(i), info) for i, (name, info) in enumerate(infos.items())}
+    head = io.BytesIO()
+    _Pickler(head, protocol=2).dump({"module": storages, **rest})
+    root = path.stem
+    with open(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+
+        def record(name: str, nbytes: int, chunks: Any) -> None:
+            info = zipfile.ZipInfo(f"{root}/{name}")
+            wide = nbytes > 1 << 30  # then zipfile adds a field of 20 bytes
+            start = file.tell() + 30 + len(info.filename) + 4 + (20 if wide else 0)
+            padding = -start % ALIGNMENT
+            info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+            with archive.open(info, "w", force_zip64=wide) as out:
+                for chunk in chunks:
+                    out.write(chunk)
+
+        record("data.pkl", head.tell(), [head.getvalue()])
+        record("byteorder", 6, [b"little"])
+        for name, storage in storages.items():
+            record(f"data/{storage.key}", storage.info.nbytes, chunks_as_bytes(read(name), storage.info.dtype))
+        record("version", 2, [b"3\n"])

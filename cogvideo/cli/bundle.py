@@ -1,0 +1,39 @@
+"""Put trained parts together into one folder that `cogvideo sample --model` reads.
+
+    cogvideo bundle --text text.model --tokenizer DIR --trunk DIR --sequential DIR --interpolation DIR --out DIR
+
+Each part is the `export` folder of a training run. A trunk that stages share is stored once.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="text tokenizer")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="image tokenizer")
+    parser.add_argument("--trunk", type=Path, required=True, metavar="DIR", help="makes the first frame")
+    parser.add_argument("--sequential", type=Path, required=True, metavar="DIR", help="stage 1")
+    parser.add_argument("--interpolation", type=Path, required=True, metavar="DIR", help="stage 2")
+    parser.add_argument("--sampling", type=Path, metavar="FILE", help="settings that suit these weights (.yaml)")
+    parser.add_argument("--clusters", type=int, default=500, help="of the image codes, by k-means (published: 500)")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from cogvideo.sampling.assemble import Parts, assemble_bundle
+    from cogvideo.sampling.bundle import BundleConfig
+
+    parts = Parts(args.text, args.tokenizer, args.trunk, args.sequential, args.interpolation, args.sampling)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[args.dtype]
+    assemble_bundle(
+        args.out, parts, config=BundleConfig(), num_clusters=args.clusters, dtype=dtype, replace=args.overwrite
+    )
+    files = [path for path in sorted(args.out.rglob("*")) if path.is_file()]
+    for path in files:
+        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(args.out)}")
+    print(f"{sum(path.stat().st_size for path in files) / 1e6:8.2f} MB in all")

@@ -1,0 +1,20 @@
+"""Write the embedded "moving digits" as .mp4 files and a captions.jsonl, ready for `cogvideo prepare`.
+
+cogvideo digits --out DIR [--split train|test] [--count 6000] [--seed 0]
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder to make")
+    parser.add_argument("--split", choices=("train", "test"), default="train", help="which handwritten digits to show")
+    parser.add_argument("--count", type=int, default=6000, help="number of clips")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> None:
+    from cogvideo.data.digit_files import write_dataset
+
+    print(write_dataset(args.out, args.split, args.count, args.seed))

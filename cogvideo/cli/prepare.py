@@ -1,0 +1,63 @@
+"""Make training data of videos and captions: clips of five frames at several clip lengths, as image tokens.
+
+    cogvideo prepare --captions FILE --tokenizer DIR --out DIR [--config FILE] [key=value ...]
+    cogvideo prepare --captions FILE --frames --out DIR ...   single frames, to train an image tokenizer on
+
+FILE is .jsonl, one {"video": "a.mp4", "caption": "..."} a line ("start" and "end" in seconds may be added), or .tsv
+with video, tab, caption. Killed and run again, it goes on where it was. `cogvideo digits` writes videos to try it on.
+"""
+
+import argparse
+from pathlib import Path
+
+from cogvideo.cli.common import add_config_arguments, config_from, device_from
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="captions, .jsonl or .tsv")
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="their folder (default: that of the captions)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make, or to go on with")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer to encode with")
+    kind.add_argument("--frames", action="store_true", help="store single frames as pixels instead")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be made, and make nothing")
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from cogvideo.data.prepare import Preparation, PrepareConfig
+
+    config = config_from(PrepareConfig, args)
+    preparation = Preparation(args.captions, args.out, "frames" if args.frames else "tokens", config, args.videos)
+    if args.frames:
+        if args.dry_run:
+            return _print_survey(preparation.survey(), 3 * config.frame_pixels**2)
+        return _print_result(args.out, preparation.run(lambda frames: frames))
+
+    from cogvideo.data.encode import TokenEncoder, check_frame_pixels, describe_tokenizer
+    from cogvideo.tokenizers.open import open_image_tokenizer
+
+    tokenizer = open_image_tokenizer(args.tokenizer)
+    check_frame_pixels(config.frame_pixels, tokenizer)
+    if args.dry_run:
+        frame_len = (config.frame_pixels // tokenizer.compress_rate) ** 2
+        bytes_a_token = 2 if tokenizer.num_tokens <= 1 << 16 else 4
+        return _print_survey(preparation.survey(), config.clips.num_frames * frame_len * bytes_a_token)
+    encoder = TokenEncoder(tokenizer, str(device_from(args.device)))
+    _print_result(args.out, preparation.run(encoder, describe_tokenizer(args.tokenizer, tokenizer)))
+
+
+def _print_survey(survey: dict, bytes_a_row: int) -> None:
+    print(f"{survey['captions']} captions of {survey['videos']} videos; {survey['skipped']} captions would be skipped")
+    print(f"{survey['frames']} frames to decode and encode")
+    print(f"{survey['rows']} rows, about {survey['rows'] * bytes_a_row / 2**20:.1f} MiB" + _by_seconds(survey))
+
+
+def _print_result(out: Path, manifest: dict) -> None:
+    print(f"{out}: {manifest['rows']} rows{_by_seconds(manifest)}")
+
+
+def _by_seconds(counts: dict) -> str:
+    lengths = {seconds: count for seconds, count in counts["rows_by_seconds"].items() if seconds != "0"}
+    return "; " + ", ".join(f"{count} of {seconds} s" for seconds, count in lengths.items()) if lengths else ""

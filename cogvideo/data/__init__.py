@@ -1,0 +1,1 @@
+"""The embedded digits, captions files, clips at several frame rates, token shards and the resumable loader."""

@@ -1,0 +1,170 @@
+"""The embedded problem "moving digits": real handwritten digits moving over a dark canvas, with captions.
+
+A clip is a value (`DigitClip`), drawn by `draw_clip`, drawn as pixels by `render`. The 1,797 digits are the ones that
+scikit-learn ships; test clips show digit images that no training clip shows. This file makes pixels and words;
+`digit_files.py` writes them as .mp4 and captions, and from there on they are videos like any user's.
+"""
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Split = Literal["train", "test"]
+Language = Literal["zh", "en"]
+
+CANVAS = 40  # pixels a side
+GROUND = (16, 16, 24)
+SCALE = 1.75  # canvas pixels for one pixel of scikit-learn's 8x8 digits, so ink is 14 px high
+INK_THRESHOLD = 2  # of 16; fainter marks do not widen the ink box
+SPLIT_SEED = 20220529
+NUM_TEST_DIGITS = 360  # of 1,797
+
+FPS = 8
+NUM_FRAMES = 33
+SECONDS = (NUM_FRAMES - 1) / FPS  # 4.0: frame k is at k / 8 s
+FREE_FRACTION = 7 / 8  # of the clip that passes before a digit may touch an edge, where the range allows it
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (232, 52, 48),
+    "green": (56, 196, 72),
+    "blue": (64, 112, 248),
+    "yellow": (240, 216, 48),
+    "purple": (200, 80, 232),
+    "white": (236, 236, 236),
+}
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+SPEEDS: dict[str, float] = {"slowly": 2.0, "quickly": 6.0}  # pixels a second
+CHINESE: dict[str, str] = {
+    **{"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "white": "白色"},
+    **{"left": "左", "right": "右", "up": "上", "down": "下"},
+    **{"slowly": "缓慢", "quickly": "快速"},
+}
+
+
+@dataclass(frozen=True)
+class DigitClip:
+    """One moving digit."""
+
+    image: int  # index among scikit-learn's 1,797 digits
+    label: int  # 0..9
+    colour: str  # a key of COLOURS
+    direction: str  # a key of DIRECTIONS
+    speed: str  # a key of SPEEDS
+    start: tuple[float, float]  # left and top of the ink box at time 0, in pixels
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of the ink box in pixels."""
+        rows, columns = digit_ink(self.image).shape
+        return columns * SCALE, rows * SCALE
+
+    @property
+    def velocity(self) -> tuple[float, float]:
+        """Pixels a second, rightwards and downwards."""
+        step = SPEEDS[self.speed]
+        across, down = DIRECTIONS[self.direction]
+        return across * step, down * step
+
+    def caption(self, language: Language) -> str:
+        """The clip in words, e.g. "红色的数字3向左快速移动" or "the red digit 3 moves left quickly"."""
+        if language == "en":
+            return f"the {self.colour} digit {self.label} moves {self.direction} {self.speed}"
+        return f"{CHINESE[self.colour]}的数字{self.label}向{CHINESE[self.direction]}{CHINESE[self.speed]}移动"
+
+    def positions(self, times: ArrayLike) -> NDArray[np.float64]:
+        """Left and top of the ink box at `times` (N,) seconds -> (N, 2) pixels."""
+        width, height = self.size
+        across, down = self.velocity
+        left = bounce(self.start[0], across, times, 0.0, CANVAS - width)
+        top = bounce(self.start[1], down, times, 0.0, CANVAS - height)
+        return np.stack([left, top], axis=-1)
+
+
+def bounce(start: ArrayLike, velocity: ArrayLike, time: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray:
+    """Position after `time` of a point that moves at a constant speed and is reflected at `low` and `high`."""
+    span = np.maximum(np.asarray(high, float) - low, 1e-9)
+    phase = np.mod(np.asarray(start, float) - low + np.asarray(velocity, float) * np.asarray(time, float), 2 * span)
+    return low + np.where(phase > span, 2 * span - phase, phase)
+
+
+def frame_times() -> NDArray[np.float64]:
+    """The seconds of the 33 frames of a clip file."""
+    return np.arange(NUM_FRAMES) / FPS
+
+
+@lru_cache(maxsize=1)
+def load_images() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """scikit-learn's digits: images (1797, 8, 8) of 0..16 and labels (1797,)."""
+    from sklearn.datasets import load_digits  # a second to import, so only when pixels are wanted
+
+    digits = load_digits()
+    return digits.images.astype(np.float32), digits.target.astype(np.int64)
+
+
+@cache
+def digit_ink(image: int) -> NDArray[np.float32]:
+    """One digit cut to its ink box: (rows, columns) of 0..1."""
+    pixels = load_images()[0][image]
+    rows = np.flatnonzero((pixels > INK_THRESHOLD).any(axis=1))
+    columns = np.flatnonzero((pixels > INK_THRESHOLD).any(axis=0))
+    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / 16
+
+
+@lru_cache(maxsize=2)
+def split_images(split: Split) -> NDArray[np.int64]:
+    """The digit images of a split, by index; the split is fixed by SPLIT_SEED."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r} is not a split of the moving digits; choose train or test")
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(load_images()[1]))
+    return np.sort(order[:NUM_TEST_DIGITS] if split == "test" else order[NUM_TEST_DIGITS:])
+
+
+def draw_clip(rng: np.random.Generator, split: Split) -> DigitClip:
+    """Draw a clip: digit image, colour, direction and speed uniformly, then a start that keeps bounces to the end."""
+    image = int(rng.choice(split_images(split)))
+    colour, direction, speed = (str(rng.choice(list(table))) for table in (COLOURS, DIRECTIONS, SPEEDS))
+    rows, columns = digit_ink(image).shape
+    start = [0.0, 0.0]
+    for axis, (span, sign) in enumerate(
+        zip((CANVAS - columns * SCALE, CANVAS - rows * SCALE), DIRECTIONS[direction], strict=True)
+    ):
+        travel = min(abs(sign) * SPEEDS[speed] * SECONDS * FREE_FRACTION, span)
+        offset = rng.uniform(0, span - travel)
+        start[axis] = offset if sign >= 0 else span - offset
+    return DigitClip(image, int(load_images()[1][image]), colour, direction, speed, (start[0], start[1]))
+
+
+def draw_language(rng: np.random.Generator) -> Language:
+    """Half of the captions are Chinese, half English."""
+    return "zh" if rng.random() < 0.5 else "en"
+
+
+def render(clip: DigitClip, times: ArrayLike) -> NDArray[np.uint8]:
+    """Draw a clip at `times` (N,) seconds -> (N, 40, 40, 3) uint8, with sub-pixel positions.
+
+    Bilinear interpolation of the digit is separable: two small matrix products a frame.
+    """
+    ink = digit_ink(clip.image)
+    positions = clip.positions(np.atleast_1d(np.asarray(times, float)))
+    columns = _hat_weights(positions[:, 0], ink.shape[1])
+    rows = _hat_weights(positions[:, 1], ink.shape[0])
+    coverage = np.matmul(np.matmul(rows, ink), columns.transpose(0, 2, 1))[..., None]
+    ground, colour = np.array(GROUND, np.float32), np.array(COLOURS[clip.colour], np.float32)
+    return np.rint(ground + coverage * (colour - ground)).astype(np.uint8)
+
+
+def _hat_weights(offsets: NDArray[np.float64], length: int) -> NDArray[np.float32]:
+    """Bilinear weights (N, canvas, length) of a source's pixels at canvas pixels, its box beginning at `offsets`."""
+    centres = (np.arange(CANVAS) + 0.5 - offsets[:, None]) / SCALE - 0.5
+    return np.maximum(0, 1 - np.abs(centres[..., None] - np.arange(length))).astype(np.float32)
+
+
+def sample_frames(rng: np.random.Generator, count: int, split: Split) -> NDArray[np.uint8]:
+    """Single frames of clips drawn anew, each at a uniform time: (count, 40, 40, 3) uint8."""
+    frames = np.empty((count, CANVAS, CANVAS, 3), np.uint8)
+    for index in range(count):
+        frames[index] = render(draw_clip(rng, split), rng.uniform(0, SECONDS))[0]
+    return frames

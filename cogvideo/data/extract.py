@@ -1,0 +1,86 @@
+"""From one video and its captions to the distinct frames that its clips want. No tokens, no files written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogvideo.data.captions import Caption
+from cogvideo.data.clips import Clip
+from cogvideo.media.video import probe_video, read_video
+
+Choose = Callable[[NDArray[np.float64], Caption], list[Clip]]
+"""Which clips a caption's span of a video gives, from the video's frame times."""
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """One video and the captions that speak of it, with their ids."""
+
+    video: str
+    captions: tuple[tuple[int, Caption], ...]
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """What is wanted of a video."""
+
+    times: NDArray[np.float64]
+    """(N,) the distinct frames' times, ascending."""
+    rows: list[tuple[int, Clip]]
+    """Caption id and a clip whose frames are indices into `times`."""
+    skipped: list[dict[str, Any]]
+    """Captions that give nothing, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How videos of one folder are read."""
+
+    folder: Path
+    side: int
+    """Pixels a side of a frame."""
+    choose: Choose
+    strict: bool
+    """Whether a video that cannot be used is an error; else it is skipped."""
+    max_bytes: int
+    """Of one video's decoded frames."""
+
+    def plan(self, job: VideoJob) -> VideoPlan:
+        """Choose a video's clips by its timestamps. Raises: ValueError if it is bad, or gives nothing and `strict`."""
+        times = probe_video(self.folder / job.video).seconds
+        rows: list[tuple[int, Clip]] = []
+        skipped: list[dict[str, Any]] = []
+        for index, caption in job.captions:
+            clips = self.choose(times, caption)
+            rows += [(index, clip) for clip in clips]
+            if not clips:
+                end = float(times[-1]) if caption.end is None else caption.end
+                reason = f"no clip fits between {caption.start:g} s and {end:g} s of {job.video}"
+                if self.strict:
+                    raise ValueError(reason)
+                skipped.append({"caption": index, "video": job.video, "reason": reason})
+        wanted = np.array(sorted({frame for _, clip in rows for frame in clip.frames}), int)
+        place = {int(frame): position for position, frame in enumerate(wanted)}
+        moved = [(index, Clip(clip.seconds, tuple(place[frame] for frame in clip.frames))) for index, clip in rows]
+        return VideoPlan(times[wanted], moved, skipped)
+
+    def decode(self, job: VideoJob) -> tuple[VideoPlan, NDArray[np.uint8]]:
+        """A video's plan and its wanted frames (N, side, side, 3). Raises: ValueError for a bad video, if `strict`."""
+        none = np.zeros((0, self.side, self.side, 3), np.uint8)
+        try:
+            plan = self.plan(job)
+            if not len(plan.times):
+                return plan, none
+            path = self.folder / job.video
+            frames, _ = read_video(path, side=self.side, only=plan.times, max_bytes=self.max_bytes)
+            return plan, frames
+        except ValueError as error:
+            if self.strict:
+                raise
+            reason = str(error).replace(f"{self.folder}/", "")  # prepared data names no machine's folders
+            skipped = [{"caption": index, "video": job.video, "reason": reason} for index, _ in job.captions]
+            return VideoPlan(np.zeros(0), [], skipped), none

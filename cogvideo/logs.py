@@ -1,0 +1,80 @@
+"""What the user sees while a command works: one logger and one progress bar, from the first process only.
+
+Both write to stderr; results go to stdout by the command itself. The rank is read from RANK, as every launcher sets it.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+def rank() -> int:
+    """This process's rank, 0 outside a launcher."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def get_logger(name: str = "cogvideo") -> logging.Logger:
+    """A logger whose lines reach stderr from rank 0; other ranks print errors only, marked with their rank."""
+    top = logging.getLogger("cogvideo")
+    if not any(isinstance(handler, _StderrHandler) for handler in top.handlers):
+        top.addHandler(_StderrHandler())
+        top.propagate = False  # a library that configures the root logger must not print our lines twice
+    top.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
+    return top if name == "cogvideo" else top.getChild(name.removeprefix("cogvideo."))
+
+
+def progress(
+    work: Iterable[Any] | int | None,
+    desc: str,
+    unit: str = "it",
+    *,
+    initial: int = 0,
+    seconds_between_lines: float = 10.0,
+) -> tqdm:
+    """A progress bar over an iterable, or over `work` steps that the caller reports by `.update(n)`; None if unknown.
+
+    On a terminal it is a live bar; elsewhere (a log file, a pipe) a plain line every so many seconds; on ranks above 0
+    nothing. Use it as an iterator or a context manager; `.set_postfix_str(...)` adds a loss to the line.
+    """
+    live = sys.stderr.isatty()
+    counted = work is None or isinstance(work, int)
+    return tqdm(
+        None if counted else work,
+        total=work if counted else None,
+        desc=desc,
+        unit=unit,
+        initial=initial,
+        disable=rank() != 0,
+        file=sys.stderr if live else _Lines(),
+        mininterval=0.2 if live else seconds_between_lines,
+        miniters=1,  # look at the clock at every step: steps are slow and uneven here
+        dynamic_ncols=live,
+        bar_format=None if live else "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+    )
+
+
+class _StderrHandler(logging.Handler):
+    """Writes above a live bar instead of through it, to whatever sys.stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        prefix = prefix if rank() == 0 else f"[rank {rank()}] {prefix}"
+        tqdm.write(prefix + self.format(record), file=sys.stderr)
+
+
+class _Lines:
+    """Turns tqdm's carriage returns into lines, for a stderr that is not a terminal."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n ")
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()

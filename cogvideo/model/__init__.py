@@ -1,0 +1,1 @@
+"""The dual-channel transformer: configuration, masks, attention, blocks, cache, initialisation."""

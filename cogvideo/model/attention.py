@@ -1,0 +1,147 @@
+"""Attention of frame rows over [text, frame slots], and of text rows over text. One class serves both channels.
+
+Not here: which slots are seen (masks.py, plan.py) and how the channels are mixed (block.py).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cogvideo.model.cache import ChannelCache
+from cogvideo.model.plan import AttentionBlock, ChannelPlan
+
+_FEW_QUERIES = 8
+"""Up to so many queries a group, scores cost less than a copy of the keys."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases. Source: CogVideo (2205.15868) section 3.2; both channels are built alike."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self,
+        text: Tensor | None,
+        frames: Tensor,
+        *,
+        slots: Tensor,
+        plan: ChannelPlan,
+        text_bias: Tensor,
+        cache: ChannelCache | None = None,
+        answer_text: bool = True,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Attend from every frame row and, if `answer_text`, from every text row.
+
+        Shapes: text (batch, text_len, hidden), or None where the cache holds it; frames (batch, rows, hidden), being
+        the clip slots `slots` (rows,); text_bias (batch, text_len), added to the scores of text keys, -inf on padding.
+        Returns both outputs in their inputs' shapes; None for text that was not given or not answered.
+        """
+        query, key, value = self._project(frames)
+        text_query = None
+        if text is not None:
+            text_query, text_key, text_value = self._project(text)
+            if cache is not None:
+                cache.store_text(text_key, text_value)
+        else:
+            assert cache is not None, "text rows are in neither the input nor a cache"
+            text_key, text_value = cache.text_key, cache.text_value
+        if cache is not None:
+            cache.store_frames(slots, key, value)
+            key, value = cache.frame_key, cache.frame_value
+
+        dropout = self.dropout if self.training else 0.0
+        outputs = [
+            rearrange(
+                attend_block(query, key, value, text_key, text_value, text_bias, block, dropout),
+                "b h g q d -> b (g q) (h d)",
+            )
+            for block in plan.blocks
+        ]
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        if plan.restore is not None:
+            out = out.index_select(1, plan.restore)
+
+        text_out = None
+        if text_query is not None and answer_text:
+            bias = text_bias[:, None, None, :].to(text_query.dtype)
+            bias = bias.masked_fill(bias > float("-inf"), 0.0)  # the text bonus is for frame rows alone
+            context = F.scaled_dot_product_attention(text_query, text_key, text_value, bias, dropout_p=dropout)
+            text_out = self.dense(rearrange(context, "b h s d -> b s (h d)"))
+        return text_out, self.dense(out)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, rows, hidden) -> queries, keys and values, each (batch, heads, rows, head_dim)."""
+        q, k, v = rearrange(self.query_key_value(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
+        return q, k, v
+
+
+def attend_block(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    text_key: Tensor,
+    text_value: Tensor,
+    text_bias: Tensor,
+    block: AttentionBlock,
+    dropout: float = 0.0,
+) -> Tensor:
+    """One softmax over [text keys, the block's keys] for the block's queries.
+
+    Shapes: query (batch, heads, rows, head_dim); key, value (batch, heads, slots, head_dim); text_key, text_value
+    (batch, heads, text_len, head_dim); text_bias (batch, text_len) -> (batch, heads, groups, num_queries, head_dim).
+    """
+    q, k, v = block.queries.take(query), block.keys.take(key), block.keys.take(value)
+    decoding = q.shape[3] <= _FEW_QUERIES and not q.requires_grad
+    explicit = q.device.type == "cpu" and (decoding or (q.dtype == torch.bfloat16 and q.requires_grad))
+    form = _attend_explicit if explicit else _attend_fused
+    return form(q, k, v, text_key, text_value, text_bias, block.allowed, dropout)
+
+
+def _attend_fused(
+    q: Tensor, k: Tensor, v: Tensor, text_k: Tensor, text_v: Tensor, text_bias: Tensor, allowed: Tensor | None, p: float
+) -> Tensor:
+    """Through the fused kernel: keys of text and frames side by side, the bias broadcast over heads and groups."""
+    batch, _, groups, num_queries, _ = q.shape
+    num_keys, text_len = k.shape[3], text_k.shape[2]
+
+    def with_text(text: Tensor, frame: Tensor) -> Tensor:
+        return torch.cat([text.unsqueeze(2).expand(-1, -1, groups, -1, -1), frame], dim=3)
+
+    bias = q.new_zeros(batch, 1, num_queries, text_len + num_keys)
+    bias[..., :text_len] = text_bias[:, None, None, :]
+    if allowed is not None:
+        bias[..., text_len:].masked_fill_(~allowed, float("-inf"))
+    # groups ride with the heads, so that the bias needs no copy for them
+    fold = "b h g s d -> b (h g) s d"
+    out = F.scaled_dot_product_attention(
+        rearrange(q, fold), rearrange(with_text(text_k, k), fold), rearrange(with_text(text_v, v), fold), bias, p
+    )
+    return rearrange(out, "b (h g) s d -> b h g s d", g=groups)
+
+
+def _attend_explicit(
+    q: Tensor, k: Tensor, v: Tensor, text_k: Tensor, text_v: Tensor, text_bias: Tensor, allowed: Tensor | None, p: float
+) -> Tensor:
+    """By plain matrix products, on a CPU: in decoding, where text and frame keys side by side would be a copy of the
+    cache for a few queries; and in training in bfloat16, where the fused kernel's backward is far slower.
+    """
+    groups, text_len = q.shape[2], text_k.shape[2]
+    q = q / math.sqrt(q.shape[-1])
+    rows = rearrange(q, "b h g q d -> b h (g q) d")
+    text_scores = rows @ text_k.transpose(-1, -2) + text_bias[:, None, None, :].to(q.dtype)
+    scores = q @ k.transpose(-1, -2)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    weights = torch.cat([rearrange(text_scores, "b h (g q) t -> b h g q t", g=groups), scores], dim=-1).softmax(-1)
+    weights = F.dropout(weights, p)
+    to_text, to_frames = weights[..., :text_len], weights[..., text_len:]
+    from_text = rearrange(to_text, "b h g q t -> b h (g q) t") @ text_v
+    return to_frames @ v + rearrange(from_text, "b h (g q) d -> b h g q d", g=groups)

@@ -1,0 +1,74 @@
+"""Keys and values of slots already computed: allocated once by whoever decodes, handed to the model, which fills it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cogvideo.model.config import ModelConfig
+
+
+@dataclass
+class ChannelCache:
+    """One channel of one layer: keys and values of text and of every clip slot."""
+
+    text_key: Tensor
+    text_value: Tensor
+    """(batch, heads, text_len, head_dim)."""
+    frame_key: Tensor
+    frame_value: Tensor
+    """(batch, heads, num_slots, head_dim), indexed by clip slot."""
+
+    def store_text(self, key: Tensor, value: Tensor) -> None:
+        self.text_key.copy_(key)
+        self.text_value.copy_(value)
+
+    def store_frames(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        self.frame_key.index_copy_(2, slots, key)
+        self.frame_value.index_copy_(2, slots, value)
+
+
+@dataclass
+class LayerCache:
+    spatial: ChannelCache
+    temporal: ChannelCache | None
+
+
+@dataclass
+class KVCache:
+    """Every layer's keys and values for a batch of clips."""
+
+    layers: list[LayerCache]
+
+    @classmethod
+    def allocate(
+        cls,
+        config: ModelConfig,
+        batch: int,
+        text_len: int,
+        *,
+        temporal: bool = True,
+        num_slots: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "KVCache":
+        """Room for `batch` clips with `text_len` text rows and `num_slots` slots (default: the whole clip)."""
+        num_slots = config.layout.num_slots if num_slots is None else num_slots
+
+        def channel() -> ChannelCache:
+            def room(rows: int) -> Tensor:
+                return torch.zeros(batch, config.num_heads, rows, config.head_dim, dtype=dtype, device=device)
+
+            return ChannelCache(room(text_len), room(text_len), room(num_slots), room(num_slots))
+
+        both = temporal and config.has_temporal_channel
+        return cls([LayerCache(channel(), channel() if both else None) for _ in range(config.num_layers)])
+
+    @property
+    def num_bytes(self) -> int:
+        channels = (c for layer in self.layers for c in (layer.spatial, layer.temporal) if c is not None)
+        return sum(
+            t.numel() * t.element_size()
+            for c in channels
+            for t in (c.text_key, c.text_value, c.frame_key, c.frame_value)
+        )

@@ -1,0 +1,90 @@
+"""The transformer's sizes. Plain data: printing or checking it needs no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cogvideo.sequence.layout import ClipLayout
+from cogvideo.sequence.vocabulary import Vocabulary
+
+Task = Literal["image", "sequential", "interpolation"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Defaults are the published CogVideo stage 1 (2205.15868; 7.72 B parameters)."""
+
+    task: Task = "sequential"
+    """`image`: the text-to-image trunk; `sequential`: stage 1; `interpolation`: stage 2."""
+    num_layers: int = 48
+    hidden_size: int = 3072
+    num_heads: int = 48
+    text_len: int = 64
+    """Text rows at most; shorter texts are padded on the left and masked."""
+    frame_side: int = 20
+    """Tokens along each side of a frame."""
+    num_frames: int = 5
+    """Frames a clip; an image model has one whatever this says."""
+    window_size: int | None = None
+    """Side of the temporal channel's windows in tokens, shifted by half on odd layers; null for full attention."""
+    num_positions: int = 1024
+    """Rows of the trunk's position table: text from 0, frame 0 from frame_position_start."""
+    frame_position_start: int = 512
+    dropout: float = 0.1
+    """After embeddings and on the MLP's output, in training."""
+    attention_dropout: float = 0.1
+    """On attention probabilities, in training."""
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "num_heads", "text_len", "frame_side", "num_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)}; expected at least 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)}; expected a probability from 0 to below 1")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"model.num_heads={self.num_heads} does not divide model.hidden_size={self.hidden_size}; "
+                "choose a divisor"
+            )
+        if self.window_size is not None and (self.window_size < 1 or self.frame_side % self.window_size):
+            raise ValueError(
+                f"model.window_size={self.window_size} does not divide the frame grid "
+                f"{self.frame_side}x{self.frame_side}; "
+                f"choose a divisor of {self.frame_side}, or null for full attention"
+            )
+        if self.text_len > self.frame_position_start:
+            raise ValueError(
+                f"model.text_len={self.text_len} runs into the frames' positions at "
+                f"model.frame_position_start={self.frame_position_start}; lower it"
+            )
+        if self.frame_position_start + self.frame_side**2 > self.num_positions:
+            raise ValueError(
+                f"model.num_positions={self.num_positions} leaves no room for a frame of {self.frame_side**2} slots "
+                f"from model.frame_position_start={self.frame_position_start}; raise it"
+            )
+        _ = self.layout  # refuses numbers of frames that the task cannot have
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def frame_len(self) -> int:
+        return self.frame_side**2
+
+    @property
+    def has_temporal_channel(self) -> bool:
+        return self.task != "image"
+
+    @property
+    def num_extra_positions(self) -> int:
+        """Rows of the extra position table. The published table has num_frames * frame_len, its last frame unread."""
+        return self.num_frames * self.frame_len if self.has_temporal_channel else 0
+
+    @property
+    def layout(self) -> ClipLayout:
+        if self.task == "image":
+            return ClipLayout.image(self.text_len, self.frame_side)
+        build = ClipLayout.sequential if self.task == "sequential" else ClipLayout.interpolation
+        return build(self.text_len, self.frame_side, self.num_frames)

@@ -1,0 +1,152 @@
+"""What one forward attends to, as data: for given query slots, which keys each group of them reads, under what mask.
+
+A plan is derived from the masks alone, once, and then drives training, prefill and decoding alike: the model only
+gathers and attends. Groups of equal shape and equal mask are batched into one block, so that a frame, or a window,
+never meets a score that it would throw away.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideo.model.config import ModelConfig
+from cogvideo.model.masks import Mask, channel_masks
+
+# A group of queries is cut by frame when it is this large: above it, keys of later frames that only the mask would
+# drop cost more than the further call.
+_ROWS_WORTH_SPLITTING = 512
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Indices (groups, length) into a row axis; a run of consecutive ones is taken as a view."""
+
+    index: Tensor
+    start: int | None
+    """First row where `index` counts up without a gap, else None."""
+
+    @classmethod
+    def of(cls, index: np.ndarray) -> "Rows":
+        flat = index.reshape(-1)
+        consecutive = bool((np.diff(flat) == 1).all())
+        return cls(torch.from_numpy(np.ascontiguousarray(index)), int(flat[0]) if consecutive else None)
+
+    def take(self, x: Tensor) -> Tensor:
+        """(batch, heads, rows, head_dim) -> (batch, heads, groups, length, head_dim)."""
+        if self.start is not None:
+            picked = x.narrow(2, self.start, self.index.numel())
+        else:
+            picked = x.index_select(2, self.index.flatten())
+        return picked.unflatten(2, tuple(self.index.shape))
+
+    def to(self, device: torch.device | str) -> "Rows":
+        return Rows(self.index.to(device), self.start)
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """Groups of queries with equally many keys and the same mask. Text keys come on top, for every group."""
+
+    queries: Rows
+    """(groups, num_queries) into the rows of this forward."""
+    keys: Rows
+    """(groups, num_keys) clip slots."""
+    allowed: Tensor | None
+    """(num_queries, num_keys) bool, or None where all is seen."""
+
+    def to(self, device: torch.device | str) -> "AttentionBlock":
+        return AttentionBlock(
+            self.queries.to(device), self.keys.to(device), None if self.allowed is None else self.allowed.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """All blocks of one channel in one layer, and the order that puts their outputs back."""
+
+    blocks: tuple[AttentionBlock, ...]
+    restore: Tensor | None
+    """(rows,) such that concatenated block outputs, indexed by it, stand in row order; None if they already do."""
+
+    def to(self, device: torch.device | str) -> "ChannelPlan":
+        return ChannelPlan(
+            tuple(b.to(device) for b in self.blocks), None if self.restore is None else self.restore.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One forward over `slots`."""
+
+    slots: Tensor
+    """(rows,) clip slots fed, in this order."""
+    spatial: ChannelPlan
+    temporal: tuple[ChannelPlan, ...]
+    """By layer, cyclically (even and odd layers differ in their windows); empty: the channel is off."""
+    row_is_slot: bool
+    """Rows are slots 0, 1, 2, ...: keys can be read from the rows themselves, so that no cache is needed."""
+
+    def temporal_of(self, layer: int) -> ChannelPlan | None:
+        return self.temporal[layer % len(self.temporal)] if self.temporal else None
+
+    def to(self, device: torch.device | str) -> "Plan":
+        temporal = tuple(t.to(device) for t in self.temporal)
+        return Plan(self.slots.to(device), self.spatial.to(device), temporal, self.row_is_slot)
+
+
+def plan_forward(
+    config: ModelConfig,
+    slots: np.ndarray | None = None,
+    *,
+    temporal: bool = True,
+    given_windows: Literal["cut", "wrapped"] = "cut",
+) -> Plan:
+    """The plan for feeding `slots` (default: the whole clip, as in training).
+
+    Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or be fed along.
+    `temporal=False` leaves the trunk alone, which makes a text-to-image model of a frame.
+    `given_windows="wrapped"` repeats the published stage-2 prefill (see docs/differences.md).
+    """
+    slots = np.arange(config.layout.num_slots) if slots is None else np.asarray(slots)
+    spatial, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
+    use_temporal = temporal and config.has_temporal_channel
+    return Plan(
+        torch.from_numpy(slots.astype(np.int64)),
+        plan_channel(spatial, slots),
+        tuple(plan_channel(mask, slots) for mask in by_layer) if use_temporal else (),
+        row_is_slot=bool((slots == np.arange(len(slots))).all()),
+    )
+
+
+def plan_channel(mask: Mask, slots: np.ndarray) -> ChannelPlan:
+    """Group query rows by what they can share, find each group's keys, and batch equal groups."""
+    at = mask.layout.locate(slots)
+    group_of = at.frame if mask.scope == "frame" else mask.cell(slots)
+    if mask.scope == "clip" and np.unique(group_of, return_counts=True)[1].max() > _ROWS_WORTH_SPLITTING:
+        # frames of one rank see the same keys: they stay together
+        group_of = group_of * (mask.layout.num_frames + 1) + at.rank
+    every_slot = np.arange(mask.layout.num_slots)
+
+    alike: dict[tuple[int, int, bytes], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = defaultdict(list)
+    for group in np.unique(group_of):
+        rows = np.flatnonzero(group_of == group)
+        allowed = mask.allowed(slots[rows, None], every_slot[None, :])
+        keys = np.flatnonzero(allowed.any(0))
+        allowed = allowed[:, keys]
+        alike[(len(rows), len(keys), allowed.tobytes())].append((rows, keys, allowed))
+
+    blocks, order = [], []
+    for members in alike.values():
+        rows, keys = (np.stack([m[i] for m in members]) for i in (0, 1))
+        allowed = members[0][2]
+        blocks.append(
+            AttentionBlock(Rows.of(rows), Rows.of(keys), None if allowed.all() else torch.from_numpy(allowed))
+        )
+        order.append(rows.reshape(-1))
+    restore = np.argsort(np.concatenate(order), kind="stable")
+    in_order = bool((restore == np.arange(len(restore))).all())
+    return ChannelPlan(tuple(blocks), None if in_order else torch.from_numpy(restore))

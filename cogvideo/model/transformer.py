@@ -1,0 +1,161 @@
+"""The dual-channel text-to-video transformer: embeddings, layers, logits and loss, for training and decoding alike.
+
+What makes it a text-to-image trunk, stage 1 or stage 2 is its config's layout; nothing below asks. Decoding loops,
+guidance and samplers live in `cogvideo.sampling`; optimisation in `cogvideo.training`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cogvideo.model.block import TransformerLayer
+from cogvideo.model.cache import KVCache
+from cogvideo.model.config import ModelConfig
+from cogvideo.model.plan import Plan, plan_forward
+from cogvideo.sequence.example import Batch, frame_inputs
+
+# Rows whose logits are alive at once in the loss: 4096 x 20000 x 4 bytes = 330 MB at the published vocabulary.
+_LOSS_CHUNK_ROWS = 4096
+_TEMPORAL_PARTS = ("extra_position_embeddings.", ".temporal_attention.", ".mix_logit")
+
+
+class TextBias(NamedTuple):
+    """Added to the scores of text keys, -inf on padding; (batch, text_len) a channel."""
+
+    spatial: Tensor
+    temporal: Tensor
+
+    @classmethod
+    def of(cls, text_mask: Tensor, spatial_bonus: float = 0.0, temporal_bonus: float = 0.0) -> "TextBias":
+        """From a mask (batch, text_len), False on padding.
+
+        The bonuses are sampling's "attention upweighting"; training has none.
+        """
+        padding = ~text_mask
+
+        def biased(bonus: float) -> Tensor:
+            return torch.full(text_mask.shape, bonus, device=text_mask.device).masked_fill_(padding, float("-inf"))
+
+        return cls(biased(spatial_bonus), biased(temporal_bonus))
+
+
+class CogVideoTransformer(nn.Module):
+    """Source: CogVideo (2205.15868). docs/architecture.md lists the parameters; the trunk is all but the temporal."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocabulary.size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.num_positions, config.hidden_size)
+        if config.has_temporal_channel:
+            self.extra_position_embeddings = nn.Embedding(config.num_extra_positions, config.hidden_size)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
+        self.checkpoint_layers = False
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        self._whole_clip = plan_forward(config)
+
+    def forward(
+        self,
+        frame_tokens: Tensor,
+        plan: Plan,
+        text_bias: TextBias,
+        *,
+        text: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states of frame rows after the final LayerNorm.
+
+        Shapes: frame_tokens (batch, rows), the inputs of plan.slots; text (batch, text_len) ids, given once: in
+        training, or in the first forward on a cache; -> (batch, rows, hidden). `logits` turns them into scores.
+        With a cache, keys and values of these rows are added to it, and those of earlier forwards are seen.
+        """
+        assert cache is not None or plan.row_is_slot, "rows out of slot order find their keys in a cache only"
+        frames = self.embedding_dropout(self.word_embeddings(frame_tokens) + self._frame_positions(plan.slots))
+        words = None
+        if text is not None:
+            # counted from the first real token; padding takes position 0 and is masked
+            positions = (text_bias.spatial > float("-inf")).cumsum(1).sub(1).clamp(min=0)
+            words = self.embedding_dropout(self.word_embeddings(text) + self.position_embeddings(positions))
+        last = len(self.layers) - 1
+        recompute = self.checkpoint_layers and self.training and torch.is_grad_enabled()
+        for i, layer in enumerate(self.layers):
+            run = partial(
+                layer,
+                slots=plan.slots,
+                spatial=plan.spatial,
+                temporal=plan.temporal_of(i),
+                spatial_text_bias=text_bias.spatial,
+                temporal_text_bias=text_bias.temporal,
+                cache=cache.layers[i] if cache else None,
+                answer_text=i < last,
+            )
+            words, frames = checkpoint(run, words, frames, use_reentrant=False) if recompute else run(words, frames)
+        return self.final_layernorm(frames)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of image tokens, float32: (..., hidden) -> (..., num_image_tokens). Text is never predicted."""
+        return F.linear(hidden, self.word_embeddings.weight[: self.config.vocabulary.num_image_tokens]).float()
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Negative log-likelihood of every supervised token: (batch, supervised frames, frame_len), float32.
+
+        Logits exist for supervised rows only, a chunk of rows at a time.
+        """
+        supervised = list(self.config.layout.supervised_frames)
+        inputs = frame_inputs(batch.frames, self.config.vocabulary.start_of_image)
+        hidden = self(inputs, self._plan_on(inputs.device), TextBias.of(batch.text_mask), text=batch.text)
+        hidden = rearrange(hidden, "b (f n) h -> b f n h", n=self.config.frame_len)[:, supervised]
+        labels = batch.frames[:, supervised]
+        rows, targets = hidden.flatten(0, 2), labels.flatten()
+        if len(rows) <= _LOSS_CHUNK_ROWS or not torch.is_grad_enabled():
+            losses = [self._nll(r, t) for r, t in self._chunks(rows, targets)]
+        else:
+            losses = [checkpoint(self._nll, r, t, use_reentrant=False) for r, t in self._chunks(rows, targets)]
+        return torch.cat(losses).view(labels.shape)
+
+    def _nll(self, rows: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(rows), targets, reduction="none")
+
+    @staticmethod
+    def _chunks(rows: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(rows.split(_LOSS_CHUNK_ROWS), targets.split(_LOSS_CHUNK_ROWS), strict=True)
+
+    def _frame_positions(self, slots: Tensor) -> Tensor:
+        """Slots of frame 0 read the trunk's table, later ones the extra table: (rows,) -> (rows, hidden)."""
+        n = self.config.frame_len
+        first = self.position_embeddings(slots.clamp(max=n - 1) + self.config.frame_position_start)
+        if not self.config.has_temporal_channel:
+            return first
+        later = self.extra_position_embeddings((slots - n).clamp(min=0))
+        return torch.where((slots < n)[:, None], first, later)
+
+    def _plan_on(self, device: torch.device) -> Plan:
+        if self._whole_clip.slots.device != device:
+            self._whole_clip = self._whole_clip.to(device)
+        return self._whole_clip
+
+    def temporal_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What CogVideo adds to the trunk: the temporal channel, its mixing vectors and the extra positions."""
+        return ((name, p) for name, p in self.named_parameters() if is_temporal(name))
+
+    def trunk_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What a text-to-image trunk has under the same names."""
+        return ((name, p) for name, p in self.named_parameters() if not is_temporal(name))
+
+    def freeze_trunk(self, frozen: bool = True) -> None:
+        """Let the trunk learn or not. Frozen, as published, text rows cost no gradient."""
+        for _, parameter in self.trunk_parameters():
+            parameter.requires_grad_(not frozen)
+
+
+def is_temporal(parameter_name: str) -> bool:
+    """Whether a parameter belongs to what CogVideo adds to the trunk."""
+    return any(part in parameter_name for part in _TEMPORAL_PARTS)

@@ -1,0 +1,86 @@
+"""Settings of sampling, with the published values as defaults. Plain data: printing or checking it needs no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+UNGUIDED_TEXT_BONUS = 1.4
+"""Published: steers by attention where nothing steers by guidance."""
+MAX_SAMPLES = 100_000
+MAX_ROUNDS = 8
+"""1,025 frames: each round doubles them."""
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """How the tokens of some frames are drawn. Defaults: key frames after the first, and interpolated frames."""
+
+    temperature: float = 1.05
+    """Of the choice among clusters."""
+    top_k_clusters: int = 12
+    """Likeliest clusters that are kept."""
+    token_temperature: float = 0.89
+    """Of the choice within a cluster."""
+    guidance_scale: float | None = None
+    """Logits are guide + scale * (conditional - guide); null: no guidance, at half the work."""
+    text_bonus: float | None = None
+    """Added to the attention scores of text; null: 0 with guidance, 1.4 without, as published."""
+
+    video_suffix: bool | None = None
+    """Whether the caption gets the wording's video suffix; null: with guidance only, as published. Not for pictures."""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "token_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0; top_k_clusters=1 is the greedy choice")
+        if self.top_k_clusters < 1:
+            raise ValueError(f"top_k_clusters={self.top_k_clusters} leaves nothing to draw from; give at least 1")
+
+    @property
+    def bonus(self) -> float:
+        """The text bonus in effect."""
+        if self.text_bonus is not None:
+            return self.text_bonus
+        return UNGUIDED_TEXT_BONUS if self.guidance_scale is None else 0.0
+
+    @property
+    def says_video(self) -> bool:
+        """Whether the video suffix is appended, in effect."""
+        return self.guidance_scale is not None if self.video_suffix is None else self.video_suffix
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """A clip: first frame from the trunk, key frames from stage 1, then interpolation, each round doubling the rate."""
+
+    seed: int = 0
+    samples_per_prompt: int = 1
+    seconds: float = 4.0
+    """From the first frame to the last; the model reads it as text, so use lengths that it was trained on."""
+    rounds: int = 3
+    """Of interpolation: 5 key frames become 9, 17, 33 frames; 0: the key frames alone."""
+    first_frame: DrawConfig = field(default_factory=lambda: DrawConfig(temperature=1.0, top_k_clusters=16))
+    key_frames: DrawConfig = field(default_factory=lambda: DrawConfig(guidance_scale=3.0))
+    interpolation: DrawConfig = field(default_factory=DrawConfig)
+    num_clusters: int | None = None
+    """k-means clusters of the image codebook; null: the labels beside the weights, or 500 where there are none.
+    As many as there are codes: plain top-k sampling."""
+    published_prefill: bool = False
+    """Let given frames of interpolation look across windows as published inference does, though training does not."""
+    schedule: Literal["sequential", "wavefront"] = "sequential"
+    """`wavefront`: frames in flight together where windows let them, the same draws in fewer steps."""
+    clips_at_once: int = 128
+    """Clips decoded as one batch (guides come on top): memory against speed. Does not change what is drawn."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} is negative; give 0 or more")
+        if not 0.01 < self.seconds <= 3600:
+            raise ValueError(f"seconds={self.seconds} must be above 0.01 and at most 3600")
+        for name, least in (("samples_per_prompt", 1), ("rounds", 0), ("clips_at_once", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name, most in (("samples_per_prompt", MAX_SAMPLES), ("rounds", MAX_ROUNDS)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}={getattr(self, name)} asks for more than memory holds; give at most {most}")
+        if self.num_clusters is not None and self.num_clusters < 1:
+            raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")

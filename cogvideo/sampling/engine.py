@@ -1,0 +1,201 @@
+"""Decoding: a schedule of slots, run step by step over an explicit cache. Knows no stage, no text and no picture.
+
+    program = compile_program(model.config, sequential(layout, given=(0,), frames=(1, 2, 3, 4)))     # once
+    tokens = generate(model, program, known, conditioning, draw, uniforms)                           # for each batch
+
+Guidance doubles the batch: conditional rows first, their guides behind them, one forward for both.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cogvideo.model.cache import KVCache
+from cogvideo.model.config import ModelConfig
+from cogvideo.model.plan import Plan, plan_forward
+from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.sampling.draw import Draw
+from cogvideo.sampling.schedules import Schedule
+from cogvideo.sampling.threads import one_thread_if_small
+from cogvideo.sequence.prompt import left_pad
+
+Progress = Callable[[int], object]
+"""Told how many tokens were just drawn."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One forward: what it attends to, where its inputs lie, and which tokens it will give."""
+
+    plan: Plan
+    source: Tensor
+    """(rows,) columns of the input row: 0 for BOI, 1 + slot of the left neighbour otherwise."""
+
+    @property
+    def slots(self) -> Tensor:
+        return self.plan.slots
+
+
+@dataclass(frozen=True)
+class Program:
+    """A schedule made ready for a model of one configuration; it holds no weights and no state."""
+
+    given: Feed | None
+    steps: tuple[Feed, ...]
+    temporal: bool
+    num_slots: int
+    """Slots that the cache must have room for."""
+
+    @property
+    def tokens_drawn(self) -> int:
+        """A clip."""
+        return sum(len(step.slots) for step in self.steps)
+
+
+def compile_program(
+    config: ModelConfig,
+    schedule: Schedule,
+    *,
+    temporal: bool = True,
+    given_windows: Literal["cut", "wrapped"] = "cut",
+) -> Program:
+    """Plan every forward of a schedule. `temporal=False` runs the trunk alone, a text-to-image model of its frame."""
+
+    def feed(slots: np.ndarray) -> Feed:
+        plan = plan_forward(config, slots, temporal=temporal, given_windows=given_windows)
+        return Feed(plan, torch.from_numpy(np.where(slots % config.frame_len, slots, 0)))
+
+    touched = np.concatenate([schedule.given, *schedule.steps])
+    assert len(np.unique(touched)) == len(touched), "a schedule names a slot twice"
+    return Program(
+        feed(schedule.given) if len(schedule.given) else None,
+        tuple(feed(step) for step in schedule.steps),
+        temporal,
+        int(touched.max()) + 1,
+    )
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What steers a batch of clips: their texts, and how strongly."""
+
+    text: Tensor
+    """(rows, text_len) int64 padded on the left; rows = clips, or twice that with guidance: the guides come last."""
+    text_mask: Tensor
+    """(rows, text_len) bool, False on padding."""
+    guidance_scale: float | None = None
+    """Logits become guide + scale * (conditional - guide); None: no guide."""
+    text_bonus: float = 0.0
+    """Added to the scores of text keys ("attention upweighting"), see `prefill`."""
+
+    @classmethod
+    def of(
+        cls,
+        texts: Sequence[Sequence[int]],
+        guides: Sequence[Sequence[int]],
+        pad: int,
+        *,
+        guidance_scale: float | None,
+        text_bonus: float,
+    ) -> "Conditioning":
+        """From token ids. `guides`: as many as `texts`, or none without guidance. Padded to the longest."""
+        assert len(guides) == (len(texts) if guidance_scale is not None else 0)
+        rows = [*texts, *guides]
+        text, mask = left_pad(rows, max(map(len, rows)), pad)
+        return cls(torch.from_numpy(text), torch.from_numpy(mask), guidance_scale, text_bonus)
+
+
+@torch.inference_mode()
+def generate(
+    model: CogVideoTransformer,
+    program: Program,
+    known: Tensor,
+    conditioning: Conditioning,
+    draw: Draw,
+    uniforms: Tensor,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw every token of the program's steps, for a batch of clips at once.
+
+    Shapes: known (clips, num_slots) int64, true at the given slots, anything elsewhere; uniforms (clips, num_slots, 2)
+    -> (clips, num_slots), filled in. num_slots may be the program's or more.
+    """
+    assert not model.training, "dropout is on; call model.eval() first"
+    boi = torch.full_like(known[:, :1], model.config.vocabulary.start_of_image)
+    tokens = torch.cat([boi, known], dim=1)
+    cache = KVCache.allocate(
+        model.config,
+        batch=len(conditioning.text),
+        text_len=conditioning.text.shape[1],
+        temporal=program.temporal,
+        num_slots=program.num_slots,
+        dtype=model.word_embeddings.weight.dtype,
+    )
+    with one_thread_if_small(model.config, rows=len(conditioning.text)):
+        prefill(model, program, tokens, conditioning, cache)
+        decode(model, program, tokens, conditioning, cache, draw, uniforms, progress)
+    return tokens[:, 1:]
+
+
+def prefill(
+    model: CogVideoTransformer, program: Program, tokens: Tensor, conditioning: Conditioning, cache: KVCache
+) -> None:
+    """Fill the cache with text and given frames; without given frames do nothing: the first step brings the text.
+
+    The text bonus reaches given frames in the spatial channel only: published inference, which its settings were
+    tuned with.
+    """
+    if program.given is not None:
+        bias = TextBias.of(conditioning.text_mask, conditioning.text_bonus, 0.0)
+        feed(model, program.given, tokens, conditioning, bias, cache, text=conditioning.text)
+
+
+def decode(
+    model: CogVideoTransformer,
+    program: Program,
+    tokens: Tensor,
+    conditioning: Conditioning,
+    cache: KVCache,
+    draw: Draw,
+    uniforms: Tensor,
+    progress: Progress | None = None,
+) -> None:
+    """Run the steps, writing what is drawn into `tokens` (clips, 1 + num_slots), whose column 0 is BOI."""
+    bias = TextBias.of(conditioning.text_mask, conditioning.text_bonus, conditioning.text_bonus)
+    text = conditioning.text if program.given is None else None
+    for step in program.steps:
+        hidden = feed(model, step, tokens, conditioning, bias, cache, text)
+        text = None
+        logits = guided(model.logits(hidden), conditioning.guidance_scale)
+        tokens.index_copy_(1, step.slots + 1, draw(logits, uniforms.index_select(1, step.slots)))
+        if progress is not None:
+            progress(logits.shape[0] * logits.shape[1])
+
+
+def feed(
+    model: CogVideoTransformer,
+    forward: Feed,
+    tokens: Tensor,
+    conditioning: Conditioning,
+    bias: TextBias,
+    cache: KVCache,
+    text: Tensor | None,
+) -> Tensor:
+    """One forward of a clip's slots, guides along with it: (rows, slots, hidden)."""
+    inputs = tokens.index_select(1, forward.source)
+    if conditioning.guidance_scale is not None:
+        inputs = inputs.repeat(2, 1)
+    return model(inputs, forward.plan, bias, text=text, cache=cache)
+
+
+def guided(logits: Tensor, scale: float | None) -> Tensor:
+    """Classifier-free guidance: (2 * clips, ...) -> (clips, ...), or as they are without a scale."""
+    if scale is None:
+        return logits
+    conditional, guide = rearrange(logits, "(two clips) ... -> two clips ...", two=2)
+    return torch.lerp(guide, conditional, scale)

@@ -1,0 +1,51 @@
+"""Stage 2: one round of interpolation puts a frame between every two. Rounds follow each other in pipeline.py."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cogvideo.sampling.clip_sampler import ClipSampler
+from cogvideo.sampling.engine import Progress
+from cogvideo.sampling.uniforms import SampleKey, uniforms
+from cogvideo.sequence.layout import ClipLayout
+
+
+def clip_seconds(layout: ClipLayout, num_frames: int, seconds: float) -> float:
+    """How long each of the model's clips lasts when `num_frames` frames over `seconds` are to be interpolated."""
+    return seconds * (len(layout.given_frames) - 1) / (num_frames - 1)
+
+
+def sample_between(
+    sampler: ClipSampler,
+    frames: Tensor,
+    texts: Sequence[Sequence[int]],
+    guide: Sequence[int] | None,
+    keys: Sequence[SampleKey],
+    round_number: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Frames (samples, K, frame_len) -> (samples, 2 K - 1, frame_len). `round_number` counts from 1.
+
+    The model's clip has its given frames from neighbours in `frames`, sharing the outer ones with the next clip
+    (published: triplets 2i, 2i+1, 2i+2). All clips of all samples are one batch: none depends on another.
+    Raises: ValueError if the frames cannot be grouped so.
+    """
+    layout = sampler.model.config.layout
+    given, new = list(layout.given_frames), list(layout.supervised_frames)
+    stride = len(given) - 1
+    samples, count, frame_len = frames.shape
+    if count < len(given) or (count - 1) % stride:
+        raise ValueError(
+            f"{count} frames cannot be interpolated: this model takes {len(given)} at a time; "
+            f"give 1 + a multiple of {stride} of them"
+        )
+    groups = (count - 1) // stride
+    known = frames.new_zeros(samples * groups, layout.num_frames, frame_len)
+    known[:, given] = rearrange(frames.unfold(1, len(given), stride), "s g n given -> (s g) given n")
+    numbers = torch.zeros(*known.shape, 2, dtype=torch.float64)
+    drawn = uniforms(keys, round_number, range(groups * len(new)), frame_len)
+    numbers[:, new] = rearrange(drawn, "s (g new) n two -> (s g) new n two", g=groups)
+    clips = sampler(known, [text for text in texts for _ in range(groups)], guide, numbers, progress)
+    return torch.cat([rearrange(clips[:, :-1], "(s g) f n -> s (g f) n", s=samples), frames[:, -1:]], dim=1)

@@ -1,0 +1,204 @@
+"""From captions to videos, both stages: what `cogvideo sample`, evaluation and previews call.
+
+    pipeline = Pipeline.load()                                   # the bundled weights, or Pipeline.load(folder)
+    config = replace(pipeline.config, seed=7)                    # what suits these weights, with a seed of yours
+    tokens = pipeline.sample(["the red digit 3 moves left slowly"], config)     # (samples, 33, frame_len) int64
+    frames = pipeline.decode(tokens)                             # (samples, 33, height, width, 3) uint8
+    pipeline.fps(config)                                         # 8.0
+
+Key frames alone, spanning two seconds: `replace(config, seconds=2.0, rounds=0)` gives (samples, 5, frame_len).
+Any number of prompts may be given at once: `config.clips_at_once` bounds the memory. Samples come caption by caption.
+
+A sample is decided by (seed, its caption, the how-manieth sample of that caption it is): not by other captions, their
+order, the batch size or later rounds. The same call on the same machine repeats to the last bit; another batch size
+changes logits by float rounding only, which very rarely turns a token.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.sampling import schedules
+from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, open_bundle
+from cogvideo.sampling.clip_sampler import ClipSampler
+from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS, kmeans_labels
+from cogvideo.sampling.config import DrawConfig, SampleConfig
+from cogvideo.sampling.draw import ClusterDraw
+from cogvideo.sampling.engine import Program, Progress, compile_program
+from cogvideo.sampling.interpolate import clip_seconds, sample_between
+from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
+from cogvideo.sampling.uniforms import sample_keys
+from cogvideo.sampling.wavefront import wavefront
+from cogvideo.sequence.prompt import PromptFormat
+from cogvideo.tokenizers.image import ImageTokenizer
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model is told: the text of each caption, and of the guide where there is guidance."""
+
+    texts: list[list[int]]
+    guide: list[int] | None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Every text that sampling a list of captions takes, as token ids; each list goes caption by caption."""
+
+    first_frame: Said
+    key_frames: Said
+    rounds: list[Said]
+
+
+class Pipeline:
+    def __init__(
+        self,
+        *,
+        encode: Callable[[str], list[int]],
+        prompt: PromptFormat,
+        image_tokenizer: ImageTokenizer,
+        sequential: CogVideoTransformer,
+        trunk: CogVideoTransformer | None = None,
+        interpolation: CogVideoTransformer | None = None,
+        labels: np.ndarray | None = None,
+        config: SampleConfig | None = None,
+    ) -> None:
+        """From parts: what training has in hand for a preview. `trunk` None: stage 1's own."""
+        self.encode, self.prompt, self.image_tokenizer = encode, prompt, image_tokenizer
+        self.trunk, self.sequential, self.interpolation = trunk or sequential, sequential, interpolation
+        self.config = config or SampleConfig()
+        """Settings that suit these weights: the published ones where nothing else is known."""
+        self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
+        self._programs: dict[tuple[str, bool, str], Program] = {}
+
+    @classmethod
+    def load(cls, directory: Path | None = None) -> "Pipeline":
+        """Raises: FileNotFoundError, ValueError as `bundle.open_bundle`."""
+        directory = directory or DEFAULT_DIRECTORY
+        bundle = open_bundle(directory)
+        return cls(
+            encode=bundle.text_tokenizer.encode,
+            prompt=bundle.config.prompt,
+            image_tokenizer=bundle.image_tokenizer,
+            sequential=bundle.sequential,
+            trunk=bundle.trunk,
+            interpolation=bundle.interpolation,
+            labels=bundle.labels,
+            config=bundle_sample_config(directory, [], []),
+        )
+
+    def num_frames(self, config: SampleConfig) -> int:
+        """Frames a sample: key frames, and as many between them as the rounds make."""
+        return (self.sequential.config.num_frames - 1) * 2**config.rounds + 1
+
+    def fps(self, config: SampleConfig) -> float:
+        return (self.num_frames(config) - 1) / config.seconds
+
+    def num_tokens(self, config: SampleConfig, num_prompts: int) -> int:
+        """Tokens that `sample` will draw, for a progress bar."""
+        frames = num_prompts * config.samples_per_prompt * self.num_frames(config)
+        return frames * self.sequential.config.frame_len
+
+    def sample(
+        self, prompts: Sequence[str], config: SampleConfig | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        """Tokens of a clip for each sample: (len(prompts) * samples_per_prompt, num_frames, frame_len) int64.
+
+        `progress` is told the number of tokens just drawn. Raises: ValueError for a prompt that is empty or too long,
+        before anything is drawn.
+        """
+        config = config or self.config
+        texts = self.texts(prompts, config)
+        keys = sample_keys(config.seed, prompts, config.samples_per_prompt)
+
+        def each(of_caption: list[list[int]]) -> list[list[int]]:
+            return [text for text in of_caption for _ in range(config.samples_per_prompt)]
+
+        sampler = self._sampler("first frame", self.trunk, config.first_frame, config)
+        own, guide = each(texts.first_frame.texts), texts.first_frame.guide
+        first = sample_first_frames(sampler, own, guide, keys, progress)
+        sampler = self._sampler("key frames", self.sequential, config.key_frames, config)
+        own, guide = each(texts.key_frames.texts), texts.key_frames.guide
+        frames = sample_key_frames(sampler, first, own, guide, keys, progress)
+        for number, of_round in enumerate(texts.rounds, 1):
+            assert self.interpolation is not None
+            sampler = self._sampler("interpolation", self.interpolation, config.interpolation, config)
+            frames = sample_between(sampler, frames, each(of_round.texts), of_round.guide, keys, number, progress)
+        return frames
+
+    def decode(self, tokens: Tensor) -> np.ndarray:
+        """Pictures (..., height, width, 3) uint8 of frames (..., frame_len)."""
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        pictures = self.image_tokenizer.decode(flat).mul(255).round().to(torch.uint8)
+        pictures = rearrange(pictures, "n c h w -> n h w c")
+        return pictures.reshape(*tokens.shape[:-1], *pictures.shape[1:]).numpy(force=True)
+
+    def texts(self, prompts: Sequence[str], config: SampleConfig) -> Texts:
+        """Word and check everything that `sample` will say to the models."""
+        if not prompts:
+            raise ValueError("there is no prompt; describe a video in a few words")
+        if config.rounds and self.interpolation is None:
+            raise ValueError(f"these weights have no stage 2 for rounds={config.rounds} of interpolation; set rounds=0")
+        return Texts(
+            self._say_picture(config.first_frame, prompts),
+            self._say_clip(self.sequential, config.key_frames, config.seconds, prompts),
+            list(self._rounds(config, prompts)),
+        )
+
+    def _rounds(self, config: SampleConfig, prompts: Sequence[str]) -> Iterator[Said]:
+        for done in range(config.rounds):
+            assert self.interpolation is not None
+            count = self.num_frames(replace(config, rounds=done))
+            seconds = clip_seconds(self.interpolation.config.layout, count, config.seconds)
+            yield self._say_clip(self.interpolation, config.interpolation, seconds, prompts)
+
+    def _say_picture(self, draw: DrawConfig, prompts: Sequence[str]) -> Said:
+        def say(caption: str) -> list[int]:
+            return self.prompt.image_text(self.encode, caption, self.trunk.config.text_len)
+
+        guided = draw.guidance_scale is not None
+        return Said([say(prompt) for prompt in prompts], say(self.prompt.unconditional) if guided else None)
+
+    def _say_clip(self, model: CogVideoTransformer, draw: DrawConfig, seconds: float, prompts: Sequence[str]) -> Said:
+        newline, text_len = model.config.vocabulary.newline, model.config.text_len
+        guided = draw.guidance_scale is not None
+        suffix = self.prompt.video_suffix if draw.says_video else ""
+        texts = [
+            self.prompt.clip_text(self.encode, newline, seconds, prompt, text_len, suffix=suffix) for prompt in prompts
+        ]
+        return Said(texts, self.prompt.unconditional_text(self.encode, newline, seconds, text_len) if guided else None)
+
+    def _sampler(self, what: str, model: CogVideoTransformer, draw: DrawConfig, config: SampleConfig) -> ClipSampler:
+        """Programs are planned once and kept."""
+        layout, wrapped = model.config.layout, config.published_prefill and what == "interpolation"
+        key = (what, wrapped, config.schedule)
+        if key not in self._programs:
+            first = what == "first frame"
+            given, frames = ((), (0,)) if first else (layout.given_frames, layout.generation_order)
+            schedule = schedules.sequential(layout, given, frames)
+            if config.schedule == "wavefront":
+                schedule = wavefront(schedule, layout, model.config.window_size)
+            self._programs[key] = compile_program(
+                model.config,
+                schedule,
+                temporal=not first,
+                given_windows="wrapped" if wrapped else "cut",
+            )
+        drawer = ClusterDraw(
+            self.labels(config.num_clusters), draw.temperature, draw.top_k_clusters, draw.token_temperature
+        )
+        return ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once)
+
+    def labels(self, num_clusters: int | None) -> np.ndarray:
+        """The cluster of each image code, made once: the bundle's own, or k-means of the codebook."""
+        if num_clusters not in self._labels:
+            codebook = self.image_tokenizer.codebook.detach().float().cpu().numpy()
+            default = min(PUBLISHED_CLUSTERS, len(codebook))
+            self._labels[num_clusters] = kmeans_labels(codebook, num_clusters or default)
+        return self._labels[num_clusters]

@@ -1,0 +1,29 @@
+"""Which slots are decoded together, as data. Nothing here runs a model.
+
+A schedule may name its slots in any order that keeps two rules: a slot comes after its left neighbour's step (whose
+token is its input), and what it sees is given, in an earlier step, or in its own. Draws are keyed by slot, so every
+schedule that keeps them gives the same tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cogvideo.sequence.layout import ClipLayout
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A way to decode some frames of a clip while others are given."""
+
+    given: np.ndarray
+    """Slots whose tokens are known before the first step; they go through the model once, all together."""
+    steps: tuple[np.ndarray, ...]
+    """Slots whose tokens are drawn, step by step; the slots of one step go through the model together."""
+
+
+def sequential(layout: ClipLayout, given: Sequence[int], frames: Sequence[int]) -> Schedule:
+    """One slot a step, frame after frame. `given` and `frames` are frame numbers, in the order to take them."""
+    no_slots = np.empty(0, dtype=np.int64)
+    return Schedule(layout.slots_of(*given) if given else no_slots, tuple(layout.slots_of(*frames)[:, None]))

@@ -1,0 +1,41 @@
+"""Stage 1: the first frame from the trunk, as a text-to-image model; then the other key frames, one after the other."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cogvideo.sampling.clip_sampler import ClipSampler
+from cogvideo.sampling.engine import Progress
+from cogvideo.sampling.uniforms import SampleKey, uniforms
+
+ROUND = 0
+"""In the address of this stage's random numbers."""
+
+
+def sample_first_frames(
+    sampler: ClipSampler,
+    texts: Sequence[Sequence[int]],
+    guide: Sequence[int] | None,
+    keys: Sequence[SampleKey],
+    progress: Progress | None = None,
+) -> Tensor:
+    """A picture for each text: (samples, frame_len) int64."""
+    frame_len = sampler.model.config.frame_len
+    unknown = torch.zeros(len(keys), 1, frame_len, dtype=torch.int64)
+    return sampler(unknown, texts, guide, uniforms(keys, ROUND, (0,), frame_len), progress)[:, 0]
+
+
+def sample_key_frames(
+    sampler: ClipSampler,
+    first_frames: Tensor,
+    texts: Sequence[Sequence[int]],
+    guide: Sequence[int] | None,
+    keys: Sequence[SampleKey],
+    progress: Progress | None = None,
+) -> Tensor:
+    """Continue first frames (samples, frame_len) to whole clips (samples, num_frames, frame_len)."""
+    config = sampler.model.config
+    known = first_frames.new_zeros(len(keys), config.num_frames, config.frame_len)
+    known[:, 0] = first_frames
+    return sampler(known, texts, guide, uniforms(keys, ROUND, range(config.num_frames), config.frame_len), progress)

@@ -1,0 +1,6 @@
+"""What a clip is, as data: vocabulary ids, the layout of frames, prompt text, training examples. No model, no files."""
+
+from cogvideo.sequence.layout import ClipLayout, FrameSpec
+from cogvideo.sequence.vocabulary import Vocabulary
+
+__all__ = ["ClipLayout", "FrameSpec", "Vocabulary"]

@@ -1,0 +1,38 @@
+"""A batch of training clips, and how frames become inputs. Not a loader."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips as the model learns them; labels are `frames` itself."""
+
+    text: Tensor
+    """(batch, text_len) int64, padded on the left."""
+    text_mask: Tensor
+    """(batch, text_len) bool, False on padding."""
+    frames: Tensor
+    """(batch, num_frames, frame_len) int64 image-token ids."""
+    seconds: Tensor
+    """(batch,) float32: the span of each clip; for logging only, the model reads it as text."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(*(x.to(device, non_blocking=True) for x in (self.text, self.text_mask, self.frames, self.seconds)))
+
+    def trim_text(self) -> "Batch":
+        """Without text columns that are padding in every row: the same function, less work."""
+        longest = int(self.text_mask.sum(1).max())
+        return Batch(self.text[:, -longest:], self.text_mask[:, -longest:], self.frames, self.seconds)
+
+
+def frame_inputs(frames: Tensor, start_of_image: int) -> Tensor:
+    """Inputs of all slots: per frame BOI, then its tokens but the last, which is never an input.
+
+    Shapes: frames (batch, num_frames, frame_len) -> (batch, num_frames * frame_len). Source: CogVideo's clip rows.
+    """
+    boi = torch.full_like(frames[..., :1], start_of_image)
+    return rearrange(torch.cat([boi, frames[..., :-1]], dim=-1), "b f n -> b (f n)")

@@ -1,0 +1,106 @@
+"""A clip's frames as data: which are seen by which, in which order they come to be, and which are learned.
+
+`ClipLayout` is all that tells a text-to-image trunk, stage 1 and stage 2 apart. Every mask, decoding order and loss
+mask follows from it. It holds no tensors and knows no model.
+
+Words used everywhere: a *frame* is a square grid of tokens; a *slot* is one place of the clip, numbered
+frame * frame_len + raster; slot j of a frame takes BOI (j = 0) or token j-1 of that frame as input and predicts
+token j.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """One frame of a clip. Source: CogVideo (2205.15868) section 3, as one rule for both stages."""
+
+    rank: int
+    """Generation order: a frame sees every frame of lower rank whole."""
+    causal: bool
+    """Whether a slot sees only slots up to itself in raster order among frames of its own rank; else all of them."""
+    supervised: bool
+    """Whether the frame's tokens are learned (and, in sampling, generated)."""
+
+
+class Coordinates(NamedTuple):
+    """Where slots lie, each field an integer (or bool) array of the shape asked for."""
+
+    frame: np.ndarray
+    raster: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    rank: np.ndarray
+    causal: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClipLayout:
+    """Text of `text_len` tokens, then `frames` of frame_side x frame_side tokens each, in order of time."""
+
+    text_len: int
+    frame_side: int
+    frames: tuple[FrameSpec, ...]
+
+    @classmethod
+    def image(cls, text_len: int, frame_side: int) -> "ClipLayout":
+        """One causal frame: a text-to-image transformer (CogView2's role)."""
+        return cls(text_len, frame_side, (FrameSpec(rank=0, causal=True, supervised=True),))
+
+    @classmethod
+    def sequential(cls, text_len: int, frame_side: int, num_frames: int) -> "ClipLayout":
+        """Stage 1: frames one after the other; frame 0 comes from the trunk, so it is not learned."""
+        return cls(text_len, frame_side, tuple(FrameSpec(i, True, i > 0) for i in range(num_frames)))
+
+    @classmethod
+    def interpolation(cls, text_len: int, frame_side: int, num_frames: int) -> "ClipLayout":
+        """Stage 2: even frames are given and see each other; odd ones are generated between them, in order."""
+        if num_frames < 3 or num_frames % 2 == 0:
+            raise ValueError(f"num_frames={num_frames}: interpolation needs an odd number of at least 3 frames")
+        given = FrameSpec(rank=0, causal=False, supervised=False)
+        return cls(
+            text_len,
+            frame_side,
+            tuple(FrameSpec((i + 1) // 2, True, True) if i % 2 else given for i in range(num_frames)),
+        )
+
+    @property
+    def frame_len(self) -> int:
+        """Slots a frame."""
+        return self.frame_side**2
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of all frames; text is counted apart."""
+        return self.num_frames * self.frame_len
+
+    @property
+    def supervised_frames(self) -> tuple[int, ...]:
+        return tuple(i for i, frame in enumerate(self.frames) if frame.supervised)
+
+    @property
+    def given_frames(self) -> tuple[int, ...]:
+        return tuple(i for i, frame in enumerate(self.frames) if not frame.supervised)
+
+    @property
+    def generation_order(self) -> tuple[int, ...]:
+        """Supervised frames by rank: the order in which sampling makes them."""
+        return tuple(sorted(self.supervised_frames, key=lambda i: self.frames[i].rank))
+
+    def slots_of(self, *frames: int) -> np.ndarray:
+        """Slots of the given frames, in the order given. Shape (len(frames) * frame_len,)."""
+        return np.concatenate([np.arange(self.frame_len) + f * self.frame_len for f in frames])
+
+    def locate(self, slots: np.ndarray) -> Coordinates:
+        """Coordinates of slots; every field has the shape of `slots`."""
+        frame, raster = slots // self.frame_len, slots % self.frame_len
+        rank = np.array([f.rank for f in self.frames])[frame]
+        causal = np.array([f.causal for f in self.frames])[frame]
+        return Coordinates(frame, raster, raster // self.frame_side, raster % self.frame_side, rank, causal)

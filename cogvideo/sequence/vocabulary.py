@@ -1,0 +1,28 @@
+"""The ids that the model shares with its tokenizers. Not a tokenizer: nothing here turns text or pixels into ids."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Joint vocabulary: image tokens first, text pieces behind them. Defaults are the published (icetk) ids."""
+
+    size: int = 150010
+    """Rows of the embedding table; published tables hold a few rows more than there are pieces."""
+    num_image_tokens: int = 20000
+    """Ids [0, num_image_tokens) are codes of the image tokenizer; only these are ever predicted."""
+    pad: int = 20003
+    """`<pad>`: fills text on the left; masked, so its embedding never matters."""
+    newline: int = 20004
+    """`<n>`: stands between the clip length and the caption."""
+    start_of_image: int = 150000
+    """BOI, `<start_of_image>`: the input of the first slot of every frame."""
+
+    def __post_init__(self) -> None:
+        for name in ("pad", "newline", "start_of_image"):
+            value = getattr(self, name)
+            if not self.num_image_tokens <= value < self.size:
+                raise ValueError(
+                    f"vocabulary.{name}={value} lies outside the text ids [{self.num_image_tokens}, {self.size}); "
+                    "give the id that the text tokenizer has for it"
+                )

@@ -1,0 +1,1 @@
+"""Text and image tokenizers, and the joint vocabulary they feed. Import the submodules: this face stays cheap."""

@@ -1,0 +1,154 @@
+"""Images in [0, 1] to flat rows of token ids and back: the VQ-VAE at one compress rate, with its normalisation.
+
+A saved tokenizer is a folder of `config.json` and `model.safetensors`. Not here: the network (`vqvae.py`) and the
+published files (`icetk.py`).
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cogvideo.config import from_dict, to_dict
+from cogvideo.files import atomic_directory, read_json, write_json
+from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """The network, the level it is used at, and the normalisation of pixels; the defaults are the published ones."""
+
+    vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
+    level: int = 1  # of vqvae.levels; CogVideo works at compress rate 8
+    pixel_mean: tuple[float, float, float] = (0.79093, 0.76271, 0.75340)
+    pixel_std: tuple[float, float, float] = (0.30379, 0.32279, 0.32800)
+
+    def __post_init__(self):
+        if self.level not in self.vqvae.levels:
+            raise ValueError(f"image tokenizer: level={self.level} is not among vqvae.levels={list(self.vqvae.levels)}")
+        if not all(math.isfinite(s) and s > 0 for s in self.pixel_std):
+            raise ValueError(f"image tokenizer: pixel_std={self.pixel_std} must be above zero")
+
+
+class ImageTokenizer:
+    """Shapes: images (batch, 3, height, width) in [0, 1]; ids (batch, rows * columns) int64, row by row."""
+
+    def __init__(self, config: ImageTokenizerConfig, model: VQVAE | None = None):
+        self.config = config
+        self.model = VQVAE(config.vqvae) if model is None else model
+
+    @property
+    def num_tokens(self) -> int:
+        return self.config.vqvae.num_codes
+
+    @property
+    def compress_rate(self) -> int:
+        """Pixels a side of one token."""
+        return self.config.vqvae.compress_rate(self.config.level)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(num_tokens, embedding_dim), detached."""
+        return self.model.quantize.embed.weight.detach()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.quantize.embed.weight.device
+
+    def normalise(self, images: Tensor) -> Tensor:
+        mean, std = self._mean_std()
+        return (images.to(self.device, torch.float32) - mean) / std
+
+    def denormalise(self, pixels: Tensor) -> Tensor:
+        mean, std = self._mean_std()
+        return pixels.float() * std + mean
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Images -> ids. Raises: ValueError for a shape that the compress rate does not divide."""
+        ids = [self._eval().encode(self.normalise(part), self.config.level) for part in images.split(batch_size)]
+        if not ids:
+            raise ValueError("image tokenizer: no images to encode")
+        return rearrange(torch.cat(ids), "b h w -> b (h w)")
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor, rows: int | None = None, batch_size: int = 64) -> Tensor:
+        """Ids -> images clamped to [0, 1]. `rows` of tokens are the square root of their number unless given.
+
+        Raises: ValueError for ids outside the codebook, or a number of them that is no rectangle.
+        """
+        if ids.ndim != 2 or not ids.numel():
+            raise ValueError(f"image tokenizer: ids have shape {tuple(ids.shape)}, expected (batch, tokens)")
+        length = ids.shape[1]
+        columns = math.isqrt(length) if rows is None else length // max(rows, 1)
+        rows = columns if rows is None else rows
+        if rows < 1 or rows * columns != length:
+            raise ValueError(f"image tokenizer: {length} ids an image do not make {rows} whole rows; give `rows`")
+        grids = rearrange(ids.to(self.device), "b (h w) -> b h w", h=rows)
+        pixels = [self._eval().decode(part, self.config.level) for part in grids.split(batch_size)]
+        return self.denormalise(torch.cat(pixels)).clamp(0, 1)
+
+    def save(self, path: Path | str, *, dtype: torch.dtype = torch.float32, replace: bool = False) -> None:
+        """Write the folder whole or not at all. The codebook's running averages are kept, so training can go on."""
+        state = self.model.state_dict()
+        weights = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
+        with atomic_directory(path, replace=replace) as folder:
+            write_json(folder / CONFIG_FILE, to_dict(self.config))
+            save_file(weights, str(folder / WEIGHTS_FILE))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "ImageTokenizer":
+        """Read a saved folder; weights become float32.
+
+        Raises: OSError for a missing file; ValueError for a config, or weights, that are not a whole image tokenizer.
+        """
+        folder = Path(path)
+        config = from_dict(ImageTokenizerConfig, read_json(folder / CONFIG_FILE), origin=str(folder / CONFIG_FILE))
+        with torch.device("meta"):
+            model = VQVAE(config.vqvae)
+        file = folder / WEIGHTS_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; an image tokenizer is {CONFIG_FILE} and {WEIGHTS_FILE}")
+        try:
+            weights = load_file(str(file))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{file}: not a whole safetensors file ({str(error).splitlines()[0]})") from None
+        load_weights(model, weights, origin=str(file))
+        return cls(config, model)
+
+    def _eval(self) -> VQVAE:
+        return self.model.eval()
+
+    def _mean_std(self) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (self.config.pixel_mean, self.config.pixel_std)
+        )
+        return mean, std
+
+
+def load_weights(model: VQVAE, weights: dict[str, Tensor], origin: str) -> None:
+    """Put tensors into a model built on the meta device, as float32; every name and shape must fit exactly.
+
+    Raises: ValueError that names the first tensor that does not fit.
+    """
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            raise ValueError(f"{origin}: tensor {name} is missing; the file is not of this image tokenizer")
+        if name not in expected:
+            raise ValueError(f"{origin}: tensor {name} is not part of this image tokenizer")
+        got, want = weights[name], expected[name]
+        if got.shape != want.shape or not got.is_floating_point():
+            raise ValueError(
+                f"{origin}: tensor {name} is {got.dtype} {tuple(got.shape)}, expected floats {tuple(want.shape)}"
+            )
+    model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in weights.items()}, assign=True)
+    model.quantize.embed.weight.requires_grad_(False)

@@ -1,0 +1,111 @@
+"""How the codebook is trained: straight-through codes, EMA updates, k-means start, dead-code revival.
+
+Plain functions over `vqvae.Quantizer`; they keep no state besides its buffers (`cluster_size`, `embed_avg`). With
+several processes every function gives all of them the same codebook. Sources: van den Oord et al. 1711.00937
+appendix A.1 (EMA), Dhariwal et al. 2005.00341 section 2 (revival from encoder outputs).
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from cogvideo.tokenizers.vqvae import Quantizer
+
+
+def quantise(quantizer: Quantizer, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace each feature by its nearest code; the gradient passes as if nothing were replaced.
+
+    Shapes: features (batch, dim, h, w) -> codes (batch, dim, h, w), ids (batch, h, w), commitment loss ().
+    """
+    rows = rearrange(features.detach(), "b c h w -> (b h w) c")
+    ids = rearrange(quantizer.nearest(rows), "(b h w) -> b h w", b=features.shape[0], h=features.shape[2])
+    codes = rearrange(quantizer.embed(ids), "b h w c -> b c h w").to(features.dtype)
+    commitment = F.mse_loss(features.float(), codes.float())
+    return features + (codes - features).detach(), ids, commitment
+
+
+@torch.no_grad()
+def update_codebook(
+    quantizer: Quantizer, features: Tensor, ids: Tensor, decay: float = 0.99, eps: float = 1e-5
+) -> None:
+    """Move every code towards the mean of the features that chose it. Shapes: features (rows, dim), ids (rows,)."""
+    num_codes = quantizer.embed.num_embeddings
+    features = features.float()
+    counts = torch.bincount(ids, minlength=num_codes).to(features)
+    sums = torch.zeros_like(quantizer.embed_avg).index_add_(0, ids, features)
+    if _is_distributed():
+        dist.all_reduce(counts)
+        dist.all_reduce(sums)
+    quantizer.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
+    quantizer.embed_avg.mul_(decay).add_(sums, alpha=1 - decay)
+    total = quantizer.cluster_size.sum()
+    # smoothed, so that a code which nothing chose for long does not divide by zero
+    smoothed = (quantizer.cluster_size + eps) / (total + num_codes * eps) * total
+    quantizer.embed.weight.copy_(quantizer.embed_avg / smoothed[:, None])
+
+
+@torch.no_grad()
+def revive_dead_codes(
+    quantizer: Quantizer, features: Tensor, generator: torch.Generator, threshold: float = 0.03
+) -> int:
+    """Put codes chosen less than `threshold` times a batch (EMA) onto features of this batch; returns how many.
+
+    The features are drawn without repeats, those far from their code more often: there the codebook is thin.
+    Shapes: features (rows, dim).
+    """
+    dead = torch.nonzero(quantizer.cluster_size < threshold).squeeze(1)
+    features = features.float()
+    dead = dead[: len(features)]
+    if len(dead) == 0:
+        return 0
+    error = (features - quantizer.embed.weight[quantizer.nearest(features)]).square().sum(1)
+    chosen = torch.multinomial(error + 1e-12, len(dead), replacement=False, generator=generator)
+    replacements = features[chosen]
+    if _is_distributed():
+        dist.broadcast(replacements, src=0)
+    _set_codes(quantizer, dead, replacements, cluster_size=max(1.0, 2 * threshold))
+    return len(dead)
+
+
+@torch.no_grad()
+def start_codebook(quantizer: Quantizer, features: Tensor, generator: torch.Generator, iterations: int = 10) -> None:
+    """Set the codebook by k-means over features of the not yet quantised network. Shapes: features (rows, dim)."""
+    features = features.float()
+    num_codes = quantizer.embed.num_embeddings
+    # Starting points as in k-means||, far from those already chosen: plain ground is most features and needs few.
+    codes = features[torch.randint(len(features), (1,), generator=generator)]
+    while len(codes) < num_codes:
+        distance = torch.cdist(features, codes).amin(1).square() + 1e-12
+        more = min(max(num_codes // 16, 1), num_codes - len(codes), len(features))
+        codes = torch.cat([codes, features[torch.multinomial(distance, more, generator=generator)]])
+    quantizer.embed.weight.copy_(codes)
+    for _ in range(iterations):
+        ids = quantizer.nearest(features)
+        counts = torch.bincount(ids, minlength=num_codes).to(features)
+        sums = torch.zeros_like(quantizer.embed_avg).index_add_(0, ids, features)
+        used = counts > 0
+        quantizer.embed.weight[used] = sums[used] / counts[used, None]
+    codes = quantizer.embed.weight.clone()
+    if _is_distributed():
+        dist.broadcast(codes, src=0)
+    _set_codes(quantizer, torch.arange(num_codes), codes, cluster_size=1.0)
+
+
+def codebook_usage(ids: Tensor, num_codes: int) -> tuple[float, float]:
+    """Share of the codes that occur in `ids`, and the perplexity of their distribution (1 .. num_codes)."""
+    counts = torch.bincount(ids.flatten(), minlength=num_codes).double()
+    p = counts / counts.sum().clamp(min=1)
+    perplexity = torch.exp(-torch.xlogy(p, p).sum())
+    return float((counts > 0).double().mean()), float(perplexity)
+
+
+def _set_codes(quantizer: Quantizer, which: Tensor, codes: Tensor, cluster_size: float) -> None:
+    quantizer.embed.weight[which] = codes.to(quantizer.embed.weight.dtype)
+    quantizer.cluster_size[which] = cluster_size
+    quantizer.embed_avg[which] = codes * cluster_size
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,196 @@
+"""Text to joint-vocabulary ids and back: a sentencepiece unigram model whose pieces stand behind the image tokens.
+
+Joint id = piece id + num_image_tokens. Line breaks are the piece `<n>`. In models trained here the special pieces are
+of sentencepiece's CONTROL type: they have ids, yet no text that a user types is ever encoded to them. Not here: how a
+prompt is put together (`sequence/prompt.py`) and the published model's own additions (`icetk.py`).
+"""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+
+from cogvideo.files import atomic_write
+from cogvideo.sequence.prompt import PromptFormat
+from cogvideo.sequence.vocabulary import Vocabulary
+
+PAD, NEWLINE, START_OF_IMAGE = "<pad>", "<n>", "<start_of_image>"
+MAX_MODEL_BYTES = 64 << 20  # a model of 150,000 pieces takes about 4 MB
+NUM_BYTE_PIECES = 256
+# The model file says how many image tokens stand before its pieces, in a field that sentencepiece only carries along.
+IMAGE_TOKENS_NOTE = "num_image_tokens={}"
+
+
+class TextTokenizer:
+    """Made by `load` or `train`; holds nothing but the model and the size of the image vocabulary before it."""
+
+    def __init__(self, model: bytes, num_image_tokens: int, *, vocabulary_size: int | None = None):
+        """Raises: ValueError if `model` is not a sentencepiece model with the special pieces."""
+        self._pieces = sentencepiece.SentencePieceProcessor()
+        try:
+            self._pieces.LoadFromSerializedProto(model)
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = (str(error).splitlines() or ["unreadable"])[0]
+            raise ValueError(f"not a whole sentencepiece model ({reason})") from None
+        self.num_image_tokens = num_image_tokens
+        pad, newline, start_of_image = (self._find(piece) for piece in (PAD, NEWLINE, START_OF_IMAGE))
+        size = num_image_tokens + self._pieces.get_piece_size()
+        self.vocabulary = Vocabulary(
+            size=size if vocabulary_size is None else vocabulary_size,
+            num_image_tokens=num_image_tokens,
+            pad=pad,
+            newline=newline,
+            start_of_image=start_of_image,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Joint ids; each line is encoded by itself, with `<n>` between lines."""
+        ids: list[int] = []
+        for number, line in enumerate(re.split(r"\r\n|\r|\n", text)):
+            if number:
+                ids.append(self.vocabulary.newline)
+            ids += [piece + self.num_image_tokens for piece in self._pieces.encode(line)]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of joint ids; special pieces but `<n>` have none. Raises: ValueError for ids that are no text ids."""
+        for id in ids:
+            if not 0 <= id - self.num_image_tokens < self._pieces.get_piece_size():
+                raise ValueError(
+                    f"id {id} is not a text id; text ids are {self.num_image_tokens}.."
+                    f"{self.num_image_tokens + self._pieces.get_piece_size() - 1}"
+                )
+        text = ""
+        for is_break, run in groupby(ids, key=lambda id: id == self.vocabulary.newline):
+            pieces = [id - self.num_image_tokens for id in run]
+            text += "\n" * len(pieces) if is_break else self._pieces.decode(pieces)
+        return text
+
+    def piece(self, id: int) -> str:
+        """The piece behind a joint id, for people to read."""
+        return self._pieces.id_to_piece(id - self.num_image_tokens)
+
+    def save(self, path: Path | str) -> None:
+        """Write a model file that `load` reads, special pieces and the number of image tokens included."""
+        proto = parse_model(self._pieces.serialized_model_proto())
+        proto.trainer_spec.model_prefix = IMAGE_TOKENS_NOTE.format(self.num_image_tokens)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+    @classmethod
+    def load(cls, path: Path | str, num_image_tokens: int | None = None) -> "TextTokenizer":
+        """Read a model file; `num_image_tokens` is needed only where the file does not say it (trained elsewhere).
+
+        Raises: OSError if it cannot be opened; ValueError, naming the file, if it is not such a model.
+        """
+        model = read_model(path)
+        try:
+            if num_image_tokens is None:
+                num_image_tokens = _noted_image_tokens(parse_model(model))
+            return cls(model, num_image_tokens)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def train(
+        cls, captions: Iterable[str], path: Path | str, num_pieces: int, num_image_tokens: int
+    ) -> "TextTokenizer":
+        """Learn about `num_pieces` pieces, or what the captions hold, and write the model to `path`; returns it loaded.
+
+        What every prompt holds besides its caption (clip lengths, suffixes) is added to the captions. Bytes are
+        pieces too, so any text can be encoded. The same captions in the same order give the same model.
+        Raises: ValueError for no captions, or too few pieces for the characters in them.
+        """
+        lines = [line for caption in captions for line in caption.splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("text tokenizer: no captions to learn from; the captions are empty")
+        lines += [*_prompt_lines(), *_word_lines(lines)]
+        # bytes, characters, four special pieces and the space
+        least = NUM_BYTE_PIECES + len(set("".join(lines))) + 5
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=num_pieces,
+                hard_vocab_limit=False,  # few captions may not hold that many pieces
+                character_coverage=1.0,
+                byte_fallback=True,
+                split_digits=True,  # "3" is one piece in every language and number
+                normalization_rule_name="nfkc",
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=1,
+                pad_piece=PAD,
+                control_symbols=[NEWLINE, START_OF_IMAGE],
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            if "required_chars" not in str(error) and num_pieces >= least:
+                raise
+            raise ValueError(
+                f"text tokenizer: num_pieces={num_pieces} does not fit these captions; give {least} or more"
+            ) from None
+        tokenizer = cls(model.getvalue(), num_image_tokens)
+        tokenizer.save(path)
+        return tokenizer
+
+    def _find(self, piece: str) -> int:
+        """Joint id of a special piece, looked up by name."""
+        id = self._pieces.piece_to_id(piece)
+        if self._pieces.id_to_piece(id) != piece:
+            raise ValueError(
+                f"the sentencepiece model has no piece {piece}; it is not a text tokenizer of this package"
+            )
+        return id + self.num_image_tokens
+
+
+def read_model(path: Path | str) -> bytes:
+    """The bytes of a model file, of a bounded size."""
+    with open(path, "rb") as file:
+        model = file.read(MAX_MODEL_BYTES + 1)
+    if len(model) > MAX_MODEL_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_MODEL_BYTES >> 20} MiB, expected a sentencepiece model")
+    return model
+
+
+def parse_model(model: bytes) -> ModelProto:
+    """Raises: ValueError if the bytes are not a sentencepiece model."""
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(model)
+    except DecodeError:
+        raise ValueError("not a whole sentencepiece model (its bytes do not parse)") from None
+    if not proto.pieces:
+        raise ValueError("not a whole sentencepiece model (it has no pieces)")
+    return proto
+
+
+def _noted_image_tokens(proto: ModelProto) -> int:
+    note = re.fullmatch(IMAGE_TOKENS_NOTE.format(r"(\d{1,9})"), proto.trainer_spec.model_prefix)
+    if note is None:
+        raise ValueError("does not say how many image tokens come before its pieces; it is not one of this package's")
+    return int(note[1])
+
+
+def _prompt_lines() -> list[str]:
+    prompt = PromptFormat()
+    seconds = [f"{tenths / 10}{prompt.seconds_unit}" for tenths in range(1, 161)]
+    return [*seconds, *[prompt.unconditional, prompt.image_suffix, prompt.video_suffix] * 40]
+
+
+def _word_lines(lines: list[str]) -> list[str]:
+    """Every word once more with a comma and once with a full stop.
+
+    Unigram training starts from what occurs twice among the distinct words, so a word that is never seen with
+    anything attached would be spelled letter by letter, however frequent it is.
+    """
+    words = {word for line in lines for word in line.split() if word.isascii() and word.isalpha()}
+    return [word + mark for word in sorted(words) for mark in ",."]

@@ -1,0 +1,307 @@
+"""The hierarchical VQ-VAE image tokenizer: pixels to code ids and back, at compress rates 4, 8 and 16.
+
+Structure and parameter names are those of CogVideo's published image tokenizer, at any size; the defaults of
+`VQVAEConfig` are the published sizes. The network works on normalised pixels. Not here: the normalisation and files
+(`image.py`), and what training needs beyond the forward pass (`quantise.py`, `loss.py`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Sizes of the network. Level l compresses by 2 ** (encoder downsamplings + l): 4, 8, 16 by default."""
+
+    channels: int = 128  # width at full resolution
+    channel_multipliers: tuple[int, ...] = (1, 2, 4)  # the encoder's widths, from full resolution down
+    encoder_num_res_blocks: int = 2  # residual blocks per resolution
+    decoder_num_res_blocks: int = 0  # one more than this is built per resolution, as published
+    z_channels: int = 256  # width of the encoder's output
+    embedding_dim: int = 256  # width of a code
+    num_codes: int = 20000
+    num_levels: int = 3  # of the whole hierarchy; it fixes the names: level l is decoded by decs.{num_levels - 1 - l}
+    levels: tuple[int, ...] = (0, 1, 2)  # those that are built: the others' downsamplers and decoders do not exist
+    norm_groups: int = 32
+    # image: GroupNorm, as published: its statistics let every code depend on the whole picture. pixel: over channels at
+    # each place alone, so that a code speaks of its own surroundings and plain ground has few codes.
+    norm_scope: Literal["image", "pixel"] = "image"
+    mid_attention: bool = True  # attention between the two middle blocks; off keeps tokens local
+    nominal_resolution: int = 256  # the image side by which attention_resolutions are read, whatever the real side is
+    attention_resolutions: tuple[int, ...] = (16,)  # decoder resolutions with attention after each block
+
+    def __post_init__(self):
+        if not self.levels or any(not 0 <= level < self.num_levels for level in self.levels):
+            raise ValueError(f"vqvae.levels={self.levels} must be some of 0..{self.num_levels - 1}")
+        widths = {self.channels * multiplier for multiplier in self.channel_multipliers} | {self.channels}
+        for width in sorted(widths):
+            if width <= 0 or width % self.norm_groups:
+                raise ValueError(
+                    f"vqvae.norm_groups={self.norm_groups} does not divide a width of {width}; choose a divisor"
+                )
+
+    @property
+    def encoder_rate(self) -> int:
+        """How many pixels a side one cell of the encoder's own output covers (level 0)."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    def compress_rate(self, level: int) -> int:
+        return self.encoder_rate * 2**level
+
+    def level_of_rate(self, rate: int) -> int:
+        for level in range(self.num_levels):
+            if self.compress_rate(level) == rate:
+                return level
+        rates = [self.compress_rate(level) for level in range(self.num_levels)]
+        raise ValueError(f"compress rate {rate} is not offered by this image tokenizer; choose one of {rates}")
+
+    def decoder_multipliers(self, level: int) -> tuple[int, ...]:
+        return (1,) * level + tuple(self.channel_multipliers)
+
+
+class PixelNorm(nn.LayerNorm):
+    """Normalises the channels of each pixel by themselves. Shapes: (batch, channels, h, w), in and out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def make_norm(channels: int, config: VQVAEConfig) -> nn.Module:
+    if config.norm_scope == "pixel":
+        return PixelNorm(channels, eps=1e-6)
+    return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+
+
+def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, config: VQVAEConfig):
+        super().__init__()
+        self.norm1 = make_norm(inputs, config)
+        self.conv1 = conv3x3(inputs, outputs)
+        self.norm2 = make_norm(outputs, config)
+        self.conv2 = conv3x3(outputs, outputs)
+        self.nin_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """One head over all positions of the map."""
+
+    def __init__(self, channels: int, config: VQVAEConfig):
+        super().__init__()
+        self.norm = make_norm(channels, config)
+        self.q = nn.Conv2d(channels, channels, kernel_size=1)
+        self.k = nn.Conv2d(channels, channels, kernel_size=1)
+        self.v = nn.Conv2d(channels, channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        h = self.norm(x)
+        q, k, v = (rearrange(part(h), "b c h w -> b 1 (h w) c") for part in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=height))
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, config: VQVAEConfig):
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, config)
+        self.attn_1 = AttentionBlock(channels, config) if config.mid_attention else nn.Identity()
+        self.block_2 = ResidualBlock(channels, channels, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Downsample(nn.Module):
+    """A stride-2 convolution; the padding is one column right and one row below only."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class ResidualDownsample(nn.Module):
+    """From one level of the hierarchy to the next: average pooling plus a learnt correction."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_down_sampler = Downsample(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, kernel_size=2, stride=2) + self.conv_down_sampler(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Stage(nn.Module):
+    """The blocks at one resolution; its parent adds `downsample` or `upsample` under the published name."""
+
+    def __init__(self, inputs: int, outputs: int, num_blocks: int, attention: bool, config: VQVAEConfig):
+        super().__init__()
+        widths = [inputs] + [outputs] * num_blocks
+        self.block = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1], config) for i in range(num_blocks))
+        self.attn = nn.ModuleList(AttentionBlock(outputs, config) for _ in range(num_blocks if attention else 0))
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return self.upsample(self.downsample(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        blocks = config.encoder_num_res_blocks
+        self.conv_in = conv3x3(3, config.channels)
+        width = config.channels
+        self.down = nn.ModuleList()
+        for i, multiplier in enumerate(config.channel_multipliers):
+            outputs = config.channels * multiplier if blocks else width
+            stage = Stage(width, outputs, blocks, False, config)
+            width = outputs
+            if i < len(config.channel_multipliers) - 1:
+                stage.downsample = Downsample(width)
+            self.down.append(stage)
+        self.mid = Middle(width, config)
+        self.norm_out = make_norm(width, config)
+        self.conv_out = conv3x3(width, config.z_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for stage in self.down:
+            x = stage(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VQVAEConfig, level: int):
+        super().__init__()
+        multipliers = config.decoder_multipliers(level)
+        width = config.channels * multipliers[-1]
+        self.conv_in = conv3x3(config.embedding_dim, width)
+        self.mid = Middle(width, config)
+        stages = []
+        for i in reversed(range(len(multipliers))):
+            outputs = config.channels * multipliers[i]
+            attention = config.nominal_resolution // 2**i in config.attention_resolutions
+            stage = Stage(width, outputs, config.decoder_num_res_blocks + 1, attention, config)
+            width = outputs
+            if i:
+                stage.upsample = Upsample(width)
+            stages.append(stage)
+        self.up = nn.ModuleList(reversed(stages))  # up.0 is the full resolution, and runs last
+        self.norm_out = make_norm(width, config)
+        self.conv_out = conv3x3(width, 3)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(codes))
+        for stage in reversed(self.up):
+            x = stage(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Quantizer(nn.Module):
+    """The codebook; `quantise.update_codebook` moves it, never a gradient, and the buffers are that average's state."""
+
+    cluster_size: Tensor
+    embed_avg: Tensor
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(config.z_channels, config.embedding_dim, kernel_size=1)
+        self.embed = nn.Embedding(config.num_codes, config.embedding_dim)
+        self.embed.weight.requires_grad_(False)
+        self.register_buffer("cluster_size", torch.zeros(config.num_codes))
+        self.register_buffer("embed_avg", self.embed.weight.detach().clone())
+
+    def nearest(self, vectors: Tensor, chunk: int = 4096) -> Tensor:
+        """The nearest code of every vector by Euclidean distance. Shapes: vectors (rows, embedding_dim) -> (rows,)."""
+        codes = self.embed.weight.float()
+        squares = codes.square().sum(1)
+        # |v - c|^2 without |v|^2, which is the same for every code; in chunks, as rows x 20,000 codes is large
+        ids = [torch.addmm(squares, part, codes.T, alpha=-2).argmin(1) for part in vectors.float().split(chunk)]
+        return torch.cat(ids)
+
+
+class VQVAE(nn.Module):
+    """Normalised images (batch, 3, height, width) to ids (batch, height / rate, width / rate) and back."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.config = config
+        self.enc = Encoder(config)
+        self.down_samplers = nn.ModuleList(ResidualDownsample(config.z_channels) for _ in range(max(config.levels)))
+        self.quantize = Quantizer(config)
+        self.decs = nn.ModuleDict(
+            {self._decoder_name(level): Decoder(config, level) for level in sorted(config.levels, reverse=True)}
+        )
+
+    def features(self, images: Tensor, level: int) -> Tensor:
+        """What is quantised: the encoder's output, projected. Shapes: -> (batch, embedding_dim, height / rate, ...)."""
+        self._check_level(level)
+        rate = self.config.compress_rate(level)
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % rate or images.shape[3] % rate:
+            raise ValueError(
+                f"image tokenizer: images have shape {tuple(images.shape)}, expected (batch, 3, height, width) "
+                f"with sides divisible by {rate}"
+            )
+        z = self.enc(images)
+        for down_sampler in self.down_samplers[:level]:
+            z = down_sampler(z)
+        return self.quantize.proj(z)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, level: int) -> Tensor:
+        z = self.features(images, level)
+        ids = self.quantize.nearest(rearrange(z, "b c h w -> (b h w) c"))
+        return rearrange(ids, "(b h w) -> b h w", b=z.shape[0], h=z.shape[2])
+
+    def decode_codes(self, codes: Tensor, level: int) -> Tensor:
+        """Code vectors (batch, embedding_dim, h, w) to normalised, unclamped pixels."""
+        self._check_level(level)
+        return self.decs[self._decoder_name(level)](codes)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor, level: int) -> Tensor:
+        if ids.ndim != 3:
+            raise ValueError(f"image tokenizer: ids have shape {tuple(ids.shape)}, expected (batch, height, width)")
+        if ids.numel() and (ids.min() < 0 or ids.max() >= self.config.num_codes):
+            raise ValueError(
+                f"image tokenizer: ids span {int(ids.min())}..{int(ids.max())}, expected 0..{self.config.num_codes - 1}"
+            )
+        return self.decode_codes(rearrange(self.quantize.embed(ids), "b h w c -> b c h w"), level)
+
+    def _decoder_name(self, level: int) -> str:
+        return str(self.config.num_levels - 1 - level)
+
+    def _check_level(self, level: int) -> None:
+        if level not in self.config.levels:
+            raise ValueError(f"image tokenizer: level {level} is not built, only {list(self.config.levels)}")

@@ -1,0 +1,99 @@
+"""The DeepSpeed engine of a run: its config from ours, and gathering what ZeRO spread. Not the loop."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from cogvideo.files import read_json
+from cogvideo.training.config import TrainConfig
+from cogvideo.training.optimiser import make_optimiser
+
+
+def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
+    """DeepSpeed's own settings for a run in `world` processes; `deepspeed.file` has the last word."""
+    loop = config.train
+    accumulation = loop.accumulation(world)
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": loop.batch_size // (world * accumulation),
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0 if clips_itself(config) else config.optimiser.grad_clip,
+        "zero_optimization": {"stage": config.deepspeed.stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 60,
+    }
+    if loop.weights == "dtype" and loop.dtype == "bf16":
+        settings["bf16"] = {"enabled": True}
+    elif loop.weights == "dtype" and loop.dtype == "fp16":
+        # the published scaler
+        settings["fp16"] = {"enabled": True, "loss_scale": 0, "loss_scale_window": 400, "hysteresis": 2}
+    if config.deepspeed.file is not None:
+        over = read_json(config.deepspeed.file)
+        if not isinstance(over, dict):
+            raise ValueError(f"{config.deepspeed.file}: expected a JSON object of DeepSpeed settings")
+        for key, value in over.items():
+            nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
+            settings[key] = settings[key] | value if nested else value
+    return settings
+
+
+def clips_itself(config: TrainConfig) -> bool:
+    """Whether the trainer clips gradients: DeepSpeed does not tell their norm where nothing is spread or scaled."""
+    return config.deepspeed.stage == 0 and config.train.weights == "fp32"
+
+
+def make_engine(objective: nn.Module, config: TrainConfig, world: int) -> Any:
+    """Wrap an objective (forward gives the loss) with an optimiser over what learns.
+
+    Raises: ValueError if DeepSpeed cannot take the settings of `deepspeed.file`.
+    """
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    optimiser, settings = make_optimiser(objective, config.optimiser), deepspeed_settings(config, world)
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=objective, optimizer=optimiser, config=settings, dist_init_required=True
+        )
+    except (AssertionError, ValueError, TypeError, KeyError) as error:  # DeepSpeed asserts what its settings must be
+        if config.deepspeed.file is None:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{config.deepspeed.file} does not fit this run: {reason}") from None
+    return engine
+
+
+@contextlib.contextmanager
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Whole values of parameters that ZeRO-3 spread, for reading, on every rank; nothing to do otherwise."""
+    spread = [p for p in parameters if hasattr(p, "ds_id")]
+    if not spread:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(spread, modifier_rank=None):
+        yield
+
+
+def parameter_hashes(module: nn.Module) -> dict[str, str]:
+    """SHA-256 of every learned parameter's bytes, by name: equal hashes, equal weights. Every rank must call this."""
+    learned = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    hashes = {}
+    for name, p in learned:
+        with gathered([p]):  # one at a time: no rank need hold them all
+            whole = p.detach().cpu().contiguous()
+            hashes[name] = hashlib.sha256(whole.view(torch.uint8).numpy().data).hexdigest()
+    return hashes
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Matrix products in train.dtype over float32 weights; does nothing where the weights have that type themselves."""
+    enabled = config.train.dtype != "fp32" and config.train.weights == "fp32"
+    dtype = torch.float16 if config.train.dtype == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=enabled)

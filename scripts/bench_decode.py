@@ -1,0 +1,225 @@
+"""How fast clips are decoded: one JSON line for a case, a schedule and a number type.
+
+    python scripts/bench_decode.py --case stage1
+    python scripts/bench_decode.py --case clip --schedule wavefront --dtype bf16
+    python scripts/bench_decode.py --case clip --quick        # seconds, to try it: tiny, so it says nothing about speed
+
+Random weights: hidden 512, 6 layers, 8 heads, the published vocabulary, frames of 20x20, five a clip, windows of 10 in
+stage 2, 2 threads; settings as published. The cases are the parts of one guided clip of 33 frames, and the whole of it:
+first_frame, stage1 (guided; stage1x4: four clips at once), round2, round4, round8 (stage 2 on so many triplets), clip.
+
+`wall_s` is decoding, prefill included; `plan_s`, what is done once for any number of clips, is apart from it.
+`bandwidth_share` is the time that reading every forward's weights would take, at the speed at which this machine was
+then seen to read memory, over `wall_s`: at 1 only fewer forwards or fewer bytes would help. `tokens` is a hash, equal
+where the same tokens were drawn. Not a test: nothing here passes or fails.
+"""
+
+import argparse
+import hashlib
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideo.model.config import ModelConfig
+from cogvideo.model.transformer import CogVideoTransformer, is_temporal
+from cogvideo.sampling.clip_sampler import ClipSampler
+from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS
+from cogvideo.sampling.config import DrawConfig, SampleConfig
+from cogvideo.sampling.draw import ClusterDraw
+from cogvideo.sampling.engine import compile_program
+from cogvideo.sampling.interpolate import sample_between
+from cogvideo.sampling.schedules import sequential
+from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
+from cogvideo.sampling.uniforms import sample_keys
+from cogvideo.sampling.wavefront import wavefront
+
+FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10)
+QUICK = replace(FULL, num_layers=2, hidden_size=32, num_heads=2, frame_side=4, window_size=2)
+"""The windows are stage 2's alone."""
+CASES = ("first_frame", "stage1", "stage1x4", "round2", "round4", "round8", "clip")
+SCHEDULES = ("sequential", "wavefront")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SETTINGS = SampleConfig()
+TEXT, GUIDE = range(20100, 20116), range(20100, 20106)
+"""Token ids of the caption and of its guide; any will do."""
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype) -> CogVideoTransformer:
+    """Made in `dtype` and in place, so that no peak of memory is its own. Logits lie as far apart as trained ones."""
+    torch.set_default_dtype(dtype)
+    model = CogVideoTransformer(config).eval()
+    torch.set_default_dtype(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 2:
+                p.normal_(0.0, 0.1 if name == "word_embeddings.weight" else 0.02, generator=generator)
+            else:
+                p.fill_(1.0 if name.endswith("layernorm.weight") else 0.0)
+    return model
+
+
+class Stage:
+    """A model set to make certain frames, and what that has cost so far."""
+
+    def __init__(
+        self, model: CogVideoTransformer, draw: DrawConfig, schedule: str, *, first_frame: bool = False
+    ) -> None:
+        start, config, layout = time.perf_counter(), model.config, model.config.layout
+        given, frames = ((), (0,)) if first_frame else (layout.given_frames, layout.generation_order)
+        slots = sequential(layout, given, frames)
+        if schedule == "wavefront":
+            slots = wavefront(slots, layout, config.window_size)
+        self.program = compile_program(config, slots, temporal=not first_frame)
+        labels = np.arange(config.vocabulary.num_image_tokens) % PUBLISHED_CLUSTERS
+        drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
+        self.sampler = ClipSampler(model, self.program, drawer, draw, SETTINGS.clips_at_once)
+        self.plan_s = time.perf_counter() - start
+        self.wall_s, self.runs, self.forwards, self.tokens = 0.0, 0, 0, 0
+
+    def run(self, sample: Callable[..., Tensor], *args: object) -> Tensor:
+        """`sample(sampler, *args)`, one of the package's own functions, timed and counted; one batch."""
+        hook = self.sampler.model.register_forward_hook(self._count_forward)
+        start = time.perf_counter()
+        made = sample(self.sampler, *args, self._count_tokens)
+        self.wall_s += time.perf_counter() - start
+        self.runs += 1
+        hook.remove()
+        return made
+
+    def _count_forward(self, *_: object) -> None:
+        self.forwards += 1
+
+    def _count_tokens(self, drawn: int) -> None:
+        self.tokens += drawn
+
+    @property
+    def bytes_read(self) -> int:
+        """Weights that forwards cannot do without: the layers', and the rows of the table that score image tokens."""
+        model = self.sampler.model
+        layers = (
+            p
+            for name, p in model.named_parameters()
+            if name.startswith("layers.") and (self.program.temporal or not is_temporal(name))
+        )
+        scores = model.word_embeddings.weight[: model.config.vocabulary.num_image_tokens]
+        return self.forwards * sum(p.nbytes for p in (*layers, scores))
+
+
+class Bench:
+    """The stages of a clip, each made when a case first needs it."""
+
+    def __init__(self, base: ModelConfig, dtype: torch.dtype, schedule: str) -> None:
+        self.base, self.dtype, self.schedule = base, dtype, schedule
+        self.stages: list[Stage] = []
+
+    def run(self, case: str) -> Tensor:
+        """Tokens of a case, (samples, frames, frame_len). Frames that it begins with are random."""
+        keys = sample_keys(0, [""], 4 if case == "stage1x4" else 1)
+        texts = [TEXT] * len(keys)
+
+        def random_frames(number: int) -> Tensor:
+            size = (len(keys), number, self.base.frame_len)
+            return torch.from_numpy(np.random.default_rng(0).integers(self.base.vocabulary.num_image_tokens, size=size))
+
+        def between(frames: Tensor) -> Tensor:
+            round_number = (frames.shape[1] // 2).bit_length() - 1
+            return self.interpolation.run(sample_between, frames, texts, GUIDE, keys, round_number)
+
+        match case:
+            case "first_frame":
+                return self.first_frame.run(sample_first_frames, texts, None, keys)[:, None]
+            case "stage1" | "stage1x4":
+                return self.key_frames.run(sample_key_frames, random_frames(1)[:, 0], texts, GUIDE, keys)
+            case "clip":
+                first = self.first_frame.run(sample_first_frames, texts, None, keys)
+                clip = self.key_frames.run(sample_key_frames, first, texts, GUIDE, keys)
+                for _ in range(SETTINGS.rounds):
+                    clip = between(clip)
+                return clip
+            case _:
+                return between(random_frames(2 * int(case.removeprefix("round")) + 1))
+
+    @cached_property
+    def sequential(self) -> CogVideoTransformer:
+        """Stage 1; its trunk makes the first frame. Published: full attention."""
+        return random_model(replace(self.base, task="sequential", window_size=None), self.dtype)
+
+    @cached_property
+    def first_frame(self) -> Stage:
+        return self._stage(self.sequential, SETTINGS.first_frame, first_frame=True)
+
+    @cached_property
+    def key_frames(self) -> Stage:
+        return self._stage(self.sequential, SETTINGS.key_frames)
+
+    @cached_property
+    def interpolation(self) -> Stage:
+        model = random_model(replace(self.base, task="interpolation"), self.dtype)
+        return self._stage(model, SETTINGS.interpolation)
+
+    def _stage(self, model: CogVideoTransformer, draw: DrawConfig, *, first_frame: bool = False) -> Stage:
+        stage = Stage(model, draw, self.schedule, first_frame=first_frame)
+        self.stages.append(stage)
+        return stage
+
+
+def read_speed() -> float:
+    """Bytes a second at which this machine reads memory, at best."""
+    data, best = torch.ones(1 << 26), float("inf")  # 256 MB: more than caches hold
+    for _ in range(8):
+        start = time.perf_counter()
+        data.sum()
+        best = min(best, time.perf_counter() - start)
+    return data.nbytes / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="One JSON line; the script's docstring explains its fields."
+    )
+    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--schedule", metavar="{" + ",".join(SCHEDULES) + "}", default="sequential")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--threads", type=int, default=2, help="default 2; on a busy machine 1 is faster")
+    parser.add_argument("--quick", action="store_true", help="a tiny model on frames of 4x4, to try the script")
+    args = parser.parse_args()
+    if args.schedule not in SCHEDULES:
+        parser.exit(2, f"--schedule {args.schedule} is not among {', '.join(SCHEDULES)}\n")
+
+    torch.set_num_threads(args.threads)
+    bench = Bench(QUICK if args.quick else FULL, DTYPES[args.dtype], args.schedule)
+    tokens = bench.run(args.case)
+    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the next line takes its own
+
+    def total(field: str) -> float:
+        return sum(getattr(stage, field) for stage in bench.stages)
+
+    bound_s, wall_s = total("bytes_read") / read_speed(), total("wall_s")
+    report = {
+        "case": args.case,
+        "schedule": args.schedule,
+        "dtype": args.dtype,
+        "threads": args.threads,
+        "quick": args.quick,
+        "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16],
+        "steps": sum(stage.runs * len(stage.program.steps) for stage in bench.stages),
+        "forwards": total("forwards"),
+        "wall_s": round(wall_s, 3),
+        "tokens_per_s": round(total("tokens") / wall_s, 2),
+        "plan_s": round(total("plan_s"), 3),
+        "peak_rss_mb": round(peak_rss_mb),
+        "bandwidth_share": round(bound_s / wall_s, 4),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

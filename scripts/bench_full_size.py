@@ -1,0 +1,174 @@
+"""Does a full-size stage run on a machine without a GPU? Peak memory, and seconds a token, as one JSON line.
+
+    python scripts/bench_full_size.py [--config configs/model/cogvideo_stage1.yaml] [--work DIR] [model.key=value ...]
+
+Random bf16 weights are written shard by shard (15.4 GB at full size; kept in --work, and used again), then a fresh
+process maps them and samples the first row of a frame's tokens, both channels on. It first measures how fast this
+machine reads memory: reading all weights once at that speed is what a token costs at best. A first reading fetches
+the file from the disk; the time of a token is the median of the others. Run it on an otherwise quiet machine.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideo.checkpoint.describe import describe, sizes_of
+from cogvideo.checkpoint.format import MANIFEST, load_checkpoint, write_checkpoint
+from cogvideo.checkpoint.model_io import load_model
+from cogvideo.checkpoint.names import expand
+from cogvideo.checkpoint.tensor_file import TensorInfo
+from cogvideo.config import load_config, to_dict
+from cogvideo.logs import progress
+from cogvideo.model.config import ModelConfig
+from cogvideo.sampling.draw import ClusterDraw
+from cogvideo.sampling.engine import Conditioning, compile_program, generate
+from cogvideo.sampling.schedules import Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT_TOKENS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+def write_random(directory: Path, config: ModelConfig) -> None:
+    """A checkpoint of random bf16 weights, one tensor in memory at a time, each drawn from its own seed."""
+    parameters = expand("video" if config.has_temporal_channel else "image", config.num_layers)
+    sizes = sizes_of(config)
+    infos = {p.name: TensorInfo(torch.bfloat16, sizes.of(p)) for p in parameters}
+    seeds = {name: seed for seed, name in enumerate(infos)}
+
+    with progress(sum(info.nbytes for info in infos.values()) >> 20, "writing weights", "MB") as bar:
+
+        def draw(name: str) -> Tensor:
+            shape = infos[name].shape
+            bar.update(infos[name].nbytes >> 20)
+            if "layernorm" in name or len(shape) == 1:
+                return torch.full(shape, float("layernorm" in name and name.endswith("weight")), dtype=torch.bfloat16)
+            generator = torch.Generator().manual_seed(seeds[name])
+            return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+
+        write_checkpoint(directory, infos, draw, {"model": to_dict(config)})
+
+
+def read_bandwidth() -> float:
+    """Bytes a second at which this process reads memory: the best of several sums over 1 GiB."""
+    block = torch.ones(1 << 27, dtype=torch.int64)
+    best = min(timed(block.sum) for _ in range(6))
+    return block.nbytes / best
+
+
+def timed(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[str, Any]:
+    """What the fresh process does."""
+    if threads:
+        torch.set_num_threads(threads)
+    bandwidth = read_bandwidth()
+    before = time.perf_counter()
+    model = load_model(directory, verify=False)
+    load_seconds = time.perf_counter() - before
+    config = model.config
+
+    ids = torch.arange(TEXT_TOKENS) % (config.vocabulary.size - config.vocabulary.num_image_tokens)
+    text = [(ids[: config.text_len] + config.vocabulary.num_image_tokens).tolist()]
+    conditioning = Conditioning.of(text, [], config.vocabulary.pad, guidance_scale=None, text_bonus=0.0)
+    slots = np.arange(num_tokens)
+    program = compile_program(config, Schedule(slots[:0], tuple(slots[:, None])))
+    codes = config.vocabulary.num_image_tokens
+    draw = ClusterDraw(np.arange(codes) % min(500, codes), 1.0, 16, 0.89)
+    known = torch.zeros(1, config.layout.num_slots, dtype=torch.int64)
+    uniforms = torch.rand(
+        1, config.layout.num_slots, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    ticks = [time.perf_counter()]
+    with progress(num_tokens, "sampling", "tokens") as bar:
+
+        def tick(tokens: int) -> None:
+            ticks.append(time.perf_counter())
+            bar.update(tokens)
+
+        tokens = generate(model, program, known, conditioning, draw, uniforms, tick)
+
+    seconds = np.diff(ticks).tolist()
+    # text embeddings are looked up, not read through
+    read = sum(p.nbytes for p in model.parameters())
+    read -= (config.vocabulary.size - codes) * config.hidden_size * model.word_embeddings.weight.element_size()
+    token_seconds = statistics.median(seconds[1:])
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gigabytes": round(sum(p.nbytes for p in model.parameters()) / 1e9, 2),
+        "load_seconds": round(load_seconds, 2),
+        "first_token_seconds": round(seconds[0], 2),
+        "token_seconds": round(token_seconds, 4),
+        "read_once_seconds": round(read / bandwidth, 4),
+        "ratio": round(token_seconds / (read / bandwidth), 3),
+        "bandwidth_gb_a_second": round(bandwidth / 1e9, 2),
+        "peak_resident_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+        "torch": torch.__version__,
+        "tokens": tokens[0, :num_tokens].tolist(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "model" / "cogvideo_stage1.yaml")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "full_size", metavar="DIR")
+    parser.add_argument("--tokens", type=int, help="how many (default: one row of a frame)")
+    parser.add_argument("--threads", type=int, help="of the sampling process")
+    parser.add_argument("--sample-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="model.key=value")
+    args = parser.parse_args()
+    weights = args.work / "weights"
+    if args.sample_only:
+        print(json.dumps(sample_row(weights, args.tokens, args.threads)))
+        return 0
+
+    config = load_config(Settings, [args.config], args.overrides).model
+    tokens = args.tokens or config.frame_side
+    if not 2 <= tokens <= config.frame_len:
+        parser.error(f"--tokens {tokens}; expected 2 to {config.frame_len}")
+    write_seconds = None
+    if not (weights / MANIFEST).is_file() or describe(load_checkpoint(weights, verify=False)) != config:
+        sizes = sizes_of(config)
+        parameters = expand("video" if config.has_temporal_channel else "image", config.num_layers)
+        need = 2 * sum(math.prod(sizes.of(p)) for p in parameters)
+        args.work.mkdir(parents=True, exist_ok=True)
+        free = os.statvfs(args.work).f_bavail * os.statvfs(args.work).f_frsize
+        if free < need + (1 << 30):
+            parser.error(f"{args.work} has {free / 1e9:.1f} GB free, the weights take {need / 1e9:.1f} GB")
+        write_seconds = round(timed(lambda: write_random(weights, config)), 1)
+
+    words = [sys.executable, __file__, "--sample-only", "--work", str(args.work), "--tokens", str(tokens)]
+    words += ["--threads", str(args.threads)] if args.threads else []
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return done.returncode
+    print(json.dumps({"benchmark": "full_size", "write_seconds": write_seconds, **json.loads(done.stdout)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Check golden packs against this package: numbers that the published code gave for seeded weights, of any sizes.
+
+    python scripts/check_packs.py DIR [--dtype float32] [--only NAME]
+
+DIR holds packs (NAME.json + NAME.safetensors; training packs have `rows`, decoding packs have `seq`) and SAT
+checkpoint folders `sat-stage1`, `sat-stage2`, which are converted first. One JSON line a pack; exit code 1 if a logit
+or loss is off by more than 1e-4, or a gradient's norm by more than 1e-3 of it. Decoding is checked along the pack's
+tokens: they are equal to ours if each is our greedy choice. Arithmetic is float64 unless asked otherwise, so that what
+is left is the published code's own rounding. Other packs (tokenizer, super-resolution) are not this script's.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cogvideo.checkpoint.convert import from_sat
+from cogvideo.checkpoint.model_io import load_model
+from cogvideo.checkpoint.names import expand
+from cogvideo.checkpoint.settings import SatSettings, VocabularyIds
+from cogvideo.data.published_rows import PublishedRows
+from cogvideo.model.plan import plan_forward
+from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.sampling.engine import Conditioning, compile_program, generate
+from cogvideo.sampling.schedules import Schedule
+from cogvideo.sequence.example import frame_inputs
+
+LOGIT_LIMIT = LOSS_LIMIT = 1e-4
+GRADIENT_LIMIT = 1e-3
+"""Relative."""
+
+
+@dataclass
+class Pack:
+    """One pack and the converted checkpoint that belongs to it."""
+
+    path: Path
+    """Its .json."""
+    dtype: torch.dtype
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        loaded = load_file(self.path.with_suffix(".safetensors"))
+        return {name: t.long() if t.dtype == torch.int32 else t for name, t in loaded.items()}
+
+    @property
+    def stage(self) -> int:
+        if "stage" in self.about:
+            return self.about["stage"]
+        return 1 if self.about["mode_stage1"] else 2
+
+    @property
+    def frame_len(self) -> int:
+        return self.about.get("frame_side", 20) ** 2
+
+    def load_model(self) -> CogVideoTransformer:
+        """Convert the checkpoint and load it, as a user would; then what the pack itself says of windows counts."""
+        special = self.about["special"]
+        ids = VocabularyIds(
+            self.about["num_image_tokens"], special["<pad>"], special["<n>"], special["<start_of_image>"]
+        )
+        settings = SatSettings(
+            vocab=ids,
+            task="sequential" if self.stage == 1 else "interpolation",
+            num_heads=self.about["num_attention_heads"],
+            frame_side=self.about.get("frame_side", 20),
+            window_size=max(self.about["window_size"], 0) if "window_size" in self.about else None,
+        )
+        source = self.path.parent / self.about.get("sat_checkpoint", f"sat-stage{self.stage}")
+        with tempfile.TemporaryDirectory() as folder:
+            converted = Path(folder) / "model"
+            from_sat(source, converted, settings).run(lambda: None)
+            # with dropout off in training too: packs have none
+            config = dataclasses.replace(load_model(converted).config, dropout=0.0, attention_dropout=0.0)
+            return load_model(converted, config=config).to(self.dtype)
+
+
+def check_training(pack: Pack) -> dict[str, Any]:
+    """Logits of every frame row, the loss, and every parameter's gradient norm."""
+    model = pack.load_model().train()
+    config, tensors, about = model.config, pack.tensors, pack.about
+    text_len = tensors["rows"].shape[1] - config.layout.num_slots
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.bin"
+        tensors["rows"].int().numpy().tofile(file)
+        rows = PublishedRows(
+            file,
+            text_len=text_len,
+            num_frames=config.num_frames,
+            frame_len=config.frame_len,
+            vocabulary=config.vocabulary,
+        )
+        batch = rows.batch(range(len(rows)))
+
+    inputs = frame_inputs(batch.frames, config.vocabulary.start_of_image)
+    with torch.no_grad():
+        hidden = model(inputs, plan_forward(config), TextBias.of(batch.text_mask), text=batch.text)
+        hidden = hidden[:, tensors["logits_at"]] if "logits_at" in tensors else hidden  # packs cut to some rows
+        logit_error = largest(model.logits(hidden) - tensors["logits"])
+    loss = model.token_losses(batch).mean()
+    loss.backward()
+    ours = dict(model.named_parameters())
+    names = {parameter.sat: parameter.name for parameter in expand("video", config.num_layers)}
+    errors = [
+        abs(norm_of(ours[names[name]]).item() - norm) / max(norm, 1e-6) for name, norm in about["grad_norms"].items()
+    ]
+    return {
+        "max_logit_error": logit_error,
+        "loss_error": abs(loss.item() - about["loss"]),
+        "max_gradient_norm_error": max(errors),
+        "tokens_equal": None,
+    }
+
+
+def norm_of(parameter: Tensor) -> Tensor:
+    """Norm of a gradient, zero where there is none."""
+    return torch.zeros(()) if parameter.grad is None else parameter.grad.norm()
+
+
+@dataclass
+class FollowPack:
+    """A draw that takes the pack's tokens and keeps what it was shown."""
+
+    tokens: Tensor
+    """(clips, steps)."""
+    kept_steps: set[int]
+    logits: list[Tensor] = field(default_factory=list)
+    greedy: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        step = len(self.greedy)
+        self.greedy.append(logits[:, 0].argmax(-1))
+        if step in self.kept_steps:
+            self.logits.append(logits[:, 0])
+        return self.tokens[:, step, None]
+
+
+def check_decoding(pack: Pack) -> dict[str, Any]:
+    """Guided logits at the kept steps, and whether each of the pack's tokens is our greedy choice."""
+    model, tensors, about = pack.load_model(), pack.tensors, pack.about
+    layout, n = model.config.layout, pack.frame_len
+    frames_first = [*layout.given_frames, *layout.generation_order] if pack.stage == 2 else range(layout.num_frames)
+
+    text_len = about["text_len"]
+    sequence = tensors["tokens"][:, text_len + 1 :]  # after text and the first BOI
+    num_frames = sequence.shape[1] // n
+    slots = layout.slots_of(*list(frames_first)[:num_frames])
+    known = int((tensors["seq"][0, text_len + 1 :] >= 0).sum())
+
+    clip = torch.zeros(len(sequence), layout.num_slots, dtype=torch.int64)
+    clip[:, torch.from_numpy(slots)] = sequence
+    guides = []
+    if "guider_seq" in tensors:
+        guides = tensors["guider_seq"][:, : about["guider_text_len"]].expand(len(sequence), -1).tolist()
+    conditioning = Conditioning.of(
+        tensors["tokens"][:, :text_len].tolist(),
+        guides,
+        model.config.vocabulary.pad,
+        guidance_scale=float(about["guidance_alpha"]) if guides else None,
+        text_bonus=float(about.get("log_text_attention_weights", 0)),
+    )
+    program = compile_program(
+        model.config,
+        Schedule(slots[:known], tuple(slots[known:, None])),
+        temporal=num_frames > 1,  # the first frame alone is the trunk's
+        given_windows="wrapped",  # packs are made with the published prefill
+    )
+    draw = FollowPack(sequence[:, known:], set(tensors["kept_steps"].tolist()))
+    uniforms = torch.zeros(*clip.shape, 2, dtype=torch.float64)
+    generate(model, program, clip, conditioning, draw, uniforms)
+    return {
+        "max_logit_error": largest(torch.stack(draw.logits) - tensors["guided_logits"]),
+        "loss_error": None,
+        "max_gradient_norm_error": None,
+        "tokens_equal": bool((torch.stack(draw.greedy, 1) == sequence[:, known:]).all()),
+    }
+
+
+def largest(difference: Tensor) -> float:
+    """Largest absolute value; infinity for anything that is not a number."""
+    return float(difference.abs().nan_to_num(nan=float("inf")).max())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
+    parser.add_argument("--only", metavar="NAME", help="check this pack alone")
+    args = parser.parse_args()
+    if not args.directory.is_dir():
+        print(f"check_packs: no folder at {args.directory}", file=sys.stderr)
+        return 2
+    found, good = 0, True
+    for path in sorted(args.directory.glob("*.json")):
+        file = path.with_suffix(".safetensors")
+        if not file.is_file() or (args.only and path.stem != args.only):
+            continue
+        pack = Pack(path, getattr(torch, args.dtype))
+        if {"rows", "grad_norms"} <= {*pack.tensors, *pack.about}:
+            check = check_training
+        elif {"seq", "guided_logits", "kept_steps"} <= pack.tensors.keys():
+            check = check_decoding
+        else:
+            continue
+        start = time.perf_counter()
+        line = {"pack": path.stem, **check(pack)}
+        within = (
+            line["max_logit_error"] <= LOGIT_LIMIT
+            and (line["loss_error"] or 0.0) <= LOSS_LIMIT
+            and (line["max_gradient_norm_error"] or 0.0) <= GRADIENT_LIMIT
+        )
+        print(json.dumps({**line, "ok": within, "seconds": round(time.perf_counter() - start, 1)}), flush=True)
+        found, good = found + 1, good and within
+    if not found:
+        print(f"check_packs: {args.directory} holds no training or decoding packs", file=sys.stderr)
+        return 2
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""`make demo`: the whole pipeline in a few minutes on two cores, and a page that shows what came of it.
+
+    python scripts/demo.py [--work DIR] [--model DIR] [--quick]
+
+Every step is one `cogvideo` command, printed before it runs; a reader could type each. Training starts from the bundled
+weights and is short: it shows that each part learns and resumes its curve, not how the weights were made (that is
+scripts/pretrain_tiny.py).
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+MARK = ".made-by-cogvideo-demo"
+PROMPTS = (
+    "the red digit 3 moves left slowly",
+    "蓝色的数字7向右快速移动",
+    "the green digit 0 moves up quickly",
+    "黄色的数字4向下缓慢移动",
+    "the purple digit 8 moves right slowly",
+    "白色的数字2向左快速移动",
+)
+STEPS = {"tokenizer": 40, "image": 60, "sequential": 40, "interpolation": 30}
+MOST_MINUTES = 1.0  # of training a task, however slow the machine
+
+
+class Demo:
+    """Runs commands, remembers them and how long they took."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.done: list[tuple[str, float]] = []
+
+    def cogvideo(self, *words: str | Path) -> str:
+        """Run one command; returns what it printed. Its progress shows as it goes. A failure ends the demo."""
+        line = "cogvideo " + shlex.join(_shown(word) for word in words)
+        print(f"\n$ {line}", flush=True)
+        began = time.monotonic()
+        command = [sys.executable, "-m", "cogvideo", *map(str, words)]
+        result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        print(result.stdout, end="", flush=True)
+        if result.returncode:
+            sys.exit(f"demo: this command ended with exit code {result.returncode}; its message is above")
+        self.done.append((line, time.monotonic() - began))
+        return result.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/demo", help="where everything is made")
+    parser.add_argument("--model", type=Path, default=ROOT / "cogvideo/weights/tiny", help="the weights to start from")
+    parser.add_argument("--quick", action="store_true", help="a few steps and clips only, to see that all parts run")
+    args = parser.parse_args()
+
+    began = time.monotonic()
+    work, model = args.work.resolve(), args.model.resolve()
+    _fresh_folder(work)
+    demo = Demo(work)
+    print("The whole pipeline, small: data, training from the bundled weights, sampling, measuring.")
+    _data(demo, model, clips=12 if args.quick else 120)
+    _training(demo, model, args.quick)
+    prompts = PROMPTS[:2] if args.quick else PROMPTS
+    demo.cogvideo("sample", *prompts, "--model", work / "weights", "--out", work / "samples", "seed=7")
+    captions = 2 if args.quick else 20
+    figures = demo.cogvideo(
+        *("eval", "digits", "--model", work / "weights", "--num-prompts", str(captions), "--json", work / "eval.json")
+    )
+    minutes = (time.monotonic() - began) / 60
+    _report(demo, figures, captions, minutes)
+    print(f"\nDone in {minutes:.1f} minutes. Open this in a browser:\n\n    {work / 'report.html'}\n")
+
+
+def _data(demo: Demo, model: Path, clips: int) -> None:
+    """Real .mp4 files and captions, made into frames for the tokenizer and clips of tokens for all else."""
+    captions = demo.work / "videos/captions.jsonl"
+    digits = ("--config", CONFIGS / "data/digits.yaml")
+    demo.cogvideo("digits", "--out", demo.work / "videos", "--count", str(clips), "--seed", "7")
+    demo.cogvideo("prepare", "--captions", captions, "--frames", "--out", demo.work / "frames", *digits)
+    tokenizer = ("--tokenizer", model / "image_tokenizer")
+    demo.cogvideo("prepare", "--captions", captions, *tokenizer, "--out", demo.work / "clips", *digits)
+
+
+def _training(demo: Demo, model: Path, quick: bool) -> None:
+    """Each task for a short while from the bundled weights, then all of them as one bundle."""
+    work = demo.work
+    starts = {"tokenizer": model / "image_tokenizer", "image": model / "trunk"}
+    for task, steps in STEPS.items():
+        steps = 3 if quick else steps
+        data = [f"data.path={work / ('frames' if task == 'tokenizer' else 'clips')}"]
+        if task != "tokenizer":
+            data += [f"data.text_tokenizer={model / 'text.model'}", f"data.image_tokenizer={model / 'image_tokenizer'}"]
+        demo.cogvideo(
+            *("train", "--config", CONFIGS / f"train/tiny_{task}.yaml", f"run_dir={work / task}", *data),
+            f"init.checkpoint={starts.get(task, model / task)}",
+            "data.validation=null",
+            *(f"train.steps={steps}", f"train.time_limit_minutes={MOST_MINUTES}"),
+            # Gently: the weights are trained, and these steps are few.
+            *("optimiser.lr=5e-5", "optimiser.warmup_steps=5", "log.every=1", f"log.preview_every={steps}"),
+        )
+    parts = {
+        "--trunk": work / "image/export/trunk",
+        "--sequential": work / "sequential/export/sequential",
+        "--interpolation": work / "interpolation/export/interpolation",
+    }
+    settings = ("--sampling", model / "sampling.yaml") if (model / "sampling.yaml").is_file() else ()
+    demo.cogvideo(
+        *("bundle", "--text", model / "text.model", "--tokenizer", model / "image_tokenizer"),
+        *(word for part in parts.items() for word in part),
+        *settings,
+        *("--clusters", "64", "--out", work / "weights"),
+    )
+
+
+def _report(demo: Demo, figures: str, captions: int, minutes: float) -> None:
+    """One page with everything on it."""
+    from cogvideo import __version__
+    from cogvideo.evaluation.report import Report
+
+    work = demo.work
+    report = Report("CogVideo: from a caption to a video, on one small machine")
+    report.text(
+        "Captions in Chinese and English become clips of moving handwritten digits: key frames one after another, then "
+        "three rounds of interpolation to 33 frames. Every picture on this page was made by this run "
+        f"(cogvideo {__version__}, {os.cpu_count()} CPU cores, {minutes:.1f} minutes)."
+    )
+    report.section("Clips from captions")
+    samples = json.loads((work / "samples/samples.json").read_text(encoding="utf-8"))["samples"]
+    report.pictures([(work / f"samples/{clip['name']}.gif", clip["prompt"]) for clip in samples], width=200)
+    report.section("The same clips, frame by frame")
+    report.pictures([(work / f"samples/{clip['name']}.png", clip["prompt"]) for clip in samples[:3]])
+
+    report.section("Do they show what was asked for?")
+    report.text(
+        f"Probes that know nothing of the model judge clips of {captions} test captions, whose handwritten digits no "
+        "training clip shows. Beside them: the real clips after the image tokenizer's round trip, which is the most "
+        "that any model could reach, and the real clips themselves. So few captions leave wide margins; "
+        "`cogvideo eval digits` alone judges 200."
+    )
+    report.preformatted(figures)
+
+    report.section("What the image tokenizer keeps")
+    report.text("Frames of real test clips above; below, the same frames as 25 tokens each and back.")
+    report.pictures([(_reconstructions(work), "real and reconstructed")])
+
+    report.section("Training, a little further than the bundled weights")
+    for task in STEPS:
+        report.text(f"{task}: {_steps_and_losses(work / task / 'metrics.jsonl')}")
+        previews = sorted((work / task / "previews").glob("*.png"))[-1:]
+        report.pictures([(path, path.stem) for path in [work / task / "curves.png", *previews]])
+
+    report.section("What ran")
+    report.preformatted("\n".join(f"{seconds:6.1f} s  {line}" for line, seconds in demo.done))
+    report.text(f"Everything is in {work}.")
+    report.write(work / "report.html")
+
+
+def _steps_and_losses(metrics: Path) -> str:
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    losses = [record for record in records if record.get("loss") is not None]
+    if not losses:
+        return "no step was finished in time"
+    first, last = losses[0], losses[-1]
+    return f"loss {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}"
+
+
+def _reconstructions(work: Path) -> Path:
+    """A sheet of real frames above the same frames encoded and decoded."""
+    import numpy as np
+
+    from cogvideo.evaluation.digit_benchmark import draw_captions, real_frames, reconstruct
+    from cogvideo.media.contact_sheet import contact_sheet
+    from cogvideo.tokenizers.image import ImageTokenizer
+
+    frames = real_frames(draw_captions(12, seed=1), np.array([1.0]))
+    decoded = reconstruct(ImageTokenizer.load(work / "weights/image_tokenizer"), frames)
+    path = work / "reconstructions.png"
+    contact_sheet(path, [frames[:, 0], decoded[:, 0]], ["real", "reconstructed"], scale=2)
+    return path
+
+
+def _fresh_folder(work: Path) -> None:
+    """Empty the folder if an earlier demo made it; touch nobody else's files."""
+    if work.is_dir() and any(work.iterdir()):
+        if not (work / MARK).is_file():
+            sys.exit(f"demo: {work} holds files of another kind; give another folder with --work")
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / MARK).touch()
+
+
+def _shown(word: str | Path) -> str:
+    """A word as a reader would type it from the repository's root."""
+    return str(word).replace(f"{ROOT}/", "")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

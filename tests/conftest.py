@@ -1,0 +1,26 @@
+"""Settings for all tests: GPU tests are skipped where there is none, and hypothesis repeats its examples each run."""
+
+import os
+
+import hypothesis
+import pytest
+
+# A tokenizers or BLAS pool of many threads makes tiny tensors slower, many times so on a shared machine.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+# Without a deadline (a busy machine is not a bug), and derandomised: a red run can be run again.
+hypothesis.settings.register_profile("cogvideo", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("cogvideo")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests with the reason where there is no device; torch is asked only if there are any."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none here"))

@@ -1,0 +1,126 @@
+"""scripts/check_packs.py on golden packs, on packs of other sizes made by our slow reference, and on spoilt ones."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cogvideo.checkpoint.convert import to_sat
+from cogvideo.checkpoint.model_io import save_model
+from cogvideo.checkpoint.names import expand
+from tests.parity.packs import GOLDEN, open_pack
+from tests.reference import transformer as reference
+from tests.unit.model.tiny import tiny_batch, tiny_config, tiny_model
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_packs.py"
+
+
+def check(folder: Path) -> tuple[int, dict[str, dict[str, Any]], str]:
+    """Exit code, the line of each pack by its name, stderr."""
+    done = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.returncode, {line["pack"]: line for line in lines}, done.stderr
+
+
+def write_pack(folder: Path, name: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    save_file({k: v.int() if v.dtype == torch.int64 else v for k, v in tensors.items()}, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(about))
+
+
+def test_golden_packs(tmp_path: Path) -> None:
+    """The training pack of stage 1, and the first frame's decoding pack put back into its full form."""
+    shutil.copytree(GOLDEN / "sat-stage1", tmp_path / "sat-stage1")
+    for suffix in ("json", "safetensors"):
+        shutil.copy(GOLDEN / f"train_stage1.{suffix}", tmp_path)
+    pack, training = open_pack("decode_d1_first_frame"), open_pack("train_stage1")
+    text_len = pack.about["text_len"]
+    given = pack["tokens"].clone()
+    given[:, text_len + 1 :] = -1
+    tensors = {
+        "tokens": pack["tokens"],
+        "seq": given[:1],
+        "guided_logits": pack["logits"],
+        "kept_steps": pack["index"] - text_len - 1,
+    }
+    sizes = {k: training.about[k] for k in ("num_image_tokens", "num_attention_heads", "special", "frame_side")}
+    write_pack(tmp_path, "decode_d1_first_frame", tensors, {**pack.about, **sizes, "mode_stage1": True})
+    (tmp_path / "params_full_size.json").write_text("{}")  # no pack: passed over
+
+    code, lines, _ = check(tmp_path)
+    assert code == 0
+    assert lines["train_stage1"]["max_logit_error"] < 1e-4
+    assert lines["train_stage1"]["loss_error"] < 1e-5
+    assert lines["train_stage1"]["max_gradient_norm_error"] < 1e-3
+    assert lines["decode_d1_first_frame"]["max_logit_error"] < 1e-4
+    assert lines["decode_d1_first_frame"]["tokens_equal"] is True
+
+
+@pytest.fixture(params=["sequential", "interpolation"])
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder with a training pack of another width, depth, frame size and window."""
+    window = 2 if request.param == "interpolation" else None
+    config = tiny_config(request.param, num_layers=2, frame_position_start=512, num_positions=1024, window_size=window)
+    model, stage = tiny_model(config), 1 if request.param == "sequential" else 2
+    save_model(tmp_path / "ours", model)
+    packs = tmp_path / "packs"
+    packs.mkdir()
+    to_sat(tmp_path / "ours", packs / f"sat-stage{stage}").run(lambda: None)
+
+    batch, words = tiny_batch(config), config.vocabulary
+    weights = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
+    logits, _ = reference.forward(weights, config, batch.text, batch.text_mask, batch.frames)
+    losses = -logits.log_softmax(-1).gather(-1, batch.frames.flatten(1)[..., None])[..., 0]
+    loss = losses.unflatten(1, (5, 16))[:, list(config.layout.supervised_frames)].mean()
+    loss.backward()
+    about = {
+        "stage": stage,
+        "window_size": window or -1,
+        "num_attention_heads": config.num_heads,
+        "num_image_tokens": words.num_image_tokens,
+        "special": {"<pad>": words.pad, "<n>": words.newline, "<start_of_image>": words.start_of_image},
+        "frame_side": config.frame_side,
+        "loss": loss.item(),
+        "grad_norms": {p.sat: weights[p.name].grad.norm().item() for p in expand("video", 2)},  # type: ignore[union-attr]
+    }
+    rows = torch.cat([batch.text, batch.frames.flatten(1)], 1)
+    write_pack(packs, "train_other", {"rows": rows, "logits": logits.detach().float()}, about)
+    return packs
+
+
+def test_packs_of_other_sizes(other: Path) -> None:
+    code, lines, _ = check(other)
+    assert code == 0
+    assert lines["train_other"]["max_logit_error"] < 1e-5
+    assert lines["train_other"]["loss_error"] < 1e-6
+    assert lines["train_other"]["max_gradient_norm_error"] < 1e-5
+
+
+@pytest.mark.parametrize("other", ["sequential"], indirect=True)
+@pytest.mark.parametrize("spoilt", ["logits", "loss", "grad_norms"])
+def test_a_spoilt_pack_is_noticed(other: Path, spoilt: str) -> None:
+    tensors, about = load_file(other / "train_other.safetensors"), json.loads((other / "train_other.json").read_text())
+    if spoilt == "logits":
+        tensors["logits"][1, 40, 3] += 1e-3
+    elif spoilt == "loss":
+        about["loss"] += 1e-3
+    else:
+        name = next(iter(about["grad_norms"]))
+        about["grad_norms"][name] *= 1.01
+    write_pack(other, "train_other", tensors, about)
+    code, lines, _ = check(other)
+    assert code == 1
+    assert lines["train_other"]["ok"] is False
+
+
+def test_a_folder_without_packs(tmp_path: Path) -> None:
+    code, lines, error = check(tmp_path)
+    assert (code, lines) == (2, {})
+    assert "holds no training or decoding packs" in error
+    assert check(tmp_path / "missing")[0] == 2

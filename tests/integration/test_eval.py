@@ -1,0 +1,64 @@
+"""`cogvideo eval digits` end to end on random weights: the table, the JSON, and one line for bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cogvideo.cli.main import main
+from tests.integration.tiny_bundle import write_bundle
+
+SMALL = ["--num-prompts", "2", "num_clusters=32", "key_frames.top_k_clusters=4"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("weights") / "bundle", frame_side=5, num_layers=1)
+
+
+def test_random_weights_fail_and_real_clips_do_not(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "figures.json"
+    assert main(["eval", "digits", "--model", str(bundle), "--json", str(file), *SMALL]) == 0
+    text = capsys.readouterr().out
+    assert text.count("NOT met") >= 6 and "33 frames over 4 s" in text
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert figures["original"]["whole"]["direction"]["right"] == 2
+    assert figures["generated"]["whole"]["complete"]["right"] == 0
+    assert figures["sampling"]["key_frames"]["top_k_clusters"] == 4
+
+
+def test_without_stage_2_key_frames_alone_are_judged(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(bundle, tmp_path / "stage1", ignore=shutil.ignore_patterns("interpolation"))
+    assert main(["eval", "digits", "--model", str(tmp_path / "stage1"), *SMALL]) == 0
+    assert capsys.readouterr().out.count("NOT met") == 3
+
+
+def test_real_clips_alone_need_the_tokenizer_only(bundle: Path, capsys: pytest.CaptureFixture[str]):
+    tokenizer = str(bundle / "image_tokenizer")
+    assert main(["eval", "digits", "--real", "--tokenizer", tokenizer, "--num-prompts", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "reconstructed" in text and "generated" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seconds=2"], "the benchmark sets"),
+        (["key_frames.top_k=3"], "top_k_clusters"),
+        (["--num-prompts", "0"], "num_prompts=0"),
+        (["--tokenizer", "x"], "--real"),
+        (["--real", "seed=1"], "--real"),
+        (["--json", "no/such/folder/x.json"], "a folder that exists"),
+    ],
+)
+def test_bad_input_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str):
+    assert main(["eval", "digits", "--model", str(bundle), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_weights_of_another_canvas_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bundle = write_bundle(tmp_path / "bundle", frame_side=2, num_layers=1)
+    assert main(["eval", "digits", "--model", str(bundle), *SMALL]) == 2
+    assert "16x16" in capsys.readouterr().err

@@ -1,0 +1,188 @@
+"""`cogvideo digits` and `cogvideo prepare` end to end, with a tiny untrained image tokenizer."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+
+from cogvideo.cli.main import main
+from cogvideo.data.dataset import ClipDataset, FrameDataset
+from cogvideo.data.encode import TokenEncoder
+from cogvideo.data.prepare import Preparation, PrepareConfig
+from cogvideo.media.video import read_video
+from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from cogvideo.tokenizers.vqvae import VQVAEConfig
+
+CLIPS = ["frame_pixels=40", "clips.policy=all", "clips.clip_seconds=[4,2,1,0.5]", "clips.max_clips_per_length=2"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    torch.manual_seed(0)
+    network = VQVAEConfig(
+        channels=4,
+        encoder_num_res_blocks=1,
+        z_channels=8,
+        embedding_dim=8,
+        num_codes=64,
+        levels=(1,),
+        norm_groups=2,
+        mid_attention=False,
+        attention_resolutions=(),
+    )
+    folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
+    ImageTokenizer(ImageTokenizerConfig(network)).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "train"
+    assert main(["digits", "--out", str(folder), "--count", "6", "--seed", "4"]) == 0
+    return folder / "captions.jsonl"
+
+
+def prepare(captions, out, *words):
+    return main(["prepare", "--captions", str(captions), "--out", str(out), *map(str, words)])
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, digits, tokenizer):
+    out = tmp_path_factory.mktemp("prepared") / "clips"
+    assert prepare(digits, out, "--tokenizer", tokenizer, *CLIPS, "videos_per_shard=2") == 0
+    return out
+
+
+def test_rows_are_the_tokens_of_the_videos_own_frames(prepared, digits, tokenizer):
+    clips = ClipDataset(prepared)
+    clips.verify()
+    assert len(clips) == 6 * 7 and clips.num_frames == 5 and clips.frame_len == 25 and clips.num_tokens == 64
+    captions = [json.loads(line) for line in digits.read_text(encoding="utf-8").splitlines()]
+    assert clips.manifest["rows_by_seconds"] == {"0.5": 12, "1": 12, "2": 12, "4": 6}
+    encoder = ImageTokenizer.load(tokenizer)
+    frames, _ = read_video(digits.parent / captions[2]["video"])
+    pixels = rearrange(torch.from_numpy(frames), "n h w c -> n c h w") / 255
+    tokens = encoder.encode(pixels).numpy()
+    assert len(np.unique(tokens)) > 3
+    rows = [clips.row(i) for i in range(14, 21)]
+    assert [seconds for _, seconds, _ in rows] == [4, 2, 2, 1, 1, 0.5, 0.5]
+    assert {caption for *_, caption in rows} == {captions[2]["caption"]}
+    for (found, _, _), first, step in zip(rows, (0, 0, 16, 0, 24, 0, 28), (8, 4, 4, 2, 2, 1, 1), strict=True):
+        assert (found == tokens[first : first + 4 * step + 1 : step]).mean() > 0.99  # batches differ in rounding
+
+
+def test_each_frame_is_encoded_once(digits, tmp_path, tokenizer):
+    seen = []
+    encode = TokenEncoder(ImageTokenizer.load(tokenizer))
+
+    def counting(frames):
+        seen.append(len(frames))
+        return encode(frames)
+
+    config = PrepareConfig(frame_pixels=40, encode_batch=50)
+    manifest = Preparation(digits, tmp_path / "out", "tokens", config).run(counting)
+    assert manifest["rows"] == 6 and sum(seen) == 6 * 5 and max(seen) <= 50
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(prepared, digits, tokenizer, tmp_path):
+    out = tmp_path / "clips"
+    words = ["--tokenizer", str(tokenizer), *CLIPS, "videos_per_shard=2"]
+    command = [sys.executable, "-m", "cogvideo", "prepare", "--captions", str(digits), "--out", str(out), *words]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while not (out / "shards" / "00000").is_dir() and process.poll() is None and time.monotonic() - began < 120:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (out / "shards" / ".00002.abc.tmp").mkdir()  # what a kill inside the next shard leaves
+    (out / "manifest.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="not finished"):
+        ClipDataset(out)
+    first = (out / "shards" / "00000" / "tokens.npy").stat().st_mtime_ns
+    assert prepare(digits, out, *words) == 0
+    assert (out / "shards" / "00000" / "tokens.npy").stat().st_mtime_ns == first
+    assert contents(out) == contents(prepared)
+
+
+def test_a_folder_of_other_work_is_left_alone(prepared, digits, tokenizer, tmp_path, capsys):
+    before = contents(prepared)
+    assert prepare(digits, prepared, "--tokenizer", tokenizer, *CLIPS, "clips.num_frames=3") == 2
+    assert "begun with another config" in capsys.readouterr().err
+    (tmp_path / "mine.txt").write_text("keep")
+    assert prepare(digits, tmp_path, "--tokenizer", tokenizer) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert contents(prepared) == before and list(contents(tmp_path)) == ["mine.txt"]
+
+
+@pytest.fixture
+def mixed(tmp_path, digits):
+    """Two good videos, one cut short, one missing, one no video, one too short a span; one video with two captions."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    good = [(digits.parent / f"clips/00000{index}.mp4").read_bytes() for index in range(2)]
+    for name, data in {"a": good[0], "b": good[1], "cut": good[0][:2000], "text": b"hello"}.items():
+        (folder / f"{name}.mp4").write_bytes(data)
+    lines = [
+        {"video": "a.mp4", "caption": "first"},
+        {"video": "cut.mp4", "caption": "cut"},
+        {"video": "none.mp4", "caption": "none"},
+        {"video": "b.mp4", "caption": "later", "start": 2.0, "end": 4.0},
+        {"video": "text.mp4", "caption": "text"},
+        {"video": "b.mp4", "caption": "short", "start": 1.0, "end": 1.2},
+        {"video": "a.mp4", "caption": "second"},
+    ]
+    (folder / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "c.jsonl"
+
+
+def test_bad_videos_are_left_out_and_reported(mixed, tokenizer, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert prepare(mixed, out, "--tokenizer", tokenizer, "frame_pixels=40") == 0
+    clips = ClipDataset(out)
+    found = [(seconds, caption) for _, seconds, caption in (clips.row(i) for i in range(len(clips)))]
+    assert found == [(4.0, "first"), (4.0, "second"), (2.0, "later")]
+    assert (clips.row(0)[0] == clips.row(1)[0]).all()
+    skipped = {entry["video"]: entry["reason"] for entry in clips.manifest["skipped"]}
+    assert set(skipped) == {"cut.mp4", "none.mp4", "text.mp4", "b.mp4"}
+    assert "cut short" in skipped["cut.mp4"] and "no clip fits" in skipped["b.mp4"]
+    assert not any(str(tmp_path) in reason for reason in skipped.values())
+    assert "4 of 7 captions skipped" in capsys.readouterr().err
+
+
+def test_strict_makes_a_bad_video_an_error(mixed, tokenizer, tmp_path, capsys):
+    assert prepare(mixed, tmp_path / "out", "--tokenizer", tokenizer, "frame_pixels=40", "strict=true") == 2
+    assert "cut.mp4 is cut short" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_frames_for_the_image_tokenizer(digits, tmp_path):
+    assert prepare(digits, tmp_path / "frames", "--frames", "frame_pixels=40", "frames_per_video=3") == 0
+    frames = FrameDataset(tmp_path / "frames")
+    assert len(frames) == 18 and frames.frames([0, 17]).shape == (2, 40, 40, 3)
+    whole, _ = read_video(digits.parent / "clips/000000.mp4")
+    assert np.array_equal(frames.frames([0, 1, 2]), whole[[0, 16, 32]])
+
+
+def test_a_dry_run_counts_and_makes_nothing(mixed, tokenizer, tmp_path, capsys):
+    words = ["--tokenizer", tokenizer, "frame_pixels=40", "--dry-run"]
+    assert prepare(mixed, tmp_path / "out", *words) == 0
+    said = capsys.readouterr().out
+    assert "7 captions of 5 videos; 4 captions would be skipped" in said
+    assert "3 rows" in said and "1 of 2 s, 2 of 4 s" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_is_no_whole_number_of_tokens(digits, tokenizer, tmp_path, capsys):
+    assert prepare(digits, tmp_path / "out", "--tokenizer", tokenizer, "frame_pixels=41") == 2
+    assert "not a multiple of the image tokenizer's compress rate 8" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

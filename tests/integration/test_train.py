@@ -1,0 +1,245 @@
+"""Training end to end, in this process: every task learns, resuming is exact, bad steps and bad input are survived."""
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.model_io import load_model
+from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo.training import trainer
+from cogvideo.training.launch import train
+from tests.integration.train_data import numbers, prepare_data, settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_data(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def trunk(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("trunk") / "run"
+    train(settings(data, run_dir, "image"))
+    return run_dir / "export" / "trunk"
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+VARIANTS = {
+    "fp32": {},
+    "bf16": {"train": {"dtype": "bf16"}},
+    "bf16_weights": {"train": {"dtype": "bf16", "weights": "dtype"}},
+    "zero1_bf16_weights": {"train": {"dtype": "bf16", "weights": "dtype"}, "deepspeed": {"stage": 1}},
+    "zero1": {"deepspeed": {"stage": 1}},
+    "zero2": {"deepspeed": {"stage": 2}},
+    "zero2_bf16_weights": {"train": {"dtype": "bf16", "weights": "dtype"}, "deepspeed": {"stage": 2}},
+    "zero3": {"deepspeed": {"stage": 3}},
+    "zero3_bf16_weights": {"train": {"dtype": "bf16", "weights": "dtype"}, "deepspeed": {"stage": 3}},
+    "checkpointed": {"train": {"checkpoint_layers": True}},
+}
+
+FROZEN_TOO = [("fp32", True), ("zero2_bf16_weights", True), ("zero3", True)]
+
+
+@pytest.mark.parametrize(("variant", "frozen"), [*((name, False) for name in VARIANTS), *FROZEN_TOO])
+def test_resuming_is_bitwise_the_same_as_not_stopping(
+    variant: str, frozen: bool, data: Path, trunk: Path, tmp_path: Path
+) -> None:
+    groups = VARIANTS[variant] | {"init": {"checkpoint": trunk, "freeze_trunk": frozen}}
+    whole, parts = (settings(data, tmp_path / name, **groups) for name in ("whole", "parts"))
+    train(whole)
+    stopped = settings(data, tmp_path / "parts", **groups | {"train": groups.get("train", {}) | {"stop_at": 3}})
+    train(stopped)
+    train(parts, resume=True)
+    assert [line["step"] for line in numbers(parts.run_dir)] == [1, 2, 3, 4, 5, 6]
+    assert numbers(whole.run_dir) == numbers(parts.run_dir)
+    exports = [config.run_dir / "export" / "sequential" for config in (whole, parts)]
+    assert digest(exports[0]) == digest(exports[1])
+    tensors = load_checkpoint(exports[0]).tensors()
+    before = load_checkpoint(trunk).tensors()
+    moved = {name for name in before if not torch.equal(before[name], tensors[name].to(before[name].dtype))}
+    if frozen and "weights" not in variant:
+        assert not moved
+    elif not frozen:
+        assert len(moved) == len(before)
+
+
+def test_zero_stages_and_layer_recomputation_learn_the_same(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for variant in ("fp32", "zero1", "zero2", "zero3", "checkpointed"):
+        config = settings(data, tmp_path / variant, **VARIANTS[variant])
+        train(config)
+        losses[variant] = [line["loss"] for line in numbers(config.run_dir)]
+    for variant, found in losses.items():
+        assert found == pytest.approx(losses["fp32"], abs=1e-4), variant
+
+
+def test_the_image_tokenizer_resumes_exactly_and_its_codebook_moves(data: Path, tmp_path: Path) -> None:
+    whole, parts = (settings(data, tmp_path / name, "tokenizer") for name in ("whole", "parts"))
+    train(whole)
+    train(settings(data, tmp_path / "parts", "tokenizer", train={"stop_at": 4}))
+    train(parts, resume=True)
+    assert numbers(whole.run_dir) == numbers(parts.run_dir)
+    exports = [config.run_dir / "export" / "image_tokenizer" for config in (whole, parts)]
+    assert digest(exports[0]) == digest(exports[1])
+    tokenizer = ImageTokenizer.load(exports[0])
+    ids = tokenizer.encode(torch.rand(2, 3, 16, 16))
+    assert tokenizer.decode(ids).shape == (2, 3, 16, 16)
+    assert "loss/perplexity" in numbers(whole.run_dir)[-1]
+
+
+def test_the_loss_falls_and_every_frame_and_length_is_logged(data: Path, tmp_path: Path) -> None:
+    config = settings(
+        data, tmp_path / "run", data={"validation": data / "clips"}, train={"steps": 40}, log={"every": 10}
+    )
+    train(config)
+    lines = [line for line in numbers(config.run_dir) if "loss" in line]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    names = {"loss/frame_1", "loss/frame_4", "loss/4s", "loss/1s", "grad_norm", "lr", "alpha/layer_1"}
+    assert names <= lines[-1].keys()
+    assert any("validation/loss" in line for line in numbers(config.run_dir))
+    for name in ("curves.png", "config.yaml", "origin.json"):
+        assert (config.run_dir / name).stat().st_size > 0
+    origin = json.loads((config.run_dir / "origin.json").read_text())
+    assert origin["packages"]["torch"] and origin["command"]
+
+
+def test_stage_two_copies_stage_one_and_shares_its_frozen_trunk(data: Path, trunk: Path, tmp_path: Path) -> None:
+    first = settings(data, tmp_path / "first", init={"checkpoint": trunk, "freeze_trunk": True})
+    train(first)
+    stage_one = first.run_dir / "export" / "sequential"
+    assert not any("attention.dense" in name and "temporal" not in name for name in _own_names(stage_one))
+    assert (first.run_dir / "export" / "trunk" / "manifest.json").read_bytes() == (trunk / "manifest.json").read_bytes()
+    init = {"checkpoint": stage_one, "freeze_trunk": True, "temporal": "copy"}
+    second = settings(data, tmp_path / "second", "interpolation", init=init, train={"steps": 1}, optimiser={"lr": 1e-9})
+    train(second)
+    one, two = load_model(stage_one), load_model(second.run_dir / "export" / "interpolation")
+    assert two.config.task == "interpolation"
+    for (name, before), after in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=0, msg=name)
+
+
+def test_a_bad_step_leaves_the_weights_alone_and_many_end_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0
+    bad_forwards = {5, 6}  # the third step's two micro-batches
+    real = trainer.ClipTask
+
+    class Poisoned(real):  # type: ignore[misc, valid-type]
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            forward = self.objective.forward
+
+            def poisoned(batch):
+                nonlocal seen
+                seen += 1
+                outcome = forward(batch)
+                return type(outcome)(outcome.loss * float("nan"), outcome.metrics) if seen in bad_forwards else outcome
+
+            self.objective.forward = poisoned
+
+    monkeypatch.setattr(trainer, "ClipTask", Poisoned)
+    config = settings(data, tmp_path / "run")
+    last = train(config)
+    assert last["skipped"] == 1
+    assert [line.get("loss") is None for line in numbers(config.run_dir)] == [False, False, True, False, False, False]
+    seen, bad_forwards = 0, set(range(1, 100))
+    with pytest.raises(ValueError, match="3 steps in a row"):
+        train(settings(data, tmp_path / "all_bad", train={"max_bad_steps": 3}))
+    assert not (tmp_path / "all_bad" / "checkpoints").exists()
+
+
+def test_a_signal_saves_and_stops(data: Path, tmp_path: Path) -> None:
+    steps = 0
+
+    class Killer(trainer.Trainer):
+        def _one_step(self, batch):
+            nonlocal steps
+            steps += 1
+            if steps == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return super()._one_step(batch)
+
+    whole, stopped = settings(data, tmp_path / "whole"), settings(data, tmp_path / "stopped")
+    train(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "Trainer", Killer)
+        train(stopped)
+    assert (stopped.run_dir / "checkpoints" / "latest").read_text().strip() == "step_00000002"
+    train(stopped, resume=True)
+    assert numbers(whole.run_dir) == numbers(stopped.run_dir)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(data: Path, tmp_path: Path) -> None:
+    whole = settings(data, tmp_path / "whole", log={"save_every": 1, "keep_last": 3})
+    train(whole)
+    kept = sorted((whole.run_dir / "checkpoints").glob("step_*"))
+    assert [place.name for place in kept] == ["step_00000004", "step_00000005", "step_00000006"]
+    expected = numbers(whole.run_dir)
+    for place in kept[1:]:
+        file = next(place.glob("*.pt"))
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    train(whole, resume=True)
+    assert numbers(whole.run_dir) == expected
+
+
+BAD = {
+    "data.path is not set": {"data": {"path": None}},
+    "model.frame_side": {"model": {"frame_side": 2}},
+    "cannot be cut": {"train": {"micro_batch_size": 3}},
+    "set init.checkpoint": {"init": {"freeze_trunk": True}},
+    "no clip of": {"data": {"clip_seconds": [8.0]}},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_settings_are_one_line_before_anything_is_written(message: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        train(settings(data, tmp_path / "run", **BAD[message]))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(data: Path, trunk: Path, tmp_path: Path) -> None:
+    for model in ({"hidden_size": 32}, {"num_layers": 3}):
+        with pytest.raises(ValueError, match="does not fit the model"):
+            train(settings(data, tmp_path / "run", init={"checkpoint": trunk}, model=_small() | model))
+    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
+        train(settings(data, tmp_path / "run", init={"checkpoint": tmp_path / "nowhere"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    config = settings(data, tmp_path / "run", train={"steps": 1})
+    train(config)
+    with pytest.raises(ValueError, match="--resume"):
+        train(config)
+
+
+def _small() -> dict[str, int]:
+    names = (
+        "num_layers",
+        "hidden_size",
+        "num_heads",
+        "text_len",
+        "frame_side",
+        "frame_position_start",
+        "num_positions",
+    )
+    model = settings(Path("x"), Path("y")).model
+    return {name: getattr(model, name) for name in names}
+
+
+def _own_names(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return set(file.keys())

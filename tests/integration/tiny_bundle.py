@@ -1,0 +1,54 @@
+"""A bundle of small random weights: quick to write and to sample from, and of no other use."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cogvideo.checkpoint.model_io import save_model
+from cogvideo.model.config import ModelConfig, Task
+from cogvideo.model.initialise import initialise
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.tokenizers.vqvae import VQVAEConfig
+
+CAPTIONS = ["the red digit 3 moves left slowly", "红色的数字3向左缓慢移动", "a green one turns right, quickly"] * 20
+NUM_CODES = 32
+TASKS: dict[str, Task] = {"trunk": "image", "sequential": "sequential", "interpolation": "interpolation"}
+
+
+def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2) -> Path:
+    """Frames are of frame_side x frame_side tokens, 8 pixels each; the benchmark's canvas takes 5 x 5."""
+    folder.mkdir(parents=True)
+    text = TextTokenizer.train(CAPTIONS, folder / "text.model", num_pieces=400, num_image_tokens=NUM_CODES)
+    torch.manual_seed(0)
+    vqvae = VQVAEConfig(
+        channels=4,
+        channel_multipliers=(1, 1, 1),
+        encoder_num_res_blocks=1,
+        z_channels=4,
+        embedding_dim=4,
+        num_codes=NUM_CODES,
+        levels=(1,),
+        norm_groups=4,
+        mid_attention=False,
+        attention_resolutions=(),
+    )
+    ImageTokenizer(ImageTokenizerConfig(vqvae=vqvae)).save(folder / "image_tokenizer")
+    config = ModelConfig(
+        num_layers=num_layers,
+        hidden_size=16,
+        num_heads=2,
+        text_len=32,
+        frame_side=frame_side,
+        num_positions=64,
+        frame_position_start=32,
+        vocabulary=text.vocabulary,
+    )
+    for name, task in TASKS.items():
+        model = CogVideoTransformer(replace(config, task=task))
+        initialise(model, torch.Generator().manual_seed(1))
+        save_model(folder / name, model)
+    (folder / "sampling.yaml").write_text("first_frame: {text_bonus: 0.0}\n", encoding="utf-8")
+    return folder

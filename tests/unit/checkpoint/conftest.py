@@ -1,0 +1,60 @@
+"""Tiny published-format checkpoints, made here: the names of all five models, random values."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cogvideo.checkpoint.names import Kind, Sizes, expand
+from cogvideo.checkpoint.parallel import part_of
+from cogvideo.checkpoint.settings import SatSettings, VocabularyIds
+
+WriteSat = Callable[..., Path]
+EXTRA = {"image": 0, "video": 20, "direct_superres": 36, "iterative_superres": 36}
+
+
+def sat_tensors(kind: Kind, *, num_layers: int = 2, hidden_size: int = 8) -> dict[str, torch.Tensor]:
+    sizes = Sizes(num_layers, hidden_size, vocabulary=24, num_positions=64, num_extra_positions=EXTRA[kind])
+    generator = torch.Generator().manual_seed(3)
+    return {p.sat: torch.randn(sizes.of(p), generator=generator).half() for p in expand(kind, num_layers)}
+
+
+@pytest.fixture
+def settings() -> SatSettings:
+    """For the tiny vocabulary and grid: 16 image tokens, frames of 2x2."""
+    return SatSettings(
+        vocab=VocabularyIds(16, 16, 17, 18), num_heads=2, frame_side=2, text_len=8, frame_position_start=8
+    )
+
+
+@pytest.fixture
+def write_sat(tmp_path: Path) -> WriteSat:
+    """Write a SAT folder of a kind; `rename` changes tensor names, `change` edits each rank's dict."""
+
+    def write(
+        kind: Kind,
+        folder: str = "sat",
+        *,
+        ranks: int = 1,
+        config: dict[str, Any] | None = None,
+        rename: Callable[[str], str] = lambda name: name,
+        change: Callable[[dict[str, Any], int], None] = lambda tensors, rank: None,
+    ) -> Path:
+        root = tmp_path / folder
+        (root / "7").mkdir(parents=True)
+        (root / "latest").write_text("7\n")
+        (root / "model_config.json").write_text(json.dumps({"cogvideo_stage": 1} if config is None else config))
+        whole = sat_tensors(kind)
+        split = {p.sat: p.split for p in expand(kind, 2)}
+        for rank in range(ranks):
+            tensors: dict[str, Any] = {
+                rename(name): part_of(tensor, split[name], rank, ranks).clone() for name, tensor in whole.items()
+            }
+            change(tensors, rank)
+            torch.save({"module": tensors, "iteration": 7}, root / "7" / f"mp_rank_{rank:02d}_model_states.pt")
+        return root
+
+    return write

@@ -1,0 +1,119 @@
+"""The dispatcher: what it lists, how fast, and how each kind of failure ends."""
+
+import argparse
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from cogvideo.cli import main as main_module
+from cogvideo.cli.common import add_config_arguments, split_overrides
+from cogvideo.cli.main import COMMANDS, main
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch):
+    """Install a `cogvideo toy` whose `run` is the given function."""
+
+    def install(run) -> None:
+        module = ModuleType("cogvideo.cli.toy", "A toy.")
+        module.add_arguments = add_config_arguments  # type: ignore[attr-defined]
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "cogvideo.cli.toy", module)
+        monkeypatch.setattr(main_module, "_available", lambda: {"toy": "a toy", "train": "train"})
+
+    return install
+
+
+def fail_with(error: BaseException):
+    def run(args: argparse.Namespace) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("a=3;\n  expected 4"), 2, "cogvideo: error: a=3; expected 4\n"),
+        (ValueError(), 2, "cogvideo: error: ValueError\n"),
+        (FileNotFoundError(2, "No such file or directory", "clip.mp4"), 2, "clip.mp4: No such file or directory\n"),
+        (PermissionError(13, "Permission denied", "/out"), 2, "cogvideo: error: /out: Permission denied\n"),
+        (OSError("odd"), 2, "cogvideo: error: odd\n"),
+        (KeyboardInterrupt(), 130, "cogvideo: interrupted\n"),
+    ],
+)
+def test_failures_are_one_line_and_a_code(command, capsys, error: BaseException, code: int, line: str) -> None:
+    command(fail_with(error))
+    assert main(["toy"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith(line) and err.count("\n") == 1
+
+
+def test_our_own_mistakes_are_not_hidden(command) -> None:
+    command(fail_with(AssertionError("broken invariant")))
+    with pytest.raises(AssertionError):
+        main(["toy"])
+
+
+def test_the_traceback_can_be_asked_for(command, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    command(fail_with(ValueError("bad")))
+    monkeypatch.setenv("COGVIDEO_TRACEBACK", "1")
+    assert main(["toy"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.endswith("cogvideo: error: bad\n")
+
+
+def test_words_and_options_mix_in_any_order(command) -> None:
+    seen = []
+    command(lambda args: seen.append((args.overrides, [str(file) for file in args.config])))
+    assert main(["toy", "a=1", "--config", "x.yaml", "b.c=2", "--config", "y.yaml"]) == 0
+    assert main(["toy"]) == 0
+    assert seen == [(["a=1", "b.c=2"], ["x.yaml", "y.yaml"]), ([], [])]
+
+
+@pytest.mark.parametrize("words", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])
+def test_a_launchers_rank_before_the_command_is_dropped(command, words: list[str]) -> None:
+    seen = []
+    command(lambda args: seen.append(args.overrides))
+    assert main([*words, "toy", "a=1"]) == 0
+    assert seen == [["a=1"]]
+
+
+def test_an_unknown_command_or_option_is_one_line(command, capsys) -> None:
+    command(fail_with(AssertionError("not reached")))
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == "cogvideo: error: there is no command 'trian'; did you mean 'train'?\n"
+    assert main(["zzz"]) == 2
+    assert "choose one of toy, train" in capsys.readouterr().err
+    assert main(["toy", "--colour"]) == 2
+    err = capsys.readouterr().err
+    assert "--colour" in err and "cogvideo toy --help" in err and err.count("\n") == 1
+
+
+def test_only_commands_that_exist_are_listed(capsys) -> None:
+    assert main(["--help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == list(main_module._available()) and set(listed) <= set(COMMANDS)
+
+
+def test_prompts_and_overrides_part() -> None:
+    prompts, overrides = ["the red digit 3", "x = 3 is a caption", "红色的数字 = 3"], ["seed=7", "guidance.scale=2"]
+    assert split_overrides([*overrides, *prompts]) == (prompts, overrides)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in main_module._available())])
+def test_help_needs_nothing_slow_to_import(words: list[str]) -> None:
+    code = f"""
+import sys
+from cogvideo.cli.main import main
+try:
+    code = main({words!r})
+except SystemExit as end:  # argparse leaves this way after --help
+    code = end.code
+heavy = {{"torch", "deepspeed", "numpy", "av", "matplotlib"}} & set(sys.modules)
+sys.exit(f"imported {{heavy}}" if heavy else code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,88 @@
+"""Captions files: both forms, and each way in which a line can be wrong."""
+
+import json
+
+import pytest
+
+from cogvideo.data.captions import MAX_LINE_BYTES, Caption, read_captions
+
+
+def write(path, *lines):
+    path.write_text(
+        "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
+    return path
+
+
+def test_json_lines_with_spans(tmp_path):
+    file = write(
+        tmp_path / "c.jsonl",
+        {"video": "a.mp4", "caption": "红色的\n数字 3"},
+        "\n",
+        {"video": "b/c.mp4", "caption": "x", "start": 2, "end": 6.5},
+    )
+    assert read_captions(file) == [Caption("a.mp4", "红色的 数字 3"), Caption("b/c.mp4", "x", 2.0, 6.5)]
+
+
+def test_tab_separated(tmp_path):
+    assert read_captions(write(tmp_path / "c.tsv", "a.mp4\ta red digit\n")) == [Caption("a.mp4", "a red digit")]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "c.tsv").write_bytes(b"\xef\xbb\xbfa.mp4\tx\n")
+    assert read_captions(tmp_path / "c.tsv")[0].video == "a.mp4"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json\n", "not JSON"),
+        ("[1]\n", "expected an object"),
+        ({"video": "a.mp4"}, "caption=None"),
+        ({"video": 3, "caption": "x"}, "video=3"),
+        ({"video": "a.mp4", "caption": "  "}, "caption is empty"),
+        ({"video": "", "caption": "x"}, "outside"),
+        ({"video": "../a.mp4", "caption": "x"}, "outside"),
+        ({"video": "/etc/passwd", "caption": "x"}, "outside"),
+        ({"video": "a\0.mp4", "caption": "x"}, "outside"),
+        ({"video": "a.mp4", "caption": "x", "strat": 1}, "unknown field 'strat'"),
+        ({"video": "a.mp4", "caption": "x", "start": "1"}, "expected seconds"),
+        ({"video": "a.mp4", "caption": "x", "start": True}, "expected seconds"),
+        ({"video": "a.mp4", "caption": "x", "start": 3, "end": 3}, "start < end"),
+        ({"video": "a.mp4", "caption": "x", "start": -1}, "0 <= start"),
+        ('{"video": "a.mp4", "caption": "x", "start": NaN}\n', "0 <= start"),
+        ("[" * 20000 + "\n", "not JSON"),
+        ("x" * (MAX_LINE_BYTES + 1), "longer than"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    file = write(tmp_path / "c.jsonl", {"video": "ok.mp4", "caption": "fine"}, line)
+    with pytest.raises(ValueError, match=f"line 2: .*{message}") as caught:
+        read_captions(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_links_may_not_lead_out_of_the_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    file = write(tmp_path / "in" / "c.tsv", "link/a.mp4\tx\n")
+    with pytest.raises(ValueError, match="outside"):
+        read_captions(file)
+    assert read_captions(file, videos=tmp_path / "in" / "link")[0].text == "x"
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_file_is_an_error(tmp_path, text):
+    (tmp_path / "c.jsonl").write_text(text)
+    with pytest.raises(ValueError, match="holds no captions"):
+        read_captions(tmp_path / "c.jsonl")
+
+
+def test_not_text_and_not_there(tmp_path):
+    (tmp_path / "c.tsv").write_bytes(b"a.mp4\t\xff\xfe\n")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_captions(tmp_path / "c.tsv")
+    with pytest.raises(ValueError, match=r"\.jsonl or \.tsv"):
+        read_captions(tmp_path / "c.csv")
+    with pytest.raises(FileNotFoundError):
+        read_captions(tmp_path / "none.jsonl")

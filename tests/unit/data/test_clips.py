@@ -1,0 +1,101 @@
+"""Multi-frame-rate clips: what is picked for given times, and what holds for any."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
+
+DIGIT_TIMES = np.arange(33) / 8
+
+
+def test_lowest_takes_the_longest_length_that_fits():
+    clips = plan_clips(DIGIT_TIMES, ClipConfig(clip_seconds=(16.0, 4.0, 2.0)))
+    assert [(clip.seconds, clip.frames) for clip in clips] == [(4.0, (0, 8, 16, 24, 32))]
+
+
+def test_all_takes_every_length_evenly_spread():
+    clips = plan_clips(DIGIT_TIMES, ClipConfig((4.0, 2.0, 1.0, 0.5), "all", max_clips_per_length=4))
+    assert [clip.seconds for clip in clips] == [4.0] + [2.0] * 4 + [1.0] * 4 + [0.5] * 4
+    for clip in clips:
+        assert np.array_equal(np.diff(DIGIT_TIMES[list(clip.frames)]), [clip.seconds / 4] * 4)
+    assert [DIGIT_TIMES[clip.frames[0]] for clip in clips if clip.seconds == 1] == [0, 1, 2, 3]
+    assert clips[4].frames[-1] == 32
+
+
+def test_a_length_fits_to_the_end_of_the_last_frames_display():
+    clips = plan_clips(np.arange(100) / 25, ClipConfig((4.0,)))
+    assert clips[0].frames == (0, 25, 50, 75, 99)
+    assert plan_clips(np.arange(98) / 25, ClipConfig((4.0,))) == []
+
+
+def test_captioned_span_bounds_the_clips():
+    clips = plan_clips(np.arange(400) / 25, ClipConfig((8.0, 2.0, 1.0)), start=4.0, end=7.0)
+    assert {clip.seconds for clip in clips} == {2.0}
+    assert min(clip.frames[0] for clip in clips) == 100 and max(clip.frames[-1] for clip in clips) == 175
+
+
+def test_too_low_a_frame_rate_for_a_length_repeats_no_frame():
+    assert plan_clips(np.arange(20) / 2, ClipConfig((1.0,), "all")) == []
+    assert plan_clips(np.arange(20) / 4, ClipConfig((1.0,), "all")) != []
+
+
+@pytest.mark.parametrize("times", [[], [0.0], [0.0, 1.0, 2.0, 3.0]])
+def test_fewer_frames_than_a_clip_has(times):
+    assert plan_clips(np.array(times), ClipConfig((1.0,))) == []
+
+
+@given(
+    steps=st.lists(st.floats(0.005, 0.4), min_size=4, max_size=80),
+    lengths=st.lists(st.floats(0.2, 8), min_size=1, max_size=4).map(tuple),
+    policy=st.sampled_from(["lowest", "all"]),
+    most=st.integers(1, 6),
+    start=st.floats(0, 3),
+    span=st.none() | st.floats(0.1, 10),
+)
+def test_every_clip_holds_what_it_promises(steps, lengths, policy, most, start, span):
+    times = np.cumsum([0.0, *steps])
+    config = ClipConfig(lengths, policy, max_clips_per_length=most)
+    end = None if span is None else start + span
+    clips = plan_clips(times, config, start, end)
+    counts = {seconds: sum(clip.seconds == seconds for clip in clips) for seconds in {clip.seconds for clip in clips}}
+    assert all(count <= most for count in counts.values())
+    assert policy == "all" or len(counts) <= 1
+    assert len({(clip.seconds, clip.frames) for clip in clips}) == len(clips)
+    for clip in clips:
+        picked = times[list(clip.frames)]
+        assert clip.seconds in lengths and len(picked) == 5
+        assert (np.diff(picked) > 0).all()
+        wanted = picked[0] + np.linspace(0, clip.seconds, 5)
+        assert (np.abs(picked - wanted) <= config.tolerance * clip.seconds / 4 + 1e-5).all()
+        assert picked[0] >= start - 1e-5 and (end is None or picked[-1] <= end + 1e-5)
+
+
+def test_single_frames_are_spread_over_the_span():
+    assert [clip.frames for clip in plan_frames(DIGIT_TIMES, 3)] == [(0,), (16,), (32,)]
+    assert [clip.frames for clip in plan_frames(DIGIT_TIMES, 2, start=1.0, end=2.0)] == [(8,), (16,)]
+    assert plan_frames(DIGIT_TIMES, 9, start=1.0, end=1.2) == [Clip(0.0, (8,)), Clip(0.0, (9,))]
+    assert plan_frames(DIGIT_TIMES, 3, start=9.0) == []
+
+
+@given(rate=st.integers(4, 60), seconds=st.sampled_from([1.0, 2.0, 4.0, 8.0]))
+def test_a_constant_rate_gives_the_clip_whenever_its_spacing_is_two_frames(rate, seconds):
+    times = np.arange(int(10 * rate)) / rate
+    found = plan_clips(times, ClipConfig((seconds,)))
+    assert found or seconds / 4 * rate < 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip_seconds": ()},
+        {"clip_seconds": (0.0,)},
+        {"num_frames": 1},
+        {"max_clips_per_length": 0},
+        {"tolerance": 0.5},
+    ],
+)
+def test_settings_out_of_range(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        ClipConfig(**settings)

@@ -1,0 +1,91 @@
+"""GIFs and contact sheets: times, sizes, and captions in any script."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogvideo.media import contact_sheet as sheets
+from cogvideo.media.contact_sheet import contact_sheet
+from cogvideo.media.gif import write_gif
+
+
+def noise(count, side=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (count, side, side, 3)).astype(np.uint8)
+
+
+def durations(path):
+    with Image.open(path) as picture:
+        times = []
+        for index in range(picture.n_frames):
+            picture.seek(index)
+            times.append(picture.info["duration"])
+        return times
+
+
+@pytest.mark.parametrize("fps", [4, 8, 12, 30])
+def test_a_gif_lasts_as_long_as_its_frames(tmp_path, fps):
+    write_gif(tmp_path / "a.gif", noise(33), fps)
+    times = durations(tmp_path / "a.gif")
+    assert len(times) == 33 and abs(sum(times) / 1000 - 33 / fps) <= 0.01
+    assert max(times) - min(times) <= 10
+
+
+def test_equal_frames_keep_their_time(tmp_path):
+    write_gif(tmp_path / "a.gif", np.repeat(noise(3), 4, axis=0), 4)
+    assert sum(durations(tmp_path / "a.gif")) == 3000
+
+
+def test_gif_colours_and_scale(tmp_path):
+    frames = np.full((2, 8, 10, 3), (16, 16, 24), np.uint8)
+    frames[1, 2:5] = (230, 50, 48)
+    write_gif(tmp_path / "a.gif", frames, 8, scale=3)
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.size == (30, 24)
+        picture.seek(1)
+        found = np.array(picture.convert("RGB"))[::3, ::3]
+    assert np.abs(found.astype(int) - frames[1]).max() <= 4
+
+
+@pytest.mark.parametrize(("count", "fps"), [(0, 8), (2, 0), (2, 60)])
+def test_gifs_that_cannot_be(tmp_path, count, fps):
+    with pytest.raises(ValueError, match=r"no frames|frames a second"):
+        write_gif(tmp_path / "a.gif", noise(count), fps)
+    assert not (tmp_path / "a.gif").exists()
+
+
+def test_a_sheet_shows_every_frame(tmp_path):
+    rows = [noise(5), noise(3, seed=1)]
+    contact_sheet(tmp_path / "s.png", rows, ["one", "two"])
+    found = np.array(Image.open(tmp_path / "s.png"))
+    for row in rows:
+        for frame in row:
+            tops, lefts = np.nonzero((found == frame[0, 0]).all(-1))
+            assert any(
+                (found[y : y + 16, x : x + 16] == frame).all()
+                for y, x in zip(tops, lefts, strict=True)
+                if y + 16 <= found.shape[0] and x + 16 <= found.shape[1]
+            )
+
+
+@pytest.mark.parametrize("font", ["any", "none"])
+@pytest.mark.parametrize("caption", ["红色的数字3向左快速移动", "", "x" * 5000, "a\ud800\x00🎬", "two\nlines"])
+def test_any_caption_can_be_drawn(tmp_path, caption, font, monkeypatch):
+    if font == "none":
+        monkeypatch.setattr(sheets, "FONT_FOLDERS", ())
+        sheets._font.cache_clear()
+    contact_sheet(tmp_path / "s.png", [noise(2)], [caption])
+    sheets._font.cache_clear()
+    assert Image.open(tmp_path / "s.png").size[0] < 60
+
+
+def test_sheets_that_cannot_be(tmp_path):
+    for rows, captions, message in [
+        ([], None, "no frames"),
+        ([noise(0)], None, "no frames"),
+        ([noise(2)], [], "one each"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            contact_sheet(tmp_path / "s.png", rows, captions)
+    with pytest.raises(ValueError, match="too large"):
+        contact_sheet(tmp_path / "s.png", [noise(1)], scale=1000)
+    assert not (tmp_path / "s.png").exists()

@@ -1,0 +1,140 @@
+"""The whole model: against the dense reference, its loss, what learns, and what never changes a result."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cogvideo.model import transformer as transformer_module
+from cogvideo.model.transformer import CogVideoTransformer, is_temporal
+from cogvideo.sequence.example import Batch
+from tests.reference import transformer as reference
+from tests.unit.model.tiny import VARIANTS, tiny_batch, tiny_config, tiny_model
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request: pytest.FixtureRequest) -> CogVideoTransformer:
+    return tiny_model(tiny_config(**VARIANTS[request.param]))
+
+
+def reference_losses(model: CogVideoTransformer, batch: Batch) -> Tensor:
+    logits, _ = reference.forward(dict(model.state_dict()), model.config, batch.text, batch.text_mask, batch.frames)
+    layout = model.config.layout
+    by_frame = logits.log_softmax(-1).unflatten(1, (layout.num_frames, layout.frame_len))
+    losses = -by_frame.gather(-1, batch.frames[..., None])[..., 0]
+    return losses[:, list(layout.supervised_frames)]
+
+
+def test_token_losses_equal_the_dense_reference(model: CogVideoTransformer) -> None:
+    batch = tiny_batch(model.config)
+    losses = model.double().token_losses(batch)
+    assert losses.shape == (2, len(model.config.layout.supervised_frames), model.config.frame_len)
+    torch.testing.assert_close(losses.double(), reference_losses(model, batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_padding_never_changes_a_result(model: CogVideoTransformer, trimmed: bool) -> None:
+    batch, words = tiny_batch(model.config), model.config.vocabulary
+    if trimmed:
+        short = Batch(*(x[1:] for x in (batch.text, batch.text_mask, batch.frames, batch.seconds)))
+        other = short.trim_text()
+        assert other.text.shape[1] < short.text.shape[1]
+        expected = model.token_losses(batch)[1:]
+    else:
+        pads = torch.full((2, 5), words.newline)  # any id: padding is masked
+        text, mask = torch.cat([pads, batch.text], 1), torch.cat([pads < 0, batch.text_mask], 1)
+        other = Batch(text, mask, batch.frames, batch.seconds)
+        expected = model.token_losses(batch)
+    torch.testing.assert_close(model.token_losses(other), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_a_batch_do_not_meet(model: CogVideoTransformer) -> None:
+    batch = tiny_batch(model.config, batch=3)
+    one = Batch(*(x[1:2] for x in (batch.text, batch.text_mask, batch.frames, batch.seconds)))
+    torch.testing.assert_close(model.token_losses(batch)[1:2], model.token_losses(one), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "frozen"), [("image", False), ("sequential", False), ("sequential", True), ("interpolation", True)]
+)
+def test_every_trainable_parameter_learns_and_frozen_ones_stay(variant: str, frozen: bool) -> None:
+    model = tiny_model(tiny_config(**VARIANTS[variant]))
+    model.train().freeze_trunk(frozen)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.token_losses(tiny_batch(model.config)).mean().backward()
+    for name, p in model.named_parameters():
+        trainable = is_temporal(name) or not frozen
+        assert p.requires_grad == trainable
+        assert (p.grad is not None and bool(p.grad.abs().sum() > 0)) == trainable, name
+    optimiser.step()
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (not p.requires_grad), name
+
+
+def test_parameters_are_either_trunk_or_temporal(model: CogVideoTransformer) -> None:
+    temporal, trunk = (dict(part) for part in (model.temporal_parameters(), model.trunk_parameters()))
+    assert {*temporal, *trunk} == {name for name, _ in model.named_parameters()}
+    image = tiny_config("image", frame_side=model.config.frame_side, num_positions=model.config.num_positions)
+    assert {n: p.shape for n, p in trunk.items()} == {
+        n: p.shape for n, p in CogVideoTransformer(image).named_parameters()
+    }
+
+
+def gradients(model: CogVideoTransformer, batch: Batch) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.manual_seed(0)  # dropout
+    model.token_losses(batch).mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_recomputing_layers_changes_nothing(frozen: bool) -> None:
+    model = tiny_model(tiny_config(window_size=2, dropout=0.2, attention_dropout=0.2)).train()
+    model.freeze_trunk(frozen)
+    batch = tiny_batch(model.config)
+    kept = gradients(model, batch)
+    model.checkpoint_layers = True
+    recomputed = gradients(model, batch)
+    assert kept.keys() == recomputed.keys()
+    for name in kept:
+        torch.testing.assert_close(recomputed[name], kept[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_loss_in_chunks_equals_the_loss_at_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    model = tiny_model(tiny_config("interpolation", window_size=2))
+    batch = tiny_batch(model.config)
+    whole, losses = gradients(model, batch), model.token_losses(batch)
+    monkeypatch.setattr(transformer_module, "_LOSS_CHUNK_ROWS", rows)
+    torch.testing.assert_close(model.token_losses(batch), losses)
+    with torch.no_grad():
+        torch.testing.assert_close(model.token_losses(batch), losses)
+    for name, grad in gradients(model, batch).items():
+        torch.testing.assert_close(grad, whole[name], atol=1e-6, rtol=1e-5)
+
+
+def test_dropout_is_of_training_only() -> None:
+    model = tiny_model(tiny_config(dropout=0.3, attention_dropout=0.3))
+    batch = tiny_batch(model.config)
+    assert torch.equal(model.token_losses(batch), model.token_losses(batch))
+    model.train()
+    assert not torch.equal(model.token_losses(batch), model.token_losses(batch))
+
+
+def test_bfloat16_is_close() -> None:
+    model = tiny_model(tiny_config(window_size=2))
+    batch = tiny_batch(model.config)
+    exact = model.token_losses(batch).mean()
+    rough = model.bfloat16().token_losses(batch)
+    assert rough.dtype == torch.float32
+    assert rough.mean().item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_given_frames_of_stage_two_see_no_generated_one() -> None:
+    """So their states can be kept however often the frames between them are drawn."""
+    model = tiny_model(tiny_config("interpolation", window_size=2))
+    batch = tiny_batch(model.config)
+    changed = batch.frames.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 20
+    other = Batch(batch.text, batch.text_mask, changed, batch.seconds)
+    assert torch.equal(model.token_losses(batch)[:, 0], model.token_losses(other)[:, 0])

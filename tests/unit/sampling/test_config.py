@@ -1,0 +1,54 @@
+"""Settings: the published defaults, what follows from them, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from cogvideo.config import load_config
+from cogvideo.sampling.config import DrawConfig, SampleConfig
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "sample"
+
+
+def test_published_file_spells_out_the_defaults() -> None:
+    written, default = load_config(SampleConfig, [CONFIGS / "published.yaml"]), SampleConfig()
+    assert (written.seconds, written.rounds) == (default.seconds, default.rounds)
+    for name in ("first_frame", "key_frames", "interpolation"):
+        said, meant = getattr(written, name), getattr(default, name)
+        assert (said.bonus, said.says_video) == (meant.bonus, meant.says_video), name
+        for field in ("temperature", "top_k_clusters", "token_temperature", "guidance_scale"):
+            assert getattr(said, field) == getattr(meant, field), (name, field)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_files_load(path: Path) -> None:
+    assert isinstance(load_config(SampleConfig, [path]), SampleConfig)
+
+
+def test_text_bonus_follows_guidance() -> None:
+    assert DrawConfig().bonus == 1.4
+    assert DrawConfig(guidance_scale=3.0).bonus == 0.0
+    assert DrawConfig(guidance_scale=3.0, text_bonus=0.5).bonus == 0.5
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("seed=-1", "seed=-1 is negative"),
+        ("rounds=-1", "rounds=-1 must be at least 0"),
+        ("rounds=60", "rounds=60 asks for more than memory holds; give at most 8"),
+        ("samples_per_prompt=1000000000000", "more than memory holds"),
+        ("seconds=1e9", "at most 3600"),
+        ("key_frames.guidance_scale=nan", "key_frames.guidance_scale=nan; expected a finite number"),
+        ("interpolation.text_bonus=inf", "expected a finite number"),
+        ("seconds=0", "seconds=0.0 must be above 0"),
+        ("samples_per_prompt=0", "samples_per_prompt=0 must be at least 1"),
+        ("num_clusters=0", "num_clusters=0 must be at least 1"),
+        ("key_frames.temperature=0", "temperature=0.0 must be above 0"),
+        ("interpolation.top_k_clusters=0", "top_k_clusters=0 leaves nothing"),
+        ("key_frames.guidance=2", "did you mean 'key_frames.guidance_scale'"),
+    ],
+)
+def test_refused(word: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+        load_config(SampleConfig, [], [word])

@@ -1,0 +1,127 @@
+"""The pipeline with random weights: shapes, and what a sample depends on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cogvideo.sampling.config import DrawConfig, SampleConfig
+from cogvideo.sampling.pipeline import Pipeline
+from tests.unit.sampling import tiny
+
+PROMPTS = ["the red digit 3", "数字", "quickly"]
+SHORT = SampleConfig(rounds=1, num_clusters=8)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny.pipeline(SHORT)
+
+
+@pytest.fixture(scope="module")
+def tokens(pipeline: Pipeline) -> torch.Tensor:
+    return pipeline.sample(PROMPTS)
+
+
+def test_shapes_and_counts(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    assert tokens.shape == (3, 9, 4) and tokens.dtype == torch.int64
+    assert tokens.min() >= 0 and tokens.max() < tiny.NUM_CODES
+    assert [pipeline.num_frames(replace(SHORT, rounds=r)) for r in range(4)] == [5, 9, 17, 33]
+    assert pipeline.fps(SampleConfig()) == 8.0
+    drawn: list[int] = []
+    pipeline.sample(PROMPTS[:1], SHORT, drawn.append)
+    assert sum(drawn) == pipeline.num_tokens(SHORT, 1) == 9 * 4
+
+
+def test_pictures(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    pictures = pipeline.decode(tokens[:2, :3])
+    assert pictures.shape == (2, 3, 16, 16, 3) and pictures.dtype == np.uint8
+    assert (pictures[1, 2] == pipeline.decode(tokens[1, 2])).all()
+
+
+def test_a_seed_repeats_and_another_does_not(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    assert torch.equal(tokens, pipeline.sample(PROMPTS))
+    other = pipeline.sample(PROMPTS, replace(SHORT, seed=1))
+    assert all((a != b).any() for a, b in zip(tokens, other, strict=True))
+
+
+@pytest.mark.parametrize("clips_at_once", [1, 2])
+def test_a_sample_does_not_see_its_batch(pipeline: Pipeline, tokens: torch.Tensor, clips_at_once: int) -> None:
+    """Other prompts, their order and the size of batches."""
+    again = pipeline.sample(PROMPTS[::-1], replace(SHORT, clips_at_once=clips_at_once))
+    assert torch.equal(again.flip(0), tokens)
+
+
+def test_samples_of_a_prompt(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    two = pipeline.sample(PROMPTS, replace(SHORT, samples_per_prompt=2))
+    assert torch.equal(two[::2], tokens)
+    assert all((a != b).any() for a, b in zip(two[::2], two[1::2], strict=True))
+    assert torch.equal(pipeline.sample([PROMPTS[0]] * 2), two[:2]), "a repeated prompt is another sample of it"
+
+
+def test_rounds_keep_the_frames_there_are(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    key_frames = pipeline.sample(PROMPTS[:1], replace(SHORT, rounds=0))
+    longer = pipeline.sample(PROMPTS[:1], replace(SHORT, rounds=2))
+    assert torch.equal(tokens[:1, ::2], key_frames)
+    assert torch.equal(longer[:, ::2], tokens[:1])
+
+
+def test_texts(pipeline: Pipeline) -> None:
+    """What is said to the models, round by round, as published."""
+    texts = pipeline.texts(["a  cat\n"], SampleConfig())
+
+    def clip(seconds: str, caption: str) -> list[int]:
+        return [*tiny.encode(seconds + "秒"), tiny.VOCABULARY.newline, *tiny.encode(caption)]
+
+    assert texts.first_frame.texts == [tiny.encode("a cat 高清摄影")] and texts.first_frame.guide is None
+    assert texts.key_frames.texts == [clip("4.0", "a cat 视频")]
+    assert texts.key_frames.guide == clip("4.0", "视频")
+    assert [round.texts for round in texts.rounds] == [[clip(s, "a cat")] for s in ("2.0", "1.0", "0.5")]
+    assert all(round.guide is None for round in texts.rounds)
+
+
+def test_guides_where_asked(pipeline: Pipeline) -> None:
+    guided = DrawConfig(guidance_scale=2.0)
+    texts = pipeline.texts(["a"], SampleConfig(first_frame=guided, interpolation=guided))
+    assert texts.first_frame.guide == tiny.encode("视频 高清摄影")
+    newline = [tiny.VOCABULARY.newline]
+    assert texts.rounds[2].guide == [*tiny.encode("0.5秒"), *newline, *tiny.encode("视频")]
+    assert texts.rounds[2].texts == [[*tiny.encode("0.5秒"), *newline, *tiny.encode("a 视频")]]
+
+
+def test_shorter_clips_are_said_so(pipeline: Pipeline) -> None:
+    texts = pipeline.texts(["a"], SampleConfig(seconds=1.0))
+    said = [of_round.texts[0][:3] for of_round in (texts.key_frames, *texts.rounds)]
+    assert said[:3] == [tiny.encode("1.0"), tiny.encode("0.5"), tiny.encode("0.2")]
+
+
+def test_the_text_steers(pipeline: Pipeline) -> None:
+    """Same random numbers, other words: the model reads them."""
+    spoken = replace(pipeline.prompt, image_suffix=" other")
+    changed = tiny.pipeline(SHORT)
+    changed.prompt = spoken
+    assert (changed.sample(PROMPTS[:1]) != pipeline.sample(PROMPTS[:1])).any()
+
+
+def test_bad_prompts_are_refused_first(pipeline: Pipeline) -> None:
+    for prompts, said in (
+        ([], "there is no prompt"),
+        (["a", " \n"], "the prompt is empty"),
+        (["x" * 99], "shorten it"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pipeline.sample(prompts)
+
+
+def test_without_stage_2(pipeline: Pipeline) -> None:
+    stage1 = Pipeline(
+        encode=tiny.encode,
+        prompt=pipeline.prompt,
+        image_tokenizer=pipeline.image_tokenizer,
+        sequential=pipeline.sequential,
+        config=SHORT,
+    )
+    with pytest.raises(ValueError, match="set rounds=0"):
+        stage1.sample(PROMPTS)
+    assert stage1.sample(PROMPTS[:1], replace(SHORT, rounds=0)).shape == (1, 5, 4)

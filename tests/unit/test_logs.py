@@ -1,0 +1,64 @@
+"""One process speaks; a progress bar off a terminal is plain lines."""
+
+import logging
+
+import pytest
+
+from cogvideo.logs import get_logger, progress
+
+
+@pytest.fixture(autouse=True)
+def first_rank_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RANK", raising=False)
+    yield
+    monkeypatch.undo()
+    get_logger()
+
+
+def test_rank_0_speaks_once_and_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+    get_logger("cogvideo.a")
+    get_logger("cogvideo.b").info("step %d", 3)
+    get_logger("cogvideo.a").warning("low disk")
+    out, err = capsys.readouterr()
+    assert out == "" and err == "step 3\nwarning: low disk\n"
+
+
+def test_other_ranks_speak_only_of_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    log = get_logger("cogvideo.a")
+    log.info("step")
+    log.error("lost")
+    assert list(progress(range(3), "work")) == [0, 1, 2]
+    assert capsys.readouterr().err == "[rank 2] error: lost\n"
+
+
+def test_the_root_loggers_handlers_do_not_repeat_us(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        get_logger("cogvideo.a").info("once")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert capsys.readouterr().err == "once\n"
+
+
+def test_off_a_terminal_progress_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(4, "train", "step", seconds_between_lines=0) as bar:
+        bar.set_postfix_str("loss 1.5", refresh=False)
+        for _ in range(4):
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("train: 0/4 step") and lines[-1].startswith("train: 4/4 step")
+    assert "loss 1.5" in lines[-1] and all("\r" not in line for line in lines)
+
+
+def test_seldom_lines_still_show_start_and_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sum(progress(range(1000), "count", seconds_between_lines=60)) == 499_500
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ")[1] for line in lines] == ["0/1000", "1000/1000"]
+
+
+def test_progress_may_begin_in_the_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(10, "resumed", initial=7) as bar:
+        bar.update(3)
+    assert "10/10" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""TextTokenizer: ids, special pieces, round trips, and model files that are not whole."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cogvideo.sequence.prompt import PromptFormat
+from cogvideo.tokenizers import text as text_module
+from cogvideo.tokenizers.text import TextTokenizer
+
+COLOURS = {"red": "红色", "green": "绿色", "blue": "蓝色"}
+CAPTIONS = [
+    caption
+    for english, chinese in COLOURS.items()
+    for digit in range(10)
+    for caption in (f"the {english} digit {digit} moves left quickly", f"{chinese}的数字{digit}向左快速移动")
+]
+IMAGE_TOKENS = 100
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.model"
+    TextTokenizer.train(CAPTIONS, path, num_pieces=400, num_image_tokens=IMAGE_TOKENS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_file):
+    return TextTokenizer.load(model_file)
+
+
+def test_ids_are_text_ids_and_specials_differ(tokenizer):
+    vocabulary = tokenizer.vocabulary
+    assert vocabulary.num_image_tokens == IMAGE_TOKENS
+    assert len({vocabulary.pad, vocabulary.newline, vocabulary.start_of_image}) == 3
+    assert [tokenizer.piece(id) for id in (vocabulary.pad, vocabulary.newline, vocabulary.start_of_image)] == [
+        "<pad>",
+        "<n>",
+        "<start_of_image>",
+    ]
+    for caption in CAPTIONS:
+        assert all(IMAGE_TOKENS <= id < vocabulary.size for id in tokenizer.encode(caption))
+
+
+def test_words_and_lengths_take_few_pieces(tokenizer):
+    assert len(tokenizer.encode("the red digit 3 moves left quickly")) <= 9  # a digit and its space are two pieces
+    assert len(tokenizer.encode("红色的数字3向左快速移动")) <= 12
+    prompt = PromptFormat()
+    ids = prompt.clip_text(tokenizer.encode, tokenizer.vocabulary.newline, 4.0, CAPTIONS[0], 32, suffix=" 视频")
+    assert tokenizer.decode(ids) == "4.0秒\n" + CAPTIONS[0] + " 视频"
+
+
+def test_a_digit_is_the_same_piece_in_both_languages(tokenizer):
+    english, chinese = (set(tokenizer.encode(text)) for text in ("digit 7", "数字7"))
+    assert len({id for id in english & chinese if tokenizer.piece(id) == "7"}) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "红色 red 🎉👍🏽 mixed 混合", "two\nlines", "\n\n", "末尾\n", "<pad> <n> <start_of_image>"]
+)
+def test_round_trip(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_typed_special_pieces_are_only_text(tokenizer):
+    vocabulary = tokenizer.vocabulary
+    ids = tokenizer.encode("a<pad>b<n>c<start_of_image>")
+    assert not {vocabulary.pad, vocabulary.newline, vocabulary.start_of_image} & set(ids)
+
+
+def test_line_breaks_of_every_kind_are_the_newline_piece(tokenizer):
+    for text in ("a\nb", "a\r\nb", "a\rb"):
+        assert tokenizer.encode(text).count(tokenizer.vocabulary.newline) == 1
+    assert tokenizer.encode("a\n\nb").count(tokenizer.vocabulary.newline) == 2
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), max_size=30))
+def test_any_text_encodes_and_comes_back_normalised(tokenizer, text):
+    expected = unicodedata.normalize("NFKC", text)
+    if "▁" not in expected and " " not in expected:  # sentencepiece's own mark for a space; spaces fold to one
+        decoded = tokenizer.decode(tokenizer.encode(text))
+        assert unicodedata.normalize("NFKC", decoded) == expected
+
+
+def test_decode_refuses_image_tokens(tokenizer):
+    with pytest.raises(ValueError, match=r"id 5 is not a text id; text ids are 100\.\."):
+        tokenizer.decode([5])
+    with pytest.raises(ValueError, match="is not a text id"):
+        tokenizer.decode([tokenizer.vocabulary.size])
+
+
+def test_training_repeats_bitwise(model_file, tmp_path):
+    TextTokenizer.train(CAPTIONS, tmp_path / "again.model", num_pieces=400, num_image_tokens=IMAGE_TOKENS)
+    assert (tmp_path / "again.model").read_bytes() == model_file.read_bytes()
+
+
+def test_training_errors(tmp_path):
+    with pytest.raises(ValueError, match="no captions"):
+        TextTokenizer.train(["", "  \n"], tmp_path / "m", num_pieces=400, num_image_tokens=8)
+    with pytest.raises(ValueError, match=r"num_pieces=50 does not fit these captions; give \d+ or more$"):
+        TextTokenizer.train(CAPTIONS, tmp_path / "m", num_pieces=50, num_image_tokens=8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_not_models(model_file, tmp_path, monkeypatch):
+    whole = model_file.read_bytes()
+    bad = tmp_path / "bad.model"
+    for content in (b"", b"not a model", whole[: len(whole) // 2], whole[:-3]):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.model: ") as error:
+            TextTokenizer.load(bad)
+        assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError):
+        TextTokenizer.load(tmp_path / "none.model")
+    monkeypatch.setattr(text_module, "MAX_MODEL_BYTES", 1 << 10)
+    with pytest.raises(ValueError, match="larger than"):
+        TextTokenizer.load(model_file)
+
+
+def test_a_foreign_model_is_told_apart(model_file, tmp_path):
+    proto = text_module.parse_model(model_file.read_bytes())
+    proto.trainer_spec.model_prefix = "somebody-elses"
+    foreign = tmp_path / "foreign.model"
+    foreign.write_bytes(proto.SerializeToString())
+    with pytest.raises(ValueError, match="how many image tokens"):
+        TextTokenizer.load(foreign)
+    assert TextTokenizer.load(foreign, num_image_tokens=8).vocabulary.num_image_tokens == 8
+    kept = [piece for piece in proto.pieces if piece.piece != "<start_of_image>"]
+    del proto.pieces[:]
+    proto.pieces.extend(kept)
+    foreign.write_bytes(proto.SerializeToString())
+    with pytest.raises(ValueError, match="no piece <start_of_image>"):
+        TextTokenizer.load(foreign, num_image_tokens=8)

@@ -1,0 +1,101 @@
+"""Shapes, levels and errors of the VQ-VAE; its numbers are checked in tests/parity/test_vqvae.py."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
+
+SMALL = VQVAEConfig(
+    channels=8,
+    channel_multipliers=(1, 2),
+    encoder_num_res_blocks=1,
+    z_channels=8,
+    embedding_dim=4,
+    num_codes=32,
+    levels=(0, 2),
+    norm_groups=4,
+    nominal_resolution=16,
+    attention_resolutions=(4,),
+)
+
+
+def build(config: VQVAEConfig = SMALL) -> VQVAE:
+    torch.manual_seed(0)
+    return VQVAE(config).eval()
+
+
+def test_a_batch_decodes_as_its_images_do_alone():
+    model = build()
+    ids = torch.randint(0, 32, (3, 2, 4), generator=torch.Generator().manual_seed(1))
+    together = model.decode(ids, 2)
+    assert together.shape == (3, 3, 2 * 8, 4 * 8)
+    alone = torch.cat([model.decode(one[None], 2) for one in ids])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_levels_asked_for_exist():
+    names = {name.split(".")[0] + "." + name.split(".")[1] for name in build().state_dict()}
+    assert {"decs.0", "decs.2", "down_samplers.0", "down_samplers.1"} <= names and "decs.1" not in names
+    top = build(replace(SMALL, levels=(0,)))
+    assert not [name for name in top.state_dict() if name.startswith(("down_samplers", "decs.0", "decs.1"))]
+    with pytest.raises(ValueError, match=r"level 1 is not built, only \[0, 2\]"):
+        build().encode(torch.zeros(1, 3, 8, 8), 1)
+
+
+def test_rates():
+    assert [VQVAEConfig().compress_rate(level) for level in range(3)] == [4, 8, 16]
+    assert VQVAEConfig().level_of_rate(8) == 1
+    with pytest.raises(ValueError, match=r"compress rate 7 .* \[4, 8, 16\]"):
+        VQVAEConfig().level_of_rate(7)
+
+
+def test_pixel_norm_keeps_codes_local():
+    """A change in one corner reaches no code far from it, as it would through image-wide statistics."""
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    changed = image.clone()
+    changed[:, :, :4, :4] += 3
+    far = (slice(None), slice(None), slice(-4, None), slice(-4, None))
+    for scope, equal in (("pixel", True), ("image", False)):
+        model = build(replace(SMALL, levels=(0,), norm_scope=scope, mid_attention=False))
+        before, after = (model.features(x, 0)[far] for x in (image, changed))
+        assert torch.allclose(before, after, atol=1e-6) is equal
+
+
+def test_nearest_code_is_nearest_in_every_chunk():
+    quantizer = build().quantize
+    vectors = torch.randn(37, 4, generator=torch.Generator().manual_seed(3))
+    expected = torch.cdist(vectors, quantizer.embed.weight).argmin(1)
+    assert torch.equal(quantizer.nearest(vectors, chunk=5), expected)
+
+
+def test_every_trainable_parameter_gets_a_gradient():
+    model = build(replace(SMALL, levels=(2,))).train()
+    model.decode_codes(model.features(torch.rand(2, 3, 16, 16), 2), 2).square().mean().backward()
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == [] and not model.quantize.embed.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": (3,)}, r"vqvae.levels=\(3,\) must be some of 0..2"),
+        ({"levels": ()}, r"vqvae.levels=\(\)"),
+        ({"norm_groups": 3}, "vqvae.norm_groups=3 does not divide a width of 8"),
+    ],
+)
+def test_config_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 16, 12)])
+def test_images_of_a_wrong_shape(shape):
+    with pytest.raises(ValueError, match="sides divisible by 8"):
+        build().encode(torch.zeros(shape), 2)
+
+
+def test_ids_outside_the_codebook():
+    with pytest.raises(ValueError, match=r"ids span 0\.\.32, expected 0\.\.31"):
+        build().decode(torch.tensor([[[0, 32]]]), 0)

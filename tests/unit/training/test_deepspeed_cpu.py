@@ -1,0 +1,47 @@
+"""A group of one process starts by itself on a CPU, even where DeepSpeed's own start would wait for ever."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+START = """
+from cogvideo.training.deepspeed_cpu import prepare_environment
+prepare_environment()
+import deepspeed, torch
+deepspeed.init_distributed("gloo", verbose=False)
+total = torch.ones(1)
+deepspeed.comm.all_reduce(total)
+deepspeed.comm.inference_all_reduce(total)
+print("world", deepspeed.comm.get_world_size(), "sum", total.item())
+"""
+
+
+@pytest.mark.slow
+def test_one_process_starts_without_launcher_compiler_or_stale_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    unwanted = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
+    environment = {key: value for key, value in os.environ.items() if key not in unwanted}
+    environment |= {"TORCH_EXTENSIONS_DIR": str(tmp_path), "PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "world 1 sum 1.0" in done.stdout
+    assert [p.name for p in tmp_path.rglob("*")] == ["deepspeed_shm_comm", "lock"], "something was built"
+
+
+def test_a_launchers_group_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cogvideo.training.deepspeed_cpu import ONE_PROCESS, prepare_environment
+
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the environment alone is looked at here
+    for key in ONE_PROCESS:
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    prepare_environment()
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("3", "8")
+    assert "MASTER_PORT" not in os.environ

@@ -1,0 +1,67 @@
+"""The learning rate's shape, and which parameters decay."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from cogvideo.model.config import ModelConfig
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.training.config import LoopConfig, OptimiserConfig
+from cogvideo.training.optimiser import learning_rate, make_optimiser, parameter_groups
+
+
+def small_model() -> CogVideoTransformer:
+    vocabulary = Vocabulary(size=40, num_image_tokens=16, pad=20, newline=21, start_of_image=39)
+    sizes = dict(num_layers=2, hidden_size=8, num_heads=2, text_len=6, frame_side=2, num_positions=16)
+    return CogVideoTransformer(ModelConfig(**sizes, frame_position_start=8, vocabulary=vocabulary))
+
+
+def test_the_rate_rises_then_falls_to_its_floor() -> None:
+    config = OptimiserConfig(lr=1.0, warmup_steps=4, min_lr_ratio=0.1)
+    assert [learning_rate(step, 10, config) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate(4, 10, config) == 1.0
+    assert learning_rate(7, 10, config) == pytest.approx(0.55)
+    assert learning_rate(10, 10, config) == pytest.approx(0.1)
+
+
+@given(st.integers(0, 300), st.integers(1, 200), st.integers(0, 250))
+def test_the_rate_stays_between_zero_and_its_peak(step: int, steps: int, warmup: int) -> None:
+    config = OptimiserConfig(lr=3e-4, warmup_steps=warmup)
+    assert 0 < learning_rate(step, steps, config) <= 3e-4
+
+
+def test_vectors_do_not_decay_and_nothing_frozen_is_there() -> None:
+    model = small_model()
+    model.freeze_trunk()
+    decayed, plain = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all("bias" in names[id(p)] or "mix_logit" in names[id(p)] for p in plain["params"])
+    expected = {name for name, _ in model.temporal_parameters()}
+    assert {names[id(p)] for group in (decayed, plain) for p in group["params"]} == expected
+
+
+def test_every_learned_parameter_is_in_one_group() -> None:
+    model = small_model()
+    optimiser = make_optimiser(model, OptimiserConfig())
+    grouped = [id(p) for group in optimiser.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    no_decay = {id(p) for group in optimiser.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert {id(p) for name, p in model.named_parameters() if "layernorm" in name or name.endswith("bias")} <= no_decay
+
+
+def test_a_frozen_module_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing is left to learn"):
+        parameter_groups(nn.Linear(2, 2).requires_grad_(False), 0.0)
+
+
+@pytest.mark.parametrize(("world", "micro", "expected"), [(1, None, 1), (2, None, 1), (1, 4, 6), (2, 4, 3), (3, 8, 1)])
+def test_a_batch_is_cut_evenly(world: int, micro: int | None, expected: int) -> None:
+    assert LoopConfig(batch_size=24, micro_batch_size=micro).accumulation(world) == expected
+
+
+def test_a_batch_that_cannot_be_cut_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"train\.batch_size=24"):
+        LoopConfig(batch_size=24, micro_batch_size=5).accumulation(1)
