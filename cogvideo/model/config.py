@@ -24,6 +24,9 @@ class ModelConfig:
     """Tokens along each side of a frame."""
     num_frames: int = 5
     """Frames a clip; an image model has one whatever this says."""
+    learn_first_frame: bool = False
+    """Of a sequential model: it learns and draws frame 0 too, knowing the clip's length; false, as published, leaves
+    that frame to the trunk."""
     window_size: int | None = None
     """Side of the temporal channel's windows in tokens, shifted by half on odd layers; null for full attention."""
     num_positions: int = 1024
@@ -86,5 +89,8 @@ class ModelConfig:
     def layout(self) -> ClipLayout:
         if self.task == "image":
             return ClipLayout.image(self.text_len, self.frame_side)
-        build = ClipLayout.sequential if self.task == "sequential" else ClipLayout.interpolation
-        return build(self.text_len, self.frame_side, self.num_frames)
+        if self.task == "interpolation":
+            return ClipLayout.interpolation(self.text_len, self.frame_side, self.num_frames)
+        return ClipLayout.sequential(
+            self.text_len, self.frame_side, self.num_frames, learn_first_frame=self.learn_first_frame
+        )

@@ -93,6 +93,11 @@ class Pipeline:
             config=bundle_sample_config(directory, [], []),
         )
 
+    @property
+    def _trunk_draws_first_frame(self) -> bool:
+        """As published: a text-to-image model does. Else stage 1 has learned first frames itself."""
+        return 0 in self.sequential.config.layout.given_frames
+
     def num_frames(self, config: SampleConfig) -> int:
         """Frames a sample: key frames, and as many between them as the rounds make."""
         return (self.sequential.config.num_frames - 1) * 2**config.rounds + 1
@@ -120,7 +125,8 @@ class Pipeline:
         def each(of_caption: list[list[int]]) -> list[list[int]]:
             return [text for text in of_caption for _ in range(config.samples_per_prompt)]
 
-        sampler = self._sampler("first frame", self.trunk, config.first_frame, config)
+        first_model = self.trunk if self._trunk_draws_first_frame else self.sequential
+        sampler = self._sampler("first frame", first_model, config.first_frame, config)
         own, guide = each(texts.first_frame.texts), texts.first_frame.guide
         first = sample_first_frames(sampler, own, guide, keys, progress)
         sampler = self._sampler("key frames", self.sequential, config.key_frames, config)
@@ -145,8 +151,12 @@ class Pipeline:
             raise ValueError("there is no prompt; describe a video in a few words")
         if config.rounds and self.interpolation is None:
             raise ValueError(f"these weights have no stage 2 for rounds={config.rounds} of interpolation; set rounds=0")
+        if self._trunk_draws_first_frame:
+            first_frame = self._say_picture(config.first_frame, prompts)
+        else:
+            first_frame = self._say_clip(self.sequential, config.first_frame, config.seconds, prompts)
         return Texts(
-            self._say_picture(config.first_frame, prompts),
+            first_frame,
             self._say_clip(self.sequential, config.key_frames, config.seconds, prompts),
             list(self._rounds(config, prompts)),
         )
@@ -179,15 +189,18 @@ class Pipeline:
         layout, wrapped = model.config.layout, config.published_prefill and what == "interpolation"
         key = (what, wrapped, config.schedule)
         if key not in self._programs:
-            first = what == "first frame"
-            given, frames = ((), (0,)) if first else (layout.given_frames, layout.generation_order)
+            given, frames = layout.given_frames, layout.generation_order
+            if what == "first frame":
+                given, frames = (), (0,)
+            elif what == "key frames":
+                given, frames = (0,), tuple(frame for frame in frames if frame != 0)
             schedule = schedules.sequential(layout, given, frames)
             if config.schedule == "wavefront":
                 schedule = wavefront(schedule, layout, model.config.window_size)
             self._programs[key] = compile_program(
                 model.config,
                 schedule,
-                temporal=not first,
+                temporal=not (what == "first frame" and self._trunk_draws_first_frame),
                 given_windows="wrapped" if wrapped else "cut",
             )
         drawer = ClusterDraw(

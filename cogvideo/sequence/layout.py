@@ -51,9 +51,12 @@ class ClipLayout:
         return cls(text_len, frame_side, (FrameSpec(rank=0, causal=True, supervised=True),))
 
     @classmethod
-    def sequential(cls, text_len: int, frame_side: int, num_frames: int) -> "ClipLayout":
-        """Stage 1: frames one after the other; frame 0 comes from the trunk, so it is not learned."""
-        return cls(text_len, frame_side, tuple(FrameSpec(i, True, i > 0) for i in range(num_frames)))
+    def sequential(
+        cls, text_len: int, frame_side: int, num_frames: int, *, learn_first_frame: bool = False
+    ) -> "ClipLayout":
+        """Stage 1: frames one after the other. As published frame 0 comes from the trunk, so it is not learned."""
+        first = 0 if learn_first_frame else 1
+        return cls(text_len, frame_side, tuple(FrameSpec(i, True, i >= first) for i in range(num_frames)))
 
     @classmethod
     def interpolation(cls, text_len: int, frame_side: int, num_frames: int) -> "ClipLayout":

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.config import DrawConfig, SampleConfig
+from cogvideo.sampling.draw import ClusterDraw
+from cogvideo.sampling.engine import compile_program
 from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.sampling.schedules import sequential
+from cogvideo.sampling.uniforms import sample_keys, uniforms
 from tests.unit.sampling import tiny
 
 PROMPTS = ["the red digit 3", "数字", "quickly"]
@@ -65,6 +70,21 @@ def test_rounds_keep_the_frames_there_are(pipeline: Pipeline, tokens: torch.Tens
     longer = pipeline.sample(PROMPTS[:1], replace(SHORT, rounds=2))
     assert torch.equal(tokens[:1, ::2], key_frames)
     assert torch.equal(longer[:, ::2], tokens[:1])
+
+
+def test_a_stage_1_that_learned_first_frames_draws_them_itself() -> None:
+    """Drawn in two parts, with settings of their own where wanted, as in one run over all five frames."""
+    config = replace(SHORT, rounds=0, first_frame=SHORT.key_frames)
+    pipeline = tiny.pipeline(config, learn_first_frame=True)
+    model, texts = pipeline.sequential, pipeline.texts(PROMPTS, config)
+    assert texts.first_frame == texts.key_frames
+    program = compile_program(model.config, sequential(model.config.layout, (), range(5)))
+    draw = ClusterDraw(pipeline.labels(8), config.key_frames.temperature, config.key_frames.top_k_clusters, 0.89)
+    sampler = ClipSampler(model, program, draw, config.key_frames, 8)
+    numbers = uniforms(sample_keys(config.seed, PROMPTS, 1), 0, range(5), model.config.frame_len)
+    unknown = torch.zeros(3, 5, model.config.frame_len, dtype=torch.int64)
+    whole = sampler(unknown, texts.key_frames.texts, texts.key_frames.guide, numbers)
+    assert torch.equal(pipeline.sample(PROMPTS), whole)
 
 
 def test_texts(pipeline: Pipeline) -> None:

@@ -36,9 +36,16 @@ def encode(text: str) -> list[int]:
     return [51 + ord(letter) % 100 for letter in text]
 
 
-def model(task: Task, window_size: int | None = None, seed: int = 0, frame_side: int = 4) -> CogVideoTransformer:
+def model(
+    task: Task,
+    window_size: int | None = None,
+    seed: int = 0,
+    frame_side: int = 4,
+    learn_first_frame: bool = False,
+) -> CogVideoTransformer:
     """Random weights, wide enough apart that tokens depend on everything."""
-    made = CogVideoTransformer(replace(CONFIG, task=task, window_size=window_size, frame_side=frame_side))
+    sizes = {"window_size": window_size, "frame_side": frame_side, "learn_first_frame": learn_first_frame}
+    made = CogVideoTransformer(replace(CONFIG, task=task, **sizes))
     initialise(made, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for parameter in made.parameters():
@@ -63,13 +70,13 @@ def image_tokenizer() -> ImageTokenizer:
     return ImageTokenizer(ImageTokenizerConfig(vqvae=vqvae, level=1))
 
 
-def pipeline(config: SampleConfig | None = None) -> Pipeline:
+def pipeline(config: SampleConfig | None = None, *, learn_first_frame: bool = False) -> Pipeline:
     return Pipeline(
         encode=encode,
         prompt=PromptFormat(),
         image_tokenizer=image_tokenizer(),
         trunk=model("image", seed=1, frame_side=2),
-        sequential=model("sequential", seed=2, frame_side=2),
+        sequential=model("sequential", seed=2, frame_side=2, learn_first_frame=learn_first_frame),
         interpolation=model("interpolation", window_size=1, seed=3, frame_side=2),
         config=config or SampleConfig(num_clusters=8),
     )

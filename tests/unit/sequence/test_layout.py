@@ -18,6 +18,8 @@ def test_sequential_frames_come_one_after_the_other() -> None:
     assert all(f.causal for f in layout.frames)
     assert layout.given_frames == (0,)
     assert layout.supervised_frames == layout.generation_order == (1, 2, 3, 4)
+    whole = ClipLayout.sequential(4, 3, 5, learn_first_frame=True)
+    assert (whole.given_frames, whole.generation_order) == ((), (0, 1, 2, 3, 4))
 
 
 def test_interpolation_gives_even_frames_and_learns_odd_ones() -> None:
