@@ -3,7 +3,8 @@
     python scripts/pretrain_tiny.py [--out DIR] [--only STEP ...]
 
 Each step is one `cogvideo` command, printed before it runs. Killed and run again, the recipe goes on where it
-was. The two stages need only the trunk, so they train side by side, a core each.
+was. The two stages need only the trunk, so they train side by side, a core each. Stage 1 learns in two runs: the second
+goes on from the first, and learns first frames too.
 """
 
 import argparse
@@ -42,8 +43,9 @@ def recipe(out: Path) -> list[Step]:
         words = ["prepare", "--captions", str(source), *how, "--out", str(WORK / name), "--config"]
         return Step(name, WORK / name / "manifest.json", [*words, "configs/data/digits.yaml"])
 
-    def train(name: str, together: str | None = None) -> Step:
-        return Step(name, None, ["train", "--config", f"configs/train/tiny_{name}.yaml", "--resume"], together)
+    def train(name: str, *settings: str, run: str | None = None, together: str | None = None) -> Step:
+        words = ["train", "--config", f"configs/train/tiny_{name}.yaml", "--resume", *settings]
+        return Step(run or name, None, [*words, f"run_dir={WORK / run}"] if run else words, together)
 
     vocabulary = ["vocabulary", "--captions", str(captions), "--tokenizer", str(tokenizer)]
     parts = {
@@ -56,7 +58,7 @@ def recipe(out: Path) -> list[Step]:
         "--out": out,
     }
     return [
-        videos("videos", 6000, 1),
+        videos("videos", 12000, 1),
         videos("validation_videos", 100, 2),
         prepare("frames", captions, "--frames"),
         train("tokenizer"),
@@ -64,8 +66,13 @@ def recipe(out: Path) -> list[Step]:
         prepare("validation_clips", WORK / "validation_videos/captions.jsonl", "--tokenizer", str(tokenizer)),
         Step("vocabulary", WORK / "text.model", [*vocabulary, "--out", str(WORK / "text.model")]),
         train("image"),
-        train("sequential", together="stages"),
+        train("sequential", "model.learn_first_frame=false", run="sequential_given", together="stages"),
         train("interpolation", together="stages"),
+        train(
+            "sequential",
+            *("train.steps=1800", "optimiser.lr=5e-4"),
+            f"init.checkpoint={WORK / 'sequential_given/export/sequential'}",
+        ),
         Step(
             "bundle",
             out / "bundle.json",
