@@ -5,6 +5,23 @@ from typing import Literal
 
 UNGUIDED_TEXT_BONUS = 1.4
 """Published: steers by attention where nothing steers by guidance."""
+STYLES = {
+    "none": "",
+    "mainbody": " 高清摄影 隔绝",
+    "photo": None,
+    "flat": " 平面风格",
+    "comics": " 漫画 隔绝",
+    "oil": " 油画风格",
+    "sketch": " 素描风格",
+    "isometric": " 等距矢量图",
+    "chinese": " 水墨国画",
+    "watercolor": " 水彩画风格",
+}
+"""What follows the caption of a picture. Source: CogView2's text styles. None: the weights' own wording, which is the
+published photo style (` 高清摄影`) unless they were trained with another."""
+Style = Literal["none", "mainbody", "photo", "flat", "comics", "oil", "sketch", "isometric", "chinese", "watercolor"]
+Part = Literal["first frame", "key frames", "interpolation"]
+"""What of a clip is drawn with settings of its own."""
 MAX_SAMPLES = 100_000
 MAX_ROUNDS = 8
 """1,025 frames: each round doubles them."""
@@ -61,6 +78,8 @@ class SampleConfig:
     first_frame: DrawConfig = field(default_factory=lambda: DrawConfig(temperature=1.0, top_k_clusters=16))
     key_frames: DrawConfig = field(default_factory=lambda: DrawConfig(guidance_scale=3.0))
     interpolation: DrawConfig = field(default_factory=DrawConfig)
+    style: Style = "photo"
+    """Of the first frame, where a text-to-image trunk draws it; what the words become is in STYLES."""
     num_clusters: int | None = None
     """k-means clusters of the image codebook; null: the labels beside the weights, or 500 where there are none.
     As many as there are codes: plain top-k sampling."""
@@ -84,3 +103,11 @@ class SampleConfig:
                 raise ValueError(f"{name}={getattr(self, name)} asks for more than memory holds; give at most {most}")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+
+    def draw_of(self, part: Part) -> DrawConfig:
+        draws: dict[Part, DrawConfig] = {
+            "first frame": self.first_frame,
+            "key frames": self.key_frames,
+            "interpolation": self.interpolation,
+        }
+        return draws[part]

@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.engine import Progress
+from cogvideo.sampling.kept import Sampler
 from cogvideo.sampling.uniforms import SampleKey, uniforms
 from cogvideo.sequence.layout import ClipLayout
 
@@ -17,35 +17,44 @@ def clip_seconds(layout: ClipLayout, num_frames: int, seconds: float) -> float:
     return seconds * (len(layout.given_frames) - 1) / (num_frames - 1)
 
 
+def clips_a_round(layout: ClipLayout, num_frames: int) -> int:
+    """Clips of the model that cover `num_frames` frames; neighbours share a frame."""
+    return -(-(num_frames - 1) // (len(layout.given_frames) - 1))
+
+
 def sample_between(
-    sampler: ClipSampler,
+    sampler: Sampler,
     frames: Tensor,
     texts: Sequence[Sequence[int]],
     guide: Sequence[int] | None,
     keys: Sequence[SampleKey],
     round_number: int,
     progress: Progress | None = None,
+    *,
+    start: int = 0,
 ) -> Tensor:
     """Frames (samples, K, frame_len) -> (samples, 2 K - 1, frame_len). `round_number` counts from 1.
 
     The model's clip has its given frames from neighbours in `frames`, sharing the outer ones with the next clip
-    (published: triplets 2i, 2i+1, 2i+2). All clips of all samples are one batch: none depends on another.
-    Raises: ValueError if the frames cannot be grouped so.
+    (published: triplets 2i, 2i+1, 2i+2). All clips of all samples are one batch: none depends on another. Where the
+    last clip is short of frames, the last one is repeated, and what is drawn behind it is left out.
+    `start` is the number of the first new frame in a longer video: where the random numbers begin.
+    Raises: ValueError for fewer than two frames.
     """
     layout = sampler.model.config.layout
     given, new = list(layout.given_frames), list(layout.supervised_frames)
     stride = len(given) - 1
     samples, count, frame_len = frames.shape
-    if count < len(given) or (count - 1) % stride:
-        raise ValueError(
-            f"{count} frames cannot be interpolated: this model takes {len(given)} at a time; "
-            f"give 1 + a multiple of {stride} of them"
-        )
-    groups = (count - 1) // stride
+    if count < 2:
+        raise ValueError(f"there is nothing between {count} frame; interpolation takes at least 2")
+    groups = clips_a_round(layout, count)
+    missing = 1 + groups * stride - count
+    padded = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1)], dim=1)
     known = frames.new_zeros(samples * groups, layout.num_frames, frame_len)
-    known[:, given] = rearrange(frames.unfold(1, len(given), stride), "s g n given -> (s g) given n")
+    known[:, given] = rearrange(padded.unfold(1, len(given), stride), "s g n given -> (s g) given n")
     numbers = torch.zeros(*known.shape, 2, dtype=torch.float64)
-    drawn = uniforms(keys, round_number, range(groups * len(new)), frame_len)
+    drawn = uniforms(keys, round_number, range(start, start + groups * len(new)), frame_len)
     numbers[:, new] = rearrange(drawn, "s (g new) n two -> (s g) new n two", g=groups)
     clips = sampler(known, [text for text in texts for _ in range(groups)], guide, numbers, progress)
-    return torch.cat([rearrange(clips[:, :-1], "(s g) f n -> s (g f) n", s=samples), frames[:, -1:]], dim=1)
+    whole = torch.cat([rearrange(clips[:, :-1], "(s g) f n -> s (g f) n", s=samples), padded[:, -1:]], dim=1)
+    return whole[:, : 2 * count - 1]

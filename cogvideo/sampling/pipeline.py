@@ -28,12 +28,13 @@ from cogvideo.sampling import schedules
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, open_bundle
 from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS, kmeans_labels
-from cogvideo.sampling.config import DrawConfig, SampleConfig
+from cogvideo.sampling.config import STYLES, DrawConfig, Part, SampleConfig
 from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import Program, Progress, compile_program
-from cogvideo.sampling.interpolate import clip_seconds, sample_between
+from cogvideo.sampling.interpolate import clip_seconds, clips_a_round, sample_between
+from cogvideo.sampling.kept import Keep, KeptSampler, keep_nothing
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
-from cogvideo.sampling.uniforms import sample_keys
+from cogvideo.sampling.uniforms import SampleKey, sample_keys
 from cogvideo.sampling.wavefront import wavefront
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -75,7 +76,7 @@ class Pipeline:
         self.config = config or SampleConfig()
         """Settings that suit these weights: the published ones where nothing else is known."""
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
-        self._programs: dict[tuple[str, bool, str], Program] = {}
+        self._programs: dict[tuple[Part, bool, str], Program] = {}
 
     @classmethod
     def load(cls, directory: Path | None = None) -> "Pipeline":
@@ -110,6 +111,11 @@ class Pipeline:
         frames = num_prompts * config.samples_per_prompt * self.num_frames(config)
         return frames * self.sequential.config.frame_len
 
+    def num_tokens_between(self, config: SampleConfig, num_frames: int) -> int:
+        """Tokens that `between` will draw for a sample of `num_frames` given frames."""
+        clips = sum(self._clips_a_round(num_frames, done) for done in range(config.rounds))
+        return clips * self._tokens_a_clip("interpolation")
+
     def sample(
         self, prompts: Sequence[str], config: SampleConfig | None = None, progress: Progress | None = None
     ) -> Tensor:
@@ -119,24 +125,62 @@ class Pipeline:
         before anything is drawn.
         """
         config = config or self.config
-        texts = self.texts(prompts, config)
+        self.texts(prompts, config)
         keys = sample_keys(config.seed, prompts, config.samples_per_prompt)
+        *_, tokens = self.stages(keys, config, progress=progress)
+        return tokens
 
-        def each(of_caption: list[list[int]]) -> list[list[int]]:
-            return [text for text in of_caption for _ in range(config.samples_per_prompt)]
+    def stages(
+        self,
+        keys: Sequence[SampleKey],
+        config: SampleConfig,
+        *,
+        first_frames: Tensor | None = None,
+        start: int = 0,
+        keep: Keep = keep_nothing,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """What there is of each key's clip after each stage: (samples, frames so far, frame_len) int64.
 
-        first_model = self.trunk if self._trunk_draws_first_frame else self.sequential
-        sampler = self._sampler("first frame", first_model, config.first_frame, config)
-        own, guide = each(texts.first_frame.texts), texts.first_frame.guide
-        first = sample_first_frames(sampler, own, guide, keys, progress)
-        sampler = self._sampler("key frames", self.sequential, config.key_frames, config)
-        own, guide = each(texts.key_frames.texts), texts.key_frames.guide
-        frames = sample_key_frames(sampler, first, own, guide, keys, progress)
-        for number, of_round in enumerate(texts.rounds, 1):
-            assert self.interpolation is not None
-            sampler = self._sampler("interpolation", self.interpolation, config.interpolation, config)
-            frames = sample_between(sampler, frames, each(of_round.texts), of_round.guide, keys, number, progress)
-        return frames
+        One frame, the key frames, then twice as many less one after every round. `first_frames` (samples, frame_len)
+        are given rather than drawn; then the key frames are the first that is yielded. `start` is the number of the
+        clip's first frame in a longer video, in key frames: where its random numbers begin. `keep` is handed every
+        batch, see `kept.py`. Raises: as `sample`.
+        """
+        texts = self.texts([key.caption for key in keys], config)
+        if first_frames is None:
+            sampler = self._sampler("first frame", config, keep, "first-frame")
+            said = texts.first_frame
+            first_frames = sample_first_frames(sampler, said.texts, said.guide, keys, progress)
+            yield first_frames[:, None]
+        sampler = self._sampler("key frames", config, keep, "key-frames")
+        said = texts.key_frames
+        frames = sample_key_frames(sampler, first_frames, said.texts, said.guide, keys, progress, start=start)
+        yield frames
+        yield from self.between(frames, keys, config, start=start, keep=keep, progress=progress)
+
+    def between(
+        self,
+        frames: Tensor,
+        keys: Sequence[SampleKey],
+        config: SampleConfig,
+        *,
+        rounds_before: int = 0,
+        start: int = 0,
+        keep: Keep = keep_nothing,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """Stage 2 alone: frames (samples, K, frame_len) that span `config.seconds`, after each of `config.rounds`.
+
+        `rounds_before`, and `start` as in `stages`, say where in a whole clip these frames stand, for their random
+        numbers. Raises: ValueError for fewer than two frames, or as `texts`.
+        """
+        captions = [key.caption for key in keys]
+        for number, said in enumerate(self.round_texts(config, captions, frames.shape[1]), rounds_before + 1):
+            sampler = self._sampler("interpolation", config, keep, f"round-{number}")
+            first = start * 2 ** (number - 1)
+            frames = sample_between(sampler, frames, said.texts, said.guide, keys, number, progress, start=first)
+            yield frames
 
     def decode(self, tokens: Tensor) -> np.ndarray:
         """Pictures (..., height, width, 3) uint8 of frames (..., frame_len)."""
@@ -149,31 +193,38 @@ class Pipeline:
         """Word and check everything that `sample` will say to the models."""
         if not prompts:
             raise ValueError("there is no prompt; describe a video in a few words")
-        if config.rounds and self.interpolation is None:
-            raise ValueError(f"these weights have no stage 2 for rounds={config.rounds} of interpolation; set rounds=0")
         if self._trunk_draws_first_frame:
-            first_frame = self._say_picture(config.first_frame, prompts)
+            first_frame = self._say_picture(config, prompts)
+        elif config.style != SampleConfig.style:
+            raise ValueError(f"style={config.style}: stage 1 of these weights draws the first frame too; leave it out")
         else:
             first_frame = self._say_clip(self.sequential, config.first_frame, config.seconds, prompts)
         return Texts(
             first_frame,
             self._say_clip(self.sequential, config.key_frames, config.seconds, prompts),
-            list(self._rounds(config, prompts)),
+            list(self.round_texts(config, prompts, self.sequential.config.num_frames)),
         )
 
-    def _rounds(self, config: SampleConfig, prompts: Sequence[str]) -> Iterator[Said]:
+    def round_texts(self, config: SampleConfig, prompts: Sequence[str], num_frames: int) -> Iterator[Said]:
+        """What stage 2 is told in each round, where the first is of `num_frames` frames."""
+        if config.rounds and self.interpolation is None:
+            raise ValueError(f"these weights have no stage 2 for rounds={config.rounds} of interpolation; set rounds=0")
         for done in range(config.rounds):
             assert self.interpolation is not None
-            count = self.num_frames(replace(config, rounds=done))
+            count = (num_frames - 1) * 2**done + 1
             seconds = clip_seconds(self.interpolation.config.layout, count, config.seconds)
-            yield self._say_clip(self.interpolation, config.interpolation, seconds, prompts)
+            # three digits are as many as a text about a clip's length may have
+            yield self._say_clip(self.interpolation, config.interpolation, float(f"{seconds:.3g}"), prompts)
 
-    def _say_picture(self, draw: DrawConfig, prompts: Sequence[str]) -> Said:
+    def _say_picture(self, config: SampleConfig, prompts: Sequence[str]) -> Said:
+        suffix = STYLES[config.style]
+        wording = self.prompt if suffix is None else replace(self.prompt, image_suffix=suffix)
+
         def say(caption: str) -> list[int]:
-            return self.prompt.image_text(self.encode, caption, self.trunk.config.text_len)
+            return wording.image_text(self.encode, caption, self.trunk.config.text_len)
 
-        guided = draw.guidance_scale is not None
-        return Said([say(prompt) for prompt in prompts], say(self.prompt.unconditional) if guided else None)
+        guided = config.first_frame.guidance_scale is not None
+        return Said([say(prompt) for prompt in prompts], say(wording.unconditional) if guided else None)
 
     def _say_clip(self, model: CogVideoTransformer, draw: DrawConfig, seconds: float, prompts: Sequence[str]) -> Said:
         newline, text_len = model.config.vocabulary.newline, model.config.text_len
@@ -184,29 +235,49 @@ class Pipeline:
         ]
         return Said(texts, self.prompt.unconditional_text(self.encode, newline, seconds, text_len) if guided else None)
 
-    def _sampler(self, what: str, model: CogVideoTransformer, draw: DrawConfig, config: SampleConfig) -> ClipSampler:
-        """Programs are planned once and kept."""
-        layout, wrapped = model.config.layout, config.published_prefill and what == "interpolation"
-        key = (what, wrapped, config.schedule)
+    def _model(self, part: Part) -> CogVideoTransformer:
+        if part == "first frame":
+            return self.trunk if self._trunk_draws_first_frame else self.sequential
+        model = self.sequential if part == "key frames" else self.interpolation
+        assert model is not None, "asked for interpolation without a stage 2"
+        return model
+
+    def _frames(self, part: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Frames of the model's clip that are given, and those it draws, in their order."""
+        layout = self._model(part).config.layout
+        if part == "first frame":
+            return (), (0,)
+        if part == "key frames":
+            return (0,), tuple(frame for frame in layout.generation_order if frame != 0)
+        return layout.given_frames, layout.generation_order
+
+    def _tokens_a_clip(self, part: Part) -> int:
+        return len(self._frames(part)[1]) * self._model(part).config.frame_len
+
+    def _clips_a_round(self, num_frames: int, done: int) -> int:
+        return clips_a_round(self._model("interpolation").config.layout, (num_frames - 1) * 2**done + 1)
+
+    def _sampler(self, part: Part, config: SampleConfig, keep: Keep, name: str) -> KeptSampler:
+        """Programs are planned once and reused."""
+        model, draw = self._model(part), config.draw_of(part)
+        wrapped = config.published_prefill and part == "interpolation"
+        key = (part, wrapped, config.schedule)
         if key not in self._programs:
-            given, frames = layout.given_frames, layout.generation_order
-            if what == "first frame":
-                given, frames = (), (0,)
-            elif what == "key frames":
-                given, frames = (0,), tuple(frame for frame in frames if frame != 0)
-            schedule = schedules.sequential(layout, given, frames)
+            layout = model.config.layout
+            schedule = schedules.sequential(layout, *self._frames(part))
             if config.schedule == "wavefront":
                 schedule = wavefront(schedule, layout, model.config.window_size)
             self._programs[key] = compile_program(
                 model.config,
                 schedule,
-                temporal=not (what == "first frame" and self._trunk_draws_first_frame),
+                temporal=not (part == "first frame" and self._trunk_draws_first_frame),
                 given_windows="wrapped" if wrapped else "cut",
             )
         drawer = ClusterDraw(
             self.labels(config.num_clusters), draw.temperature, draw.top_k_clusters, draw.token_temperature
         )
-        return ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once)
+        sampler = ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once)
+        return KeptSampler(sampler, config.clips_at_once, self._tokens_a_clip(part), name, keep)
 
     def labels(self, num_clusters: int | None) -> np.ndarray:
         """The cluster of each image code, made once: the bundle's own, or k-means of the codebook."""

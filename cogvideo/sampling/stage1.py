@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.engine import Progress
+from cogvideo.sampling.kept import Sampler
 from cogvideo.sampling.uniforms import SampleKey, uniforms
 
 ROUND = 0
@@ -14,7 +14,7 @@ ROUND = 0
 
 
 def sample_first_frames(
-    sampler: ClipSampler,
+    sampler: Sampler,
     texts: Sequence[Sequence[int]],
     guide: Sequence[int] | None,
     keys: Sequence[SampleKey],
@@ -27,15 +27,21 @@ def sample_first_frames(
 
 
 def sample_key_frames(
-    sampler: ClipSampler,
+    sampler: Sampler,
     first_frames: Tensor,
     texts: Sequence[Sequence[int]],
     guide: Sequence[int] | None,
     keys: Sequence[SampleKey],
     progress: Progress | None = None,
+    *,
+    start: int = 0,
 ) -> Tensor:
-    """Continue first frames (samples, frame_len) to whole clips (samples, num_frames, frame_len)."""
+    """Continue first frames (samples, frame_len) to whole clips (samples, num_frames, frame_len).
+
+    `start` is the number of the first frame in a longer video, in key frames: where its random numbers begin.
+    """
     config = sampler.model.config
     known = first_frames.new_zeros(len(keys), config.num_frames, config.frame_len)
     known[:, 0] = first_frames
-    return sampler(known, texts, guide, uniforms(keys, ROUND, range(config.num_frames), config.frame_len), progress)
+    numbers = uniforms(keys, ROUND, range(start, start + config.num_frames), config.frame_len)
+    return sampler(known, texts, guide, numbers, progress)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cogvideo.config import load_config
-from cogvideo.sampling.config import DrawConfig, SampleConfig
+from cogvideo.sampling.config import STYLES, DrawConfig, SampleConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "sample"
 
@@ -23,6 +23,11 @@ def test_published_file_spells_out_the_defaults() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_files_load(path: Path) -> None:
     assert isinstance(load_config(SampleConfig, [path]), SampleConfig)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_can_be_asked_for(style: str) -> None:
+    assert load_config(SampleConfig, [], [f"style={style}"]).style == style
 
 
 def test_text_bonus_follows_guidance() -> None:
@@ -46,6 +51,7 @@ def test_text_bonus_follows_guidance() -> None:
         ("num_clusters=0", "num_clusters=0 must be at least 1"),
         ("key_frames.temperature=0", "temperature=0.0 must be above 0"),
         ("interpolation.top_k_clusters=0", "top_k_clusters=0 leaves nothing"),
+        ("style=cubist", "style='cubist' does not fit; expected one of none, mainbody, photo"),
         ("key_frames.guidance=2", "did you mean 'key_frames.guidance_scale'"),
     ],
 )

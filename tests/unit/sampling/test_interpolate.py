@@ -43,10 +43,19 @@ def test_old_frames_stay_and_new_ones_lie_between() -> None:
     assert len(numbers) == 2 * 8 * 16 == len(numbers.unique()), "every slot has numbers of its own"
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_what_cannot_be_grouped(count: int) -> None:
-    with pytest.raises(ValueError, match=f"{count} frames cannot be interpolated: this model takes 3 at a time"):
-        sample_between(sampler(Echo()), torch.zeros(1, count, 16).long(), [[51]], None, sample_keys(0, ["a"]), 1)
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_last_clip_short_of_frames_repeats_the_last_one(count: int) -> None:
+    """Any number of frames can be interpolated; what is drawn behind the last of them is not kept."""
+    frames = torch.randint(40, (1, count, 16), generator=torch.Generator().manual_seed(0))
+    out = sample_between(sampler(Echo()), frames, [[51]], None, sample_keys(0, ["a"]), 1)
+    assert out.shape == (1, 2 * count - 1, 16) and torch.equal(out[:, ::2], frames) and (out[:, 1::2] == 47).all()
+    longer = torch.cat([frames, frames[:, -1:]], dim=1)
+    assert torch.equal(out, sample_between(sampler(Echo()), longer, [[51]], None, sample_keys(0, ["a"]), 1)[:, :-2])
+
+
+def test_nothing_lies_between_one_frame() -> None:
+    with pytest.raises(ValueError, match="nothing between 1 frame"):
+        sample_between(sampler(Echo()), torch.zeros(1, 1, 16).long(), [[51]], None, sample_keys(0, ["a"]), 1)
 
 
 def test_seconds_of_triplets() -> None:

@@ -1,5 +1,6 @@
 """The pipeline with random weights: shapes, and what a sample depends on."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,73 @@ def test_rounds_keep_the_frames_there_are(pipeline: Pipeline, tokens: torch.Tens
     longer = pipeline.sample(PROMPTS[:1], replace(SHORT, rounds=2))
     assert torch.equal(tokens[:1, ::2], key_frames)
     assert torch.equal(longer[:, ::2], tokens[:1])
+
+
+def test_stages_show_the_clip_grow(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    first, keys, whole = pipeline.stages(sample_keys(0, PROMPTS), SHORT)
+    assert torch.equal(whole, tokens) and torch.equal(keys, tokens[:, ::2]) and torch.equal(first, tokens[:, :1])
+
+
+def test_kept_batches_are_not_drawn_again(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    """Stopped after any batch, it goes on from what was kept and ends with the same clips, all of them counted."""
+    config, kept, made = replace(SHORT, clips_at_once=2), {}, []
+
+    def keep(name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if name not in kept:
+            kept[name] = make()
+            made.append(name)
+        return kept[name]
+
+    keys = sample_keys(0, PROMPTS)
+    *_, whole = pipeline.stages(keys, config, keep=keep)
+    names = [f"{part}-00000{i}" for part in ("first-frame", "key-frames") for i in (0, 2)]
+    names += [f"round-1-00000{i}" for i in (0, 2, 4)]
+    assert torch.equal(whole, tokens) and made == names
+    for last in range(len(names)):
+        for name in names[last:]:
+            del kept[name]
+        made.clear()
+        counted: list[int] = []
+        *_, again = pipeline.stages(keys, config, keep=keep, progress=counted.append)
+        assert torch.equal(again, whole) and made == names[last:]
+        assert sum(counted) == pipeline.num_tokens(config, 3)
+    kept[names[0]] = kept[names[0]][:1]
+    with pytest.raises(ValueError, match="first-frame-000000 is of shape"):
+        list(pipeline.stages(keys, config, keep=keep))
+
+
+def test_a_given_first_frame_stays(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    keys = sample_keys(0, PROMPTS)
+    given = (tokens[:, 0] + 1) % tiny.NUM_CODES
+    key_frames, whole = pipeline.stages(keys, SHORT, first_frames=given)
+    assert torch.equal(whole[:, 0], given) and torch.equal(whole[:, ::2], key_frames)
+    assert (whole[:, 1:] != tokens[:, 1:]).any(), "what follows depends on it"
+    assert torch.equal([*pipeline.stages(keys, SHORT, first_frames=tokens[:, 0])][-1], tokens)
+
+
+def test_a_later_part_of_a_video_has_numbers_of_its_own(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    keys = sample_keys(0, PROMPTS)
+    *_, later = pipeline.stages(keys, SHORT, first_frames=tokens[:, 0], start=4)
+    assert all((a != b).any() for a, b in zip(later[:, 1:], tokens[:, 1:], strict=True))
+
+
+def test_rounds_alone_do_what_they_do_within_a_clip(pipeline: Pipeline, tokens: torch.Tensor) -> None:
+    keys = sample_keys(0, PROMPTS)
+    counted: list[int] = []
+    (once,) = pipeline.between(tokens[:, ::2], keys, SHORT, progress=counted.append)
+    assert torch.equal(once, tokens) and sum(counted) == 3 * pipeline.num_tokens_between(SHORT, 5)
+    (twice,) = pipeline.between(tokens, keys, SHORT, rounds_before=1)
+    assert torch.equal(twice, pipeline.sample(PROMPTS, replace(SHORT, rounds=2)))
+
+
+def test_styles_word_the_first_frame_alone(pipeline: Pipeline) -> None:
+    photo, oil, none = (pipeline.texts(["a"], replace(SHORT, style=style)) for style in ("photo", "oil", "none"))
+    assert photo == pipeline.texts(["a"], SHORT)
+    assert oil.first_frame.texts == [tiny.encode("a 油画风格")] and none.first_frame.texts == [tiny.encode("a")]
+    assert oil.key_frames == photo.key_frames and oil.rounds == photo.rounds
+    own = tiny.pipeline(SHORT, learn_first_frame=True)
+    with pytest.raises(ValueError, match="style=oil: stage 1 of these weights draws the first frame too"):
+        own.texts(["a"], replace(SHORT, style="oil"))
 
 
 def test_a_stage_1_that_learned_first_frames_draws_them_itself() -> None:
