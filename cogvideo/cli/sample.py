@@ -2,13 +2,28 @@
 
     cogvideo sample "the red digit 3 moves left slowly" --out DIR [seed=7 samples_per_prompt=4 ...]
     cogvideo sample --prompts FILE --out DIR                 one prompt a line
+    cogvideo sample --interactive --out DIR                  prompts as you type them, each in a folder of its own
+    cogvideo sample PROMPT --first-frame FILE --out DIR      from a picture, or the first frame of a video
+    cogvideo sample PROMPT --continue FILE --out DIR         what comes after a video, or after saved tokens
+    torchrun --nproc-per-node 2 -m cogvideo sample --prompts FILE --out DIR     in many processes, also by deepspeed
 
 Each sample gets an .mp4, a looping .gif and a contact sheet .png; tokens.safetensors, samples.json and config.yaml tell
-what they are. A seed repeats its videos, whatever other prompts are asked for. docs/sampling.md lists the settings.
+what they are. Videos and sheets appear with the first frames and grow. Stopped, by Ctrl-C or otherwise, and run again
+with --resume, it goes on from what was drawn. A seed repeats its videos, whatever other prompts are asked for.
+docs/sampling.md lists the settings.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogvideo.cli.making import add_making_arguments, make
+
+if TYPE_CHECKING:
+    from cogvideo.sampling.config import SampleConfig
+    from cogvideo.sampling.footage import Footage
+    from cogvideo.sampling.jobs import ClipJob
+    from cogvideo.sampling.pipeline import Pipeline
 
 MAX_PROMPT_FILE_BYTES = 16 << 20
 
@@ -16,43 +31,78 @@ MAX_PROMPT_FILE_BYTES = 16 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="PROMPT or key=value", help="what to show; a setting, e.g. seed=7")
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="more prompts, one a line")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a folder to make, or an empty one")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files already")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="a bundle of weights (default: in the package)")
-    parser.add_argument(
-        "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
+    parser.add_argument("--interactive", action="store_true", help="read prompts, and settings, from standard input")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--first-frame", metavar="FILE", type=Path, help="picture, video or saved tokens to begin with")
+    given.add_argument("--continue", dest="goes_on", metavar="FILE", type=Path, help="a video or saved tokens to go on")
+    add_making_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli.common import split_overrides
-    from cogvideo.logs import get_logger, progress
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.pipeline import Pipeline
-    from cogvideo.sampling.results import claim_folder, write_results
+    from cogvideo.sampling.processes import Processes
 
+    processes = Processes.from_environment()
     prompts, overrides = split_overrides(args.words)
     if args.prompts is not None:
         prompts += read_prompts(args.prompts)
+    if args.interactive:
+        for unfit, said in (
+            (prompts, "a prompt"),
+            (args.resume, "--resume"),
+            (args.dry_run, "--dry-run"),
+            (processes.count > 1, "more than one process"),
+        ):
+            if unfit:
+                raise ValueError(f"--interactive reads prompts from standard input; it does not go with {said}")
     directory = args.model or DEFAULT_DIRECTORY
     config = bundle_sample_config(directory, args.config, overrides)
     pipeline = Pipeline.load(directory)
-    pipeline.texts(prompts, config)  # every prompt fits, or nothing begins
-    samples, frames = len(prompts) * config.samples_per_prompt, pipeline.num_frames(config)
-    total = pipeline.num_tokens(config, len(prompts))
-    plan = f"{samples} clip{'s' * (samples > 1)} of {frames} frames, {pipeline.fps(config):g} a second"
-    if args.dry_run:
-        print(f"{plan}: {total} tokens to draw; nothing was written")
-        return
+    if args.interactive:
+        from cogvideo.cli.interactive import converse
 
-    claim_folder(args.out, args.overwrite)
-    with progress(total, "tokens", "tok") as bar:
-        tokens = pipeline.sample(prompts, config, bar.update)
-    pictures = pipeline.decode(tokens)
-    for path in write_results(args.out, prompts, config, str(directory), tokens, pictures, pipeline.fps(config)):
-        get_logger().info(str(path))
-    print(f"{plan}: {args.out}")
+        converse(args, pipeline, overrides)
+        return
+    job = clip_job(pipeline, config, prompts, given_frames(args, pipeline, config))
+    make(args, job, args.out, processes, config.samples_per_prompt if prompts else 1)
+
+
+def given_frames(args: argparse.Namespace, pipeline: "Pipeline", config: "SampleConfig") -> "Footage | None":
+    """The frames that the clips begin with."""
+    from cogvideo.sampling.footage import FootageReader
+
+    reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
+    if args.first_frame is not None:
+        return reader.first_frame(args.first_frame)
+    if args.goes_on is not None:
+        return reader.to_continue(args.goes_on, pipeline.fps(config))
+    return None
+
+
+def clip_job(
+    pipeline: "Pipeline", config: "SampleConfig", prompts: list[str], given: "Footage | None", *, earlier: int = 0
+) -> "ClipJob":
+    """The clips of these prompts; without a prompt, of the captions that the given frames came with.
+
+    The first `earlier` prompts are not made: they are there because a repeated prompt means another sample of it.
+    Raises: ValueError for a prompt that is empty or too long, or given frames that are not one for each clip.
+    """
+    from cogvideo.sampling.jobs import ClipJob
+    from cogvideo.sampling.uniforms import SampleKey, sample_keys
+
+    if not prompts and given is not None:
+        keys = [SampleKey(config.seed, *sample) for sample in given.samples]
+    else:
+        keys = sample_keys(config.seed, prompts, config.samples_per_prompt)[earlier * config.samples_per_prompt :]
+    pipeline.texts([key.caption for key in keys], config)  # every prompt fits, or nothing begins
+    if given is None:
+        return ClipJob(pipeline, config, keys)
+    clips = len(given.tokens)
+    if clips not in (1, len(keys)):
+        raise ValueError(f"the given file holds {clips} clips, but {len(keys)} are asked for; give as many prompts")
+    return ClipJob(pipeline, config, keys, given.tokens.expand(len(keys), -1, -1))
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ trunk/             makes the first frame; may be absent: stage 1's own trunk doe
 interpolation/     stage 2; may be absent: then there is no interpolation
 """
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def open_bundle(directory: Path) -> Bundle:
         {name: model.config for name, model in models.items() if model is not None},
     )
     return Bundle(config, text_tokenizer, image_tokenizer, labels, trunk, sequential, interpolation)
+
+
+def fingerprint(directory: Path) -> str:
+    """The hex SHA-256 of all that decides what a bundle makes, but for its settings."""
+    # a checkpoint's manifest holds the hashes of its files
+    manifests = [f"{model}/manifest.json" for model in ("trunk", "sequential", "interpolation")]
+    names = [*HASHED_FILES, "bundle.json", *manifests]
+    hashes = [f"{name} {sha256_file(directory / name)}\n" for name in names if (directory / name).is_file()]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _load(directory: Path) -> CogVideoTransformer:

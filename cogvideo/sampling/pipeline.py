@@ -202,19 +202,23 @@ class Pipeline:
         return Texts(
             first_frame,
             self._say_clip(self.sequential, config.key_frames, config.seconds, prompts),
-            list(self.round_texts(config, prompts, self.sequential.config.num_frames)),
+            self.round_texts(config, prompts, self.sequential.config.num_frames),
         )
 
-    def round_texts(self, config: SampleConfig, prompts: Sequence[str], num_frames: int) -> Iterator[Said]:
-        """What stage 2 is told in each round, where the first is of `num_frames` frames."""
+    def round_texts(self, config: SampleConfig, prompts: Sequence[str], num_frames: int) -> list[Said]:
+        """What stage 2 is told in each round, where the first is of `num_frames` frames. Raises: as `sample`."""
         if config.rounds and self.interpolation is None:
             raise ValueError(f"these weights have no stage 2 for rounds={config.rounds} of interpolation; set rounds=0")
+        rounds = []
         for done in range(config.rounds):
             assert self.interpolation is not None
             count = (num_frames - 1) * 2**done + 1
             seconds = clip_seconds(self.interpolation.config.layout, count, config.seconds)
             # three digits are as many as a text about a clip's length may have
-            yield self._say_clip(self.interpolation, config.interpolation, float(f"{seconds:.3g}"), prompts)
+            rounds.append(
+                self._say_clip(self.interpolation, config.interpolation, float(f"{seconds:.3g}"), prompts)
+            )
+        return rounds
 
     def _say_picture(self, config: SampleConfig, prompts: Sequence[str]) -> Said:
         suffix = STYLES[config.style]

@@ -1,12 +1,13 @@
 """What sampling leaves on disk: a folder of videos, pictures and tokens. Every file appears whole or not at all.
 
 config.yaml            the settings in effect; `cogvideo sample --config` takes it back
-samples.json           version, weights, and for each sample its name, prompt and number
+samples.json           version, weights, and for each sample its name, prompt and number; the last file to appear
 tokens.safetensors     `tokens` (samples, frames, frame_len) int64, `seconds` (1,)
 000-the-red-digit.mp4  H.264; .gif: the same, looping; .png: its frames side by side
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,10 +25,13 @@ from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.media.gif import write_gif
 from cogvideo.media.video import write_video
 from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.uniforms import SampleKey
 
 WATCHABLE_PIXELS = 240
 """Smaller pictures are enlarged, pixel by pixel, until players show more than a stamp."""
 FRAMES_ON_SHEET = 9
+GIF_FPS = 50
+"""Frames a second that a GIF can play; of faster clips it leaves frames out."""
 
 
 def claim_folder(out: Path, overwrite: bool) -> None:
@@ -43,36 +47,36 @@ def claim_folder(out: Path, overwrite: bool) -> None:
     tempfile.TemporaryFile(dir=out).close()
 
 
-def sample_names(prompts: Sequence[str], samples_per_prompt: int) -> list[str]:
-    """File stems, numbered, so that none repeats; made of letters and digits whatever the prompt holds."""
-    each = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
-    return [f"{index:03d}-{safe_name(prompt)}" for index, prompt in enumerate(each)]
+def sample_names(captions: Sequence[str]) -> list[str]:
+    """File stems, numbered, so that none repeats; made of letters and digits whatever the captions hold."""
+    return [f"{index:03d}-{safe_name(caption)}" for index, caption in enumerate(captions)]
 
 
-def write_results(
-    out: Path,
-    prompts: Sequence[str],
-    config: SampleConfig,
-    weights: str,
-    tokens: Tensor,
-    frames: np.ndarray,
-    fps: float,
-) -> Iterator[Path]:
-    """Write all files, yielding each as it is done. `frames` (samples, frames, height, width, 3) uint8."""
-    numbers = range(config.samples_per_prompt)
-    of_prompt = [(prompt, number) for prompt in prompts for number in numbers]
-    names = sample_names(prompts, config.samples_per_prompt)
-    about = [
-        {"name": name, "prompt": prompt, "number": number}
-        for name, (prompt, number) in zip(names, of_prompt, strict=True)
+def describe(names: Sequence[str], keys: Sequence[SampleKey]) -> list[dict[str, Any]]:
+    """Of each sample its name, prompt and number."""
+    return [
+        {"name": name, "prompt": key.caption, "number": key.number} for name, key in zip(names, keys, strict=True)
     ]
+
+
+def write_summary(
+    out: Path,
+    config: SampleConfig,
+    about: list[dict[str, Any]],
+    tokens: Tensor,
+    *,
+    seconds: float,
+    more: dict[str, Any],
+) -> None:
+    """All files but the clips' own.
+
+    `tokens` (samples, frames, frame_len) span `seconds`; `more` goes into samples.json.
+    """
     with atomic_write(out / "config.yaml") as part:
         part.write_text(dump_yaml(config), encoding="utf-8")
-    write_json(out / "samples.json", {"cogvideo": __version__, "weights": weights, "fps": fps, "samples": about})
-    write_tokens(out / "tokens.safetensors", tokens, config.seconds, about)
-    yield out / "tokens.safetensors"
-    for name, (prompt, _), clip in zip(names, of_prompt, frames, strict=True):
-        yield from write_clip(out / name, clip, fps, prompt)
+    write_tokens(out / "tokens.safetensors", tokens, seconds, about)
+    fps = (tokens.shape[1] - 1) / seconds
+    write_json(out / "samples.json", {"cogvideo": __version__, **more, "fps": fps, "samples": about})
 
 
 def write_tokens(path: Path, tokens: Tensor, seconds: float, about: list[dict[str, Any]]) -> None:
@@ -83,16 +87,22 @@ def write_tokens(path: Path, tokens: Tensor, seconds: float, about: list[dict[st
         part.write_bytes(save(tensors, metadata={"samples": json.dumps(about, ensure_ascii=False)}))
 
 
-def write_clip(stem: Path, frames: np.ndarray, fps: float, caption: str) -> Iterator[Path]:
-    """One clip as .mp4, .gif and contact sheet, `stem` with these endings."""
+def write_clip(stem: Path, frames: np.ndarray, fps: float, caption: str, *, finished: bool = True) -> Iterator[Path]:
+    """One clip (frames, height, width, 3) uint8 as .mp4, .gif and contact sheet, `stem` with these endings.
+
+    A clip that still grows is a contact sheet, and a video once there is more than a frame.
+    """
     scale = max(1, WATCHABLE_PIXELS // min(frames.shape[1:3]))
-    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     # not with_suffix: a stem may end in what looks like one
     video, gif, sheet = (stem.with_name(stem.name + ending) for ending in (".mp4", ".gif", ".png"))
-    write_video(video, large, fps)
-    yield video
-    write_gif(gif, large, fps)
-    yield gif
     step = max(1, -(-(len(frames) - 1) // (FRAMES_ON_SHEET - 1)))
     contact_sheet(sheet, [frames[::step]], [caption], scale=max(1, scale // 2))
     yield sheet
+    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    if finished or len(frames) > 1:
+        write_video(video, large, fps)
+        yield video
+    if finished:
+        every = max(1, math.ceil(fps / GIF_FPS))
+        write_gif(gif, large[::every], fps / every)
+        yield gif

@@ -1,0 +1,73 @@
+"""Frames between the frames of a video, of saved tokens, or of pictures in a row: stage 2 alone.
+
+    cogvideo interpolate samples/red --out DIR rounds=1                     what `cogvideo sample` made, or its tokens
+    cogvideo interpolate clip.mp4 --caption "a cat runs" --out DIR          all its frames; --fps 2: two a second
+    cogvideo interpolate a.png b.png c.png --caption "a cat runs" --out DIR seconds=2 rounds=2
+
+Each round of `rounds` puts a frame between every two. Pictures are spread evenly over `seconds`; a video and saved
+tokens keep their own time. Pictures are scaled and cut to the centre square, as `cogvideo prepare` does. The results
+are those of `cogvideo sample`, and can be stopped and gone on with alike.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogvideo.cli.making import add_making_arguments, make
+
+if TYPE_CHECKING:
+    from cogvideo.sampling.config import SampleConfig
+    from cogvideo.sampling.footage import Footage
+    from cogvideo.sampling.jobs import InterpolationJob
+    from cogvideo.sampling.pipeline import Pipeline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="INPUT or key=value", help="what to interpolate; a setting")
+    parser.add_argument("--caption", metavar="TEXT", help="what the input shows (saved tokens know it)")
+    parser.add_argument("--fps", metavar="N", type=float, help="take N frames a second of a video (default: all)")
+    add_making_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from cogvideo.cli.common import split_overrides
+    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.sampling.footage import FootageReader
+    from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.sampling.processes import Processes
+
+    processes = Processes.from_environment()
+    inputs, overrides = split_overrides(args.words)
+    if not inputs:
+        raise ValueError("there is nothing to interpolate; give a video, saved tokens, or pictures")
+    directory = args.model or DEFAULT_DIRECTORY
+    config = bundle_sample_config(directory, args.config, overrides)
+    pipeline = Pipeline.load(directory)
+    reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
+    footage = reader.open([Path(word) for word in inputs], args.fps)
+    if footage.seconds is not None and any(word.startswith("seconds=") for word in overrides):
+        raise ValueError(f"seconds= is for pictures; this input lasts {footage.seconds:g} seconds by itself")
+    make(args, interpolation_job(pipeline, config, footage, args.caption), args.out, processes)
+
+
+def interpolation_job(
+    pipeline: "Pipeline", config: "SampleConfig", footage: "Footage", caption: str | None
+) -> "InterpolationJob":
+    """Raises: ValueError if there is nothing to do, nobody says what is shown, or a caption is too long."""
+    from cogvideo.sampling.jobs import InterpolationJob
+    from cogvideo.sampling.uniforms import SampleKey, sample_keys
+
+    if config.rounds < 1:
+        raise ValueError("rounds=0 puts no frame between any; give at least 1")
+    if footage.num_frames < 2:
+        raise ValueError(f"there is nothing between {footage.num_frames} frame; interpolation takes at least 2")
+    if caption is not None:
+        keys = sample_keys(config.seed, [caption], len(footage.tokens))
+    elif footage.samples:
+        keys = [SampleKey(config.seed, *sample) for sample in footage.samples]
+    else:
+        raise ValueError("nobody says what the input shows; give --caption")
+    config = config if footage.seconds is None else replace(config, seconds=footage.seconds)
+    pipeline.round_texts(config, [key.caption for key in keys], footage.num_frames)  # all fit, or nothing begins
+    return InterpolationJob(pipeline, config, keys, footage.tokens)

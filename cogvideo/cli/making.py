@@ -1,0 +1,73 @@
+"""What `sample` and `interpolate` share: options, and a job made into a folder of results. Not a command."""
+
+import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cogvideo.sampling.jobs import Job
+    from cogvideo.sampling.processes import Processes
+
+
+def add_making_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a folder to make, or an empty one")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files already")
+    parser.add_argument("--resume", action="store_true", help="go on in a folder that an interrupted run left, if any")
+    parser.add_argument("--model", metavar="DIR", type=Path, help="a bundle of weights (default: in the package)")
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
+
+
+def make(args: argparse.Namespace, job: "Job", out: Path, processes: "Processes", samples_per_prompt: int = 1) -> None:
+    """Make a job's clips in `out`, as the options say. Raises: ValueError, OSError before anything is written."""
+    from cogvideo.logs import get_logger, progress
+    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, fingerprint
+    from cogvideo.sampling.produce import my_groups, produce
+    from cogvideo.sampling.work import Work
+
+    clips, fps = len(job.keys), (job.num_frames - 1) / job.seconds
+    plan = f"{clips} clip{'s' * (clips > 1)} of {job.num_frames} frames, {fps:g} a second"
+    if args.dry_run:
+        if processes.rank == 0:
+            print(f"{plan}: {clips * job.tokens_a_clip} tokens to draw; nothing was written")
+        return
+    directory = args.model or DEFAULT_DIRECTORY
+    identity: dict[str, Any] = {"weights": fingerprint(directory), **job.identity()}
+    work = Work(out, identity, processes)
+    if not work.begin(overwrite=args.overwrite, resume=args.resume):
+        if processes.rank == 0:
+            print(f"{plan}: {out} is finished already")
+        return
+    own = sum(map(len, my_groups(job, work, samples_per_prompt)))
+    with _ends_well(out), progress(own * job.tokens_a_clip, "tokens", "tok") as bar:
+        made = produce(
+            job, work, samples_per_prompt=samples_per_prompt, weights=str(directory), progress=bar.update
+        )
+        for path in made:
+            get_logger().info(str(path))
+    if processes.rank == 0:
+        print(f"{plan}: {out}")
+
+
+@contextmanager
+def _ends_well(out: Path) -> Iterator[None]:
+    """Let SIGTERM unwind the work, as Ctrl-C does, so that no temporary file stays; say how to go on."""
+    from cogvideo.logs import get_logger
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        get_logger().info(f"{out}: what is done is kept; the same command with --resume goes on from there")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

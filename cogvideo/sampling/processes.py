@@ -1,0 +1,76 @@
+"""Sampling in many processes: who takes which clips, and who waits for whom. One process knows of no other.
+
+Processes never talk about tokens: each draws its own clips, which depend on no other clip, and leaves them in the
+folder. They meet twice, before the first clip and after the last.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+PATIENCE = timedelta(days=30)
+"""How long the first to be done waits for the others; a launcher ends all when one fails."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that a launcher (torchrun, deepspeed) started."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Processes":
+        """Raises: ValueError if a launcher's variables do not fit together."""
+        rank, count = (os.environ.get(name) or default for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+            raise ValueError(f"RANK={rank} WORLD_SIZE={count} do not name a process; start with torchrun or deepspeed")
+        if int(count) > 1 and not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+            raise ValueError(f"WORLD_SIZE={count}, but no MASTER_ADDR, MASTER_PORT; start with torchrun or deepspeed")
+        return cls(int(rank), int(count))
+
+    def share(self, num_items: int) -> range:
+        """This process's part of 0 .. num_items - 1: every count-th."""
+        return range(self.rank, num_items, self.count)
+
+    def first_does(self, work: Callable[[], bool]) -> bool:
+        """Process 0 does it while the others wait; all get its result.
+
+        Raises: what `work` raised, in process 0; the others then leave with exit code 2 and no words.
+        """
+        if self.count == 1:
+            return work()
+        self._meet()
+        if self.rank:
+            answer: list[bool | None] = [None]
+            dist.broadcast_object_list(answer)
+            if answer[0] is None:
+                raise SystemExit(2)
+            return answer[0]
+        result: bool | None = None
+        try:
+            result = work()
+        finally:
+            dist.broadcast_object_list([result])
+        return result
+
+    def wait_for_all(self) -> None:
+        if self.count > 1:
+            self._meet()
+            barrier = dist.barrier(async_op=True)
+            while not barrier.is_completed():  # not wait(), which hears no signal
+                time.sleep(0.1)
+            barrier.wait()
+
+    def part(self) -> None:
+        """Let go of the others; nothing can be waited for any more."""
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _meet(self) -> None:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=PATIENCE)

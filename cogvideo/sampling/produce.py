@@ -1,0 +1,57 @@
+"""From a job to a folder of results: group after group, stage after stage, each on disk as soon as it is there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from cogvideo.sampling.engine import Progress
+from cogvideo.sampling.jobs import Job
+from cogvideo.sampling.results import describe, sample_names, write_clip, write_summary
+from cogvideo.sampling.work import Work
+
+
+def my_groups(job: Job, work: Work, samples_per_prompt: int) -> list[list[int]]:
+    """The clips that this process makes, in groups that go through all stages together.
+
+    A prompt's samples stay with one process. A group is as large as a batch: more would wait longer for their videos.
+    """
+    prompts = work.processes.share(len(job.keys) // samples_per_prompt)
+    clips = [prompt * samples_per_prompt + number for prompt in prompts for number in range(samples_per_prompt)]
+    size = job.config.clips_at_once
+    return [clips[first : first + size] for first in range(0, len(clips), size)]
+
+
+def produce(
+    job: Job, work: Work, *, samples_per_prompt: int = 1, weights: str = "", progress: Progress | None = None
+) -> Iterator[Path]:
+    """Make what is not yet made of this process's clips; yields the finished files. `work` must have begun.
+
+    Videos and contact sheets appear with the first frames and are replaced as more are made. The first process waits
+    for the others and writes what is about all clips.
+    """
+    names = sample_names([key.caption for key in job.keys])
+    for group in my_groups(job, work, samples_per_prompt):
+        if work.is_done(group[0]):
+            if progress is not None:
+                progress(len(group) * job.tokens_a_clip)
+            continue
+        tokens = torch.empty(0)
+        for tokens, fps in job.stages(group, work.keep(group[0]), progress):
+            finished = tokens.shape[1] == job.num_frames
+            for clip, own in zip(group, tokens, strict=True):
+                # one clip at a time, so that its pictures are the same to the bit whatever is made beside it
+                frames, caption = job.pipeline.decode(own), job.keys[clip].caption
+                for path in write_clip(work.out / names[clip], frames, fps, caption, finished=finished):
+                    if finished:
+                        yield path
+        work.finish(group[0], group, tokens)
+    work.processes.wait_for_all()
+    if work.processes.rank == 0:
+        tokens = work.gather(len(job.keys))
+        about = describe(names, job.keys)
+        more = {"weights": weights, "made_from": work.digest}
+        write_summary(work.out, job.config, about, tokens, seconds=job.seconds, more=more)
+        yield work.out / "tokens.safetensors"
+        work.end()
+    work.processes.part()
