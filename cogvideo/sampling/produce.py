@@ -36,9 +36,12 @@ def produce(
             if progress is not None:
                 progress(len(group) * job.tokens_a_clip)
             continue
-        tokens = torch.empty(0)
+        tokens, made = torch.empty(0), work.batches_made
         for tokens, fps in job.stages(group, work.keep(group[0]), progress):
             finished = tokens.shape[1] == job.num_frames
+            if not finished and work.batches_made == made:
+                continue  # all of it was kept: there is a longer video already, or will be in a moment
+            made = work.batches_made
             for clip, own in zip(group, tokens, strict=True):
                 # one clip at a time, so that its pictures are the same to the bit whatever is made beside it
                 frames, caption = job.pipeline.decode(own), job.keys[clip].caption

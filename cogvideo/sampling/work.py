@@ -38,6 +38,8 @@ class Work:
         """`identity`: all that decides the result, for JSON, by names that a user understands."""
         self.out, self.folder, self.processes = out, out / UNFINISHED, processes
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it reads back
+        self.batches_made = 0
+        """By this process, in this run."""
 
     @property
     def digest(self) -> str:
@@ -99,6 +101,7 @@ class Work:
                 return _load(path)["tokens"]
             tokens = make()
             _save(path, tokens=tokens)
+            self.batches_made += 1
             return tokens
 
         return keep
