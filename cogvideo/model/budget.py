@@ -144,6 +144,27 @@ def score_pairs(config: ModelConfig) -> int:
     return pairs[0] + (sum(pairs[1:]) // len(plan.temporal) if plan.temporal else 0)
 
 
+def training_flops(config: ModelConfig, *, frozen_trunk: bool) -> tuple[float, float]:
+    """Forward and backward of one clip with all its text rows: matrix products and attention, nothing recomputed.
+
+    A backward needs each product twice, once for its input and once for its weights; a frozen trunk only the first, and
+    neither for text rows, which depend on frozen weights alone.
+    """
+    h, text, slots, layers = config.hidden_size, config.text_len, config.layout.num_slots, config.num_layers
+    frozen_trunk = frozen_trunk and config.has_temporal_channel
+    square = 2 * h * h
+    trunk_of_text, trunk_of_frames = layers * 12 * square * text, layers * 12 * square * slots
+    supervised = len(config.layout.supervised_frames) * config.frame_len
+    logits = 2 * h * config.vocabulary.num_image_tokens * supervised
+    # of text the temporal channel takes keys and values alone
+    temporal = layers * square * (4 * slots + 2 * text) if config.has_temporal_channel else 0
+    scores = 4 * h * score_pairs(config) * layers
+    forward = trunk_of_text + trunk_of_frames + logits + temporal + scores
+    once = trunk_of_frames + logits if frozen_trunk else 0
+    twice = temporal if frozen_trunk else forward - scores
+    return forward, once + 2 * twice + 2.5 * scores
+
+
 def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSettings) -> TrainingBudget:
     """bf16 weights and gradients; AdamW with float32 master weights and moments, partitioned as ZeRO's stage says."""
     counts, h = ParameterCounts.of(config), config.hidden_size
@@ -161,10 +182,7 @@ def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSet
     )
     logits = min(supervised * settings.micro_batch, 4096) * config.vocabulary.num_image_tokens * 4 * 3
 
-    multiplied = 2 * rows * counts.trunk, 2 * rows * counts.temporal
-    scores = 4 * h * score_pairs(config) * config.num_layers
-    forward = sum(multiplied) + scores
-    backward = multiplied[0] * (1 if frozen_trunk else 2) + multiplied[1] * 2 + scores * 2.5
+    forward, backward = training_flops(config, frozen_trunk=frozen_trunk)
     flops = settings.micro_batch * (forward * (2 if settings.checkpoint_layers else 1) + backward)
 
     def share(from_stage: int) -> int:

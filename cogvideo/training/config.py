@@ -148,6 +148,10 @@ class LogConfig:
     validate_every: int = 500
     validation_batches: int = 8
     wandb: Literal["off", "offline", "online"] = "off"
+    tensorboard: bool = False
+    """Into run_dir/tensorboard; needs the extra `[tensorboard]`."""
+    peak_tflops: float | None = None
+    """What a process's device can do a second in train.dtype, for MFU; null: a matrix product is timed at the start."""
 
     def __post_init__(self) -> None:
         for name in ("every", "save_every", "keep_last", "validate_every", "validation_batches"):
@@ -155,6 +159,8 @@ class LogConfig:
                 raise ValueError(f"log.{name}={getattr(self, name)}; expected at least 1")
         if self.preview_every < 0:
             raise ValueError(f"log.preview_every={self.preview_every}; expected 0 or more")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"log.peak_tflops={self.peak_tflops}; expected above 0, or null to measure it")
 
 
 @dataclass(frozen=True)
@@ -162,13 +168,21 @@ class DeepSpeedConfig:
     """How weights, gradients and the optimiser are spread."""
 
     stage: int = 0
-    """ZeRO: 0 nothing is spread, 1 the optimiser, 2 gradients too, 3 weights too."""
+    """ZeRO: 0 nothing is spread, 1 the optimiser, 2 gradients too, 3 weights too. With train.weights=dtype, 0 is 1."""
+    offload_optimizer: bool = False
+    """Keep the optimiser, and float32 weights with it, in CPU memory: needs stage 1, 2 or 3."""
+    timeout_minutes: float = 30.0
+    """How long a process waits for the others before it gives up."""
     file: Path | None = None
     """A DeepSpeed JSON file, merged over what follows from these settings."""
 
     def __post_init__(self) -> None:
         if self.stage not in (0, 1, 2, 3):
             raise ValueError(f"deepspeed.stage={self.stage}; expected 0, 1, 2 or 3")
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("deepspeed.offload_optimizer=true needs deepspeed.stage=1, 2 or 3")
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"deepspeed.timeout_minutes={self.timeout_minutes}; expected above 0")
 
 
 @dataclass(frozen=True)

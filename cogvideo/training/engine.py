@@ -1,7 +1,6 @@
 """The DeepSpeed engine of a run: its config from ours, and gathering what ZeRO spread. Not the loop."""
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,11 +17,13 @@ def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
     """DeepSpeed's own settings for a run in `world` processes; `deepspeed.file` has the last word."""
     loop = config.train
     accumulation = loop.accumulation(world)
+    # DeepSpeed's stage 0 has no float32 copies that could be read by name; its stage 1 is the same on one process
+    stage = max(config.deepspeed.stage, 1 if loop.weights == "dtype" else 0)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": loop.batch_size // (world * accumulation),
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 0.0 if clips_itself(config) else config.optimiser.grad_clip,
-        "zero_optimization": {"stage": config.deepspeed.stage},
+        "zero_optimization": {"stage": stage} | _offloading(config),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 60,
@@ -40,6 +41,12 @@ def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
             nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = settings[key] | value if nested else value
     return settings
+
+
+def _offloading(config: TrainConfig) -> dict[str, Any]:
+    if not config.deepspeed.offload_optimizer:
+        return {}
+    return {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
 
 
 def clips_itself(config: TrainConfig) -> bool:
@@ -79,17 +86,6 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(spread, modifier_rank=None):
         yield
-
-
-def parameter_hashes(module: nn.Module) -> dict[str, str]:
-    """SHA-256 of every learned parameter's bytes, by name: equal hashes, equal weights. Every rank must call this."""
-    learned = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    hashes = {}
-    for name, p in learned:
-        with gathered([p]):  # one at a time: no rank need hold them all
-            whole = p.detach().cpu().contiguous()
-            hashes[name] = hashlib.sha256(whole.view(torch.uint8).numpy().data).hexdigest()
-    return hashes
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

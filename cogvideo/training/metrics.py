@@ -1,7 +1,9 @@
 """Numbers of a run: means over steps and processes, metrics.jsonl, and curves as a picture."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._waiting: list[str] = []
 
     def rewind(self, step: int) -> None:
         """Drop lines after `step`, and a last line that was cut: a resumed run writes them again."""
@@ -53,9 +56,24 @@ class MetricsFile:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
+        """Append a record. A folder that vanished is made anew.
+
+        Raises: OSError if that fails; the line is kept, and goes before the next.
+        """
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+        self._waiting.append(json.dumps(clean) + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab", buffering=0) as file:
+            end = file.tell()
+            text = "".join(self._waiting).encode()
+            try:
+                written = file.write(text)
+                if written != len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                file.truncate(end)  # no half line, to which the next would be appended
+                raise
+        self._waiting.clear()
 
     def read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():

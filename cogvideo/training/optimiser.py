@@ -1,6 +1,7 @@
 """Which parameters decay, and the learning rate of every step."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,21 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def make_optimiser(module: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that asks before each update, so that a bad step leaves weights and moments alone.
+
+    DeepSpeed calls `step` deep inside its own, once all gradients are reduced, unscaled and clipped.
+    """
+
+    allow_update: Callable[["GuardedAdamW"], bool] | None = None
+
+    def step(self, closure: Any = None) -> Any:
+        if self.allow_update is not None and not self.allow_update(self):
+            return None
+        return super().step(closure)
+
+
+def make_optimiser(module: nn.Module, config: OptimiserConfig) -> GuardedAdamW:
     """AdamW over what learns. Fused: seven times the plain one's speed on CPU, and no compiler as DeepSpeed's needs."""
     groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return GuardedAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

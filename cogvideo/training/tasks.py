@@ -7,7 +7,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from cogvideo.config import to_dict
 from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.embedded import EmbeddedClips
 from cogvideo.data.loader import ClipLoader, LoaderConfig
+from cogvideo.model.budget import training_flops
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sequence.example import Batch
@@ -29,6 +30,15 @@ from cogvideo.training.randomness import generator_for
 B = TypeVar("B")
 EXPORT_NAMES = {"image": "trunk"}
 """Folders of run_dir/export are named as in a bundle of weights: by task, but for the trunk."""
+PARTS = (
+    ("embeddings", "embeddings"),
+    ("layernorm", "layernorm"),
+    ("mix_logit", "mix"),
+    ("temporal_attention", "temporal"),
+    ("attention", "spatial"),
+    ("mlp", "mlp"),
+)
+"""Part of a parameter by the first of these words in its name."""
 
 
 class Outcome(NamedTuple):
@@ -59,16 +69,21 @@ class Task(Protocol, Generic[B]):
     def tokens(self, batch: B) -> int:
         """Tokens (of text and frames) in a batch."""
 
+    def flops(self, batch: B) -> float:
+        """Of the model's forward and backward over a batch, nothing recomputed; 0: not known."""
+
+    def part_of(self, parameter: str) -> str:
+        """The part of the model that a parameter of `objective` counts to, in gradient norms."""
+
     def after_step(self, step: int) -> None:
         """What is updated without a gradient."""
 
     def report(self) -> dict[str, float]:
         """Numbers of the weights themselves, for the log."""
 
-    def extra_state(self) -> dict[str, Any]:
-        """What moves but is no trainable parameter."""
-
-    def load_extra_state(self, state: dict[str, Any]) -> None: ...
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """Parameters of `objective` that change without a gradient."""
 
     def export(self, folder: Path, step: int) -> Path:
         """Write the model into `folder` in our own format; returns its place."""
@@ -102,6 +117,8 @@ class ClipObjective(nn.Module):
 class ClipTask:
     """The transformer: text-to-image trunk, stage 1 or stage 2."""
 
+    moving: tuple[str, ...] = ()
+
     def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
         self.config, self.device = config, device
         self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED / "text.model")
@@ -114,6 +131,7 @@ class ClipTask:
         self.model = CogVideoTransformer(self.model_config)
         self.model.checkpoint_layers = config.train.checkpoint_layers
         self._start_weights()
+        self._clip_flops = sum(training_flops(self.model_config, frozen_trunk=config.init.freeze_trunk))
         self.objective = ClipObjective(self.model.to(device), config)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
@@ -136,6 +154,13 @@ class ClipTask:
     def tokens(self, batch: Batch) -> int:
         return int(batch.text_mask.sum()) + batch.frames.numel()
 
+    def flops(self, batch: Batch) -> float:
+        return self._clip_flops * len(batch.frames)
+
+    def part_of(self, parameter: str) -> str:
+        """`embeddings`, `spatial`, `temporal` (attention), `mlp`, `layernorm` or `mix`."""
+        return next(part for word, part in PARTS if word in parameter)
+
     def after_step(self, step: int) -> None:
         pass
 
@@ -145,12 +170,6 @@ class ClipTask:
         with gathered(p for _, p in named):
             alphas = {name.split(".")[1]: p.detach().float().sigmoid().mean() for name, p in named}
             return {f"alpha/layer_{layer}": float(alpha) for layer, alpha in alphas.items()}
-
-    def extra_state(self) -> dict[str, Any]:
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        pass
 
     def export(self, folder: Path, step: int) -> Path:
         """A frozen trunk is written once, beside the model, which points to it."""

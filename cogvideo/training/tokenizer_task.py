@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +62,8 @@ class TokenizerObjective(nn.Module):
 
 
 class TokenizerTask:
+    moving = ("model.quantize.embed.weight",)
+
     def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
         if config.train.weights != "fp32" or config.deepspeed.stage > 1:
             raise ValueError("the task tokenizer needs train.weights=fp32 and deepspeed.stage=0 or 1; it is small")
@@ -115,15 +116,14 @@ class TokenizerTask:
             start_codebook(quantizer, self._features_for_start(step + 1, len(features)), generator)
         self._set_phase(step + 1)
 
+    def flops(self, batch: Tensor) -> float:
+        return 0.0  # convolutions are not counted
+
+    def part_of(self, parameter: str) -> str:
+        return parameter.split(".")[1]
+
     def report(self) -> dict[str, float]:
         return {}
-
-    def extra_state(self) -> dict[str, Any]:
-        """The codebook takes no gradient, so DeepSpeed counts it among what is frozen and does not save it."""
-        return {"codebook": self.tokenizer.codebook.cpu()}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        self.tokenizer.codebook.copy_(state["codebook"])
 
     def export(self, folder: Path, step: int) -> Path:
         place = folder / "image_tokenizer"

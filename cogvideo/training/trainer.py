@@ -1,6 +1,5 @@
 """The loop: one for every task, in one process or under DeepSpeed's launcher. What is learned the task knows."""
 
-import json
 import math
 import signal
 import time
@@ -16,12 +15,17 @@ from cogvideo.config import to_dict
 from cogvideo.logs import get_logger, progress
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.engine import clips_itself, make_engine
-from cogvideo.training.metrics import Averages, MetricsFile, draw_curves, peak_memory_mib
-from cogvideo.training.optimiser import learning_rate
+from cogvideo.training.engine_state import EngineState, inner_optimiser
+from cogvideo.training.gradients import GradientNorms
+from cogvideo.training.metrics import Averages, draw_curves
+from cogvideo.training.optimiser import GuardedAdamW, learning_rate
+from cogvideo.training.processes import any_says, others_may_die, together
 from cogvideo.training.randomness import seed_dropout
 from cogvideo.training.record import write_record
+from cogvideo.training.sinks import Sinks
 from cogvideo.training.state import load_state, newest_state, save_state
 from cogvideo.training.tasks import ClipTask, Task
+from cogvideo.training.throughput import Throughput, compute_dtype, measured_peak, warn_of_slow_products
 from cogvideo.training.tokenizer_task import TokenizerTask
 
 log = get_logger(__name__)
@@ -34,7 +38,7 @@ Preview = Callable[[Task, int, Path], None]
 class StepResult:
     grad_norm: float | None
     good: bool
-    """Whether every process's losses were finite; if not, the weights are as before."""
+    """Whether all was finite on every process; if not, weights and moments are as before."""
 
 
 def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> Task:
@@ -53,19 +57,25 @@ class Trainer:
         self.config, self.preview, self.device = config, preview, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.accumulation = config.train.accumulation(self.world)
-        self.metrics_file = MetricsFile(config.run_dir / "metrics.jsonl")
-        found = newest_state(self._states) if self._states.is_dir() else None
-        if not resume and (found or self.metrics_file.path.exists()):
+        self.sinks = Sinks(config)
+        found = newest_state(self._states)
+        if not resume and (found or self.sinks.file.path.exists()):
             raise ValueError(f"{config.run_dir} holds a run already; give --resume to go on, or another run_dir")
+        warn_of_slow_products(device, config.train)
         self.task = make_task(config, device, self.rank, self.world)
         self.engine = make_engine(self.task.objective, config, self.world)
+        self.state = EngineState(self.engine, self.task.moving)
+        self.gradient_norms = GradientNorms(self.engine, self.task.part_of)
+        inner_optimiser(self.engine).allow_update = self._allow_update
         self.averages = Averages()
-        self.step = self.skipped = 0
-        self.bad_in_a_row = 0
+        self.step = self.skipped = self.bad_in_a_row = 0
+        self._norm: float | None = None
+        self._good = True
         if found:
             self._restore(found)
         elif resume:
             log.info("%s holds no checkpoint; starting from the beginning", config.run_dir)
+        self._saved_at = self.step if found else None
         self._stop_asked = False
 
     @property
@@ -73,74 +83,106 @@ class Trainer:
         return self.config.run_dir / "checkpoints"
 
     def train(self) -> dict[str, float]:
-        """Run to the last step, a signal or the time limit, save, export; returns the last logged metrics."""
-        loop, logs = self.config.train, self.config.log
+        """Run to the last step, a signal or the time limit, save, export; returns the last logged metrics.
+
+        Raises: OSError if the last checkpoint cannot be written, or another process is lost; ValueError after too many
+        bad steps in a row.
+        """
         if self.rank == 0:
             self.config.run_dir.mkdir(parents=True, exist_ok=True)
             write_record(self.config.run_dir, self.config)
-            self.metrics_file.rewind(self.step)
-        board = self._open_board()
+            self.sinks.open(self.step)
         restore_signals = self._catch_signals()
-        deadline = math.inf if loop.time_limit_minutes is None else time.monotonic() + 60 * loop.time_limit_minutes
         batches = self.task.batches(self.step)
-        last: dict[str, float] = {}
-        tokens, since = 0, time.monotonic()
-        bar = progress(loop.last_step, f"training {self.config.task}", "steps", initial=self.step)
-        saved_at = self.step if self.step else -1
         try:
+            with others_may_die(self._how_to_go_on):
+                return self._loop(batches)
+        finally:
+            restore_signals()
+            getattr(batches, "close", lambda: None)()
+            self.sinks.close()
+
+    def _loop(self, batches: Any) -> dict[str, float]:
+        loop, logs = self.config.train, self.config.log
+        deadline = math.inf if loop.time_limit_minutes is None else time.monotonic() + 60 * loop.time_limit_minutes
+        last: dict[str, float] = {}
+        peak = 1e12 * logs.peak_tflops if logs.peak_tflops else measured_peak(self.device, compute_dtype(loop))
+        throughput = Throughput(self.device, self.world, peak)
+        bar = progress(loop.last_step, f"training {self.config.task}", "steps", initial=self.step)
+        with bar:
             while self.step < loop.last_step:
                 batch = next(batches)
+                final = self.step + 1 == loop.last_step
+                logged = self._is_logged(self.step + 1)
                 result = self._one_step(batch)
                 self._count_bad(result.good)
                 self.task.after_step(self.step)
                 self.step += 1
-                tokens += self.task.tokens(batch)
+                throughput.add(self.task.tokens(batch), self.task.flops(batch))
                 if result.grad_norm is not None and math.isfinite(result.grad_norm):
                     self.averages.add({"grad_norm": (result.grad_norm, 1.0)})
+                if logged:
+                    norms = self.gradient_norms.take(result.grad_norm or 0.0) if result.good else {}
+                    last = self._log_line(norms | throughput.take(loop.last_step - self.step))
+                    bar.set_postfix_str(_postfix(last), refresh=False)
                 bar.update(1)
-                final = self.step == loop.last_step
-                if self.step % logs.every == 0 or final:
-                    elapsed = time.monotonic() - since
-                    last = self._log_line(tokens, elapsed, board)
-                    bar.set_postfix_str(f"loss {last.get('loss', math.nan):.4f}")
-                    tokens, since = 0, time.monotonic()
-                stop = self._agree(self._stop_asked or time.monotonic() > deadline)
+                stop = any_says(self._stop_asked or time.monotonic() > deadline, self.device)
                 if self.step % logs.validate_every == 0 or final:
-                    self._validate(board)
+                    self._validate()
                 if self.step % logs.save_every == 0 or final or stop:
-                    self.save()
-                    saved_at = self.step
+                    self.save(must=final or stop)
                 if logs.preview_every and (self.step % logs.preview_every == 0 or final):
                     self._preview()
                 if stop:
                     log.warning("stopped at step %d as asked; --resume goes on from here", self.step)
                     break
-            if saved_at != self.step:
+            if self._saved_at != self.step:
                 self.save()
-        finally:
-            bar.close()
-            restore_signals()
-            getattr(batches, "close", lambda: None)()
-            if board is not None:
-                board.finish()
         return last
 
-    def save(self) -> None:
-        """A checkpoint to resume from, the model in our own format, and the curves so far."""
-        state = {
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log.every == 0 or step == self.config.train.last_step
+
+    def save(self, *, must: bool = True) -> None:
+        """A checkpoint to resume from, the model in our own format, and the curves so far.
+
+        Where a disk is full, say, a run goes on unless it `must` be saved now: the next time there may be room.
+        Raises: OSError, if it must.
+        """
+        try:
+            self._save()
+            self._saved_at = self.step
+        except OSError as error:
+            if must:
+                reason = f"step {self.step} could not be saved: {error}; {self._how_to_go_on()}"
+                raise OSError(error.errno, reason) from error
+            wait = self.config.log.save_every
+            log.error("step %d could not be saved: %s; trying again %d steps on", self.step, error, wait)
+
+    def _save(self) -> None:
+        averages: list[Any] = together(lambda: self.averages.sums)
+        numbers = {
             "step": self.step,
             "skipped": self.skipped,
-            "averages": self.averages.sums,
-            "task": self.task.extra_state(),
+            "bad_in_a_row": self.bad_in_a_row,
+            "averages": averages,
             "config": to_dict(self.config),
         }
-        save_state(self.engine, self._states, self.step, state, self.config.log.keep_last)
-        self.task.export(self.config.run_dir / "export", self.step)
-        if self.rank == 0:
-            draw_curves(self.metrics_file.read(), self.config.run_dir / "curves.png")
+        together(self._record_again if self.rank == 0 else None)
+        save_state(self.state, self._states, self.step, numbers, self.config.log.keep_last)
+        together(lambda: self.task.export(self.config.run_dir / "export", self.step))
+        together(self._draw if self.rank == 0 else None)
+
+    def _record_again(self) -> None:
+        if not (self.config.run_dir / "config.yaml").is_file():
+            log.warning("%s has vanished; it is made anew", self.config.run_dir)
+            write_record(self.config.run_dir, self.config)
+
+    def _draw(self) -> None:
+        draw_curves(self.sinks.file.read(), self.config.run_dir / "curves.png")
 
     def _one_step(self, batch: Any) -> StepResult:
-        """Forward and backward over the step's micro-batches, then one update, unless a loss was not finite."""
+        """Forward and backward over the step's micro-batches, then one update, unless something was not finite."""
         loop = self.config.train
         self.engine.train()
         good = True
@@ -158,14 +200,27 @@ class Trainer:
             last = micro == self.accumulation - 1
             if not last:
                 self.engine.step()
-        good = not self._agree(not good)
-        rate = learning_rate(self.step, loop.steps, self.config.optimiser) if good else 0.0
+        self._good = not any_says(not good, self.device)
+        rate = learning_rate(self.step, loop.steps, self.config.optimiser)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        norm = self._clip()
+        self._norm = self._clip()
         self.engine.step()
-        norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return StepResult(None if norm is None else float(norm), good)
+        norm = self.engine.get_global_grad_norm() if self._norm is None else self._norm
+        overflowed = loop.dtype == "fp16" and self._good and not _is_norm(norm)
+        if overflowed:  # the loss scaler's business: it skipped the update, and lowers the scale
+            self.skipped += 1
+            return StepResult(None, good=True)
+        return StepResult(None if norm is None else float(norm), self._good and _is_norm(norm))
+
+    def _allow_update(self, optimiser: GuardedAdamW) -> bool:
+        """Asked by AdamW when gradients are final, in every process alike."""
+        norm = self._norm if clips_itself(self.config) else getattr(self.engine.optimizer, "_global_grad_norm", None)
+        if not (self._good and _is_norm(norm)):
+            return False
+        if self._is_logged(self.step + 1):
+            self.gradient_norms.add(p for group in optimiser.param_groups for p in group["params"])
+        return True
 
     def _clip(self) -> float | None:
         if not clips_itself(self.config):
@@ -180,29 +235,23 @@ class Trainer:
             return
         self.skipped += 1
         self.bad_in_a_row += 1
-        log.warning("step %d has a loss that is not finite; it is skipped", self.step + 1)
+        log.warning("step %d has a loss or gradient that is not finite; it is skipped", self.step + 1)
         if self.bad_in_a_row >= self.config.train.max_bad_steps:
             raise ValueError(
-                f"{self.bad_in_a_row} steps in a row had a NaN or infinite loss, at step {self.step + 1}; "
+                f"{self.bad_in_a_row} steps in a row had a NaN or infinite loss or gradient, at step {self.step + 1}; "
                 "lower optimiser.lr and --resume from the last checkpoint"
             )
 
-    def _log_line(self, tokens: int, elapsed: float, board: Any) -> dict[str, float]:
+    def _log_line(self, numbers: dict[str, float]) -> dict[str, float]:
         means = self.averages.means()
         self.averages.clear()
-        steps = self.config.log.every
-        means |= {
-            "lr": self.engine.optimizer.param_groups[0]["lr"],
-            "skipped": float(self.skipped),
-            "tokens_per_second": tokens * self.world / max(elapsed, 1e-9),
-            "seconds_per_step": elapsed / steps,
-            "memory_mib": peak_memory_mib(self.device),
-        } | self.task.report()
-        self._write({"step": self.step} | means, board)
+        rate = {"lr": self.engine.optimizer.param_groups[0]["lr"], "skipped": float(self.skipped)}
+        means |= rate | numbers | self.task.report()
+        self._write({"step": self.step} | means)
         return means
 
     @torch.no_grad()
-    def _validate(self, board: Any) -> None:
+    def _validate(self) -> None:
         batches = self.task.validation_batches()
         if not batches:
             return
@@ -211,49 +260,40 @@ class Trainer:
         for batch in batches:
             averages.add(self.engine(self.task.part(batch, 0, 1)).metrics)
         means = averages.means()
-        self._write({"step": self.step} | {f"validation/{name}": value for name, value in means.items()}, board)
+        self._write({"step": self.step} | {f"validation/{name}": value for name, value in means.items()})
 
     def _preview(self) -> None:
-        if self.preview is None or self.world > 1:
-            return  # in several processes a sheet could not be made without the others
+        if self.preview is None or self.rank != 0 or (self.world > 1 and self.config.deepspeed.stage == 3):
+            return  # with its weights spread, one process cannot draw a sheet alone
         self.engine.eval()
         path = self.config.run_dir / "previews" / f"step_{self.step:08d}.png"
         try:
             self.preview(self.task, self.step, path)
+            self.sinks.picture("preview", path, self.step)
         except (ValueError, OSError) as error:
             log.warning("no sample sheet at step %d: %s", self.step, error)
         except Exception:  # of any kind: a picture to look at must not end a long run
             log.warning("no sample sheet at step %d", self.step, exc_info=True)
 
-    def _write(self, record: dict[str, Any], board: Any) -> None:
+    def _write(self, record: dict[str, Any]) -> None:
         if self.rank == 0:
-            self.metrics_file.write(record)
-            if board is not None:
-                board.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
-
-    def _open_board(self) -> Any:
-        mode = self.config.log.wandb
-        if mode == "off" or self.rank != 0:
-            return None
-        import wandb
-
-        config = json.loads(json.dumps(to_dict(self.config)))
-        return wandb.init(project="cogvideo", mode=mode, dir=self.config.run_dir, config=config)
+            self.sinks.write(record)
 
     def _restore(self, place: Path) -> None:
-        state = load_state(self.engine, place)
-        self.step, self.skipped = state["step"], state["skipped"]
-        self.averages.sums = state["averages"]
-        self.task.load_extra_state(state["task"])
+        numbers = load_state(self.state, place)
+        self.step, self.skipped, self.bad_in_a_row = (numbers[k] for k in ("step", "skipped", "bad_in_a_row"))
+        shares = numbers["averages"]
+        if len(shares) == self.world:
+            self.averages.add(shares[self.rank])
+        elif self.rank == 0:  # of another number of processes: means are over all of them anyway
+            for share in shares:
+                self.averages.add(share)
         log.info("resuming at step %d", self.step)
 
-    def _agree(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        if self.world == 1:
-            return flag
-        told = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return bool(told.item())
+    def _how_to_go_on(self) -> str:
+        if self._saved_at is None:
+            return "nothing was saved yet; start again"
+        return f"step {self._saved_at} is saved; go on from it with --resume"
 
     def _catch_signals(self) -> Callable[[], None]:
         """SIGTERM and a first Ctrl-C end the run after the current step, saved; returns what undoes this."""
@@ -270,6 +310,20 @@ class Trainer:
                 signal.signal(number, handler)
 
         return undo
+
+
+def _is_norm(norm: Any) -> bool:
+    """Whether a gradient norm is one: DeepSpeed tells NaN and infinity as -1 in places; None: not told."""
+    return norm is None or (math.isfinite(norm) and norm >= 0)
+
+
+def _postfix(numbers: dict[str, float]) -> str:
+    """Loss, speed and memory for the progress line."""
+    shown = [f"loss {numbers.get('loss', math.nan):.4f}", f"{numbers['tokens_per_second']:,.0f} tokens/s"]
+    if "mfu" in numbers:
+        shown.append(f"MFU {numbers['mfu']:.1%}")
+    shown.append(f"{numbers['memory_mib'] / 1024:.1f} GiB")
+    return ", ".join(shown)
 
 
 def _no_gradient(module: torch.nn.Module) -> torch.Tensor:

@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(data: Path, tmp_pat
     assert [place.name for place in kept] == ["step_00000004", "step_00000005", "step_00000006"]
     expected = numbers(whole.run_dir)
     for place in kept[1:]:
-        file = next(place.glob("*.pt"))
+        file = next(place.glob("*.safetensors"))
         file.write_bytes(file.read_bytes()[:-1] + b"x")
     train(whole, resume=True)
     assert numbers(whole.run_dir) == expected

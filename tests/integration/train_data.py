@@ -14,7 +14,7 @@ from cogvideo.training.config import TrainConfig
 CODES = 64
 COLOURS, WAYS = ("red", "green", "blue"), ("left", "right", "up", "down")
 CAPTIONS = [f"the {colour} digit {digit} moves {way}" for colour in COLOURS for digit in range(10) for way in WAYS]
-WALL_CLOCK = {"tokens_per_second", "seconds_per_step", "memory_mib"}
+WALL_CLOCK = {"tokens_per_second", "seconds_per_step", "minutes_left", "memory_mib", "mfu"}
 
 
 def prepare_data(folder: Path) -> Path:
