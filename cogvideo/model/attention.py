@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from cogvideo.model.cache import ChannelCache
 from cogvideo.model.plan import AttentionBlock, ChannelPlan
+from cogvideo.model.tiled_attention import attend_tiled
+from cogvideo.model.tiles import TiledChannel
 
 _FEW_QUERIES = 8
 """Up to so many queries a group, scores cost less than a copy of the keys."""
@@ -42,8 +44,12 @@ class Attention(nn.Module):
 
         Shapes: text (batch, text_len, hidden), or None where the cache holds it; frames (batch, rows, hidden), being
         the clip slots `slots` (rows,); text_bias (batch, text_len), added to the scores of text keys, -inf on padding.
-        Returns both outputs in their inputs' shapes; None for text that was not given or not answered.
+        Returns both outputs in their inputs' shapes, of frames only the rows that the plan answers; None for text that
+        was not given or not answered.
         """
+        dropout = self.dropout if self.training else 0.0
+        if plan.tiled is not None and text is not None and cache is None and dropout == 0 and not frames.is_cuda:
+            return self._forward_tiled(text, frames, plan.tiled, text_bias, answer_text)
         query, key, value = self._project(frames)
         text_query = None
         if text is not None:
@@ -57,7 +63,6 @@ class Attention(nn.Module):
             cache.store_frames(slots, key, value)
             key, value = cache.frame_key, cache.frame_value
 
-        dropout = self.dropout if self.training else 0.0
         outputs = [
             rearrange(
                 attend_block(query, key, value, text_key, text_value, text_bias, block, dropout),
@@ -71,15 +76,35 @@ class Attention(nn.Module):
 
         text_out = None
         if text_query is not None and answer_text:
-            bias = text_bias[:, None, None, :].to(text_query.dtype)
-            bias = bias.masked_fill(bias > float("-inf"), 0.0)  # the text bonus is for frame rows alone
-            context = F.scaled_dot_product_attention(text_query, text_key, text_value, bias, dropout_p=dropout)
-            text_out = self.dense(rearrange(context, "b h s d -> b s (h d)"))
+            text_out = self._answer_text(text_query, text_key, text_value, text_bias, dropout)
         return text_out, self.dense(out)
+
+    def _forward_tiled(
+        self, text: Tensor, frames: Tensor, channel: TiledChannel, text_bias: Tensor, answer_text: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """`forward` over a whole clip, of which the channel's answered rows come back."""
+        ordered = frames if channel.order is None else frames.index_select(1, channel.order)
+        text_projected = self.query_key_value(text)
+        out = attend_tiled(self.query_key_value(ordered), text_projected, text_bias, self.num_heads, channel)
+        if channel.restore is not None:
+            out = out.index_select(1, channel.restore)
+        text_out = None
+        if answer_text:
+            text_out = self._answer_text(*self._by_head(text_projected), text_bias, 0.0)
+        return text_out, self.dense(out)
+
+    def _answer_text(self, query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, dropout: float) -> Tensor:
+        bias = text_bias[:, None, None, :].to(query.dtype)
+        bias = bias.masked_fill(bias > float("-inf"), 0.0)  # the text bonus is for frame rows alone
+        context = F.scaled_dot_product_attention(query, key, value, bias, dropout_p=dropout)
+        return self.dense(rearrange(context, "b h s d -> b s (h d)"))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, rows, hidden) -> queries, keys and values, each (batch, heads, rows, head_dim)."""
-        q, k, v = rearrange(self.query_key_value(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
+        return self._by_head(self.query_key_value(x))
+
+    def _by_head(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = rearrange(projected, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
         return q, k, v
 
 

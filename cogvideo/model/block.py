@@ -53,11 +53,13 @@ class TransformerLayer(nn.Module):
         spatial_text_bias: Tensor,
         temporal_text_bias: Tensor,
         cache: LayerCache | None = None,
+        answered: Tensor | None = None,
         answer_text: bool = True,
     ) -> tuple[Tensor | None, Tensor]:
         """Shapes: text (batch, text_len, hidden) or None; frames (batch, rows, hidden); both come back alike.
 
-        `answer_text=False` skips what only later layers would read of the text rows: right for the last layer.
+        The last layer may skip what nobody reads: `answered` (rows,) are the frame rows that the channel plans answer
+        and that come back (None: all); `answer_text=False` leaves text rows out.
         """
         text_normed = None if text is None else self.input_layernorm(text)
         frames_normed = self.input_layernorm(frames)
@@ -81,6 +83,8 @@ class TransformerLayer(nn.Module):
                 answer_text=False,
             )
             frame_out = mix_channels(frame_out, temporal_out, self.mix_logit)
+        if answered is not None:
+            frames = frames.index_select(1, answered)
         frames = self._rest(frames, frame_out)
         if text is not None and text_out is not None:
             text = self._rest(text, text_out)

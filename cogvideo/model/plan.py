@@ -6,7 +6,7 @@ never meets a score that it would throw away.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,10 +15,13 @@ from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.masks import Mask, channel_masks
+from cogvideo.model.tiles import TiledChannel, tile_channel
 
 # A group of queries is cut by frame when it is this large: above it, keys of later frames that only the mask would
 # drop cost more than the further call.
 _ROWS_WORTH_SPLITTING = 512
+# A whole clip's channel is tiled when a query meets this many frame keys: below, one masked softmax beats two merged.
+_KEYS_WORTH_TILING = 256
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,29 @@ class ChannelPlan:
     blocks: tuple[AttentionBlock, ...]
     restore: Tensor | None
     """(rows,) such that concatenated block outputs, indexed by it, stand in row order; None if they already do."""
+    tiled: TiledChannel | None = None
+    """The same without masks, for whole clips where that is faster."""
 
     def to(self, device: torch.device | str) -> "ChannelPlan":
         return ChannelPlan(
-            tuple(b.to(device) for b in self.blocks), None if self.restore is None else self.restore.to(device)
+            tuple(b.to(device) for b in self.blocks),
+            None if self.restore is None else self.restore.to(device),
+            None if self.tiled is None else self.tiled.to(device),
         )
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """The last layer where not all of its outputs are read: every row is a key, some are queries."""
+
+    answered: Tensor
+    """(answered rows,) of this forward, ascending."""
+    spatial: ChannelPlan
+    temporal: ChannelPlan | None
+
+    def to(self, device: torch.device | str) -> "LastLayer":
+        temporal = None if self.temporal is None else self.temporal.to(device)
+        return LastLayer(self.answered.to(device), self.spatial.to(device), temporal)
 
 
 @dataclass(frozen=True)
@@ -89,13 +110,16 @@ class Plan:
     """By layer, cyclically (even and odd layers differ in their windows); empty: the channel is off."""
     row_is_slot: bool
     """Rows are slots 0, 1, 2, ...: keys can be read from the rows themselves, so that no cache is needed."""
+    last: LastLayer | None = None
+    """None: the last layer is as the others, and the forward answers every row."""
 
     def temporal_of(self, layer: int) -> ChannelPlan | None:
         return self.temporal[layer % len(self.temporal)] if self.temporal else None
 
     def to(self, device: torch.device | str) -> "Plan":
         temporal = tuple(t.to(device) for t in self.temporal)
-        return Plan(self.slots.to(device), self.spatial.to(device), temporal, self.row_is_slot)
+        last = None if self.last is None else self.last.to(device)
+        return Plan(self.slots.to(device), self.spatial.to(device), temporal, self.row_is_slot, last)
 
 
 def plan_forward(
@@ -111,29 +135,59 @@ def plan_forward(
     `temporal=False` leaves the trunk alone, which makes a text-to-image model of a frame.
     `given_windows="wrapped"` repeats the published stage-2 prefill (see docs/differences.md).
     """
+    whole = slots is None and given_windows == "cut"
     slots = np.arange(config.layout.num_slots) if slots is None else np.asarray(slots)
     spatial, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
     use_temporal = temporal and config.has_temporal_channel
+
+    def plan(mask: Mask) -> ChannelPlan:
+        return plan_clip(mask) if whole else plan_channel(mask, slots)
+
     return Plan(
         torch.from_numpy(slots.astype(np.int64)),
-        plan_channel(spatial, slots),
-        tuple(plan_channel(mask, slots) for mask in by_layer) if use_temporal else (),
+        plan(spatial),
+        tuple(plan(mask) for mask in by_layer) if use_temporal else (),
         row_is_slot=bool((slots == np.arange(len(slots))).all()),
     )
 
 
-def plan_channel(mask: Mask, slots: np.ndarray) -> ChannelPlan:
-    """Group query rows by what they can share, find each group's keys, and batch equal groups."""
+def plan_training(config: ModelConfig) -> Plan:
+    """The plan for a whole clip of which only supervised frames are answered."""
+    plan, layout = plan_forward(config), config.layout
+    if not layout.given_frames:
+        return plan
+    spatial, by_layer = channel_masks(layout, config.window_size)
+    answered = layout.supervised_frames
+    temporal = plan_clip(by_layer[(config.num_layers - 1) % len(by_layer)], answered) if plan.temporal else None
+    rows = torch.from_numpy(layout.slots_of(*answered))
+    return replace(plan, last=LastLayer(rows, plan_clip(spatial, answered), temporal))
+
+
+def plan_clip(mask: Mask, answered: tuple[int, ...] | None = None) -> ChannelPlan:
+    """A channel for a whole clip, asked for the frames `answered` (default: all)."""
+    layout = mask.layout
+    slots = np.arange(layout.num_slots)
+    by_blocks = plan_channel(mask, slots, None if answered is None else layout.slots_of(*answered))
+    largest = max(block.keys.index.shape[1] for block in by_blocks.blocks)
+    return replace(by_blocks, tiled=tile_channel(mask, answered)) if largest >= _KEYS_WORTH_TILING else by_blocks
+
+
+def plan_channel(mask: Mask, slots: np.ndarray, answered: np.ndarray | None = None) -> ChannelPlan:
+    """Group query rows by what they can share, find each group's keys, and batch equal groups.
+
+    Rows are those of `slots`, queries those at the places `answered` (ascending; default: all).
+    """
+    answered = np.arange(len(slots)) if answered is None else answered
     at = mask.layout.locate(slots)
     group_of = at.frame if mask.scope == "frame" else mask.cell(slots)
-    if mask.scope == "clip" and np.unique(group_of, return_counts=True)[1].max() > _ROWS_WORTH_SPLITTING:
+    if mask.scope == "clip" and np.unique(group_of[answered], return_counts=True)[1].max() > _ROWS_WORTH_SPLITTING:
         # frames of one rank see the same keys: they stay together
         group_of = group_of * (mask.layout.num_frames + 1) + at.rank
     every_slot = np.arange(mask.layout.num_slots)
 
     alike: dict[tuple[int, int, bytes], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = defaultdict(list)
-    for group in np.unique(group_of):
-        rows = np.flatnonzero(group_of == group)
+    for group in np.unique(group_of[answered]):
+        rows = answered[group_of[answered] == group]
         allowed = mask.allowed(slots[rows, None], every_slot[None, :])
         keys = np.flatnonzero(allowed.any(0))
         allowed = allowed[:, keys]
@@ -147,6 +201,6 @@ def plan_channel(mask: Mask, slots: np.ndarray) -> ChannelPlan:
             AttentionBlock(Rows.of(rows), Rows.of(keys), None if allowed.all() else torch.from_numpy(allowed))
         )
         order.append(rows.reshape(-1))
-    restore = np.argsort(np.concatenate(order), kind="stable")
+    restore = np.argsort(np.concatenate(order), kind="stable")  # of answered rows, which ascend
     in_order = bool((restore == np.arange(len(restore))).all())
     return ChannelPlan(tuple(blocks), None if in_order else torch.from_numpy(restore))

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.plan import Plan, plan_forward
+from cogvideo.model.plan import Plan, plan_training
 from cogvideo.sequence.example import Batch, frame_inputs
 
 # Rows whose logits are alive at once in the loss: 4096 x 20000 x 4 bytes = 330 MB at the published vocabulary.
@@ -60,7 +60,7 @@ class CogVideoTransformer(nn.Module):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.checkpoint_layers = False
         """Recompute each layer in the backward pass instead of keeping its activations."""
-        self._whole_clip = plan_forward(config)
+        self._training_plan = plan_training(config)
 
     def forward(
         self,
@@ -74,7 +74,8 @@ class CogVideoTransformer(nn.Module):
         """Hidden states of frame rows after the final LayerNorm.
 
         Shapes: frame_tokens (batch, rows), the inputs of plan.slots; text (batch, text_len) ids, given once: in
-        training, or in the first forward on a cache; -> (batch, rows, hidden). `logits` turns them into scores.
+        training, or in the first forward on a cache; -> (batch, rows that the plan answers, hidden). `logits` turns
+        them into scores.
         With a cache, keys and values of these rows are added to it, and those of earlier forwards are seen.
         """
         assert cache is not None or plan.row_is_slot, "rows out of slot order find their keys in a cache only"
@@ -84,18 +85,20 @@ class CogVideoTransformer(nn.Module):
             # counted from the first real token; padding takes position 0 and is masked
             positions = (text_bias.spatial > float("-inf")).cumsum(1).sub(1).clamp(min=0)
             words = self.embedding_dropout(self.word_embeddings(text) + self.position_embeddings(positions))
-        last = len(self.layers) - 1
+        final = len(self.layers) - 1
         recompute = self.checkpoint_layers and self.training and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):
+            last = plan.last if i == final else None
             run = partial(
                 layer,
                 slots=plan.slots,
-                spatial=plan.spatial,
-                temporal=plan.temporal_of(i),
+                spatial=last.spatial if last else plan.spatial,
+                temporal=last.temporal if last else plan.temporal_of(i),
                 spatial_text_bias=text_bias.spatial,
                 temporal_text_bias=text_bias.temporal,
                 cache=cache.layers[i] if cache else None,
-                answer_text=i < last,
+                answered=last.answered if last else None,
+                answer_text=i < final,
             )
             words, frames = checkpoint(run, words, frames, use_reentrant=False) if recompute else run(words, frames)
         return self.final_layernorm(frames)
@@ -109,11 +112,10 @@ class CogVideoTransformer(nn.Module):
 
         Logits exist for supervised rows only, a chunk of rows at a time.
         """
-        supervised = list(self.config.layout.supervised_frames)
         inputs = frame_inputs(batch.frames, self.config.vocabulary.start_of_image)
         hidden = self(inputs, self._plan_on(inputs.device), TextBias.of(batch.text_mask), text=batch.text)
-        hidden = rearrange(hidden, "b (f n) h -> b f n h", n=self.config.frame_len)[:, supervised]
-        labels = batch.frames[:, supervised]
+        hidden = rearrange(hidden, "b (f n) h -> b f n h", n=self.config.frame_len)
+        labels = batch.frames[:, list(self.config.layout.supervised_frames)]
         rows, targets = hidden.flatten(0, 2), labels.flatten()
         if len(rows) <= _LOSS_CHUNK_ROWS or not torch.is_grad_enabled():
             losses = [self._nll(r, t) for r, t in self._chunks(rows, targets)]
@@ -138,9 +140,9 @@ class CogVideoTransformer(nn.Module):
         return torch.where((slots < n)[:, None], first, later)
 
     def _plan_on(self, device: torch.device) -> Plan:
-        if self._whole_clip.slots.device != device:
-            self._whole_clip = self._whole_clip.to(device)
-        return self._whole_clip
+        if self._training_plan.slots.device != device:
+            self._training_plan = self._training_plan.to(device)
+        return self._training_plan
 
     def temporal_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What CogVideo adds to the trunk: the temporal channel, its mixing vectors and the extra positions."""

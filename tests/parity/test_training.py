@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.example import Batch
+from cogvideo.model.plan import plan_forward
+from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.sequence.example import Batch, frame_inputs
 from cogvideo.sequence.prompt import left_pad
 from tests.parity.packs import Pack, open_pack, our_name, published_model
 from tests.reference import transformer as reference
@@ -16,7 +17,7 @@ TEXT_LEN = 64
 
 
 class Run(NamedTuple):
-    """One forward and backward on a pack, the trunk learning too (as in the pack)."""
+    """A training step on a pack, the trunk learning too (as in the pack), and a forward that answers every row."""
 
     pack: Pack
     model: CogVideoTransformer
@@ -38,14 +39,15 @@ def run(request: pytest.FixtureRequest) -> Run:
     batch = Batch(text, mask, rows[:, TEXT_LEN:].unflatten(1, (5, 400)), torch.full((len(rows),), 4.0))
 
     states: list[Tensor] = []
-    final: list[Tensor] = []
     hooks = [layer.register_forward_hook(lambda _m, _i, out: states.append(out[1].detach())) for layer in model.layers]
-    hooks.append(model.final_layernorm.register_forward_hook(lambda _m, _i, out: final.append(out.detach())))
-    losses = model.token_losses(batch)
+    inputs = frame_inputs(batch.frames, model.config.vocabulary.start_of_image)
+    with torch.no_grad():
+        final = model(inputs, plan_forward(model.config), TextBias.of(batch.text_mask), text=batch.text)
     for hook in hooks:
         hook.remove()
+    losses = model.token_losses(batch)
     losses.mean().backward()
-    return Run(pack, model, batch, losses.detach(), states, final[0])
+    return Run(pack, model, batch, losses.detach(), states, final)
 
 
 def test_rows_become_the_published_inputs(run: Run) -> None:

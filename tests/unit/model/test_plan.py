@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogvideo.model import plan as plan_module
-from cogvideo.model.masks import Mask
-from cogvideo.model.plan import ChannelPlan, Rows, plan_channel, plan_forward
+from cogvideo.model.masks import Mask, channel_masks
+from cogvideo.model.plan import ChannelPlan, Rows, plan_channel, plan_forward, plan_training
 from cogvideo.sequence.layout import ClipLayout, FrameSpec
 from tests.unit.model.tiny import tiny_config
 
@@ -45,12 +45,14 @@ def test_blocks_tile_the_mask(mask: Mask, data: st.DataObject) -> None:
     large = data.draw(st.sampled_from([1, 8, 512]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "_ROWS_WORTH_SPLITTING", large)
-        plan = plan_channel(mask, slots)
+        answered = np.array(sorted(data.draw(st.sets(st.integers(0, len(slots) - 1), min_size=1))))
+        plan = plan_channel(mask, slots, answered)
     wanted = mask.allowed(slots[:, None], np.arange(mask.layout.num_slots)[None, :])
+    wanted &= np.isin(np.arange(len(slots)), answered)[:, None]
     assert np.array_equal(pairs(plan, len(slots), mask.layout.num_slots), wanted.astype(int))
 
     order = torch.cat([block.queries.index.flatten() for block in plan.blocks])
-    assert torch.equal(order if plan.restore is None else order[plan.restore], torch.arange(len(slots)))
+    assert torch.equal(order if plan.restore is None else order[plan.restore], torch.from_numpy(answered))
 
 
 @pytest.mark.parametrize("task", ["sequential", "interpolation"])
@@ -80,6 +82,18 @@ def test_temporal_plans_alternate_by_layer() -> None:
     assert plan.temporal_of(0) is plan.temporal_of(2) is not plan.temporal_of(1)
     assert plan_forward(tiny_config(window_size=2), temporal=False).temporal_of(0) is None
     assert plan_forward(tiny_config("image")).temporal_of(0) is None
+
+
+def test_training_answers_supervised_slots_only() -> None:
+    config = tiny_config("interpolation", window_size=2)
+    last = plan_training(config).last
+    assert last is not None
+    assert last.answered.tolist() == [*range(16, 32), *range(48, 64)]
+    assert last.temporal is not None
+    shifted = channel_masks(config.layout, 2)[1][(config.num_layers - 1) % 2]
+    wanted = shifted.allowed(np.arange(80)[:, None], np.arange(80)[None])
+    assert np.array_equal(pairs(last.temporal, 80, 80)[last.answered], wanted[last.answered].astype(int))
+    assert plan_training(tiny_config("image")).last is None
 
 
 def test_a_plan_knows_whether_its_rows_are_slots() -> None:

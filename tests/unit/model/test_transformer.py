@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogvideo.model import plan as plan_module
 from cogvideo.model import transformer as transformer_module
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sequence.example import Batch
@@ -24,7 +25,13 @@ def reference_losses(model: CogVideoTransformer, batch: Batch) -> Tensor:
     return losses[:, list(layout.supervised_frames)]
 
 
-def test_token_losses_equal_the_dense_reference(model: CogVideoTransformer) -> None:
+@pytest.mark.parametrize("smallest_tiled", [1, 1000])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_token_losses_equal_the_dense_reference(
+    variant: str, smallest_tiled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_KEYS_WORTH_TILING", smallest_tiled)
+    model = tiny_model(tiny_config(**VARIANTS[variant]))
     batch = tiny_batch(model.config)
     losses = model.double().token_losses(batch)
     assert losses.shape == (2, len(model.config.layout.supervised_frames), model.config.frame_len)
@@ -85,6 +92,24 @@ def gradients(model: CogVideoTransformer, batch: Batch) -> dict[str, Tensor]:
     torch.manual_seed(0)  # dropout
     model.token_losses(batch).mean().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("smallest_tiled", [1, 1000])
+def test_gradients_equal_the_dense_references(
+    variant: str, smallest_tiled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_KEYS_WORTH_TILING", smallest_tiled)
+    model = tiny_model(tiny_config(**VARIANTS[variant])).double()
+    batch = tiny_batch(model.config)
+    mine = gradients(model, batch)
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    logits, _ = reference.forward(leaves, model.config, batch.text, batch.text_mask, batch.frames)
+    supervised = model.config.layout.slots_of(*model.config.layout.supervised_frames)
+    labels = batch.frames.flatten(1)[:, supervised]
+    torch.nn.functional.cross_entropy(logits[:, supervised].flatten(0, 1), labels.flatten()).backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(mine[name], leaf.grad, atol=1e-7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
