@@ -51,8 +51,12 @@ NAMED = {
     "numpy ndarray",
     "numpy dtype",
     "_codecs encode",
+    *[f"{builtins} set" for builtins in ("__builtin__", "builtins")],
+    *[f"torch {name}" for name in ("Size", "device", *(str(dtype).removeprefix("torch.") for dtype in STORAGE_CLASSES))],
 }
-"""All that a pickle may name. Fewer than torch's own list, on which there are types that take memory by their size."""
+"""All that a pickle may name: tensors, and what DeepSpeed keeps beside them (shapes of the flattened parameters, sets of
+module names). Fewer than torch's own list, on which there are types that take memory by their size.
+"""
 
 
 def read_module(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,33 @@ def test_we_read_what_torch_writes(tmp_path: Path) -> None:
     torch.save({"module": some_tensors(), "rng": np.random.get_state(), "lr": [None, 0.5]}, tmp_path / "x.pt")
     read = read_module(tmp_path / "x.pt")
     assert all(torch.equal(read[name], tensor) for name, tensor in some_tensors().items())
+
+
+def test_what_deepspeed_keeps_beside_the_module_is_read(tmp_path: Path) -> None:
+    """As its engine writes it under ZeRO: shapes of the flattened parameters, names of sparse modules, its settings."""
+    shapes = {name: tensor.shape for name, tensor in some_tensors().items()}
+    beside = {
+        "buffer_names": [],
+        "param_shapes": [OrderedDict(shapes)],
+        "csr_tensor_module_names": set(),
+        "sparse_tensor_module_names": {"word_embeddings"},
+        "ds_config": {"fp16": {"enabled": True}, "dtype": torch.float16},
+        "device": torch.device("cpu"),
+        "np_rng_state": np.random.get_state(),
+        "torch_rng_state": torch.get_rng_state(),
+        "lr_scheduler": None,
+    }
+    torch.save({"module": OrderedDict(some_tensors()), **beside}, tmp_path / "x.pt")
+    assert list(read_module(tmp_path / "x.pt")) == list(some_tensors())
+
+
+def test_views_into_one_flat_buffer_are_read(tmp_path: Path) -> None:
+    """ZeRO's 16-bit parameters are pieces of one buffer, which the file holds once."""
+    flat = torch.arange(24.0).half()
+    torch.save({"module": {"a": flat[:12].view(3, 4), "b": flat[12:]}}, tmp_path / "x.pt")
+    read = read_module(tmp_path / "x.pt")
+    assert torch.equal(read["a"], flat[:12].view(3, 4)) and torch.equal(read["b"], flat[12:])
+    check_archive(tmp_path / "x.pt", checksums=True)
 
 
 class RunsCode:
