@@ -112,12 +112,12 @@ class Trainer:
         with bar:
             while self.step < loop.last_step:
                 batch = next(batches)
-                final = self.step + 1 == loop.last_step
                 logged = self._is_logged(self.step + 1)
                 result = self._one_step(batch)
                 self._count_bad(result.good)
                 self.task.after_step(self.step)
                 self.step += 1
+                final = self.step == loop.steps  # not at stop_at, from which another run goes on as if nothing were
                 throughput.add(self.task.tokens(batch), self.task.flops(batch))
                 if result.grad_norm is not None and math.isfinite(result.grad_norm):
                     self.averages.add({"grad_norm": (result.grad_norm, 1.0)})
@@ -129,8 +129,9 @@ class Trainer:
                 stop = any_says(self._stop_asked or time.monotonic() > deadline, self.device)
                 if self.step % logs.validate_every == 0 or final:
                     self._validate()
-                if self.step % logs.save_every == 0 or final or stop:
-                    self.save(must=final or stop)
+                ends = stop or self.step == loop.last_step
+                if self.step % logs.save_every == 0 or ends:
+                    self.save(must=ends)
                 if logs.preview_every and (self.step % logs.preview_every == 0 or final):
                     self._preview()
                 if stop:
@@ -141,7 +142,7 @@ class Trainer:
         return last
 
     def _is_logged(self, step: int) -> bool:
-        return step % self.config.log.every == 0 or step == self.config.train.last_step
+        return step % self.config.log.every == 0 or step == self.config.train.steps
 
     def save(self, *, must: bool = True) -> None:
         """A checkpoint to resume from, the model in our own format, and the curves so far.

@@ -1,0 +1,81 @@
+"""`cogvideo` commands in real processes that start in a fraction of a second, alone or as a group of several.
+
+They are forked from a server process that has imported torch and deepspeed, so that a test can start and kill dozens.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from cogvideo.config import dump_yaml
+from cogvideo.training.config import TrainConfig
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.integration.ranks_preload"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(words: list[str], world: int, folder: Path, environment: dict[str, str] | None = None) -> list[BaseProcess]:
+    """Start `cogvideo WORDS` as every rank of a group; what rank r says on stderr goes to folder/stderr_r.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for rank in range(world):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        settings = group | own | {"OMP_NUM_THREADS": "1"} | (environment or {})
+        process = _context.Process(target=_work, args=(words, settings, folder / f"stderr_{rank}.txt"))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def train_words(config: TrainConfig, *more: str) -> list[str]:
+    """The command that trains as `config` says; its file goes beside the run folder."""
+    file = config.run_dir.with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(dump_yaml(config), encoding="utf-8")
+    return ["train", "--config", str(file), *more]
+
+
+def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+    """Exit codes by rank; a process that has not ended after so long is killed, and has None."""
+    deadline = time.monotonic() + seconds
+    codes = []
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        codes.append(process.exitcode)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return codes
+
+
+def run(words: list[str], world: int, folder: Path, **how: dict[str, str]) -> None:
+    """Run a command to its end, which must be a good one."""
+    codes = finish(start(words, world, folder, **how))
+    assert codes == [0] * world, [path.read_text(encoding="utf-8")[-2000:] for path in folder.glob("stderr_*.txt")]
+
+
+def _work(words: list[str], environment: dict[str, str], stderr: Path) -> None:
+    os.environ.update(environment)
+    descriptor = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    from cogvideo.cli.main import main
+
+    code = main(words)
+    sys.stderr.flush()
+    # as the interpreter's own end, which multiprocessing leaves out: groups are taken down, then all is over
+    import atexit
+
+    atexit._run_exitfuncs()
+    os._exit(code)

@@ -1,0 +1,54 @@
+"""Training in several processes: going on in another number of them, and what happens when one of them dies."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from cogvideo.files import read_json
+from tests.integration.ranks import finish, run, start, train_words
+from tests.integration.train_data import numbers, prepare_data, settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_data(tmp_path_factory.mktemp("prepared"))
+
+
+VARIANTS = {
+    "zero0": {},
+    "zero1": {"deepspeed": {"stage": 1}},
+    "zero2": {"deepspeed": {"stage": 2}},
+    "zero2_offloaded": {"deepspeed": {"stage": 2, "offload_optimizer": True}},
+    "zero2_bf16_weights": {"deepspeed": {"stage": 2}, "train": {"dtype": "bf16", "weights": "dtype"}},
+    "zero3": {"deepspeed": {"stage": 3}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_in_two_processes_is_exact_and_in_one_is_close(variant: str, data: Path, tmp_path: Path) -> None:
+    groups = VARIANTS[variant]
+    # means over two steps: the running averages of both processes are part of the state
+    groups = groups | {"log": {"every": 2}, "model": {"dropout": 0.0, "attention_dropout": 0.0}}
+    whole = settings(data, tmp_path / "whole", **groups)
+    stopped = settings(data, tmp_path / "parts", **groups | {"train": groups.get("train", {}) | {"stop_at": 3}})
+    parts = settings(data, tmp_path / "parts", **groups)
+    run(train_words(whole), 2, tmp_path / "stderr")
+    run(train_words(stopped), 2, tmp_path / "stderr")
+    fewer = settings(data, tmp_path / "fewer", **groups)
+    os.makedirs(fewer.run_dir)
+    for name in ("checkpoints", "metrics.jsonl"):
+        os.system(f"cp -r {parts.run_dir / name} {fewer.run_dir}")
+    run(train_words(parts, "--resume"), 2, tmp_path / "stderr")
+    run(train_words(fewer, "--resume"), 1, tmp_path / "stderr")
+
+    assert numbers(parts.run_dir) == numbers(whole.run_dir)
+    manifests = [read_json(c.run_dir / "checkpoints/step_00000006/manifest.json") for c in (whole, parts, fewer)]
+    assert manifests[0]["tensors"] == manifests[1]["tensors"]
+    assert [m["world"] for m in manifests] == [2, 2, 1]
+    expected, found = ([line["loss"] for line in numbers(c.run_dir)] for c in (whole, fewer))
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert numbers(fewer.run_dir)[-1]["step"] == 6
