@@ -1,0 +1,194 @@
+"""How fast a training step is, and how much memory it takes: one JSON line.
+
+    python scripts/bench_train.py --task sequential --baseline
+    python scripts/bench_train.py --task interpolation --dtype bf16 --steps 5
+    python scripts/bench_train.py --quick --baseline        # seconds, to try it: tiny, so it says nothing about speed
+
+One clip of 64 text rows and five frames of 20x20 tokens, 20,000 image tokens, a vocabulary of 20,480, the trunk frozen,
+no dropout, AdamW, 2 threads; windows of 10 in interpolation. `--baseline` measures scripts/dense_step.py in the same
+run. Each is measured in a process of its own, the first step left out.
+
+`step_s_*` and `cpu_s` (median) are seconds of forward, backward and update. `peak_rss_mb` is the process's highest
+resident memory, `idle_rss_mb` what it held with everything imported and nothing made; `memory_part` is what lies
+between them, lean over dense. `loss` is the first step's, before any update. `gflops` counts what the model's
+definition needs (visible keys and supervised rows only, nothing for weights that stay), whatever is really computed;
+`matmul_gflops` is a large matrix product on this machine in the same run, `matmul_ratio` the one over the other.
+Not a test: nothing here passes or fails.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideo.model.budget import score_pairs, training_flops
+from cogvideo.model.config import ModelConfig
+from cogvideo.model.initialise import initialise
+from cogvideo.model.masks import channel_masks
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.sequence.example import Batch
+from cogvideo.sequence.vocabulary import Vocabulary
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    side, text_len, codes = (4, 8, 100) if args.quick else (20, 64, 20000)
+    window = side // 2 if args.task == "interpolation" else None
+    return ModelConfig(
+        task=args.task,
+        num_layers=args.layers,
+        hidden_size=args.hidden,
+        num_heads=args.heads,
+        text_len=text_len,
+        frame_side=side,
+        window_size=window,
+        dropout=0.0,
+        attention_dropout=0.0,
+        vocabulary=Vocabulary(codes + 480, codes, pad=codes, newline=codes + 1, start_of_image=codes + 2),
+    )
+
+
+def random_batch(config: ModelConfig) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    words, codes = config.vocabulary.size, config.vocabulary.num_image_tokens
+    text = torch.randint(codes + 3, words, (1, config.text_len), generator=generator)
+    frames = torch.randint(codes, (1, config.layout.num_frames, config.frame_len), generator=generator)
+    return Batch(text, torch.ones_like(text, dtype=torch.bool), frames, torch.tensor([4.0]))
+
+
+def useful_flops(config: ModelConfig) -> float:
+    """Of a step by definition: `training_flops`, but with the keys that queries see, not those that blocks touch."""
+    spatial, temporal = channel_masks(config.layout, config.window_size)
+    slots = np.arange(config.layout.num_slots)
+
+    def visible(mask: Any) -> int:
+        return int(mask.allowed(slots[:, None], slots[None]).sum()) + len(slots) * config.text_len
+
+    pairs = visible(spatial) + sum(map(visible, temporal)) / len(temporal)
+    # forward twice q.k and weights.v, backward two and a half times that, the scores computed anew
+    a_pair = 4 * config.hidden_size * config.num_layers * 3.5
+    return sum(training_flops(config, frozen_trunk=True)) - a_pair * (score_pairs(config) - pairs)
+
+
+def resident_mb(field: str) -> float:
+    """VmRSS (now) or VmHWM (highest) of this process; unlike getrusage's, a parent's memory has no part in it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Steps of one variant, in this process."""
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    if args.variant == "dense":
+        from dense_step import DenseStep
+    idle_mb = resident_mb("VmRSS")
+    config = model_config(args)
+    model = CogVideoTransformer(config)
+    initialise(model, torch.Generator().manual_seed(0))
+    model.train().freeze_trunk()
+    batch = random_batch(config)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    step_loss: Callable[[Batch], Tensor]
+    step_loss = DenseStep(model) if args.variant == "dense" else lambda b: model.token_losses(b).mean()
+
+    losses, wall, cpu = [], [], []
+    for _ in range(args.steps + 1):
+        start, busy = time.perf_counter(), time.process_time()
+        with torch.autocast("cpu", DTYPES[args.dtype], enabled=args.dtype != "fp32"):
+            loss = step_loss(batch)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - busy)
+    return {
+        "step_s_min": round(min(wall[1:]), 4),
+        "step_s_median": round(statistics.median(wall[1:]), 4),
+        "cpu_s": round(statistics.median(cpu[1:]), 4),
+        "peak_rss_mb": round(resident_mb("VmHWM")),
+        "idle_rss_mb": round(idle_mb),
+        "loss": round(losses[0], 6),
+    }
+
+
+def matmul_gflops(args: argparse.Namespace) -> float:
+    """The best of several large matrix products, in billions of operations a second."""
+    torch.set_num_threads(args.threads)
+    size = 256 if args.quick else 2048
+    a, b = (torch.randn(size, size).to(DTYPES[args.dtype]) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def in_own_process(variant: str) -> dict[str, Any]:
+    words = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=("sequential", "interpolation"), default="sequential")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="bf16: autocast over float32 weights")
+    parser.add_argument("--steps", type=int, default=5, help="measured, after one that is not")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--baseline", action="store_true", help="measure the dense step too")
+    parser.add_argument("--quick", action="store_true", help="frames of 4x4 and a small vocabulary")
+    parser.add_argument("--variant", choices=("lean", "dense"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    for name in ("hidden", "layers", "heads", "steps", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}; expected at least 1")
+    try:
+        config = model_config(args)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.variant:
+        print(json.dumps(measure(args)))
+        return
+
+    before = matmul_gflops(args)
+    lean = in_own_process("lean")
+    report = {"benchmark": "train", "task": args.task, "dtype": args.dtype, "threads": args.threads, **lean}
+    if args.baseline:
+        dense = in_own_process("dense")
+        report |= {f"baseline_{name}": value for name, value in dense.items()}
+        report["speedup"] = round(dense["step_s_min"] / lean["step_s_min"], 2)
+        above_idle = [run["peak_rss_mb"] - run["idle_rss_mb"] for run in (lean, dense)]
+        report["memory_part"] = round(above_idle[0] / above_idle[1], 3)
+    matmul = max(before, matmul_gflops(args))
+    gflops = useful_flops(config) / lean["step_s_min"] / 1e9
+    report |= {
+        "gflops": round(gflops, 1),
+        "matmul_gflops": round(matmul, 1),
+        "matmul_ratio": round(gflops / matmul, 3),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
