@@ -33,6 +33,9 @@ log = get_logger(__name__)
 Preview = Callable[[Task, int, Path], None]
 """Called with the task, the number of steps done, and the file to write a sample sheet to."""
 
+CURVES_SECONDS = 60.0
+"""Curves are drawn no more often than this, but at the end."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -77,6 +80,7 @@ class Trainer:
             log.info("%s holds no checkpoint; starting from the beginning", config.run_dir)
         self._saved_at = self.step if found else None
         self._stop_asked = False
+        self._drawn_at = -math.inf
 
     @property
     def _states(self) -> Path:
@@ -151,7 +155,7 @@ class Trainer:
         Raises: OSError, if it must.
         """
         try:
-            self._save()
+            self._save(whole=must)
             self._saved_at = self.step
         except OSError as error:
             if must:
@@ -160,7 +164,7 @@ class Trainer:
             wait = self.config.log.save_every
             log.error("step %d could not be saved: %s; trying again %d steps on", self.step, error, wait)
 
-    def _save(self) -> None:
+    def _save(self, whole: bool) -> None:
         averages: list[Any] = together(lambda: self.averages.sums)
         numbers = {
             "step": self.step,
@@ -172,7 +176,8 @@ class Trainer:
         together(self._record_again if self.rank == 0 else None)
         save_state(self.state, self._states, self.step, numbers, self.config.log.keep_last)
         together(lambda: self.task.export(self.config.run_dir / "export", self.step))
-        together(self._draw if self.rank == 0 else None)
+        draws = self.rank == 0 and (whole or time.monotonic() - self._drawn_at > CURVES_SECONDS)
+        together(self._draw if draws else None)
 
     def _record_again(self) -> None:
         if not (self.config.run_dir / "config.yaml").is_file():
@@ -181,6 +186,7 @@ class Trainer:
 
     def _draw(self) -> None:
         draw_curves(self.sinks.file.read(), self.config.run_dir / "curves.png")
+        self._drawn_at = time.monotonic()
 
     def _one_step(self, batch: Any) -> StepResult:
         """Forward and backward over the step's micro-batches, then one update, unless something was not finite."""
@@ -292,9 +298,11 @@ class Trainer:
         log.info("resuming at step %d", self.step)
 
     def _how_to_go_on(self) -> str:
-        if self._saved_at is None:
+        try:
+            newest = (self._states / "latest").read_text(encoding="utf-8").strip()
+        except OSError:
             return "nothing was saved yet; start again"
-        return f"step {self._saved_at} is saved; go on from it with --resume"
+        return f"{newest} is saved; go on from it with --resume"
 
     def _catch_signals(self) -> Callable[[], None]:
         """SIGTERM and a first Ctrl-C end the run after the current step, saved; returns what undoes this."""

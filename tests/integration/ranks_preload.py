@@ -5,7 +5,10 @@ import os
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import deepspeed  # noqa: F401, E402
+import deepspeed  # noqa: F401
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
+import torch._dynamo  # noqa: F401
 
-import cogvideo.cli.preview  # noqa: F401, E402
-import cogvideo.training.trainer  # noqa: F401, E402
+import cogvideo.cli.preview
+import cogvideo.training.trainer  # noqa: F401

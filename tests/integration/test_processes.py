@@ -1,7 +1,6 @@
 """Training in several processes: going on in another number of them, and what happens when one of them dies."""
 
-import os
-import signal
+import shutil
 import time
 from pathlib import Path
 
@@ -19,8 +18,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 VARIANTS = {
     "zero0": {},
-    "zero1": {"deepspeed": {"stage": 1}},
-    "zero2": {"deepspeed": {"stage": 2}},
     "zero2_offloaded": {"deepspeed": {"stage": 2, "offload_optimizer": True}},
     "zero2_bf16_weights": {"deepspeed": {"stage": 2}, "train": {"dtype": "bf16", "weights": "dtype"}},
     "zero3": {"deepspeed": {"stage": 3}},
@@ -39,9 +36,7 @@ def test_resuming_in_two_processes_is_exact_and_in_one_is_close(variant: str, da
     run(train_words(whole), 2, tmp_path / "stderr")
     run(train_words(stopped), 2, tmp_path / "stderr")
     fewer = settings(data, tmp_path / "fewer", **groups)
-    os.makedirs(fewer.run_dir)
-    for name in ("checkpoints", "metrics.jsonl"):
-        os.system(f"cp -r {parts.run_dir / name} {fewer.run_dir}")
+    shutil.copytree(parts.run_dir, fewer.run_dir)
     run(train_words(parts, "--resume"), 2, tmp_path / "stderr")
     run(train_words(fewer, "--resume"), 1, tmp_path / "stderr")
 
@@ -52,3 +47,22 @@ def test_resuming_in_two_processes_is_exact_and_in_one_is_close(variant: str, da
     expected, found = ([line["loss"] for line in numbers(c.run_dir)] for c in (whole, fewer))
     assert found == pytest.approx(expected, abs=1e-3)
     assert numbers(fewer.run_dir)[-1]["step"] == 6
+
+
+@pytest.mark.slow
+def test_when_a_process_dies_the_others_end_with_a_line_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
+    config = settings(data, tmp_path / "run", train={"steps": 100_000}, log={"save_every": 3})
+    processes = start(train_words(config), 2, tmp_path / "stderr")
+    latest, deadline = config.run_dir / "checkpoints/latest", time.monotonic() + 120
+    while not latest.is_file():
+        assert time.monotonic() < deadline and all(p.is_alive() for p in processes)
+        time.sleep(0.05)
+    processes[1].kill()
+    assert finish(processes) == [2, -9]
+    said = (tmp_path / "stderr/stderr_0.txt").read_text(encoding="utf-8")
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("cogvideo: error: rank 0 lost another process") and "--resume" in last
+    saved = int(latest.read_text().strip().removeprefix("step_"))
+    again = settings(data, tmp_path / "run", train={"steps": 100_000, "stop_at": saved + 3})
+    run(train_words(again, "--resume"), 2, tmp_path / "stderr")
+    assert latest.read_text().strip() == f"step_{saved + 3:08d}"
