@@ -31,7 +31,7 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
     made: list[str] = []
     for line in _lines():
         try:
-            prompt = line.decode("utf-8").strip()
+            prompt = _decode(line).strip()
             words, settings = split_overrides(prompt.split())
             if settings and not words:
                 config = bundle_sample_config(directory, args.config, [*overrides, *settings])
@@ -45,6 +45,13 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
             raise
         except (ValueError, OSError) as error:
             print(f"cogvideo: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("this line is not UTF-8 text; type it again") from None
 
 
 def _lines() -> Iterator[bytes]:

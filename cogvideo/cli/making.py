@@ -52,7 +52,7 @@ def make(args: argparse.Namespace, job: "Job", out: Path, processes: "Processes"
         for path in made:
             get_logger().info(str(path))
     if processes.rank == 0:
-        print(f"{plan}: {out}")
+        print(f"{plan}: {out}", flush=True)
 
 
 @contextmanager

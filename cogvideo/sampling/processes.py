@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 PATIENCE = timedelta(days=30)
 """How long the first to be done waits for the others; a launcher ends all when one fails."""
+FOUND_BY = timedelta(minutes=20)
+"""How long a process looks for the others at the start: they may have weights to load still."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,11 @@ class Processes:
         rank, count = (os.environ.get(name) or default for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
         if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
             raise ValueError(f"RANK={rank} WORLD_SIZE={count} do not name a process; start with torchrun or deepspeed")
-        if int(count) > 1 and not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
-            raise ValueError(f"WORLD_SIZE={count}, but no MASTER_ADDR, MASTER_PORT; start with torchrun or deepspeed")
+        address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+        if int(count) > 1 and not (address and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(
+                f"WORLD_SIZE={count}, but MASTER_ADDR={address} MASTER_PORT={port}; start with torchrun or deepspeed"
+            )
         return cls(int(rank), int(count))
 
     def share(self, num_items: int) -> range:
@@ -72,5 +77,12 @@ class Processes:
             dist.destroy_process_group()
 
     def _meet(self) -> None:
-        if not dist.is_initialized():
-            dist.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=PATIENCE)
+        """Raises: ConnectionError if the others are not to be found."""
+        if dist.is_initialized():
+            return
+        try:
+            store, rank, count = next(dist.rendezvous("env://", self.rank, self.count, timeout=FOUND_BY))
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        except dist.DistError as error:
+            reason = str(error).splitlines()[0]
+            raise ConnectionError(f"process {self.rank} of {self.count} cannot find the others ({reason})") from None

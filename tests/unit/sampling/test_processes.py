@@ -17,13 +17,14 @@ def test_every_item_has_one_process() -> None:
         ("2", "2", "RANK=2 WORLD_SIZE=2 do not name a process"),
         ("-1", "2", "do not name a process"),
         ("x", "1", "do not name a process"),
-        ("0", "2", "WORLD_SIZE=2, but no MASTER_ADDR"),
+        ("0", "2", "WORLD_SIZE=2, but MASTER_ADDR= MASTER_PORT=0; start with"),
     ],
 )
 def test_a_broken_environment(monkeypatch: pytest.MonkeyPatch, rank: str, count: str, said: str) -> None:
     for name, value in (("RANK", rank), ("WORLD_SIZE", count)):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "0")
     with pytest.raises(ValueError, match=said):
         Processes.from_environment()
 
