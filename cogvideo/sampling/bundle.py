@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from cogvideo.checkpoint.model_io import load_model
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.model_io import model_of
 from cogvideo.config import from_dict, load_config
 from cogvideo.files import read_json, sha256_file
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sampling.clusters import load_labels
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sequence.prompt import PromptFormat
@@ -30,6 +30,7 @@ from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 
 HASHED_FILES = ("text.model", "clusters.npy", "image_tokenizer/config.json", "image_tokenizer/model.safetensors")
+MODELS = ("trunk", "sequential", "interpolation")
 UNUSED_ROWS = 16  # the published embedding table has a few rows more than there are ids
 DEFAULT_DIRECTORY = Path(__file__).parents[1] / "weights" / "tiny"
 
@@ -81,35 +82,42 @@ def open_bundle(directory: Path) -> Bundle:
                 f"{directory / name} is damaged: its sha256 is not the one in {about.name}; fetch it again"
             )
 
-    sequential = _load(directory / "sequential")
-    trunk = _load(directory / "trunk") if (directory / "trunk").is_dir() else sequential
-    interpolation = _load(directory / "interpolation") if (directory / "interpolation").is_dir() else None
+    found = {name: load_checkpoint(directory / name) for name in MODELS if (directory / name).is_dir()}
+    models = {name: model_of(checkpoint) for name, checkpoint in found.items()}  # as stored: mapped, not read yet
+    for name, checkpoint in found.items():
+        for other in found:
+            if checkpoint.trunk and checkpoint.trunk.directory.resolve() == (directory / other).resolve():
+                _share_trunk(models[name], models[other])
+    sequential, interpolation = models["sequential"], models.get("interpolation")
+    trunk = models.get("trunk", sequential)
     text_tokenizer = TextTokenizer.load(directory / "text.model")
     image_tokenizer = ImageTokenizer.load(directory / "image_tokenizer")
 
     labels_file = directory / "clusters.npy"
     labels = load_labels(labels_file, len(image_tokenizer.codebook)) if labels_file.is_file() else None
-    models = {"trunk": trunk, "sequential": sequential, "interpolation": interpolation}
-    check_family(
-        directory,
-        text_tokenizer.vocabulary,
-        len(image_tokenizer.codebook),
-        {name: model.config for name, model in models.items() if model is not None},
-    )
+    configs = {name: model.config for name, model in models.items()}
+    check_family(directory, text_tokenizer.vocabulary, len(image_tokenizer.codebook), configs)
+    for model in models.values():
+        model.float()
     return Bundle(config, text_tokenizer, image_tokenizer, labels, trunk, sequential, interpolation)
 
 
 def fingerprint(directory: Path) -> str:
     """The hex SHA-256 of all that decides what a bundle makes, but for its settings."""
     # a checkpoint's manifest holds the hashes of its files
-    manifests = [f"{model}/manifest.json" for model in ("trunk", "sequential", "interpolation")]
+    manifests = [f"{model}/manifest.json" for model in MODELS]
     names = [*HASHED_FILES, "bundle.json", *manifests]
     hashes = [f"{name} {sha256_file(directory / name)}\n" for name in names if (directory / name).is_file()]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _load(directory: Path) -> CogVideoTransformer:
-    return load_model(directory, dtype=torch.float32)
+def _share_trunk(stage: CogVideoTransformer, trunk: CogVideoTransformer) -> None:
+    """Put the trunk's own modules into a stage that was trained with them frozen: one trunk in memory."""
+    for name, module in trunk.named_modules():
+        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
+        if own and not any(map(is_temporal, own)):
+            parent, _, last = name.rpartition(".")
+            setattr(stage.get_submodule(parent), last, module)
 
 
 def check_family(directory: Path, text: Vocabulary, codes: int, models: dict[str, ModelConfig]) -> None:

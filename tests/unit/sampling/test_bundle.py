@@ -1,0 +1,51 @@
+"""A bundle in memory: one trunk for all stages that were trained with it frozen, and what it is known again by."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cogvideo.checkpoint.model_io import save_model
+from cogvideo.model.transformer import is_temporal
+from cogvideo.sampling.bundle import fingerprint, open_bundle
+from tests.integration.tiny_bundle import write_bundle
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("weights") / "bundle")
+
+
+def test_a_frozen_trunk_is_held_once(folder: Path, tmp_path: Path) -> None:
+    """The stage computes with the very tensors, and computes what a stage with a trunk of its own does."""
+    apart, shared = open_bundle(folder), tmp_path / "shared"
+    shutil.copytree(folder, shared)
+    shutil.rmtree(shared / "interpolation")
+    assert apart.interpolation is not None
+    stage = apart.interpolation
+    with torch.no_grad():
+        for name, parameter in stage.named_parameters():
+            if not is_temporal(name):
+                parameter.copy_(apart.trunk.state_dict()[name])
+    save_model(shared / "interpolation", stage, trunk=shared / "trunk")
+    together = open_bundle(shared)
+    assert together.interpolation is not None
+    trunk = dict(together.trunk.named_parameters())
+    for name, parameter in together.interpolation.named_parameters():
+        assert (trunk.get(name) is parameter) != is_temporal(name), name
+        assert torch.equal(parameter, stage.state_dict()[name]) and parameter.dtype == torch.float32
+    assert together.sequential.word_embeddings is not together.trunk.word_embeddings, "it was saved whole"
+
+
+def test_fingerprints(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert fingerprint(copy) == fingerprint(folder)
+    (copy / "sampling.yaml").write_text("seed: 3\n")
+    assert fingerprint(copy) == fingerprint(folder), "settings are not weights"
+    for name in ("text.model", "interpolation/manifest.json"):
+        before = fingerprint(copy)
+        with open(copy / name, "ab") as file:
+            file.write(b" ")
+        assert fingerprint(copy) != before
