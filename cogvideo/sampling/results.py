@@ -32,6 +32,8 @@ WATCHABLE_PIXELS = 240
 FRAMES_ON_SHEET = 9
 GIF_FPS = 50
 """Frames a second that a GIF can play; of faster clips it leaves frames out."""
+GIF_SECONDS = 600
+"""A GIF can show one picture for 655 seconds, and equal ones become one; slower clips play faster there."""
 
 
 def claim_folder(out: Path, overwrite: bool) -> None:
@@ -104,5 +106,5 @@ def write_clip(stem: Path, frames: np.ndarray, fps: float, caption: str, *, fini
         yield video
     if finished:
         every = max(1, math.ceil(fps / GIF_FPS))
-        write_gif(gif, large[::every], fps / every)
+        write_gif(gif, large[::every], max(fps / every, len(large) / every / GIF_SECONDS))
         yield gif

@@ -73,6 +73,13 @@ def test_clips_too_fast_for_a_gif_leave_frames_out_of_it(tmp_path: Path) -> None
         assert 20 < gif.n_frames <= 33
 
 
+def test_clips_too_slow_for_a_gif_play_faster_there(tmp_path: Path) -> None:
+    still = np.broadcast_to(coloured(1), (5, 40, 40, 3))
+    for frames in (coloured(5), still):
+        list(write_clip(tmp_path / "a", frames, 1 / 900, "a"))
+        np.testing.assert_allclose(read_video(tmp_path / "a.mp4")[1], 900 * np.arange(5), rtol=1e-6)
+
+
 def test_large_pictures_are_not_enlarged(tmp_path: Path) -> None:
     list(write_clip(tmp_path / "a", np.zeros((2, 248, 256, 3), dtype=np.uint8), 8.0, "a"))
     assert read_video(tmp_path / "a.mp4")[0].shape == (2, 248, 256, 3)
