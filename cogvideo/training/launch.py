@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cogvideo.training.config import TrainConfig
@@ -29,7 +30,7 @@ def train(config: TrainConfig, *, resume: bool = False, preview: "Preview | None
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        deepspeed.init_distributed(verbose=False)
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
         # at exit, not after this run: DeepSpeed keeps groups that a second run in this process would meet again
         atexit.register(dist.destroy_process_group)
     with _denormals_flushed():

@@ -1,7 +1,7 @@
-"""Training under the `deepspeed` command: two processes on a CPU learn what one does."""
+"""Training under the `deepspeed` command, and by the scripts that call it: two processes learn what one does."""
 
 import os
-import socket
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 
 from cogvideo.config import dump_yaml
+from cogvideo.files import read_json
+from tests.integration.ranks import free_port
 from tests.integration.train_data import numbers, prepare_data, settings
 
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def run(words: list[str]) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+def run(words: list[str], **environment: str) -> str:
+    """Run a command; returns what it said on stderr."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    everything = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"} | environment
+    done = subprocess.run(words, env=everything, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 @pytest.mark.slow
@@ -45,3 +45,48 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert [line["step"] for line in two] == [line["step"] for line in one] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=1e-4)
     assert [line["grad_norm"] for line in two] == pytest.approx([line["grad_norm"] for line in one], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["cogvideo", "deepspeed"])
+def test_stopping_the_debug_run_and_going_on_is_the_same_as_not_stopping(launcher: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cogvideo"]
+    if launcher == "deepspeed":
+        where = ["--num_accelerators", "2", "--master_port", str(free_port())]
+        command = [str(BIN / "deepspeed"), *where, "--module", "cogvideo"]
+    command += ["train", "--config", "configs/train/debug.yaml", "train.steps=10"]
+    whole, parts = tmp_path / "A", tmp_path / "B"
+    run([*command, f"run_dir={whole}"])
+    run([*command, f"run_dir={parts}", "train.stop_at=5"])
+    run([*command, f"run_dir={parts}", "--resume"])
+    assert numbers(whole) == numbers(parts)
+    assert [line["step"] for line in numbers(whole)] == list(range(1, 11))
+    tensors = [read_json(run_dir / "checkpoints/step_00000010/manifest.json")["tensors"] for run_dir in (whole, parts)]
+    assert tensors[0] == tensors[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["pretrain_stage1.sh", "pretrain_stage2.sh", "finetune.sh"])
+def test_the_scripts_start_runs(script: str, tmp_path: Path) -> None:
+    """As on a cluster, by a hostfile and without ssh, in small."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    data = prepare_data(tmp_path / "prepared")
+    task = "interpolation" if "2" in script else "sequential"
+    config = settings(data, tmp_path / "run", task, train={"steps": 2, "micro_batch_size": 2})
+    file = tmp_path / "small.yaml"
+    file.write_text(dump_yaml(config), encoding="utf-8")
+    words: list[str] = []
+    if script == "finetune.sh":
+        image = settings(data, tmp_path / "image", "image", train={"steps": 1})
+        (tmp_path / "image.yaml").write_text(dump_yaml(image), encoding="utf-8")
+        run([sys.executable, "-m", "cogvideo", "train", "--config", str(tmp_path / "image.yaml")])
+        words = [str(tmp_path / "image/export/trunk"), str(data / "clips")]
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n", encoding="utf-8")
+    cluster = {"HOSTFILE": str(hosts), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    environment = {"CONFIG": str(file), "MACHINE": "cpu", "MASTER_PORT": str(free_port())} | cluster
+    said = run([f"scripts/{script}", *words, "--resume"], **environment)
+    assert "2 processes on CPU" in said
+    assert [line["step"] for line in numbers(config.run_dir)] == [1, 2]
+    assert read_json(config.run_dir / "checkpoints/step_00000002/manifest.json")["world"] == 2

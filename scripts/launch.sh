@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Starts `cogvideo train` under DeepSpeed's launcher; the other scripts name the config and call this.
+#
+#   CONFIG=FILE [MACHINE=8x80gb] [HOSTFILE=FILE] [PROCESSES=N] scripts/launch.sh [key=value ...] [--resume]
+#
+# MACHINE    a file of configs/deepspeed, without .yaml; or a path
+# HOSTFILE   several machines: lines of `host slots=8`; all need the repository, the data and the run folder at the same
+#            paths, and ssh without a password. The master is the first.
+# PROCESSES  on this machine alone; without it, one for each GPU
+# NODE_RANK, MASTER_ADDR   where something else (SLURM) starts this script on every machine of HOSTFILE: no ssh then
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+machine=${MACHINE:-8x80gb}
+[ -f "$machine" ] || machine=configs/deepspeed/$machine.yaml
+if [ ! -f "$machine" ]; then
+    echo "$0: no machine $machine; choose one of $(cd configs/deepspeed && echo *.yaml)" >&2
+    exit 2
+fi
+where=()
+[ -n "${HOSTFILE:-}" ] && where+=(--hostfile "$HOSTFILE")
+[ -n "${PROCESSES:-}" ] && where+=(--num_accelerators "$PROCESSES")
+[ -n "${NODE_RANK:-}" ] && where+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
+[ -n "${MASTER_PORT:-}" ] && where+=(--master_port "$MASTER_PORT")
+
+exec deepspeed "${where[@]}" --module cogvideo train --config "$CONFIG" --config "$machine" "$@"

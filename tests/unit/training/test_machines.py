@@ -1,0 +1,61 @@
+"""configs/deepspeed and configs/train: every file loads, and the full-size runs fit the machines that they name."""
+
+from pathlib import Path
+
+import pytest
+
+from cogvideo.config import load_config
+from cogvideo.model.budget import SAFETY
+from cogvideo.training.config import TrainConfig
+from cogvideo.training.engine import deepspeed_settings
+from cogvideo.training.memory import run_memory
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+MACHINES = {"1x24gb": (1, 24e9, 64e9), "8x80gb": (8, 80e9, 512e9), "13x8x80gb": (104, 80e9, 512e9)}
+"""Processes, and bytes of a device and of the host's memory for each machine of eight."""
+STAGES = ("paper_stage1", "paper_stage2")
+
+
+def load(stage: str, machine: str, *words: str) -> TrainConfig:
+    return load_config(TrainConfig, [CONFIGS / f"train/{stage}.yaml", CONFIGS / f"deepspeed/{machine}.yaml"], words)
+
+
+def test_every_machine_is_known_here() -> None:
+    assert {path.stem for path in (CONFIGS / "deepspeed").glob("*.yaml")} == {*MACHINES, "cpu"}
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_training_config_loads(path: Path) -> None:
+    load_config(TrainConfig, [path])
+    load_config(TrainConfig, [path, CONFIGS / "deepspeed/cpu.yaml"])
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_full_size_fits(stage: str, machine: str) -> None:
+    config = load(stage, machine)
+    world, device_bytes, host_bytes = MACHINES[machine]
+    memory = run_memory(config, config.model, world)
+    assert memory.device.total < device_bytes * SAFETY, str(memory)
+    assert memory.host * min(world, 8) < host_bytes * SAFETY
+    settings = deepspeed_settings(config, world)
+    assert settings["zero_optimization"]["stage"] == 2 and settings["bf16"] == {"enabled": True}
+    micro, accumulation = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
+    assert micro * accumulation * world == 416
+
+
+def test_without_offloading_the_small_machine_is_too_small() -> None:
+    config = load("paper_stage1", "1x24gb", "deepspeed.offload_optimizer=false")
+    assert run_memory(config, config.model, 1).device.total > 24e9
+
+
+def test_a_learning_trunk_fits_eight_gpus() -> None:
+    config = load("paper_stage1", "8x80gb", "init.freeze_trunk=false")
+    assert run_memory(config, config.model, 8).device.total < 80e9 * SAFETY
+
+
+def test_the_published_optimisation() -> None:
+    config = load("paper_stage1", "13x8x80gb")
+    assert (config.optimiser.lr, config.optimiser.betas, config.optimiser.grad_clip) == (2e-4, (0.9, 0.95), 0.1)
+    assert config.init.freeze_trunk and config.init.temporal == "qkv" and config.train.accumulation(104) == 1
+    assert load("paper_stage2", "13x8x80gb").model.window_size == 10
