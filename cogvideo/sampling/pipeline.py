@@ -15,7 +15,6 @@ changes logits by float rounding only, which very rarely turns a token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,33 +27,17 @@ from cogvideo.sampling import schedules
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, open_bundle
 from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS, kmeans_labels
-from cogvideo.sampling.config import STYLES, DrawConfig, Part, SampleConfig
+from cogvideo.sampling.config import Part, SampleConfig
 from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import Program, Progress, compile_program
-from cogvideo.sampling.interpolate import clip_seconds, clips_a_round, sample_between
+from cogvideo.sampling.interpolate import clips_a_round, sample_between
 from cogvideo.sampling.kept import Keep, KeptSampler, keep_nothing
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
 from cogvideo.sampling.uniforms import SampleKey, sample_keys
 from cogvideo.sampling.wavefront import wavefront
+from cogvideo.sampling.wording import Said, Texts, Wording
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one model is told: the text of each caption, and of the guide where there is guidance."""
-
-    texts: list[list[int]]
-    guide: list[int] | None
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Every text that sampling a list of captions takes, as token ids; each list goes caption by caption."""
-
-    first_frame: Said
-    key_frames: Said
-    rounds: list[Said]
 
 
 class Pipeline:
@@ -189,55 +172,23 @@ class Pipeline:
         pictures = rearrange(pictures, "n c h w -> n h w c")
         return pictures.reshape(*tokens.shape[:-1], *pictures.shape[1:]).numpy(force=True)
 
-    def texts(self, prompts: Sequence[str], config: SampleConfig) -> Texts:
-        """Word and check everything that `sample` will say to the models."""
-        if not prompts:
-            raise ValueError("there is no prompt; describe a video in a few words")
-        if self._trunk_draws_first_frame:
-            first_frame = self._say_picture(config, prompts)
-        elif config.style != SampleConfig.style:
-            raise ValueError(f"style={config.style}: stage 1 of these weights draws the first frame too; leave it out")
-        else:
-            first_frame = self._say_clip(self.sequential, config.first_frame, config.seconds, prompts)
-        return Texts(
-            first_frame,
-            self._say_clip(self.sequential, config.key_frames, config.seconds, prompts),
-            self.round_texts(config, prompts, self.sequential.config.num_frames),
+    @property
+    def _wording(self) -> Wording:
+        return Wording(
+            self.encode,
+            self.prompt,
+            trunk=self.trunk.config if self._trunk_draws_first_frame else None,
+            sequential=self.sequential.config,
+            interpolation=None if self.interpolation is None else self.interpolation.config,
         )
 
+    def texts(self, prompts: Sequence[str], config: SampleConfig) -> Texts:
+        """Word and check everything that `sample` will say to the models. Raises: ValueError."""
+        return self._wording.clips(prompts, config)
+
     def round_texts(self, config: SampleConfig, prompts: Sequence[str], num_frames: int) -> list[Said]:
-        """What stage 2 is told in each round, where the first is of `num_frames` frames. Raises: as `sample`."""
-        if config.rounds and self.interpolation is None:
-            raise ValueError(f"these weights have no stage 2 for rounds={config.rounds} of interpolation; set rounds=0")
-        rounds = []
-        for done in range(config.rounds):
-            assert self.interpolation is not None
-            count = (num_frames - 1) * 2**done + 1
-            seconds = clip_seconds(self.interpolation.config.layout, count, config.seconds)
-            # three digits are as many as a text about a clip's length may have
-            rounds.append(
-                self._say_clip(self.interpolation, config.interpolation, float(f"{seconds:.3g}"), prompts)
-            )
-        return rounds
-
-    def _say_picture(self, config: SampleConfig, prompts: Sequence[str]) -> Said:
-        suffix = STYLES[config.style]
-        wording = self.prompt if suffix is None else replace(self.prompt, image_suffix=suffix)
-
-        def say(caption: str) -> list[int]:
-            return wording.image_text(self.encode, caption, self.trunk.config.text_len)
-
-        guided = config.first_frame.guidance_scale is not None
-        return Said([say(prompt) for prompt in prompts], say(wording.unconditional) if guided else None)
-
-    def _say_clip(self, model: CogVideoTransformer, draw: DrawConfig, seconds: float, prompts: Sequence[str]) -> Said:
-        newline, text_len = model.config.vocabulary.newline, model.config.text_len
-        guided = draw.guidance_scale is not None
-        suffix = self.prompt.video_suffix if draw.says_video else ""
-        texts = [
-            self.prompt.clip_text(self.encode, newline, seconds, prompt, text_len, suffix=suffix) for prompt in prompts
-        ]
-        return Said(texts, self.prompt.unconditional_text(self.encode, newline, seconds, text_len) if guided else None)
+        """The same for `between`, of `num_frames` frames."""
+        return self._wording.rounds(prompts, config, num_frames)
 
     def _model(self, part: Part) -> CogVideoTransformer:
         if part == "first frame":
