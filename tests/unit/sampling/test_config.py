@@ -1,12 +1,16 @@
 """Settings: the published defaults, what follows from them, and what is refused."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
-from cogvideo.config import load_config
+from cogvideo.config import load_config, to_dict
 from cogvideo.sampling.config import STYLES, DrawConfig, SampleConfig
+from cogvideo.sequence.prompt import PromptFormat
 
+IN_ROW = ("temperature", "top_k_clusters", "token_temperature", "guidance_scale")
 CONFIGS = Path(__file__).parents[3] / "configs" / "sample"
 
 
@@ -28,6 +32,22 @@ def test_shipped_files_load(path: Path) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_every_style_can_be_asked_for(style: str) -> None:
     assert load_config(SampleConfig, [], [f"style={style}"]).style == style
+
+
+def test_the_table_of_settings_is_whole() -> None:
+    """docs/sampling.md names every setting, each plain one with its published value, and every style with its words."""
+    page = (Path(__file__).parents[3] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w.*]+)` \| (.*?) \|", page, re.MULTILINE))
+    for name, value in to_dict(SampleConfig()).items():
+        if isinstance(value, dict):
+            said = ["null" if value[field] is None else str(value[field]) for field in IN_ROW]
+            assert rows[f"{name}.*"] == ", ".join(said)
+        else:
+            assert rows[name] == ("null" if value is None else str(value).lower()), name
+    for field in dataclasses.fields(DrawConfig):
+        assert f"`{field.name}`" in page or f"*.{field.name}" in rows
+    for style, suffix in STYLES.items():
+        assert rows[style].startswith(f"`caption{PromptFormat().image_suffix if suffix is None else suffix}`")
 
 
 def test_text_bonus_follows_guidance() -> None:
