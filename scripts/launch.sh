@@ -23,4 +23,14 @@ where=()
 [ -n "${NODE_RANK:-}" ] && where+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
 [ -n "${MASTER_PORT:-}" ] && where+=(--master_port "$MASTER_PORT")
 
-exec deepspeed "${where[@]}" --module cogvideo train --config "$CONFIG" --config "$machine" "$@"
+# SIGTERM and Ctrl-C go to the training processes, which save and stop: DeepSpeed's own command would end at once and
+# leave them behind. Hence a process group of its own.
+set -m
+deepspeed "${where[@]}" --module cogvideo train --config "$CONFIG" --config "$machine" "$@" &
+group=$!
+trap 'pkill -TERM -g "$group" -f -- "-m cogvideo "' TERM INT
+while true; do
+    code=0
+    wait "$group" || code=$?
+    kill -0 "$group" 2>/dev/null || exit "$code" # else a signal ended the wait, not the run
+done

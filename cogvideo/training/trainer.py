@@ -308,7 +308,7 @@ class Trainer:
         """SIGTERM and a first Ctrl-C end the run after the current step, saved; returns what undoes this."""
 
         def ask(number: int, frame: Any) -> None:
-            if self._stop_asked:
+            if self._stop_asked and number == signal.SIGINT:  # launchers repeat SIGTERM; a user who repeats Ctrl-C means it
                 raise KeyboardInterrupt
             self._stop_asked = True
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,25 @@ def test_the_scripts_start_runs(script: str, tmp_path: Path) -> None:
     assert "2 processes on CPU" in said
     assert [line["step"] for line in numbers(config.run_dir)] == [1, 2]
     assert read_json(config.run_dir / "checkpoints/step_00000002/manifest.json")["world"] == 2
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_script_saves_and_stops_its_processes(tmp_path: Path) -> None:
+    config = settings(prepare_data(tmp_path / "prepared"), tmp_path / "run", train={"steps": 100_000})
+    file = tmp_path / "small.yaml"
+    file.write_text(dump_yaml(config), encoding="utf-8")
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    launch = {"CONFIG": str(file), "MACHINE": "cpu", "PROCESSES": "2", "MASTER_PORT": str(free_port())}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"} | launch
+    with open(tmp_path / "said.txt", "w+", encoding="utf-8") as said:
+        script = subprocess.Popen([ROOT / "scripts/launch.sh"], env=environment, stdout=said, stderr=said)
+        deadline = time.monotonic() + 120
+        while not (config.run_dir / "metrics.jsonl").is_file() or not numbers(config.run_dir):
+            assert time.monotonic() < deadline and script.poll() is None
+            time.sleep(0.1)
+        script.terminate()
+        assert script.wait(120) == 0
+        said.seek(0)
+        assert "stopped at step" in said.read()
+    latest = (config.run_dir / "checkpoints/latest").read_text().strip()
+    assert latest == f"step_{numbers(config.run_dir)[-1]['step']:08d}"

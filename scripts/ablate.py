@@ -1,0 +1,186 @@
+"""Ablations: every variant of a study trained with several seeds at equal steps; a table with spread, and curves.
+
+    python scripts/ablate.py [--study configs/ablate/digits.yaml] [--only VARIANT ...] [--seeds N ...] [--steps N]
+                             [--out DIR] [key=value ...]
+
+Each run is `cogvideo train` in OUT/runs/VARIANT/PART/seed_N, resumed if it was begun and left alone if it is done, so a
+killed study goes on. OUT gets results.json, results.md and curves.png, from whatever is done so far.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCORE = "validation/loss"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a variant."""
+
+    words: list[str]
+    frames: int
+    """Frames that its loss is of: its weight in the variant's score."""
+    share: float
+    """Of the steps."""
+
+
+@dataclass(frozen=True)
+class Study:
+    config: Path
+    out: Path
+    seeds: list[int]
+    steps: int
+    words: list[str]
+    variants: dict[str, tuple[str, list[Run]]]
+    """What it is, and its runs, by name."""
+
+
+def read_study(path: Path) -> Study:
+    """Raises: ValueError in one line for what is missing or not known."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    expected = {"config", "out", "seeds", "steps", "set", "variants"}
+    if not isinstance(values, dict) or values.keys() != expected:
+        raise ValueError(f"{path}: expected the keys {', '.join(sorted(expected))}")
+    variants = {}
+    for name, variant in values["variants"].items():
+        if not isinstance(variant, dict) or variant.keys() != {"what", "runs"}:
+            raise ValueError(f"{path}: variant {name} needs `what` and `runs`")
+        runs = [Run(run["set"], run.get("frames", 1), run.get("share", 1.0)) for run in variant["runs"]]
+        if abs(sum(run.share for run in runs) - 1) > 1e-6:
+            raise ValueError(f"{path}: the shares of variant {name} do not make 1; all variants get equal steps")
+        variants[name] = (variant["what"], runs)
+    return Study(
+        Path(values["config"]), Path(values["out"]), values["seeds"], values["steps"], values["set"], variants
+    )
+
+
+def train(study: Study, run: Run, seed: int, folder: Path, words: list[str]) -> list[dict[str, Any]]:
+    """One run to its end; returns its metrics."""
+    steps = max(1, round(study.steps * run.share))
+    metrics = folder / "metrics.jsonl"
+    if not _is_done(metrics, steps):
+        fixed = [f"run_dir={folder}", f"train.steps={steps}", f"train.seed={seed}"]
+        every = [f"log.every={min(20, steps)}", f"optimiser.warmup_steps={max(1, min(100, steps // 10))}"]
+        command = [sys.executable, "-m", "cogvideo", "train", "--resume", "--config", str(study.config)]
+        subprocess.run([*command, *every, *study.words, *run.words, *words, *fixed], check=True)
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    if SCORE not in records[-1]:
+        raise ValueError(f"{metrics} ends without {SCORE}; set data.validation, by which variants are compared")
+    return records
+
+
+def _is_done(metrics: Path, steps: int) -> bool:
+    if not metrics.is_file():
+        return False
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    return bool(lines) and SCORE in lines[-1] and json.loads(lines[-1])["step"] == steps
+
+
+def score(runs: list[Run], losses: list[float]) -> float:
+    """Nats a token over the frames of all runs."""
+    return sum(run.frames * loss for run, loss in zip(runs, losses, strict=True)) / sum(run.frames for run in runs)
+
+
+def summarise(found: dict[str, dict[int, float]], study: Study) -> list[dict[str, Any]]:
+    """A row a variant, the best first."""
+    rows = []
+    for name, by_seed in found.items():
+        values = list(by_seed.values())
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        about = {"variant": name, "what": study.variants[name][0], "by_seed": by_seed}
+        rows.append(about | {"mean": statistics.mean(values), "spread": spread, "seeds": len(values)})
+    return sorted(rows, key=lambda row: row["mean"])
+
+
+def as_table(rows: list[dict[str, Any]], steps: int) -> str:
+    """Markdown."""
+    lines = [
+        f"Validation loss after {steps} steps, nats a token; the spread is the standard deviation over seeds.",
+        "",
+        "| variant | what | mean | spread | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = "-" if row["spread"] is None else f"{row['spread']:.4f}"
+        lines.append(f"| {row['variant']} | {row['what']} | {row['mean']:.4f} | {spread} | {row['seeds']} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(curves: dict[str, list[list[tuple[int, float]]]], path: Path) -> None:
+    """Validation loss over steps: a line through the seeds' means, a band from least to most. One curve a first run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, seeds in curves.items():
+        by_step: dict[int, list[float]] = {}
+        for points in seeds:
+            for step, loss in points:
+                by_step.setdefault(step, []).append(loss)
+        steps = sorted(by_step)
+        means = [statistics.mean(by_step[step]) for step in steps]
+        axes.plot(steps, means, label=name, linewidth=1.2, marker="." if len(steps) < 3 else None)
+        axes.fill_between(steps, [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps], alpha=0.15)
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss, nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def write_results(study: Study, found: dict[str, dict[int, float]], curves: dict[str, Any], out: Path) -> None:
+    rows = summarise(found, study)
+    results = {"study": str(study.config), "steps": study.steps, "rows": rows}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "results.md").write_text(as_table(rows, study.steps), encoding="utf-8")
+    draw(curves, out / "curves.png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=Path("configs/ablate/digits.yaml"))
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants alone")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the study's")
+    parser.add_argument("--steps", type=int, help="instead of the study's")
+    parser.add_argument("--out", type=Path, help="instead of the study's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run, after all else")
+    args = parser.parse_intermixed_args()
+    try:
+        study = read_study(args.study)
+        unknown = set(args.only or ()) - study.variants.keys()
+        if unknown:
+            raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(study.variants)}")
+        seeds, steps, out = args.seeds or study.seeds, args.steps or study.steps, args.out or study.out
+        study = Study(study.config, out, seeds, steps, study.words, study.variants)
+        found: dict[str, dict[int, float]] = {}
+        curves: dict[str, list[list[tuple[int, float]]]] = {}
+        for seed in seeds:  # seeds outermost: a study that is cut short has all variants
+            for name in args.only or study.variants:
+                runs, losses = study.variants[name][1], []
+                for part, run in enumerate(runs):
+                    records = train(study, run, seed, out / "runs" / name / str(part) / f"seed_{seed}", args.overrides)
+                    losses.append(records[-1][SCORE])
+                    if part == 0:
+                        points = [(r["step"], r[SCORE]) for r in records if SCORE in r]
+                        curves.setdefault(name, []).append(points)
+                found.setdefault(name, {})[seed] = score(runs, losses)
+                write_results(study, found, curves, out)
+    except (ValueError, OSError) as error:
+        print(f"ablate: error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        return error.returncode  # it has said why
+    print((out / "results.md").read_text(encoding="utf-8"), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Speed and MFU between log lines, and the warning where a processor emulates a type."""
+
+import time
+
+import pytest
+import torch
+
+from cogvideo.model.budget import score_pairs, training_flops
+from cogvideo.model.config import ModelConfig
+from cogvideo.training import throughput
+from cogvideo.training.config import LoopConfig
+from cogvideo.training.throughput import Throughput, measured_peak, warn_of_slow_products
+
+CPU = torch.device("cpu")
+
+
+def test_rates_are_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    meter = Throughput(CPU, world=2, peak_flops=1e9)
+    for _ in range(4):
+        meter.add(tokens=50, flops=5e8)
+    now = 108.0
+    found = meter.take(steps_left=30)
+    assert found["tokens_per_second"] == 50 and found["seconds_per_step"] == 2 and found["minutes_left"] == 1
+    assert found["mfu"] == 0.25  # of each process's own device
+    now = 110.0
+    meter.add(tokens=10, flops=0.0)
+    found = meter.take(0)
+    assert found["tokens_per_second"] == 10 and "mfu" not in found
+
+
+def test_a_peak_is_measured() -> None:
+    assert 1e8 < measured_peak(CPU, torch.float32) < 1e14
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_emulated_bf16_is_told_once_at_the_start(
+    fast: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    told: list[str] = []
+    monkeypatch.setattr(throughput.log, "warning", lambda text, *rest: told.append(text % rest))
+    warn_of_slow_products(CPU, LoopConfig(dtype="bf16"))
+    warn_of_slow_products(CPU, LoopConfig(dtype="fp32"))
+    assert len(told) == (0 if fast else 1)
+    assert fast or "train.dtype=fp32" in told[0]
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    """Between those of the products of weights alone and all: torch does not count every attention kernel."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cogvideo.model.transformer import CogVideoTransformer
+    from cogvideo.sequence.example import Batch
+    from cogvideo.sequence.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary(size=80, num_image_tokens=64, pad=70, newline=71, start_of_image=79)
+    sizes = dict(num_layers=2, hidden_size=64, num_heads=2, text_len=8, frame_side=3, frame_position_start=8)
+    config = ModelConfig(**sizes, num_positions=32, vocabulary=vocabulary, dropout=0.0, attention_dropout=0.0)
+    for frozen in (False, True):
+        model = CogVideoTransformer(config)
+        if frozen:
+            model.freeze_trunk()
+        text = torch.zeros(1, 8, dtype=torch.long)
+        batch = Batch(text, torch.ones(1, 8, dtype=torch.bool), torch.zeros(1, 5, 9, dtype=torch.long), torch.ones(1))
+        with FlopCounterMode(display=False) as counter:
+            model.token_losses(batch).mean().backward()
+        total = sum(training_flops(config, frozen_trunk=frozen))
+        attention = 3.5 * 4 * 64 * score_pairs(config) * 2
+        assert 0.85 * (total - attention) < counter.get_total_flops() < 1.1 * total
