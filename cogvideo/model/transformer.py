@@ -32,15 +32,17 @@ class TextBias(NamedTuple):
     temporal: Tensor
 
     @classmethod
-    def of(cls, text_mask: Tensor, spatial_bonus: float = 0.0, temporal_bonus: float = 0.0) -> "TextBias":
+    def of(
+        cls, text_mask: Tensor, spatial_bonus: float | Tensor = 0.0, temporal_bonus: float | Tensor = 0.0
+    ) -> "TextBias":
         """From a mask (batch, text_len), False on padding.
 
-        The bonuses are sampling's "attention upweighting"; training has none.
+        The bonuses are sampling's "attention upweighting", one for all or (batch, 1); training has none.
         """
         padding = ~text_mask
 
-        def biased(bonus: float) -> Tensor:
-            return torch.full(text_mask.shape, bonus, device=text_mask.device).masked_fill_(padding, float("-inf"))
+        def biased(bonus: float | Tensor) -> Tensor:
+            return (torch.zeros(text_mask.shape, device=text_mask.device) + bonus).masked_fill_(padding, float("-inf"))
 
         return cls(biased(spatial_bonus), biased(temporal_bonus))
 

@@ -91,7 +91,15 @@ class Conditioning:
     guidance_scale: float | None = None
     """Logits become guide + scale * (conditional - guide); None: no guide."""
     text_bonus: float = 0.0
-    """Added to the scores of text keys ("attention upweighting"), see `prefill`."""
+    """Added to the scores of text keys ("attention upweighting"), see `prefill`; guides have none, as published."""
+
+    @property
+    def bonus_of_rows(self) -> Tensor:
+        """(rows, 1), zero for the guides."""
+        bonus = torch.full((len(self.text), 1), self.text_bonus, device=self.text.device)
+        if self.guidance_scale is not None:
+            bonus[len(bonus) // 2 :] = 0.0
+        return bonus
 
     @classmethod
     def of(
@@ -151,7 +159,7 @@ def prefill(
     tuned with.
     """
     if program.given is not None:
-        bias = TextBias.of(conditioning.text_mask, conditioning.text_bonus, 0.0)
+        bias = TextBias.of(conditioning.text_mask, conditioning.bonus_of_rows, 0.0)
         feed(model, program.given, tokens, conditioning, bias, cache, text=conditioning.text)
 
 
@@ -166,7 +174,7 @@ def decode(
     progress: Progress | None = None,
 ) -> None:
     """Run the steps, writing what is drawn into `tokens` (clips, 1 + num_slots), whose column 0 is BOI."""
-    bias = TextBias.of(conditioning.text_mask, conditioning.text_bonus, conditioning.text_bonus)
+    bias = TextBias.of(conditioning.text_mask, conditioning.bonus_of_rows, conditioning.bonus_of_rows)
     text = conditioning.text if program.given is None else None
     for step in program.steps:
         hidden = feed(model, step, tokens, conditioning, bias, cache, text)

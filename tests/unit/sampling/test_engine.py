@@ -119,6 +119,20 @@ def test_guide_with_the_same_text_changes_nothing() -> None:
     assert torch.equal(with_guide, generate(model, program, known, conditioning(None), Recording(), uniforms))
 
 
+def test_guides_have_no_text_bonus() -> None:
+    """Only the prompt's text is turned up: a scale of 0 leaves the guide alone, whatever the bonus."""
+    model = tiny.model("sequential")
+    program = compile_program(model.config, plain(model.config.layout))
+    known, uniforms = clips(model)
+
+    def run(scale: float, bonus: float) -> Tensor:
+        some = Conditioning.of(TEXTS, GUIDES, PAD, guidance_scale=scale, text_bonus=bonus)
+        return generate(model, program, known, some, Recording(), uniforms)
+
+    assert torch.equal(run(0.0, 1.4), run(0.0, 0.0))
+    assert not torch.equal(run(1.0, 1.4), run(1.0, 0.0))
+
+
 def test_trunk_alone_is_the_image_model() -> None:
     """Stage 1 with its temporal channel off makes the first frame that its trunk makes."""
     stage1, trunk = tiny.model("sequential"), tiny.model("image")
