@@ -26,6 +26,7 @@ from cogvideo.checkpoint.parallel import merge, whole_shape
 from cogvideo.checkpoint.tensor_file import TensorInfo, parse_json
 from cogvideo.checkpoint.torch_zip import read_module
 
+POSITIONS, QKV = "transformer.position_embeddings.weight", "transformer.layers.0.attention.query_key_value.weight"
 MAX_CONFIG_BYTES = 1 << 20
 ITERATION = re.compile(r"\d{1,12}|release")
 MAX_NESTING = 4
@@ -44,11 +45,12 @@ class SatCheckpoint:
         self.directory = find_sat_directory(Path(directory))
         self.iteration = _read_latest(self.directory / "latest")
         self.model_config = _read_model_config(self.directory / "model_config.json")
-        self.paths = _find_ranks(self.directory / self.iteration, self.model_config.get("model_parallel_size"))
+        self.paths = _find_ranks(self.directory / self.iteration)
         self._ranks = [read_module(path) for path in self.paths]
         self._touched = 0
         self.names, self.dropped = self._rename(tuple(drop))
         """`names`: present SAT name -> the name in the files; `dropped`: name in the files -> why."""
+        self._check_all_ranks_are_here()
         self.kind = tell_kind(self.names)
         self.sizes = self._measure()
         self.parameters = expand(self.kind, self.sizes.num_layers)
@@ -87,6 +89,18 @@ class SatCheckpoint:
                 raise ValueError(f"--drop {name}: there is no such tensor in {self.paths[0]}")
         return names, dropped
 
+    def _check_all_ranks_are_here(self) -> None:
+        """By shapes: model_parallel_size in model_config.json outlives merging and cutting.
+
+        Raises: FileNotFoundError, naming the first rank's file that is not there.
+        """
+        hidden_size = self._rows(POSITIONS)[1]
+        cut = max(self._rows(QKV)[0], 1)
+        ranks = 3 * hidden_size // cut
+        if ranks * cut == 3 * hidden_size and len(self.paths) < ranks <= MAX_RANKS:
+            missing = self.paths[0].with_name(f"mp_rank_{len(self.paths):02d}_model_states.pt")
+            raise FileNotFoundError(f"{missing} is missing, the others' shapes are those of {ranks} ranks")
+
     def _rows(self, name: str) -> tuple[int, ...]:
         if name not in self.names:
             raise ValueError(f"{self.paths[0]} has no {name}, which every model of CogVideo and CogView2 has")
@@ -97,7 +111,7 @@ class SatCheckpoint:
 
     def _measure(self) -> Sizes:
         layers = [int(m[1]) for m in (re.match(r"transformer\.layers\.(\d{1,4})\.", name) for name in self.names) if m]
-        num_positions, hidden_size = self._rows("transformer.position_embeddings.weight")
+        num_positions, hidden_size = self._rows(POSITIONS)
         extra = self._rows(EXTRA_POSITIONS.sat)[0] if EXTRA_POSITIONS in PARAMETERS[self.kind] else 0
         return Sizes(
             num_layers=max(layers, default=-1) + 1,
@@ -186,11 +200,11 @@ def _read_model_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _find_ranks(folder: Path, said: Any) -> list[Path]:
+def _find_ranks(folder: Path) -> list[Path]:
     paths = {int(m[1]): path for path in folder.glob("*.pt") if (m := re.fullmatch(r"mp_rank_(\d{2,4})_.*", path.stem))}
     if not paths:
         raise FileNotFoundError(f"{folder} holds no mp_rank_XX_model_states.pt; `latest` points to it")
-    count = max(len(paths), max(paths) + 1, said if type(said) is int and said <= MAX_RANKS else 1)
+    count = max(paths) + 1
     missing = [rank for rank in range(count) if rank not in paths]
     if missing:
         raise FileNotFoundError(f"{folder / f'mp_rank_{missing[0]:02d}_model_states.pt'} is missing, of {count} ranks")

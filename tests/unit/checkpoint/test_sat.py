@@ -41,7 +41,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_there_and_back(write_sat: WriteSat, tmp_path: Path, settings: SatSettings, kind: Kind, ranks: int) -> None:
     source = write_sat(kind, ranks=ranks)
     conversion = from_sat(source, tmp_path / "ours", settings)
@@ -213,13 +213,20 @@ def test_a_rank_that_is_missing(write_sat: WriteSat) -> None:
     os.remove(source / "7" / "mp_rank_00_model_states.pt")
     with pytest.raises(FileNotFoundError, match=r"mp_rank_00_model_states.pt is missing"):
         SatCheckpoint(source)
-    told = write_sat("video", "told", config={"model_parallel_size": 2})
-    with pytest.raises(FileNotFoundError, match=r"mp_rank_01_model_states.pt is missing"):
-        SatCheckpoint(told)
-    lost = write_sat("video", "lost", ranks=2)
-    os.remove(lost / "7" / "mp_rank_01_model_states.pt")  # and nothing tells: shapes do
-    with pytest.raises(ValueError, match="expected"):
+    lost = write_sat("video", "lost", ranks=4)
+    os.remove(lost / "7" / "mp_rank_03_model_states.pt")  # the last one: shapes tell
+    with pytest.raises(FileNotFoundError, match=r"mp_rank_03_model_states.pt is missing.*4 ranks"):
         SatCheckpoint(lost)
+
+
+def test_shapes_count_more_than_what_is_said_of_ranks(
+    write_sat: WriteSat, tmp_path: Path, settings: SatSettings
+) -> None:
+    """A merged checkpoint keeps the model_config.json of the ranks that it was merged from."""
+    source = write_sat("video", config={"cogvideo_stage": 1, "model_parallel_size": 4})
+    convert(source, tmp_path / "ours", settings)
+    to_sat(tmp_path / "ours", tmp_path / "back").run(no_tick)
+    assert json.loads((tmp_path / "back" / "model_config.json").read_text())["model_parallel_size"] == 1
 
 
 @pytest.mark.parametrize("text", ["../../etc", "7/../8", "", "latest", "9" * 40])
