@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cogvideo.checkpoint import load_checkpoint
 from cogvideo.checkpoint.convert import to_sat
-from cogvideo.checkpoint.model_io import save_model
+from cogvideo.checkpoint.model_io import load_model, save_model
 from cogvideo.checkpoint.names import expand
 from tests.parity.packs import GOLDEN, open_pack
 from tests.reference import transformer as reference
@@ -85,7 +86,7 @@ def other(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         "num_attention_heads": config.num_heads,
         "num_image_tokens": words.num_image_tokens,
         "special": {"<pad>": words.pad, "<n>": words.newline, "<start_of_image>": words.start_of_image},
-        "frame_side": config.frame_side,
+        "layout": [batch.text.shape[1], batch.text.shape[1] + config.frame_len],  # as training packs give sizes
         "loss": loss.item(),
         "grad_norms": {p.sat: weights[p.name].grad.norm().item() for p in expand("video", 2)},  # type: ignore[union-attr]
     }
@@ -102,6 +103,74 @@ def test_packs_of_other_sizes(other: Path) -> None:
     assert lines["train_other"]["max_gradient_norm_error"] < 1e-5
 
 
+def write_decoding_pack(packs: Path, *, spoilt: bool = False) -> None:
+    """Guided, by the reference, along its own greedy choices for the last frame; texts of unequal lengths."""
+    checkpoint = packs.parent / "ours"
+    config = load_model(checkpoint).config
+    weights = {name: p.double() for name, p in load_checkpoint(checkpoint).tensors().items()}
+    rng = torch.Generator().manual_seed(8)
+    ids = config.vocabulary
+    text, guide = (torch.randint(ids.start_of_image, ids.size, (2, n), generator=rng) for n in (5, 3))
+    frames = torch.randint(ids.num_image_tokens, (2, 5, config.frame_len), generator=rng)
+
+    def logits() -> Tensor:
+        both = [reference.forward(weights, config, t, torch.ones_like(t).bool(), frames)[0] for t in (text, guide)]
+        return both[1] + 3.0 * (both[0] - both[1])
+
+    known = 4 * config.frame_len
+    for slot in range(config.frame_len):
+        frames[:, 4, slot] = logits()[:, known + slot].argmax(-1)
+    top = logits()[:, known:].topk(2).values
+    if spoilt:
+        frames[1, 4, -1] = (frames[1, 4, -1] + 1) % ids.num_image_tokens  # what it saw is the same, not what it chose
+    boi = torch.full((2, 1), ids.start_of_image)
+    tokens = torch.cat([text, boi, frames.flatten(1)], 1)
+    given = tokens.clone()
+    given[:, 6 + known :] = -1
+    kept = torch.arange(0, config.frame_len, 3)
+    write_pack(
+        packs,
+        "decode_other",
+        {
+            "tokens": tokens,
+            "seq": given,
+            "guider_seq": torch.cat([guide, boi, frames.flatten(1)], 1),
+            "kept_steps": kept,
+            "guided_logits": logits()[:, known:][:, kept].transpose(0, 1).float().contiguous(),
+            "margin": (top[..., 0] - top[..., 1]).T.float().contiguous(),
+        },
+        {
+            "mode_stage1": True,
+            "text_len": 5,
+            "guider_text_len": 3,
+            "guidance_alpha": 3.0,
+            "num_attention_heads": config.num_heads,
+            "num_image_tokens": ids.num_image_tokens,
+            "special": {"<pad>": ids.pad, "<n>": ids.newline, "<start_of_image>": ids.start_of_image},
+        },
+    )
+
+
+@pytest.mark.parametrize("other", ["sequential"], indirect=True)
+def test_guided_decoding_packs_of_other_sizes(other: Path) -> None:
+    write_decoding_pack(other)
+    (other / "broken.json").write_text(json.dumps({"grad_norms": {}}))  # one that cannot be read stops no other
+    save_file({"rows": torch.zeros(1, 3).int()}, other / "broken.safetensors")
+    code, lines, _ = check(other)
+    assert code == 1
+    assert "KeyError" in lines["broken"]["error"] and lines["train_other"]["ok"]
+    assert lines["decode_other"]["ok"] and lines["decode_other"]["max_logit_error"] < 1e-5
+    assert lines["decode_other"]["tokens_equal"] is True
+
+
+@pytest.mark.parametrize("other", ["sequential"], indirect=True)
+def test_another_token_than_the_likeliest_is_an_error(other: Path) -> None:
+    write_decoding_pack(other, spoilt=True)
+    code, lines, _ = check(other)
+    assert (code, lines["decode_other"]["tokens_equal"], lines["decode_other"]["tokens_other_than_ties"]) == (1, False, 1)
+    assert lines["decode_other"]["max_logit_error"] < 1e-5
+
+
 @pytest.mark.parametrize("other", ["sequential"], indirect=True)
 @pytest.mark.parametrize("spoilt", ["logits", "loss", "grad_norms"])
 def test_a_spoilt_pack_is_noticed(other: Path, spoilt: str) -> None:
@@ -112,7 +181,7 @@ def test_a_spoilt_pack_is_noticed(other: Path, spoilt: str) -> None:
         about["loss"] += 1e-3
     else:
         name = next(iter(about["grad_norms"]))
-        about["grad_norms"][name] *= 1.01
+        about["grad_norms"][name] *= 1.001
     write_pack(other, "train_other", tensors, about)
     code, lines, _ = check(other)
     assert code == 1
