@@ -37,6 +37,8 @@ def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
         over = read_json(config.deepspeed.file)
         if not isinstance(over, dict):
             raise ValueError(f"{config.deepspeed.file}: expected a JSON object of DeepSpeed settings")
+        if "tensor_parallel" in over:
+            raise ValueError(f"{config.deepspeed.file}: no tensor_parallel, see docs/training.md; use deepspeed.stage")
         for key, value in over.items():
             nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = settings[key] | value if nested else value

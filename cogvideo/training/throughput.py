@@ -53,9 +53,14 @@ def compute_dtype(loop: LoopConfig) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[loop.dtype]
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Flops a second of a large matrix product in `dtype`, the best of three: about what the machine can reach."""
-    side = _SIDE[device.type] if has_fast_products(device, dtype) else 128
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Flops a second of a large matrix product in `dtype`, the best of three: about what the machine can reach.
+
+    None where products are emulated: that would take long, and no number is worth reaching there.
+    """
+    if not has_fast_products(device, dtype):
+        return None
+    side = _SIDE[device.type]
     a = torch.ones(side, side, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(4):  # the first one starts threads and libraries

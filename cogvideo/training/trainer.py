@@ -4,7 +4,6 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,14 @@ import torch.distributed as dist
 from cogvideo.config import to_dict
 from cogvideo.logs import get_logger, progress
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.engine import clips_itself, make_engine
-from cogvideo.training.engine_state import EngineState, inner_optimiser
-from cogvideo.training.gradients import GradientNorms
+from cogvideo.training.engine import make_engine
+from cogvideo.training.engine_state import EngineState
 from cogvideo.training.metrics import Averages, draw_curves
-from cogvideo.training.optimiser import GuardedAdamW, learning_rate
 from cogvideo.training.processes import any_says, others_may_die, together
-from cogvideo.training.randomness import seed_dropout
 from cogvideo.training.record import write_record
 from cogvideo.training.sinks import Sinks
 from cogvideo.training.state import load_state, newest_state, save_state
+from cogvideo.training.step import Stepper, StepResult
 from cogvideo.training.tasks import ClipTask, Task
 from cogvideo.training.throughput import Throughput, compute_dtype, measured_peak, warn_of_slow_products
 from cogvideo.training.tokenizer_task import TokenizerTask
@@ -35,13 +32,6 @@ Preview = Callable[[Task, int, Path], None]
 
 CURVES_SECONDS = 60.0
 """Curves are drawn no more often than this, but at the end."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    grad_norm: float | None
-    good: bool
-    """Whether all was finite on every process; if not, weights and moments are as before."""
 
 
 def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> Task:
@@ -59,7 +49,7 @@ class Trainer:
         """Raises: ValueError, OSError before anything is written, for whatever does not fit."""
         self.config, self.preview, self.device = config, preview, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.accumulation = config.train.accumulation(self.world)
+        config.train.accumulation(self.world)  # refuses a batch that cannot be cut
         self.sinks = Sinks(config)
         found = newest_state(self._states)
         if not resume and (found or self.sinks.file.path.exists()):
@@ -68,12 +58,9 @@ class Trainer:
         self.task = make_task(config, device, self.rank, self.world)
         self.engine = make_engine(self.task.objective, config, self.world)
         self.state = EngineState(self.engine, self.task.moving)
-        self.gradient_norms = GradientNorms(self.engine, self.task.part_of)
-        inner_optimiser(self.engine).allow_update = self._allow_update
         self.averages = Averages()
+        self.stepper = Stepper(self.engine, self.task, config, device, self.averages)
         self.step = self.skipped = self.bad_in_a_row = 0
-        self._norm: float | None = None
-        self._good = True
         if found:
             self._restore(found)
         elif resume:
@@ -118,7 +105,7 @@ class Trainer:
                 batch = next(batches)
                 logged = self._is_logged(self.step + 1)
                 result = self._one_step(batch)
-                self._count_bad(result.good)
+                self._count_bad(result)
                 self.task.after_step(self.step)
                 self.step += 1
                 final = self.step == loop.steps  # not at stop_at, from which another run goes on as if nothing were
@@ -126,7 +113,7 @@ class Trainer:
                 if result.grad_norm is not None and math.isfinite(result.grad_norm):
                     self.averages.add({"grad_norm": (result.grad_norm, 1.0)})
                 if logged:
-                    norms = self.gradient_norms.take(result.grad_norm or 0.0) if result.good else {}
+                    norms = self.stepper.gradient_norms.take(result.grad_norm or 0.0) if result.good else {}
                     last = self._log_line(norms | throughput.take(loop.last_step - self.step))
                     bar.set_postfix_str(_postfix(last), refresh=False)
                 bar.update(1)
@@ -189,58 +176,13 @@ class Trainer:
         self._drawn_at = time.monotonic()
 
     def _one_step(self, batch: Any) -> StepResult:
-        """Forward and backward over the step's micro-batches, then one update, unless something was not finite."""
-        loop = self.config.train
-        self.engine.train()
-        good = True
-        for micro in range(self.accumulation):
-            # over all processes, so that dropout is the same however the batch is shared out
-            seed_dropout(loop.seed, self.step, self.rank + self.world * micro)
-            outcome = self.engine(self.task.part(batch, micro, self.accumulation))
-            loss = outcome.loss
-            if torch.isfinite(loss):
-                self.averages.add(outcome.metrics)
-            else:
-                good = False
-                loss = _no_gradient(self.engine.module)
-            self.engine.backward(loss)
-            last = micro == self.accumulation - 1
-            if not last:
-                self.engine.step()
-        self._good = not any_says(not good, self.device)
-        rate = learning_rate(self.step, loop.steps, self.config.optimiser)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        self._norm = self._clip()
-        self.engine.step()
-        norm = self.engine.get_global_grad_norm() if self._norm is None else self._norm
-        overflowed = loop.dtype == "fp16" and self._good and not _is_norm(norm)
-        if overflowed:  # the loss scaler's business: it skipped the update, and lowers the scale
-            self.skipped += 1
-            return StepResult(None, good=True)
-        return StepResult(None if norm is None else float(norm), self._good and _is_norm(norm))
+        return self.stepper.take(batch, self.step, with_norms=self._is_logged(self.step + 1))
 
-    def _allow_update(self, optimiser: GuardedAdamW) -> bool:
-        """Asked by AdamW when gradients are final, in every process alike."""
-        norm = self._norm if clips_itself(self.config) else getattr(self.engine.optimizer, "_global_grad_norm", None)
-        if not (self._good and _is_norm(norm)):
-            return False
-        if self._is_logged(self.step + 1):
-            self.gradient_norms.add(p for group in optimiser.param_groups for p in group["params"])
-        return True
-
-    def _clip(self) -> float | None:
-        if not clips_itself(self.config):
-            return None
-        limit = self.config.optimiser.grad_clip or math.inf
-        learned = [p for p in self.engine.module.parameters() if p.requires_grad]
-        return float(torch.nn.utils.clip_grad_norm_(learned, limit))
-
-    def _count_bad(self, good: bool) -> None:
-        if good:
+    def _count_bad(self, result: StepResult) -> None:
+        self.skipped += result.overflowed or not result.good
+        if result.good:
             self.bad_in_a_row = 0
             return
-        self.skipped += 1
         self.bad_in_a_row += 1
         log.warning("step %d has a loss or gradient that is not finite; it is skipped", self.step + 1)
         if self.bad_in_a_row >= self.config.train.max_bad_steps:
@@ -308,7 +250,7 @@ class Trainer:
         """SIGTERM and a first Ctrl-C end the run after the current step, saved; returns what undoes this."""
 
         def ask(number: int, frame: Any) -> None:
-            if self._stop_asked and number == signal.SIGINT:  # launchers repeat SIGTERM; a user who repeats Ctrl-C means it
+            if self._stop_asked and number == signal.SIGINT:  # SIGTERM is repeated by launchers, which mean it once
                 raise KeyboardInterrupt
             self._stop_asked = True
 
@@ -321,11 +263,6 @@ class Trainer:
         return undo
 
 
-def _is_norm(norm: Any) -> bool:
-    """Whether a gradient norm is one: DeepSpeed tells NaN and infinity as -1 in places; None: not told."""
-    return norm is None or (math.isfinite(norm) and norm >= 0)
-
-
 def _postfix(numbers: dict[str, float]) -> str:
     """Loss, speed and memory for the progress line."""
     shown = [f"loss {numbers.get('loss', math.nan):.4f}", f"{numbers['tokens_per_second']:,.0f} tokens/s"]
@@ -333,8 +270,3 @@ def _postfix(numbers: dict[str, float]) -> str:
         shown.append(f"MFU {numbers['mfu']:.1%}")
     shown.append(f"{numbers['memory_mib'] / 1024:.1f} GiB")
     return ", ".join(shown)
-
-
-def _no_gradient(module: torch.nn.Module) -> torch.Tensor:
-    """A loss of zero with a zero gradient for every parameter: keeps all processes in step."""
-    return sum((p.sum() * 0.0 for p in module.parameters() if p.requires_grad), start=torch.zeros(()))
