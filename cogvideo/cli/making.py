@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 def add_making_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a folder to make, or an empty one")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files already")
-    parser.add_argument("--resume", action="store_true", help="go on in a folder that an interrupted run left, if any")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--overwrite", action="store_true", help="write into a folder that holds files already")
+    begin.add_argument("--resume", action="store_true", help="go on in a folder that an interrupted run left, if any")
     parser.add_argument("--model", metavar="DIR", type=Path, help="a bundle of weights (default: in the package)")
     parser.add_argument(
         "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"

@@ -122,6 +122,7 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
         ("sample --first-frame {given}/0.png", "there is no prompt"),
         ("sample a --continue {given}/clip.mp4 rounds=3", "fewer than the 8 that are asked for"),
         ("sample a --continue {given}/clip.mp4 --first-frame {given}/0.png", "not allowed with argument"),
+        ("sample a --resume --overwrite", "--overwrite: not allowed with argument --resume"),
         ("sample a --interactive", "reads prompts from standard input; it does not go with a prompt"),
         ("sample --interactive --resume", "it does not go with --resume"),
         ("sample a style=cubist", "style='cubist' does not fit; expected one of none, mainbody"),
