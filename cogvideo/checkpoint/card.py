@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 from cogvideo import __version__
+from cogvideo.checkpoint.names import listed
 from cogvideo.checkpoint.sat import SatCheckpoint
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ TITLES = {
 }
 
 
-def model_card(conversion: "Conversion", sat: SatCheckpoint, hashes: dict[str, str]) -> str:
-    """Markdown with the front matter that model hubs read."""
+def model_card(conversion: "Conversion", sat: SatCheckpoint, hashes: dict[str, str], differing: list[str]) -> str:
+    """Markdown with the front matter that model hubs read. `differing`: see `SatCheckpoint.differing_copies`."""
     settings = conversion.config.get("model") or conversion.config["superres"]
     dtypes = sorted({str(line.info.dtype).removeprefix("torch.") for line in conversion.account if line.info})
     written = [line for line in conversion.account if line.info]
@@ -38,6 +39,7 @@ def model_card(conversion: "Conversion", sat: SatCheckpoint, hashes: dict[str, s
         f"- parameters: {conversion.parameters:,} in {len(written)} tensors",
         f"- model-parallel ranks merged: {len(sat.paths)}",
         *[f"- source `{name}`, sha256 `{sha256}`" for name, sha256 in hashes.items()],
+        *([f"- tensors that differ between ranks, rank 0's kept: {listed(differing)}"] if differing else []),
         f"- tensors dropped: {len(dropped)}",
         *[f"  - `{line.source}`: {line.reason}" for line in dropped],
         "",

@@ -11,13 +11,14 @@ from torch import Tensor
 from cogvideo.checkpoint.card import model_card
 from cogvideo.checkpoint.describe import Description, check_fits, describe, kind_of
 from cogvideo.checkpoint.format import MAX_SHARD_BYTES, Checkpoint, load_checkpoint, write_checkpoint
-from cogvideo.checkpoint.names import Parameter, expand
+from cogvideo.checkpoint.names import Parameter, expand, listed
 from cogvideo.checkpoint.parallel import part_of, part_shape
 from cogvideo.checkpoint.sat import ITERATION, RELEASE_BYTES, SatCheckpoint
 from cogvideo.checkpoint.settings import SatSettings, config_for
 from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.checkpoint.torch_zip import check_archive, write_module
 from cogvideo.files import atomic_directory, sha256_file, write_json
+from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -86,6 +87,12 @@ def from_sat(
         for path in sat.paths:
             check_archive(path, checksums=True)
             hashes[f"{sat.iteration}/{path.name}"] = sha256_file(path)
+        differing = sat.differing_copies()
+        if differing:
+            get_logger().warning(
+                f"{len(differing)} tensors differ between ranks that should hold them alike; "
+                f"rank 0's are kept: {listed(differing)}"
+            )
         by_name = {p.name: p for p in in_file_order}
 
         def read(name: str) -> Tensor:
@@ -99,7 +106,7 @@ def from_sat(
             config,
             extra={"sat": {"iteration": sat.iteration, "model_config": sat.model_config, "sha256": hashes}},
             max_shard_bytes=max_shard_bytes,
-            other_files={"README.md": model_card(conversion, sat, hashes)},
+            other_files={"README.md": model_card(conversion, sat, hashes, differing)},
         )
 
     conversion = Conversion(sat.kind, config, account, run, len(infos))
@@ -152,8 +159,9 @@ def _reader(
             checkpoint.release()
             touched = 0
         parameter = by_sat[sat_name]
-        part = part_of(checkpoint.tensor(parameter.name), parameter.split, rank, ranks)
-        touched += part.nbytes
+        whole = checkpoint.tensor(parameter.name)
+        part = part_of(whole, parameter.split, rank, ranks)
+        touched += whole.nbytes  # cutting columns touches every page
         tick()
         return part
 

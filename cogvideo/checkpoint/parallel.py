@@ -17,6 +17,11 @@ def merge(parts: Sequence[Tensor], split: Split) -> Tensor:
     return torch.cat(list(parts), dim=1 if split is Split.COLUMNS else 0)
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one type and shape are equal to the last bit, NaNs included."""
+    return one is other or torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
 def part_of(whole: Tensor, split: Split, rank: int, ranks: int) -> Tensor:
     """What one rank holds of a tensor; a view where that can be. The axis must divide, see `check_divides`."""
     if ranks == 1 or split is Split.REPLICATED:

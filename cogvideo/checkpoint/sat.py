@@ -18,11 +18,12 @@ from cogvideo.checkpoint.names import (
     Kind,
     Parameter,
     Sizes,
+    Split,
     expand,
     listed,
     today,
 )
-from cogvideo.checkpoint.parallel import merge, whole_shape
+from cogvideo.checkpoint.parallel import merge, same_bits, whole_shape
 from cogvideo.checkpoint.tensor_file import TensorInfo, parse_json
 from cogvideo.checkpoint.torch_zip import read_module
 
@@ -66,6 +67,11 @@ class SatCheckpoint:
         parts = [rank[stored] for rank in self._ranks]
         self._touched += sum(part.nbytes for part in parts)
         return merge(parts, parameter.split)
+
+    def differing_copies(self) -> list[str]:
+        """Names, as in the files, of tensors that every rank should hold alike and does not; `read` takes rank 0's."""
+        shared = [self.names[p.sat] for p in self.parameters if p.split is Split.REPLICATED]
+        return [name for name in shared if any(not same_bits(rank[name], self._ranks[0][name]) for rank in self._ranks)]
 
     def _rename(self, drop: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
         names: dict[str, str] = {}

@@ -52,9 +52,11 @@ NAMED = {
     "numpy dtype",
     "_codecs encode",
     *[f"{builtins} set" for builtins in ("__builtin__", "builtins")],
-    *[f"torch {name}" for name in ("Size", "device", *(str(dtype).removeprefix("torch.") for dtype in STORAGE_CLASSES))],
+    "torch Size",
+    "torch device",
+    *[str(dtype).replace(".", " ") for dtype in STORAGE_CLASSES],
 }
-"""All that a pickle may name: tensors, and what DeepSpeed keeps beside them (shapes of the flattened parameters, sets of
+"""All that a pickle may name: tensors, and what DeepSpeed keeps beside them (shapes of flattened parameters, sets of
 module names). Fewer than torch's own list, on which there are types that take memory by their size.
 """
 

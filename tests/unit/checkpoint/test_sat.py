@@ -196,6 +196,21 @@ def test_ranks_that_differ(write_sat: WriteSat) -> None:
         SatCheckpoint(one_less)
 
 
+def test_copies_that_differ_between_ranks_are_told(
+    write_sat: WriteSat, tmp_path: Path, settings: SatSettings
+) -> None:
+    name = "transformer.layers.1.third_layernorm.bias"
+    drifted = write_sat("video", ranks=2, change=lambda t, rank: t.update({name: t[name] + rank}))
+    convert(drifted, tmp_path / "ours", settings)
+    assert f"rank 0's kept: {name}" in (tmp_path / "ours" / "README.md").read_text()
+    kept = load_checkpoint(tmp_path / "ours").tensor("layers.1.third_layernorm.bias")
+    assert torch.equal(kept, sat_tensors("video")[name])
+
+    alike = write_sat("video", "alike", ranks=2, change=lambda t, rank: t[name].fill_(float("nan")))
+    convert(alike, tmp_path / "other", settings)
+    assert "rank 0's kept" not in (tmp_path / "other" / "README.md").read_text()
+
+
 def test_an_unknown_tensor_can_be_dropped_by_name(write_sat: WriteSat, tmp_path: Path, settings: SatSettings) -> None:
     source = write_sat("video", change=add("transformer.extra"))
     conversion = from_sat(source, tmp_path / "ours", settings, drop=("transformer.extra",))
