@@ -20,9 +20,8 @@ TINY = VQVAEConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A folder with a text model laid out as the published one is: 130,000 pieces, the special ones in its places."""
+def write_text_model(folder, num_pieces):
+    """Laid out as the published one is, the special pieces in their places."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter([*TEXTS, "lion water drinking", "狮子 喝水"] * 3),
@@ -39,11 +38,16 @@ def published(tmp_path_factory):
     for text, score in (("<pad>", 0.0), ("<n>", 0.0), ("▁", space)):
         proto.pieces.add(piece=text, score=score, type=kind.NORMAL)
     proto.pieces.extend(learnt)
-    for number in range(130_000 - len(proto.pieces)):
+    for number in range(num_pieces - len(proto.pieces)):
         proto.pieces.add(piece=f"filler{number}", score=-50.0, type=kind.NORMAL)
-    folder = tmp_path_factory.mktemp("icetk")
     (folder / TEXT_FILE).write_bytes(proto.SerializeToString())
     return folder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder with a text model of the published size: text ids 20,000 to 149,999, so 130,000 pieces."""
+    return write_text_model(tmp_path_factory.mktemp("icetk"), 130_000)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,27 @@ def test_round_trips(text, words):
     assert text.decode(ids) == words
     assert ids.count(20004) == words.count("\n")
     assert all(20000 <= id < 150000 for id in ids)
+
+
+def test_150_000_pieces(tmp_path):
+    """Another size: what is added comes behind whatever pieces there are, and is looked up by name."""
+    text = load_icetk_text(write_text_model(tmp_path, 150_000), vocabulary_size=None)
+    assert text.vocabulary == Vocabulary(170_003, 20_000, pad=20_003, newline=20_004, start_of_image=170_000)
+    assert text.piece(170_001) == "<start_of_english>"
+    for words in TEXTS:
+        ids = text.encode(words)
+        assert text.decode(ids) == words and ids.count(20_004) == words.count("\n")
+        assert all(20_000 <= id < 170_000 for id in ids)
+    last = text.piece(169_999)
+    assert last.startswith("filler") and text.encode(last)[-1] == 169_999, "the last piece of the file is found"
+
+
+def test_the_icetk_package_agrees_where_it_is_installed():
+    """Its own tokenizer against ours on its own files; it fits beside few of today's packages, so nothing needs it."""
+    package = pytest.importorskip("icetk", reason="the icetk package is not installed", exc_type=ImportError)
+    text = load_icetk_text()
+    for words in TEXTS[:4]:
+        assert text.encode(words) == package.icetk.encode(words)
 
 
 def test_typed_special_pieces_are_only_text(text):
