@@ -72,13 +72,21 @@ def test_resuming_is_bitwise_the_same_as_not_stopping(
 
 
 def test_zero_stages_and_layer_recomputation_learn_the_same(data: Path, tmp_path: Path) -> None:
-    losses = {}
+    losses, norms = {}, {}
     for variant in ("fp32", "zero1", "zero2", "zero3", "checkpointed"):
         config = settings(data, tmp_path / variant, **VARIANTS[variant])
         train(config)
         losses[variant] = [line["loss"] for line in numbers(config.run_dir)]
+        last = numbers(config.run_dir)[-1]
+        norms[variant] = {name: value for name, value in last.items() if name.startswith("grad_norm")}
     for variant, found in losses.items():
         assert found == pytest.approx(losses["fp32"], abs=1e-4), variant
+        assert norms[variant] == pytest.approx(norms["fp32"], rel=1e-3), variant
+    parts = norms["fp32"].copy()
+    total = parts.pop("grad_norm")
+    names = {"embeddings", "spatial", "temporal", "mlp", "layernorm", "mix"}
+    assert parts.keys() == {f"grad_norm/{name}" for name in names}
+    assert sum(norm**2 for norm in parts.values()) == pytest.approx(total**2, rel=1e-5)
 
 
 def test_the_image_tokenizer_resumes_exactly_and_its_codebook_moves(data: Path, tmp_path: Path) -> None:
