@@ -17,11 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
 from cogvideo.sequence.example import Batch, frame_inputs
 
-# Rows whose logits are alive at once in the loss: 4096 x 20000 x 4 bytes = 330 MB at the published vocabulary.
-_LOSS_CHUNK_ROWS = 4096
 _TEMPORAL_PARTS = ("extra_position_embeddings.", ".temporal_attention.", ".mix_logit")
 
 
@@ -118,19 +117,8 @@ class CogVideoTransformer(nn.Module):
         hidden = self(inputs, self._plan_on(inputs.device), TextBias.of(batch.text_mask), text=batch.text)
         hidden = rearrange(hidden, "b (f n) h -> b f n h", n=self.config.frame_len)
         labels = batch.frames[:, list(self.config.layout.supervised_frames)]
-        rows, targets = hidden.flatten(0, 2), labels.flatten()
-        if len(rows) <= _LOSS_CHUNK_ROWS or not torch.is_grad_enabled():
-            losses = [self._nll(r, t) for r, t in self._chunks(rows, targets)]
-        else:
-            losses = [checkpoint(self._nll, r, t, use_reentrant=False) for r, t in self._chunks(rows, targets)]
-        return torch.cat(losses).view(labels.shape)
-
-    def _nll(self, rows: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(rows), targets, reduction="none")
-
-    @staticmethod
-    def _chunks(rows: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(rows.split(_LOSS_CHUNK_ROWS), targets.split(_LOSS_CHUNK_ROWS), strict=True)
+        weight = self.word_embeddings.weight[: self.config.vocabulary.num_image_tokens]
+        return token_nll(hidden.flatten(0, 2), weight, labels.flatten()).view(labels.shape)
 
     def _frame_positions(self, slots: Tensor) -> Tensor:
         """Slots of frame 0 read the trunk's table, later ones the extra table: (rows,) -> (rows, hidden)."""
