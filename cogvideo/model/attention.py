@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cogvideo.model import few_rows
 from cogvideo.model.cache import ChannelCache
+from cogvideo.model.linear import Linear
 from cogvideo.model.plan import AttentionBlock, ChannelPlan
 from cogvideo.model.tiled_attention import attend_tiled
 from cogvideo.model.tiles import TiledChannel
@@ -26,8 +28,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.query_key_value = Linear(hidden_size, 3 * hidden_size)
+        self.dense = Linear(hidden_size, hidden_size)
 
     def forward(
         self,
@@ -50,7 +52,7 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if plan.tiled is not None and text is not None and cache is None and dropout == 0 and not frames.is_cuda:
             return self._forward_tiled(text, frames, plan.tiled, text_bias, answer_text)
-        query, key, value = self._project(frames)
+        projected = self.query_key_value(frames)
         text_query = None
         if text is not None:
             text_query, text_key, text_value = self._project(text)
@@ -59,20 +61,23 @@ class Attention(nn.Module):
         else:
             assert cache is not None, "text rows are in neither the input nor a cache"
             text_key, text_value = cache.text_key, cache.text_value
-        if cache is not None:
-            cache.store_frames(slots, key, value)
-            key, value = cache.frame_key, cache.frame_value
-
-        outputs = [
-            rearrange(
-                attend_block(query, key, value, text_key, text_value, text_bias, block, dropout),
-                "b h g q d -> b (g q) (h d)",
-            )
-            for block in plan.blocks
-        ]
-        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        if plan.restore is not None:
-            out = out.index_select(1, plan.restore)
+        if plan.runs is not None and cache is not None and _is_quick(projected, cache):
+            out = few_rows.attend(projected, slots, plan.runs, text_bias, cache)
+        else:
+            query, key, value = self._by_head(projected)
+            if cache is not None:
+                cache.store_frames(slots, key, value)
+                key, value = cache.frame_key, cache.frame_value
+            outputs = [
+                rearrange(
+                    attend_block(query, key, value, text_key, text_value, text_bias, block, dropout),
+                    "b h g q d -> b (g q) (h d)",
+                )
+                for block in (plan.blocks if plan.runs is None else (plan.runs.block,))
+            ]
+            out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+            if plan.restore is not None:
+                out = out.index_select(1, plan.restore)
 
         text_out = None
         if text_query is not None and answer_text:
@@ -106,6 +111,11 @@ class Attention(nn.Module):
     def _by_head(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = rearrange(projected, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
         return q, k, v
+
+
+def _is_quick(projected: Tensor, cache: ChannelCache) -> bool:
+    wide = cache.frame_key.dtype == torch.float32
+    return wide and not torch.is_grad_enabled() and few_rows.serves(projected)
 
 
 def attend_block(

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from cogvideo.model.attention import Attention
 from cogvideo.model.cache import LayerCache
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.linear import Linear
 from cogvideo.model.plan import ChannelPlan
 
 
 class MLP(nn.Module):
     def __init__(self, hidden_size: int, dropout: float) -> None:
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(hidden_size, 4 * hidden_size)
-        self.dense_4h_to_h = nn.Linear(4 * hidden_size, hidden_size)
+        self.dense_h_to_4h = Linear(hidden_size, 4 * hidden_size)
+        self.dense_4h_to_h = Linear(4 * hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ never meets a score that it would throw away.
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.masks import Mask, channel_masks
 from cogvideo.model.tiles import TiledChannel, tile_channel
+
+if TYPE_CHECKING:
+    from cogvideo.model.runs import KeyRuns
 
 # A group of queries is cut by frame when it is this large: above it, keys of later frames that only the mask would
 # drop cost more than the further call.
@@ -76,6 +79,8 @@ class ChannelPlan:
     """(rows,) such that concatenated block outputs, indexed by it, stand in row order; None if they already do."""
     tiled: TiledChannel | None = None
     """The same without masks, for whole clips where that is faster."""
+    runs: "KeyRuns | None" = None
+    """For a few rows: what each sees, instead of blocks."""
 
     def to(self, device: torch.device | str) -> "ChannelPlan":
         return ChannelPlan(

@@ -9,7 +9,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.linear import Embedding
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
 from cogvideo.sequence.example import Batch, frame_inputs
@@ -52,7 +52,7 @@ class CogVideoTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.word_embeddings = nn.Embedding(config.vocabulary.size, config.hidden_size)
+        self.word_embeddings = Embedding(config.vocabulary.size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.num_positions, config.hidden_size)
         if config.has_temporal_channel:
             self.extra_position_embeddings = nn.Embedding(config.num_extra_positions, config.hidden_size)
@@ -106,7 +106,7 @@ class CogVideoTransformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of image tokens, float32: (..., hidden) -> (..., num_image_tokens). Text is never predicted."""
-        return F.linear(hidden, self.word_embeddings.weight[: self.config.vocabulary.num_image_tokens]).float()
+        return self.word_embeddings.scores(hidden, self.config.vocabulary.num_image_tokens)
 
     def token_losses(self, batch: Batch) -> Tensor:
         """Negative log-likelihood of every supervised token: (batch, supervised frames, frame_len), float32.

@@ -18,6 +18,7 @@ from torch import Tensor
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.plan import Plan, plan_forward
+from cogvideo.model.runs import SlotPlanner
 from cogvideo.model.transformer import CogVideoTransformer, TextBias
 from cogvideo.sampling.draw import Draw
 from cogvideo.sampling.schedules import Schedule
@@ -66,15 +67,21 @@ def compile_program(
 ) -> Program:
     """Plan every forward of a schedule. `temporal=False` runs the trunk alone, a text-to-image model of its frame."""
 
-    def feed(slots: np.ndarray) -> Feed:
-        plan = plan_forward(config, slots, temporal=temporal, given_windows=given_windows)
+    planner = SlotPlanner(config, temporal=temporal, given_windows=given_windows)
+
+    def feed(plan: Plan, slots: np.ndarray) -> Feed:
         return Feed(plan, torch.from_numpy(np.where(slots % config.frame_len, slots, 0)))
 
+    given = None
+    if len(schedule.given):
+        given = feed(
+            plan_forward(config, schedule.given, temporal=temporal, given_windows=given_windows), schedule.given
+        )
     touched = np.concatenate([schedule.given, *schedule.steps])
     assert len(np.unique(touched)) == len(touched), "a schedule names a slot twice"
     return Program(
-        feed(schedule.given) if len(schedule.given) else None,
-        tuple(feed(step) for step in schedule.steps),
+        given,
+        tuple(feed(planner.plan(step), step) for step in schedule.steps),
         temporal,
         int(touched.max()) + 1,
     )
@@ -142,7 +149,7 @@ def generate(
         text_len=conditioning.text.shape[1],
         temporal=program.temporal,
         num_slots=program.num_slots,
-        dtype=model.word_embeddings.weight.dtype,
+        dtype=model.final_layernorm.weight.dtype,
     )
     with one_thread_if_small(model.config, rows=len(conditioning.text)):
         prefill(model, program, tokens, conditioning, cache)

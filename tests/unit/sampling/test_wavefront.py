@@ -106,7 +106,7 @@ def misplaced_keys(program: Program, frame_len: int) -> list[tuple[int, int]]:
     for number, step in enumerate(program.steps):
         own = set(step.slots.tolist())
         channels = (step.plan.spatial, *step.plan.temporal)
-        keys = {k for channel in channels for block in channel.blocks for k in block.keys.index.flatten().tolist()}
+        keys = {k for channel in channels if channel.runs for k in channel.runs.block.keys.index.flatten().tolist()}
         inputs = {slot - 1 for slot in own if slot % frame_len}
         missing += [(number, slot) for slot in (keys - there - own) | (inputs - there)]
         there |= own
