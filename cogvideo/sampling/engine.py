@@ -48,6 +48,8 @@ class Program:
 
     given: Feed | None
     steps: tuple[Feed, ...]
+    """Empty where tokens are guessed."""
+    guesses: "Guesses | None"
     temporal: bool
     num_slots: int
     """Slots that the cache must have room for."""
@@ -55,7 +57,28 @@ class Program:
     @property
     def tokens_drawn(self) -> int:
         """A clip."""
-        return sum(len(step.slots) for step in self.steps)
+        return len(self.guesses) if self.guesses else sum(len(step.slots) for step in self.steps)
+
+
+class Guesses:
+    """Windows of a clip's slots, planned when first needed: decoding decides where they begin."""
+
+    def __init__(self, schedule: Schedule, feed: Callable[[np.ndarray], Feed]) -> None:
+        assert schedule.draft is not None
+        self._order, self._feed, self._made = np.concatenate(schedule.steps), feed, dict[int, Feed]()
+        self.slots = torch.from_numpy(self._order)
+        self.source = torch.from_numpy(schedule.draft.source[self._order])
+        """(slots,) whose token is the first guess."""
+        self.window = schedule.draft.window
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def from_(self, start: int) -> Feed:
+        """The window that begins with the start-th slot."""
+        if start not in self._made:
+            self._made[start] = self._feed(self._order[start : start + self.window])
+        return self._made[start]
 
 
 def compile_program(
@@ -72,6 +95,9 @@ def compile_program(
     def feed(plan: Plan, slots: np.ndarray) -> Feed:
         return Feed(plan, torch.from_numpy(np.where(slots % config.frame_len, slots, 0)))
 
+    def few(slots: np.ndarray) -> Feed:
+        return feed(planner.plan(slots), slots)
+
     given = None
     if len(schedule.given):
         given = feed(
@@ -81,7 +107,8 @@ def compile_program(
     assert len(np.unique(touched)) == len(touched), "a schedule names a slot twice"
     return Program(
         given,
-        tuple(feed(planner.plan(step), step) for step in schedule.steps),
+        () if schedule.draft else tuple(few(step) for step in schedule.steps),
+        Guesses(schedule, few) if schedule.draft else None,
         temporal,
         int(touched.max()) + 1,
     )
@@ -153,7 +180,8 @@ def generate(
     )
     with one_thread_if_small(model.config, rows=len(conditioning.text)):
         prefill(model, program, tokens, conditioning, cache)
-        decode(model, program, tokens, conditioning, cache, draw, uniforms, progress)
+        run = decode if program.guesses is None else decode_guessing
+        run(model, program, tokens, conditioning, cache, draw, uniforms, progress)
     return tokens[:, 1:]
 
 
@@ -190,6 +218,47 @@ def decode(
         tokens.index_copy_(1, step.slots + 1, draw(logits, uniforms.index_select(1, step.slots)))
         if progress is not None:
             progress(logits.shape[0] * logits.shape[1])
+
+
+def decode_guessing(
+    model: CogVideoTransformer,
+    program: Program,
+    tokens: Tensor,
+    conditioning: Conditioning,
+    cache: KVCache,
+    draw: Draw,
+    uniforms: Tensor,
+    progress: Progress | None = None,
+) -> None:
+    """As `decode`, with the same tokens, by checking guesses; why that is exact: speculative.py.
+
+    What a slot leaves in the cache is right once its token is: both came from the same, right, inputs.
+    """
+    guesses = program.guesses
+    assert guesses is not None
+    bias = TextBias.of(conditioning.text_mask, conditioning.text_bonus, conditioning.text_bonus)
+    text = conditioning.text if program.given is None else None
+    sure = torch.zeros(len(tokens), dtype=torch.int64)
+    """Slots of each clip whose tokens are right, in the order of decoding."""
+    start, guessed = 0, 0
+    while start < len(guesses):
+        window = guesses.from_(start)
+        fresh = slice(guessed, start + len(window.slots))
+        tokens[:, guesses.slots[fresh] + 1] = tokens[:, guesses.source[fresh] + 1]
+        guessed = max(guessed, start + len(window.slots))
+
+        hidden = feed(model, window, tokens, conditioning, bias, cache, text)
+        text = None
+        logits = guided(model.logits(hidden), conditioning.guidance_scale)
+        drawn = draw(logits, uniforms.index_select(1, window.slots))
+        guess = tokens.index_select(1, window.slots + 1)
+        known = torch.arange(start, guessed) < sure[:, None]
+        right = (known | (drawn == guess)).cumprod(1).sum(1)
+        tokens.index_copy_(1, window.slots + 1, torch.where(known, guess, drawn))
+        before, sure = sure, torch.maximum(sure, (start + right + 1).clamp(max=guessed))
+        start = int(sure.min())
+        if progress is not None:
+            progress(int((sure - before).sum()))
 
 
 def feed(

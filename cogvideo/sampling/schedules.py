@@ -14,6 +14,16 @@ from cogvideo.sequence.layout import ClipLayout
 
 
 @dataclass(frozen=True)
+class Draft:
+    """How slots are guessed, to be checked many at once (speculative.py)."""
+
+    source: np.ndarray
+    """(num_slots,) the slot whose token is the first guess; -1: none."""
+    window: int
+    """Slots a forward, at most."""
+
+
+@dataclass(frozen=True)
 class Schedule:
     """A way to decode some frames of a clip while others are given."""
 
@@ -21,6 +31,8 @@ class Schedule:
     """Slots whose tokens are known before the first step; they go through the model once, all together."""
     steps: tuple[np.ndarray, ...]
     """Slots whose tokens are drawn, step by step; the slots of one step go through the model together."""
+    draft: Draft | None = None
+    """Guess and check: the steps then give the order only, and may each name one slot."""
 
 
 def sequential(layout: ClipLayout, given: Sequence[int], frames: Sequence[int]) -> Schedule:
