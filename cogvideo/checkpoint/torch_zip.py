@@ -20,7 +20,10 @@ from torch import Tensor
 
 from cogvideo.checkpoint.tensor_file import CODES, TensorInfo, chunks_as_bytes
 
-MAX_PICKLE_BYTES = 64 << 20
+MAX_PICKLE_BYTES = 4 << 20
+"""Some twenty times that of a full-size stage; a byte of it can make an empty list, so memory is bounded by it."""
+MAX_TUPLE_ITEMS = 4096
+"""Of a tuple, those of its tuples counted: python hashes a key recursively, without a look at the depth."""
 ALIGNMENT = 64
 
 STORAGE_CLASSES = {
@@ -79,8 +82,10 @@ def read_module(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no dict of tensors under 'module'; it is not a SAT checkpoint file")
     storages: dict[int, int] = {}
     for name, tensor in module.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: module[{str(name)[:100]!r}] is a {type(tensor).__name__}, expected a tensor")
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: 'module' has a key that is a {type(name).__name__}, expected names of tensors")
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: module[{name[:100]!r}] is a {type(tensor).__name__}, expected a tensor")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in CODES:
             raise ValueError(f"{path}: tensor {name[:100]} is {tensor.dtype}, {tensor.layout}, on {tensor.device}")
         if not tensor.is_contiguous():
@@ -116,7 +121,7 @@ def _check_records(path: Path, file: BinaryIO, checksums: bool) -> None:
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise _Refused(f"{path} is compressed, which torch.save never does; it is not a checkpoint")
         for record in records:
-            if record.filename.endswith(".pkl"):
+            if record.filename.lower().endswith(".pkl"):
                 if record.file_size > MAX_PICKLE_BYTES:
                     raise _Refused(f"{path} has a pickle of {record.file_size} bytes; it is not a checkpoint")
                 _check_pickle(path, archive.read(record))
@@ -133,6 +138,35 @@ def _check_pickle(path: Path, data: bytes) -> None:
             raise _Refused(f"{path} is refused: it holds {name}, and only tensors and plain containers are read")
         if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
             raise _Refused(f"{path} is refused: its pickle names objects by {opcode.name}, torch.save never does")
+    if _largest_tuple(data) > MAX_TUPLE_ITEMS:
+        raise _Refused(f"{path} is refused: its pickle nests tuples too deep; it is not a checkpoint")
+
+
+def _largest_tuple(data: bytes) -> int:
+    """Items of a pickle's largest tuple, counted as a tree; the stack machine is followed, nothing is made."""
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[str, int] = {}
+    largest = 0
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "MARK":
+            marks.append(len(stack))
+        elif "PUT" in opcode.name:
+            memo[str(argument)] = stack[-1]
+        elif opcode.name == "MEMOIZE":
+            memo[str(len(memo))] = stack[-1]
+        elif "GET" in opcode.name:
+            stack.append(memo[str(argument)])
+        else:
+            to_mark = pickletools.markobject in opcode.stack_before  # then a slice of unknown length lies on it
+            begin = marks.pop() if to_mark else len(stack)
+            begin -= len(opcode.stack_before) - 2 * to_mark
+            if begin < 0:
+                raise ValueError("its pickle takes more than it has")
+            size = 1 + sum(stack[begin:]) if opcode.name.startswith("TUPLE") else 1
+            largest = max(largest, size)
+            stack[begin:] = [size] * len(opcode.stack_after)
+    return largest
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cogvideo.checkpoint.tensor_file import TensorInfo
-from cogvideo.checkpoint.torch_zip import check_archive, read_module, write_module
+from cogvideo.checkpoint.torch_zip import MAX_PICKLE_BYTES, check_archive, read_module, write_module
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -71,6 +72,7 @@ def test_what_deepspeed_keeps_beside_the_module_is_read(tmp_path: Path) -> None:
         "ds_config": {"fp16": {"enabled": True}, "dtype": torch.float16},
         "device": torch.device("cpu"),
         "np_rng_state": np.random.get_state(),
+        "random_rng_state": random.getstate(),
         "torch_rng_state": torch.get_rng_state(),
         "lr_scheduler": None,
     }
@@ -130,13 +132,45 @@ def test_a_planted_pickle_outside_an_archive_does_not_run(tmp_path: Path) -> Non
         ({"weights": {}}, "under 'module'"),
         ([1, 2], "under 'module'"),
         ({"module": {"x": 5}}, "is a int"),
-        ({"module": {3: torch.zeros(1)}}, "'3'"),
+        ({"module": {3: torch.zeros(1)}}, "a key that is a int"),
+        ({"module": {((),): torch.zeros(1)}}, "a key that is a tuple"),
     ],
 )
 def test_other_contents_are_named(tmp_path: Path, state: Any, named: str) -> None:
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=named):
         read_module(tmp_path / "x.pt")
+
+
+def bare_pickle(path: Path, data: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("data.pkl", data), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"x/{name}", content)
+    return path
+
+
+MODULE, TUPLE1, TUPLE2 = b"\x80\x02}X\x06\x00\x00\x00module}", b"\x85", b"\x86"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b")" + TUPLE1 * 1_000_000,  # deep: hashing it would overrun the stack of C
+        b")" + (b"K\x01" + TUPLE2) * 1_000_000,
+        b")" + b"".join(b"q%cq\xffh%c" % (i, i) + TUPLE2 for i in range(60)),  # shared: 2^60 visits to hash it
+    ],
+    ids=["deep", "deep by pairs", "shared"],
+)
+def test_keys_that_cannot_be_hashed_in_reason(tmp_path: Path, key: bytes) -> None:
+    path = bare_pickle(tmp_path / "x.pt", MODULE + key + b"K\x01ss.")
+    with pytest.raises(ValueError, match="nests tuples too deep"):
+        read_module(path)
+
+
+def test_a_pickle_of_many_small_objects_is_not_made(tmp_path: Path) -> None:
+    path = bare_pickle(tmp_path / "x.pt", b"\x80\x02(" + b"]" * (MAX_PICKLE_BYTES + 1) + b"l.")
+    with pytest.raises(ValueError, match=r"a pickle of \d+ bytes"):
+        read_module(path)
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
