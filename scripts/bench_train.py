@@ -99,6 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = CogVideoTransformer(config)
     initialise(model, torch.Generator().manual_seed(0))
     model.train().freeze_trunk()
+    model.checkpoint_layers = args.checkpoint_layers
     batch = random_batch(config)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     step_loss: Callable[[Batch], Tensor]
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="measured, after one that is not")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--baseline", action="store_true", help="measure the dense step too")
+    parser.add_argument("--checkpoint-layers", action="store_true", help="recompute layers in the backward pass")
     parser.add_argument("--quick", action="store_true", help="frames of 4x4 and a small vocabulary")
     parser.add_argument("--variant", choices=("lean", "dense"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -172,7 +174,8 @@ def main() -> None:
 
     before = matmul_gflops(args)
     lean = in_own_process("lean")
-    report = {"benchmark": "train", "task": args.task, "dtype": args.dtype, "threads": args.threads, **lean}
+    report = {"benchmark": "train", "task": args.task, "dtype": args.dtype, "threads": args.threads}
+    report |= {"checkpoint_layers": args.checkpoint_layers, **lean}
     if args.baseline:
         dense = in_own_process("dense")
         report |= {f"baseline_{name}": value for name, value in dense.items()}
