@@ -2,8 +2,8 @@
 
     convert_weights(model, "int8")       # for sampling: weights int8, activations float32
 
-Decoding reads all weights for every step, so its speed is that of their bytes. Matrices are stored as asked for; vectors,
-position tables and all that flows through the model are float32.
+Decoding reads all weights for every step, so its speed is that of their bytes. Matrices are stored as asked for;
+vectors, position tables and all that flows through the model are float32.
 """
 
 from typing import Literal

@@ -22,6 +22,7 @@ published photo style (` 高清摄影`) unless they were trained with another.""
 Style = Literal["none", "mainbody", "photo", "flat", "comics", "oil", "sketch", "isometric", "chinese", "watercolor"]
 Part = Literal["first frame", "key frames", "interpolation"]
 """What of a clip is drawn with settings of its own."""
+Weights = Literal["fp32", "bf16", "fp16", "int8"]
 MAX_SAMPLES = 100_000
 MAX_ROUNDS = 8
 """1,025 frames: each round doubles them."""
@@ -85,8 +86,14 @@ class SampleConfig:
     As many as there are codes: plain top-k sampling."""
     published_prefill: bool = False
     """Let given frames of interpolation look across windows as published inference does, though training does not."""
-    schedule: Literal["sequential", "wavefront"] = "sequential"
-    """`wavefront`: frames in flight together where windows let them, the same draws in fewer steps."""
+    schedule: Literal["sequential", "wavefront", "speculative"] = "sequential"
+    """`wavefront`: frames in flight together where windows let them; `speculative`: guesses, many checked at once. The
+    same draws in fewer steps."""
+    weights: Literal["fp32", "bf16", "fp16", "int8"] | None = None
+    """What matrices are stored in, activations staying float32: decoding takes as long as reading them. null: as
+    loaded."""
+    weights: Weights = "fp32"
+    """How the transformers' matrices are held in memory; what is computed with them is float32. int8: weight-only."""
     clips_at_once: int = 128
     """Clips decoded as one batch (guides come on top): memory against speed. Does not change what is drawn."""
 

@@ -6,8 +6,9 @@ draw that is not what was guessed is right all the same, since everything before
 from a wrong input, and is only a better guess for the next forward (Jacobi iteration). So the tokens are those of
 sequential decoding, whatever is guessed; guesses decide the number of forwards alone.
 
-The first guess for a slot is the same place of the nearest frame that is there: in interpolation a given one, in stage 1
-the frame before; in a first frame the slot above. Clips of a batch advance each at its own pace within the window, which starts where the slowest stands.
+The first guess for a slot is the same place of the nearest frame that is there: in interpolation a given one, in
+stage 1 the frame before; in a first frame the slot above. Clips of a batch advance each at its own pace within the
+window, which starts where the slowest stands.
 """
 
 from dataclasses import replace
