@@ -77,8 +77,8 @@ def _model(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[st
     from cogvideo.sampling.bundle import bundle_sample_config
     from cogvideo.sampling.pipeline import Pipeline
 
-    pipeline = Pipeline.load(_bundle(args))
     config = bundle_sample_config(_bundle(args), args.config, args.overrides)
+    pipeline = Pipeline.load(_bundle(args), config.weights)
     side = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
     if side != CANVAS:
         raise ValueError(

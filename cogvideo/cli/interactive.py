@@ -34,9 +34,11 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
             prompt = _decode(line).strip()
             words, settings = split_overrides(prompt.split())
             if settings and not words:
-                config = bundle_sample_config(directory, args.config, [*overrides, *settings])
-                given = given_frames(args, pipeline, config)
-                overrides = [*overrides, *settings]
+                changed = bundle_sample_config(directory, args.config, [*overrides, *settings])
+                if changed.weights != config.weights:
+                    raise ValueError("weights= is chosen at the start: the models are loaded already")
+                given = given_frames(args, pipeline, changed)
+                config, overrides = changed, [*overrides, *settings]
             elif prompt:
                 job = clip_job(pipeline, config, [*made, prompt], given, earlier=len(made))
                 make(args, job, args.out / f"{len(made):03d}-{safe_name(prompt)}", Processes())

@@ -21,9 +21,10 @@ from cogvideo.checkpoint.model_io import model_of
 from cogvideo.config import from_dict, load_config
 from cogvideo.files import read_json, sha256_file
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.linear import convert_weights
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sampling.clusters import load_labels
-from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.config import SampleConfig, Weights
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -69,8 +70,11 @@ def bundle_sample_config(directory: Path, files: list[Path], overrides: list[str
     return load_config(SampleConfig, [*sampling_defaults(directory), *files], overrides)
 
 
-def open_bundle(directory: Path) -> Bundle:
-    """Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged parts or unfit ones."""
+def open_bundle(directory: Path, weights: Weights = "fp32") -> Bundle:
+    """A folder's models with their matrices held as `weights` says.
+
+    Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged parts or unfit ones.
+    """
     if not (directory / "sequential").is_dir():
         hint = "run `make pretrained` to train them" if directory == DEFAULT_DIRECTORY else "give another folder"
         raise FileNotFoundError(f"no bundle of weights at {directory}: it has no sequential/; {hint}")
@@ -98,7 +102,7 @@ def open_bundle(directory: Path) -> Bundle:
     configs = {name: model.config for name, model in models.items()}
     check_family(directory, text_tokenizer.vocabulary, len(image_tokenizer.codebook), configs)
     for model in models.values():
-        model.float()
+        convert_weights(model, weights)
     return Bundle(config, text_tokenizer, image_tokenizer, labels, trunk, sequential, interpolation)
 
 

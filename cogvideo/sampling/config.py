@@ -89,11 +89,8 @@ class SampleConfig:
     schedule: Literal["sequential", "wavefront", "speculative"] = "sequential"
     """`wavefront`: frames in flight together where windows let them; `speculative`: guesses, many checked at once. The
     same draws in fewer steps."""
-    weights: Literal["fp32", "bf16", "fp16", "int8"] | None = None
-    """What matrices are stored in, activations staying float32: decoding takes as long as reading them. null: as
-    loaded."""
     weights: Weights = "fp32"
-    """How the transformers' matrices are held in memory; what is computed with them is float32. int8: weight-only."""
+    """How the transformers' matrices are held, activations staying float32: decoding takes as long as reading them."""
     clips_at_once: int = 128
     """Clips decoded as one batch (guides come on top): memory against speed. Does not change what is drawn."""
 

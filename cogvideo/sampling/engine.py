@@ -236,7 +236,7 @@ def decode_guessing(
     """
     guesses = program.guesses
     assert guesses is not None
-    bias = TextBias.of(conditioning.text_mask, conditioning.text_bonus, conditioning.text_bonus)
+    bias = TextBias.of(conditioning.text_mask, conditioning.bonus_of_rows, conditioning.bonus_of_rows)
     text = conditioning.text if program.given is None else None
     sure = torch.zeros(len(tokens), dtype=torch.int64)
     """Slots of each clip whose tokens are right, in the order of decoding."""

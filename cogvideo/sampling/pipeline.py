@@ -22,7 +22,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo.model.linear import convert_weights
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling import schedules
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, open_bundle
@@ -33,7 +32,6 @@ from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import Program, Progress, compile_program
 from cogvideo.sampling.interpolate import clips_a_round, sample_between
 from cogvideo.sampling.kept import Keep, KeptSampler, keep_nothing
-from cogvideo.sampling.speculative import speculative
 from cogvideo.sampling.speculative import speculative
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
 from cogvideo.sampling.uniforms import SampleKey, sample_keys
@@ -68,7 +66,8 @@ class Pipeline:
     def load(cls, directory: Path | None = None, weights: Weights = "fp32") -> "Pipeline":
         """A bundle's, with its matrices held as `weights` says: `config.weights`, which does nothing by itself.
 
-        Raises: FileNotFoundError, ValueError as `bundle.open_bundle`."""
+        Raises: FileNotFoundError, ValueError as `bundle.open_bundle`.
+        """
         directory = directory or DEFAULT_DIRECTORY
         bundle = open_bundle(directory, weights)
         return cls(
@@ -220,8 +219,6 @@ class Pipeline:
     def _sampler(self, part: Part, config: SampleConfig, keep: Keep, name: str) -> KeptSampler:
         """Programs are planned once and reused."""
         model, draw = self._model(part), config.draw_of(part)
-        if config.weights is not None:
-            convert_weights(model, config.weights)
         wrapped = config.published_prefill and part == "interpolation"
         key = (part, wrapped, config.schedule)
         if key not in self._programs:
@@ -229,8 +226,6 @@ class Pipeline:
             schedule = schedules.sequential(layout, *self._frames(part))
             if config.schedule == "wavefront":
                 schedule = wavefront(schedule, layout, model.config.window_size)
-            elif config.schedule == "speculative":
-                schedule = speculative(schedule, layout)
             elif config.schedule == "speculative":
                 schedule = speculative(schedule, layout)
             self._programs[key] = compile_program(
