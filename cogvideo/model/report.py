@@ -84,7 +84,7 @@ def describe_costs(config: ModelConfig, machine: Machine, settings: TrainingSett
 
     lines = [
         f"{settings.count} x {machine.name}: {in_bytes(machine.memory_bytes)}, {machine.flops / 1e12:.3g} TFLOP/s in "
-        f"bf16, {machine.bandwidth / 1e9:.3g} GB/s ({source}); all below is an estimate",
+        f"bf16, {machine.bandwidth / 1e9:,.1f} GB/s ({source}); all below is an estimate",
         f"  training, a device with a micro batch of {settings.micro_batch}, "
         f"layers {'recomputed' if settings.checkpoint_layers else 'kept'}; * marks zero_stage",
     ]
@@ -115,6 +115,10 @@ def in_bytes(count: float) -> str:
 
 
 def in_time(seconds: float) -> str:
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 3 * 3600:
+        return f"{seconds / 3600:.1f} h"
     if seconds >= 180:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.2g} ms"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"

@@ -66,4 +66,5 @@ def test_costs_tell_what_fits() -> None:
 
 def test_units() -> None:
     assert [in_bytes(n) for n in (512, 3 << 20, 5 << 30)] == ["0.5 KiB", "3.0 MiB", "5.0 GiB"]
-    assert [in_time(s) for s in (0.0042, 2.5, 600)] == ["4.2 ms", "2.5 s", "10 min"]
+    seconds = (0.0042, 0.12, 2.5, 600, 4 * 3600, 3 * 86400)
+    assert [in_time(s) for s in seconds] == ["4.2 ms", "120.0 ms", "2.5 s", "10 min", "4.0 h", "3.0 days"]

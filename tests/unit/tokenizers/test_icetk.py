@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -146,7 +147,11 @@ def test_image_weights_of_another_kind(tmp_path):
     with pytest.raises(ValueError, match=r"quantize\.\w+.* expected floats"):
         load_icetk_image(tmp_path, 8, TINY)
     whole = (tmp_path / IMAGE_FILE).read_bytes()
-    for content in (b"", b"nonsense", whole[: len(whole) // 2]):
+    odd = io.BytesIO()
+    with zipfile.ZipFile(odd, "w") as archive:  # a list as a key: the unpickler raises TypeError
+        for name, data in (("data.pkl", b"\x80\x02}]K\x01s."), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"x/{name}", data)
+    for content in (b"", b"nonsense", whole[: len(whole) // 2], odd.getvalue()):
         (tmp_path / IMAGE_FILE).write_bytes(content)
         with pytest.raises(ValueError, match="refused") as error:
             load_icetk_image(tmp_path, 8, TINY)
