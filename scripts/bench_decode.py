@@ -11,7 +11,9 @@ first_frame, stage1 (guided; stage1x4: four clips at once), round2, round4, roun
 `wall_s` is decoding, prefill included; `plan_s`, what is done once for any number of clips, is apart from it.
 `bandwidth_share` is the time that reading every forward's weights would take, at the speed at which this machine was
 then seen to read memory, over `wall_s`: at 1 only fewer forwards or fewer bytes would help. `tokens` is a hash, equal
-where the same tokens were drawn. Not a test: nothing here passes or fails.
+where the same tokens were drawn. With --baseline, `baseline_wall_s` is what the published loop would take in fp32: some
+of its steps (published_loop.py), timed here and now, times their number, prefill left out; `speedup` is over it.
+Not a test: nothing here passes or fails.
 """
 
 import argparse
@@ -25,9 +27,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from published_loop import step_seconds
 from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.linear import WeightDtype, convert_weights
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS
@@ -36,6 +40,7 @@ from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import compile_program
 from cogvideo.sampling.interpolate import sample_between
 from cogvideo.sampling.schedules import sequential
+from cogvideo.sampling.speculative import speculative
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
 from cogvideo.sampling.uniforms import sample_keys
 from cogvideo.sampling.wavefront import wavefront
@@ -44,18 +49,16 @@ FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10)
 QUICK = replace(FULL, num_layers=2, hidden_size=32, num_heads=2, frame_side=4, window_size=2)
 """The windows are stage 2's alone."""
 CASES = ("first_frame", "stage1", "stage1x4", "round2", "round4", "round8", "clip")
-SCHEDULES = ("sequential", "wavefront")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SCHEDULES = ("sequential", "wavefront", "speculative")
+DTYPES = ("fp32", "bf16", "fp16", "int8")
 SETTINGS = SampleConfig()
 TEXT, GUIDE = range(20100, 20116), range(20100, 20106)
 """Token ids of the caption and of its guide; any will do."""
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype) -> CogVideoTransformer:
-    """Made in `dtype` and in place, so that no peak of memory is its own. Logits lie as far apart as trained ones."""
-    torch.set_default_dtype(dtype)
+def random_model(config: ModelConfig, dtype: WeightDtype) -> CogVideoTransformer:
+    """Logits lie as far apart as trained ones."""
     model = CogVideoTransformer(config).eval()
-    torch.set_default_dtype(torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -63,6 +66,8 @@ def random_model(config: ModelConfig, dtype: torch.dtype) -> CogVideoTransformer
                 p.normal_(0.0, 0.1 if name == "word_embeddings.weight" else 0.02, generator=generator)
             else:
                 p.fill_(1.0 if name.endswith("layernorm.weight") else 0.0)
+    if dtype != "fp32":
+        convert_weights(model, dtype)
     return model
 
 
@@ -77,20 +82,26 @@ class Stage:
         slots = sequential(layout, given, frames)
         if schedule == "wavefront":
             slots = wavefront(slots, layout, config.window_size)
+        elif schedule == "speculative":
+            slots = speculative(slots, layout)
         self.program = compile_program(config, slots, temporal=not first_frame)
         labels = np.arange(config.vocabulary.num_image_tokens) % PUBLISHED_CLUSTERS
         drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
         self.sampler = ClipSampler(model, self.program, drawer, draw, SETTINGS.clips_at_once)
         self.plan_s = time.perf_counter() - start
         self.wall_s, self.runs, self.forwards, self.tokens = 0.0, 0, 0, 0
+        self.batches: list[int] = []
+        """Clips of each run."""
 
     def run(self, sample: Callable[..., Tensor], *args: object) -> Tensor:
         """`sample(sampler, *args)`, one of the package's own functions, timed and counted; one batch."""
         hook = self.sampler.model.register_forward_hook(self._count_forward)
         start = time.perf_counter()
+        before = self.tokens
         made = sample(self.sampler, *args, self._count_tokens)
         self.wall_s += time.perf_counter() - start
         self.runs += 1
+        self.batches.append((self.tokens - before) // self.program.tokens_drawn)
         hook.remove()
         return made
 
@@ -116,7 +127,7 @@ class Stage:
 class Bench:
     """The stages of a clip, each made when a case first needs it."""
 
-    def __init__(self, base: ModelConfig, dtype: torch.dtype, schedule: str) -> None:
+    def __init__(self, base: ModelConfig, dtype: WeightDtype, schedule: str) -> None:
         self.base, self.dtype, self.schedule = base, dtype, schedule
         self.stages: list[Stage] = []
 
@@ -171,6 +182,22 @@ class Bench:
         return stage
 
 
+def baseline_seconds(stages: list[Stage]) -> float:
+    """The published loop's time for what the stages drew: one step a token, clips of a batch together."""
+    total = 0.0
+    for stage in stages:
+        config = stage.sampler.model.config
+        model = random_model(config, "fp32")  # whatever the stages' own weights are
+        guided = 2 if stage.sampler.config.guidance_scale is not None else 1
+        begin = 0 if stage.program.given is None else len(stage.program.given.slots)
+        steps = stage.program.tokens_drawn
+        for clips in stage.batches:
+            lengths = [len(TEXT) + begin + steps * part // 4 for part in (1, 2, 3)]
+            times = [step_seconds(model, guided * clips, n, temporal=stage.program.temporal) for n in lengths]
+            total += steps * sum(times) / len(times)
+    return total
+
+
 def read_speed() -> float:
     """Bytes a second at which this machine reads memory, at best."""
     data, best = torch.ones(1 << 26), float("inf")  # 256 MB: more than caches hold
@@ -189,13 +216,14 @@ def main() -> None:
     parser.add_argument("--schedule", metavar="{" + ",".join(SCHEDULES) + "}", default="sequential")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--threads", type=int, default=2, help="default 2; on a busy machine 1 is faster")
+    parser.add_argument("--baseline", action="store_true", help="time the published loop's steps too")
     parser.add_argument("--quick", action="store_true", help="a tiny model on frames of 4x4, to try the script")
     args = parser.parse_args()
     if args.schedule not in SCHEDULES:
         parser.exit(2, f"--schedule {args.schedule} is not among {', '.join(SCHEDULES)}\n")
 
     torch.set_num_threads(args.threads)
-    bench = Bench(QUICK if args.quick else FULL, DTYPES[args.dtype], args.schedule)
+    bench = Bench(QUICK if args.quick else FULL, args.dtype, args.schedule)
     tokens = bench.run(args.case)
     peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the next line takes its own
 
@@ -210,7 +238,7 @@ def main() -> None:
         "threads": args.threads,
         "quick": args.quick,
         "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16],
-        "steps": sum(stage.runs * len(stage.program.steps) for stage in bench.stages),
+        "steps": total("forwards") - sum(stage.runs * (stage.program.given is not None) for stage in bench.stages),
         "forwards": total("forwards"),
         "wall_s": round(wall_s, 3),
         "tokens_per_s": round(total("tokens") / wall_s, 2),
@@ -218,6 +246,9 @@ def main() -> None:
         "peak_rss_mb": round(peak_rss_mb),
         "bandwidth_share": round(bound_s / wall_s, 4),
     }
+    if args.baseline:
+        baseline_s = baseline_seconds(bench.stages)
+        report |= {"baseline_wall_s": round(baseline_s, 2), "speedup": round(baseline_s / wall_s, 2)}
     print(json.dumps(report))
 
 

@@ -115,7 +115,7 @@ class Attention(nn.Module):
 
 def _is_quick(projected: Tensor, cache: ChannelCache) -> bool:
     wide = cache.frame_key.dtype == torch.float32
-    return wide and not torch.is_grad_enabled() and few_rows.serves(projected)
+    return wide and not torch.is_grad_enabled() and few_rows.serves(projected, few_rows.MAX_QUERIES)
 
 
 def attend_block(

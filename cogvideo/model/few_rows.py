@@ -23,6 +23,8 @@ from cogvideo.model.runs import KeyRuns
 
 MAX_ROWS = 32
 """Beyond it a product is worth a call of the big machinery."""
+MAX_QUERIES = 1024
+"""Attention of each query by itself: beyond it, and for long runs of queries that see alike, blocks serve better."""
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
@@ -63,11 +65,11 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "") + platform.machine()
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the kernels can take these rows (..., features)."""
+def serves(x: Tensor, max_rows: int = MAX_ROWS) -> bool:
+    """Whether the kernels can take these rows (..., features), and are worth it for so few."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or (x.requires_grad and torch.is_grad_enabled()):
         return False
-    return x.numel() <= MAX_ROWS * x.shape[-1] and library() is not None
+    return x.numel() <= max_rows * x.shape[-1] and library() is not None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
