@@ -151,16 +151,19 @@ def test_more_clips_than_prompts(bundle: Path, tmp_path: Path, capsys: pytest.Ca
     assert "the given file holds 2 clips, but 3 are asked for" in capsys.readouterr().err
 
 
+ERRORS = ["not UTF-8", "shorten it", "did you mean 'seed'", "weights= is chosen at the start"]
+
+
 def test_interactive(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each prompt a folder, the same as by a command of its own; a bad line is one line, and the next is read."""
-    lines = [CAPTION, "", "a " * 90, "sed=3", CAPTION, "seed=4 rounds=0", "数字"]
+    lines = [CAPTION, "", "a " * 90, "sed=3", "weights=int8", CAPTION, "seed=4 rounds=0", "数字"]
     data = b"\n".join([lines[0].encode(), b"\xff", *(line.encode() for line in lines[1:])])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert run(bundle, "sample", "--interactive", "rounds=1", "--out", tmp_path / "talk") == 0
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert [said in line for said, line in zip(["not UTF-8", "shorten it", "did you mean 'seed'"], errors, strict=True)]
+    assert [said in line for said, line in zip(ERRORS, errors, strict=True)]
     names = ["000-the-red-digit-3-moves-left-slowly", "001-the-red-digit-3-moves-left-slowly", "002-数字"]
     assert sorted(os.listdir(tmp_path / "talk")) == names
     assert run(bundle, "sample", CAPTION, CAPTION, "rounds=1", "--out", tmp_path / "both") == 0

@@ -9,6 +9,8 @@ import torch
 from cogvideo.checkpoint.model_io import save_model
 from cogvideo.model.transformer import is_temporal
 from cogvideo.sampling.bundle import fingerprint, open_bundle
+from cogvideo.sampling.config import SampleConfig, Weights
+from cogvideo.sampling.pipeline import Pipeline
 from tests.integration.tiny_bundle import write_bundle
 
 
@@ -36,6 +38,20 @@ def test_a_frozen_trunk_is_held_once(folder: Path, tmp_path: Path) -> None:
         assert (trunk.get(name) is parameter) != is_temporal(name), name
         assert torch.equal(parameter, stage.state_dict()[name]) and parameter.dtype == torch.float32
     assert together.sequential.word_embeddings is not together.trunk.word_embeddings, "it was saved whole"
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp16", "int8"])
+def test_narrow_weights(folder: Path, weights: Weights) -> None:
+    """The matrices of all models are held so, and they still make clips."""
+    bundle = open_bundle(folder, weights)
+    stored = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}[weights]
+    for model in (bundle.trunk, bundle.sequential, bundle.interpolation):
+        assert model is not None and model.word_embeddings.weight.dtype == stored
+        assert model.layers[0].attention.dense.weight.dtype == stored
+        assert model.final_layernorm.weight.dtype == torch.float32
+    config = SampleConfig(rounds=1, num_clusters=32, weights=weights)
+    tokens = Pipeline.load(folder, weights).sample(["a red one"], config)
+    assert tokens.shape == (1, 9, 4) and tokens.min() >= 0 and tokens.max() < 32
 
 
 def test_fingerprints(folder: Path, tmp_path: Path) -> None:

@@ -155,6 +155,18 @@ def test_a_stage_1_that_learned_first_frames_draws_them_itself() -> None:
     assert torch.equal(pipeline.sample(PROMPTS), whole)
 
 
+@pytest.mark.parametrize("schedule", ["wavefront", "speculative"])
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_a_schedule_changes_no_token(pipeline: Pipeline, schedule: str, guidance: float | None) -> None:
+    """With and without guides, which get no text bonus whatever the schedule."""
+    draw = DrawConfig(guidance_scale=guidance, text_bonus=1.4)
+    config = replace(SHORT, rounds=2, first_frame=draw, key_frames=draw, interpolation=draw)
+    whole = pipeline.sample(PROMPTS, config)
+    counted: list[int] = []
+    again = pipeline.sample(PROMPTS, replace(config, schedule=schedule), counted.append)
+    assert torch.equal(again, whole) and sum(counted) == pipeline.num_tokens(config, 3)
+
+
 def test_texts(pipeline: Pipeline) -> None:
     """What is said to the models, round by round, as published."""
     texts = pipeline.texts(["a  cat\n"], SampleConfig())
