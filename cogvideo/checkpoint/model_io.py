@@ -115,5 +115,6 @@ def from_pretrained(
     try:
         folder = snapshot_download(str(path_or_repo), revision=revision, allow_patterns=["*.json", "*.safetensors"])
     except Exception as error:  # of many kinds: network, names, permissions
-        raise ValueError(f"{path_or_repo} is no local folder and could not be fetched: {error}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path_or_repo} is no local folder and could not be fetched: {reason}") from None
     return load_model(Path(folder), dtype=dtype, device=device)
