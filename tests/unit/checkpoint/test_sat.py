@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 
 from cogvideo.checkpoint import load_checkpoint
 from cogvideo.checkpoint.convert import from_sat, to_sat
@@ -268,3 +271,39 @@ def test_an_interrupted_conversion_leaves_nothing(write_sat: WriteSat, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["sat"]
     convert(source, tmp_path / "ours", settings)
     load_checkpoint(tmp_path / "ours")
+
+
+SAT_FILES = ["latest", "model_config.json", "7/mp_rank_00_model_states.pt", "7/mp_rank_01_model_states.pt"]
+numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=3), st.lists(st.integers()))
+said = st.dictionaries(
+    st.sampled_from(["num_layers", "hidden_size", "num_attention_heads", "layout", "window_size", "cogvideo_stage"]),
+    st.one_of(st.integers(-3, 100), numbers, st.lists(st.integers(-5, 40), min_size=2, max_size=3)),
+)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_is_one_line(
+    write_sat: WriteSat, tmp_path: Path, settings: SatSettings, data: st.DataObject
+) -> None:
+    """Bytes of any file changed, or any settings beside the tensors: a line that names the folder, or a conversion."""
+    source = tmp_path / "sat" if (tmp_path / "sat").exists() else write_sat("video", ranks=2)
+    path = source / data.draw(st.sampled_from(SAT_FILES))
+    whole = path.read_bytes()
+    try:
+        if path.suffix == ".json" and data.draw(st.booleans()):
+            path.write_text(json.dumps(data.draw(said)))
+            settings = SatSettings(vocab=settings.vocab, frame_position_start=8)
+        else:
+            place, some = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.binary(max_size=6))
+            path.write_bytes(whole[:place] + some + whole[place + data.draw(st.integers(0, 6)) :])
+        try:
+            from_sat(source, tmp_path / "ours", settings).run(no_tick)
+        except (ValueError, FileNotFoundError) as error:
+            assert "\n" not in str(error)
+            assert str(source) in str(error) or path.suffix == ".json"  # settings that contradict name themselves
+        else:
+            load_checkpoint(tmp_path / "ours")
+    finally:
+        path.write_bytes(whole)
+        shutil.rmtree(tmp_path / "ours", ignore_errors=True)
