@@ -34,6 +34,7 @@ from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.config import load_config, to_dict
 from cogvideo.logs import progress
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.linear import convert_weights
 from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import Conditioning, compile_program, generate
 from cogvideo.sampling.schedules import Schedule
@@ -87,6 +88,7 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[st
     bandwidth = read_bandwidth()
     before = time.perf_counter()
     model = load_model(directory, verify=False)
+    convert_weights(model, "bf16")  # matrices stay where the file is mapped
     load_seconds = time.perf_counter() - before
     config = model.config
 
