@@ -3,8 +3,8 @@
     python scripts/pretrain_tiny.py [--out DIR] [--only STEP ...]
 
 Each step is one `cogvideo` command, printed before it runs. Killed and run again, the recipe goes on where it
-was. The two stages need only the trunk, so they train side by side, a core each. Stage 1 learns in two runs: the second
-goes on from the first, and learns first frames too.
+was. The two stages need only the trunk, so they train side by side, a core each. Stage 1 learns in three runs, each
+from where the one before it ended: first frames given, then learned too, then once more at a lower rate.
 """
 
 import argparse
@@ -69,9 +69,14 @@ def recipe(out: Path) -> list[Step]:
         train("sequential", "model.learn_first_frame=false", run="sequential_given", together="stages"),
         train("interpolation", together="stages"),
         train(
-            "sequential",
-            *("train.steps=1800", "optimiser.lr=5e-4"),
+            *("sequential", "train.steps=1400", "optimiser.lr=5e-4"),
             f"init.checkpoint={WORK / 'sequential_given/export/sequential'}",
+            run="sequential_first",
+        ),
+        train(
+            *("sequential", "train.steps=450", "optimiser.lr=3e-4", "optimiser.warmup_steps=30"),
+            *("optimiser.min_lr_ratio=0.03", "train.seed=1"),
+            f"init.checkpoint={WORK / 'sequential_first/export/sequential'}",
         ),
         Step(
             "bundle",
