@@ -95,10 +95,20 @@ static inline void tile(const float* x, long x_stride, const typename W::Stored*
             for (int r = 0; r < ROWS; r++) sums[r][o] += in[r] * w;
         }
     }
+    if (i < ins) {  // the rest as one more vector, filled up with zeros
+        for (int r = 0; r < ROWS; r++)
+            for (int o = 0; o < OUTS; o++) {
+                Floats in{}, w{};
+                for (long j = i; j < ins; j++) {
+                    in[j - i] = x[r * x_stride + j];
+                    w[j - i] = W::widen_one(weight[o * ins + j]);
+                }
+                sums[r][o] += in * w;
+            }
+    }
     for (int r = 0; r < ROWS; r++)
         for (int o = 0; o < OUTS; o++) {
             float total = sum(sums[r][o]);
-            for (long j = i; j < ins; j++) total += x[r * x_stride + j] * W::widen_one(weight[o * ins + j]);
             if (scale) total *= scale[o];
             y[r * y_stride + o] = bias ? total + bias[o] : total;
         }
@@ -112,6 +122,11 @@ static void rows_by_outs(const float* x, const typename W::Stored* weight, const
     auto at = [&](const float* p) { return p ? p + o : nullptr; };
     for (; o + OUTS <= last; o += OUTS)
         tile<W, ROWS, OUTS>(x, ins, weight + o * ins, at(scale), at(bias), y + o, outs, ins);
+    if (o < last && last >= OUTS) {  // some once more: the same values, by the same tile
+        o = last - OUTS;
+        tile<W, ROWS, OUTS>(x, ins, weight + o * ins, at(scale), at(bias), y + o, outs, ins);
+        o = last;
+    }
     for (; o < last; o++) tile<W, ROWS, 1>(x, ins, weight + o * ins, at(scale), at(bias), y + o, outs, ins);
 }
 
