@@ -87,6 +87,7 @@ class ChannelPlan:
             tuple(b.to(device) for b in self.blocks),
             None if self.restore is None else self.restore.to(device),
             None if self.tiled is None else self.tiled.to(device),
+            self.runs,
         )
 
 
