@@ -18,8 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cogvideo.logs import get_logger
 from cogvideo.model.cache import ChannelCache
 from cogvideo.model.runs import KeyRuns
+
+log = get_logger(__name__)
 
 MAX_ROWS = 32
 """Beyond it a product is worth a call of the big machinery."""
@@ -35,6 +38,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels, kept in the user's cache folder; None where they cannot be had."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
+        log.info("no C++ compiler found: decoding goes by PyTorch's own functions, more slowly")
         return None
     try:
         # -march=native: what one machine compiled may not run on another that shares the folder
@@ -43,12 +47,14 @@ def library() -> ctypes.CDLL | None:
         built = folder / f"few_rows-{key}.so"
         if not built.is_file():
             folder.mkdir(parents=True, exist_ok=True)
+            log.info("compiling the decoding kernels for this processor into %s, once, some seconds", folder)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch) / built.name
                 subprocess.run([compiler, *_FLAGS, "-o", made, _SOURCE], check=True, capture_output=True)
                 made.replace(built)  # whole or not at all, whoever else compiles it now
         kernels = ctypes.CDLL(str(built))
-    except (OSError, RuntimeError, subprocess.CalledProcessError):
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        log.info("no kernels of our own (%s): decoding goes by PyTorch's own functions, more slowly", error)
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     kernels.cogvideo_linear.argtypes = [integer, *[pointer] * 5, *[long] * 3, integer]

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cogvideo.model import few_rows
 from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.config import DrawConfig, SampleConfig
 from cogvideo.sampling.draw import ClusterDraw
@@ -57,6 +59,20 @@ def test_a_sample_does_not_see_its_batch(pipeline: Pipeline, tokens: torch.Tenso
     """Other prompts, their order and the size of batches."""
     again = pipeline.sample(PROMPTS[::-1], replace(SHORT, clips_at_once=clips_at_once))
     assert torch.equal(again.flip(0), tokens)
+
+
+def test_without_a_compiler(
+    pipeline: Pipeline, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """PyTorch's own functions serve where the decoding kernels cannot be compiled."""
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    few_rows.library.cache_clear()
+    try:
+        assert few_rows.library() is None
+        assert torch.equal(pipeline.sample(PROMPTS), tokens)
+    finally:
+        few_rows.library.cache_clear()
 
 
 def test_samples_of_a_prompt(pipeline: Pipeline, tokens: torch.Tensor) -> None:
