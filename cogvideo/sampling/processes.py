@@ -73,7 +73,7 @@ class Processes:
 
     def part(self) -> None:
         """Let go of the others; nothing can be waited for any more."""
-        if dist.is_available() and dist.is_initialized():
+        if self.count > 1 and dist.is_initialized():  # a process alone made no group: one there is a caller's own
             dist.destroy_process_group()
 
     def _meet(self) -> None:
