@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo.model import few_rows
 from cogvideo.model.cache import ChannelCache
 from cogvideo.model.linear import Linear
 from cogvideo.model.plan import AttentionBlock, ChannelPlan
@@ -60,24 +59,23 @@ class Attention(nn.Module):
                 cache.store_text(text_key, text_value)
         else:
             assert cache is not None, "text rows are in neither the input nor a cache"
-            text_key, text_value = cache.text_key, cache.text_value
-        if plan.runs is not None and cache is not None and _is_quick(projected, cache):
-            out = few_rows.attend(projected, slots, plan.runs, text_bias, cache)
-        else:
-            query, key, value = self._by_head(projected)
-            if cache is not None:
-                cache.store_frames(slots, key, value)
-                key, value = cache.frame_key, cache.frame_value
-            outputs = [
-                rearrange(
-                    attend_block(query, key, value, text_key, text_value, text_bias, block, dropout),
-                    "b h g q d -> b (g q) (h d)",
-                )
-                for block in (plan.blocks if plan.runs is None else (plan.runs.block,))
-            ]
-            out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-            if plan.restore is not None:
-                out = out.index_select(1, plan.restore)
+        if cache is not None:
+            # as they are stored, which may be in fewer bits
+            text_key, text_value = cache.text_key.to(frames.dtype), cache.text_value.to(frames.dtype)
+        query, key, value = self._by_head(projected)
+        if cache is not None:
+            cache.store_frames(slots, key, value)
+            key, value = cache.frame_key.to(frames.dtype), cache.frame_value.to(frames.dtype)
+        outputs = [
+            rearrange(
+                attend_block(query, key, value, text_key, text_value, text_bias, block, dropout),
+                "b h g q d -> b (g q) (h d)",
+            )
+            for block in (plan.blocks if plan.runs is None else (plan.runs.block,))
+        ]
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        if plan.restore is not None:
+            out = out.index_select(1, plan.restore)
 
         text_out = None
         if text_query is not None and answer_text:
@@ -111,11 +109,6 @@ class Attention(nn.Module):
     def _by_head(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = rearrange(projected, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
         return q, k, v
-
-
-def _is_quick(projected: Tensor, cache: ChannelCache) -> bool:
-    wide = cache.frame_key.dtype == torch.float32
-    return wide and not torch.is_grad_enabled() and few_rows.serves(projected, few_rows.MAX_QUERIES)
 
 
 def attend_block(

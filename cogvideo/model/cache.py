@@ -1,11 +1,15 @@
 """Keys and values of slots already computed: allocated once by whoever decodes, handed to the model, which fills it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from cogvideo.model.decode_layers import DecodeLayers
 
 
 @dataclass
@@ -24,8 +28,8 @@ class ChannelCache:
         self.text_value.copy_(value)
 
     def store_frames(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        self.frame_key.index_copy_(2, slots, key)
-        self.frame_value.index_copy_(2, slots, value)
+        self.frame_key.index_copy_(2, slots, key.to(self.frame_key.dtype))
+        self.frame_value.index_copy_(2, slots, value.to(self.frame_value.dtype))
 
 
 @dataclass
@@ -39,6 +43,8 @@ class KVCache:
     """Every layer's keys and values for a batch of clips."""
 
     layers: list[LayerCache]
+    decode_layers: "DecodeLayers | None" = None
+    """The model's layers tied to this memory, made by the model when it first decodes."""
 
     @classmethod
     def allocate(

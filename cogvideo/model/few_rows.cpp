@@ -1,14 +1,16 @@
-// Decoding's two inner loops on a CPU: products of a few rows with a large matrix, and attention of a few queries.
+// Decoding on a CPU: products of a few rows with a large matrix, and whole layers of a transformer for a few rows.
 //
-// Both are bound by reading memory: weights (fp32, bf16, fp16, or int8 with a scale a row) are read once for all rows
-// and widened on the way; keys are read where the cache has them. Sums are in float32, each in an order of its own that
-// depends neither on the number of rows nor on the number of threads: a row's result is the same in every batch.
-// Compiled when first needed by few_rows.py, which says what every argument is.
+// Bound by reading memory: weights (fp32, bf16, fp16, or int8 with a scale a row) are read once for all rows and widened
+// on the way; keys are read where the cache has them; all layers go by in one parallel region. Sums are in float32, each
+// in an order of its own that depends neither on the number of rows nor on the number of threads: a row's result is the
+// same in every batch. Compiled when first needed by few_rows.py, which says what every argument is.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -25,6 +27,18 @@ typedef uint16_t Halves __attribute__((vector_size(LANES * 2), aligned(2)));
 typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 
 template <class T> static inline T load(const void* p) { T v; memcpy(&v, p, sizeof v); return v; }
+
+// a * b + c, rounded once where the processor can. Written out, and compiled with -ffp-contract=off: left to choose, the
+// compiler fuses some of the places that must agree and not others.
+static inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
 
 struct Fp32 {
     typedef float Stored;
@@ -81,18 +95,35 @@ static inline float sum(Floats v) {
     return lanes[0];
 }
 
+// Blocks of 2H lanes, halved: the first H lanes of each come from a, the others from b.
+template <int H, size_t... I>
+static inline Floats fold(Floats a, Floats b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I % (2 * H) < H ? 0 : LANES) + I / (2 * H) * 2 * H + I % H...) +
+           __builtin_shufflevector(a, b, (I % (2 * H) < H ? 0 : LANES) + I / (2 * H) * 2 * H + I % H + H...);
+}
+
+// Lane i of the result is sum(v[i]), added up in the same order, many at once.
+template <int H = LANES / 2>
+static inline Floats sum_each(Floats* v) {
+    for (int i = 0; i < H; i++) v[i] = fold<H>(v[i], v[i + H], std::make_index_sequence<LANES>());
+    if constexpr (H > 1) return sum_each<H / 2>(v);
+    return v[0];
+}
+
 // ROWS rows of x with OUTS rows of the matrix: one accumulator a pair, so that its order of summing is always the same.
 template <class W, int ROWS, int OUTS>
 static inline void tile(const float* x, long x_stride, const typename W::Stored* weight, const float* scale,
                         const float* bias, float* y, long y_stride, long ins) {
-    Floats sums[ROWS][OUTS] = {};
+    Floats sums[ROWS * OUTS] = {};
     long i = 0;
     for (; i + LANES <= ins; i += LANES) {
         Floats in[ROWS];
         for (int r = 0; r < ROWS; r++) in[r] = load<Floats>(x + r * x_stride + i);
         for (int o = 0; o < OUTS; o++) {
+            // the next tile's, as the processor does not foresee it
+            if (i % (64 / sizeof(typename W::Stored)) == 0) __builtin_prefetch(weight + (o + OUTS) * ins + i);
             const Floats w = W::widen(weight + o * ins + i);
-            for (int r = 0; r < ROWS; r++) sums[r][o] += in[r] * w;
+            for (int r = 0; r < ROWS; r++) sums[r * OUTS + o] = fused(in[r], w, sums[r * OUTS + o]);
         }
     }
     if (i < ins) {  // the rest as one more vector, filled up with zeros
@@ -103,12 +134,19 @@ static inline void tile(const float* x, long x_stride, const typename W::Stored*
                     in[j - i] = x[r * x_stride + j];
                     w[j - i] = W::widen_one(weight[o * ins + j]);
                 }
-                sums[r][o] += in * w;
+                sums[r * OUTS + o] = fused(in, w, sums[r * OUTS + o]);
             }
+    }
+    float totals[ROWS * OUTS];
+    if constexpr (ROWS * OUTS == LANES) {
+        const Floats each = sum_each(sums);
+        memcpy(totals, &each, sizeof totals);
+    } else {
+        for (int k = 0; k < ROWS * OUTS; k++) totals[k] = sum(sums[k]);
     }
     for (int r = 0; r < ROWS; r++)
         for (int o = 0; o < OUTS; o++) {
-            float total = sum(sums[r][o]);
+            float total = totals[r * OUTS + o];
             if (scale) total *= scale[o];
             y[r * y_stride + o] = bias ? total + bias[o] : total;
         }
@@ -117,7 +155,7 @@ static inline void tile(const float* x, long x_stride, const typename W::Stored*
 template <class W, int ROWS>
 static void rows_by_outs(const float* x, const typename W::Stored* weight, const float* scale, const float* bias,
                          float* y, long outs, long ins, long first, long last) {
-    constexpr int OUTS = ROWS == 1 ? 8 : ROWS == 2 ? 4 : 2;
+    constexpr int OUTS = LANES / ROWS;
     long o = first;
     auto at = [&](const float* p) { return p ? p + o : nullptr; };
     for (; o + OUTS <= last; o += OUTS)
@@ -130,136 +168,285 @@ static void rows_by_outs(const float* x, const typename W::Stored* weight, const
     for (; o < last; o++) tile<W, ROWS, 1>(x, ins, weight + o * ins, at(scale), at(bias), y + o, outs, ins);
 }
 
+// Rows of `weight` are outputs; scale (null: none) and bias (null: none) are applied in this order.
+struct Matrix {
+    const void* weight;
+    const float *scale, *bias;
+    long outs, ins;
+    int kind;
+};
+
 template <class W>
-static void linear(const float* x, const void* stored, const float* scale, const float* bias, float* y, long rows,
-                   long outs, long ins, int threads) {
-    const auto* weight = (const typename W::Stored*)stored;
-    // few enough rows of the matrix that they stay in the nearest cache while all rows of x pass
-    const long block = rows <= 4 ? 32 : 16;
-    const long blocks = (outs + block - 1) / block;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long b = 0; b < blocks; b++) {
-        const long first = b * block, last = first + block < outs ? first + block : outs;
-        long r = 0;
-        auto run = [&](auto size) {
-            rows_by_outs<W, decltype(size)::value>(x + r * ins, weight, scale, bias, y + r * outs, outs, ins, first, last);
-            r += decltype(size)::value;
-        };
-        while (rows - r >= 4) run(std::integral_constant<int, 4>());
-        if (rows - r >= 2) run(std::integral_constant<int, 2>());
-        if (rows - r == 1) run(std::integral_constant<int, 1>());
+static void outs_of(const Matrix& m, const float* x, float* y, long rows, long first, long last) {
+    long r = 0;
+    auto run = [&](auto size) {
+        rows_by_outs<W, decltype(size)::value>(x + r * m.ins, (const typename W::Stored*)m.weight, m.scale, m.bias,
+                                               y + r * m.outs, m.outs, m.ins, first, last);
+        r += decltype(size)::value;
+    };
+    while (rows - r >= 4) run(std::integral_constant<int, 4>());
+    if (rows - r >= 2) run(std::integral_constant<int, 2>());
+    if (rows - r == 1) run(std::integral_constant<int, 1>());
+}
+
+// A product is shared out by blocks of outputs, few enough that they stay in the nearest cache while all rows of x pass.
+constexpr long BLOCK = 16;
+static inline long blocks_of(const Matrix& m) { return (m.outs + BLOCK - 1) / BLOCK; }
+
+// Outputs of one block: y (rows, outs) from x (rows, ins).
+static void product(const Matrix& m, const float* x, float* y, long rows, long block) {
+    const long first = block * BLOCK, last = std::min(first + BLOCK, m.outs);
+    switch (m.kind) {
+        case 0: return outs_of<Fp32>(m, x, y, rows, first, last);
+        case 1: return outs_of<Bf16>(m, x, y, rows, first, last);
+        case 2: return outs_of<Fp16>(m, x, y, rows, first, last);
+        case 3: return outs_of<Int8>(m, x, y, rows, first, last);
     }
 }
 
-extern "C" void cogvideo_linear(int kind, const float* x, const void* weight, const float* scale, const float* bias,
-                                float* y, long rows, long outs, long ins, int threads) {
-    switch (kind) {
-        case 0: return linear<Fp32>(x, weight, scale, bias, y, rows, outs, ins, threads);
-        case 1: return linear<Bf16>(x, weight, scale, bias, y, rows, outs, ins, threads);
-        case 2: return linear<Fp16>(x, weight, scale, bias, y, rows, outs, ins, threads);
-        case 3: return linear<Int8>(x, weight, scale, bias, y, rows, outs, ins, threads);
-    }
+extern "C" void cogvideo_linear(const Matrix* matrix, const float* x, float* y, long rows, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long b = 0; b < blocks_of(*matrix); b++) product(*matrix, x, y, rows, b);
 }
 
 static inline Floats exp_of(Floats x) {  // of x <= 0; Cephes' polynomial, 2 ulp; 0 below -87
     const Floats log2e = Floats{} + 1.44269504f;
     const Ints n = __builtin_convertvector(x * log2e - 0.5f, Ints);  // towards 0, so this rounds
     const Floats whole = __builtin_convertvector(n, Floats);
-    const Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    const Floats r = fused(whole, Floats{} + 2.12194440e-4f, x - whole * 0.693359375f);
     Floats p = Floats{} + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        p = fused(p, r, Floats{} + next);
+    p = fused(p * r, r, r + 1.0f);
     const Floats scaled = p * (Floats)((n + 127) << 23);
     return (Floats)((Ints)scaled & (x > -87.0f));
 }
 
-// scores[i] = query . keys[at(i)] for `count` keys
-template <class At>
-static inline void dot_keys(const float* query, const float* keys, At at, long count, long dim, float* scores) {
-    for (long i = 0; i < count; i++) {
-        const float* key = keys + at(i) * dim;
-        Floats a{}, b{};
-        long d = 0;
-        for (; d + 2 * LANES <= dim; d += 2 * LANES) {
-            a += load<Floats>(query + d) * load<Floats>(key + d);
-            b += load<Floats>(query + d + LANES) * load<Floats>(key + d + LANES);
-        }
-        for (; d + LANES <= dim; d += LANES) a += load<Floats>(query + d) * load<Floats>(key + d);
-        float total = sum(a + b);
-        for (; d < dim; d++) total += query[d] * key[d];
-        scores[i] = total;
-    }
+template <class K>
+static inline Floats products(const float* query, const typename K::Stored* key, long dim) {
+    Floats total{};
+    long d = 0;
+    for (; d + LANES <= dim; d += LANES) total = fused(load<Floats>(query + d), K::widen(key + d), total);
+    for (; d < dim; d++) total[0] += query[d] * K::widen_one(key[d]);
+    return total;
 }
 
-template <class At>
-static inline void add_values(const float* weights, const float* values, At at, long count, long dim, float* out) {
-    constexpr int WIDE = 4;
+// scores[i] = query . keys[at(i)] for `count` keys
+template <class K, class At>
+static inline void dot_keys(const float* query, const typename K::Stored* keys, At at, long count, long dim,
+                            float* scores) {
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        Floats each[LANES];
+        for (int k = 0; k < LANES; k++) each[k] = products<K>(query, keys + at(i + k) * dim, dim);
+        each[0] = sum_each(each);
+        memcpy(scores + i, each, sizeof(Floats));
+    }
+    for (; i < count; i++) scores[i] = sum(products<K>(query, keys + at(i) * dim, dim));
+}
+
+template <class K, class At>
+static inline void add_values(const float* weights, const typename K::Stored* values, At at, long count, long dim,
+                              float* out) {
+    constexpr int WIDE = 8;
     long d = 0;
     for (; d + WIDE * LANES <= dim; d += WIDE * LANES) {
         Floats sums[WIDE];
         for (int k = 0; k < WIDE; k++) sums[k] = load<Floats>(out + d + k * LANES);
         for (long i = 0; i < count; i++) {
-            const float* value = values + at(i) * dim + d;
-            for (int k = 0; k < WIDE; k++) sums[k] += weights[i] * load<Floats>(value + k * LANES);
+            const auto* value = values + at(i) * dim + d;
+            for (int k = 0; k < WIDE; k++) sums[k] = fused(Floats{} + weights[i], K::widen(value + k * LANES), sums[k]);
         }
         memcpy(out + d, sums, sizeof sums);
     }
+    for (; d + LANES <= dim; d += LANES) {
+        Floats total = load<Floats>(out + d);
+        for (long i = 0; i < count; i++) total = fused(Floats{} + weights[i], K::widen(values + at(i) * dim + d), total);
+        memcpy(out + d, &total, sizeof total);
+    }
     for (; d < dim; d++)
-        for (long i = 0; i < count; i++) out[d] += weights[i] * values[at(i) * dim + d];
+        for (long i = 0; i < count; i++) out[d] += weights[i] * K::widen_one(values[at(i) * dim + d]);
 }
 
-extern "C" void cogvideo_attend(const float* projected, const float* text_key, const float* text_value,
-                                const float* text_bias, float* frame_key, float* frame_value, const long* slots,
-                                const long* starts, const long* runs, float* out, long batch, long rows, long heads,
-                                long dim, long text_len, long num_slots, long longest, int threads) {
-    const long hidden = heads * dim;
-    const float scale = 1.0f / std::sqrt(float(dim));
+struct Norm {
+    const float *weight, *bias;
+};
+
+static void normalise(const Norm& norm, const float* x, float* y, long size) {
+    float total = 0, squares = 0;
+#pragma omp simd reduction(+ : total)
+    for (long i = 0; i < size; i++) total += x[i];
+    const float mean = total / size;
+#pragma omp simd reduction(+ : squares)
+    for (long i = 0; i < size; i++) squares += (x[i] - mean) * (x[i] - mean);
+    const float inverse = 1.0f / std::sqrt(squares / size + 1e-5f);
+    for (long i = 0; i < size; i++) y[i] = (x[i] - mean) * inverse * norm.weight[i] + norm.bias[i];
+}
+
+static void gelu(float* x, long size) {  // the tanh form: x * sigmoid(2 u)
+    for (long i = 0; i < size; i += LANES) {
+        const long part = std::min<long>(LANES, size - i) * sizeof(float);
+        Floats v{};
+        memcpy(&v, x + i, part);
+        const Floats twice = 1.5957691216f * (v + 0.044715f * v * v * v);
+        const Floats e = exp_of(twice < 0 ? twice : -twice);
+        v = v * (twice < 0 ? e : Floats{} + 1.0f) / (1.0f + e);
+        memcpy(x + i, &v, part);
+    }
+}
+
+// The frame keys that each row of a forward sees: runs[starts[r]] up to runs[starts[r + 1]], each (first slot, count).
+struct Sight {
+    const long *starts, *runs;
+    long longest;  // keys of the row that has most
+};
+
+struct Channel {
+    Matrix query_key_value, dense;
+    const void *text_key, *text_value;  // (batch, heads, text_len, dim) in the cache's type
+    void *frame_key, *frame_value;      // (batch, heads, num_slots, dim)
+};
+
+struct Layer {
+    Norm input, third, post_attention, fourth;
+    Channel spatial, temporal;
+    const float* mix;  // (hidden,) share of the spatial channel
+    Matrix up, down;
+};
+
+struct Sizes {
+    long batch, rows, heads, dim, text_len, num_slots;
+    int cache_kind;  // as of matrices; 0 or 2
+};
+
+// What attention of one query needs room for.
+struct Scratch {
+    std::vector<float> scores, query;
+    std::vector<long> where;
+};
+
+// One head of one clip: store the rows' keys and values at their slots, then answer every row.
+template <class K>
+static void attend(const Channel& channel, const Sight& sight, const Sizes& n, const long* slots, const float* bias,
+                   const float* projected, float* out, long pair, Scratch& scratch) {
+    const long hidden = n.heads * n.dim, b = pair / n.heads, h = pair % n.heads;
+    typedef typename K::Stored Stored;
+    auto* keys = (Stored*)channel.frame_key + pair * n.num_slots * n.dim;
+    auto* values = (Stored*)channel.frame_value + pair * n.num_slots * n.dim;
+    const auto* words = (const Stored*)channel.text_key + pair * n.text_len * n.dim;
+    const auto* word_values = (const Stored*)channel.text_value + pair * n.text_len * n.dim;
+    scratch.scores.resize(n.text_len + sight.longest + LANES);
+    scratch.where.resize(sight.longest);
+    scratch.query.resize(n.dim);
+    float *scores = scratch.scores.data(), *query = scratch.query.data();
+    long* where = scratch.where.data();
+
+    for (long r = 0; r < n.rows; r++) {
+        const float* row = projected + (b * n.rows + r) * 3 * hidden + h * n.dim;
+        std::copy_n(row + hidden, n.dim, keys + slots[r] * n.dim);
+        std::copy_n(row + 2 * hidden, n.dim, values + slots[r] * n.dim);
+    }
+    const float scale = 1.0f / std::sqrt(float(n.dim));
+    for (long r = 0; r < n.rows; r++) {
+        const float* row = projected + (b * n.rows + r) * 3 * hidden + h * n.dim;
+        for (long d = 0; d < n.dim; d++) query[d] = row[d] * scale;
+        long count = 0;
+        for (long run = sight.starts[r]; run < sight.starts[r + 1]; run++)
+            for (long k = 0; k < sight.runs[2 * run + 1]; k++) where[count++] = sight.runs[2 * run] + k;
+        auto itself = [](long i) { return i; };
+        auto listed = [&](long i) { return where[i]; };
+        const long all = n.text_len + count;
+        dot_keys<K>(query, words, itself, n.text_len, n.dim, scores);
+        for (long t = 0; t < n.text_len; t++) scores[t] += bias[b * n.text_len + t];
+        dot_keys<K>(query, keys, listed, count, n.dim, scores + n.text_len);
+        float largest = scores[0];
+        for (long i = 1; i < all; i++) largest = scores[i] > largest ? scores[i] : largest;
+        for (long i = all; i < all + LANES; i++) scores[i] = -INFINITY;
+        Floats sums{};
+        for (long i = 0; i < all; i += LANES) {
+            const Floats e = exp_of(load<Floats>(scores + i) - largest);
+            memcpy(scores + i, &e, sizeof e);
+            sums += e;
+        }
+        float* answer = out + (b * n.rows + r) * hidden + h * n.dim;
+        memset(answer, 0, n.dim * sizeof(float));
+        add_values<K>(scores, word_values, itself, n.text_len, n.dim, answer);
+        add_values<K>(scores + n.text_len, values, listed, count, n.dim, answer);
+        const float whole = sum(sums);
+        for (long d = 0; d < n.dim; d++) answer[d] /= whole;
+    }
+}
+
+// All layers for a few frame rows: x (batch * rows, hidden), in place. sights: the spatial channel's, then
+// `num_temporal` of the temporal channel's, which layers take in turn (0: the channel is off).
+extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Sight* sights, long num_temporal,
+                                const float* spatial_bias, const float* temporal_bias, const long* slots,
+                                const Sizes* sizes, float* x, int threads) {
+    const Sizes n = *sizes;
+    const long hidden = n.heads * n.dim, rows = n.batch * n.rows, channels = num_temporal ? 2 : 1;
+    const long pairs = n.batch * n.heads;
+    std::vector<float> memory(rows * hidden * (1 + 5 * channels + 4));
+    float* normed = memory.data();
+    float* projected[2] = {normed + rows * hidden, normed + rows * hidden * 4};
+    float* context = normed + rows * hidden * (1 + 3 * channels);
+    float* attended = context + rows * hidden * channels;
+    float* wide = attended + rows * hidden * channels;
+
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> scores(text_len + longest + LANES), query(dim);
-        std::vector<long> where(longest);
+        Scratch scratch;
 #pragma omp for schedule(static)
-        for (long pair = 0; pair < batch * heads; pair++) {
-            const long b = pair / heads, h = pair % heads;
-            float* keys = frame_key + pair * num_slots * dim;
-            float* values = frame_value + pair * num_slots * dim;
-            const float *words = text_key + pair * text_len * dim, *word_values = text_value + pair * text_len * dim;
-            for (long r = 0; r < rows; r++) {
-                const float* row = projected + (b * rows + r) * 3 * hidden + h * dim;
-                memcpy(keys + slots[r] * dim, row + hidden, dim * sizeof(float));
-                memcpy(values + slots[r] * dim, row + 2 * hidden, dim * sizeof(float));
+        for (long r = 0; r < rows; r++) normalise(layers[0].input, x + r * hidden, normed + r * hidden, hidden);
+
+        for (long l = 0; l < num_layers; l++) {
+            const Layer& layer = layers[l];
+            const Channel* const both[2] = {&layer.spatial, &layer.temporal};
+            const long in_blocks = blocks_of(layer.spatial.query_key_value);
+#pragma omp for schedule(static)
+            for (long b = 0; b < channels * in_blocks; b++)
+                product(both[b / in_blocks]->query_key_value, normed, projected[b / in_blocks], rows, b % in_blocks);
+
+#pragma omp for schedule(dynamic, 1)
+            for (long p = channels * pairs - 1; p >= 0; p--) {  // the temporal channel, which sees more, first
+                const long c = p / pairs;
+                const auto answer = n.cache_kind == 2 ? attend<Fp16> : attend<Fp32>;
+                answer(*both[c], sights[c ? 1 + l % num_temporal : 0], n, slots, c ? temporal_bias : spatial_bias,
+                       projected[c], context + c * rows * hidden, p % pairs, scratch);
             }
+
+            const long out_blocks = blocks_of(layer.spatial.dense);
+#pragma omp for schedule(static)
+            for (long b = 0; b < channels * out_blocks; b++) {
+                const long c = b / out_blocks;
+                product(both[c]->dense, context + c * rows * hidden, attended + c * rows * hidden, rows, b % out_blocks);
+            }
+
+#pragma omp for schedule(static)
             for (long r = 0; r < rows; r++) {
-                const float* row = projected + (b * rows + r) * 3 * hidden + h * dim;
-                for (long d = 0; d < dim; d++) query[d] = row[d] * scale;
-                long count = 0;
-                for (long run = starts[r]; run < starts[r + 1]; run++)
-                    for (long k = 0; k < runs[2 * run + 1]; k++) where[count++] = runs[2 * run] + k;
-                auto itself = [](long i) { return i; };
-                auto listed = [&](long i) { return where[i]; };
-                const long all = text_len + count;
-                dot_keys(query.data(), words, itself, text_len, dim, scores.data());
-                for (long t = 0; t < text_len; t++) scores[t] += text_bias[b * text_len + t];
-                dot_keys(query.data(), keys, listed, count, dim, scores.data() + text_len);
-                float largest = scores[0];
-                for (long i = 1; i < all; i++) largest = scores[i] > largest ? scores[i] : largest;
-                for (long i = all; i < all + LANES; i++) scores[i] = -INFINITY;
-                Floats sums{};
-                for (long i = 0; i < all; i += LANES) {
-                    const Floats e = exp_of(load<Floats>(&scores[i]) - largest);
-                    memcpy(&scores[i], &e, sizeof e);
-                    sums += e;
-                }
-                float* answer = out + (b * rows + r) * hidden + h * dim;
-                memset(answer, 0, dim * sizeof(float));
-                add_values(scores.data(), word_values, itself, text_len, dim, answer);
-                add_values(scores.data() + text_len, values, listed, count, dim, answer);
-                const float whole = sum(sums);
-                for (long d = 0; d < dim; d++) answer[d] /= whole;
+                float *row = x + r * hidden, *mixed = attended + r * hidden, *also = mixed + rows * hidden;
+                if (channels == 2)
+                    for (long i = 0; i < hidden; i++) mixed[i] = also[i] + layer.mix[i] * (mixed[i] - also[i]);
+                normalise(layer.third, mixed, mixed, hidden);
+                for (long i = 0; i < hidden; i++) row[i] += mixed[i];
+                normalise(layer.post_attention, row, normed + r * hidden, hidden);
+            }
+
+#pragma omp for schedule(static)
+            for (long b = 0; b < blocks_of(layer.up); b++) {
+                product(layer.up, normed, wide, rows, b);
+                const long first = b * BLOCK, size = std::min(BLOCK, layer.up.outs - first);
+                for (long r = 0; r < rows; r++) gelu(wide + r * layer.up.outs + first, size);
+            }
+
+#pragma omp for schedule(static)
+            for (long b = 0; b < blocks_of(layer.down); b++) product(layer.down, wide, attended, rows, b);
+
+#pragma omp for schedule(static)
+            for (long r = 0; r < rows; r++) {
+                float *row = x + r * hidden, *added = attended + r * hidden;
+                normalise(layer.fourth, added, added, hidden);
+                for (long i = 0; i < hidden; i++) row[i] += added[i];
+                if (l + 1 < num_layers) normalise(layers[l + 1].input, row, normed + r * hidden, hidden);
             }
         }
     }

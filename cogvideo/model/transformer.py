@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.decode_layers import DecodeLayers, serves
 from cogvideo.model.linear import Embedding
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
@@ -81,6 +82,10 @@ class CogVideoTransformer(nn.Module):
         """
         assert cache is not None or plan.row_is_slot, "rows out of slot order find their keys in a cache only"
         frames = self.embedding_dropout(self.word_embeddings(frame_tokens) + self._frame_positions(plan.slots))
+        if text is None and cache is not None and not self.training and serves(frames, plan, cache):
+            if cache.decode_layers is None:
+                cache.decode_layers = DecodeLayers(self.layers, cache)
+            return self.final_layernorm(cache.decode_layers(frames, plan, *text_bias))
         words = None
         if text is not None:
             # counted from the first real token; padding takes position 0 and is masked

@@ -176,13 +176,20 @@ def generate(
         text_len=conditioning.text.shape[1],
         temporal=program.temporal,
         num_slots=program.num_slots,
-        dtype=model.final_layernorm.weight.dtype,
+        dtype=cache_dtype(model),
+        device=known.device,
     )
     with one_thread_if_small(model.config, rows=len(conditioning.text)):
         prefill(model, program, tokens, conditioning, cache)
         run = decode if program.guesses is None else decode_guessing
         run(model, program, tokens, conditioning, cache, draw, uniforms, progress)
     return tokens[:, 1:]
+
+
+def cache_dtype(model: CogVideoTransformer) -> torch.dtype:
+    """As the activations are; half as many bits where the weights are narrower than those, as reading is what costs."""
+    activations = model.final_layernorm.weight.dtype
+    return activations if model.word_embeddings.weight.dtype == activations else torch.float16
 
 
 def prefill(
