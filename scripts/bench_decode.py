@@ -4,9 +4,10 @@
     python scripts/bench_decode.py --case clip --schedule wavefront --dtype bf16
     python scripts/bench_decode.py --case clip --quick        # seconds, to try it: tiny, so it says nothing about speed
 
-Random weights: hidden 512, 6 layers, 8 heads, the published vocabulary, frames of 20x20, five a clip, windows of 10 in
-stage 2, 2 threads; settings as published. The cases are the parts of one guided clip of 33 frames, and the whole of it:
-first_frame, stage1 (guided; stage1x4: four clips at once), round2, round4, round8 (stage 2 on so many triplets), clip.
+Random weights: hidden 512, 6 layers, 8 heads, 20,000 image tokens of a vocabulary of 20,480, frames of 20x20, five a
+clip, windows of 10 in stage 2, 2 threads; settings as published. The cases are the parts of one guided clip of 33
+frames, and the whole of it: first_frame, stage1 (guided; stage1x4: four clips at once), round2, round4, round8 (stage 2
+on so many triplets), clip.
 
 `wall_s` is decoding, prefill included; `plan_s`, what is done once for any number of clips, is apart from it.
 `bandwidth_share` is the time that reading every forward's weights would take, at the speed at which this machine was
@@ -44,8 +45,10 @@ from cogvideo.sampling.speculative import speculative
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
 from cogvideo.sampling.uniforms import sample_keys
 from cogvideo.sampling.wavefront import wavefront
+from cogvideo.sequence.vocabulary import Vocabulary
 
-FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10)
+WORDS = Vocabulary(20480, 20000, pad=20000, newline=20001, start_of_image=20002)
+FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10, vocabulary=WORDS)
 QUICK = replace(FULL, num_layers=2, hidden_size=32, num_heads=2, frame_side=4, window_size=2)
 """The windows are stage 2's alone."""
 CASES = ("first_frame", "stage1", "stage1x4", "round2", "round4", "round8", "clip")

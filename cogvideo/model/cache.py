@@ -23,6 +23,10 @@ class ChannelCache:
     frame_value: Tensor
     """(batch, heads, num_slots, head_dim), indexed by clip slot."""
 
+    def clips(self, part: slice) -> "ChannelCache":
+        """The same memory for some clips of the batch."""
+        return ChannelCache(self.text_key[part], self.text_value[part], self.frame_key[part], self.frame_value[part])
+
     def store_text(self, key: Tensor, value: Tensor) -> None:
         self.text_key.copy_(key)
         self.text_value.copy_(value)
@@ -36,6 +40,9 @@ class ChannelCache:
 class LayerCache:
     spatial: ChannelCache
     temporal: ChannelCache | None
+
+    def clips(self, part: slice) -> "LayerCache":
+        return LayerCache(self.spatial.clips(part), None if self.temporal is None else self.temporal.clips(part))
 
 
 @dataclass
@@ -69,6 +76,10 @@ class KVCache:
 
         both = temporal and config.has_temporal_channel
         return cls([LayerCache(channel(), channel() if both else None) for _ in range(config.num_layers)])
+
+    def clips(self, part: slice) -> "KVCache":
+        """The same memory for some clips of the batch."""
+        return KVCache([layer.clips(part) for layer in self.layers])
 
     @property
     def num_bytes(self) -> int:

@@ -27,6 +27,8 @@ from cogvideo.sequence.prompt import left_pad
 
 Progress = Callable[[int], object]
 """Told how many tokens were just drawn."""
+PREFILL_SLOTS = 2048
+"""Of all clips that a prefill's forward holds; one clip at least."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,16 @@ def prefill(
     The text bonus reaches given frames in the spatial channel only: published inference, which its settings were
     tuned with.
     """
-    if program.given is not None:
-        bias = TextBias.of(conditioning.text_mask, conditioning.bonus_of_rows, 0.0)
-        feed(model, program.given, tokens, conditioning, bias, cache, text=conditioning.text)
+    if program.given is None:
+        return
+    bias = TextBias.of(conditioning.text_mask, conditioning.bonus_of_rows, 0.0)
+    rows, inputs = conditioning.text, inputs_of(program.given, tokens, conditioning)
+    # some clips at a time: activations of all would be the peak of sampling's memory
+    at_once = max(1, PREFILL_SLOTS // inputs.shape[1])
+    for first in range(0, len(rows), at_once):
+        part = slice(first, first + at_once)
+        some = TextBias(bias.spatial[part], bias.temporal[part])
+        model(inputs[part], program.given.plan, some, text=rows[part], cache=cache.clips(part))
 
 
 def decode(
@@ -278,10 +287,13 @@ def feed(
     text: Tensor | None,
 ) -> Tensor:
     """One forward of a clip's slots, guides along with it: (rows, slots, hidden)."""
+    return model(inputs_of(forward, tokens, conditioning), forward.plan, bias, text=text, cache=cache)
+
+
+def inputs_of(forward: Feed, tokens: Tensor, conditioning: Conditioning) -> Tensor:
+    """The tokens that a forward is fed: (rows, slots), guides behind the clips."""
     inputs = tokens.index_select(1, forward.source)
-    if conditioning.guidance_scale is not None:
-        inputs = inputs.repeat(2, 1)
-    return model(inputs, forward.plan, bias, text=text, cache=cache)
+    return inputs if conditioning.guidance_scale is None else inputs.repeat(2, 1)
 
 
 def guided(logits: Tensor, scale: float | None) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 
 from cogvideo.model.config import ModelConfig
 
-SMALL_STEP = 20_000_000
-"""Multiplications a step, less than a millisecond's worth."""
+SMALL_STEP = 10_000_000
+"""Multiplications a step, a fraction of a millisecond's worth."""
 
 
 @contextmanager
