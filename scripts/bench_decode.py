@@ -92,24 +92,24 @@ class Stage:
         drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
         self.sampler = ClipSampler(model, self.program, drawer, draw, SETTINGS.clips_at_once)
         self.plan_s = time.perf_counter() - start
-        self.wall_s, self.runs, self.forwards, self.tokens = 0.0, 0, 0, 0
+        self.wall_s, self.forwards, self.steps, self.tokens = 0.0, 0, 0, 0
         self.batches: list[int] = []
         """Clips of each run."""
 
     def run(self, sample: Callable[..., Tensor], *args: object) -> Tensor:
         """`sample(sampler, *args)`, one of the package's own functions, timed and counted; one batch."""
-        hook = self.sampler.model.register_forward_hook(self._count_forward)
+        hook = self.sampler.model.register_forward_hook(self._count_forward, with_kwargs=True)
         start = time.perf_counter()
         before = self.tokens
         made = sample(self.sampler, *args, self._count_tokens)
         self.wall_s += time.perf_counter() - start
-        self.runs += 1
         self.batches.append((self.tokens - before) // self.program.tokens_drawn)
         hook.remove()
         return made
 
-    def _count_forward(self, *_: object) -> None:
+    def _count_forward(self, model: object, args: object, kwargs: dict[str, object], hidden: object) -> None:
         self.forwards += 1
+        self.steps += self.program.given is None or kwargs["text"] is None  # else it is prefill
 
     def _count_tokens(self, drawn: int) -> None:
         self.tokens += drawn
@@ -241,7 +241,7 @@ def main() -> None:
         "threads": args.threads,
         "quick": args.quick,
         "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16],
-        "steps": total("forwards") - sum(stage.runs * (stage.program.given is not None) for stage in bench.stages),
+        "steps": total("steps"),
         "forwards": total("forwards"),
         "wall_s": round(wall_s, 3),
         "tokens_per_s": round(total("tokens") / wall_s, 2),
