@@ -10,6 +10,7 @@ Source: CogVideo (2205.15868) section 3.2; sandwich LayerNorm from CogView (2105
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cogvideo.model.attention import Attention
 from cogvideo.model.cache import LayerCache
@@ -56,11 +57,13 @@ class TransformerLayer(nn.Module):
         cache: LayerCache | None = None,
         answered: Tensor | None = None,
         answer_text: bool = True,
+        recompute_mlp: bool = False,
     ) -> tuple[Tensor | None, Tensor]:
         """Shapes: text (batch, text_len, hidden) or None; frames (batch, rows, hidden); both come back alike.
 
         The last layer may skip what nobody reads: `answered` (rows,) are the frame rows that the channel plans answer
-        and that come back (None: all); `answer_text=False` leaves text rows out.
+        and that come back (None: all); `answer_text=False` leaves text rows out. With `recompute_mlp` nothing of the
+        MLP is kept for the backward pass, which computes it anew.
         """
         text_normed = None if text is None else self.input_layernorm(text)
         frames_normed = self.input_layernorm(frames)
@@ -86,14 +89,18 @@ class TransformerLayer(nn.Module):
             frame_out = mix_channels(frame_out, temporal_out, self.mix_logit)
         if answered is not None:
             frames = frames.index_select(1, answered)
-        frames = self._rest(frames, frame_out)
+        frames = self._rest(frames, frame_out, recompute_mlp)
         if text is not None and text_out is not None:
-            text = self._rest(text, text_out)
+            text = self._rest(text, text_out, recompute_mlp)
         return text, frames
 
-    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
+    def _rest(self, x: Tensor, attended: Tensor, recompute_mlp: bool) -> Tensor:
         x = x + self.third_layernorm(attended)
-        return x + self.fourth_layernorm(self.mlp(self.post_attention_layernorm(x)))
+        made = checkpoint(self._mlp_of, x, use_reentrant=False) if recompute_mlp else self._mlp_of(x)
+        return x + self.fourth_layernorm(made)
+
+    def _mlp_of(self, x: Tensor) -> Tensor:
+        return self.mlp(self.post_attention_layernorm(x))
 
 
 def mix_channels(spatial: Tensor, temporal: Tensor, mix_logit: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from cogvideo.model.config import ModelConfig
+from cogvideo.model.config import ModelConfig, Recompute
 
 TRAINING_EFFICIENCY = 0.4
 """Share of a GPU's stated speed that training of large matrices reaches, about."""
@@ -59,8 +59,8 @@ class TrainingSettings:
     """DeepSpeed's: 1 partitions the optimiser, 2 gradients too, 3 also weights."""
     frozen_trunk: bool = True
     """Only what CogVideo adds to the trunk learns; an image model learns whole whatever this says."""
-    checkpoint_layers: bool = True
-    """Recompute each layer in the backward pass."""
+    recompute: Recompute = "layer"
+    """In the backward pass, instead of keeping it."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("count", 1, 1 << 20), ("micro_batch", 1, 1 << 20), ("zero_stage", 0, 3)):
@@ -177,13 +177,14 @@ def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSet
     # kept of a layer, in values of hidden_size a row: norms 4, query_key_value 3, context and output 2, MLP 9;
     # the temporal channel adds another query_key_value, context, output and the mix
     of_a_layer = (24 if config.has_temporal_channel else 18) * rows * h * 2
-    kept = (
-        config.num_layers * rows * h * 2 + of_a_layer if settings.checkpoint_layers else config.num_layers * of_a_layer
-    )
+    recomputed = {"nothing": 0, "mlp": 8 * rows * h * 2, "layer": of_a_layer - rows * h * 2}[settings.recompute]
+    kept = config.num_layers * (of_a_layer - recomputed) + recomputed  # of one layer at a time
     logits = min(supervised * settings.micro_batch, 4096) * config.vocabulary.num_image_tokens * 4 * 3
 
     forward, backward = training_flops(config, frozen_trunk=frozen_trunk)
-    flops = settings.micro_batch * (forward * (2 if settings.checkpoint_layers else 1) + backward)
+    mlps = config.num_layers * 16 * h * h * rows
+    again = {"nothing": 0.0, "mlp": mlps, "layer": forward}[settings.recompute]
+    flops = settings.micro_batch * (forward + again + backward)
 
     def share(from_stage: int) -> int:
         return settings.count if settings.zero_stage >= from_stage else 1

@@ -7,6 +7,8 @@ from cogvideo.sequence.layout import ClipLayout
 from cogvideo.sequence.vocabulary import Vocabulary
 
 Task = Literal["image", "sequential", "interpolation"]
+Recompute = Literal["nothing", "mlp", "layer"]
+"""Activations that a backward pass computes anew: none, those of each MLP, or all but each layer's input."""
 
 
 @dataclass(frozen=True)

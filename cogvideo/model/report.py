@@ -86,7 +86,7 @@ def describe_costs(config: ModelConfig, machine: Machine, settings: TrainingSett
         f"{settings.count} x {machine.name}: {in_bytes(machine.memory_bytes)}, {machine.flops / 1e12:.3g} TFLOP/s in "
         f"bf16, {machine.bandwidth / 1e9:,.1f} GB/s ({source}); all below is an estimate",
         f"  training, a device with a micro batch of {settings.micro_batch}, "
-        f"layers {'recomputed' if settings.checkpoint_layers else 'kept'}; * marks zero_stage",
+        f"{settings.recompute} recomputed; * marks zero_stage",
     ]
     for stage in range(4):
         budget = training_budget(config, machine, replace(settings, zero_stage=stage))

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
-from cogvideo.model.config import ModelConfig
+from cogvideo.model.config import ModelConfig, Recompute
 from cogvideo.model.decode_layers import DecodeLayers, serves
 from cogvideo.model.linear import Embedding
 from cogvideo.model.loss import token_nll
@@ -60,8 +60,8 @@ class CogVideoTransformer(nn.Module):
         self.embedding_dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
-        self.checkpoint_layers = False
-        """Recompute each layer in the backward pass instead of keeping its activations."""
+        self.recompute: Recompute = "nothing"
+        """What the backward pass computes anew instead of keeping it."""
         self._training_plan = plan_training(config)
 
     def forward(
@@ -92,7 +92,7 @@ class CogVideoTransformer(nn.Module):
             positions = (text_bias.spatial > float("-inf")).cumsum(1).sub(1).clamp(min=0)
             words = self.embedding_dropout(self.word_embeddings(text) + self.position_embeddings(positions))
         final = len(self.layers) - 1
-        recompute = self.checkpoint_layers and self.training and torch.is_grad_enabled()
+        recompute = self.recompute if self.training and torch.is_grad_enabled() else "nothing"
         for i, layer in enumerate(self.layers):
             last = plan.last if i == final else None
             run = partial(
@@ -105,8 +105,12 @@ class CogVideoTransformer(nn.Module):
                 cache=cache.layers[i] if cache else None,
                 answered=last.answered if last else None,
                 answer_text=i < final,
+                recompute_mlp=recompute == "mlp",
             )
-            words, frames = checkpoint(run, words, frames, use_reentrant=False) if recompute else run(words, frames)
+            if recompute == "layer":
+                words, frames = checkpoint(run, words, frames, use_reentrant=False)
+            else:
+                words, frames = run(words, frames)
         return self.final_layernorm(frames)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cogvideo.model.config import ModelConfig
+from cogvideo.model.config import ModelConfig, Recompute
 from cogvideo.sequence.prompt import PromptFormat
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "tiny"
@@ -98,8 +98,9 @@ class LoopConfig:
     """Numbers of matrix products; softmax, norms and loss are float32."""
     weights: Literal["fp32", "dtype"] = "fp32"
     """`dtype`: weights are held in dtype too, with float32 copies in the optimiser alone (large models)."""
-    checkpoint_layers: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    recompute: Recompute = "nothing"
+    """Activations that are computed anew in the backward pass instead of kept: `mlp` saves a fifth of them for a tenth
+    of the time or less, `layer` keeps each layer's input alone."""
     seed: int = 0
     num_threads: int | None = None
     """CPU threads a process; null: as OMP_NUM_THREADS or the machine says."""

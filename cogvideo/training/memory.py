@@ -1,5 +1,6 @@
-"""What a run needs of each process's device and of its host, estimated by `cogvideo.model.budget`."""
+"""What a run needs of each process's device and of its host, estimated by `cogvideo.model.budget`; thrift on a CPU."""
 
+import ctypes
 import math
 from dataclasses import dataclass
 
@@ -14,6 +15,23 @@ from cogvideo.training.config import TrainConfig
 log = get_logger(__name__)
 
 WORTH_TELLING_BYTES = 1 << 30
+
+_LARGE_BLOCK = 4 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def return_freed_memory() -> None:
+    """Let large blocks go back to the system when they are freed, where the allocator is glibc's; else do nothing.
+
+    By itself glibc soon keeps blocks of up to 32 MB, and the holes between a step's activations add up: of the memory
+    that recomputation saves, most is lost to them. The price is a fresh mapping for each large tensor.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+    mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ def run_memory(config: TrainConfig, model: ModelConfig, world: int) -> RunMemory
     loop, spread = config.train, config.deepspeed
     micro = loop.batch_size // (world * loop.accumulation(world))
     stage = max(spread.stage, 1 if loop.weights == "dtype" else 0)
-    settings = TrainingSettings(world, micro, stage, config.init.freeze_trunk, loop.checkpoint_layers)
+    settings = TrainingSettings(world, micro, stage, config.init.freeze_trunk, loop.recompute)
     machine = MACHINES["a100-80"]  # of its own figures memory needs none
     bf16 = training_budget(model, machine, settings)
     wide = 2 if loop.weights == "fp32" else 1  # weights and gradients in float32

@@ -30,7 +30,7 @@ def test_lean_and_dense_steps_have_one_loss(task: str) -> None:
 
 
 def test_bfloat16_and_recomputed_layers_run_close() -> None:
-    assert bench("--dtype", "bf16", "--checkpoint-layers")["loss"] == pytest.approx(bench()["loss"], rel=0.02)
+    assert bench("--dtype", "bf16", "--recompute", "layer")["loss"] == pytest.approx(bench()["loss"], rel=0.02)
 
 
 @pytest.mark.parametrize("words", [["--steps", "0"], ["--hidden", "30", "--heads", "4"]])

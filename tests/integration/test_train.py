@@ -42,7 +42,7 @@ VARIANTS = {
     "zero2_bf16_weights": {"train": {"dtype": "bf16", "weights": "dtype"}, "deepspeed": {"stage": 2}},
     "zero3": {"deepspeed": {"stage": 3}},
     "zero3_bf16_weights": {"train": {"dtype": "bf16", "weights": "dtype"}, "deepspeed": {"stage": 3}},
-    "checkpointed": {"train": {"checkpoint_layers": True}},
+    "checkpointed": {"train": {"recompute": "layer"}},
 }
 
 FROZEN_TOO = [("fp32", True), ("zero2_bf16_weights", True), ("zero3", True)]

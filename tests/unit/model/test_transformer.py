@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.model import plan as plan_module
+from cogvideo.model.config import Recompute
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sequence.example import Batch
 from tests.reference import transformer as reference
@@ -112,12 +113,13 @@ def test_gradients_equal_the_dense_references(
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_recomputing_layers_changes_nothing(frozen: bool) -> None:
+@pytest.mark.parametrize("what", ["mlp", "layer"])
+def test_recomputing_changes_nothing(frozen: bool, what: Recompute) -> None:
     model = tiny_model(tiny_config(window_size=2, dropout=0.2, attention_dropout=0.2)).train()
     model.freeze_trunk(frozen)
     batch = tiny_batch(model.config)
     kept = gradients(model, batch)
-    model.checkpoint_layers = True
+    model.recompute = what
     recomputed = gradients(model, batch)
     assert kept.keys() == recomputed.keys()
     for name in kept:
