@@ -35,7 +35,6 @@ class Attention(nn.Module):
         text: Tensor | None,
         frames: Tensor,
         *,
-        slots: Tensor,
         plan: ChannelPlan,
         text_bias: Tensor,
         cache: ChannelCache | None = None,
@@ -43,8 +42,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor | None, Tensor]:
         """Attend from every frame row and, if `answer_text`, from every text row.
 
-        Shapes: text (batch, text_len, hidden), or None where the cache holds it; frames (batch, rows, hidden), being
-        the clip slots `slots` (rows,); text_bias (batch, text_len), added to the scores of text keys, -inf on padding.
+        Shapes: text (batch, text_len, hidden), or None where the cache holds it; frames (batch, rows, hidden), the rows
+        that were planned for; text_bias (batch, text_len), added to the scores of text keys, -inf on padding.
         Returns both outputs in their inputs' shapes, of frames only the rows that the plan answers; None for text that
         was not given or not answered.
         """
@@ -63,8 +62,8 @@ class Attention(nn.Module):
             # as they are stored, which may be in fewer bits
             text_key, text_value = cache.text_key.to(frames.dtype), cache.text_value.to(frames.dtype)
         query, key, value = self._by_head(projected)
-        if cache is not None:
-            cache.store_frames(slots, key, value)
+        if cache is not None and plan.places is not None:
+            cache.store_frames(plan.places, key, value)
             key, value = cache.frame_key.to(frames.dtype), cache.frame_value.to(frames.dtype)
         outputs = [
             rearrange(

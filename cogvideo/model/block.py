@@ -49,7 +49,6 @@ class TransformerLayer(nn.Module):
         text: Tensor | None,
         frames: Tensor,
         *,
-        slots: Tensor,
         spatial: ChannelPlan,
         temporal: ChannelPlan | None,
         spatial_text_bias: Tensor,
@@ -70,7 +69,6 @@ class TransformerLayer(nn.Module):
         text_out, frame_out = self.attention(
             text_normed,
             frames_normed,
-            slots=slots,
             plan=spatial,
             text_bias=spatial_text_bias,
             cache=cache.spatial if cache else None,
@@ -80,8 +78,7 @@ class TransformerLayer(nn.Module):
             _, temporal_out = self.temporal_attention(
                 text_normed,
                 frames_normed,
-                slots=slots,
-                plan=temporal,
+                    plan=temporal,
                 text_bias=temporal_text_bias,
                 cache=cache.temporal if cache else None,
                 answer_text=False,

@@ -126,10 +126,11 @@ class ParameterCounts:
 
 
 def cache_bytes(config: ModelConfig, batch: int, bytes_each: int = 2) -> int:
-    """Keys and values of every slot of every layer and channel."""
-    channels = 2 if config.has_temporal_channel else 1
-    rows = config.text_len + config.layout.num_slots
-    return bytes_each * batch * config.num_layers * channels * 2 * rows * config.hidden_size
+    """Keys and values of every layer: of the text and of one frame, and in the temporal channel of the whole clip."""
+    rows = config.text_len + config.frame_len
+    if config.has_temporal_channel:
+        rows += config.text_len + config.layout.num_slots
+    return bytes_each * batch * config.num_layers * 2 * rows * config.hidden_size
 
 
 def score_pairs(config: ModelConfig) -> int:

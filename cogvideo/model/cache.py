@@ -1,4 +1,8 @@
-"""Keys and values of slots already computed: allocated once by whoever decodes, handed to the model, which fills it."""
+"""Keys and values of slots already computed: allocated once by whoever decodes, handed to the model, which fills it.
+
+The temporal channel sees the clip, so its cache has a place for every slot; the spatial one sees a slot's own frame, so
+its cache needs room for no more than the frames that are being made. Plans say where a slot is kept.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class ChannelCache:
-    """One channel of one layer: keys and values of text and of every clip slot."""
+    """One channel of one layer: keys and values of text and of frame slots."""
 
     text_key: Tensor
     text_value: Tensor
     """(batch, heads, text_len, head_dim)."""
     frame_key: Tensor
     frame_value: Tensor
-    """(batch, heads, num_slots, head_dim), indexed by clip slot."""
+    """(batch, heads, places, head_dim)."""
 
     def clips(self, part: slice) -> "ChannelCache":
         """The same memory for some clips of the batch."""
@@ -31,9 +35,9 @@ class ChannelCache:
         self.text_key.copy_(key)
         self.text_value.copy_(value)
 
-    def store_frames(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        self.frame_key.index_copy_(2, slots, key.to(self.frame_key.dtype))
-        self.frame_value.index_copy_(2, slots, value.to(self.frame_value.dtype))
+    def store_frames(self, places: Tensor, key: Tensor, value: Tensor) -> None:
+        self.frame_key.index_copy_(2, places, key.to(self.frame_key.dtype))
+        self.frame_value.index_copy_(2, places, value.to(self.frame_value.dtype))
 
 
 @dataclass
@@ -61,21 +65,25 @@ class KVCache:
         text_len: int,
         *,
         temporal: bool = True,
-        num_slots: int | None = None,
+        spatial_places: int | None = None,
+        temporal_places: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "KVCache":
-        """Room for `batch` clips with `text_len` text rows and `num_slots` slots (default: the whole clip)."""
-        num_slots = config.layout.num_slots if num_slots is None else num_slots
+        """Room for `batch` clips with `text_len` text rows and so many frame slots a channel (default: the clip's)."""
 
-        def channel() -> ChannelCache:
+        def channel(places: int | None) -> ChannelCache:
             def room(rows: int) -> Tensor:
                 return torch.zeros(batch, config.num_heads, rows, config.head_dim, dtype=dtype, device=device)
 
-            return ChannelCache(room(text_len), room(text_len), room(num_slots), room(num_slots))
+            frames = config.layout.num_slots if places is None else places
+            return ChannelCache(room(text_len), room(text_len), room(frames), room(frames))
 
-        both = temporal and config.has_temporal_channel
-        return cls([LayerCache(channel(), channel() if both else None) for _ in range(config.num_layers)])
+        def layer() -> LayerCache:
+            both = temporal and config.has_temporal_channel
+            return LayerCache(channel(spatial_places), channel(temporal_places) if both else None)
+
+        return cls([layer() for _ in range(config.num_layers)])
 
     def clips(self, part: slice) -> "KVCache":
         """The same memory for some clips of the batch."""

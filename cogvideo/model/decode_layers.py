@@ -16,8 +16,7 @@ from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import ChannelCache, KVCache
 from cogvideo.model.few_rows import KINDS, Matrix, address
 from cogvideo.model.linear import Linear
-from cogvideo.model.plan import Plan
-from cogvideo.model.runs import KeyRuns
+from cogvideo.model.plan import ChannelPlan, Plan
 
 MAX_ROWS = 256
 """Of a batch together. Beyond it products are worth a call of the big machinery."""
@@ -36,6 +35,7 @@ class _Channel(ctypes.Structure):
         ("text_value", _POINTER),
         ("frame_key", _POINTER),
         ("frame_value", _POINTER),
+        ("num_places", _LONG),
     )
 
 
@@ -54,12 +54,12 @@ class _Layer(ctypes.Structure):
 
 
 class _Sight(ctypes.Structure):
-    _fields_ = (("starts", _POINTER), ("runs", _POINTER), ("longest", _LONG))
+    _fields_ = (("starts", _POINTER), ("runs", _POINTER), ("places", _POINTER), ("longest", _LONG))
 
 
 class _Sizes(ctypes.Structure):
     _fields_ = (
-        *((name, _LONG) for name in ("batch", "rows", "heads", "dim", "text_len", "num_slots")),
+        *((name, _LONG) for name in ("batch", "rows", "heads", "dim", "text_len")),
         ("cache_kind", ctypes.c_int),
     )
 
@@ -72,7 +72,7 @@ class DecodeLayers:
         made = [self._layer(layer, own) for layer, own in zip(layers, cache.layers, strict=True)]  # type: ignore[arg-type]
         self._layers = (_Layer * len(made))(*made)
         key = cache.layers[0].spatial.frame_key
-        self._batch, self._heads, self._num_slots, self._dim = key.shape
+        self._batch, self._heads, _, self._dim = key.shape
         self._text_len = cache.layers[0].spatial.text_key.shape[2]
         self._cache_kind = KINDS[key.dtype]
 
@@ -81,11 +81,9 @@ class DecodeLayers:
         kernels = few_rows.library()
         assert kernels is not None and plan.spatial.runs is not None, "ask `serves` first"
         out = frames.contiguous().clone()
-        channels = [plan.spatial.runs, *(channel.runs for channel in plan.temporal)]
-        sights = (_Sight * len(channels))(*(_sight(runs) for runs in channels if runs is not None))
-        sizes = _Sizes(
-            self._batch, frames.shape[1], self._heads, self._dim, self._text_len, self._num_slots, self._cache_kind
-        )
+        channels = (plan.spatial, *plan.temporal)
+        sights = (_Sight * len(channels))(*map(_sight, channels))
+        sizes = _Sizes(self._batch, frames.shape[1], self._heads, self._dim, self._text_len, self._cache_kind)
         kernels.cogvideo_layers(
             self._layers,
             len(self._layers),
@@ -93,7 +91,6 @@ class DecodeLayers:
             len(plan.temporal),
             spatial_bias.contiguous().data_ptr(),
             temporal_bias.contiguous().data_ptr(),
-            plan.slots.data_ptr(),
             ctypes.byref(sizes),
             out.data_ptr(),
             torch.get_num_threads(),
@@ -120,6 +117,7 @@ class DecodeLayers:
             self._matrix(attention.query_key_value),
             self._matrix(attention.dense),
             *map(address, (cache.text_key, cache.text_value, cache.frame_key, cache.frame_value)),
+            cache.frame_key.shape[2],
         )
 
     def _norm(self, norm: nn.LayerNorm) -> _Norm:
@@ -141,5 +139,7 @@ def serves(frames: Tensor, plan: Plan, cache: KVCache) -> bool:
     return not torch.is_grad_enabled() and few_rows.serves(frames, MAX_ROWS)
 
 
-def _sight(runs: KeyRuns) -> _Sight:
-    return _Sight(runs.starts.data_ptr(), runs.runs.data_ptr(), runs.longest)
+def _sight(channel: ChannelPlan) -> _Sight:
+    runs, places = channel.runs, channel.places
+    assert runs is not None and places is not None
+    return _Sight(runs.starts.data_ptr(), runs.runs.data_ptr(), places.data_ptr(), runs.longest)

@@ -295,16 +295,17 @@ static void gelu(float* x, long size) {  // the tanh form: x * sigmoid(2 u)
     }
 }
 
-// The frame keys that each row of a forward sees: runs[starts[r]] up to runs[starts[r + 1]], each (first slot, count).
+// The frame keys that each row of a forward sees: runs[starts[r]] up to runs[starts[r + 1]], each (first place, count).
 struct Sight {
-    const long *starts, *runs;
-    long longest;  // keys of the row that has most
+    const long *starts, *runs, *places;  // places[r]: where the row's own key goes
+    long longest;                        // keys of the row that has most
 };
 
 struct Channel {
     Matrix query_key_value, dense;
     const void *text_key, *text_value;  // (batch, heads, text_len, dim) in the cache's type
-    void *frame_key, *frame_value;      // (batch, heads, num_slots, dim)
+    void *frame_key, *frame_value;      // (batch, heads, num_places, dim)
+    long num_places;
 };
 
 struct Layer {
@@ -315,7 +316,7 @@ struct Layer {
 };
 
 struct Sizes {
-    long batch, rows, heads, dim, text_len, num_slots;
+    long batch, rows, heads, dim, text_len;
     int cache_kind;  // as of matrices; 0 or 2
 };
 
@@ -325,14 +326,14 @@ struct Scratch {
     std::vector<long> where;
 };
 
-// One head of one clip: store the rows' keys and values at their slots, then answer every row.
+// One head of one clip: store the rows' keys and values at their places, then answer every row.
 template <class K>
-static void attend(const Channel& channel, const Sight& sight, const Sizes& n, const long* slots, const float* bias,
+static void attend(const Channel& channel, const Sight& sight, const Sizes& n, const float* bias,
                    const float* projected, float* out, long pair, Scratch& scratch) {
     const long hidden = n.heads * n.dim, b = pair / n.heads, h = pair % n.heads;
     typedef typename K::Stored Stored;
-    auto* keys = (Stored*)channel.frame_key + pair * n.num_slots * n.dim;
-    auto* values = (Stored*)channel.frame_value + pair * n.num_slots * n.dim;
+    auto* keys = (Stored*)channel.frame_key + pair * channel.num_places * n.dim;
+    auto* values = (Stored*)channel.frame_value + pair * channel.num_places * n.dim;
     const auto* words = (const Stored*)channel.text_key + pair * n.text_len * n.dim;
     const auto* word_values = (const Stored*)channel.text_value + pair * n.text_len * n.dim;
     scratch.scores.resize(n.text_len + sight.longest + LANES);
@@ -343,8 +344,8 @@ static void attend(const Channel& channel, const Sight& sight, const Sizes& n, c
 
     for (long r = 0; r < n.rows; r++) {
         const float* row = projected + (b * n.rows + r) * 3 * hidden + h * n.dim;
-        std::copy_n(row + hidden, n.dim, keys + slots[r] * n.dim);
-        std::copy_n(row + 2 * hidden, n.dim, values + slots[r] * n.dim);
+        std::copy_n(row + hidden, n.dim, keys + sight.places[r] * n.dim);
+        std::copy_n(row + 2 * hidden, n.dim, values + sight.places[r] * n.dim);
     }
     const float scale = 1.0f / std::sqrt(float(n.dim));
     for (long r = 0; r < n.rows; r++) {
@@ -380,8 +381,8 @@ static void attend(const Channel& channel, const Sight& sight, const Sizes& n, c
 // All layers for a few frame rows: x (batch * rows, hidden), in place. sights: the spatial channel's, then
 // `num_temporal` of the temporal channel's, which layers take in turn (0: the channel is off).
 extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Sight* sights, long num_temporal,
-                                const float* spatial_bias, const float* temporal_bias, const long* slots,
-                                const Sizes* sizes, float* x, int threads) {
+                                const float* spatial_bias, const float* temporal_bias, const Sizes* sizes, float* x,
+                                int threads) {
     const Sizes n = *sizes;
     const long hidden = n.heads * n.dim, rows = n.batch * n.rows, channels = num_temporal ? 2 : 1;
     const long pairs = n.batch * n.heads;
@@ -410,8 +411,8 @@ extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Sigh
             for (long p = channels * pairs - 1; p >= 0; p--) {  // the temporal channel, which sees more, first
                 const long c = p / pairs;
                 const auto answer = n.cache_kind == 2 ? attend<Fp16> : attend<Fp32>;
-                answer(*both[c], sights[c ? 1 + l % num_temporal : 0], n, slots, c ? temporal_bias : spatial_bias,
-                       projected[c], context + c * rows * hidden, p % pairs, scratch);
+                answer(*both[c], sights[c ? 1 + l % num_temporal : 0], n, c ? temporal_bias : spatial_bias, projected[c],
+                        context + c * rows * hidden, p % pairs, scratch);
             }
 
             const long out_blocks = blocks_of(layer.spatial.dense);

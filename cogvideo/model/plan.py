@@ -60,7 +60,7 @@ class AttentionBlock:
     queries: Rows
     """(groups, num_queries) into the rows of this forward."""
     keys: Rows
-    """(groups, num_keys) clip slots."""
+    """(groups, num_keys) places in the cache, or rows of this forward; `ChannelPlan.places` says which."""
     allowed: Tensor | None
     """(num_queries, num_keys) bool, or None where all is seen."""
 
@@ -81,6 +81,8 @@ class ChannelPlan:
     """The same without masks, for whole clips where that is faster."""
     runs: "KeyRuns | None" = None
     """For a few rows: what each sees, instead of blocks."""
+    places: Tensor | None = None
+    """(rows,) where the cache keeps the rows' keys; keys are then places too. None: keys are rows of this forward."""
 
     def to(self, device: torch.device | str) -> "ChannelPlan":
         return ChannelPlan(
@@ -88,6 +90,7 @@ class ChannelPlan:
             None if self.restore is None else self.restore.to(device),
             None if self.tiled is None else self.tiled.to(device),
             self.runs,
+            None if self.places is None else self.places.to(device),
         )
 
 
@@ -114,10 +117,12 @@ class Plan:
     spatial: ChannelPlan
     temporal: tuple[ChannelPlan, ...]
     """By layer, cyclically (even and odd layers differ in their windows); empty: the channel is off."""
-    row_is_slot: bool
-    """Rows are slots 0, 1, 2, ...: keys can be read from the rows themselves, so that no cache is needed."""
     last: LastLayer | None = None
     """None: the last layer is as the others, and the forward answers every row."""
+
+    @property
+    def needs_cache(self) -> bool:
+        return any(channel.places is not None for channel in (self.spatial, *self.temporal))
 
     def temporal_of(self, layer: int) -> ChannelPlan | None:
         return self.temporal[layer % len(self.temporal)] if self.temporal else None
@@ -125,7 +130,7 @@ class Plan:
     def to(self, device: torch.device | str) -> "Plan":
         temporal = tuple(t.to(device) for t in self.temporal)
         last = None if self.last is None else self.last.to(device)
-        return Plan(self.slots.to(device), self.spatial.to(device), temporal, self.row_is_slot, last)
+        return Plan(self.slots.to(device), self.spatial.to(device), temporal, last)
 
 
 def plan_forward(
@@ -134,26 +139,30 @@ def plan_forward(
     *,
     temporal: bool = True,
     given_windows: Literal["cut", "wrapped"] = "cut",
+    spatial_places: np.ndarray | None = None,
 ) -> Plan:
-    """The plan for feeding `slots` (default: the whole clip, as in training).
+    """The plan for feeding `slots`; default: the whole clip, as in training, without a cache.
 
-    Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or be fed along.
+    Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or be fed along. The
+    temporal channel's cache keeps every slot at its number, the spatial one's at `spatial_places` (num_slots,), or not
+    at all where that is -1 (default: at its number).
     `temporal=False` leaves the trunk alone, which makes a text-to-image model of a frame.
     `given_windows="wrapped"` repeats the published stage-2 prefill (see docs/differences.md).
     """
-    whole = slots is None and given_windows == "cut"
-    slots = np.arange(config.layout.num_slots) if slots is None else np.asarray(slots)
+    every_slot = np.arange(config.layout.num_slots)
+    cached, whole = slots is not None, slots is None and given_windows == "cut"
+    slots = every_slot if slots is None else np.asarray(slots)
+    spatial_places = every_slot if spatial_places is None else spatial_places
     spatial, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
     use_temporal = temporal and config.has_temporal_channel
 
-    def plan(mask: Mask) -> ChannelPlan:
-        return plan_clip(mask) if whole else plan_channel(mask, slots)
+    def plan(mask: Mask, places: np.ndarray) -> ChannelPlan:
+        return plan_clip(mask) if whole else plan_channel(mask, slots, places=places if cached else None)
 
     return Plan(
         torch.from_numpy(slots.astype(np.int64)),
-        plan(spatial),
-        tuple(plan(mask) for mask in by_layer) if use_temporal else (),
-        row_is_slot=bool((slots == np.arange(len(slots))).all()),
+        plan(spatial, spatial_places),
+        tuple(plan(mask, every_slot) for mask in by_layer) if use_temporal else (),
     )
 
 
@@ -178,11 +187,19 @@ def plan_clip(mask: Mask, answered: tuple[int, ...] | None = None) -> ChannelPla
     return replace(by_blocks, tiled=tile_channel(mask, answered)) if largest >= _KEYS_WORTH_TILING else by_blocks
 
 
-def plan_channel(mask: Mask, slots: np.ndarray, answered: np.ndarray | None = None) -> ChannelPlan:
+def plan_channel(
+    mask: Mask, slots: np.ndarray, answered: np.ndarray | None = None, places: np.ndarray | None = None
+) -> ChannelPlan:
     """Group query rows by what they can share, find each group's keys, and batch equal groups.
 
-    Rows are those of `slots`, queries those at the places `answered` (ascending; default: all).
+    Rows are those of `slots`, queries are the rows `answered` (ascending; default: all). `places` (num_slots,) is where
+    the cache keeps each slot; None, or -1 for all of `slots`: nowhere.
     """
+    if places is None or (places[slots] < 0).all():
+        own_places, key_of = None, np.full(mask.layout.num_slots, -1)
+        key_of[slots] = np.arange(len(slots))
+    else:
+        own_places, key_of = torch.from_numpy(places[slots].astype(np.int64)), places
     answered = np.arange(len(slots)) if answered is None else answered
     at = mask.layout.locate(slots)
     group_of = at.frame if mask.scope == "frame" else mask.cell(slots)
@@ -201,7 +218,8 @@ def plan_channel(mask: Mask, slots: np.ndarray, answered: np.ndarray | None = No
 
     blocks, order = [], []
     for members in alike.values():
-        rows, keys = (np.stack([m[i] for m in members]) for i in (0, 1))
+        rows, keys = np.stack([m[0] for m in members]), key_of[np.stack([m[1] for m in members])]
+        assert (keys >= 0).all(), "what a row sees is neither fed along nor kept in the cache"
         allowed = members[0][2]
         blocks.append(
             AttentionBlock(Rows.of(rows), Rows.of(keys), None if allowed.all() else torch.from_numpy(allowed))
@@ -209,4 +227,4 @@ def plan_channel(mask: Mask, slots: np.ndarray, answered: np.ndarray | None = No
         order.append(rows.reshape(-1))
     restore = np.argsort(np.concatenate(order), kind="stable")  # of answered rows, which ascend
     in_order = bool((restore == np.arange(len(restore))).all())
-    return ChannelPlan(tuple(blocks), None if in_order else torch.from_numpy(restore))
+    return ChannelPlan(tuple(blocks), None if in_order else torch.from_numpy(restore), places=own_places)

@@ -80,7 +80,7 @@ class CogVideoTransformer(nn.Module):
         them into scores.
         With a cache, keys and values of these rows are added to it, and those of earlier forwards are seen.
         """
-        assert cache is not None or plan.row_is_slot, "rows out of slot order find their keys in a cache only"
+        assert cache is not None or not plan.needs_cache, "this plan's rows find their keys in a cache only"
         frames = self.embedding_dropout(self.word_embeddings(frame_tokens) + self._frame_positions(plan.slots))
         if text is None and cache is not None and not self.training and serves(frames, plan, cache):
             if cache.decode_layers is None:
@@ -97,7 +97,6 @@ class CogVideoTransformer(nn.Module):
             last = plan.last if i == final else None
             run = partial(
                 layer,
-                slots=plan.slots,
                 spatial=last.spatial if last else plan.spatial,
                 temporal=last.temporal if last else plan.temporal_of(i),
                 spatial_text_bias=text_bias.spatial,

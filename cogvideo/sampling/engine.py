@@ -21,7 +21,7 @@ from cogvideo.model.plan import Plan, plan_forward
 from cogvideo.model.runs import SlotPlanner
 from cogvideo.model.transformer import CogVideoTransformer, TextBias
 from cogvideo.sampling.draw import Draw
-from cogvideo.sampling.schedules import Schedule
+from cogvideo.sampling.schedules import Schedule, spatial_places
 from cogvideo.sampling.threads import one_thread_if_small
 from cogvideo.sequence.prompt import left_pad
 
@@ -53,8 +53,9 @@ class Program:
     """Empty where tokens are guessed."""
     guesses: "Guesses | None"
     temporal: bool
-    num_slots: int
-    """Slots that the cache must have room for."""
+    spatial_places: int
+    temporal_places: int
+    """What the cache must have room for in each channel."""
 
     @property
     def tokens_drawn(self) -> int:
@@ -92,7 +93,8 @@ def compile_program(
 ) -> Program:
     """Plan every forward of a schedule. `temporal=False` runs the trunk alone, a text-to-image model of its frame."""
 
-    planner = SlotPlanner(config, temporal=temporal, given_windows=given_windows)
+    places = spatial_places(schedule, config.layout)
+    planner = SlotPlanner(config, temporal=temporal, given_windows=given_windows, spatial_places=places)
 
     def feed(plan: Plan, slots: np.ndarray) -> Feed:
         return Feed(plan, torch.from_numpy(np.where(slots % config.frame_len, slots, 0)))
@@ -102,9 +104,10 @@ def compile_program(
 
     given = None
     if len(schedule.given):
-        given = feed(
-            plan_forward(config, schedule.given, temporal=temporal, given_windows=given_windows), schedule.given
+        plan = plan_forward(
+            config, schedule.given, temporal=temporal, given_windows=given_windows, spatial_places=places
         )
+        given = feed(plan, schedule.given)
     touched = np.concatenate([schedule.given, *schedule.steps])
     assert len(np.unique(touched)) == len(touched), "a schedule names a slot twice"
     return Program(
@@ -112,6 +115,7 @@ def compile_program(
         () if schedule.draft else tuple(few(step) for step in schedule.steps),
         Guesses(schedule, few) if schedule.draft else None,
         temporal,
+        int(places.max()) + 1,
         int(touched.max()) + 1,
     )
 
@@ -167,7 +171,7 @@ def generate(
     """Draw every token of the program's steps, for a batch of clips at once.
 
     Shapes: known (clips, num_slots) int64, true at the given slots, anything elsewhere; uniforms (clips, num_slots, 2)
-    -> (clips, num_slots), filled in. num_slots may be the program's or more.
+    -> (clips, num_slots), filled in. num_slots: the clip's, or as many as the program needs.
     """
     assert not model.training, "dropout is on; call model.eval() first"
     boi = torch.full_like(known[:, :1], model.config.vocabulary.start_of_image)
@@ -177,7 +181,8 @@ def generate(
         batch=len(conditioning.text),
         text_len=conditioning.text.shape[1],
         temporal=program.temporal,
-        num_slots=program.num_slots,
+        spatial_places=program.spatial_places,
+        temporal_places=program.temporal_places,
         dtype=cache_dtype(model),
         device=known.device,
     )

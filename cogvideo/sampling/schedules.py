@@ -39,3 +39,26 @@ def sequential(layout: ClipLayout, given: Sequence[int], frames: Sequence[int]) 
     """One slot a step, frame after frame. `given` and `frames` are frame numbers, in the order to take them."""
     no_slots = np.empty(0, dtype=np.int64)
     return Schedule(layout.slots_of(*given) if given else no_slots, tuple(layout.slots_of(*frames)[:, None]))
+
+
+def spatial_places(schedule: Schedule, layout: ClipLayout) -> np.ndarray:
+    """Where a cache of the spatial channel keeps each slot, in as little room as can be: (num_slots,) int64.
+
+    Only its own frame sees a slot there, so a frame's room is free for another after its last step. Given frames go
+    through the model at once and leave nothing behind: -1.
+    """
+    order = np.concatenate([np.empty(0, np.int64), *schedule.steps])
+    if schedule.draft is None:
+        begins = ends = np.repeat(np.arange(len(schedule.steps)), [len(step) for step in schedule.steps])
+    else:  # steps are not known: counted in slots, a window that starts where a frame ends reaches into the next
+        ends = np.arange(len(order))
+        begins = ends - schedule.draft.window + 1
+    frames = order // layout.frame_len
+    spans = [(begins[frames == frame].min(), ends[frames == frame].max(), frame) for frame in np.unique(frames)]
+    places = np.full(layout.num_slots, -1)
+    last_use: list[int] = []  # of each frame's room
+    for begin, end, frame in sorted(spans):
+        room = next((i for i, used in enumerate(last_use) if used < begin), len(last_use))
+        last_use[room:] = [end, *last_use[room + 1 :]]
+        places[layout.slots_of(frame)] = room * layout.frame_len + np.arange(layout.frame_len)
+    return places

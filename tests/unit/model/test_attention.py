@@ -71,13 +71,12 @@ def test_text_rows_see_text_without_the_bonus() -> None:
     layer = Attention(16, 2, 0.0).double()
     plan = plan_forward(tiny_config()).spatial
     text, frames = random(1, 3, 16), random(1, 80, 16, seed=1)
-    slots = torch.arange(80)
     mask = torch.tensor([[-math.inf, 0.0, 0.0]], dtype=torch.float64)
-    plain = layer(text, frames, slots=slots, plan=plan, text_bias=mask)
-    lifted = layer(text, frames, slots=slots, plan=plan, text_bias=mask + 1.4)
+    plain = layer(text, frames, plan=plan, text_bias=mask)
+    lifted = layer(text, frames, plan=plan, text_bias=mask + 1.4)
     torch.testing.assert_close(plain[0], lifted[0])
     assert (plain[1] - lifted[1]).abs().max() > 1e-3
-    assert layer(text, frames, slots=slots, plan=plan, text_bias=mask, answer_text=False)[0] is None
+    assert layer(text, frames, plan=plan, text_bias=mask, answer_text=False)[0] is None
 
 
 @pytest.mark.parametrize("form", FORMS)

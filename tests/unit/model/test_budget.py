@@ -38,7 +38,7 @@ def test_counts_are_those_of_the_model(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cache_is_that_which_is_allocated(variant: str) -> None:
     config = tiny_config(**VARIANTS[variant])
-    cache = KVCache.allocate(config, batch=3, text_len=config.text_len)
+    cache = KVCache.allocate(config, batch=3, text_len=config.text_len, spatial_places=config.frame_len)
     assert budget.cache_bytes(config, 3, bytes_each=4) == cache.num_bytes
 
 

@@ -95,7 +95,7 @@ def test_the_trunk_alone_is_an_image_model() -> None:
     batch = tiny_batch(video.config)
     inputs = frame_inputs(batch.frames[:, :1], video.config.vocabulary.start_of_image)
     bias = TextBias.of(batch.text_mask)
-    plan = plan_forward(video.config, np.arange(16), temporal=False)
+    plan = plan_forward(video.config, np.arange(16), temporal=False, spatial_places=np.full(80, -1))
     assert torch.equal(
         video(inputs, plan, bias, text=batch.text), image(inputs, plan_forward(image.config), bias, text=batch.text)
     )
@@ -133,5 +133,7 @@ def test_room_of_a_cache() -> None:
     floats = config.num_layers * 2 * 2 * rows * config.hidden_size * 3
     assert KVCache.allocate(config, 3, 6).num_bytes == 4 * floats
     assert KVCache.allocate(config, 3, 6, dtype=torch.bfloat16).num_bytes == 2 * floats
-    trunk_only = KVCache.allocate(config, 3, 6, temporal=False, num_slots=16)
+    trunk_only = KVCache.allocate(config, 3, 6, temporal=False, spatial_places=16)
     assert trunk_only.num_bytes == 4 * config.num_layers * 2 * (6 + 16) * config.hidden_size * 3
+    one_frame = KVCache.allocate(config, 3, 6, spatial_places=16)
+    assert one_frame.num_bytes == 4 * config.num_layers * 2 * (6 + 16 + 6 + 80) * config.hidden_size * 3

@@ -46,7 +46,7 @@ def test_blocks_tile_the_mask(mask: Mask, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "_ROWS_WORTH_SPLITTING", large)
         answered = np.array(sorted(data.draw(st.sets(st.integers(0, len(slots) - 1), min_size=1))))
-        plan = plan_channel(mask, slots, answered)
+        plan = plan_channel(mask, slots, answered, places=np.arange(mask.layout.num_slots))
     wanted = mask.allowed(slots[:, None], np.arange(mask.layout.num_slots)[None, :])
     wanted &= np.isin(np.arange(len(slots)), answered)[:, None]
     assert np.array_equal(pairs(plan, len(slots), mask.layout.num_slots), wanted.astype(int))
@@ -96,9 +96,15 @@ def test_training_answers_supervised_slots_only() -> None:
     assert plan_training(tiny_config("image")).last is None
 
 
-def test_a_plan_knows_whether_its_rows_are_slots() -> None:
-    config = tiny_config()
-    assert plan_forward(config).row_is_slot
-    assert plan_forward(config, np.arange(16)).row_is_slot
-    assert not plan_forward(config, np.arange(16, 32)).row_is_slot
-    assert not plan_forward(config, np.array([1, 0])).row_is_slot
+def test_what_is_kept_nowhere_must_be_fed_along() -> None:
+    config = tiny_config("interpolation", window_size=2)
+    assert not plan_forward(config).needs_cache
+    assert plan_forward(config, np.arange(16)).needs_cache
+
+    whole, nowhere = config.layout.slots_of(0, 2, 4), np.full(80, -1)
+    plan = plan_forward(config, whole, spatial_places=nowhere)
+    assert plan.spatial.places is None and plan.temporal[0].places is not None
+    rows = {tuple(keys.tolist()) for block in plan.spatial.blocks for keys in block.keys.index}
+    assert rows == {tuple(range(start, start + 16)) for start in (0, 16, 32)}
+    with pytest.raises(AssertionError, match="nor kept in the cache"):
+        plan_forward(config, whole[8:], spatial_places=nowhere)

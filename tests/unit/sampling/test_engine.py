@@ -140,7 +140,7 @@ def test_trunk_alone_is_the_image_model() -> None:
     outputs = []
     for model in (stage1, trunk):
         program = compile_program(model.config, sequential(model.config.layout, (), (0,)), temporal=False)
-        assert program.num_slots == program.tokens_drawn == 16
+        assert program.spatial_places == program.tokens_drawn == 16
         uniforms = torch.from_numpy(np.random.default_rng(1).random((2, 16, 2)))
         draw = Recording()
         generate(model, program, torch.zeros(2, 16, dtype=torch.int64), conditioning(None, 1.4), draw, uniforms)

@@ -11,7 +11,8 @@ from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import Conditioning, Program, compile_program, generate
-from cogvideo.sampling.schedules import Schedule, sequential
+from cogvideo.sampling.schedules import Schedule, sequential, spatial_places
+from cogvideo.sampling.speculative import speculative
 from cogvideo.sampling.wavefront import wavefront
 from cogvideo.sequence.layout import ClipLayout
 from tests.reference.masks import spatial_mask, temporal_mask
@@ -100,16 +101,30 @@ def test_no_schedule_has_fewer_steps(task: Task, grid: tuple[int, int]) -> None:
 
 
 def misplaced_keys(program: Program, frame_len: int) -> list[tuple[int, int]]:
-    """(step, slot) of all that a step reads, as a key or as its input, though it is not there by then."""
+    """(step, slot) of all that a step reads, as a key or as its input, though it is not there by then.
+
+    In the spatial channel, which keeps slots of different frames at one place after another, (step, place) of what a
+    step finds there that is of another frame than its own.
+    """
     there = set(program.given.slots.tolist()) if program.given else set()
     missing = []
+    kept = dict[int, int]()  # place: slot
     for number, step in enumerate(program.steps):
         own = set(step.slots.tolist())
-        channels = (step.plan.spatial, *step.plan.temporal)
-        keys = {k for channel in channels if channel.runs for k in channel.runs.block.keys.index.flatten().tolist()}
+        keys = {k for channel in step.plan.temporal for k in channel.runs.block.keys.index.flatten().tolist()}
         inputs = {slot - 1 for slot in own if slot % frame_len}
         missing += [(number, slot) for slot in (keys - there - own) | (inputs - there)]
         there |= own
+
+        spatial = step.plan.spatial
+        kept |= dict(zip(spatial.places.tolist(), step.slots.tolist(), strict=True))
+        runs, starts = spatial.runs.runs.tolist(), spatial.runs.starts.tolist()
+        for slot, begin, end in zip(step.slots.tolist(), starts, starts[1:], strict=False):
+            seen = [place for first, count in runs[begin:end] for place in range(first, first + count)]
+            first_of_frame = slot - slot % frame_len
+            right = list(range(first_of_frame, slot + 1))
+            missing += [(number, place) for place in seen if kept.get(place) not in right]
+            assert len(seen) == len(right)
     return missing
 
 
@@ -195,3 +210,29 @@ def test_a_frame_that_sees_what_nobody_makes_is_refused() -> None:
     layout = ClipLayout.sequential(4, 4, 3)
     with pytest.raises(AssertionError, match="neither given nor scheduled"):
         wavefront(sequential(layout, (0,), (2,)), layout, 2)
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "frames", "window", "rooms"),
+    [
+        ("sequential", (0,), (1, 2, 3, 4), None, {"sequential": 1, "wavefront": 2, "speculative": 2}),
+        ("interpolation", (0, 2, 4), (1, 3), 10, {"sequential": 1, "wavefront": 2, "speculative": 2}),
+        ("sequential", (), (0, 1, 2, 3, 4), 5, {"sequential": 1, "wavefront": 5, "speculative": 2}),
+    ],
+)
+def test_the_spatial_cache_keeps_frames_in_flight_alone(
+    task: Task, given: tuple[int, ...], frames: tuple[int, ...], window: int | None, rooms: dict[str, int]
+) -> None:
+    layout = layout_of(task, 20)
+    in_turn = sequential(layout, given, frames)
+    made = {
+        "sequential": in_turn,
+        "wavefront": wavefront(in_turn, layout, window),
+        "speculative": speculative(in_turn, layout),
+    }
+    for name, schedule in made.items():
+        places = spatial_places(schedule, layout)
+        assert (places[schedule.given] == -1).all()
+        by_frame = places[layout.slots_of(*frames)].reshape(len(frames), 400)
+        assert (by_frame % 400 == np.arange(400)).all()
+        assert places.max() + 1 == 400 * rooms[name], name
