@@ -1,19 +1,28 @@
 """The conversation of `cogvideo sample --interactive`. Not a command.
 
 Each line of standard input is a prompt, or settings for those after it (`seed=8 rounds=1`). Models stay loaded. The
-clips of a prompt get a numbered folder. What is wrong with a line is said in a line, and the next one is read.
+clips of a prompt get a numbered folder. What is wrong with a line is said in a line, and the next one is read. A prompt
+is begun when it is read, beside those that are not yet finished: they share their forwards (sampling/together.py).
 """
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from cogvideo.cli.common import split_overrides
 from cogvideo.cli.making import make
 
 if TYPE_CHECKING:
+    from cogvideo.sampling.jobs import Job
     from cogvideo.sampling.pipeline import Pipeline
+
+AT_ONCE = 8
+"""Prompts being made; further lines wait to be read."""
 
 
 def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str]) -> None:
@@ -21,32 +30,90 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
     from cogvideo.cli.sample import clip_job, given_frames
     from cogvideo.files import safe_name
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
-    from cogvideo.sampling.processes import Processes
     from cogvideo.sampling.results import claim_folder
 
     directory = args.model or DEFAULT_DIRECTORY
     config = bundle_sample_config(directory, args.config, overrides)
     given = given_frames(args, pipeline, config)
     claim_folder(args.out, args.overwrite)
-    made: list[str] = []
-    for line in _lines():
+    said: list[str] = []
+    with _Makers(args) as makers:
+        for line in _lines():
+            try:
+                prompt = _decode(line).strip()
+                words, settings = split_overrides(prompt.split())
+                if settings and not words:
+                    changed = bundle_sample_config(directory, args.config, [*overrides, *settings])
+                    if changed.weights != config.weights:
+                        raise ValueError("weights= is chosen at the start: the models are loaded already")
+                    given = given_frames(args, pipeline, changed)
+                    config, overrides = changed, [*overrides, *settings]
+                elif prompt:
+                    job = clip_job(pipeline, config, [*said, prompt], given, earlier=len(said))
+                    makers.begin(job, args.out / f"{len(said):03d}-{safe_name(prompt)}")
+                    said.append(prompt)
+            except BrokenPipeError:  # nobody listens any more
+                raise
+            except (ValueError, OSError) as error:
+                _complain(error)
+
+
+class _Makers:
+    """A thread for each job. Leaving waits for them; by a signal or an error, only until each has stopped its work."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args, self._room, self._stopping = args, threading.Semaphore(AT_ONCE), threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._broken: BrokenPipeError | None = None
+
+    def begin(self, job: "Job", out: Path) -> None:
+        """Raises: BrokenPipeError once nobody listens any more."""
+        self._room.acquire()
+        if self._broken is not None:
+            raise self._broken
+        self._threads.append(threading.Thread(target=self._make, args=(job, out)))
+        self._threads[-1].start()
+
+    def _make(self, job: "Job", out: Path) -> None:
+        from cogvideo.sampling.processes import Processes
+
         try:
-            prompt = _decode(line).strip()
-            words, settings = split_overrides(prompt.split())
-            if settings and not words:
-                changed = bundle_sample_config(directory, args.config, [*overrides, *settings])
-                if changed.weights != config.weights:
-                    raise ValueError("weights= is chosen at the start: the models are loaded already")
-                given = given_frames(args, pipeline, changed)
-                config, overrides = changed, [*overrides, *settings]
-            elif prompt:
-                job = clip_job(pipeline, config, [*made, prompt], given, earlier=len(made))
-                make(args, job, args.out / f"{len(made):03d}-{safe_name(prompt)}", Processes())
-                made.append(prompt)
-        except BrokenPipeError:  # nobody listens any more
-            raise
+            make(self._args, job, out, Processes(), stopping=self._stopping)
+        except BrokenPipeError as error:
+            self._broken = error
         except (ValueError, OSError) as error:
-            print(f"cogvideo: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            _complain(error)
+        except SystemExit:
+            pass  # asked to stop
+        finally:
+            self._room.release()
+
+    def __enter__(self) -> "_Makers":
+        def stop(number: int, frame: FrameType | None) -> None:
+            raise SystemExit(128 + number)
+
+        self._before = signal.signal(signal.SIGTERM, stop)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._stopping.set()
+        try:
+            for thread in self._threads:
+                thread.join()
+        except BaseException:
+            self._stopping.set()
+            for thread in self._threads:
+                thread.join()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, self._before)
+        if kind is None and self._broken is not None:
+            raise self._broken
+
+
+def _complain(error: Exception) -> None:
+    print(f"cogvideo: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def _decode(line: bytes) -> str:

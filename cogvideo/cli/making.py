@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,18 @@ def add_making_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
 
 
-def make(args: argparse.Namespace, job: "Job", out: Path, processes: "Processes", samples_per_prompt: int = 1) -> None:
-    """Make a job's clips in `out`, as the options say. Raises: ValueError, OSError before anything is written."""
+def make(
+    args: argparse.Namespace,
+    job: "Job",
+    out: Path,
+    processes: "Processes",
+    samples_per_prompt: int = 1,
+    stopping: threading.Event | None = None,
+) -> None:
+    """Make a job's clips in `out`, as the options say. Raises: ValueError, OSError before anything is written.
+
+    `stopping`: given in a thread beside the main one, which no signal reaches; set, it ends the work as a signal would.
+    """
     from cogvideo.logs import get_logger, progress
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, fingerprint
     from cogvideo.sampling.produce import my_groups, produce
@@ -46,10 +57,15 @@ def make(args: argparse.Namespace, job: "Job", out: Path, processes: "Processes"
             print(f"{plan}: {out} is finished already")
         return
     own = sum(map(len, my_groups(job, work, samples_per_prompt)))
-    with _ends_well(out), progress(own * job.tokens_a_clip, "tokens", "tok") as bar:
-        made = produce(
-            job, work, samples_per_prompt=samples_per_prompt, weights=str(directory), progress=bar.update
-        )
+    alone = stopping is None
+    with _ends_well(out, alone), progress(own * job.tokens_a_clip, "tokens" if alone else out.name, "tok") as bar:
+
+        def drawn(count: int) -> None:
+            if stopping is not None and stopping.is_set():
+                raise SystemExit(1)
+            bar.update(count)
+
+        made = produce(job, work, samples_per_prompt=samples_per_prompt, weights=str(directory), progress=drawn)
         for path in made:
             get_logger().info(str(path))
     if processes.rank == 0:
@@ -57,18 +73,19 @@ def make(args: argparse.Namespace, job: "Job", out: Path, processes: "Processes"
 
 
 @contextmanager
-def _ends_well(out: Path) -> Iterator[None]:
+def _ends_well(out: Path, hears_signals: bool) -> Iterator[None]:
     """Let SIGTERM unwind the work, as Ctrl-C does, so that no temporary file stays; say how to go on."""
     from cogvideo.logs import get_logger
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop) if hears_signals else None
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         get_logger().info(f"{out}: what is done is kept; the same command with --resume goes on from there")
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if hears_signals:
+            signal.signal(signal.SIGTERM, before)

@@ -13,7 +13,7 @@ from torch import Tensor
 from cogvideo.model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from cogvideo.model.decode_layers import DecodeLayers
+    from cogvideo.model.decode_layers import Tie
 
 
 @dataclass
@@ -54,8 +54,8 @@ class KVCache:
     """Every layer's keys and values for a batch of clips."""
 
     layers: list[LayerCache]
-    decode_layers: "DecodeLayers | None" = None
-    """The model's layers tied to this memory, made by the model when it first decodes."""
+    tie: "Tie | None" = None
+    """This memory as decode_layers.py wants it, made when it is first asked for."""
 
     @classmethod
     def allocate(

@@ -1,12 +1,16 @@
 """All layers in one call for a few rows on a CPU, as decoding needs them; the same as `block.py` to float rounding.
 
-A step of a small batch is over in milliseconds, of which calls of single operations would take most. The arithmetic is
+A step of a small batch is over in milliseconds, of which calls of single operations would take most. Several batches,
+each with its own cache, text and plan, go through together: the weights are then read once for all. The arithmetic is
 in few_rows.cpp; here modules, caches and plans become its structures.
 """
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +23,7 @@ from cogvideo.model.linear import Linear
 from cogvideo.model.plan import ChannelPlan, Plan
 
 MAX_ROWS = 256
-"""Of a batch together. Beyond it products are worth a call of the big machinery."""
+"""Of a call, together. Beyond it products are worth a call of the big machinery."""
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
 
@@ -28,15 +32,7 @@ class _Norm(ctypes.Structure):
 
 
 class _Channel(ctypes.Structure):
-    _fields_ = (
-        ("query_key_value", Matrix),
-        ("dense", Matrix),
-        ("text_key", _POINTER),
-        ("text_value", _POINTER),
-        ("frame_key", _POINTER),
-        ("frame_value", _POINTER),
-        ("num_places", _LONG),
-    )
+    _fields_ = (("query_key_value", Matrix), ("dense", Matrix))
 
 
 class _Layer(ctypes.Structure):
@@ -57,86 +53,146 @@ class _Sight(ctypes.Structure):
     _fields_ = (("starts", _POINTER), ("runs", _POINTER), ("places", _POINTER), ("longest", _LONG))
 
 
-class _Sizes(ctypes.Structure):
+class _Kept(ctypes.Structure):
     _fields_ = (
-        *((name, _LONG) for name in ("batch", "rows", "heads", "dim", "text_len")),
+        *((name, _POINTER) for name in ("text_key", "text_value", "frame_key", "frame_value")),
+        ("num_places", _LONG),
+    )
+
+
+class _Group(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("kept", "sights", "spatial_bias", "temporal_bias")),
+        *((name, _LONG) for name in ("batch", "rows", "text_len")),
         ("cache_kind", ctypes.c_int),
     )
 
 
-class DecodeLayers:
-    """A model's layers tied to a cache that already holds the text."""
+class _Sizes(ctypes.Structure):
+    _fields_ = tuple((name, _LONG) for name in ("heads", "dim", "num_temporal"))
+
+
+class Rows(NamedTuple):
+    """Frame rows of clips that share a cache and a plan. The cache holds their text already."""
+
+    frames: Tensor
+    """(batch, rows, hidden) float32."""
+    plan: Plan
+    spatial_bias: Tensor
+    temporal_bias: Tensor
+    """(batch, text_len) float32."""
+    cache: KVCache
+
+
+class Tie:
+    """A model's layers and a cache as the kernels take them."""
 
     def __init__(self, layers: Iterable[nn.Module], cache: KVCache) -> None:
-        self._kept: list[object] = [cache]  # what the structures point into
-        made = [self._layer(layer, own) for layer, own in zip(layers, cache.layers, strict=True)]  # type: ignore[arg-type]
-        self._layers = (_Layer * len(made))(*made)
-        key = cache.layers[0].spatial.frame_key
-        self._batch, self._heads, _, self._dim = key.shape
-        self._text_len = cache.layers[0].spatial.text_key.shape[2]
-        self._cache_kind = KINDS[key.dtype]
+        self._pointed_to: list[object] = []
+        made = [self._layer(layer) for layer in layers]  # type: ignore[arg-type]
+        self.layers = (_Layer * len(made))(*made)
+        kept = [_kept(channel) for layer in cache.layers for channel in (layer.spatial, layer.temporal)]
+        self._kept = (_Kept * len(kept))(*kept)
+        spatial = cache.layers[0].spatial
+        self._batch, _, self._text_len, _ = spatial.text_key.shape
+        self._cache_kind = KINDS[spatial.frame_key.dtype]
 
-    def __call__(self, frames: Tensor, plan: Plan, spatial_bias: Tensor, temporal_bias: Tensor) -> Tensor:
-        """Shapes: frames (batch, rows, hidden) float32; biases (batch, text_len) float32 -> as frames, a new tensor."""
-        kernels = few_rows.library()
-        assert kernels is not None and plan.spatial.runs is not None, "ask `serves` first"
-        out = frames.contiguous().clone()
-        channels = (plan.spatial, *plan.temporal)
-        sights = (_Sight * len(channels))(*map(_sight, channels))
-        sizes = _Sizes(self._batch, frames.shape[1], self._heads, self._dim, self._text_len, self._cache_kind)
-        kernels.cogvideo_layers(
-            self._layers,
-            len(self._layers),
-            sights,
-            len(plan.temporal),
-            spatial_bias.contiguous().data_ptr(),
-            temporal_bias.contiguous().data_ptr(),
-            ctypes.byref(sizes),
-            out.data_ptr(),
-            torch.get_num_threads(),
+    def group(self, rows: int, sights: "ctypes.Array[_Sight]", biases: tuple[Tensor, Tensor]) -> _Group:
+        """It points into its arguments and into this: keep them."""
+        return _Group(
+            ctypes.addressof(self._kept),
+            ctypes.addressof(sights),
+            *map(address, biases),
+            self._batch,
+            rows,
+            self._text_len,
+            self._cache_kind,
         )
-        return out
 
-    def _layer(self, layer: TransformerLayer, cache: object) -> _Layer:
+    def _layer(self, layer: TransformerLayer) -> _Layer:
         made = _Layer(
             self._norm(layer.input_layernorm),
             self._norm(layer.third_layernorm),
             self._norm(layer.post_attention_layernorm),
             self._norm(layer.fourth_layernorm),
-            self._channel(layer.attention, cache.spatial),  # type: ignore[attr-defined]
+            self._channel(layer.attention),
             up=self._matrix(layer.mlp.dense_h_to_4h),
             down=self._matrix(layer.mlp.dense_4h_to_h),
         )
-        if cache.temporal is not None:  # type: ignore[attr-defined]
-            made.temporal = self._channel(layer.temporal_attention, cache.temporal)  # type: ignore[attr-defined]
+        if hasattr(layer, "temporal_attention"):
+            made.temporal = self._channel(layer.temporal_attention)
             made.mix = self._at(layer.mix_logit.sigmoid())
         return made
 
-    def _channel(self, attention: Attention, cache: ChannelCache) -> _Channel:
-        return _Channel(
-            self._matrix(attention.query_key_value),
-            self._matrix(attention.dense),
-            *map(address, (cache.text_key, cache.text_value, cache.frame_key, cache.frame_value)),
-            cache.frame_key.shape[2],
-        )
+    def _channel(self, attention: Attention) -> _Channel:
+        return _Channel(self._matrix(attention.query_key_value), self._matrix(attention.dense))
 
     def _norm(self, norm: nn.LayerNorm) -> _Norm:
         return _Norm(self._at(norm.weight), self._at(norm.bias))
 
     def _matrix(self, linear: Linear) -> Matrix:
-        self._kept += (linear.weight, linear.bias, linear.weight_scale)
+        self._pointed_to += (linear.weight, linear.bias, linear.weight_scale)
         return Matrix.of(linear.weight, linear.bias, linear.weight_scale)
 
     def _at(self, tensor: Tensor) -> int:
-        self._kept.append(tensor)
+        self._pointed_to.append(tensor)
         return tensor.data_ptr()
 
 
-def serves(frames: Tensor, plan: Plan, cache: KVCache) -> bool:
-    """Whether `DecodeLayers` can take this forward."""
-    if plan.spatial.runs is None or cache.layers[0].spatial.frame_key.dtype not in (torch.float32, torch.float16):
+def _kept(cache: ChannelCache | None) -> _Kept:
+    if cache is None:
+        return _Kept()
+    tensors = (cache.text_key, cache.text_value, cache.frame_key, cache.frame_value)
+    return _Kept(*map(address, tensors), cache.frame_key.shape[2])
+
+
+def _sights(plan: Plan) -> "ctypes.Array[_Sight]":
+    channels = (plan.spatial, *plan.temporal)
+    return (_Sight * len(channels))(*map(_sight, channels))
+
+
+def serves(groups: Sequence[Rows]) -> bool:
+    """Whether `decode_layers` can take these together."""
+    channels = {len(group.plan.temporal) for group in groups}
+    if len(channels) > 1 or any(group.plan.spatial.runs is None for group in groups):
         return False
-    return not torch.is_grad_enabled() and few_rows.serves(frames, MAX_ROWS)
+    kinds = {group.cache.layers[0].spatial.frame_key.dtype for group in groups}
+    if torch.is_grad_enabled() or not kinds <= {torch.float32, torch.float16}:
+        return False
+    rows = sum(group.frames.shape[0] * group.frames.shape[1] for group in groups)
+    return rows <= MAX_ROWS and all(few_rows.serves(group.frames, MAX_ROWS) for group in groups)
+
+
+def decode_layers(layers: Iterable[nn.Module], groups: Sequence[Rows]) -> list[Tensor]:
+    """What comes out of the last layer, for each group: (batch, rows, hidden), new tensors. Ask `serves` first."""
+    kernels = few_rows.library()
+    assert kernels is not None
+    ties, first = [], groups[0]
+    for group in groups:
+        if group.cache.tie is None:
+            group.cache.tie = Tie(layers, group.cache)
+        ties.append(group.cache.tie)
+    out = torch.cat([group.frames.flatten(0, 1) for group in groups])  # a copy, also of one
+    biases = [(group.spatial_bias.contiguous(), group.temporal_bias.contiguous()) for group in groups]
+    sights = [_sights(group.plan) for group in groups]
+    made = (_Group * len(groups))(
+        *(
+            tie.group(group.frames.shape[1], own, bias)
+            for tie, group, own, bias in zip(ties, groups, sights, biases, strict=True)
+        )
+    )
+    heads, dim = (first.cache.layers[0].spatial.frame_key.shape[i] for i in (1, 3))
+    kernels.cogvideo_layers(
+        ties[0].layers,
+        len(ties[0].layers),
+        made,
+        len(made),
+        ctypes.byref(_Sizes(heads, dim, len(first.plan.temporal))),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    ends = np.cumsum([0, *(group.frames.shape[0] * group.frames.shape[1] for group in groups)])
+    return [out[a:b].view_as(group.frames) for (a, b), group in zip(pairwise(ends), groups, strict=True)]
 
 
 def _sight(channel: ChannelPlan) -> _Sight:

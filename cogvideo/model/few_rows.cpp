@@ -303,9 +303,6 @@ struct Sight {
 
 struct Channel {
     Matrix query_key_value, dense;
-    const void *text_key, *text_value;  // (batch, heads, text_len, dim) in the cache's type
-    void *frame_key, *frame_value;      // (batch, heads, num_places, dim)
-    long num_places;
 };
 
 struct Layer {
@@ -315,9 +312,24 @@ struct Layer {
     Matrix up, down;
 };
 
-struct Sizes {
-    long batch, rows, heads, dim, text_len;
+// What the cache of some clips holds of one channel of one layer.
+struct Kept {
+    const void *text_key, *text_value;  // (batch, heads, text_len, dim)
+    void *frame_key, *frame_value;      // (batch, heads, num_places, dim)
+    long num_places;
+};
+
+// Clips that share a cache and a plan: `rows` frame rows of each, behind those of the groups before in x.
+struct Group {
+    const Kept* kept;     // by layer: the spatial channel's, the temporal one's
+    const Sight* sights;  // the spatial channel's, then `num_temporal` of the temporal channel's, which layers take in turn
+    const float *spatial_bias, *temporal_bias;  // (batch, text_len)
+    long batch, rows, text_len;
     int cache_kind;  // as of matrices; 0 or 2
+};
+
+struct Sizes {
+    long heads, dim, num_temporal;  // 0: the temporal channel is off
 };
 
 // What attention of one query needs room for.
@@ -328,38 +340,38 @@ struct Scratch {
 
 // One head of one clip: store the rows' keys and values at their places, then answer every row.
 template <class K>
-static void attend(const Channel& channel, const Sight& sight, const Sizes& n, const float* bias,
+static void attend(const Group& group, const Kept& kept, const Sight& sight, const Sizes& n, const float* bias,
                    const float* projected, float* out, long pair, Scratch& scratch) {
-    const long hidden = n.heads * n.dim, b = pair / n.heads, h = pair % n.heads;
+    const long hidden = n.heads * n.dim, b = pair / n.heads, h = pair % n.heads, text_len = group.text_len;
     typedef typename K::Stored Stored;
-    auto* keys = (Stored*)channel.frame_key + pair * channel.num_places * n.dim;
-    auto* values = (Stored*)channel.frame_value + pair * channel.num_places * n.dim;
-    const auto* words = (const Stored*)channel.text_key + pair * n.text_len * n.dim;
-    const auto* word_values = (const Stored*)channel.text_value + pair * n.text_len * n.dim;
-    scratch.scores.resize(n.text_len + sight.longest + LANES);
+    auto* keys = (Stored*)kept.frame_key + pair * kept.num_places * n.dim;
+    auto* values = (Stored*)kept.frame_value + pair * kept.num_places * n.dim;
+    const auto* words = (const Stored*)kept.text_key + pair * text_len * n.dim;
+    const auto* word_values = (const Stored*)kept.text_value + pair * text_len * n.dim;
+    scratch.scores.resize(text_len + sight.longest + LANES);
     scratch.where.resize(sight.longest);
     scratch.query.resize(n.dim);
     float *scores = scratch.scores.data(), *query = scratch.query.data();
     long* where = scratch.where.data();
 
-    for (long r = 0; r < n.rows; r++) {
-        const float* row = projected + (b * n.rows + r) * 3 * hidden + h * n.dim;
+    for (long r = 0; r < group.rows; r++) {
+        const float* row = projected + (b * group.rows + r) * 3 * hidden + h * n.dim;
         std::copy_n(row + hidden, n.dim, keys + sight.places[r] * n.dim);
         std::copy_n(row + 2 * hidden, n.dim, values + sight.places[r] * n.dim);
     }
     const float scale = 1.0f / std::sqrt(float(n.dim));
-    for (long r = 0; r < n.rows; r++) {
-        const float* row = projected + (b * n.rows + r) * 3 * hidden + h * n.dim;
+    for (long r = 0; r < group.rows; r++) {
+        const float* row = projected + (b * group.rows + r) * 3 * hidden + h * n.dim;
         for (long d = 0; d < n.dim; d++) query[d] = row[d] * scale;
         long count = 0;
         for (long run = sight.starts[r]; run < sight.starts[r + 1]; run++)
             for (long k = 0; k < sight.runs[2 * run + 1]; k++) where[count++] = sight.runs[2 * run] + k;
         auto itself = [](long i) { return i; };
         auto listed = [&](long i) { return where[i]; };
-        const long all = n.text_len + count;
-        dot_keys<K>(query, words, itself, n.text_len, n.dim, scores);
-        for (long t = 0; t < n.text_len; t++) scores[t] += bias[b * n.text_len + t];
-        dot_keys<K>(query, keys, listed, count, n.dim, scores + n.text_len);
+        const long all = text_len + count;
+        dot_keys<K>(query, words, itself, text_len, n.dim, scores);
+        for (long t = 0; t < text_len; t++) scores[t] += bias[b * text_len + t];
+        dot_keys<K>(query, keys, listed, count, n.dim, scores + text_len);
         float largest = scores[0];
         for (long i = 1; i < all; i++) largest = scores[i] > largest ? scores[i] : largest;
         for (long i = all; i < all + LANES; i++) scores[i] = -INFINITY;
@@ -369,23 +381,26 @@ static void attend(const Channel& channel, const Sight& sight, const Sizes& n, c
             memcpy(scores + i, &e, sizeof e);
             sums += e;
         }
-        float* answer = out + (b * n.rows + r) * hidden + h * n.dim;
+        float* answer = out + (b * group.rows + r) * hidden + h * n.dim;
         memset(answer, 0, n.dim * sizeof(float));
-        add_values<K>(scores, word_values, itself, n.text_len, n.dim, answer);
-        add_values<K>(scores + n.text_len, values, listed, count, n.dim, answer);
+        add_values<K>(scores, word_values, itself, text_len, n.dim, answer);
+        add_values<K>(scores + text_len, values, listed, count, n.dim, answer);
         const float whole = sum(sums);
         for (long d = 0; d < n.dim; d++) answer[d] /= whole;
     }
 }
 
-// All layers for a few frame rows: x (batch * rows, hidden), in place. sights: the spatial channel's, then
-// `num_temporal` of the temporal channel's, which layers take in turn (0: the channel is off).
-extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Sight* sights, long num_temporal,
-                                const float* spatial_bias, const float* temporal_bias, const Sizes* sizes, float* x,
-                                int threads) {
+// All layers for a few frame rows of clips in groups: x (rows of all groups, hidden), in place.
+extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Group* groups, long num_groups,
+                                const Sizes* sizes, float* x, int threads) {
     const Sizes n = *sizes;
-    const long hidden = n.heads * n.dim, rows = n.batch * n.rows, channels = num_temporal ? 2 : 1;
-    const long pairs = n.batch * n.heads;
+    const long hidden = n.heads * n.dim, channels = n.num_temporal ? 2 : 1;
+    struct Pair { long group, pair, first_row; };
+    std::vector<Pair> pairs;  // of a clip and a head
+    long rows = 0;
+    for (long g = 0; g < num_groups; rows += groups[g].batch * groups[g].rows, g++)
+        for (long p = 0; p < groups[g].batch * n.heads; p++) pairs.push_back({g, p, rows});
+    const long num_pairs = pairs.size();
     std::vector<float> memory(rows * hidden * (1 + 5 * channels + 4));
     float* normed = memory.data();
     float* projected[2] = {normed + rows * hidden, normed + rows * hidden * 4};
@@ -408,11 +423,14 @@ extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Sigh
                 product(both[b / in_blocks]->query_key_value, normed, projected[b / in_blocks], rows, b % in_blocks);
 
 #pragma omp for schedule(dynamic, 1)
-            for (long p = channels * pairs - 1; p >= 0; p--) {  // the temporal channel, which sees more, first
-                const long c = p / pairs;
-                const auto answer = n.cache_kind == 2 ? attend<Fp16> : attend<Fp32>;
-                answer(*both[c], sights[c ? 1 + l % num_temporal : 0], n, c ? temporal_bias : spatial_bias, projected[c],
-                        context + c * rows * hidden, p % pairs, scratch);
+            for (long p = channels * num_pairs - 1; p >= 0; p--) {  // the temporal channel, which sees more, first
+                const long c = p / num_pairs;
+                const Pair& own = pairs[p % num_pairs];
+                const Group& group = groups[own.group];
+                const auto answer = group.cache_kind == 2 ? attend<Fp16> : attend<Fp32>;
+                answer(group, group.kept[2 * l + c], group.sights[c ? 1 + l % n.num_temporal : 0], n,
+                       c ? group.temporal_bias : group.spatial_bias, projected[c] + own.first_row * 3 * hidden,
+                       context + (c * rows + own.first_row) * hidden, own.pair, scratch);
             }
 
             const long out_blocks = blocks_of(layer.spatial.dense);

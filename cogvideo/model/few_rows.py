@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     kernels.cogvideo_linear.argtypes = [*[pointer] * 3, long, integer]
-    kernels.cogvideo_layers.argtypes = [pointer, long, pointer, long, *[pointer] * 4, integer]
+    kernels.cogvideo_layers.argtypes = [pointer, long, pointer, long, pointer, pointer, integer]
     kernels.cogvideo_linear.restype = kernels.cogvideo_layers.restype = None
     return kernels
 

@@ -4,7 +4,7 @@ What makes it a text-to-image trunk, stage 1 or stage 2 is its config's layout; 
 guidance and samplers live in `cogvideo.sampling`; optimisation in `cogvideo.training`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig, Recompute
-from cogvideo.model.decode_layers import DecodeLayers, serves
+from cogvideo.model.decode_layers import Rows, decode_layers, serves
 from cogvideo.model.linear import Embedding
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
@@ -45,6 +45,15 @@ class TextBias(NamedTuple):
             return (torch.zeros(text_mask.shape, device=text_mask.device) + bonus).masked_fill_(padding, float("-inf"))
 
         return cls(biased(spatial_bonus), biased(temporal_bonus))
+
+
+class Step(NamedTuple):
+    """A forward of a batch of clips whose text is in the cache; see `CogVideoTransformer.forward`."""
+
+    inputs: Tensor
+    plan: Plan
+    text_bias: TextBias
+    cache: KVCache
 
 
 class CogVideoTransformer(nn.Module):
@@ -81,11 +90,11 @@ class CogVideoTransformer(nn.Module):
         With a cache, keys and values of these rows are added to it, and those of earlier forwards are seen.
         """
         assert cache is not None or not plan.needs_cache, "this plan's rows find their keys in a cache only"
-        frames = self.embedding_dropout(self.word_embeddings(frame_tokens) + self._frame_positions(plan.slots))
-        if text is None and cache is not None and not self.training and serves(frames, plan, cache):
-            if cache.decode_layers is None:
-                cache.decode_layers = DecodeLayers(self.layers, cache)
-            return self.final_layernorm(cache.decode_layers(frames, plan, *text_bias))
+        frames = self._embedded(frame_tokens, plan)
+        if text is None and cache is not None and not self.training:
+            rows = Rows(frames, plan, *text_bias, cache)
+            if serves([rows]):
+                return self.final_layernorm(decode_layers(self.layers, [rows])[0])
         words = None
         if text is not None:
             # counted from the first real token; padding takes position 0 and is masked
@@ -111,6 +120,24 @@ class CogVideoTransformer(nn.Module):
             else:
                 words, frames = run(words, frames)
         return self.final_layernorm(frames)
+
+    def decode(self, forwards: Sequence["Step"]) -> list[Tensor]:
+        """`forward` for several batches whose text is in their caches; on a CPU the weights are read once for all.
+
+        For each (batch, rows, hidden), the same as alone to the last bit.
+        """
+        if len(forwards) > 1:
+            embedded = [self._embedded(one.inputs, one.plan) for one in forwards]
+            groups = [
+                Rows(frames, one.plan, *one.text_bias, one.cache)
+                for frames, one in zip(embedded, forwards, strict=True)
+            ]
+            if serves(groups):
+                return [self.final_layernorm(hidden) for hidden in decode_layers(self.layers, groups)]
+        return [self(one.inputs, one.plan, one.text_bias, cache=one.cache) for one in forwards]
+
+    def _embedded(self, frame_tokens: Tensor, plan: Plan) -> Tensor:
+        return self.embedding_dropout(self.word_embeddings(frame_tokens) + self._frame_positions(plan.slots))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of image tokens, float32: (..., hidden) -> (..., num_image_tokens). Text is never predicted."""

@@ -10,6 +10,7 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.draw import Draw
 from cogvideo.sampling.engine import Conditioning, Program, Progress, generate
+from cogvideo.sampling.together import Together
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class ClipSampler:
     draw: Draw
     config: DrawConfig
     clips_at_once: int
+    together: Together | None = None
+    """Where other threads decode with the model too."""
 
     def __call__(
         self,
@@ -47,5 +50,7 @@ class ClipSampler:
                 text_bonus=self.config.bonus,
             )
             tokens, numbers = known[some].flatten(1), uniforms[some].flatten(1, 2)
-            done.append(generate(self.model, self.program, tokens, conditioning, self.draw, numbers, progress))
+            done.append(
+                generate(self.model, self.program, tokens, conditioning, self.draw, numbers, progress, self.together)
+            )
         return torch.cat(done).view(known.shape)

@@ -19,10 +19,11 @@ from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.plan import Plan, plan_forward
 from cogvideo.model.runs import SlotPlanner
-from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.model.transformer import CogVideoTransformer, Step, TextBias
 from cogvideo.sampling.draw import Draw
 from cogvideo.sampling.schedules import Schedule, spatial_places
 from cogvideo.sampling.threads import one_thread_if_small
+from cogvideo.sampling.together import Together
 from cogvideo.sequence.prompt import left_pad
 
 Progress = Callable[[int], object]
@@ -167,15 +168,16 @@ def generate(
     draw: Draw,
     uniforms: Tensor,
     progress: Progress | None = None,
+    together: Together | None = None,
 ) -> Tensor:
     """Draw every token of the program's steps, for a batch of clips at once.
 
     Shapes: known (clips, num_slots) int64, true at the given slots, anything elsewhere; uniforms (clips, num_slots, 2)
-    -> (clips, num_slots), filled in. num_slots: the clip's, or as many as the program needs.
+    -> (clips, num_slots), filled in. num_slots: the clip's, or as many as the program needs. `together`: the model's
+    meeting place, where other threads decode with it too.
     """
     assert not model.training, "dropout is on; call model.eval() first"
     boi = torch.full_like(known[:, :1], model.config.vocabulary.start_of_image)
-    tokens = torch.cat([boi, known], dim=1)
     cache = KVCache.allocate(
         model.config,
         batch=len(conditioning.text),
@@ -186,11 +188,13 @@ def generate(
         dtype=cache_dtype(model),
         device=known.device,
     )
+    together = together or Together(model)
+    clips = Clips(program, torch.cat([boi, known], dim=1), conditioning, cache, draw, uniforms, progress, together)
     with one_thread_if_small(model.config, rows=len(conditioning.text)):
-        prefill(model, program, tokens, conditioning, cache)
-        run = decode if program.guesses is None else decode_guessing
-        run(model, program, tokens, conditioning, cache, draw, uniforms, progress)
-    return tokens[:, 1:]
+        clips.prefill()
+        with together.joined():
+            clips.decode() if program.guesses is None else clips.decode_guessing(program.guesses)
+    return clips.tokens[:, 1:]
 
 
 def cache_dtype(model: CogVideoTransformer) -> torch.dtype:
@@ -199,106 +203,90 @@ def cache_dtype(model: CogVideoTransformer) -> torch.dtype:
     return activations if model.word_embeddings.weight.dtype == activations else torch.float16
 
 
-def prefill(
-    model: CogVideoTransformer, program: Program, tokens: Tensor, conditioning: Conditioning, cache: KVCache
-) -> None:
-    """Fill the cache with text and given frames; without given frames do nothing: the first step brings the text.
+@dataclass
+class Clips:
+    """A batch of clips being decoded."""
 
-    The text bonus reaches given frames in the spatial channel only: published inference, which its settings were
-    tuned with.
-    """
-    if program.given is None:
-        return
-    bias = TextBias.of(conditioning.text_mask, conditioning.bonus_of_rows, 0.0)
-    rows, inputs = conditioning.text, inputs_of(program.given, tokens, conditioning)
-    # some clips at a time: activations of all would be the peak of sampling's memory
-    at_once = max(1, PREFILL_SLOTS // inputs.shape[1])
-    for first in range(0, len(rows), at_once):
-        part = slice(first, first + at_once)
-        some = TextBias(bias.spatial[part], bias.temporal[part])
-        model(inputs[part], program.given.plan, some, text=rows[part], cache=cache.clips(part))
+    program: Program
+    tokens: Tensor
+    """(clips, 1 + num_slots) int64: BOI, then what is known or drawn so far."""
+    conditioning: Conditioning
+    cache: KVCache
+    draw: Draw
+    uniforms: Tensor
+    progress: Progress | None
+    together: Together
 
+    def __post_init__(self) -> None:
+        bonus = self.conditioning.bonus_of_rows
+        self._bias = TextBias.of(self.conditioning.text_mask, bonus, bonus)
 
-def decode(
-    model: CogVideoTransformer,
-    program: Program,
-    tokens: Tensor,
-    conditioning: Conditioning,
-    cache: KVCache,
-    draw: Draw,
-    uniforms: Tensor,
-    progress: Progress | None = None,
-) -> None:
-    """Run the steps, writing what is drawn into `tokens` (clips, 1 + num_slots), whose column 0 is BOI."""
-    bias = TextBias.of(conditioning.text_mask, conditioning.bonus_of_rows, conditioning.bonus_of_rows)
-    text = conditioning.text if program.given is None else None
-    for step in program.steps:
-        hidden = feed(model, step, tokens, conditioning, bias, cache, text)
-        text = None
-        logits = guided(model.logits(hidden), conditioning.guidance_scale)
-        tokens.index_copy_(1, step.slots + 1, draw(logits, uniforms.index_select(1, step.slots)))
-        if progress is not None:
-            progress(logits.shape[0] * logits.shape[1])
+    def prefill(self) -> None:
+        """Fill the cache with text and given frames; without given frames do nothing: the first step brings the text.
 
+        The text bonus reaches given frames in the spatial channel only: published inference, which its settings were
+        tuned with.
+        """
+        given = self.program.given
+        if given is None:
+            return
+        rows, inputs = self.conditioning.text, self._inputs(given)
+        # some clips at a time: activations of all would be the peak of sampling's memory
+        at_once = max(1, PREFILL_SLOTS // inputs.shape[1])
+        bias = TextBias.of(self.conditioning.text_mask, self.conditioning.bonus_of_rows, 0.0)
+        for first in range(0, len(rows), at_once):
+            part = slice(first, first + at_once)
+            some = TextBias(bias.spatial[part], bias.temporal[part])
+            self.together.model(inputs[part], given.plan, some, text=rows[part], cache=self.cache.clips(part))
 
-def decode_guessing(
-    model: CogVideoTransformer,
-    program: Program,
-    tokens: Tensor,
-    conditioning: Conditioning,
-    cache: KVCache,
-    draw: Draw,
-    uniforms: Tensor,
-    progress: Progress | None = None,
-) -> None:
-    """As `decode`, with the same tokens, by checking guesses; why that is exact: speculative.py.
+    def decode(self) -> None:
+        """Run the steps."""
+        for number, step in enumerate(self.program.steps):
+            logits = self._logits(step, first=number == 0)
+            drawn = self.draw(logits, self.uniforms.index_select(1, step.slots))
+            self.tokens.index_copy_(1, step.slots + 1, drawn)
+            if self.progress is not None:
+                self.progress(drawn.numel())
 
-    What a slot leaves in the cache is right once its token is: both came from the same, right, inputs.
-    """
-    guesses = program.guesses
-    assert guesses is not None
-    bias = TextBias.of(conditioning.text_mask, conditioning.bonus_of_rows, conditioning.bonus_of_rows)
-    text = conditioning.text if program.given is None else None
-    sure = torch.zeros(len(tokens), dtype=torch.int64)
-    """Slots of each clip whose tokens are right, in the order of decoding."""
-    start, guessed = 0, 0
-    while start < len(guesses):
-        window = guesses.from_(start)
-        fresh = slice(guessed, start + len(window.slots))
-        tokens[:, guesses.slots[fresh] + 1] = tokens[:, guesses.source[fresh] + 1]
-        guessed = max(guessed, start + len(window.slots))
+    def decode_guessing(self, guesses: Guesses) -> None:
+        """As `decode`, with the same tokens, by checking guesses; why that is exact: speculative.py.
 
-        hidden = feed(model, window, tokens, conditioning, bias, cache, text)
-        text = None
-        logits = guided(model.logits(hidden), conditioning.guidance_scale)
-        drawn = draw(logits, uniforms.index_select(1, window.slots))
-        guess = tokens.index_select(1, window.slots + 1)
-        known = torch.arange(start, guessed) < sure[:, None]
-        right = (known | (drawn == guess)).cumprod(1).sum(1)
-        tokens.index_copy_(1, window.slots + 1, torch.where(known, guess, drawn))
-        before, sure = sure, torch.maximum(sure, (start + right + 1).clamp(max=guessed))
-        start = int(sure.min())
-        if progress is not None:
-            progress(int((sure - before).sum()))
+        What a slot leaves in the cache is right once its token is: both came from the same, right, inputs.
+        """
+        tokens = self.tokens
+        sure = torch.zeros(len(tokens), dtype=torch.int64)
+        """Slots of each clip whose tokens are right, in the order of decoding."""
+        start, guessed = 0, 0
+        while start < len(guesses):
+            window = guesses.from_(start)
+            fresh = slice(guessed, start + len(window.slots))
+            tokens[:, guesses.slots[fresh] + 1] = tokens[:, guesses.source[fresh] + 1]
+            guessed = max(guessed, start + len(window.slots))
 
+            drawn = self.draw(self._logits(window, first=start == 0), self.uniforms.index_select(1, window.slots))
+            guess = tokens.index_select(1, window.slots + 1)
+            known = torch.arange(start, guessed) < sure[:, None]
+            right = (known | (drawn == guess)).cumprod(1).sum(1)
+            tokens.index_copy_(1, window.slots + 1, torch.where(known, guess, drawn))
+            before, sure = sure, torch.maximum(sure, (start + right + 1).clamp(max=guessed))
+            start = int(sure.min())
+            if self.progress is not None:
+                self.progress(int((sure - before).sum()))
 
-def feed(
-    model: CogVideoTransformer,
-    forward: Feed,
-    tokens: Tensor,
-    conditioning: Conditioning,
-    bias: TextBias,
-    cache: KVCache,
-    text: Tensor | None,
-) -> Tensor:
-    """One forward of a clip's slots, guides along with it: (rows, slots, hidden)."""
-    return model(inputs_of(forward, tokens, conditioning), forward.plan, bias, text=text, cache=cache)
+    def _logits(self, forward: Feed, *, first: bool) -> Tensor:
+        """Scores of a forward's slots, guided: (clips, slots, image tokens)."""
+        inputs, model = self._inputs(forward), self.together.model
+        if first and self.program.given is None:
+            text = self.conditioning.text
+            logits = model.logits(model(inputs, forward.plan, self._bias, text=text, cache=self.cache))
+        else:
+            logits = self.together.logits(Step(inputs, forward.plan, self._bias, self.cache))
+        return guided(logits, self.conditioning.guidance_scale)
 
-
-def inputs_of(forward: Feed, tokens: Tensor, conditioning: Conditioning) -> Tensor:
-    """The tokens that a forward is fed: (rows, slots), guides behind the clips."""
-    inputs = tokens.index_select(1, forward.source)
-    return inputs if conditioning.guidance_scale is None else inputs.repeat(2, 1)
+    def _inputs(self, forward: Feed) -> Tensor:
+        """The tokens that a forward is fed: (rows, slots), guides behind the clips."""
+        inputs = self.tokens.index_select(1, forward.source)
+        return inputs if self.conditioning.guidance_scale is None else inputs.repeat(2, 1)
 
 
 def guided(logits: Tensor, scale: float | None) -> Tensor:

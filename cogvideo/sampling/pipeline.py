@@ -8,6 +8,7 @@
 
 Key frames alone, spanning two seconds: `replace(config, seconds=2.0, rounds=0)` gives (samples, 5, frame_len).
 Any number of prompts may be given at once: `config.clips_at_once` bounds the memory. Samples come caption by caption.
+Threads may sample with one pipeline at the same time: they share their forwards (together.py).
 
 A sample is decided by (seed, its caption, the how-manieth sample of that caption it is): not by other captions, their
 order, the batch size or later rounds. The same call on the same machine repeats to the last bit; another batch size
@@ -34,6 +35,7 @@ from cogvideo.sampling.interpolate import clips_a_round, sample_between
 from cogvideo.sampling.kept import Keep, KeptSampler, keep_nothing
 from cogvideo.sampling.speculative import speculative
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
+from cogvideo.sampling.together import Together
 from cogvideo.sampling.uniforms import SampleKey, sample_keys
 from cogvideo.sampling.wavefront import wavefront
 from cogvideo.sampling.wording import Said, Texts, Wording
@@ -61,6 +63,7 @@ class Pipeline:
         """Settings that suit these weights: the published ones where nothing else is known."""
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
         self._programs: dict[tuple[Part, bool, str], Program] = {}
+        self._together = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
 
     @classmethod
     def load(cls, directory: Path | None = None, weights: Weights = "fp32") -> "Pipeline":
@@ -237,7 +240,8 @@ class Pipeline:
         drawer = ClusterDraw(
             self.labels(config.num_clusters), draw.temperature, draw.top_k_clusters, draw.token_temperature
         )
-        sampler = ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once)
+        together = self._together[id(model)]
+        sampler = ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once, together)
         return KeptSampler(sampler, config.clips_at_once, self._tokens_a_clip(part), name, keep)
 
     def labels(self, num_clusters: int | None) -> np.ndarray:
