@@ -6,8 +6,8 @@
 
 Random weights: hidden 512, 6 layers, 8 heads, 20,000 image tokens of a vocabulary of 20,480, frames of 20x20, five a
 clip, windows of 10 in stage 2, 2 threads; settings as published. The cases are the parts of one guided clip of 33
-frames, and the whole of it: first_frame, stage1 (guided; stage1x4: four clips at once), round2, round4, round8 (stage 2
-on so many triplets), clip.
+frames, and the whole of it: first_frame, stage1 (guided; stage1x4: four clips at once; late4: the same four, each in a
+thread that begins when the one before is a quarter done), round2, round4, round8 (stage 2 on so many triplets), clip.
 
 `wall_s` is decoding, prefill included; `plan_s`, what is done once for any number of clips, is apart from it.
 `bandwidth_share` is the time that reading every forward's weights would take, at the speed at which this machine was
@@ -21,10 +21,12 @@ import argparse
 import hashlib
 import json
 import resource
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +45,8 @@ from cogvideo.sampling.interpolate import sample_between
 from cogvideo.sampling.schedules import sequential
 from cogvideo.sampling.speculative import speculative
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
-from cogvideo.sampling.uniforms import sample_keys
+from cogvideo.sampling.together import Together
+from cogvideo.sampling.uniforms import SampleKey, sample_keys
 from cogvideo.sampling.wavefront import wavefront
 from cogvideo.sequence.vocabulary import Vocabulary
 
@@ -51,7 +54,7 @@ WORDS = Vocabulary(20480, 20000, pad=20000, newline=20001, start_of_image=20002)
 FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10, vocabulary=WORDS)
 QUICK = replace(FULL, num_layers=2, hidden_size=32, num_heads=2, frame_side=4, window_size=2)
 """The windows are stage 2's alone."""
-CASES = ("first_frame", "stage1", "stage1x4", "round2", "round4", "round8", "clip")
+CASES = ("first_frame", "stage1", "stage1x4", "late4", "round2", "round4", "round8", "clip")
 SCHEDULES = ("sequential", "wavefront", "speculative")
 DTYPES = ("fp32", "bf16", "fp16", "int8")
 SETTINGS = SampleConfig()
@@ -74,6 +77,16 @@ def random_model(config: ModelConfig, dtype: WeightDtype) -> CogVideoTransformer
     return model
 
 
+class Counted(Together):
+    """Counts the forwards of decoding, each for all that share it."""
+
+    forwards = 0
+
+    def _answer(self, asked: list[Any]) -> None:
+        self.forwards += 1
+        super()._answer(asked)
+
+
 class Stage:
     """A model set to make certain frames, and what that has cost so far."""
 
@@ -90,9 +103,10 @@ class Stage:
         self.program = compile_program(config, slots, temporal=not first_frame)
         labels = np.arange(config.vocabulary.num_image_tokens) % PUBLISHED_CLUSTERS
         drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
-        self.sampler = ClipSampler(model, self.program, drawer, draw, SETTINGS.clips_at_once)
+        self.together = Counted(model)
+        self.sampler = ClipSampler(model, self.program, drawer, draw, SETTINGS.clips_at_once, self.together)
         self.plan_s = time.perf_counter() - start
-        self.wall_s, self.forwards, self.steps, self.tokens = 0.0, 0, 0, 0
+        self.wall_s, self.with_text, self.tokens = 0.0, 0, 0
         self.batches: list[int] = []
         """Clips of each run."""
 
@@ -108,8 +122,16 @@ class Stage:
         return made
 
     def _count_forward(self, model: object, args: object, kwargs: dict[str, object], hidden: object) -> None:
-        self.forwards += 1
-        self.steps += self.program.given is None or kwargs["text"] is None  # else it is prefill
+        self.with_text += kwargs.get("text") is not None
+
+    @property
+    def steps(self) -> int:
+        """Forwards that gave tokens: without given frames the one with the text did, else it was prefill."""
+        return self.together.forwards + (self.with_text if self.program.given is None else 0)
+
+    @property
+    def forwards(self) -> int:
+        return self.together.forwards + self.with_text
 
     def _count_tokens(self, drawn: int) -> None:
         self.tokens += drawn
@@ -136,7 +158,7 @@ class Bench:
 
     def run(self, case: str) -> Tensor:
         """Tokens of a case, (samples, frames, frame_len). Frames that it begins with are random."""
-        keys = sample_keys(0, [""], 4 if case == "stage1x4" else 1)
+        keys = sample_keys(0, [""], 4 if case.endswith("4") and case != "round4" else 1)
         texts = [TEXT] * len(keys)
 
         def random_frames(number: int) -> Tensor:
@@ -152,6 +174,8 @@ class Bench:
                 return self.first_frame.run(sample_first_frames, texts, None, keys)[:, None]
             case "stage1" | "stage1x4":
                 return self.key_frames.run(sample_key_frames, random_frames(1)[:, 0], texts, GUIDE, keys)
+            case "late4":
+                return self.key_frames.run(sample_late, random_frames(1)[:, 0], texts, GUIDE, keys)
             case "clip":
                 first = self.first_frame.run(sample_first_frames, texts, None, keys)
                 clip = self.key_frames.run(sample_key_frames, first, texts, GUIDE, keys)
@@ -183,6 +207,40 @@ class Bench:
         stage = Stage(model, draw, self.schedule, first_frame=first_frame)
         self.stages.append(stage)
         return stage
+
+
+def sample_late(
+    sampler: ClipSampler,
+    first_frames: Tensor,
+    texts: list[range],
+    guide: range,
+    keys: list[SampleKey],
+    progress: Callable[[int], None],
+) -> Tensor:
+    """`sample_key_frames`, each clip in a thread that begins when the clip before is a quarter done."""
+    begins, made = [threading.Event() for _ in range(len(keys) + 1)], dict[int, Tensor]()
+
+    def work(clip: int) -> None:
+        drawn = 0
+
+        def count(tokens: int) -> None:
+            nonlocal drawn
+            drawn += tokens
+            if 4 * drawn >= sampler.program.tokens_drawn:
+                begins[clip + 1].set()
+            progress(tokens)
+
+        begins[clip].wait()
+        own = slice(clip, clip + 1)
+        made[clip] = sample_key_frames(sampler, first_frames[own], texts[own], guide, keys[own], count)
+
+    threads = [threading.Thread(target=work, args=(clip,)) for clip in range(len(keys))]
+    begins[0].set()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return torch.cat([made[clip] for clip in range(len(keys))])
 
 
 def baseline_seconds(stages: list[Stage]) -> float:

@@ -76,7 +76,7 @@ def _generate(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
         temporal=model.config.has_temporal_channel,
     )
     draw = ClusterDraw(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
-    sampler = ClipSampler(model, program, draw, DRAW, clips_at_once=ROWS)
+    sampler = ClipSampler(model, program.to(task.device), draw.to(task.device), DRAW, clips_at_once=ROWS)
     known = batch.frames.clone()
     known[:, list(layout.supervised_frames)] = 0
     numbers = uniforms(sample_keys(0, captions), 0, range(layout.num_frames), layout.frame_len)

@@ -3,7 +3,7 @@
     convert_weights(model, "int8")       # for sampling: weights int8, activations float32
 
 Decoding reads all weights for every step, so its speed is that of their bytes. Matrices are stored as asked for;
-vectors, position tables and all that flows through the model are float32.
+vectors, position tables and all that flows through the model are float32, or what an accelerator computes in.
 """
 
 from typing import Literal
@@ -19,7 +19,7 @@ _STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, quick for a few rows; after `convert_weights` its weight is narrow, its input and output float32."""
+    """`nn.Linear`, quick for a few rows; after `convert_weights` its weight may be narrower than input and output."""
 
     weight_scale: Tensor | None
     """(out_features,) that int8 weights are to be multiplied by."""
@@ -39,8 +39,8 @@ class Embedding(nn.Embedding):
 
     weight_scale: Tensor | None
     """(num_embeddings,) that int8 weights are to be multiplied by."""
-    wide: bool = False
-    """Rows come out in float32 whatever they are stored in."""
+    activations: torch.dtype | None = None
+    """What rows come out in, whatever they are stored in; None: as stored."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__(num_embeddings, embedding_dim)
@@ -48,9 +48,9 @@ class Embedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = super().forward(ids) if self.weight.is_floating_point() else self.weight[ids]
-        if not self.wide:
-            return rows
-        return rows.float() if self.weight_scale is None else rows * self.weight_scale[ids].unsqueeze(-1)
+        if self.weight_scale is not None:
+            rows = rows * self.weight_scale[ids].unsqueeze(-1)
+        return rows if self.activations is None else rows.to(self.activations)
 
     def scores(self, hidden: Tensor, count: int) -> Tensor:
         """Products with the first `count` rows, float32: (..., embedding_dim) -> (..., count)."""
@@ -62,12 +62,12 @@ class Embedding(nn.Embedding):
 
 def _widened(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     wide = weight.to(dtype)
-    return wide if scale is None else wide * scale[:, None]
+    return wide if scale is None else wide * scale[:, None].to(dtype)
 
 
 @torch.no_grad()
-def convert_weights(model: nn.Module, dtype: WeightDtype) -> None:
-    """Store the matrices of `model` in `dtype`, in place, for inference; all else in float32, activations too.
+def convert_weights(model: nn.Module, dtype: WeightDtype, activations: torch.dtype = torch.float32) -> None:
+    """Store the matrices of `model` in `dtype`, in place, for inference; all else in `activations`, as it computes.
 
     int8 is weight-only, symmetric, with one scale an output row. Matrices that are stored so already stay where they
     are, mapped files included. Raises: ValueError for weights that are int8 and are to be something else.
@@ -77,7 +77,7 @@ def convert_weights(model: nn.Module, dtype: WeightDtype) -> None:
     owned = {id(module.weight) for module in matrices}
     for module in matrices:
         if isinstance(module, Embedding):
-            module.wide = True
+            module.activations = activations
         if module.weight.dtype == stored:
             continue
         if module.weight_scale is not None:
@@ -92,7 +92,7 @@ def convert_weights(model: nn.Module, dtype: WeightDtype) -> None:
         owned.add(id(module.weight))
     for parameter in model.parameters():
         if id(parameter) not in owned:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(activations)
 
 
 def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:

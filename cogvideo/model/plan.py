@@ -80,16 +80,18 @@ class ChannelPlan:
     tiled: TiledChannel | None = None
     """The same without masks, for whole clips where that is faster."""
     runs: "KeyRuns | None" = None
-    """For a few rows: what each sees, instead of blocks."""
+    """For a few rows on a CPU: what each sees, instead of blocks."""
     places: Tensor | None = None
     """(rows,) where the cache keeps the rows' keys; keys are then places too. None: keys are rows of this forward."""
 
     def to(self, device: torch.device | str) -> "ChannelPlan":
+        runs = self.runs
+        blocks = self.blocks if runs is None or torch.device(device).type == "cpu" else (runs.block,)
         return ChannelPlan(
-            tuple(b.to(device) for b in self.blocks),
+            tuple(b.to(device) for b in blocks),
             None if self.restore is None else self.restore.to(device),
             None if self.tiled is None else self.tiled.to(device),
-            self.runs,
+            None if blocks else runs,
             None if self.places is None else self.places.to(device),
         )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.model_io import model_of
@@ -34,6 +35,9 @@ HASHED_FILES = ("text.model", "clusters.npy", "image_tokenizer/config.json", "im
 MODELS = ("trunk", "sequential", "interpolation")
 UNUSED_ROWS = 16  # the published embedding table has a few rows more than there are ids
 DEFAULT_DIRECTORY = Path(__file__).parents[1] / "weights" / "tiny"
+ACTIVATIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+"""What an accelerator computes in, by `weights`; a CPU computes in float32."""
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ def bundle_sample_config(directory: Path, files: list[Path], overrides: list[str
     return load_config(SampleConfig, [*sampling_defaults(directory), *files], overrides)
 
 
-def open_bundle(directory: Path, weights: Weights = "fp32") -> Bundle:
-    """A folder's models with their matrices held as `weights` says.
+def open_bundle(directory: Path, weights: Weights = "fp32", device: torch.device = _CPU) -> Bundle:
+    """A folder's models on `device`, with their matrices held as `weights` says.
 
     Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged parts or unfit ones.
     """
@@ -102,7 +106,9 @@ def open_bundle(directory: Path, weights: Weights = "fp32") -> Bundle:
     configs = {name: model.config for name, model in models.items()}
     check_family(directory, text_tokenizer.vocabulary, len(image_tokenizer.codebook), configs)
     for model in models.values():
-        convert_weights(model, weights)
+        convert_weights(model, weights, ACTIVATIONS[weights] if device.type != "cpu" else torch.float32)
+        model.to(device)
+    image_tokenizer.model.to(device)
     return Bundle(config, text_tokenizer, image_tokenizer, labels, trunk, sequential, interpolation)
 
 

@@ -18,6 +18,7 @@ class ClipSampler:
     model: CogVideoTransformer
     program: Program
     draw: Draw
+    """Like the program, on the model's device."""
     config: DrawConfig
     clips_at_once: int
     together: Together | None = None
@@ -31,14 +32,14 @@ class ClipSampler:
         uniforms: Tensor,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Fill in the frames that the program generates.
+        """Fill in the frames that the program generates, on the model's device; what comes in and out is on the CPU.
 
         Shapes: known (clips, frames, frame_len) int64, true for given frames; uniforms (clips, frames, frame_len, 2)
         -> (clips, frames, frame_len). `texts`: token ids of each clip; `guide`: of any clip, used only with guidance.
         """
         guided = self.config.guidance_scale is not None
         assert guide is not None or not guided
-        done = []
+        device, done = self.model.final_layernorm.weight.device, []
         for first in range(0, len(known), self.clips_at_once):
             some = slice(first, first + self.clips_at_once)
             own = texts[some]
@@ -49,8 +50,15 @@ class ClipSampler:
                 guidance_scale=self.config.guidance_scale,
                 text_bonus=self.config.bonus,
             )
-            tokens, numbers = known[some].flatten(1), uniforms[some].flatten(1, 2)
-            done.append(
-                generate(self.model, self.program, tokens, conditioning, self.draw, numbers, progress, self.together)
+            made = generate(
+                self.model,
+                self.program,
+                known[some].flatten(1).to(device),
+                conditioning.to(device),
+                self.draw,
+                uniforms[some].flatten(1, 2).to(device),
+                progress,
+                self.together,
             )
+            done.append(made.cpu())
         return torch.cat(done).view(known.shape)

@@ -91,6 +91,8 @@ class SampleConfig:
     same draws in fewer steps."""
     weights: Weights = "fp32"
     """How the transformers' matrices are held, activations staying float32: decoding takes as long as reading them."""
+    device: str = "auto"
+    """`auto`: the GPU where there is one; or `cpu`, `cuda`, `cuda:1`."""
     clips_at_once: int = 128
     """Clips decoded as one batch (guides come on top): memory against speed. Does not change what is drawn."""
 

@@ -4,6 +4,7 @@ CogVideo's cluster sampler: a cluster of codes first, then a code in it. With ev
 (labels = arange) it is plain top-k sampling.
 """
 
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,11 @@ class ClusterDraw:
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.members = torch.from_numpy(members.astype(np.int64))
         self.temperature, self.top_k, self.token_temperature = temperature, min(top_k, len(sizes)), token_temperature
+
+    def to(self, device: torch.device) -> "ClusterDraw":
+        moved = copy(self)
+        moved.labels, moved.members = self.labels.to(device), self.members.to(device)
+        return moved
 
     def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         probabilities = (logits / self.temperature).softmax(-1, dtype=torch.float64)

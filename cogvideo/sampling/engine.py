@@ -7,7 +7,8 @@ Guidance doubles the batch: conditional rows first, their guides behind them, on
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -44,6 +45,9 @@ class Feed:
     def slots(self) -> Tensor:
         return self.plan.slots
 
+    def to(self, device: torch.device) -> "Feed":
+        return Feed(self.plan.to(device), self.source.to(device))
+
 
 @dataclass(frozen=True)
 class Program:
@@ -63,6 +67,17 @@ class Program:
         """A clip."""
         return len(self.guesses) if self.guesses else sum(len(step.slots) for step in self.steps)
 
+    def to(self, device: torch.device) -> "Program":
+        """For a model that is there."""
+        if device.type == "cpu":
+            return self
+        return replace(
+            self,
+            given=self.given and self.given.to(device),
+            steps=tuple(step.to(device) for step in self.steps),
+            guesses=self.guesses and self.guesses.to(device),
+        )
+
 
 class Guesses:
     """Windows of a clip's slots, planned when first needed: decoding decides where they begin."""
@@ -81,8 +96,13 @@ class Guesses:
     def from_(self, start: int) -> Feed:
         """The window that begins with the start-th slot."""
         if start not in self._made:
-            self._made[start] = self._feed(self._order[start : start + self.window])
+            self._made[start] = self._feed(self._order[start : start + self.window]).to(self.slots.device)
         return self._made[start]
+
+    def to(self, device: torch.device) -> "Guesses":
+        moved = copy(self)
+        moved.slots, moved.source, moved._made = self.slots.to(device), self.source.to(device), {}
+        return moved
 
 
 def compile_program(
@@ -142,6 +162,9 @@ class Conditioning:
             bonus[len(bonus) // 2 :] = 0.0
         return bonus
 
+    def to(self, device: torch.device) -> "Conditioning":
+        return replace(self, text=self.text.to(device), text_mask=self.text_mask.to(device))
+
     @classmethod
     def of(
         cls,
@@ -198,9 +221,10 @@ def generate(
 
 
 def cache_dtype(model: CogVideoTransformer) -> torch.dtype:
-    """As the activations are; half as many bits where the weights are narrower than those, as reading is what costs."""
+    """As the activations are; half of float32 where the weights are narrower than that, as reading is what costs."""
     activations = model.final_layernorm.weight.dtype
-    return activations if model.word_embeddings.weight.dtype == activations else torch.float16
+    narrow = activations == torch.float32 != model.word_embeddings.weight.dtype
+    return torch.float16 if narrow else activations
 
 
 @dataclass
@@ -254,7 +278,7 @@ class Clips:
         What a slot leaves in the cache is right once its token is: both came from the same, right, inputs.
         """
         tokens = self.tokens
-        sure = torch.zeros(len(tokens), dtype=torch.int64)
+        sure = torch.zeros_like(tokens[:, 0])
         """Slots of each clip whose tokens are right, in the order of decoding."""
         start, guessed = 0, 0
         while start < len(guesses):
@@ -265,7 +289,7 @@ class Clips:
 
             drawn = self.draw(self._logits(window, first=start == 0), self.uniforms.index_select(1, window.slots))
             guess = tokens.index_select(1, window.slots + 1)
-            known = torch.arange(start, guessed) < sure[:, None]
+            known = torch.arange(start, guessed, device=tokens.device) < sure[:, None]
             right = (known | (drawn == guess)).cumprod(1).sum(1)
             tokens.index_copy_(1, window.slots + 1, torch.where(known, guess, drawn))
             before, sure = sure, torch.maximum(sure, (start + right + 1).clamp(max=guessed))

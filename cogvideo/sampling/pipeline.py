@@ -29,6 +29,7 @@ from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, op
 from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS, kmeans_labels
 from cogvideo.sampling.config import Part, SampleConfig, Weights
+from cogvideo.sampling.device import open_device
 from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import Program, Progress, compile_program
 from cogvideo.sampling.interpolate import clips_a_round, sample_between
@@ -66,13 +67,16 @@ class Pipeline:
         self._together = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
 
     @classmethod
-    def load(cls, directory: Path | None = None, weights: Weights = "fp32") -> "Pipeline":
-        """A bundle's, with its matrices held as `weights` says: `config.weights`, which does nothing by itself.
+    def load(
+        cls, directory: Path | None = None, weights: Weights = "fp32", device: str = "auto"
+    ) -> "Pipeline":
+        """A bundle's, on a device, with its matrices held as `weights` says: `config.device` and `config.weights`,
+        which do nothing by themselves.
 
-        Raises: FileNotFoundError, ValueError as `bundle.open_bundle`.
+        Raises: FileNotFoundError, ValueError as `bundle.open_bundle` and `device.open_device`.
         """
         directory = directory or DEFAULT_DIRECTORY
-        bundle = open_bundle(directory, weights)
+        bundle = open_bundle(directory, weights, open_device(device))
         return cls(
             encode=bundle.text_tokenizer.encode,
             prompt=bundle.config.prompt,
@@ -222,6 +226,7 @@ class Pipeline:
     def _sampler(self, part: Part, config: SampleConfig, keep: Keep, name: str) -> KeptSampler:
         """Programs are planned once and reused."""
         model, draw = self._model(part), config.draw_of(part)
+        device = model.final_layernorm.weight.device
         wrapped = config.published_prefill and part == "interpolation"
         key = (part, wrapped, config.schedule)
         if key not in self._programs:
@@ -236,10 +241,9 @@ class Pipeline:
                 schedule,
                 temporal=not (part == "first frame" and self._trunk_draws_first_frame),
                 given_windows="wrapped" if wrapped else "cut",
-            )
-        drawer = ClusterDraw(
-            self.labels(config.num_clusters), draw.temperature, draw.top_k_clusters, draw.token_temperature
-        )
+            ).to(device)
+        labels = self.labels(config.num_clusters)
+        drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature).to(device)
         together = self._together[id(model)]
         sampler = ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once, together)
         return KeptSampler(sampler, config.clips_at_once, self._tokens_a_clip(part), name, keep)

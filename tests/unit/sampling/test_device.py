@@ -1,0 +1,53 @@
+"""Decoding on a device that is not the CPU, as far as that can be seen without one.
+
+Fake tensors have a device and no numbers: mixing devices raises, and so does any step that would wait for a number.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cogvideo.model.linear import convert_weights
+from cogvideo.sampling import schedules
+from cogvideo.sampling.bundle import ACTIVATIONS
+from cogvideo.sampling.clip_sampler import ClipSampler
+from cogvideo.sampling.config import DrawConfig
+from cogvideo.sampling.device import open_device
+from cogvideo.sampling.draw import ClusterDraw
+from cogvideo.sampling.engine import compile_program
+from cogvideo.sampling.wavefront import wavefront
+from tests.unit.sampling import tiny
+
+ELSEWHERE = torch.device("meta")
+"""Any device but the CPU will do, and this one asks for no driver."""
+
+
+@pytest.mark.parametrize("weights", ACTIVATIONS)
+@pytest.mark.parametrize(("task", "guidance"), [("sequential", 3.0), ("interpolation", None)])
+def test_steps_stay_on_the_device_and_wait_for_nothing(task: str, guidance: float | None, weights: str) -> None:
+    model = tiny.model(task, window_size=1, frame_side=2)  # type: ignore[arg-type]
+    convert_weights(model, weights, ACTIVATIONS[weights])  # type: ignore[arg-type]
+    layout = model.config.layout
+    order = schedules.sequential(layout, layout.given_frames, layout.generation_order)
+    program = compile_program(model.config, wavefront(order, layout, 1))
+    for step in program.steps:  # made from numbers, so before there are none
+        assert all(channel.runs.block for channel in (step.plan.spatial, *step.plan.temporal) if channel.runs)
+    config = DrawConfig(guidance_scale=guidance)
+    draw = ClusterDraw(np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
+    known = torch.zeros(2, layout.num_frames, layout.frame_len, dtype=torch.int64)
+    uniforms = torch.zeros(*known.shape, 2, dtype=torch.float64)
+    texts = [tiny.encode("left"), tiny.encode("quickly right")]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        sampler = ClipSampler(
+            model.to(ELSEWHERE), program.to(ELSEWHERE), draw.to(ELSEWHERE), config, clips_at_once=2
+        )
+        made = sampler(known, texts, tiny.encode("any"), uniforms)
+    assert made.shape == known.shape
+    assert made.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "cuda:"])
+def test_what_is_no_device_here_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device={name}"):
+        open_device(name)
