@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
@@ -11,6 +12,7 @@ from cogvideo.checkpoint.describe import check_fits, describe
 from cogvideo.checkpoint.format import MAX_SHARD_BYTES, Checkpoint, load_checkpoint, save_checkpoint
 from cogvideo.config import to_dict
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.linear import Embedding, Linear, quantised
 from cogvideo.model.transformer import CogVideoTransformer
 
 
@@ -24,20 +26,33 @@ def save_model(
 ) -> None:
     """Write a model's tensors and config. With `trunk` (a checkpoint beside this one) its tensors are left out.
 
-    Raises: ValueError if the model's trunk is not the one that `trunk` holds.
+    Raises: ValueError if the model's trunk is not the one that `trunk` holds, or if int8 weights would be written.
     """
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    scales = {
+        f"{name}.weight": module.weight_scale.cpu()
+        for name, module in model.named_modules()
+        if isinstance(module, Linear | Embedding) and module.weight_scale is not None
+    }
     if trunk is not None:
         shared = load_checkpoint(trunk, verify=False)
         own = {name for name, _ in model.temporal_parameters()}
         for name in tensors.keys() - own:
-            ours = tensors[name].cpu()
-            # a trunk held in bf16 for training is still the one that is stored in float32
-            if name not in shared.infos or not torch.equal(shared.tensor(name).to(ours.dtype), ours):
+            if name not in shared.infos or not _holds(tensors[name].cpu(), scales.pop(name, None), shared.tensor(name)):
                 raise ValueError(f"{trunk} does not hold this model's {name}; save the model whole")
         tensors = {name: tensor for name, tensor in tensors.items() if name in own}
+    if scales:
+        raise ValueError(f"{min(scales)} is int8, of which no checkpoint is made; save the model that it was made from")
     config = {"model": to_dict(model.config)}
     save_checkpoint(directory, tensors, config, extra=extra, trunk=trunk, max_shard_bytes=max_shard_bytes)
+
+
+def _holds(ours: Tensor, scale: Tensor | None, stored: Tensor) -> bool:
+    """Whether what a model holds, be it in bf16 or int8 for training, was made from what is stored."""
+    if scale is None:
+        return torch.equal(stored.to(ours.dtype), ours)
+    its_scale, its = quantised(stored)
+    return torch.equal(its_scale, scale) and torch.equal(its, ours)
 
 
 def load_model(

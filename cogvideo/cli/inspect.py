@@ -5,8 +5,8 @@
     cogvideo inspect --checkpoint models/stage1
 
 Without gpu= the machine at hand is measured. Keys: those of the config file, and for the plan gpu, training.count,
-training.micro_batch, training.zero_stage, training.frozen_trunk, training.recompute; count= is short for
-training.count=.
+training.micro_batch, training.zero_stage, training.frozen_trunk, training.recompute, training.trunk_weights;
+count= is short for training.count=.
 """
 
 import argparse

@@ -44,8 +44,9 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
                 words, settings = split_overrides(prompt.split())
                 if settings and not words:
                     changed = bundle_sample_config(directory, args.config, [*overrides, *settings])
-                    if changed.weights != config.weights:
-                        raise ValueError("weights= is chosen at the start: the models are loaded already")
+                    for name in ("weights", "device"):
+                        if getattr(changed, name) != getattr(config, name):
+                            raise ValueError(f"{name}= is chosen at the start: the models are loaded already")
                     given = given_frames(args, pipeline, changed)
                     config, overrides = changed, [*overrides, *settings]
                 elif prompt:

@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from cogvideo.model.config import ModelConfig, Recompute
+from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
 
 TRAINING_EFFICIENCY = 0.4
 """Share of a GPU's stated speed that training of large matrices reaches, about."""
@@ -61,11 +61,15 @@ class TrainingSettings:
     """Only what CogVideo adds to the trunk learns; an image model learns whole whatever this says."""
     recompute: Recompute = "layer"
     """In the backward pass, instead of keeping it."""
+    trunk_weights: TrunkWeights = "full"
+    """`int8`: the frozen trunk's matrices are held so."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("count", 1, 1 << 20), ("micro_batch", 1, 1 << 20), ("zero_stage", 0, 3)):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)}; expected {least} to {most}")
+        if self.trunk_weights == "int8" and not (self.frozen_trunk and self.zero_stage < 3):
+            raise ValueError("trunk_weights=int8 needs frozen_trunk=true and zero_stage=0, 1 or 2")
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,13 @@ class ParameterCounts:
     @property
     def total(self) -> int:
         return self.lookups + self.trunk + self.temporal
+
+
+def int8_trunk(config: ModelConfig) -> tuple[int, int]:
+    """How many of a trunk's parameters are held in int8 if it is, and the bytes that takes, a scale a row included."""
+    h, layers, words = config.hidden_size, config.num_layers, config.vocabulary.size
+    count, rows = layers * 12 * h * h + words * h, layers * 9 * h + words
+    return count, count + 4 * rows
 
 
 def cache_bytes(config: ModelConfig, batch: int, bytes_each: int = 2) -> int:
@@ -187,11 +198,16 @@ def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSet
     again = {"nothing": 0.0, "mlp": mlps, "layer": forward}[settings.recompute]
     flops = settings.micro_batch * (forward + again + backward)
 
+    weights = 2 * counts.total
+    if settings.trunk_weights == "int8" and config.has_temporal_channel:
+        narrow, narrow_bytes = int8_trunk(config)
+        weights += narrow_bytes - 2 * narrow
+
     def share(from_stage: int) -> int:
         return settings.count if settings.zero_stage >= from_stage else 1
 
     return TrainingBudget(
-        weights=2 * counts.total / share(3),
+        weights=weights / share(3),
         gradients=2 * trainable / share(2),
         optimiser=12 * trainable / share(1),
         activations=settings.micro_batch * kept + logits,

@@ -151,8 +151,8 @@ def _sights(plan: Plan) -> "ctypes.Array[_Sight]":
     return (_Sight * len(channels))(*map(_sight, channels))
 
 
-def serves(groups: Sequence[Rows]) -> bool:
-    """Whether `decode_layers` can take these together."""
+def serves(weight_dtype: torch.dtype, groups: Sequence[Rows]) -> bool:
+    """Whether `decode_layers` can take these together, with the layers' matrices in that type."""
     channels = {len(group.plan.temporal) for group in groups}
     if len(channels) > 1 or any(group.plan.spatial.runs is None for group in groups):
         return False
@@ -160,7 +160,7 @@ def serves(groups: Sequence[Rows]) -> bool:
     if torch.is_grad_enabled() or not kinds <= {torch.float32, torch.float16}:
         return False
     rows = sum(group.frames.shape[0] * group.frames.shape[1] for group in groups)
-    return rows <= MAX_ROWS and all(few_rows.serves(group.frames, MAX_ROWS) for group in groups)
+    return rows <= MAX_ROWS and all(few_rows.serves(group.frames, weight_dtype, MAX_ROWS) for group in groups)
 
 
 def decode_layers(layers: Iterable[nn.Module], groups: Sequence[Rows]) -> list[Tensor]:

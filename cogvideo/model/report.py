@@ -88,7 +88,7 @@ def describe_costs(config: ModelConfig, machine: Machine, settings: TrainingSett
         f"  training, a device with a micro batch of {settings.micro_batch}, "
         f"{settings.recompute} recomputed; * marks zero_stage",
     ]
-    for stage in range(4):
+    for stage in range(4 if settings.trunk_weights == "full" else 3):  # ZeRO 3 takes no int8
         budget = training_budget(config, machine, replace(settings, zero_stage=stage))
         lines.append(
             f"  {'*' if stage == settings.zero_stage else ' '} ZeRO {stage}: weights {in_bytes(budget.weights)}, "

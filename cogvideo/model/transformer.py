@@ -17,7 +17,7 @@ from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig, Recompute
 from cogvideo.model.decode_layers import Rows, decode_layers, serves
-from cogvideo.model.linear import Embedding
+from cogvideo.model.linear import Embedding, Linear
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
 from cogvideo.sequence.example import Batch, frame_inputs
@@ -90,16 +90,16 @@ class CogVideoTransformer(nn.Module):
         With a cache, keys and values of these rows are added to it, and those of earlier forwards are seen.
         """
         assert cache is not None or not plan.needs_cache, "this plan's rows find their keys in a cache only"
-        frames = self._embedded(frame_tokens, plan)
+        frames = self._embedded(frame_tokens, self._frame_positions(plan.slots))
         if text is None and cache is not None and not self.training:
             rows = Rows(frames, plan, *text_bias, cache)
-            if serves([rows]):
+            if serves(self.word_embeddings.weight.dtype, [rows]):
                 return self.final_layernorm(decode_layers(self.layers, [rows])[0])
         words = None
         if text is not None:
             # counted from the first real token; padding takes position 0 and is masked
             positions = (text_bias.spatial > float("-inf")).cumsum(1).sub(1).clamp(min=0)
-            words = self.embedding_dropout(self.word_embeddings(text) + self.position_embeddings(positions))
+            words = self._embedded(text, self.position_embeddings(positions))
         final = len(self.layers) - 1
         recompute = self.recompute if self.training and torch.is_grad_enabled() else "nothing"
         for i, layer in enumerate(self.layers):
@@ -127,17 +127,14 @@ class CogVideoTransformer(nn.Module):
         For each (batch, rows, hidden), the same as alone to the last bit.
         """
         if len(forwards) > 1:
-            embedded = [self._embedded(one.inputs, one.plan) for one in forwards]
+            embedded = [self._embedded(one.inputs, self._frame_positions(one.plan.slots)) for one in forwards]
             groups = [
                 Rows(frames, one.plan, *one.text_bias, one.cache)
                 for frames, one in zip(embedded, forwards, strict=True)
             ]
-            if serves(groups):
+            if serves(self.word_embeddings.weight.dtype, groups):
                 return [self.final_layernorm(hidden) for hidden in decode_layers(self.layers, groups)]
         return [self(one.inputs, one.plan, one.text_bias, cache=one.cache) for one in forwards]
-
-    def _embedded(self, frame_tokens: Tensor, plan: Plan) -> Tensor:
-        return self.embedding_dropout(self.word_embeddings(frame_tokens) + self._frame_positions(plan.slots))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of image tokens, float32: (..., hidden) -> (..., num_image_tokens). Text is never predicted."""
@@ -152,8 +149,12 @@ class CogVideoTransformer(nn.Module):
         hidden = self(inputs, self._plan_on(inputs.device), TextBias.of(batch.text_mask), text=batch.text)
         hidden = rearrange(hidden, "b (f n) h -> b f n h", n=self.config.frame_len)
         labels = batch.frames[:, list(self.config.layout.supervised_frames)]
-        weight = self.word_embeddings.weight[: self.config.vocabulary.num_image_tokens]
+        weight = self.word_embeddings.output_weight(hidden, self.config.vocabulary.num_image_tokens)
         return token_nll(hidden.flatten(0, 2), weight, labels.flatten()).view(labels.shape)
+
+    def _embedded(self, ids: Tensor, positions: Tensor) -> Tensor:
+        words = self.word_embeddings(ids).to(positions.dtype)  # int8 rows come out in float32
+        return self.embedding_dropout(words + positions)
 
     def _frame_positions(self, slots: Tensor) -> Tensor:
         """Slots of frame 0 read the trunk's table, later ones the extra table: (rows,) -> (rows, hidden)."""
@@ -181,6 +182,12 @@ class CogVideoTransformer(nn.Module):
         """Let the trunk learn or not. Frozen, as published, text rows cost no gradient."""
         for _, parameter in self.trunk_parameters():
             parameter.requires_grad_(not frozen)
+
+    def narrow_trunk(self) -> None:
+        """Hold the trunk's matrices in int8, each output row with a float32 scale; they can learn no more."""
+        for name, module in self.named_modules():
+            if isinstance(module, Linear | Embedding) and not is_temporal(f"{name}.weight"):
+                module.narrow()
 
 
 def is_temporal(parameter_name: str) -> bool:

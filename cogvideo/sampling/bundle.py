@@ -35,7 +35,13 @@ HASHED_FILES = ("text.model", "clusters.npy", "image_tokenizer/config.json", "im
 MODELS = ("trunk", "sequential", "interpolation")
 UNUSED_ROWS = 16  # the published embedding table has a few rows more than there are ids
 DEFAULT_DIRECTORY = Path(__file__).parents[1] / "weights" / "tiny"
-ACTIVATIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+ACTIVATIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.bfloat16,
+    "int4": torch.bfloat16,
+}
 """What an accelerator computes in, by `weights`; a CPU computes in float32."""
 _CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ published photo style (` 高清摄影`) unless they were trained with another.""
 Style = Literal["none", "mainbody", "photo", "flat", "comics", "oil", "sketch", "isometric", "chinese", "watercolor"]
 Part = Literal["first frame", "key frames", "interpolation"]
 """What of a clip is drawn with settings of its own."""
-Weights = Literal["fp32", "bf16", "fp16", "int8"]
+Weights = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 MAX_SAMPLES = 100_000
 MAX_ROUNDS = 8
 """1,025 frames: each round doubles them."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cogvideo.model.config import ModelConfig, Recompute
+from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "tiny"
@@ -50,6 +50,15 @@ class InitConfig:
     """Start of the channels' mixing logit; 0 is the published even mix, large values start as the trunk alone."""
     freeze_trunk: bool = False
     """Whether only what CogVideo adds to the trunk learns."""
+    trunk_weights: TrunkWeights = "full"
+    """`int8`: a frozen trunk's matrices are held so, with a float32 scale a row, and widened where they are used."""
+
+    def __post_init__(self) -> None:
+        if self.trunk_weights == "int8" and not self.freeze_trunk:
+            raise ValueError(
+                "init.trunk_weights=int8 cannot learn, and init.freeze_trunk=false; set init.freeze_trunk=true, "
+                "or init.trunk_weights=full"
+            )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cogvideo.files import read_json
 from cogvideo.training.config import TrainConfig
@@ -14,7 +14,10 @@ from cogvideo.training.optimiser import make_optimiser
 
 
 def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's own settings for a run in `world` processes; `deepspeed.file` has the last word."""
+    """DeepSpeed's own settings for a run in `world` processes; `deepspeed.file` has the last word.
+
+    Raises: ValueError for a batch that cannot be cut so, or settings that do not go together.
+    """
     loop = config.train
     accumulation = loop.accumulation(world)
     # DeepSpeed's stage 0 has no float32 copies that could be read by name; its stage 1 is the same on one process
@@ -42,6 +45,12 @@ def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
         for key, value in over.items():
             nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = settings[key] | value if nested else value
+    spread = settings["zero_optimization"]
+    if config.init.trunk_weights == "int8" and isinstance(spread, dict) and spread.get("stage") == 3:
+        raise ValueError(
+            "deepspeed.stage=3 spreads no int8 weights, and init.trunk_weights=int8; use deepspeed.stage=0, 1 or 2, "
+            "or init.trunk_weights=full"
+        )
     return settings
 
 
@@ -78,7 +87,7 @@ def make_engine(objective: nn.Module, config: TrainConfig, world: int) -> Any:
 
 
 @contextlib.contextmanager
-def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Whole values of parameters that ZeRO-3 spread, for reading, on every rank; nothing to do otherwise."""
     spread = [p for p in parameters if hasattr(p, "ds_id")]
     if not spread:

@@ -2,8 +2,8 @@
 
 `weights/NAME` (float32, the master copy where weights are held in less), `exp_avg/NAME` and `exp_avg_sq/NAME` of every
 learned parameter, and `buffers/NAME` of all else that moves. None of these depends on how it was spread, so a run goes
-on from them on any number of processes and in any stage. Frozen parameters are not among them. Not here: files
-(`state.py`).
+on from them on any number of processes and in any stage. Frozen parameters, and the scales of int8 ones, are not among
+them. Not here: files (`state.py`).
 """
 
 import hashlib
@@ -30,8 +30,11 @@ class EngineState:
         module = engine.module
         self._learned = {name: p for name, p in module.named_parameters() if p.requires_grad}
         rest = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-        self._frozen = {name: p for name, p in rest.items() if name not in moving}
-        self._buffers: dict[str, Tensor] = dict(module.named_buffers()) | {name: rest[name] for name in moving}
+        stored = module.state_dict().keys()  # scales of int8 weights are not in it: they are as frozen as those
+        scales = {name: buffer for name, buffer in module.named_buffers() if name not in stored}
+        self._frozen: dict[str, Tensor] = scales | {name: p for name, p in rest.items() if name not in moving}
+        moved = {name: buffer for name, buffer in module.named_buffers() if name in stored}
+        self._buffers: dict[str, Tensor] = moved | {name: rest[name] for name in moving}
         self._frozen_hashes: dict[str, str] | None = None
         start_moments(engine)
 
@@ -88,7 +91,7 @@ class EngineState:
             setattr(self._engine.optimizer.loss_scaler, name, numbers["scaler"][name])
 
     def frozen_hashes(self) -> dict[str, str]:
-        """SHA-256 of every frozen parameter; taken once, since they stay."""
+        """SHA-256 of every frozen parameter and scale; taken once, since they stay."""
         if self._frozen_hashes is None:
             self._frozen_hashes = {}
             for name, p in self._frozen.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from cogvideo.logs import get_logger
-from cogvideo.model.budget import MACHINES, SAFETY, TrainingBudget, TrainingSettings, training_budget
+from cogvideo.model.budget import MACHINES, SAFETY, TrainingBudget, TrainingSettings, int8_trunk, training_budget
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.report import in_bytes
 from cogvideo.training.config import TrainConfig
@@ -54,14 +54,16 @@ def run_memory(config: TrainConfig, model: ModelConfig, world: int) -> RunMemory
     loop, spread = config.train, config.deepspeed
     micro = loop.batch_size // (world * loop.accumulation(world))
     stage = max(spread.stage, 1 if loop.weights == "dtype" else 0)
-    settings = TrainingSettings(world, micro, stage, config.init.freeze_trunk, loop.recompute)
+    init = config.init
+    settings = TrainingSettings(world, micro, stage, init.freeze_trunk, loop.recompute, init.trunk_weights)
     machine = MACHINES["a100-80"]  # of its own figures memory needs none
     bf16 = training_budget(model, machine, settings)
     wide = 2 if loop.weights == "fp32" else 1  # weights and gradients in float32
+    narrow = int8_trunk(model)[1] if init.trunk_weights == "int8" else 0
     copies = 8 / 12 if wide == 2 and stage == 0 else 1  # no second float32 copy of the weights then
     optimiser = bf16.optimiser * copies
     device = TrainingBudget(
-        weights=bf16.weights * wide,
+        weights=(bf16.weights - narrow) * wide + narrow,
         gradients=bf16.gradients * wide,
         optimiser=0.0 if spread.offload_optimizer else optimiser,
         activations=bf16.activations * (1 if loop.dtype != "fp32" else 2),

@@ -171,7 +171,7 @@ def _check_frozen(engine: EngineState, stored: dict[str, str], place: Path) -> N
     if problem is not None:
         raise ValueError(
             f"{place} was trained beside other frozen weights ({problem} differs); set init.checkpoint to what the run "
-            "started from, of which export/trunk in its run folder is a copy"
+            "started from, of which export/trunk in its run folder is a copy, and init.trunk_weights as it was"
         )
 
 

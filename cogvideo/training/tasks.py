@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
+from cogvideo.checkpoint.format import load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.model_io import save_model
 from cogvideo.config import to_dict
 from cogvideo.data.dataset import ClipDataset
@@ -191,12 +191,16 @@ class ClipTask:
         if place.is_dir():
             return place
         source = self.config.init.checkpoint
-        if source is not None and load_checkpoint(source, verify=False).config.get("model", {}).get("task") == "image":
+        assert source is not None, "a trunk is frozen only where it comes from a checkpoint"
+        stored = load_checkpoint(source, verify=False)
+        if stored.config.get("model", {}).get("task") == "image":
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, place)  # the same bytes: stages of one trunk can share it
             return place
-        tensors = {name: p.detach() for name, p in self.model.trunk_parameters()}
-        save_checkpoint(place, tensors, {"model": to_dict(dataclasses.replace(self.model_config, task="image"))})
+        # as it is stored, in whichever type the run holds it
+        infos = {name: stored.infos[name] for name, _ in self.model.trunk_parameters()}
+        config = {"model": to_dict(dataclasses.replace(self.model_config, task="image"))}
+        write_checkpoint(place, infos, stored.tensor, config)
         return place
 
     def _open(self, path: Path | None) -> ClipDataset | EmbeddedClips:
@@ -237,6 +241,8 @@ class ClipTask:
             start_from(self.model, init.checkpoint, init.temporal)
         if init.freeze_trunk:
             self.model.freeze_trunk()
+        if init.trunk_weights == "int8":
+            self.model.narrow_trunk()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from cogvideo.config import to_dict
 from cogvideo.logs import get_logger, progress
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.engine import make_engine
+from cogvideo.training.engine import deepspeed_settings, make_engine
 from cogvideo.training.engine_state import EngineState
 from cogvideo.training.metrics import Averages, draw_curves
 from cogvideo.training.processes import any_says, others_may_die, together
@@ -49,7 +49,7 @@ class Trainer:
         """Raises: ValueError, OSError before anything is written, for whatever does not fit."""
         self.config, self.preview, self.device = config, preview, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        config.train.accumulation(self.world)  # refuses a batch that cannot be cut
+        deepspeed_settings(config, self.world)  # refuses what does not go together, before anything is read
         self.sinks = Sinks(config)
         found = newest_state(self._states)
         if not resume and (found or self.sinks.file.path.exists()):

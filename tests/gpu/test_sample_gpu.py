@@ -19,7 +19,7 @@ def test_float32_draws_what_the_cpu_draws(schedule: str) -> None:
     assert (here == there).flatten(1).all(1).float().mean() >= 0.5
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp16", "int8"])
+@pytest.mark.parametrize("weights", ["bf16", "fp16", "int8", "int4"])
 def test_narrow_weights_draw_nearly_what_float32_draws(weights: str) -> None:
     pipeline = Pipeline.load(weights=weights, device="cuda")  # type: ignore[arg-type]
     config = replace(pipeline.config, samples_per_prompt=4, rounds=0)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.model_io import load_model
+from cogvideo.model.linear import quantised
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training import trainer
 from cogvideo.training.launch import train
@@ -69,6 +70,52 @@ def test_resuming_is_bitwise_the_same_as_not_stopping(
         assert not moved
     elif not frozen:
         assert len(moved) == len(before)
+
+
+@pytest.mark.parametrize("variant", ["fp32", "bf16", "zero2_bf16_weights", "checkpointed"])
+def test_an_int8_trunk_is_as_the_weights_it_stands_for(variant: str, data: Path, trunk: Path, tmp_path: Path) -> None:
+    """The same losses; resuming is exact; what is exported is the trunk as it was."""
+    groups = VARIANTS[variant] | {"init": {"checkpoint": trunk, "freeze_trunk": True, "trunk_weights": "int8"}}
+    whole, parts = (settings(data, tmp_path / name, **groups) for name in ("whole", "parts"))
+    train(whole)
+    rounded = settings(
+        data, tmp_path / "rounded", **groups | {"init": {"checkpoint": _rounded(trunk, tmp_path), "freeze_trunk": True}}
+    )
+    train(rounded)
+    losses, expected = ([line["loss"] for line in numbers(config.run_dir)] for config in (whole, rounded))
+    assert losses == pytest.approx(expected, abs=1e-4 if variant in ("fp32", "checkpointed") else 1e-2)
+    train(settings(data, tmp_path / "parts", **groups | {"train": groups.get("train", {}) | {"stop_at": 3}}))
+    full = groups | {"init": groups["init"] | {"trunk_weights": "full"}}
+    with pytest.raises(ValueError, match=r"other frozen weights .* init\.trunk_weights"):
+        train(settings(data, tmp_path / "parts", **full), resume=True)
+    train(parts, resume=True)
+    assert numbers(whole.run_dir) == numbers(parts.run_dir)
+    exports = [config.run_dir / "export" / "sequential" for config in (whole, parts)]
+    assert digest(exports[0]) == digest(exports[1])
+    _same_trunk(exports[0], trunk)
+    if variant == "fp32":  # a stage 2 that has its trunk from stage 1
+        init = groups["init"] | {"checkpoint": exports[0], "temporal": "copy"}
+        second = settings(data, tmp_path / "second", "interpolation", init=init, train={"steps": 1})
+        train(second)
+        _same_trunk(second.run_dir / "export" / "interpolation", trunk)
+
+
+def _rounded(trunk: Path, folder: Path) -> Path:
+    """A trunk of the values that int8 would stand for."""
+    stored = load_checkpoint(trunk)
+    tensors = {}
+    for name, tensor in stored.tensors().items():
+        matrix = tensor.ndim == 2 and name != "position_embeddings.weight"
+        scale, narrow = quantised(tensor) if matrix else (None, tensor)
+        tensors[name] = tensor if scale is None else narrow * scale[:, None]
+    save_checkpoint(folder / "rounded_trunk", tensors, stored.config)
+    return folder / "rounded_trunk"
+
+
+def _same_trunk(export: Path, trunk: Path) -> None:
+    found, expected = load_checkpoint(export).tensors(), load_checkpoint(trunk).tensors()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    load_model(export)
 
 
 def test_zero_stages_and_layer_recomputation_learn_the_same(data: Path, tmp_path: Path) -> None:
@@ -204,6 +251,8 @@ BAD = {
     "model.frame_side": {"model": {"frame_side": 2}},
     "cannot be cut": {"train": {"micro_batch_size": 3}},
     "set init.checkpoint": {"init": {"freeze_trunk": True}},
+    "int8 cannot learn": {"init": {"trunk_weights": "int8"}},
+    "spreads no int8": {"init": {"trunk_weights": "int8", "freeze_trunk": True}, "deepspeed": {"stage": 3}},
     "no clip of": {"data": {"clip_seconds": [8.0]}},
 }
 

@@ -112,6 +112,23 @@ def test_a_stage_stores_its_own_and_finds_its_trunk(tmp_path: Path) -> None:
         save_model(tmp_path / "other", stage, trunk=tmp_path / "trunk")
 
 
+def test_an_int8_trunk_is_left_to_the_one_it_was_made_from(tmp_path: Path) -> None:
+    trunk, stage = build("image", seed=1), build(seed=2)
+    inherit_trunk(stage, trunk.state_dict())
+    save_model(tmp_path / "trunk", trunk)
+    save_model(tmp_path / "another", build("image", seed=3))
+    stage.freeze_trunk()
+    stage.narrow_trunk()
+    save_model(tmp_path / "stage", stage, trunk=tmp_path / "trunk")
+    loaded = load_model(tmp_path / "stage")
+    assert all(torch.equal(p, trunk.state_dict()[name]) for name, p in loaded.trunk_parameters())
+    with pytest.raises(ValueError, match="does not hold this model's"):
+        save_model(tmp_path / "other", stage, trunk=tmp_path / "another")
+    with pytest.raises(ValueError, match="is int8"):
+        save_model(tmp_path / "other", stage)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from cogvideo.model import budget
 from cogvideo.model.budget import (
@@ -71,6 +72,23 @@ def test_a_frozen_trunk_costs_less() -> None:
     assert frozen.optimiser == pytest.approx(12 * 1_818_820_608)
     assert frozen.total < free.total / 2
     assert frozen.seconds_a_step < free.seconds_a_step
+
+
+def test_an_int8_trunk_takes_what_the_model_says() -> None:
+    config = tiny_config(**VARIANTS["sequential"])
+    model = CogVideoTransformer(config)
+    full = sum(p.nbytes for p in model.parameters())
+    model.freeze_trunk()
+    model.narrow_trunk()
+    narrow = [p for p in model.parameters() if p.dtype == torch.int8]
+    scales = sum(buffer.nbytes for buffer in model.buffers())
+    count, count_bytes = budget.int8_trunk(config)
+    assert (count, count_bytes) == (sum(p.numel() for p in narrow), sum(p.nbytes for p in narrow) + scales)
+    assert sum(p.nbytes for p in model.parameters()) + scales == full - 4 * count + count_bytes
+    assert published().weights - published(trunk_weights="int8").weights == pytest.approx(5.9e9, rel=0.01)
+    for wrong in ({"frozen_trunk": False}, {"zero_stage": 3}):
+        with pytest.raises(ValueError, match="trunk_weights=int8 needs"):
+            published(trunk_weights="int8", **wrong)
 
 
 def test_recomputing_layers_trades_time_for_memory() -> None:

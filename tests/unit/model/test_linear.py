@@ -37,6 +37,22 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("ins", "groups"), [(128, 2), (38, 1)])
+def test_int4_is_within_half_a_step(ins: int, groups: int) -> None:
+    linear, x = layer(ins), torch.randn(3, ins)
+    before = linear.weight.clone()
+    convert_weights(linear, "int4")
+    assert linear.weight.dtype == torch.uint8 and linear.weight.shape == (21, ins // 2)
+    assert linear.weight_scale is not None and linear.weight_scale.shape == (21, groups)
+    wide = linear(torch.eye(ins)).T - linear.bias[:, None]
+    step = linear.weight_scale.repeat_interleave(ins // groups, dim=1)
+    assert ((wide - before).abs() <= step * 0.5001 + 1e-6).all()
+    torch.testing.assert_close(linear(x), F.linear(x, wide, linear.bias), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="int4 already"):
+        convert_weights(linear, "int8")
+
+
+@torch.no_grad()
 def test_int8_is_within_half_a_step() -> None:
     linear = layer()
     before = linear.weight.clone()
@@ -50,7 +66,7 @@ def test_int8_is_within_half_a_step() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
 def test_table_gives_and_scores_the_same_rows(dtype: str) -> None:
     torch.manual_seed(0)
     table = Embedding(30, 16)

@@ -40,11 +40,11 @@ def test_a_frozen_trunk_is_held_once(folder: Path, tmp_path: Path) -> None:
     assert together.sequential.word_embeddings is not together.trunk.word_embeddings, "it was saved whole"
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp16", "int8"])
+@pytest.mark.parametrize("weights", ["bf16", "fp16", "int8", "int4"])
 def test_narrow_weights(folder: Path, weights: Weights) -> None:
     """The matrices of all models are held so, and they still make clips."""
     bundle = open_bundle(folder, weights)
-    stored = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}[weights]
+    stored = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "int4": torch.uint8}[weights]
     for model in (bundle.trunk, bundle.sequential, bundle.interpolation):
         assert model is not None and model.word_embeddings.weight.dtype == stored
         assert model.layers[0].attention.dense.weight.dtype == stored

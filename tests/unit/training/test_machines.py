@@ -49,6 +49,25 @@ def test_without_offloading_the_small_machine_is_too_small() -> None:
     assert run_memory(config, config.model, 1).device.total > 24e9
 
 
+def test_an_int8_trunk_takes_less() -> None:
+    for words in ((), ("train.weights=fp32",)):
+        full, int8 = (
+            run_memory(config, config.model, 1).device
+            for config in (
+                load("paper_stage1", "8x80gb", *words, "train.batch_size=4", f"init.trunk_weights={held}")
+                for held in ("full", "int8")
+            )
+        )
+        assert full.weights - int8.weights == pytest.approx((3 if words else 1) * 5.9e9, rel=0.01)
+
+
+def test_int8_is_refused_where_zero_spreads_weights(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 3}}')
+    for word in ("deepspeed.stage=3", f"deepspeed.file={tmp_path / 'own.json'}"):
+        with pytest.raises(ValueError, match="spreads no int8 weights"):
+            deepspeed_settings(load("paper_stage1", "8x80gb", word, "init.trunk_weights=int8"), 8)
+
+
 def test_a_learning_trunk_fits_eight_gpus() -> None:
     config = load("paper_stage1", "8x80gb", "init.freeze_trunk=false")
     assert run_memory(config, config.model, 8).device.total < 80e9 * SAFETY
