@@ -108,8 +108,8 @@ class LoopConfig:
     weights: Literal["fp32", "dtype"] = "fp32"
     """`dtype`: weights are held in dtype too, with float32 copies in the optimiser alone (large models)."""
     recompute: Recompute = "nothing"
-    """Activations that are computed anew in the backward pass instead of kept: `mlp` saves a fifth of them for a tenth
-    of the time or less, `layer` keeps each layer's input alone."""
+    """Activations that are computed anew in the backward pass instead of kept: those of each MLP, or all but each
+    layer's input. docs/results.md has what they save and cost."""
     seed: int = 0
     num_threads: int | None = None
     """CPU threads a process; null: as OMP_NUM_THREADS or the machine says."""
