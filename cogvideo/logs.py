@@ -50,6 +50,7 @@ def progress(
         initial=initial,
         disable=rank() != 0,
         file=sys.stderr if live else _Lines(),
+        position=None if live else 0,  # lines need no moving of the cursor between several bars
         mininterval=0.2 if live else seconds_between_lines,
         miniters=1,  # look at the clock at every step: steps are slow and uneven here
         dynamic_ncols=live,

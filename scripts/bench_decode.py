@@ -158,7 +158,7 @@ class Bench:
 
     def run(self, case: str) -> Tensor:
         """Tokens of a case, (samples, frames, frame_len). Frames that it begins with are random."""
-        keys = sample_keys(0, [""], 4 if case.endswith("4") and case != "round4" else 1)
+        keys = sample_keys(0, [""], 4 if case in ("stage1x4", "late4") else 1)
         texts = [TEXT] * len(keys)
 
         def random_frames(number: int) -> Tensor:

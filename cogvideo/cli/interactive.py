@@ -6,16 +6,14 @@ is begun when it is read, beside those that are not yet finished: they share the
 """
 
 import argparse
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from cogvideo.cli.common import split_overrides
-from cogvideo.cli.making import make
+from cogvideo.cli.making import make, unwinding
 
 if TYPE_CHECKING:
     from cogvideo.sampling.jobs import Job
@@ -37,7 +35,7 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
     given = given_frames(args, pipeline, config)
     claim_folder(args.out, args.overwrite)
     said: list[str] = []
-    with _Makers(args) as makers:
+    with unwinding(), _Makers(args) as makers:
         for line in _lines():
             try:
                 prompt = _decode(line).strip()
@@ -90,27 +88,23 @@ class _Makers:
             self._room.release()
 
     def __enter__(self) -> "_Makers":
-        def stop(number: int, frame: FrameType | None) -> None:
-            raise SystemExit(128 + number)
-
-        self._before = signal.signal(signal.SIGTERM, stop)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._stopping.set()
         try:
-            for thread in self._threads:
-                thread.join()
+            self._join()
         except BaseException:
             self._stopping.set()
-            for thread in self._threads:
-                thread.join()
+            self._join()
             raise
-        finally:
-            signal.signal(signal.SIGTERM, self._before)
         if kind is None and self._broken is not None:
             raise self._broken
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
 
 
 def _complain(error: Exception) -> None:

@@ -4,7 +4,7 @@ import argparse
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,8 @@ def make(
             print(f"{plan}: {out} is finished already")
         return
     own = sum(map(len, my_groups(job, work, samples_per_prompt)))
-    alone = stopping is None
-    with _ends_well(out, alone), progress(own * job.tokens_a_clip, "tokens" if alone else out.name, "tok") as bar:
+    name, guard = ("tokens", _ends_well(out)) if stopping is None else (out.name, nullcontext())
+    with guard, progress(own * job.tokens_a_clip, name, "tok") as bar:
 
         def drawn(count: int) -> None:
             if stopping is not None and stopping.is_set():
@@ -73,19 +73,27 @@ def make(
 
 
 @contextmanager
-def _ends_well(out: Path, hears_signals: bool) -> Iterator[None]:
-    """Let SIGTERM unwind the work, as Ctrl-C does, so that no temporary file stays; say how to go on."""
-    from cogvideo.logs import get_logger
+def unwinding() -> Iterator[None]:
+    """Let SIGTERM unwind the work, as Ctrl-C does, so that no temporary file stays. For the main thread."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop) if hears_signals else None
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _ends_well(out: Path) -> Iterator[None]:
+    """Say how to go on after a signal."""
+    from cogvideo.logs import get_logger
+
+    try:
+        with unwinding():
+            yield
     except (KeyboardInterrupt, SystemExit):
         get_logger().info(f"{out}: what is done is kept; the same command with --resume goes on from there")
         raise
-    finally:
-        if hears_signals:
-            signal.signal(signal.SIGTERM, before)

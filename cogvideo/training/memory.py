@@ -23,8 +23,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def return_freed_memory() -> None:
     """Let large blocks go back to the system when they are freed, where the allocator is glibc's; else do nothing.
 
-    By itself glibc soon keeps blocks of up to 32 MB, and the holes between a step's activations add up: of the memory
-    that recomputation saves, most is lost to them. The price is a fresh mapping for each large tensor.
+    By itself glibc soon keeps blocks of up to 32 MB, and the holes between a step's activations add up. The price is a
+    fresh mapping for each large tensor.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -69,19 +69,10 @@ def test_the_same_tokens_as_alone(task: str) -> None:
     assert max(meeting.shared) > 1, "the test means nothing if no two ever met"
 
 
-def test_an_error_reaches_all_that_wait_for_it() -> None:
+def test_an_error_reaches_all_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("sequential")
-
-    class Failing(Together):
-        def _answer(self, asked: list) -> None:
-            broken = CogVideoTransformer.decode
-            try:
-                CogVideoTransformer.decode = lambda self, steps: 1 / 0  # type: ignore[method-assign, assignment]
-                super()._answer(asked)
-            finally:
-                CogVideoTransformer.decode = broken  # type: ignore[method-assign]
-
-    meeting, errors, ready = Failing(model), list[Exception](), threading.Barrier(3)
+    monkeypatch.setattr(CogVideoTransformer, "decode", lambda self, steps: 1 / 0)
+    meeting, errors, ready = Together(model), list[Exception](), threading.Barrier(3)
 
     def ask() -> None:
         with meeting.joined():
