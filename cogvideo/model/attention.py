@@ -88,12 +88,13 @@ class Attention(nn.Module):
         ordered = frames if channel.order is None else frames.index_select(1, channel.order)
         text_projected = self.query_key_value(text)
         out = attend_tiled(self.query_key_value(ordered), text_projected, text_bias, self.num_heads, channel)
+        out = self.dense(out)  # before rows are put in order: its input is kept already, as attention's output
         if channel.restore is not None:
             out = out.index_select(1, channel.restore)
         text_out = None
         if answer_text:
             text_out = self._answer_text(*self._by_head(text_projected), text_bias, 0.0)
-        return text_out, self.dense(out)
+        return text_out, out
 
     def _answer_text(self, query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, dropout: float) -> Tensor:
         bias = text_bias[:, None, None, :].to(query.dtype)

@@ -7,6 +7,8 @@ and with a frozen trunk it needs no gradient at all.
 Source: CogVideo (2205.15868) section 3.2; sandwich LayerNorm from CogView (2105.13290).
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,13 +58,13 @@ class TransformerLayer(nn.Module):
         cache: LayerCache | None = None,
         answered: Tensor | None = None,
         answer_text: bool = True,
-        recompute_mlp: bool = False,
+        recompute: bool = False,
     ) -> tuple[Tensor | None, Tensor]:
         """Shapes: text (batch, text_len, hidden) or None; frames (batch, rows, hidden); both come back alike.
 
         The last layer may skip what nobody reads: `answered` (rows,) are the frame rows that the channel plans answer
-        and that come back (None: all); `answer_text=False` leaves text rows out. With `recompute_mlp` nothing of the
-        MLP is kept for the backward pass, which computes it anew.
+        and that come back (None: all); `answer_text=False` leaves text rows out. With `recompute` nothing of what lies
+        between attention and the MLP's output is kept for the backward pass, which computes it anew.
         """
         text_normed = None if text is None else self.input_layernorm(text)
         frames_normed = self.input_layernorm(frames)
@@ -74,30 +76,33 @@ class TransformerLayer(nn.Module):
             cache=cache.spatial if cache else None,
             answer_text=answer_text,
         )
+        temporal_out = None
         if temporal is not None:
             _, temporal_out = self.temporal_attention(
                 text_normed,
                 frames_normed,
-                    plan=temporal,
+                plan=temporal,
                 text_bias=temporal_text_bias,
                 cache=cache.temporal if cache else None,
                 answer_text=False,
             )
-            frame_out = mix_channels(frame_out, temporal_out, self.mix_logit)
         if answered is not None:
             frames = frames.index_select(1, answered)
-        frames = self._rest(frames, frame_out, recompute_mlp)
+        frames = self._after_attention(frames, frame_out, temporal_out, recompute)
         if text is not None and text_out is not None:
-            text = self._rest(text, text_out, recompute_mlp)
+            text = self._after_attention(text, text_out, None, recompute)
         return text, frames
 
-    def _rest(self, x: Tensor, attended: Tensor, recompute_mlp: bool) -> Tensor:
-        x = x + self.third_layernorm(attended)
-        made = checkpoint(self._mlp_of, x, use_reentrant=False) if recompute_mlp else self._mlp_of(x)
+    def _after_attention(self, x: Tensor, spatial: Tensor, temporal: Tensor | None, recompute: bool) -> Tensor:
+        through = partial(checkpoint, self._through_mlp, use_reentrant=False) if recompute else self._through_mlp
+        x, made = through(x, spatial, temporal)
         return x + self.fourth_layernorm(made)
 
-    def _mlp_of(self, x: Tensor) -> Tensor:
-        return self.mlp(self.post_attention_layernorm(x))
+    def _through_mlp(self, x: Tensor, spatial: Tensor, temporal: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual stream after attention, and what the MLP makes of it."""
+        attended = spatial if temporal is None else mix_channels(spatial, temporal, self.mix_logit)
+        x = x + self.third_layernorm(attended)
+        return x, self.mlp(self.post_attention_layernorm(x))
 
 
 def mix_channels(spatial: Tensor, temporal: Tensor, mix_logit: Tensor) -> Tensor:

@@ -179,6 +179,8 @@ def training_flops(config: ModelConfig, *, frozen_trunk: bool) -> tuple[float, f
 
 def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSettings) -> TrainingBudget:
     """bf16 weights and gradients; AdamW with float32 master weights and moments, partitioned as ZeRO's stage says."""
+    from cogvideo.model.loss import FROZEN_PART, LOGITS_AT_ONCE
+
     counts, h = ParameterCounts.of(config), config.hidden_size
     frozen_trunk = settings.frozen_trunk and config.has_temporal_channel
     extra_positions = config.num_extra_positions * h
@@ -186,12 +188,16 @@ def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSet
     rows = config.text_len + config.layout.num_slots
     supervised = len(config.layout.supervised_frames) * config.frame_len
 
-    # kept of a layer, in values of hidden_size a row: norms 4, query_key_value 3, context and output 2, MLP 9;
-    # the temporal channel adds another query_key_value, context, output and the mix
-    of_a_layer = (24 if config.has_temporal_channel else 18) * rows * h * 2
-    recomputed = {"nothing": 0, "mlp": 8 * rows * h * 2, "layer": of_a_layer - rows * h * 2}[settings.recompute]
-    kept = config.num_layers * (of_a_layer - recomputed) + recomputed  # of one layer at a time
-    logits = min(supervised * settings.micro_batch, 4096) * config.vocabulary.num_image_tokens * 4 * 3
+    # kept of a layer, in values of hidden_size a row: norms 4 and what comes out of two of them, query_key_value 3,
+    # context and output, MLP 8; the temporal channel adds another query_key_value, context, output and the mix
+    dual = config.has_temporal_channel
+    # a frozen matrix needs no input for its gradient: not what comes out of the second norm and of GELU
+    of_a_layer = {"nothing": (24 if dual else 18) - (5 if frozen_trunk else 0), "mlp": 13 if dual else 8, "layer": 1}
+    held = of_a_layer[settings.recompute]
+    at_work = of_a_layer["nothing"] - held  # one layer's, while the backward pass computes it anew
+    kept = (config.num_layers * held + at_work) * rows * h * 2
+    logits_at_once = min(supervised * settings.micro_batch * config.vocabulary.num_image_tokens, LOGITS_AT_ONCE)
+    logits = 3 * 4 * logits_at_once / (FROZEN_PART if frozen_trunk else 1)
 
     forward, backward = training_flops(config, frozen_trunk=frozen_trunk)
     mlps = config.num_layers * 16 * h * h * rows

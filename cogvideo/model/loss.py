@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-# Numbers in the logits alive at once: 160 MB of them in float32, and as much again of their gradient.
-_LOGITS_AT_ONCE = 40_000_000
+LOGITS_AT_ONCE = 40_000_000
+"""Numbers in the logits alive at once: 160 MB of them in float32, and as much again of their gradient."""
+FROZEN_PART = 8
+"""Where output weights are frozen, one so-manieth at once, for scores to stay in a CPU's cache between two products."""
 
 
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -21,7 +23,7 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     Shapes: hidden (rows, hidden), weight (image tokens, hidden), targets (rows,) -> (rows,).
     """
-    rows = max(1, _LOGITS_AT_ONCE // len(weight))
+    rows = max(1, LOGITS_AT_ONCE // len(weight))
     chunks = list(zip(hidden.split(rows), targets.split(rows), strict=True))
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
         return torch.cat([_nll(h, weight, t) for h, t in chunks])
@@ -44,8 +46,7 @@ class _FrozenOutput(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         if torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(torch.get_autocast_dtype(hidden.device.type))  # once, not in every chunk
-        # few rows, so that scores stay in a CPU's cache between the two products
-        rows = max(1, _LOGITS_AT_ONCE // 8 // len(weight))
+        rows = max(1, LOGITS_AT_ONCE // FROZEN_PART // len(weight))
         losses, gradient = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(hidden)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)

@@ -113,7 +113,7 @@ class CogVideoTransformer(nn.Module):
                 cache=cache.layers[i] if cache else None,
                 answered=last.answered if last else None,
                 answer_text=i < final,
-                recompute_mlp=recompute == "mlp",
+                recompute=recompute == "mlp",
             )
             if recompute == "layer":
                 words, frames = checkpoint(run, words, frames, use_reentrant=False)

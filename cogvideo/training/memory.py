@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ log = get_logger(__name__)
 
 WORTH_TELLING_BYTES = 1 << 30
 
-_LARGE_BLOCK = 4 << 20
+_LARGE_BLOCK = 1 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -24,8 +25,9 @@ def return_freed_memory() -> None:
     """Let large blocks go back to the system when they are freed, where the allocator is glibc's; else do nothing.
 
     By itself glibc soon keeps blocks of up to 32 MB, and the holes between a step's activations add up. The price is a
-    fresh mapping for each large tensor.
+    fresh mapping for each large tensor; huge pages, which torch takes if asked before its first tensor, halve it.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):

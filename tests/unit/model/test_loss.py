@@ -21,7 +21,7 @@ def case(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Te
 def test_chunks_equal_the_loss_at_once(
     at_once: int, learns: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
     hidden, weight, targets, row_weight = case()
     wanted_leaves = [x.clone().requires_grad_(on) for x, on in zip((hidden, weight), learns, strict=True)]
     leaves = [x.clone().requires_grad_(on) for x, on in zip((hidden, weight), learns, strict=True)]
