@@ -1,6 +1,6 @@
-"""What guessing ahead saves, part by part: one JSON line each, with trained weights, on captions or on a video's frames.
+"""What guessing ahead saves: a JSON line for each part, with trained weights, on captions or on a video's frames.
 
-    python scripts/bench_speculation.py                                             # bundled weights, moving digits
+    python scripts/bench_speculation.py                         # bundled weights, moving digits
     python scripts/bench_speculation.py --model DIR --caption "a man" --video talk.mp4 --fps 4 --rounds 2
 
 Clips are drawn one at a time by both schedules. A video's frames, `--fps` of them a second, are interpolated; without

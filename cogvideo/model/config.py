@@ -8,7 +8,8 @@ from cogvideo.sequence.vocabulary import Vocabulary
 
 Task = Literal["image", "sequential", "interpolation"]
 Recompute = Literal["nothing", "mlp", "layer"]
-"""Activations that a backward pass computes anew: none, those of each MLP, or all but each layer's input."""
+"""Activations that a backward pass computes anew: none, those from attention to the MLP's output, or all but each
+layer's input."""
 TrunkWeights = Literal["full", "int8"]
 """How a frozen trunk's matrices are held in training."""
 
