@@ -1,7 +1,7 @@
 """What guessing ahead saves: a JSON line for each part, with trained weights, on captions or on a video's frames.
 
     python scripts/bench_speculation.py                         # bundled weights, moving digits
-    python scripts/bench_speculation.py --model DIR --caption "a man" --video talk.mp4 --fps 4 --rounds 2
+    python scripts/bench_speculation.py --model DIR --caption "a man" --video talk.mp4 --fps 4 rounds=2
 
 Clips are drawn one at a time by both schedules. A video's frames, `--fps` of them a second, are interpolated; without
 one the caption's whole clip is made. `tokens_a_forward` is what a guessing forward settles of a clip on average
@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.footage import Footage, FootageReader
 from cogvideo.sampling.pipeline import Pipeline
@@ -68,10 +69,13 @@ def main() -> int:
     parser.add_argument("--caption", action="append", help="may be given more than once")
     parser.add_argument("--video", type=Path, help="interpolate its frames")
     parser.add_argument("--fps", type=float, default=2.0, help="of the video that is given")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("override", nargs="*", metavar="key=value", help="a setting of sampling")
     args = parser.parse_intermixed_args()
+    if args.repeats < 1:
+        parser.error(f"--repeats {args.repeats}; expected at least 1")
+    if args.video and not args.caption:
+        parser.error("nobody says what the video shows; give --caption")
     torch.set_num_threads(1)  # whose time is then all there is
     try:
         report(args)
@@ -82,17 +86,16 @@ def main() -> int:
 
 
 def report(args: argparse.Namespace) -> None:
-    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
-
     directory = args.model or DEFAULT_DIRECTORY
     config = bundle_sample_config(directory, [], args.override)
-    config = replace(config, rounds=args.rounds)
     pipeline = Pipeline.load(directory, config.weights, config.device)
     counted, footage = Counted(pipeline), None
     if args.video is not None:
         reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
         footage = reader.open([args.video], args.fps)
         config = replace(config, seconds=footage.seconds)
+        if config.rounds < 1:
+            raise ValueError("rounds=0 puts no frame between any; give at least 1")
     tokens: dict[str, int] = defaultdict(int)
     forwards: dict[tuple[str, str], int] = defaultdict(int)
     seconds: dict[tuple[str, str], float] = defaultdict(float)

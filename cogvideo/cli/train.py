@@ -29,6 +29,11 @@ def run(args: argparse.Namespace) -> None:
         print(dump_yaml(config), end="")
         return
 
+    from cogvideo.training.memory import return_freed_memory
+
+    if config.train.recompute != "nothing":
+        return_freed_memory()  # before any tensor is made, the preview's tokenizer too
+
     from cogvideo.cli.preview import SheetWriter
     from cogvideo.training.launch import train
 

@@ -188,8 +188,8 @@ def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSet
     rows = config.text_len + config.layout.num_slots
     supervised = len(config.layout.supervised_frames) * config.frame_len
 
-    # kept of a layer, in values of hidden_size a row: norms 4 and what comes out of two of them, query_key_value 3,
-    # context and output, MLP 8; the temporal channel adds another query_key_value, context, output and the mix
+    # kept of a layer, in values of hidden_size a row: what goes into 4 norms and comes out of 2, query_key_value 3,
+    # context 1, MLP 8; the temporal channel adds query_key_value, context and what the mix takes
     dual = config.has_temporal_channel
     # a frozen matrix needs no input for its gradient: not what comes out of the second norm and of GELU
     of_a_layer = {"nothing": (24 if dual else 18) - (5 if frozen_trunk else 0), "mlp": 13 if dual else 8, "layer": 1}

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 LOGITS_AT_ONCE = 40_000_000
 """Numbers in the logits alive at once: 160 MB of them in float32, and as much again of their gradient."""
 FROZEN_PART = 8
-"""Where output weights are frozen, one so-manieth at once, for scores to stay in a CPU's cache between two products."""
+"""Where output weights are frozen, this part of them at once: scores stay in a CPU's cache between two products."""
 
 
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

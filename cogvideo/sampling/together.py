@@ -1,8 +1,8 @@
 """Threads that decode with one model at the same time share their forwards: its weights are read once for all.
 
 So a prompt that comes while others are being drawn begins at their next step instead of behind them. Each keeps its own
-cache, text, schedule and settings; what is drawn does not change, but for float rounding in large batches. Saved
-is the reading of weights alone: caches are read, and tokens drawn, by each for itself (docs/results.md, late4).
+cache, text, schedule and settings; what is drawn does not change, but for float rounding in large batches. Reading the
+weights is all that is saved: caches are read, and tokens drawn, for each by itself (docs/results.md, late4).
 """
 
 import threading

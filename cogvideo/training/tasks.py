@@ -25,7 +25,7 @@ from cogvideo.sequence.example import Batch
 from cogvideo.tokenizers.open import open_image_tokenizer, open_text_tokenizer
 from cogvideo.training.config import BUNDLED, TrainConfig
 from cogvideo.training.engine import autocast, gathered
-from cogvideo.training.memory import return_freed_memory, tell_memory
+from cogvideo.training.memory import tell_memory
 from cogvideo.training.randomness import generator_for
 
 B = TypeVar("B")
@@ -131,8 +131,6 @@ class ClipTask:
             self._validation = self._load(self._open(config.data.validation), rank, world)
         self.model = CogVideoTransformer(self.model_config)
         self.model.recompute = config.train.recompute
-        if config.train.recompute != "nothing":
-            return_freed_memory()
         self._start_weights()
         tell_memory(config, self.model_config, world, device)
         self._clip_flops = sum(training_flops(self.model_config, frozen_trunk=config.init.freeze_trunk))

@@ -13,7 +13,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_parts_of_a_clip() -> None:
-    done = run("--caption", "the red digit 3 moves left slowly", "--rounds", "1", "--repeats", "1")
+    done = run("--caption", "the red digit 3 moves left slowly", "--repeats", "1", "rounds=1")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     counted = [(line["part"], line["tokens"]) for line in lines]
