@@ -7,6 +7,7 @@ import pytest
 
 # A tokenizers or BLAS pool of many threads makes tiny tensors slower, many times so on a shared machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line has it
 os.environ.setdefault("WANDB_MODE", "offline")
 
 # Without a deadline (a busy machine is not a bug), and derandomised: a red run can be run again.

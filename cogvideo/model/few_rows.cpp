@@ -1,4 +1,5 @@
-// Decoding on a CPU: products of a few rows with a large matrix, and whole layers of a transformer for a few rows.
+// Decoding on a CPU: products of a few rows with a large matrix, whole layers of a transformer for a few rows, and the
+// drawing of their tokens.
 //
 // Bound by reading memory: weights (fp32, bf16, fp16, or int8 with a scale a row) are read once for all rows and widened
 // on the way; keys are read where the cache has them; all layers go by in one parallel region. Sums are in float32, each
@@ -9,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -467,6 +469,67 @@ extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Grou
                 for (long i = 0; i < hidden; i++) row[i] += added[i];
                 if (l + 1 < num_layers) normalise(layers[l + 1].input, row, normed + r * hidden, hidden);
             }
+        }
+    }
+}
+
+// weights[i] = exp((logits[i] - the largest) / temperature); both have room for a vector more
+static void weigh(float* logits, long size, float temperature, float* weights) {
+    for (long i = size; i < size + LANES; i++) logits[i] = -INFINITY;
+    Floats most = load<Floats>(logits);
+    for (long i = LANES; i < size; i += LANES) {
+        const Floats v = load<Floats>(logits + i);
+        most = v > most ? v : most;
+    }
+    float largest = most[0];
+    for (int i = 1; i < LANES; i++) largest = std::max(largest, most[i]);
+    for (long i = 0; i < size; i += LANES) {
+        const Floats each = (load<Floats>(logits + i) - largest) / temperature;
+        const Floats weight = exp_of(each < 0.0f ? each : Floats{});  // never of what is no number
+        memcpy(weights + i, &weight, sizeof weight);
+    }
+}
+
+// The first index whose running sum exceeds uniform * total; weights below `least` count as nothing.
+template <class T>
+static long pick(const T* weights, long size, T least, double uniform) {
+    double total = 0, running = 0;
+    for (long i = 0; i < size; i++) total += weights[i] < least ? 0 : weights[i];
+    for (long i = 0; i < size; i++)
+        if ((running += weights[i] < least ? 0 : weights[i]) > uniform * total) return i;
+    return size - 1;  // without any weight
+}
+
+// Codes in clusters: of each code its own, and the codes of cluster c at codes[starts[c]] up to codes[starts[c + 1]].
+struct Clusters {
+    const int64_t *labels, *codes, *starts;
+    long num_codes, num_clusters, top_k;
+    float temperature, token_temperature;
+};
+
+// For each row of logits a cluster among the top_k, then a code of it: what draw.py does in PyTorch, to float rounding.
+extern "C" void cogvideo_draw(const Clusters* clusters, const float* logits, const double* uniforms, int64_t* drawn,
+                              long rows, int threads) {
+    const Clusters& c = *clusters;
+#pragma omp parallel num_threads(threads) if (rows > 1)
+    {
+        std::vector<float> row(c.num_codes + LANES), own(c.num_codes + LANES), weights(c.num_codes + LANES);
+        std::vector<double> masses(c.num_clusters), sorted(c.num_clusters);
+#pragma omp for schedule(static)
+        for (long r = 0; r < rows; r++) {
+            std::copy_n(logits + r * c.num_codes, c.num_codes, row.data());
+            weigh(row.data(), c.num_codes, c.temperature, weights.data());
+            std::fill(masses.begin(), masses.end(), 0.0);
+            for (long i = 0; i < c.num_codes; i++) masses[c.labels[i]] += weights[i];
+            sorted = masses;
+            std::nth_element(sorted.begin(), sorted.begin() + c.top_k - 1, sorted.end(), std::greater<double>());
+            const long cluster = pick(masses.data(), c.num_clusters, sorted[c.top_k - 1], uniforms[2 * r]);
+
+            const int64_t* codes = c.codes + c.starts[cluster];
+            const long size = c.starts[cluster + 1] - c.starts[cluster];
+            for (long i = 0; i < size; i++) own[i] = row[codes[i]];
+            weigh(own.data(), size, c.token_temperature, weights.data());
+            drawn[r] = codes[pick(weights.data(), size, 0.0f, uniforms[2 * r + 1])];
         }
     }
 }

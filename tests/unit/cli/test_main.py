@@ -1,6 +1,7 @@
 """The dispatcher: what it lists, how fast, and how each kind of failure ends."""
 
 import argparse
+import os
 import subprocess
 import sys
 from types import ModuleType
@@ -117,3 +118,20 @@ sys.exit(f"imported {{heavy}}" if heavy else code)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_wait_asleep_unless_told_otherwise(
+    command, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], spins: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    command(lambda args: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    main(["toy"])
+    assert seen == [spins]

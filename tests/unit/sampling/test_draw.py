@@ -1,6 +1,8 @@
 """The token sampler against a plain slow one, and against the distribution that it stands for."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,11 +10,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cogvideo.model import few_rows
 from cogvideo.sampling.draw import ClusterDraw, keep_top, pick
 
 T1, K, T2 = 1.3, 2, 0.7
 LABELS = np.array([0, 1, 2, 0, 1, 2, 2, 3])
 LOGITS = [0.3, 1.2, -0.5, 0.9, 0.1, 1.5, -1.0, 0.2]
+
+
+both_ways = pytest.mark.parametrize("compiled", [True, False])
+
+
+@contextmanager
+def drawing(compiled: bool) -> Iterator[None]:
+    """By the compiled kernel, or by PyTorch's operations."""
+    if compiled and few_rows.library() is None:
+        pytest.skip("no C++ compiler here")
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(few_rows, "library", lambda: None)
+        yield
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -51,6 +68,7 @@ def exact_probabilities() -> np.ndarray:
     return out
 
 
+@both_ways
 @given(
     seed=st.integers(0, 2**16),
     clusters=st.integers(1, 9),
@@ -59,28 +77,44 @@ def exact_probabilities() -> np.ndarray:
     t2=st.floats(0.2, 3),
     batch=st.sampled_from([(), (3,), (2, 4)]),
 )
-def test_equals_slow_reference(seed: int, clusters: int, k: int, t1: float, t2: float, batch: tuple[int, ...]) -> None:
+def test_equals_slow_reference(
+    compiled: bool, seed: int, clusters: int, k: int, t1: float, t2: float, batch: tuple[int, ...]
+) -> None:
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(clusters), rng.integers(clusters, size=20)])
     logits = torch.from_numpy(rng.normal(size=(*batch, len(labels)), scale=3).astype(np.float32))
     uniforms = torch.from_numpy(rng.random((*batch, 2)))
-    drawn = ClusterDraw(labels, t1, k, t2)(logits, uniforms)
+    with drawing(compiled):
+        drawn = ClusterDraw(labels, t1, k, t2)(logits, uniforms)
     assert drawn.shape == batch and drawn.dtype == torch.int64
     for index in np.ndindex(*batch):
         u = tuple(uniforms[index].tolist())
         assert drawn[index].item() == slow_draw(logits[index].tolist(), labels, t1, min(k, clusters), t2, u)
 
 
-def test_distribution_by_chi_square() -> None:
+@both_ways
+def test_distribution_by_chi_square(compiled: bool) -> None:
     number = 40_000
     uniforms = torch.from_numpy(np.random.default_rng(0).random((number, 2)))
-    drawn = ClusterDraw(LABELS, T1, K, T2)(torch.tensor(LOGITS).expand(number, -1), uniforms)
+    with drawing(compiled):
+        drawn = ClusterDraw(LABELS, T1, K, T2)(torch.tensor(LOGITS).expand(number, -1), uniforms)
     counts, expected = np.bincount(drawn, minlength=8), exact_probabilities() * number
     assert (counts[expected == 0] == 0).all()
     possible = expected > 0
     chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
     assert possible.sum() == 5
     assert chi_square < 18.5  # 4 degrees of freedom: one run in a thousand is beyond
+
+
+@both_ways
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_broken_logits_still_give_codes_that_there_are(compiled: bool, broken: float) -> None:
+    logits = torch.tensor(LOGITS).repeat(3, 1)
+    logits[0], logits[1, ::2], logits[2, 5] = broken, broken, broken
+    uniforms = torch.tensor([[0.0, 0.999], [0.5, 0.5], [0.999, 0.0]], dtype=torch.float64)
+    with drawing(compiled):
+        drawn = ClusterDraw(LABELS, T1, K, T2)(logits, uniforms)
+    assert ((drawn >= 0) & (drawn < len(LABELS))).all()
 
 
 def test_codes_as_clusters_are_plain_top_k() -> None:
