@@ -88,7 +88,7 @@ def main() -> int:
 def report(args: argparse.Namespace) -> None:
     directory = args.model or DEFAULT_DIRECTORY
     config = bundle_sample_config(directory, [], args.override)
-    pipeline = Pipeline.load(directory, config.weights, config.device)
+    pipeline = Pipeline.load(directory, config)
     counted, footage = Counted(pipeline), None
     if args.video is not None:
         reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)

@@ -78,7 +78,7 @@ def _model(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[st
     from cogvideo.sampling.pipeline import Pipeline
 
     config = bundle_sample_config(_bundle(args), args.config, args.overrides)
-    pipeline = Pipeline.load(_bundle(args), config.weights, config.device)
+    pipeline = Pipeline.load(_bundle(args), config)
     side = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
     if side != CANVAS:
         raise ValueError(

@@ -28,6 +28,7 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
     from cogvideo.cli.sample import clip_job, given_frames
     from cogvideo.files import safe_name
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.sampling.config import LOADING
     from cogvideo.sampling.results import claim_folder
 
     directory = args.model or DEFAULT_DIRECTORY
@@ -42,7 +43,7 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
                 words, settings = split_overrides(prompt.split())
                 if settings and not words:
                     changed = bundle_sample_config(directory, args.config, [*overrides, *settings])
-                    for name in ("weights", "device"):
+                    for name in LOADING:
                         if getattr(changed, name) != getattr(config, name):
                             raise ValueError(f"{name}= is chosen at the start: the models are loaded already")
                     given = given_frames(args, pipeline, changed)

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("there is nothing to interpolate; give a video, saved tokens, or pictures")
     directory = args.model or DEFAULT_DIRECTORY
     config = bundle_sample_config(directory, args.config, overrides)
-    pipeline = Pipeline.load(directory, config.weights, config.device)
+    pipeline = Pipeline.load(directory, config)
     reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
     footage = reader.open([Path(word) for word in inputs], args.fps)
     if footage.seconds is not None and any(word.startswith("seconds=") for word in overrides):

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
                 raise ValueError(f"--interactive reads prompts from standard input; it does not go with {said}")
     directory = args.model or DEFAULT_DIRECTORY
     config = bundle_sample_config(directory, args.config, overrides)
-    pipeline = Pipeline.load(directory, config.weights, config.device)
+    pipeline = Pipeline.load(directory, config)
     if args.interactive:
         from cogvideo.cli.interactive import converse
 

@@ -1,6 +1,7 @@
 """Linear layers and embeddings whose weights may be stored in fewer bits than the activations have.
 
     convert_weights(model, "int8")       # for sampling: weights int8, activations float32
+    stream_layers(model)                 # ... and matrices too large for a GPU stay where they are
     linear.narrow()                      # for training beside it: frozen, int8, activations as they come
 
 Decoding reads all weights for every step, so its speed is that of their bytes. Matrices are stored as asked for;
@@ -43,6 +44,9 @@ class _Matrix(nn.Module):
         super().__init__(*sizes)
         self.register_buffer("weight_scale", None, persistent=False)
 
+    stays = False
+    """Whether the weight stays where it is, when the rest moves, and is copied to where it is used, each time."""
+
     def narrow(self, bits: Literal[8, 4] = 8) -> None:
         """Hold the weight in int8 or int4; it learns no more."""
         scale, narrow = (quantised if bits == 8 else _quantised_to_4)(self.weight.detach())
@@ -51,8 +55,12 @@ class _Matrix(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Matrix":
         """Scales move with the weights, but stay float32 where `fn` makes all floats bf16, as some DeepSpeeds do."""
-        scale = self.weight_scale
+        scale, weight = self.weight_scale, self.weight
+        if self.stays:
+            del self.weight
         super()._apply(fn, recurse)
+        if self.stays:
+            self.weight = weight
         if scale is not None:
             self.weight_scale = scale.to(self.weight.device)
         return self
@@ -64,9 +72,11 @@ class Linear(_Matrix, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and few_rows.serves(x, self.weight.dtype):
             return few_rows.linear(x, self.weight, self.bias, self.weight_scale)
+        weight = self.weight.to(x.device)
         if self.weight_scale is not None:
-            return _NarrowLinear.apply(x.to(_product_dtype(x)), self.weight, self.weight_scale, self.bias)
-        return F.linear(x, self.weight.to(x.dtype), self.bias)
+            scale = self.weight_scale.to(x.device)
+            return _NarrowLinear.apply(x.to(_product_dtype(x)), weight, scale, self.bias)
+        return F.linear(x, weight.to(x.dtype), self.bias)
 
 
 class Embedding(_Matrix, nn.Embedding):
@@ -162,6 +172,16 @@ def convert_weights(model: nn.Module, dtype: WeightDtype, activations: torch.dty
     for parameter in model.parameters():
         if id(parameter) not in owned:
             parameter.data = parameter.data.to(activations)
+
+
+def stream_layers(model: nn.Module) -> None:
+    """Let the layers' matrices stay where they are, on disk if they are mapped: `model.to(gpu)` moves the rest.
+
+    A GPU then holds one of them at a time, for as long as it is used, and a step takes as long as copying them all.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.stays = True
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from cogvideo.checkpoint.model_io import model_of
 from cogvideo.config import from_dict, load_config
 from cogvideo.files import read_json, sha256_file
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.linear import convert_weights
+from cogvideo.model.linear import convert_weights, stream_layers
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sampling.clusters import load_labels
 from cogvideo.sampling.config import SampleConfig, Weights
@@ -80,8 +80,10 @@ def bundle_sample_config(directory: Path, files: list[Path], overrides: list[str
     return load_config(SampleConfig, [*sampling_defaults(directory), *files], overrides)
 
 
-def open_bundle(directory: Path, weights: Weights = "fp32", device: torch.device = _CPU) -> Bundle:
-    """A folder's models on `device`, with their matrices held as `weights` says.
+def open_bundle(
+    directory: Path, weights: Weights = "fp32", device: torch.device = _CPU, *, streamed: bool = False
+) -> Bundle:
+    """A folder's models on `device`, with their matrices held as `weights` says; `streamed`: those of layers stay.
 
     Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged parts or unfit ones.
     """
@@ -113,6 +115,8 @@ def open_bundle(directory: Path, weights: Weights = "fp32", device: torch.device
     check_family(directory, text_tokenizer.vocabulary, len(image_tokenizer.codebook), configs)
     for model in models.values():
         convert_weights(model, weights, ACTIVATIONS[weights] if device.type != "cpu" else torch.float32)
+        if streamed:
+            stream_layers(model)
         model.to(device)
     image_tokenizer.model.to(device)
     return Bundle(config, text_tokenizer, image_tokenizer, labels, trunk, sequential, interpolation)

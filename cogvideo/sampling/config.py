@@ -66,6 +66,10 @@ class DrawConfig:
         return self.guidance_scale is not None if self.video_suffix is None else self.video_suffix
 
 
+LOADING = ("weights", "device", "stream_layers")
+"""Settings that say how models are loaded."""
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """A clip: first frame from the trunk, key frames from stage 1, then interpolation, each round doubling the rate."""
@@ -93,6 +97,9 @@ class SampleConfig:
     """How the transformers' matrices are held, activations staying float32: decoding takes as long as reading them."""
     device: str = "auto"
     """`auto`: the GPU where there is one; or `cpu`, `cuda`, `cuda:1`."""
+    stream_layers: bool = False
+    """Whether the layers' matrices stay in the CPU's memory, or on disk, and are copied to the GPU when they are used:
+    for models that it cannot hold. Slow; many clips at once cost little more than one."""
     clips_at_once: int = 128
     """Clips decoded as one batch (guides come on top): memory against speed. Does not change what is drawn."""
 

@@ -28,7 +28,7 @@ from cogvideo.sampling import schedules
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, open_bundle
 from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS, kmeans_labels
-from cogvideo.sampling.config import Part, SampleConfig, Weights
+from cogvideo.sampling.config import Part, SampleConfig
 from cogvideo.sampling.device import open_device
 from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import Program, Progress, compile_program
@@ -67,16 +67,13 @@ class Pipeline:
         self._together = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
 
     @classmethod
-    def load(
-        cls, directory: Path | None = None, weights: Weights = "fp32", device: str = "auto"
-    ) -> "Pipeline":
-        """A bundle's, on a device, with its matrices held as `weights` says: `config.device` and `config.weights`,
-        which do nothing by themselves.
+    def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
+        """A bundle's. Of `config` only what says how to load is read: `weights`, `device`, `stream_layers`.
 
         Raises: FileNotFoundError, ValueError as `bundle.open_bundle` and `device.open_device`.
         """
-        directory = directory or DEFAULT_DIRECTORY
-        bundle = open_bundle(directory, weights, open_device(device))
+        directory, config = directory or DEFAULT_DIRECTORY, config or SampleConfig()
+        bundle = open_bundle(directory, config.weights, open_device(config.device), streamed=config.stream_layers)
         return cls(
             encode=bundle.text_tokenizer.encode,
             prompt=bundle.config.prompt,

@@ -1,9 +1,13 @@
 """Sampling on a GPU with the bundled weights, against the CPU."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
+from cogvideo.model.linear import Linear
+from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 
 pytestmark = pytest.mark.gpu
@@ -11,17 +15,35 @@ pytestmark = pytest.mark.gpu
 PROMPTS = ["the red digit 3 moves left slowly", "绿色的数字5向上快速移动"]
 
 
+def on(device: str, **loading: Any) -> Pipeline:
+    return Pipeline.load(config=SampleConfig(device=device, **loading))
+
+
 @pytest.mark.parametrize("schedule", ["sequential", "wavefront", "speculative"])
 def test_float32_draws_what_the_cpu_draws(schedule: str) -> None:
     """Another device rounds otherwise, which may turn a token and those after it; most clips keep all of theirs."""
-    config = replace(Pipeline.load(device="cpu").config, schedule=schedule, samples_per_prompt=4, rounds=1)
-    here, there = (Pipeline.load(device=device).sample(PROMPTS, config) for device in ("cpu", "cuda"))
+    config = replace(on("cpu").config, schedule=schedule, samples_per_prompt=4, rounds=1)
+    here, there = (on(device).sample(PROMPTS, config) for device in ("cpu", "cuda"))
     assert (here == there).flatten(1).all(1).float().mean() >= 0.5
 
 
 @pytest.mark.parametrize("weights", ["bf16", "fp16", "int8", "int4"])
 def test_narrow_weights_draw_nearly_what_float32_draws(weights: str) -> None:
-    pipeline = Pipeline.load(weights=weights, device="cuda")  # type: ignore[arg-type]
+    pipeline = on("cuda", weights=weights)
     config = replace(pipeline.config, samples_per_prompt=4, rounds=0)
-    exact = Pipeline.load(device="cpu").sample(PROMPTS, config)
+    exact = on("cpu").sample(PROMPTS, config)
     assert (pipeline.sample(PROMPTS, config) == exact).float().mean() >= 0.5
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_streamed_layers_draw_what_held_ones_draw_and_take_no_memory(weights: str) -> None:
+    before = torch.cuda.memory_allocated()
+    held = on("cuda", weights=weights)
+    between = torch.cuda.memory_allocated()
+    streamed = on("cuda", weights=weights, stream_layers=True)
+    saved = (between - before) - (torch.cuda.memory_allocated() - between)
+    config = replace(held.config, rounds=0)
+    assert torch.equal(held.sample(PROMPTS, config), streamed.sample(PROMPTS, config))
+    matrices = [module.weight for module in streamed.sequential.modules() if isinstance(module, Linear)]
+    assert all(matrix.device.type == "cpu" for matrix in matrices)
+    assert saved >= sum(matrix.nbytes for matrix in matrices)

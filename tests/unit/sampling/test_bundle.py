@@ -50,7 +50,7 @@ def test_narrow_weights(folder: Path, weights: Weights) -> None:
         assert model.layers[0].attention.dense.weight.dtype == stored
         assert model.final_layernorm.weight.dtype == torch.float32
     config = SampleConfig(rounds=1, num_clusters=32, weights=weights)
-    tokens = Pipeline.load(folder, weights).sample(["a red one"], config)
+    tokens = Pipeline.load(folder, SampleConfig(weights=weights)).sample(["a red one"], config)
     assert tokens.shape == (1, 9, 4) and tokens.min() >= 0 and tokens.max() < 32
 
 

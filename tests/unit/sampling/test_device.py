@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cogvideo.model.linear import convert_weights
+from cogvideo.model.linear import Linear, convert_weights, stream_layers
 from cogvideo.sampling import schedules
 from cogvideo.sampling.bundle import ACTIVATIONS
 from cogvideo.sampling.clip_sampler import ClipSampler
@@ -23,11 +23,16 @@ ELSEWHERE = torch.device("meta")
 """Any device but the CPU will do, and this one asks for no driver."""
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("weights", ACTIVATIONS)
 @pytest.mark.parametrize(("task", "guidance"), [("sequential", 3.0), ("interpolation", None)])
-def test_steps_stay_on_the_device_and_wait_for_nothing(task: str, guidance: float | None, weights: str) -> None:
+def test_steps_stay_on_the_device_and_wait_for_nothing(
+    task: str, guidance: float | None, weights: str, streamed: bool
+) -> None:
     model = tiny.model(task, window_size=1, frame_side=2)  # type: ignore[arg-type]
     convert_weights(model, weights, ACTIVATIONS[weights])  # type: ignore[arg-type]
+    if streamed:
+        stream_layers(model)
     layout = model.config.layout
     order = schedules.sequential(layout, layout.given_frames, layout.generation_order)
     program = compile_program(model.config, wavefront(order, layout, 1))
@@ -45,6 +50,9 @@ def test_steps_stay_on_the_device_and_wait_for_nothing(task: str, guidance: floa
         made = sampler(known, texts, tiny.encode("any"), uniforms)
     assert made.shape == known.shape
     assert made.device.type == "cpu"
+    elsewhere = {name for name, parameter in model.named_parameters() if parameter.device != torch.device("cpu")}
+    matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)}
+    assert elsewhere == {name for name, _ in model.named_parameters()} - (matrices if streamed else set())
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "cuda:"])
