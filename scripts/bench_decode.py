@@ -23,10 +23,9 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.linear import WeightDtype, convert_weights
-from cogvideo.model.transformer import CogVideoTransformer, is_temporal
+from cogvideo.model.transformer import CogVideoTransformer, Step, is_temporal
 from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS
 from cogvideo.sampling.config import DrawConfig, SampleConfig
@@ -82,9 +81,9 @@ class Counted(Together):
 
     forwards = 0
 
-    def _answer(self, asked: list[Any]) -> None:
+    def _answer(self, steps: Sequence[Step]) -> list[Tensor]:
         self.forwards += 1
-        super()._answer(asked)
+        return super()._answer(steps)
 
 
 class Stage:
@@ -219,6 +218,7 @@ def sample_late(
 ) -> Tensor:
     """`sample_key_frames`, each clip in a thread that begins when the clip before is a quarter done."""
     begins, made = [threading.Event() for _ in range(len(keys) + 1)], dict[int, Tensor]()
+    quarter = sampler.program.tokens_drawn // 4
 
     def work(clip: int) -> None:
         drawn = 0
@@ -226,7 +226,7 @@ def sample_late(
         def count(tokens: int) -> None:
             nonlocal drawn
             drawn += tokens
-            if 4 * drawn >= sampler.program.tokens_drawn:
+            if drawn >= quarter:
                 begins[clip + 1].set()
             progress(tokens)
 

@@ -6,7 +6,7 @@
 Guidance doubles the batch: conditional rows first, their guides behind them, one forward for both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,7 +24,7 @@ from cogvideo.model.transformer import CogVideoTransformer, Step, TextBias
 from cogvideo.sampling.draw import Draw
 from cogvideo.sampling.schedules import Schedule, spatial_places
 from cogvideo.sampling.threads import one_thread_if_small
-from cogvideo.sampling.together import Together
+from cogvideo.sampling.together import Decoding, Together
 from cogvideo.sequence.prompt import left_pad
 
 Progress = Callable[[int], object]
@@ -215,8 +215,7 @@ def generate(
     clips = Clips(program, torch.cat([boi, known], dim=1), conditioning, cache, draw, uniforms, progress, together)
     with one_thread_if_small(model.config, rows=len(conditioning.text)):
         clips.prefill()
-        with together.joined():
-            clips.decode() if program.guesses is None else clips.decode_guessing(program.guesses)
+        together.run(clips.decode() if program.guesses is None else clips.decode_guessing(program.guesses))
     return clips.tokens[:, 1:]
 
 
@@ -263,16 +262,16 @@ class Clips:
             some = TextBias(bias.spatial[part], bias.temporal[part])
             self.together.model(inputs[part], given.plan, some, text=rows[part], cache=self.cache.clips(part))
 
-    def decode(self) -> None:
+    def decode(self) -> Decoding:
         """Run the steps."""
         for number, step in enumerate(self.program.steps):
-            logits = self._logits(step, first=number == 0)
+            logits = yield from self._logits(step, first=number == 0)
             drawn = self.draw(logits, self.uniforms.index_select(1, step.slots))
             self.tokens.index_copy_(1, step.slots + 1, drawn)
             if self.progress is not None:
                 self.progress(drawn.numel())
 
-    def decode_guessing(self, guesses: Guesses) -> None:
+    def decode_guessing(self, guesses: Guesses) -> Decoding:
         """As `decode`, with the same tokens, by checking guesses; why that is exact: speculative.py.
 
         What a slot leaves in the cache is right once its token is: both came from the same, right, inputs.
@@ -287,7 +286,8 @@ class Clips:
             tokens[:, guesses.slots[fresh] + 1] = tokens[:, guesses.source[fresh] + 1]
             guessed = max(guessed, start + len(window.slots))
 
-            drawn = self.draw(self._logits(window, first=start == 0), self.uniforms.index_select(1, window.slots))
+            logits = yield from self._logits(window, first=start == 0)
+            drawn = self.draw(logits, self.uniforms.index_select(1, window.slots))
             guess = tokens.index_select(1, window.slots + 1)
             known = torch.arange(start, guessed, device=tokens.device) < sure[:, None]
             right = (known | (drawn == guess)).cumprod(1).sum(1)
@@ -297,14 +297,14 @@ class Clips:
             if self.progress is not None:
                 self.progress(int((sure - before).sum()))
 
-    def _logits(self, forward: Feed, *, first: bool) -> Tensor:
+    def _logits(self, forward: Feed, *, first: bool) -> Generator[Step, Tensor, Tensor]:
         """Scores of a forward's slots, guided: (clips, slots, image tokens)."""
         inputs, model = self._inputs(forward), self.together.model
         if first and self.program.given is None:
             text = self.conditioning.text
             logits = model.logits(model(inputs, forward.plan, self._bias, text=text, cache=self.cache))
         else:
-            logits = self.together.logits(Step(inputs, forward.plan, self._bias, self.cache))
+            logits = yield Step(inputs, forward.plan, self._bias, self.cache)
         return guided(logits, self.conditioning.guidance_scale)
 
     def _inputs(self, forward: Feed) -> Tensor:

@@ -1,27 +1,44 @@
 """Threads that decode with one model at the same time share their forwards: its weights are read once for all.
 
 So a prompt that comes while others are being drawn begins at their next step instead of behind them. Each keeps its own
-cache, text, schedule and settings; what is drawn does not change, but for float rounding in large batches. Reading the
-weights is all that is saved: caches are read, and tokens drawn, for each by itself (docs/results.md, late4).
+cache, text, schedule and settings; what is drawn does not change, but for float rounding in large batches. One of the
+threads makes every step of all, and the others sleep: handing each step round would take longer than its forward.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
 
 from cogvideo.model.transformer import CogVideoTransformer, Step
 
+Decoding = Generator[Step, Tensor, None]
+"""Yields what is to be computed next, is sent the scores (batch, rows, image tokens), and draws."""
 
-class _Asked:
-    """A thread's step, and what came of it."""
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        self.logits: Tensor | None = None
+class _Task:
+    """A thread's decoding, up to its next step."""
+
+    def __init__(self, decoding: Decoding) -> None:
+        self.decoding = decoding
+        self.step = next(decoding, None)
+        """None: there is no more to come."""
         self.error: BaseException | None = None
+
+    def take(self, logits: Tensor) -> None:
+        """Go on to the next step. What goes wrong is the thread's own business; only interrupts are everyone's."""
+        try:
+            self.step = self.decoding.send(logits)
+        except StopIteration:
+            self.step = None
+        except BaseException as error:
+            self.fail(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def fail(self, error: BaseException) -> None:
+        self.step, self.error = None, error
 
 
 class Together:
@@ -30,46 +47,55 @@ class Together:
     def __init__(self, model: CogVideoTransformer) -> None:
         self.model = model
         self._changed = threading.Condition()
-        self._members = 0
-        self._asked: list[_Asked] = []
+        self._tasks: list[_Task] = []
+        self._led = False
 
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """While the calling thread decodes: the others wait for its steps."""
+    def run(self, decoding: Decoding) -> None:
+        """Decode to the end, in this thread or in another that does so already. Raises: what the decoding raises."""
+        own = _Task(decoding)
         with self._changed:
-            self._members += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._members -= 1
-                self._changed.notify_all()
-
-    def logits(self, step: Step) -> Tensor:
-        """Scores of the step's rows, (batch, rows, image tokens), once all that have joined ask for theirs."""
-        own = _Asked(step)
-        with self._changed:
-            self._asked.append(own)
-            while own.logits is None and own.error is None:
-                if len(self._asked) >= self._members:
-                    asked, self._asked = self._asked, []
-                    self._answer(asked)
+            self._tasks.append(own)
+            while own.step is not None and self._led:
+                self._changed.wait()
+            leads = own.step is not None
+            if leads:
+                self._led = True
+            else:
+                self._forget(own)
+        if leads:
+            try:
+                while own.step is not None:
+                    self._advance()
+            finally:  # interrupted, too: the next thread makes the step anew, with the same outcome
+                with self._changed:
+                    self._led = False
+                    self._forget(own)
                     self._changed.notify_all()
-                else:
-                    self._changed.wait()
         if own.error is not None:
             raise own.error
-        assert own.logits is not None
-        return own.logits
 
-    def _answer(self, asked: list[_Asked]) -> None:
-        """One forward for all; whatever goes wrong, nobody waits for ever."""
+    def _forget(self, own: _Task) -> None:
+        self._tasks = [task for task in self._tasks if task is not own]
+
+    def _advance(self) -> None:
+        """One step of all that are here."""
+        with self._changed:
+            tasks = [task for task in self._tasks if task.step is not None]
         try:
-            hidden = self.model.decode([one.step for one in asked])
-            rows = [part.shape[0] * part.shape[1] for part in hidden]
-            logits = self.model.logits(torch.cat([part.flatten(0, 1) for part in hidden])).split(rows)
-            for one, part, own in zip(asked, hidden, logits, strict=True):
-                one.logits = own.view(*part.shape[:2], -1)
-        except BaseException as error:
-            for one in asked:
-                one.error = error
+            answers = self._answer([task.step for task in tasks if task.step is not None])
+        except Exception as error:
+            for task in tasks:
+                task.fail(error)
+        else:
+            for task, logits in zip(tasks, answers, strict=True):
+                task.take(logits)
+        if any(task.step is None for task in tasks):
+            with self._changed:
+                self._changed.notify_all()
+
+    def _answer(self, steps: Sequence[Step]) -> list[Tensor]:
+        """One forward for all: scores of each step's rows, (batch, rows, image tokens)."""
+        hidden = self.model.decode(steps)
+        rows = [part.shape[0] * part.shape[1] for part in hidden]
+        logits = self.model.logits(torch.cat([part.flatten(0, 1) for part in hidden])).split(rows)
+        return [own.view(*part.shape[:2], -1) for own, part in zip(logits, hidden, strict=True)]

@@ -1,7 +1,7 @@
 """Threads that decode with one model share forwards, whatever each is at, and draw what they draw alone."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from cogvideo.sampling import schedules
 from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import Conditioning, compile_program, generate
 from cogvideo.sampling.speculative import speculative
-from cogvideo.sampling.together import Together
+from cogvideo.sampling.together import Decoding, Together
 from cogvideo.sampling.wavefront import wavefront
 from tests.unit.sampling import tiny
 
@@ -26,9 +26,9 @@ class Watched(Together):
         super().__init__(model)
         self.shared: list[int] = []
 
-    def _answer(self, asked: list) -> None:
-        self.shared.append(len(asked))
-        super()._answer(asked)
+    def _answer(self, steps: Sequence[Step]) -> list[Tensor]:
+        self.shared.append(len(steps))
+        return super()._answer(steps)
 
 
 def request(number: int, model: CogVideoTransformer) -> Callable[[Together | None], Tensor]:
@@ -69,42 +69,64 @@ def test_the_same_tokens_as_alone(task: str) -> None:
     assert max(meeting.shared) > 1, "the test means nothing if no two ever met"
 
 
-def test_an_error_reaches_all_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_step(model: CogVideoTransformer, then: Callable[[], object]) -> Decoding:
+    """A decoding that asks for nothing real, twice: for use where the model is not asked."""
+    nothing = Step(torch.zeros(1, 1, dtype=torch.int64), plan_forward(model.config), None, None)  # type: ignore[arg-type]
+    for _ in range(2):
+        yield nothing
+        then()
+
+
+class Scripted(Together):
+    """Answers without a model, once `number` threads are here."""
+
+    def __init__(self, model: CogVideoTransformer, number: int) -> None:
+        super().__init__(model)
+        self.here = threading.Barrier(number)
+
+    def _answer(self, steps: Sequence[Step]) -> list[Tensor]:
+        return [torch.zeros(1)] * len(steps)
+
+    def ended_by(self, then: Callable[[], object], errors: dict[str, BaseException | None], name: str) -> None:
+        self.here.wait()
+        try:
+            self.run(one_step(self.model, then))
+            errors[name] = None
+        except BaseException as error:
+            errors[name] = error
+
+
+def test_a_forwards_error_reaches_all_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("sequential")
     monkeypatch.setattr(CogVideoTransformer, "decode", lambda self, steps: 1 / 0)
-    meeting, errors, ready = Together(model), list[Exception](), threading.Barrier(3)
+    meeting, errors = Together(model), list[Exception]()
 
     def ask() -> None:
-        with meeting.joined():
-            ready.wait()
-            try:
-                nothing = torch.zeros(1, 1, dtype=torch.int64)
-                meeting.logits(Step(nothing, plan_forward(model.config), None, None))  # type: ignore[arg-type]
-            except ZeroDivisionError as error:
-                errors.append(error)
+        try:
+            meeting.run(one_step(model, lambda: None))
+        except ZeroDivisionError as error:
+            errors.append(error)
 
     run_all([ask] * 3)
     assert len(errors) == 3
 
 
-def test_who_leaves_is_not_waited_for() -> None:
-    """A member that ends without another step lets the others go on."""
-    model = tiny.model("sequential")
-    meeting, leaves, made = Watched(model), threading.Event(), list[Tensor]()
+def test_an_error_in_drawing_is_that_threads_alone() -> None:
+    meeting, errors = Scripted(tiny.model("sequential"), 4), dict[str, BaseException | None]()
+    fine = [lambda name=name: meeting.ended_by(lambda: None, errors, name) for name in "abc"]
+    run_all([*fine, lambda: meeting.ended_by(lambda: 1 / 0, errors, "wrong")])
+    assert isinstance(errors.pop("wrong"), ZeroDivisionError)
+    assert errors == dict.fromkeys("abc")
 
-    def leave() -> None:
-        with meeting.joined():
-            leaves.wait()
 
-    def work() -> None:
-        made.append(request(0, model)(meeting))
+def test_who_is_interrupted_while_it_leads_hands_on() -> None:
+    """The others' steps are made by the next thread, and none waits for ever."""
+    meeting, errors = Scripted(tiny.model("sequential"), 4), dict[str, BaseException | None]()
 
-    leaver, worker = threading.Thread(target=leave), threading.Thread(target=work)
-    leaver.start()
-    while not meeting._members:
-        pass
-    worker.start()
-    leaves.set()
-    worker.join(timeout=60)
-    leaver.join(timeout=60)
-    assert torch.equal(made[0], request(0, model)(None))
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    fine = [lambda name=name: meeting.ended_by(lambda: None, errors, name) for name in "abc"]
+    run_all([*fine, lambda: meeting.ended_by(interrupt, errors, "interrupted")])
+    assert isinstance(errors["interrupted"], KeyboardInterrupt)
+    assert sum(error is None for error in errors.values()) >= 2, "whoever led is interrupted too, nobody else"
