@@ -133,6 +133,25 @@ def test_signals(bundle: Path, whole: dict[str, bytes], tmp_path: Path, number: 
     assert contents(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
+def test_sigterm_ends_a_conversation(bundle: Path, tmp_path: Path) -> None:
+    """Prompts that are being made in threads stop, whole batches stay, and nothing half-written does."""
+    settings = ["samples_per_prompt=50", "clips_at_once=1", "num_clusters=32"]
+    words = ["sample", "--model", str(bundle), "--interactive", "--out", "talk", *settings]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-m", "cogvideo", *words], cwd=tmp_path, text=True, **pipes)  # type: ignore[call-overload]
+    process.stdin.write("a red one\na green one\na blue one\n")
+    process.stdin.flush()  # and no end of it: a conversation goes on
+    while process.poll() is None and len(list(tmp_path.glob("talk/*/unfinished/0*"))) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in error
+    assert not [name for _, _, names in os.walk(tmp_path) for name in names if name.startswith(".")]
+    assert not list(tmp_path.glob("talk/*/samples.json")), "it was stopped before any was finished"
+
+
 def test_refused(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
