@@ -5,6 +5,7 @@ or absent. Not here: formats (each belongs to the package that owns it).
 """
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -25,7 +26,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`, same suffix; on success it is flushed to disk and takes `path`'s place.
 
     On an exception the temporary file goes and whatever stood at `path` stays. Missing parent folders are made.
-    Raises: OSError where the folder cannot be written.
+    Raises: OSError where the folder cannot be written; a disk that fills up names the file.
     """
     path = Path(path)
     if path.is_dir():
@@ -36,6 +37,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -41,6 +41,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert target.read_text() == "old" and names(tmp_path) == ["file.txt"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "clip.mp4"
+    with pytest.raises(OSError, match=r"No space left on device.*clip\.mp4"), atomic_write(target):
+        Path("/dev/full").write_bytes(b"frames")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_long_chinese_name_still_has_room_for_the_temporary_one(tmp_path: Path) -> None:
     target = tmp_path / ("数" * 80 + ".json")
     write_json(target, {"字": 1})
