@@ -1,31 +1,10 @@
 """What a checkpoint of ours says it is, and whether its tensors agree; from headers, before a model is built."""
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 from cogvideo.checkpoint.format import CONFIG, Checkpoint
 from cogvideo.checkpoint.names import Kind, Sizes, expand, listed
 from cogvideo.config import from_dict
 from cogvideo.model.config import ModelConfig
-from cogvideo.sequence.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class SuperresConfig:
-    """The sizes of a super-resolution model. Source: CogView2 (2204.14217)."""
-
-    method: Literal["direct", "iterative"] = "direct"
-    num_layers: int = 48
-    hidden_size: int = 3072
-    num_heads: int = 48
-    text_len: int = 96
-    low_res_side: int = 20
-    """Tokens along a side of the low-resolution grid that the direct model reads."""
-    high_res_side: int = 60
-    num_positions: int = 1024
-    """Rows of the trunk's position table; the extra table holds one row a high-resolution token."""
-    vocabulary: Vocabulary = field(default_factory=Vocabulary)
-
+from cogvideo.superres.config import SuperresConfig
 
 Description = ModelConfig | SuperresConfig
 

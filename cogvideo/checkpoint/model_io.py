@@ -1,10 +1,11 @@
 """A transformer to and from a checkpoint folder, and model hubs' conventions. The format itself is `format.py`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
@@ -14,6 +15,11 @@ from cogvideo.config import to_dict
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.linear import Embedding, Linear, quantised
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.superres.config import SuperresConfig
+from cogvideo.superres.transformer import SuperresTransformer
+
+C = TypeVar("C", ModelConfig, SuperresConfig)
+M = TypeVar("M", bound=nn.Module)
 
 
 def save_model(
@@ -85,9 +91,25 @@ def model_of(
         if not isinstance(stored, ModelConfig):
             raise ValueError(f"{checkpoint.directory} holds a super-resolution model, expected one of clips or images")
         config = stored
+    return _filled(CogVideoTransformer, config, checkpoint, dtype, device)
+
+
+def superres_of(
+    checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> SuperresTransformer:
+    """As `model_of`, of a super-resolution model. Raises: as that, and ValueError for any other model."""
+    config = describe(checkpoint)
+    if not isinstance(config, SuperresConfig):
+        raise ValueError(f"{checkpoint.directory} holds a model of clips or images, expected a super-resolution model")
+    return _filled(SuperresTransformer, config, checkpoint, dtype, device)
+
+
+def _filled(
+    made: Callable[[C], M], config: C, checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device | str
+) -> M:
     check_fits(checkpoint, config)
     with torch.device("meta"), _NothingRandom():
-        model = CogVideoTransformer(config)
+        model = made(config)
     tensors = {name: checkpoint.tensor(name).to(device=device, dtype=dtype) for name in checkpoint.names}
     model.load_state_dict(tensors, assign=True)
     return model.eval()

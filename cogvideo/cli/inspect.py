@@ -27,13 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import dataclass, field
 
-    from cogvideo.checkpoint.describe import SuperresConfig, describe
+    from cogvideo.checkpoint.describe import describe
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.checkpoint.report import describe_files, describe_parameters, describe_tensors
     from cogvideo.config import load_config
     from cogvideo.model.budget import MACHINES, TrainingSettings, measure
     from cogvideo.model.config import ModelConfig
     from cogvideo.model.report import describe_costs, describe_layout, draw_masks
+    from cogvideo.superres.config import SuperresConfig
 
     @dataclass(frozen=True)
     class Inspection:

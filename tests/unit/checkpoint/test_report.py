@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.checkpoint.describe import SuperresConfig
 from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.model_io import save_model
 from cogvideo.checkpoint.report import describe_files, describe_parameters, describe_tensors
 from cogvideo.model.config import ModelConfig
+from cogvideo.superres.config import SuperresConfig
 from tests.unit.model.tiny import tiny_config, tiny_model
 
 

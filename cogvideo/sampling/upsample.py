@@ -1,0 +1,81 @@
+"""Drawing fine frames from coarse ones with CogView2's super-resolution: the direct model, then rounds of redrawing.
+
+    fine = draw_fine(direct, text, mask, coarse, draw, uniforms)          # (frames, 3600), one forward
+    for number, draw in enumerate(plain_draws(codes, device), 1):         # six more
+        fine = redraw(iterative, text, mask, fine, number, draw, uniforms)
+
+Frames are drawn each for itself, as published: nothing holds them together in time but the coarse ones.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideo.sampling.draw import ClusterDraw, Draw
+from cogvideo.sequence.prompt import left_pad
+from cogvideo.superres.config import SuperresConfig
+from cogvideo.superres.rounds import TOP_K, redrawn
+from cogvideo.superres.transformer import SuperresTransformer
+
+ROWS_AT_ONCE = 1024
+"""Places whose scores are held at once: of all 3,600 they would take 288 MB a frame."""
+
+
+def text_rows(texts: Sequence[Sequence[int]], config: SuperresConfig) -> tuple[Tensor, Tensor]:
+    """Ids and mask (texts, text_len) of raw captions, cut to what a model reads; padded with 0, as published."""
+    longest = config.text_len - 1 if config.method == "direct" else config.text_len  # as published
+    ids, mask = left_pad([list(text)[:longest] for text in texts], config.text_len, 0)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+@torch.inference_mode()
+def draw_fine(
+    model: SuperresTransformer, text: Tensor, text_mask: Tensor, low_res: Tensor, draw: Draw, uniforms: Tensor
+) -> Tensor:
+    """All tokens of the fine grid at once, by the direct model.
+
+    Shapes: text, text_mask as of `text_rows`, a row a frame; low_res (frames, low_res_len); uniforms (frames,
+    high_res_len, 2) -> (frames, high_res_len).
+    """
+    assert model.config.method == "direct"
+    asked = torch.full((len(low_res), model.config.high_res_len), model.config.vocabulary.start_of_image)
+    return _draw(model, model(text, text_mask, low_res, asked.to(low_res.device)), draw, uniforms)
+
+
+@torch.inference_mode()
+def redraw(
+    model: SuperresTransformer,
+    text: Tensor,
+    text_mask: Tensor,
+    tokens: Tensor,
+    number: int,
+    draw: Draw,
+    uniforms: Tensor,
+    only: Tensor | None = None,
+) -> Tensor:
+    """One round of the iterative model over fine frames: a forward, and new tokens where the round redraws.
+
+    Shapes: text, text_mask as of `text_rows`, a row a frame; tokens (frames, high_res_len), which stay as they are;
+    uniforms (frames, high_res_len, 2); only (high_res_len,) bool: places that may change (default: all)
+    -> (frames, high_res_len). `number` counts from 1, see `superres.rounds`.
+    """
+    config = model.config
+    assert config.method == "iterative"
+    asked = redrawn(config.high_res_side, number).to(tokens.device)
+    asked = asked if only is None else asked & only
+    places = asked.nonzero().squeeze(1)
+    inputs = tokens.masked_fill(asked, config.vocabulary.start_of_image)
+    hidden = model(text, text_mask, tokens[:, :0], inputs)
+    return tokens.index_copy(1, places, _draw(model, hidden[:, places], draw, uniforms[:, places]))
+
+
+def plain_draws(num_tokens: int, device: torch.device) -> list[Draw]:
+    """What the rounds draw by: plain top-k sampling at temperature 1."""
+    return [ClusterDraw(np.arange(num_tokens), 1.0, top_k, 1.0).to(device) for top_k in TOP_K]
+
+
+def _draw(model: SuperresTransformer, hidden: Tensor, draw: Draw, uniforms: Tensor) -> Tensor:
+    parts = zip(hidden.split(ROWS_AT_ONCE, dim=1), uniforms.split(ROWS_AT_ONCE, dim=1), strict=True)
+    return torch.cat([draw(model.logits(rows), numbers) for rows, numbers in parts], dim=1)
