@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Goes on from a trained or converted checkpoint on data of your own. Variables: see launch.sh; CONFIG chooses the stage.
 #
-#   cogvideo convert cogvideo-stage1 models/stage1          # published (SAT) files -> ours
+#   cogvideo convert --from cogvideo-stage1 --to models/stage1          # published (SAT) files -> ours
 #   cogvideo prepare --config configs/data/paper.yaml ...   # your clips
 #   scripts/finetune.sh models/stage1 runs/my_clips run_dir=runs/mine optimiser.lr=2e-5 train.steps=2000
 #

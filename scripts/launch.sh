@@ -11,6 +11,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if [ -z "${CONFIG:-}" ]; then
+    echo "$0: CONFIG is not set; give a training config, configs/train/paper_stage1.yaml say" >&2
+    exit 2
+fi
 machine=${MACHINE:-8x80gb}
 [ -f "$machine" ] || machine=configs/deepspeed/$machine.yaml
 if [ ! -f "$machine" ]; then
@@ -28,9 +32,14 @@ where=()
 set -m
 deepspeed "${where[@]}" --module cogvideo train --config "$CONFIG" --config "$machine" "$@" &
 group=$!
-trap 'pkill -TERM -g "$group" -f -- "-m cogvideo "' TERM INT
+asked=
+trap 'asked=1' TERM INT
 while true; do
     code=0
     wait "$group" || code=$?
     kill -0 "$group" 2>/dev/null || exit "$code" # else a signal ended the wait, not the run
+    # until they are there to be told
+    while [ -n "$asked" ] && kill -0 "$group" 2>/dev/null; do
+        if pkill -TERM -g "$group" -f -- "-m cogvideo "; then asked=; else sleep 1; fi
+    done
 done

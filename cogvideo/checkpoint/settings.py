@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from cogvideo.checkpoint.describe import SuperresConfig
 from cogvideo.checkpoint.sat import SatCheckpoint
 from cogvideo.config import to_dict
 from cogvideo.model.config import ModelConfig, Task
 from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.superres.config import SuperresConfig
 
 PUBLISHED_HEAD_DIM = 64
 PUBLISHED_WINDOW = 10
@@ -37,6 +37,12 @@ class SatSettings:
     frame_position_start: int = ModelConfig.frame_position_start
     window_size: int | None = None
     """Side of the temporal windows in tokens; 0 for full attention."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "text_len", "frame_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; expected at least 1, or null for what the checkpoint says")
 
 
 def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:

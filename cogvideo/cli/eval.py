@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _real(args: argparse.Namespace) -> "tuple[ImageTokenizer, None, dict[str, Any]]":
-    from cogvideo.tokenizers.image import ImageTokenizer
+    from cogvideo.tokenizers.open import open_image_tokenizer
 
     folder = args.tokenizer or _bundle(args) / "image_tokenizer"
-    return ImageTokenizer.load(folder), None, {"tokenizer": str(args.tokenizer or args.model or "bundled")}
+    return open_image_tokenizer(folder), None, {"tokenizer": str(args.tokenizer or args.model or "bundled")}
 
 
 def _model(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[str, Any]]":

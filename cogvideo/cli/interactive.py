@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.cli.common import split_overrides
+from cogvideo.cli.common import one_line, split_overrides
 from cogvideo.cli.making import make, unwinding
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
     config = bundle_sample_config(directory, args.config, overrides)
     given = given_frames(args, pipeline, config)
     claim_folder(args.out, args.overwrite)
-    said: list[str] = []
+    seen: dict[str, int] = {}
+    """Samples of each prompt so far."""
+    said = 0
     with unwinding(), _Makers(args) as makers:
         for line in _lines():
             try:
@@ -49,9 +51,9 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
                     given = given_frames(args, pipeline, changed)
                     config, overrides = changed, [*overrides, *settings]
                 elif prompt:
-                    job = clip_job(pipeline, config, [*said, prompt], given, earlier=len(said))
-                    makers.begin(job, args.out / f"{len(said):03d}-{safe_name(prompt)}")
-                    said.append(prompt)
+                    job = clip_job(pipeline, config, [prompt], given, seen)
+                    makers.begin(job, args.out / f"{said:03d}-{safe_name(prompt)}")
+                    said += 1
             except BrokenPipeError:  # nobody listens any more
                 raise
             except (ValueError, OSError) as error:
@@ -81,7 +83,7 @@ class _Makers:
             make(self._args, job, out, Processes(), stopping=self._stopping)
         except BrokenPipeError as error:
             self._broken = error
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the other prompts go on
             _complain(error)
         except SystemExit:
             pass  # asked to stop
@@ -109,7 +111,7 @@ class _Makers:
 
 
 def _complain(error: Exception) -> None:
-    print(f"cogvideo: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    print(f"cogvideo: error: {one_line(error)}", file=sys.stderr, flush=True)
 
 
 def _decode(line: bytes) -> str:

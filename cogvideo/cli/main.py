@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from cogvideo import __version__
+from cogvideo.cli.common import one_line
 
 COMMANDS = {
     "digits": "write the embedded moving digits as videos and captions",
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("COGVIDEO_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"cogvideo: error: {_one_line(error)}", file=sys.stderr)
+        print(f"cogvideo: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
@@ -112,9 +113,3 @@ def _drop_launcher_words(words: list[str]) -> list[str]:
     while words and re.fullmatch(r"--local[_-]rank(=\d+)?", words[0]):
         words = words[1:] if "=" in words[0] else words[2:]
     return words
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__

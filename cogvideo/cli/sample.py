@@ -82,11 +82,15 @@ def given_frames(args: argparse.Namespace, pipeline: "Pipeline", config: "Sample
 
 
 def clip_job(
-    pipeline: "Pipeline", config: "SampleConfig", prompts: list[str], given: "Footage | None", *, earlier: int = 0
+    pipeline: "Pipeline",
+    config: "SampleConfig",
+    prompts: list[str],
+    given: "Footage | None",
+    seen: dict[str, int] | None = None,
 ) -> "ClipJob":
     """The clips of these prompts; without a prompt, of the captions that the given frames came with.
 
-    The first `earlier` prompts are not made: they are there because a repeated prompt means another sample of it.
+    `seen`: as of `uniforms.sample_keys`, as a repeated prompt means another sample of it.
     Raises: ValueError for a prompt that is empty or too long, or given frames that are not one for each clip.
     """
     from cogvideo.sampling.jobs import ClipJob
@@ -95,7 +99,7 @@ def clip_job(
     if not prompts and given is not None:
         keys = [SampleKey(config.seed, *sample) for sample in given.samples]
     else:
-        keys = sample_keys(config.seed, prompts, config.samples_per_prompt)[earlier * config.samples_per_prompt :]
+        keys = sample_keys(config.seed, prompts, config.samples_per_prompt, seen)
     pipeline.texts([key.caption for key in keys], config)  # every prompt fits, or nothing begins
     if given is None:
         return ClipJob(pipeline, config, keys)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_LINE_BYTES = 1 << 16
+MAX_NAME_BYTES = 255
+"""Of a file, on the systems that there are."""
 FIELDS = ("video", "caption", "start", "end")
 
 
@@ -84,9 +86,11 @@ def _parse_json(line: str) -> Caption:
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
             raise ValueError(f"{name}={number!r}; expected seconds")
     end = value.get("end")
-    return Caption(
-        value["video"], value["caption"], float(value.get("start") or 0.0), None if end is None else float(end)
-    )
+    try:
+        seconds = float(value.get("start") or 0.0), None if end is None else float(end)
+    except OverflowError:
+        raise ValueError("start or end is larger than any video is long; expected seconds") from None
+    return Caption(value["video"], value["caption"], *seconds)
 
 
 def _parse_tsv(line: str) -> Caption:
@@ -100,6 +104,10 @@ def _checked(caption: Caption, folder: Path) -> Caption:
     text = " ".join(caption.text.split())
     if not text:
         raise ValueError("the caption is empty")
+    if any("\ud800" <= character <= "\udfff" for character in text + caption.video):
+        raise ValueError("half a character (a lone surrogate); expected text")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in Path(caption.video).parts):
+        raise ValueError(f"video={caption.video[:40]!r}...: no file has so long a name")
     if "\0" in caption.video or not (folder / caption.video).resolve().is_relative_to(folder) or not caption.video:
         raise ValueError(f"video={caption.video!r} lies outside {folder}; give a path inside it")
     end = math.inf if caption.end is None else caption.end

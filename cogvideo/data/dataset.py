@@ -21,6 +21,8 @@ class _Shards:
         self.arrays = [shard.load(f"{kind}.npy") for shard in self.shards]
         self.rows = np.concatenate([np.zeros(0, ROW), *(shard.load("rows.npy") for shard in self.shards)])
         self._first_rows = np.cumsum([0, *(shard.num_rows for shard in self.shards)])
+        if not self.arrays:
+            raise ValueError(f"{self.folder} holds no rows; prepare it again")
         if len({(array.shape[1:], array.dtype) for array in self.arrays}) != 1:
             raise ValueError(f"{self.folder}: its shards hold arrays of different shapes; prepare it again")
 
@@ -71,7 +73,7 @@ class ClipDataset:
     @property
     def num_tokens(self) -> int:
         """Image-token ids are below this; 0 if the manifest does not say."""
-        return int((self.manifest["tokenizer"] or {}).get("num_tokens", 0))
+        return int((self.manifest.get("tokenizer") or {}).get("num_tokens", 0))
 
     @property
     def seconds(self) -> NDArray[np.float32]:
@@ -89,7 +91,13 @@ class ClipDataset:
 
     def frames(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Tokens of several clips: (len(indices), num_frames, frame_len)."""
-        return self._shards.gather(self._chosen[np.asarray(indices)]).astype(np.int64)
+        tokens = self._shards.gather(self._chosen[np.asarray(indices)]).astype(np.int64)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < (self.num_tokens or np.inf):
+            raise ValueError(
+                f"{self._shards.folder} holds image token {tokens.max()}, its tokenizer has {self.num_tokens}; "
+                "prepare it again"
+            )
+        return tokens
 
     def texts(self, indices: ArrayLike) -> list[tuple[float, str]]:
         """Lengths and captions of several clips."""
@@ -121,8 +129,13 @@ class FrameDataset:
 
 def _read_texts(path: Path, rows: NDArray) -> list[str]:
     """The captions by id, checked to cover all ids in use."""
+    texts = []
     with open(path, encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
+        for number, line in enumerate(file, 1):
+            try:
+                texts.append(str(json.loads(line)["text"]))
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path}, line {number}: expected an object with `text`; prepare it again") from None
     if len(rows) and not 0 <= rows["caption"].min() <= rows["caption"].max() < len(texts):
         raise ValueError(f"{path} has {len(texts)} captions, the shards speak of more; prepare the data again")
     return texts

@@ -110,7 +110,12 @@ class Preparation:
         with progress(len(self.jobs), f"preparing {self.kind}", "videos", initial=ready) as bar:
             for index, part in enumerate(parts):
                 if not done[index]:
-                    write_shard(shard_folder(self.out, index), *self._make_shard(part, encode, bar.update))
+                    try:
+                        write_shard(shard_folder(self.out, index), *self._make_shard(part, encode, bar.update))
+                    except ValueError:
+                        if not any(done) and index == 0:
+                            self._take_back()
+                        raise
         shards = [read_shard(shard_folder(self.out, index)) for index in range(len(parts))]
         if not any(shard.num_rows for shard in shards):
             reason = next((entry["reason"] for shard in shards for entry in shard.info["skipped"]), "no clip fits")
@@ -146,7 +151,8 @@ class Preparation:
             differing = [key for key in plan if found.get(key) != plan[key]]
             if differing:
                 raise ValueError(
-                    f"{self.out} was begun with another {differing[0]}; choose another folder, or remove it"
+                    f"{self.out} was begun with other {differing[0].removesuffix('_sha256')}; choose another folder, "
+                    "or remove it"
                 )
         elif self.out.exists() and any(entry for entry in self.out.iterdir() if not _is_left_over(entry)):
             raise ValueError(f"{self.out} holds other files; choose a new folder")
@@ -160,7 +166,7 @@ class Preparation:
 
     def _take_back(self) -> None:
         """Remove what was made, so that the command does its work once the videos are mended."""
-        shutil.rmtree(self.out / "shards")
+        shutil.rmtree(self.out / "shards", ignore_errors=True)
         for name in ("plan.json", "captions.jsonl"):
             (self.out / name).unlink()
         if not any(self.out.iterdir()):

@@ -50,7 +50,9 @@ class Shard:
 
     def check(self, name: str, *, hashes: bool = False) -> None:
         """Compare a file's size, and its hash if asked, with what was written. Raises ValueError."""
-        path, expected = self.folder / name, self.info["files"][name]
+        path, expected = self.folder / name, self.info["files"].get(name)
+        if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
+            raise ValueError(f"{path} is not listed with its size and hash; prepare it again")
         size = path.stat().st_size if path.is_file() else -1
         if size != expected["bytes"]:
             found = "is missing" if size < 0 else f"has {size} bytes, expected {expected['bytes']}"
@@ -105,6 +107,13 @@ def read_manifest(out: Path, kind: Kind) -> dict[str, Any]:
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else None
     if found != (FORMATS[kind], VERSION):
         raise ValueError(f"{path}: expected format {FORMATS[kind]!r} version {VERSION}, got {found}")
+    shards, tokenizer = manifest.get("shards"), manifest.get("tokenizer")
+    listed = isinstance(shards, list) and all(
+        isinstance(shard, dict) and isinstance(shard.get("rows"), int) and isinstance(shard.get("files"), dict)
+        for shard in shards
+    )
+    if not listed or not isinstance(tokenizer, dict | None) or not isinstance(manifest.get("rows_by_seconds"), dict):
+        raise ValueError(f"{path} is damaged: it does not list shards as `cogvideo prepare` does; prepare it again")
     return manifest
 
 
@@ -112,7 +121,7 @@ def open_shards(out: Path, manifest: dict[str, Any]) -> list[Shard]:
     """The manifest's shards, not yet read."""
     shards = []
     for entry in manifest["shards"]:
-        if not (isinstance(entry["name"], str) and entry["name"].isdigit()):
-            raise ValueError(f"{out / 'manifest.json'}: {entry['name']!r} is not a shard's name")
+        if not (isinstance(entry.get("name"), str) and entry["name"].isdigit()):
+            raise ValueError(f"{out / 'manifest.json'}: {entry.get('name')!r} is not a shard's name")
         shards.append(Shard(out / "shards" / entry["name"], entry))
     return shards

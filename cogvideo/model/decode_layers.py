@@ -189,7 +189,7 @@ def decode_layers(layers: Iterable[nn.Module], groups: Sequence[Rows]) -> list[T
         len(made),
         ctypes.byref(_Sizes(heads, dim, len(first.plan.temporal))),
         out.data_ptr(),
-        torch.get_num_threads(),
+        few_rows.threads_for(len(out) * len(ties[0].layers) * 12 * (heads * dim) ** 2),
     )
     ends = np.cumsum([0, *(group.frames.shape[0] * group.frames.shape[1] for group in groups)])
     return [out[a:b].view_as(group.frames) for (a, b), group in zip(pairwise(ends), groups, strict=True)]

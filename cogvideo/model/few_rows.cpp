@@ -162,7 +162,7 @@ static void rows_by_outs(const float* x, const typename W::Stored* weight, const
     auto at = [&](const float* p) { return p ? p + o : nullptr; };
     for (; o + OUTS <= last; o += OUTS)
         tile<W, ROWS, OUTS>(x, ins, weight + o * ins, at(scale), at(bias), y + o, outs, ins);
-    if (o < last && last >= OUTS) {  // some once more: the same values, by the same tile
+    if (o < last && last - first >= OUTS) {  // some of this block's once more: the same values, by the same tile
         o = last - OUTS;
         tile<W, ROWS, OUTS>(x, ins, weight + o * ins, at(scale), at(bias), y + o, outs, ins);
         o = last;

@@ -24,6 +24,8 @@ log = get_logger(__name__)
 
 MAX_ROWS = 32
 """Beyond it a product is worth a call of the big machinery."""
+SMALL_CALL = 10_000_000
+"""Multiplications, a fraction of a millisecond's worth."""
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
@@ -113,5 +115,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
     outs, ins = weight.shape
     y = x.new_empty(*x.shape[:-1], outs)
     matrix = Matrix.of(weight, bias, scale)
-    kernels.cogvideo_linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), x.numel() // ins, torch.get_num_threads())
+    rows = x.numel() // ins
+    kernels.cogvideo_linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), rows, threads_for(rows * outs * ins))
     return y
+
+
+def threads_for(multiplications: int) -> int:
+    """How many threads a call is worth. Small ones are over before a second thread is awake."""
+    return 1 if multiplications < SMALL_CALL else torch.get_num_threads()

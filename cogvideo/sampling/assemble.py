@@ -9,13 +9,14 @@ import torch
 
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.model_io import load_model, save_model
-from cogvideo.config import dump_yaml, load_config, to_dict
+from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.files import atomic_directory, sha256_file, write_json
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import is_temporal
 from cogvideo.sampling.bundle import HASHED_FILES, BundleConfig, check_family
 from cogvideo.sampling.clusters import kmeans_labels
 from cogvideo.sampling.config import SampleConfig
+from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers.open import open_image_tokenizer, open_text_tokenizer
 
 
@@ -59,10 +60,25 @@ def assemble_bundle(
             save_model(building / name, model, trunk=building / "trunk" if shared else None)
         check_family(directory, text_tokenizer.vocabulary, tokenizer.num_tokens, models)
         hashes = {name: sha256_file(building / name) for name in HASHED_FILES}
-        write_json(building / "bundle.json", to_dict(dataclasses.replace(config, sha256=hashes)))
+        about = dataclasses.replace(config, prompt=_wording(parts) or config.prompt, sha256=hashes)
+        write_json(building / "bundle.json", to_dict(about))
         if parts.sampling is not None:
             settings = load_config(SampleConfig, [parts.sampling])
             (building / "sampling.yaml").write_text(dump_yaml(settings), encoding="utf-8")
+
+
+def _wording(parts: Parts) -> PromptFormat | None:
+    """What the parts were trained to be told; None if none of them says. Raises: ValueError if they differ."""
+    told: dict[PromptFormat, str] = {}
+    for name in ("trunk", "sequential", "interpolation"):
+        place = getattr(parts, name)
+        wording = load_checkpoint(place, verify=False).extra.get("prompt")
+        if wording is not None:
+            told.setdefault(from_dict(PromptFormat, wording, origin=str(place)), name)
+    if len(told) > 1:
+        first, second, *_ = told.values()
+        raise ValueError(f"{first} and {second} were trained with different wordings (data.prompt); use one family")
+    return next(iter(told), None)
 
 
 def _same_trunk(stage: Path, trunk: Path) -> bool:

@@ -1,5 +1,6 @@
 """Settings of sampling, with the published values as defaults. Plain data: printing or checking it needs no torch."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +25,8 @@ Part = Literal["first frame", "key frames", "interpolation"]
 """What of a clip is drawn with settings of its own."""
 Weights = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 MAX_SAMPLES = 100_000
+MAX_STRENGTH = 1000
+"""Of guidance and text bonus: far beyond what is of use, and within what every number format holds."""
 MAX_ROUNDS = 8
 """1,025 frames: each round doubles them."""
 
@@ -50,6 +53,10 @@ class DrawConfig:
         for name in ("temperature", "token_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0; top_k_clusters=1 is the greedy choice")
+        for name in ("guidance_scale", "text_bonus"):
+            value = getattr(self, name)
+            if value is not None and MAX_STRENGTH < abs(value) < math.inf:
+                raise ValueError(f"{name}={value} must lie between -{MAX_STRENGTH} and {MAX_STRENGTH}")
         if self.top_k_clusters < 1:
             raise ValueError(f"top_k_clusters={self.top_k_clusters} leaves nothing to draw from; give at least 1")
 
@@ -94,7 +101,7 @@ class SampleConfig:
     """`wavefront`: frames in flight together where windows let them; `speculative`: guesses, many checked at once. The
     same draws in fewer steps."""
     weights: Weights = "fp32"
-    """How the transformers' matrices are held, activations staying float32: decoding takes as long as reading them."""
+    """How the transformers' matrices are held: decoding takes as long as reading them. A CPU computes in float32."""
     device: str = "auto"
     """`auto`: the GPU where there is one; or `cpu`, `cuda`, `cuda:1`."""
     stream_layers: bool = False

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from cogvideo.model import few_rows
 
+_EACH = 100
+"""Multiplications that a score's share of a draw takes as long as."""
+
 
 class Draw(Protocol):
     def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ class ClusterDraw:
         )
         drawn = torch.empty(logits.shape[:-1], dtype=torch.int64)
         pointers = (ctypes.byref(clusters), *map(few_rows.address, (logits, uniforms, drawn)))
-        kernels.cogvideo_draw(*pointers, drawn.numel(), torch.get_num_threads())
+        kernels.cogvideo_draw(*pointers, drawn.numel(), few_rows.threads_for(_EACH * logits.numel()))
         return drawn
 
 

@@ -23,7 +23,6 @@ from cogvideo.model.runs import SlotPlanner
 from cogvideo.model.transformer import CogVideoTransformer, Step, TextBias
 from cogvideo.sampling.draw import Draw
 from cogvideo.sampling.schedules import Schedule, spatial_places
-from cogvideo.sampling.threads import one_thread_if_small
 from cogvideo.sampling.together import Decoding, Together
 from cogvideo.sequence.prompt import left_pad
 
@@ -213,9 +212,8 @@ def generate(
     )
     together = together or Together(model)
     clips = Clips(program, torch.cat([boi, known], dim=1), conditioning, cache, draw, uniforms, progress, together)
-    with one_thread_if_small(model.config, rows=len(conditioning.text)):
-        clips.prefill()
-        together.run(clips.decode() if program.guesses is None else clips.decode_guessing(program.guesses))
+    clips.prefill()
+    together.run(clips.decode() if program.guesses is None else clips.decode_guessing(program.guesses))
     return clips.tokens[:, 1:]
 
 

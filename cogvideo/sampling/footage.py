@@ -19,6 +19,7 @@ from cogvideo.media.video import probe_video, read_video
 from cogvideo.tokenizers.image import ImageTokenizer
 
 TOKENS_FILE = "tokens.safetensors"
+TOKEN_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 ENCODE_BATCH = 32
 SAME_RATE = 1e-6  # relative; well over the rounding of a stored length
 
@@ -106,7 +107,7 @@ class FootageReader:
         except SafetensorError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path} does not hold tokens of clips ({reason}); `cogvideo sample` writes it") from None
-        if tokens.ndim != 3 or tokens.is_floating_point() or not tokens.numel() or seconds.numel() != 1:
+        if tokens.ndim != 3 or tokens.dtype not in TOKEN_TYPES or not tokens.numel() or seconds.numel() != 1:
             raise ValueError(f"{path}: tokens {tokens.dtype} {tuple(tokens.shape)}, expected integers in three axes")
         frame_len, codes = self.frame_side**2, self.tokenizer.num_tokens
         if tokens.shape[2] != frame_len or not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:
@@ -143,12 +144,16 @@ def _at_rate(path: Path, times: NDArray[np.float64], fps: float, *, from_end: bo
     """The frame times nearest to every 1/fps seconds, counted from the first frame, or back from the last."""
     if not 0 < fps < float("inf"):
         raise ValueError(f"--fps {fps:g} is not a frame rate; give a number above 0")
-    steps = np.arange(int((times[-1] - times[0]) * fps + 1e-6) + 1) / fps
+    mean = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else fps
+    too_few = f"{path} has about {mean:.3g} frames a second, fewer than the {fps:g} that are asked for"
+    count = (times[-1] - times[0]) * fps + 1e-6
+    if count > len(times):
+        raise ValueError(too_few)
+    steps = np.arange(int(count) + 1) / fps
     wanted = times[-1] - steps[::-1] if from_end else times[0] + steps
     after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
     before = (after - 1).clip(0)
     nearest = np.where(wanted - times[before] <= times[after] - wanted, before, after)
     if len(np.unique(nearest)) < len(nearest) or np.abs(times[nearest] - wanted).max() > 0.5 / fps:
-        mean = (len(times) - 1) / (times[-1] - times[0])
-        raise ValueError(f"{path} has about {mean:.3g} frames a second, fewer than the {fps:g} that are asked for")
+        raise ValueError(too_few)
     return times[nearest]

@@ -48,34 +48,28 @@ class Together:
         self.model = model
         self._changed = threading.Condition()
         self._tasks: list[_Task] = []
-        self._led = False
+        self._leader: _Task | None = None
 
     def run(self, decoding: Decoding) -> None:
         """Decode to the end, in this thread or in another that does so already. Raises: what the decoding raises."""
         own = _Task(decoding)
-        with self._changed:
-            self._tasks.append(own)
-            while own.step is not None and self._led:
-                self._changed.wait()
-            leads = own.step is not None
-            if leads:
-                self._led = True
-            else:
-                self._forget(own)
-        if leads:
-            try:
-                while own.step is not None:
-                    self._advance()
-            finally:  # interrupted, too: the next thread makes the step anew, with the same outcome
-                with self._changed:
-                    self._led = False
-                    self._forget(own)
-                    self._changed.notify_all()
+        try:
+            with self._changed:
+                self._tasks.append(own)
+                while own.step is not None and self._leader is not None:
+                    self._changed.wait()
+                if own.step is not None:
+                    self._leader = own
+            while own.step is not None:
+                self._advance()
+        finally:  # of an interrupt, too: another thread then leads, and makes the step anew, with the same outcome
+            with self._changed:
+                self._tasks = [task for task in self._tasks if task is not own]
+                if self._leader is own:
+                    self._leader = None
+                self._changed.notify_all()
         if own.error is not None:
             raise own.error
-
-    def _forget(self, own: _Task) -> None:
-        self._tasks = [task for task in self._tasks if task is not own]
 
     def _advance(self) -> None:
         """One step of all that are here."""

@@ -20,9 +20,14 @@ class SampleKey(NamedTuple):
     number: int
 
 
-def sample_keys(seed: int, captions: Sequence[str], samples_per_prompt: int = 1) -> list[SampleKey]:
-    """Keys for `samples_per_prompt` samples of each caption, caption by caption; a repeated caption gets fresh ones."""
-    seen: dict[str, int] = {}
+def sample_keys(
+    seed: int, captions: Sequence[str], samples_per_prompt: int = 1, seen: dict[str, int] | None = None
+) -> list[SampleKey]:
+    """Keys for `samples_per_prompt` samples of each caption, caption by caption; a repeated caption gets fresh ones.
+
+    `seen`: how many samples of a caption there are already; what is given is counted up.
+    """
+    seen = {} if seen is None else seen
     keys = []
     for caption in captions:
         first = seen.get(caption, 0)

@@ -83,10 +83,11 @@ class Work:
         theirs = found.get("work") if isinstance(found, dict) else None
         if not isinstance(theirs, dict):
             raise ValueError(f"{self.folder / RECORD} is damaged; remove {self.folder} to begin anew")
+        if theirs.keys() != self.identity.keys():
+            raise ValueError(f"{self.out} was begun by another command; give the same")
         for name, ours in self.identity.items():
-            if theirs.get(name) != ours:
-                what = _difference(name, theirs.get(name), ours)
-                raise ValueError(f"{self.out} was begun with {what}; give the same")
+            if theirs[name] != ours:
+                raise ValueError(f"{self.out} was begun with {_difference(name, theirs[name], ours)}; give the same")
         if found.get("processes") != self.processes.count:
             raise ValueError(
                 f"{self.out} was begun by {found.get('processes')} processes, not {self.processes.count}; start as many"

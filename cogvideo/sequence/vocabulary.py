@@ -19,6 +19,8 @@ class Vocabulary:
     """BOI, `<start_of_image>`: the input of the first slot of every frame."""
 
     def __post_init__(self) -> None:
+        if self.num_image_tokens < 1:
+            raise ValueError(f"vocabulary.num_image_tokens={self.num_image_tokens}; expected at least 1")
         for name in ("pad", "newline", "start_of_image"):
             value = getattr(self, name)
             if not self.num_image_tokens <= value < self.size:

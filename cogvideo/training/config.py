@@ -37,6 +37,10 @@ class DataConfig:
     """Decodes tokens for sample sheets; null: that of the bundled weights."""
     prompt: PromptFormat = field(default_factory=PromptFormat)
 
+    def __post_init__(self) -> None:
+        if self.embedded_clips is not None and self.embedded_clips < 1:
+            raise ValueError(f"data.embedded_clips={self.embedded_clips}; expected at least 1, or null for data.path")
+
 
 @dataclass(frozen=True)
 class InitConfig:
@@ -226,6 +230,16 @@ class TokenizerTraining:
     """Part of the run after which no code is revived, so that the rest settle."""
     edge_weight: float = 1.0
     commitment: float = 1.0
+
+    def __post_init__(self) -> None:
+        sizes = ("channels", "encoder_num_res_blocks", "z_channels", "embedding_dim", "norm_groups", "num_codes")
+        for name in (*sizes, "continuous_steps", "revive_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tokenizer.{name}={getattr(self, name)}; expected at least 1")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(f"tokenizer.channel_multipliers={list(self.channel_multipliers)}; expected 1 or more each")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"tokenizer.ema_decay={self.ema_decay}; expected 0 or more, and below 1")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,23 @@ from cogvideo.files import read_json
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.optimiser import make_optimiser
 
+OWNED = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "gradient_clipping": "optimiser.grad_clip",
+    "bf16": "train.dtype and train.weights",
+    "fp16": "train.dtype and train.weights",
+    "optimizer": "optimiser.*",
+    "scheduler": "optimiser.*",
+    "zero_optimization.stage": "deepspeed.stage",
+    "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",
+}
+"""DeepSpeed's settings that the trainer has to know of too, and where it takes them from."""
+
 
 def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's own settings for a run in `world` processes; `deepspeed.file` has the last word.
+    """DeepSpeed's own settings for a run in `world` processes; `deepspeed.file` has the last word on all but OWNED.
 
     Raises: ValueError for a batch that cannot be cut so, or settings that do not go together.
     """
@@ -42,11 +56,14 @@ def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
             raise ValueError(f"{config.deepspeed.file}: expected a JSON object of DeepSpeed settings")
         if "tensor_parallel" in over:
             raise ValueError(f"{config.deepspeed.file}: no tensor_parallel, see docs/training.md; use deepspeed.stage")
+        for key, ours in OWNED.items():
+            inner = over.get(key.partition(".")[0])
+            if key in over or ("." in key and isinstance(inner, dict) and key.partition(".")[2] in inner):
+                raise ValueError(f"{config.deepspeed.file}: {key} follows from {ours}; set that, and leave it out here")
         for key, value in over.items():
             nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = settings[key] | value if nested else value
-    spread = settings["zero_optimization"]
-    if config.init.trunk_weights == "int8" and isinstance(spread, dict) and spread.get("stage") == 3:
+    if config.init.trunk_weights == "int8" and stage == 3:
         raise ValueError(
             "deepspeed.stage=3 spreads no int8 weights, and init.trunk_weights=int8; use deepspeed.stage=0, 1 or 2, "
             "or init.trunk_weights=full"

@@ -81,9 +81,12 @@ class MetricsFile:
         records = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:  # the line that a crash cut short
                 break
+            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+                break
+            records.append(record)
         return records
 
 

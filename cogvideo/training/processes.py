@@ -30,7 +30,7 @@ def together(work: Callable[[], T] | None) -> list[T | None]:
         dist.all_gather_object(results, (result, failed))
     for _, problem in results:
         if problem is not None:
-            raise OSError(*problem)
+            raise OSError(*problem) if problem[0] is not None else OSError(problem[1])
     return [value for value, _ in results]
 
 

@@ -66,12 +66,15 @@ def save_state(
         write_json(building / MANIFEST, about | {"files": files, "tensors": tensors, "frozen": frozen})
         _flush(building)
         if place.exists():
-            shutil.rmtree(place)
+            _remove(place)
         os.rename(building, place)
         with atomic_write(folder / "latest") as temporary:
             temporary.write_text(place.name + "\n", encoding="utf-8")
-        for old in _saved(folder)[:-keep_last]:
-            shutil.rmtree(old)
+        saved = _saved(folder)
+        here = saved.index(place)
+        # later ones were damaged, or this run would have gone on from them
+        for other in [*saved[here + 1 :], *saved[: here + 1][:-keep_last]]:
+            _remove(other)
 
     frozen = engine.frozen_hashes()
     try:
@@ -155,6 +158,13 @@ def load_state(engine: EngineState, place: Path) -> dict[str, Any]:
     return numbers
 
 
+def _remove(place: Path) -> None:
+    """Under a hidden name, so that what a kill leaves of it is known for what it is."""
+    hidden = place.with_name(f".{place.name}.old")
+    os.rename(place, hidden)
+    shutil.rmtree(hidden)
+
+
 def remove_unfinished(folder: Path) -> None:
     """What a run that was killed while saving left."""
     for left in folder.glob(".step_*"):
@@ -207,7 +217,10 @@ def _problem(place: Path) -> str | None:
         manifest = read_json(place / MANIFEST)
         if manifest.get("format") != FORMAT:
             return "it is of an earlier version"
-        for name, said in manifest["files"].items():
+        files = manifest["files"]
+        if not (isinstance(manifest["tensors"], dict) and isinstance(manifest["frozen"], dict) and NUMBERS in files):
+            return f"{MANIFEST} is not as it was written"
+        for name, said in files.items():
             path = place / name
             if not path.is_file() or path.stat().st_size != said["size"] or sha256_file(path) != said["sha256"]:
                 return f"{name} is not as it was written"

@@ -18,6 +18,7 @@ from cogvideo.config import to_dict
 from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.embedded import EmbeddedClips
 from cogvideo.data.loader import ClipLoader, LoaderConfig
+from cogvideo.files import atomic_directory, remove_leftovers
 from cogvideo.model.budget import training_flops
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
@@ -76,8 +77,8 @@ class Task(Protocol, Generic[B]):
     def part_of(self, parameter: str) -> str:
         """The part of the model that a parameter of `objective` counts to, in gradient norms."""
 
-    def after_step(self, step: int) -> None:
-        """What is updated without a gradient."""
+    def after_step(self, step: int, good: bool) -> None:
+        """What is updated without a gradient; nothing of a step that is not `good`, whose numbers are not finite."""
 
     def report(self) -> dict[str, float]:
         """Numbers of the weights themselves, for the log."""
@@ -163,7 +164,7 @@ class ClipTask:
         """`embeddings`, `spatial`, `temporal` (attention), `mlp`, `layernorm` or `mix`."""
         return next(part for word, part in PARTS if word in parameter)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, good: bool) -> None:
         pass
 
     def report(self) -> dict[str, float]:
@@ -180,20 +181,24 @@ class ClipTask:
         with gathered(self.model.parameters()):
             if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
                 return place
+            for left in (place, folder / "trunk"):
+                remove_leftovers(left)  # of a run that was killed here
             trunk = self._export_trunk(folder) if self.config.init.freeze_trunk else None
             save_model(place, self.model, extra=extra, trunk=trunk)
         return place
 
     def _export_trunk(self, folder: Path) -> Path:
         place = folder / "trunk"
-        if place.is_dir():
+        if _is_whole(place):
             return place
+        shutil.rmtree(place, ignore_errors=True)
         source = self.config.init.checkpoint
         assert source is not None, "a trunk is frozen only where it comes from a checkpoint"
         stored = load_checkpoint(source, verify=False)
         if stored.config.get("model", {}).get("task") == "image":
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source, place)  # the same bytes: stages of one trunk can share it
+            with atomic_directory(place, replace=True) as building:
+                # the same bytes: stages of one trunk can share it
+                shutil.copytree(source, building, dirs_exist_ok=True)
             return place
         # as it is stored, in whichever type the run holds it
         infos = {name: stored.infos[name] for name, _ in self.model.trunk_parameters()}
@@ -269,3 +274,12 @@ def start_from(model: CogVideoTransformer, folder: Path, temporal: str) -> None:
                 "use equal sizes, vocabularies and num_frames"
             )
         p.copy_(tensors[name])
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a checkpoint is there, with all its files."""
+    try:
+        load_checkpoint(place, verify=False)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -99,19 +99,22 @@ class TokenizerTask:
     def tokens(self, batch: Tensor) -> int:
         return len(batch) * (batch.shape[-1] // self.tokenizer.compress_rate) ** 2
 
-    def after_step(self, step: int) -> None:
-        """Move the codebook after 0-based `step`; where the next step is the first with codes, make it by k-means."""
+    def after_step(self, step: int, good: bool) -> None:
+        """Move the codebook after 0-based `step`; where the next step is the first with codes, make it by k-means.
+
+        A step that is not `good` moves nothing.
+        """
         own, quantizer = self.config.tokenizer, self.tokenizer.model.quantize
         done, self.objective.done = self.objective.done, []
         features = torch.cat([part.features for part in done])
         ids = [part.ids for part in done if part.ids is not None]
-        if ids:
+        if ids and good:
             update_codebook(quantizer, features, torch.cat(ids), decay=own.ema_decay)
             reviving = step < own.revive_until * self.config.train.steps
             if reviving and (step + 1) % own.revive_every == 0:
                 generator = generator_for(self.config.train.seed, "revive", step)
                 revive_dead_codes(quantizer, features, generator, own.revive_below)
-        elif step + 1 == own.continuous_steps:
+        elif not ids and step + 1 == own.continuous_steps:
             generator = generator_for(self.config.train.seed, "codebook")
             start_codebook(quantizer, self._features_for_start(step + 1, len(features)), generator)
         self._set_phase(step + 1)

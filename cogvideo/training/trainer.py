@@ -1,6 +1,7 @@
 """The loop: one for every task, in one process or under DeepSpeed's launcher. What is learned the task knows."""
 
 import math
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class Trainer:
             self._restore(found)
         elif resume:
             log.info("%s holds no checkpoint; starting from the beginning", config.run_dir)
-        self._saved_at = self.step if found else None
+        self._saved_at: int | None = None  # a run killed between its last checkpoint and its export makes both again
         self._stop_asked = False
         self._drawn_at = -math.inf
 
@@ -106,7 +107,7 @@ class Trainer:
                 logged = self._is_logged(self.step + 1)
                 result = self._one_step(batch)
                 self._count_bad(result)
-                self.task.after_step(self.step)
+                self.task.after_step(self.step, result.good)
                 self.step += 1
                 final = self.step == loop.steps  # not at stop_at, from which another run goes on as if nothing were
                 throughput.add(self.task.tokens(batch), self.task.flops(batch))
@@ -205,9 +206,10 @@ class Trainer:
         if not batches:
             return
         self.engine.eval()
-        averages = Averages()
+        averages, parts = Averages(), self.config.train.accumulation(self.world)
         for batch in batches:
-            averages.add(self.engine(self.task.part(batch, 0, 1)).metrics)
+            for index in range(parts):
+                averages.add(self.engine(self.task.part(batch, index, parts)).metrics)
         means = averages.means()
         self._write({"step": self.step} | {f"validation/{name}": value for name, value in means.items()})
 
@@ -230,6 +232,8 @@ class Trainer:
 
     def _restore(self, place: Path) -> None:
         numbers = load_state(self.state, place)
+        if self.rank == 0:
+            _warn_of_changes(numbers["config"], to_dict(self.config))
         self.step, self.skipped, self.bad_in_a_row = (numbers[k] for k in ("step", "skipped", "bad_in_a_row"))
         shares = numbers["averages"]
         if len(shares) == self.world:
@@ -261,6 +265,20 @@ class Trainer:
                 signal.signal(number, handler)
 
         return undo
+
+
+FREE_TO_CHANGE = re.compile(r"run_dir|log\..*|deepspeed\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size)")
+"""Settings that a run may go on with in another way; what it learns stays the same, or is meant to be longer."""
+
+
+def _warn_of_changes(before: dict[str, Any], now: dict[str, Any], group: str = "") -> None:
+    """Say which settings differ from those that the run had so far."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new, key = before.get(name), now.get(name), f"{group}{name}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            _warn_of_changes(old, new, f"{key}.")
+        elif old != new and not FREE_TO_CHANGE.fullmatch(key):
+            log.warning("the run had %s=%s so far and goes on with %s", key, old, new)
 
 
 def _postfix(numbers: dict[str, float]) -> str:

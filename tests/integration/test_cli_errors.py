@@ -45,7 +45,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "nan.yaml").write_text("key_frames: {text_bonus: .nan}\n")
     (folder / "broken.json").write_text("{")
     (folder / "list.json").write_text("[1]")
-    (folder / "unfit.json").write_text('{"train_batch_size": 7}')
+    (folder / "unfit.json").write_text('{"zero_optimization": {"reduce_bucket_size": -1}}')
+    (folder / "owned.json").write_text('{"zero_optimization": {"stage": 2}}')
     (folder / "file").write_text("a plain file, no folder")
     _bundles(folder)
     prepare_data(folder / "data")
@@ -258,6 +259,10 @@ def test_bundle_refuses(
         ("deepspeed.file={scene}/broken.json", ["broken.json: not readable as JSON"]),
         ("deepspeed.file={scene}/list.json", ["list.json: expected a JSON object"]),
         ("deepspeed.file={scene}/unfit.json", ["unfit.json"]),
+        ("deepspeed.file={scene}/owned.json", ["owned.json: zero_optimization.stage follows from deepspeed.stage"]),
+        ("data.embedded_clips=0", ["data.embedded_clips=0"]),
+        ("tokenizer.revive_every=0", ["tokenizer.revive_every=0"]),
+        ("tokenizer.ema_decay=2", ["tokenizer.ema_decay=2.0"]),
         ("run_dir={scene}/used", ["holds a run already; give --resume"]),
         ("run_dir={scene}/file", ["file"]),
         ("run_dir={scene}/file/run", ["file"]),

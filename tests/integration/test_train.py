@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -244,6 +245,61 @@ def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(data: Path, tmp_pat
         file.write_bytes(file.read_bytes()[:-1] + b"x")
     train(whole, resume=True)
     assert numbers(whole.run_dir) == expected
+
+
+def test_later_checkpoints_that_were_damaged_do_not_outlive_new_ones(data: Path, tmp_path: Path) -> None:
+    log = {"save_every": 1, "keep_last": 1}
+    train(settings(data, tmp_path / "run", log=log))
+    states = tmp_path / "run" / "checkpoints"
+    (only,) = states.glob("step_*")
+    (only / "manifest.json").write_text('{"format": 2, "files": {}}')
+    train(settings(data, tmp_path / "run", log=log, train={"stop_at": 2}), resume=True)
+    assert [place.name for place in states.glob("*step_*")] == ["step_00000002"]
+    assert (states / "latest").read_text().strip() == "step_00000002"
+
+
+def test_an_export_that_was_cut_off_is_made_again(data: Path, trunk: Path, tmp_path: Path) -> None:
+    """Killed after its last checkpoint, or while the trunk was copied."""
+    config = settings(data, tmp_path / "run", init={"checkpoint": trunk, "freeze_trunk": True})
+    train(config)
+    exported = config.run_dir / "export"
+    made = digest(exported / "sequential")
+    (exported / "trunk" / "manifest.json").unlink()
+    shutil.rmtree(exported / "sequential")
+    (exported / ".sequential.abcd1234.tmp").mkdir()
+    train(config, resume=True)
+    assert digest(exported / "sequential") == made
+    assert (exported / "trunk" / "manifest.json").read_bytes() == (trunk / "manifest.json").read_bytes()
+    assert sorted(place.name for place in exported.iterdir()) == ["sequential", "trunk"]
+
+
+def test_going_on_with_other_settings_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings(data, tmp_path / "run", train={"stop_at": 2}))
+    capsys.readouterr()
+    train(settings(data, tmp_path / "run", train={"seed": 7}), resume=True)
+    said = [line for line in capsys.readouterr().err.splitlines() if "goes on with" in line]
+    assert len(said) == 1 and "train.seed=" in said[0] and said[0].endswith("goes on with 7")
+
+
+def test_a_bad_step_leaves_the_codebook_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = trainer.TokenizerTask, 0
+
+    class Poisoned(real):  # type: ignore[misc, valid-type]
+        def part(self, batch, index, count):
+            nonlocal seen
+            seen += 1
+            images = super().part(batch, index, count)
+            return images * float("nan") if seen == 7 else images  # the fourth step, when there are codes
+
+    monkeypatch.setattr(trainer, "TokenizerTask", Poisoned)
+    config = settings(data, tmp_path / "run", "tokenizer")
+    assert train(config)["skipped"] == 1
+    quantizer = ImageTokenizer.load(config.run_dir / "export" / "image_tokenizer").model.quantize
+    assert all(tensor.isfinite().all() for tensor in quantizer.state_dict().values())
 
 
 BAD = {

@@ -74,7 +74,8 @@ def test_frames_at_a_rate() -> None:
     uneven = np.array([0.0, 0.26, 0.49, 0.6, 0.76, 1.0])
     assert _at_rate(Path("x"), uneven, 4.0, from_end=False).tolist() == [0.0, 0.26, 0.49, 0.76, 1.0]
     assert _at_rate(Path("x"), uneven, 3.0, from_end=True).tolist() == [0.0, 0.26, 0.6, 1.0]
-    for fps, said in ((8.0, "x has about 5 frames a second, fewer than the 8"), (0.0, "--fps 0 is not a frame rate")):
+    few = "x has about 5 frames a second, fewer than the"
+    for fps, said in ((1e25, few), (8.0, f"{few} 8"), (0.0, "--fps 0 is not a frame rate")):
         with pytest.raises(ValueError, match=said):
             _at_rate(Path("x"), uneven, fps, from_end=True)
     with pytest.raises(ValueError, match="--fps nan is not a frame rate"):
@@ -106,6 +107,7 @@ ZEROS, ONE = torch.zeros(1, 3, 4).int(), torch.ones(1)
         (ZEROS, None, None, "does not hold tokens of clips"),
         (ZEROS.float(), ONE, None, "expected integers in three axes"),
         (ZEROS[0], ONE, None, "expected integers in three axes"),
+        (ZEROS.to(torch.uint16), ONE, None, "expected integers in three axes"),
         (ZEROS[:0], ONE, None, "expected integers in three axes"),
         (ZEROS, torch.ones(2), None, "expected integers in three axes"),
         (torch.zeros(1, 3, 9).int(), ONE, None, "frames of 9 tokens up to 0"),

@@ -119,6 +119,29 @@ def test_an_error_in_drawing_is_that_threads_alone() -> None:
     assert errors == dict.fromkeys("abc")
 
 
+def test_who_is_interrupted_while_it_waits_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting, errors = Scripted(tiny.model("sequential"), 1), dict[str, BaseException | None]()
+    leads, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        leads.set()
+        assert goes_on.wait(60)
+
+    leader = threading.Thread(target=lambda: meeting.ended_by(hold, errors, "leader"))
+    leader.start()
+    assert leads.wait(60)
+
+    def interrupted(timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(meeting._changed, "wait", interrupted)
+    meeting.ended_by(lambda: None, errors, "waiter")
+    assert isinstance(errors["waiter"], KeyboardInterrupt) and len(meeting._tasks) == 1
+    goes_on.set()
+    leader.join(timeout=60)
+    assert errors["leader"] is None and not meeting._tasks
+
+
 def test_who_is_interrupted_while_it_leads_hands_on() -> None:
     """The others' steps are made by the next thread, and none waits for ever."""
     meeting, errors = Scripted(tiny.model("sequential"), 4), dict[str, BaseException | None]()

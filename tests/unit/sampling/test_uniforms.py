@@ -38,6 +38,12 @@ def test_uniform_in_range() -> None:
     assert abs(np.corrcoef(numbers[::2], numbers[1::2])[0, 1]) < 0.05
 
 
+def test_what_was_seen_before_counts() -> None:
+    seen = {"a": 3}
+    assert [key.number for key in sample_keys(7, ["a", "b", "a"], 2, seen)] == [3, 4, 0, 1, 5, 6]
+    assert seen == {"a": 7, "b": 2}
+
+
 def test_a_repeated_caption_gets_fresh_numbers() -> None:
     keys = sample_keys(1, ["a", "b", "a"], 2)
     assert [(key.caption, key.number) for key in keys] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("a", 3)]

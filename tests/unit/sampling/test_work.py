@@ -54,6 +54,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"weights": "other"}, "was begun with other weights; give the same"),
+        ({"given frames": None}, "was begun by another command; give the same"),
         ({"clips": [["b", 0]]}, "was begun with other clips; give the same"),
         ({"settings": {"seed": 8, "key_frames": {"temperature": 1.0}}}, "other settings: seed=7, not 8"),
         ({"settings": {"seed": 7, "key_frames": {"temperature": 2.0}}}, "key_frames: temperature=1.0, not 2.0"),

@@ -6,6 +6,7 @@ import pytest
 
 from cogvideo.config import load_config
 from cogvideo.model.budget import SAFETY
+from cogvideo.model.report import in_bytes
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.engine import deepspeed_settings
 from cogvideo.training.memory import run_memory
@@ -44,6 +45,17 @@ def test_the_full_size_fits(stage: str, machine: str) -> None:
     assert micro * accumulation * world == 416
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_table_of_the_documentation_is_what_the_planner_says(machine: str) -> None:
+    lines = (CONFIGS.parent / "docs/training.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in lines if f"`{machine}.yaml`" in line]
+    config = load("paper_stage1", machine)
+    memory = run_memory(config, config.model, MACHINES[machine][0])
+    parts = (memory.device.weights, memory.device.gradients, memory.device.optimiser, memory.device.activations)
+    said = [part.strip() for part in row.split("|")[-2].split("+") if "CPU" not in part]
+    assert said == [in_bytes(part) for part in parts if part]
+
+
 def test_without_offloading_the_small_machine_is_too_small() -> None:
     config = load("paper_stage1", "1x24gb", "deepspeed.offload_optimizer=false")
     assert run_memory(config, config.model, 1).device.total > 24e9
@@ -61,11 +73,16 @@ def test_an_int8_trunk_takes_less() -> None:
         assert full.weights - int8.weights == pytest.approx((3 if words else 1) * 5.9e9, rel=0.01)
 
 
-def test_int8_is_refused_where_zero_spreads_weights(tmp_path: Path) -> None:
-    (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 3}}')
-    for word in ("deepspeed.stage=3", f"deepspeed.file={tmp_path / 'own.json'}"):
-        with pytest.raises(ValueError, match="spreads no int8 weights"):
-            deepspeed_settings(load("paper_stage1", "8x80gb", word, "init.trunk_weights=int8"), 8)
+def test_int8_is_refused_where_zero_spreads_weights() -> None:
+    with pytest.raises(ValueError, match="spreads no int8 weights"):
+        deepspeed_settings(load("paper_stage1", "8x80gb", "deepspeed.stage=3", "init.trunk_weights=int8"), 8)
+
+
+@pytest.mark.parametrize("own", ['{"zero_optimization": {"stage": 3}}', '{"train_batch_size": 7}', '{"bf16": {}}'])
+def test_a_file_may_not_set_what_the_trainer_must_know(own: str, tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(own)
+    with pytest.raises(ValueError, match=r"follows from .*leave it out here"):
+        deepspeed_settings(load("paper_stage1", "8x80gb", f"deepspeed.file={tmp_path / 'own.json'}"), 8)
 
 
 def test_a_learning_trunk_fits_eight_gpus() -> None:
