@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.checkpoint.model_io import save_model
+from cogvideo.checkpoint.model_io import load_model, save_model
+from cogvideo.config import to_dict
 from cogvideo.model.transformer import is_temporal
-from cogvideo.sampling.bundle import fingerprint, open_bundle
+from cogvideo.sampling.assemble import Parts, assemble_bundle
+from cogvideo.sampling.bundle import BundleConfig, fingerprint, open_bundle
 from cogvideo.sampling.config import SampleConfig, Weights
 from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.sequence.prompt import PromptFormat
 from tests.integration.tiny_bundle import write_bundle
 
 
@@ -52,6 +55,22 @@ def test_narrow_weights(folder: Path, weights: Weights) -> None:
     config = SampleConfig(rounds=1, num_clusters=32, weights=weights)
     tokens = Pipeline.load(folder, SampleConfig(weights=weights)).sample(["a red one"], config)
     assert tokens.shape == (1, 9, 4) and tokens.min() >= 0 and tokens.max() < 32
+
+
+def test_the_wording_of_training_travels_with_the_weights(folder: Path, tmp_path: Path) -> None:
+    told = PromptFormat(video_suffix=" film")
+    for name in ("trunk", "sequential", "interpolation"):
+        extra = {"prompt": to_dict(told)} if name == "sequential" else {}
+        save_model(tmp_path / name, load_model(folder / name), extra=extra)
+    models = {name: tmp_path / name for name in ("trunk", "sequential", "interpolation")}
+    parts = Parts(folder / "text.model", folder / "image_tokenizer", **models)
+    how = {"config": BundleConfig(), "num_clusters": 4, "dtype": torch.float32}
+    assemble_bundle(tmp_path / "bundle", parts, **how)
+    assert open_bundle(tmp_path / "bundle").config.prompt == told
+    save_model(tmp_path / "trunk", load_model(folder / "trunk"), extra={"prompt": to_dict(PromptFormat())})
+    with pytest.raises(ValueError, match="trunk and sequential were trained with different wordings"):
+        assemble_bundle(tmp_path / "other", parts, **how)
+    assert not (tmp_path / "other").exists()
 
 
 def test_fingerprints(folder: Path, tmp_path: Path) -> None:
