@@ -106,11 +106,7 @@ def open_bundle(
                 _share_trunk(models[name], models[other])
     sequential, interpolation = models["sequential"], models.get("interpolation")
     trunk = models.get("trunk", sequential)
-    text_tokenizer = TextTokenizer.load(directory / "text.model")
-    image_tokenizer = ImageTokenizer.load(directory / "image_tokenizer")
-
-    labels_file = directory / "clusters.npy"
-    labels = load_labels(labels_file, len(image_tokenizer.codebook)) if labels_file.is_file() else None
+    text_tokenizer, image_tokenizer, labels = open_tokenizers(directory)
     configs = {name: model.config for name, model in models.items()}
     check_family(directory, text_tokenizer.vocabulary, len(image_tokenizer.codebook), configs)
     for model in models.values():
@@ -120,6 +116,18 @@ def open_bundle(
         model.to(device)
     image_tokenizer.model.to(device)
     return Bundle(config, text_tokenizer, image_tokenizer, labels, trunk, sequential, interpolation)
+
+
+def open_tokenizers(directory: Path) -> tuple[TextTokenizer, ImageTokenizer, np.ndarray | None]:
+    """A bundle's text tokenizer, its image tokenizer, and the cluster of each code, if it says so.
+
+    Raises: FileNotFoundError, ValueError.
+    """
+    text_tokenizer = TextTokenizer.load(directory / "text.model")
+    image_tokenizer = ImageTokenizer.load(directory / "image_tokenizer")
+    labels_file = directory / "clusters.npy"
+    labels = load_labels(labels_file, len(image_tokenizer.codebook)) if labels_file.is_file() else None
+    return text_tokenizer, image_tokenizer, labels
 
 
 def fingerprint(directory: Path) -> str:

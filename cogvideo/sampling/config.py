@@ -131,3 +131,35 @@ class SampleConfig:
             "interpolation": self.interpolation,
         }
         return draws[part]
+
+
+@dataclass(frozen=True)
+class UpsampleConfig:
+    """Super-resolution. Defaults: CogVideo's. Source: the published code."""
+
+    seed: int = 0
+    temperature: float = 1.0
+    """Of the direct model's choice among clusters; the iterative model draws by plain top-k, see `superres.rounds`."""
+    top_k_clusters: int = 6
+    token_temperature: float = 0.6
+    num_clusters: int | None = None
+    """As of `SampleConfig`."""
+    frames_at_once: int = 1
+    """In a forward: memory against speed."""
+    weights: Weights = "fp32"
+    device: str = "auto"
+    stream_layers: bool = False
+
+    def __post_init__(self) -> None:
+        DrawConfig(self.temperature, self.top_k_clusters, self.token_temperature)
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} is negative; give 0 or more")
+        if self.frames_at_once < 1:
+            raise ValueError(f"frames_at_once={self.frames_at_once} must be at least 1")
+        if self.num_clusters is not None and self.num_clusters < 1:
+            raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+
+    @property
+    def clips_at_once(self) -> int:
+        """Clips whose files appear together."""
+        return 1

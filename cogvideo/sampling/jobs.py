@@ -1,6 +1,6 @@
-"""What there is to make, as a list of clips that can be made group by group: by `sample`, or by `interpolate`.
+"""What there is to make, as a list of clips that can be made group by group: by `sample`, `interpolate` or `upsample`.
 
-A job knows the pipeline and what goes into each clip; it knows no folder, no file and no other process.
+A job knows the models and what goes into each clip; it knows no folder, no file and no other process.
 """
 
 import hashlib
@@ -8,15 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cogvideo.config import to_dict
-from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.engine import Progress
 from cogvideo.sampling.kept import Keep
-from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.sampling.pipeline import Pipeline, pictures_of
 from cogvideo.sampling.uniforms import SampleKey
+from cogvideo.sampling.upsample import Upsampler
 
 
 class Stage(NamedTuple):
@@ -29,10 +31,7 @@ class Stage(NamedTuple):
 
 class Job(Protocol):
     @property
-    def pipeline(self) -> Pipeline: ...
-
-    @property
-    def config(self) -> SampleConfig: ...
+    def config(self) -> SampleConfig | UpsampleConfig: ...
 
     @property
     def keys(self) -> Sequence[SampleKey]:
@@ -58,8 +57,12 @@ class Job(Protocol):
         """The clips of these numbers as they grow; the last stage is the finished one."""
         ...
 
+    def decode(self, tokens: Tensor) -> np.ndarray:
+        """Pictures (frames, height, width, 3) uint8 of (frames, frame_len)."""
+        ...
+
     def identity(self) -> dict[str, Any]:
-        """All that decides what is made, but for the weights, ready for JSON: equal for equal clips only."""
+        """All that decides what is made, but for the bundle's weights, ready for JSON: equal for equal clips only."""
         ...
 
 
@@ -111,6 +114,9 @@ class ClipJob:
                 tokens = torch.cat([before[:, :-1].flip(1)[:, apart - 1 :: apart].flip(1), tokens], dim=1)
             yield Stage(tokens, max(frames - 1, 1) / self.config.seconds)
 
+    def decode(self, tokens: Tensor) -> np.ndarray:
+        return self.pipeline.decode(tokens)
+
     def identity(self) -> dict[str, Any]:
         return {
             "clips": _say_keys(self.keys),
@@ -160,11 +166,65 @@ class InterpolationJob:
             gaps, rounds = 2 * gaps, rounds + 1
         return rounds if gaps == self.frames.shape[1] - 1 else 0
 
+    def decode(self, tokens: Tensor) -> np.ndarray:
+        return self.pipeline.decode(tokens)
+
     def identity(self) -> dict[str, Any]:
         return {
             "clips": _say_keys(self.keys),
             "settings": to_dict(self.config),
             "frames": _hash(self.frames),
+        }
+
+
+@dataclass(frozen=True)
+class UpsampleJob:
+    """Fine frames of coarse ones."""
+
+    upsampler: Upsampler
+    keys: Sequence[SampleKey]
+    frames: Tensor
+    """(clips, K, low_res_len)."""
+    seconds: float
+    """That the frames span."""
+
+    @property
+    def config(self) -> UpsampleConfig:
+        return self.upsampler.config
+
+    @property
+    def num_frames(self) -> int:
+        return self.frames.shape[1]
+
+    @property
+    def tokens_a_clip(self) -> int:
+        return self.num_frames * self.upsampler.tokens_a_frame
+
+    def stages(self, clips: Sequence[int], keep: Keep, progress: Progress | None) -> Iterator[Stage]:
+        fine, at_once = [], self.config.frames_at_once
+        for clip in clips:
+            made = []
+            for first in range(0, self.num_frames, at_once):
+                some = range(first, min(first + at_once, self.num_frames))
+
+                def make(clip: int = clip, some: range = some) -> Tensor:
+                    return self.upsampler(self.frames[clip, some.start : some.stop], self.keys[clip], some)
+
+                made.append(keep(f"fine-{clip:06d}-{first:06d}", make))
+                if progress is not None:
+                    progress(len(some) * self.upsampler.tokens_a_frame)
+            fine.append(torch.cat(made))
+        yield Stage(torch.stack(fine), max(self.num_frames - 1, 1) / self.seconds)
+
+    def decode(self, tokens: Tensor) -> np.ndarray:
+        return pictures_of(self.upsampler.image_tokenizer, tokens)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "clips": _say_keys(self.keys),
+            "settings": to_dict(self.config),
+            "coarse frames": _hash(self.frames),
+            "super-resolution models": list(self.upsampler.fingerprints),
         }
 
 

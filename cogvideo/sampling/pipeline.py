@@ -175,10 +175,7 @@ class Pipeline:
 
     def decode(self, tokens: Tensor) -> np.ndarray:
         """Pictures (..., height, width, 3) uint8 of frames (..., frame_len)."""
-        flat = tokens.reshape(-1, tokens.shape[-1])
-        pictures = self.image_tokenizer.decode(flat).mul(255).round().to(torch.uint8)
-        pictures = rearrange(pictures, "n c h w -> n h w c")
-        return pictures.reshape(*tokens.shape[:-1], *pictures.shape[1:]).numpy(force=True)
+        return pictures_of(self.image_tokenizer, tokens)
 
     @property
     def _wording(self) -> Wording:
@@ -252,3 +249,11 @@ class Pipeline:
             default = min(PUBLISHED_CLUSTERS, len(codebook))
             self._labels[num_clusters] = kmeans_labels(codebook, num_clusters or default)
         return self._labels[num_clusters]
+
+
+def pictures_of(tokenizer: ImageTokenizer, tokens: Tensor) -> np.ndarray:
+    """Pictures (..., height, width, 3) uint8 of square frames (..., frame_len)."""
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    pictures = tokenizer.decode(flat).mul(255).round().to(torch.uint8)
+    pictures = rearrange(pictures, "n c h w -> n h w c")
+    return pictures.reshape(*tokens.shape[:-1], *pictures.shape[1:]).numpy(force=True)

@@ -44,7 +44,7 @@ def produce(
             made = work.batches_made
             for clip, own in zip(group, tokens, strict=True):
                 # one clip at a time, so that its pictures are the same to the bit whatever is made beside it
-                frames, caption = job.pipeline.decode(own), job.keys[clip].caption
+                frames, caption = job.decode(own), job.keys[clip].caption
                 for path in write_clip(work.out / names[clip], frames, fps, caption, finished=finished):
                     if finished:
                         yield path

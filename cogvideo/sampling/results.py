@@ -24,7 +24,7 @@ from cogvideo.files import atomic_write, safe_name, write_json
 from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.media.gif import write_gif
 from cogvideo.media.video import write_video
-from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.uniforms import SampleKey
 
 WATCHABLE_PIXELS = 240
@@ -63,7 +63,7 @@ def describe(names: Sequence[str], keys: Sequence[SampleKey]) -> list[dict[str, 
 
 def write_summary(
     out: Path,
-    config: SampleConfig,
+    config: SampleConfig | UpsampleConfig,
     about: list[dict[str, Any]],
     tokens: Tensor,
     *,

@@ -8,17 +8,24 @@ Frames are drawn each for itself, as published: nothing holds them together in t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.draw import ClusterDraw, Draw
-from cogvideo.sequence.prompt import left_pad
+from cogvideo.sampling.uniforms import SampleKey, uniforms
+from cogvideo.sequence.prompt import Encode, left_pad
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.rounds import TOP_K, redrawn
 from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.tokenizers.image import ImageTokenizer
 
+STREAM = 1000
+"""Where the random numbers of super-resolution begin, among rounds: the direct model's, then each round's."""
 ROWS_AT_ONCE = 1024
 """Places whose scores are held at once: of all 3,600 they would take 288 MB a frame."""
 
@@ -79,3 +86,47 @@ def plain_draws(num_tokens: int, device: torch.device) -> list[Draw]:
 def _draw(model: SuperresTransformer, hidden: Tensor, draw: Draw, uniforms: Tensor) -> Tensor:
     parts = zip(hidden.split(ROWS_AT_ONCE, dim=1), uniforms.split(ROWS_AT_ONCE, dim=1), strict=True)
     return torch.cat([draw(model.logits(rows), numbers) for rows, numbers in parts], dim=1)
+
+
+@dataclass(frozen=True)
+class Upsampler:
+    """The models and all that they are used with."""
+
+    direct: SuperresTransformer
+    iterative: SuperresTransformer | None
+    image_tokenizer: ImageTokenizer
+    encode: Encode
+    labels: np.ndarray
+    config: UpsampleConfig
+    fingerprints: tuple[str, ...] = ()
+    """Of the models, to be told apart by."""
+
+    @property
+    def tokens_a_frame(self) -> int:
+        return self.direct.config.high_res_len
+
+    @cached_property
+    def _draws(self) -> list[Draw]:
+        config, device = self.config, self.direct.final_layernorm.weight.device
+        clusters = ClusterDraw(self.labels, config.temperature, config.top_k_clusters, config.token_temperature)
+        return [clusters.to(device), *plain_draws(len(self.labels), device)]
+
+    def __call__(self, frames: Tensor, key: SampleKey, numbers: range) -> Tensor:
+        """Fine frames of one clip: (frames, low_res_len) -> (frames, high_res_len), on the CPU.
+
+        `numbers` say which frames of the clip they are, for their random numbers.
+        """
+        device, ids = self.direct.final_layernorm.weight.device, self.encode(" ".join(key.caption.split()))
+
+        def random(stream: int) -> Tensor:
+            return uniforms([key], STREAM + stream, numbers, self.tokens_a_frame)[0].to(device)
+
+        def text(model: SuperresTransformer) -> tuple[Tensor, Tensor]:
+            rows, mask = text_rows([ids] * len(frames), model.config)
+            return rows.to(device), mask.to(device)
+
+        fine = draw_fine(self.direct, *text(self.direct), frames.to(device), self._draws[0], random(0))
+        if self.iterative is not None:
+            for number, draw in enumerate(self._draws[1:], 1):
+                fine = redraw(self.iterative, *text(self.iterative), fine, number, draw, random(number))
+        return fine.cpu()

@@ -1,0 +1,134 @@
+"""`cogvideo upsample` on small random weights: files as of `sample`, the same at every call, refusals in one line."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cogvideo.checkpoint.format import save_checkpoint
+from cogvideo.cli.main import main
+from cogvideo.config import to_dict
+from cogvideo.sampling import jobs
+from cogvideo.superres.config import SuperresConfig
+from cogvideo.superres.rounds import redrawn
+from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.tokenizers.text import TextTokenizer
+from tests.integration.tiny_bundle import CAPTIONS, write_bundle
+
+COARSE, FINE = 2, 6
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scene")
+    bundle = write_bundle(folder / "bundle", frame_side=COARSE)
+    vocabulary = TextTokenizer.load(bundle / "text.model").vocabulary
+    base = SuperresConfig(
+        num_layers=2,
+        hidden_size=16,
+        num_heads=2,
+        text_len=16,
+        low_res_side=COARSE,
+        high_res_side=FINE,
+        num_positions=64,
+        low_res_position_start=33,
+        vocabulary=vocabulary,
+    )
+    torch.manual_seed(0)
+    for name, config in {
+        "direct": base,
+        "iterative": replace(base, method="iterative"),
+        "finer": replace(base, method="iterative", high_res_side=12),
+        "stranger": replace(base, vocabulary=replace(vocabulary, pad=vocabulary.pad + 1)),
+    }.items():
+        model = SuperresTransformer(config)  # type: ignore[arg-type]
+        save_checkpoint(folder / name, dict(model.state_dict()), {"superres": to_dict(config)})
+    assert main(["sample", *CAPTIONS[:2], "--model", str(bundle), "--out", str(folder / "clips"), "rounds=0"]) == 0
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(folder / "picture.png")
+    return folder
+
+
+def upsample(scene: Path, out: Path, words: str) -> int:
+    words = words.format(scene=scene)
+    return main(["upsample", "--model", str(scene / "bundle"), "--out", str(out), *shlex.split(words)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+BOTH = "{scene}/clips --direct {scene}/direct --iterative {scene}/iterative"
+
+
+def test_clips_that_were_sampled(scene: Path, tmp_path: Path) -> None:
+    assert upsample(scene, tmp_path / "both", BOTH) == 0
+    assert upsample(scene, tmp_path / "again", f"{BOTH} frames_at_once=3") == 0
+    assert upsample(scene, tmp_path / "drawn", "{scene}/clips --direct {scene}/direct") == 0
+    coarse, both, again, drawn = (
+        load_file(place / "tokens.safetensors")
+        for place in (scene / "clips", tmp_path / "both", tmp_path / "again", tmp_path / "drawn")
+    )
+    assert both["tokens"].shape == (2, 5, FINE**2) and float(both["seconds"]) == float(coarse["seconds"])
+    assert torch.equal(both["tokens"], again["tokens"]), "frames do not depend on those beside them"
+    changed = (both["tokens"] != drawn["tokens"]).flatten(0, 1).any(0)
+    assert changed.any() and not changed[~redrawn(FINE, 1)].any()
+    about = json.loads((tmp_path / "both/samples.json").read_text(encoding="utf-8"))
+    assert [sample["prompt"] for sample in about["samples"]] == CAPTIONS[:2]
+    sheet = Image.open(next((tmp_path / "both").glob("000-*.png")))
+    assert sheet.height % (8 * FINE) == 0 or sheet.height > 8 * FINE
+
+
+def test_stopped_and_gone_on_with(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert upsample(scene, tmp_path / "whole", BOTH) == 0
+    real, calls = jobs.Upsampler.__call__, 0
+
+    def stopping(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.Upsampler, "__call__", stopping)
+        assert upsample(scene, tmp_path / "parts", BOTH) == 130
+    assert upsample(scene, tmp_path / "parts", f"{BOTH} --resume") == 0
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert upsample(scene, tmp_path / "parts", f"{BOTH} --resume seed=1") == 2
+
+
+def test_a_picture(scene: Path, tmp_path: Path) -> None:
+    words = "{scene}/picture.png --caption grey --direct {scene}/direct weights=int8"
+    assert upsample(scene, tmp_path / "out", words) == 0
+    assert load_file(tmp_path / "out/tokens.safetensors")["tokens"].shape == (1, 1, FINE**2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--direct {scene}/direct", "there is nothing to upsample"),
+        ("{scene}/clips", "--direct"),
+        ("{scene}/clips --direct {scene}/iterative", "holds the iterative model; give the other one"),
+        ("{scene}/clips --direct {scene}/bundle/trunk", "expected a super-resolution model"),
+        ("{scene}/clips --direct {scene}/none", "no checkpoint folder at"),
+        ("{scene}/clips --direct {scene}/stranger", "do not belong together"),
+        ("{scene}/clips --direct {scene}/direct --iterative {scene}/finer", "grids of different sizes"),
+        ("{scene}/picture.png --direct {scene}/direct", "nobody says what the input shows"),
+        ("{scene}/picture.png --caption ' ' --direct {scene}/direct", "the caption is empty"),
+        ("{scene}/clips --direct {scene}/direct frames_at_once=0", "frames_at_once=0 must be at least 1"),
+        ("{scene}/clips --direct {scene}/direct temperature=0", "temperature=0.0 must be above 0"),
+    ],
+)
+def test_refused(
+    scene: Path, tmp_path: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upsample(scene, tmp_path / "out", words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
