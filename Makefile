@@ -23,7 +23,8 @@ lint: .venv/.installed
 	mypy
 	lint-imports
 
-# The bundled weights from nothing: text and image tokenizer, trunk, both stages. Hours on two cores.
+# Weights from nothing: text and image tokenizer, trunk, both stages; replaces the bundled ones, for which stage 1 went on
+# longer (pretrain_tiny.py --long). Hours on two cores.
 pretrained: .venv/.installed
 	python scripts/pretrain_tiny.py
 

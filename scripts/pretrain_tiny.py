@@ -1,6 +1,8 @@
 """The full recipe of the bundled weights, from nothing: data, both tokenizers, the trunk and both stages.
 
-    python scripts/pretrain_tiny.py [--out DIR] [--only STEP ...]
+    python scripts/pretrain_tiny.py [--long] [--out DIR] [--only STEP ...]
+
+The package's weights are those of --long: stage 1 then goes on for as long again, on more videos.
 
 Each step is one `cogvideo` command, printed before it runs. Killed and run again, the recipe goes on where it
 was. The transformers train in two processes, a core each: a step is 15 % sooner done than by two threads of one.
@@ -26,7 +28,7 @@ class Step:
 
     name: str
     makes: Path | None
-    """There when the step is done; None: the command itself goes on from where it was, if anything is left to do."""
+    """There when the step is done; None: it is given again, and goes on from where it was, if it was cut off."""
     words: list[str]
     processes: int = 1
 
@@ -37,7 +39,7 @@ class Step:
         return [*(launcher if self.processes > 1 else [sys.executable, "-m"]), "cogvideo", *self.words]
 
 
-def recipe(out: Path) -> list[Step]:
+def recipe(out: Path, long: bool) -> list[Step]:
     """All steps, in order. The folders are those that configs/train/tiny_*.yaml name."""
     captions, tokenizer = WORK / "videos/captions.jsonl", WORK / "tokenizer/export/image_tokenizer"
 
@@ -46,36 +48,44 @@ def recipe(out: Path) -> list[Step]:
         return Step(name, WORK / name / "captions.jsonl", words)
 
     def prepare(name: str, source: Path, *how: str) -> Step:
-        words = ["prepare", "--captions", str(source), *how, "--out", str(WORK / name), "--config"]
-        return Step(name, WORK / name / "manifest.json", [*words, "configs/data/digits.yaml"])
+        words = ["prepare", "--captions", str(source), "--out", str(WORK / name), *how]
+        return Step(name, WORK / name / "manifest.json", [*words, "--config", "configs/data/digits.yaml"])
 
     def train(name: str, processes: int = 2) -> Step:
         return Step(name, None, ["train", "--config", f"configs/train/tiny_{name}.yaml", "--resume"], processes)
 
-    vocabulary = ["vocabulary", "--captions", str(captions), "--tokenizer", str(tokenizer)]
+    tokens = ("--tokenizer", str(tokenizer))
+    vocabulary = ["vocabulary", "--captions", str(captions), *tokens]
     parts = {
         "--text": WORK / "text.model",
         "--tokenizer": tokenizer,
         "--trunk": WORK / "trunk/export/trunk",
-        "--sequential": WORK / "sequential/export/sequential",
+        "--sequential": WORK / ("sequential_long" if long else "sequential") / "export/sequential",
         "--interpolation": WORK / "interpolation/export/interpolation",
         "--sampling": Path("configs/sample/tiny.yaml"),
         "--out": out,
     }
+    key_frames_alone = ("clips.clip_seconds=[4,2,1]", "clips.max_clips_per_length=1")
+    more = [
+        videos("more_videos", 24000, 3),
+        prepare("more_clips", WORK / "more_videos/captions.jsonl", *tokens, *key_frames_alone),
+        train("sequential_long"),
+    ]
     return [
         videos("videos", 12000, 1),
         videos("validation_videos", 100, 2),
         prepare("frames", captions, "--frames"),
         train("tokenizer", processes=1),
-        prepare("clips", captions, "--tokenizer", str(tokenizer)),
-        prepare("validation_clips", WORK / "validation_videos/captions.jsonl", "--tokenizer", str(tokenizer)),
+        prepare("clips", captions, *tokens),
+        prepare("validation_clips", WORK / "validation_videos/captions.jsonl", *tokens),
         Step("vocabulary", WORK / "text.model", [*vocabulary, "--out", str(WORK / "text.model")]),
         train("image"),
         train("sequential"),
         train("interpolation"),
+        *(more if long else []),
         Step(
             "bundle",
-            out / "bundle.json",
+            None,
             ["bundle", "--overwrite", "--clusters", "64", *(str(word) for pair in parts.items() for word in pair)],
         ),
     ]
@@ -84,11 +94,12 @@ def recipe(out: Path) -> list[Step]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("cogvideo/weights/tiny"), help="where the bundle goes")
+    parser.add_argument("--long", action="store_true", help="go on with stage 1, on more videos")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone, whether or not they were done")
     args = parser.parse_args()
     os.chdir(ROOT)
 
-    steps = recipe(args.out)
+    steps = recipe(args.out, args.long)
     if args.only:
         unknown = set(args.only) - {step.name for step in steps}
         if unknown:

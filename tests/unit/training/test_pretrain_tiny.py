@@ -1,0 +1,37 @@
+"""scripts/pretrain_tiny.py as data: every step finds what steps before it made, under the names that configs have."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from cogvideo.config import load_config
+from cogvideo.training.config import TrainConfig
+
+ROOT = Path(__file__).parents[3]
+_spec = importlib.util.spec_from_file_location("pretrain_tiny", ROOT / "scripts/pretrain_tiny.py")
+assert _spec is not None and _spec.loader is not None
+pretrain_tiny = importlib.util.module_from_spec(_spec)
+sys.modules["pretrain_tiny"] = pretrain_tiny
+_spec.loader.exec_module(pretrain_tiny)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_every_step_finds_what_it_needs(long: bool) -> None:
+    made: list[Path] = []
+    for step in pretrain_tiny.recipe(Path("out"), long):
+        needed = [Path(word) for word in step.words if word.startswith("runs/tiny/")]
+        if step.words[0] == "train":
+            config = load_config(TrainConfig, [ROOT / step.words[step.words.index("--config") + 1]], [])
+            data, init = config.data, config.init
+            named = (data.path, data.validation, data.text_tokenizer, data.image_tokenizer, init.checkpoint)
+            needed = [Path(path) for path in named if path is not None]
+            makes = config.run_dir
+        else:
+            makes = Path(step.words[step.words.index("--out") + 1])
+            needed = [path for path in needed if path != makes]
+        for path in needed:
+            assert any(path.is_relative_to(folder) for folder in made), f"{step.name} needs {path}"
+        made.append(makes)
+    assert made[-1] == Path("out")
