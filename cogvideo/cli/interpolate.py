@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.cli.making import add_making_arguments, make
+from cogvideo.cli.making import add_making_arguments, keys_of, make
 
 if TYPE_CHECKING:
     from cogvideo.sampling.config import SampleConfig
@@ -56,18 +56,12 @@ def interpolation_job(
 ) -> "InterpolationJob":
     """Raises: ValueError if there is nothing to do, nobody says what is shown, or a caption is too long."""
     from cogvideo.sampling.jobs import InterpolationJob
-    from cogvideo.sampling.uniforms import SampleKey, sample_keys
 
     if config.rounds < 1:
         raise ValueError("rounds=0 puts no frame between any; give at least 1")
     if footage.num_frames < 2:
         raise ValueError(f"there is nothing between {footage.num_frames} frame; interpolation takes at least 2")
-    if caption is not None:
-        keys = sample_keys(config.seed, [caption], len(footage.tokens))
-    elif footage.samples:
-        keys = [SampleKey(config.seed, *sample) for sample in footage.samples]
-    else:
-        raise ValueError("nobody says what the input shows; give --caption")
+    keys = keys_of(footage, caption, config.seed)
     config = config if footage.seconds is None else replace(config, seconds=footage.seconds)
     pipeline.round_texts(config, [key.caption for key in keys], footage.num_frames)  # all fit, or nothing begins
     return InterpolationJob(pipeline, config, keys, footage.tokens)

@@ -11,7 +11,7 @@ and can be stopped and gone on with alike.
 import argparse
 from pathlib import Path
 
-from cogvideo.cli.making import add_making_arguments, make
+from cogvideo.cli.making import add_making_arguments, keys_of, make
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,6 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.sampling.footage import FootageReader
     from cogvideo.sampling.jobs import UpsampleJob
     from cogvideo.sampling.processes import Processes
-    from cogvideo.sampling.uniforms import SampleKey, sample_keys
     from cogvideo.sampling.upsample import open_upsampler
 
     processes = Processes.from_environment()
@@ -42,12 +41,7 @@ def run(args: argparse.Namespace) -> None:
     upsampler = open_upsampler(args.model or DEFAULT_DIRECTORY, args.direct, args.iterative, config)
     reader = FootageReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     footage = reader.open([Path(word) for word in inputs], args.fps)
-    if args.caption is not None:
-        keys = sample_keys(config.seed, [args.caption], len(footage.tokens))
-    elif footage.samples:
-        keys = [SampleKey(config.seed, *sample) for sample in footage.samples]
-    else:
-        raise ValueError("nobody says what the input shows; give --caption")
+    keys = keys_of(footage, args.caption, config.seed)
     if not all(key.caption.strip() for key in keys):
         raise ValueError("the caption is empty; describe what the input shows")
     seconds = footage.seconds or float(max(footage.num_frames - 1, 1))  # pictures: one a second
