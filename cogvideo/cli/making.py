@@ -1,4 +1,4 @@
-"""What `sample`, `interpolate` and `upsample` share: options, and a job made into a folder of results. Not a command."""
+"""What `sample`, `interpolate` and `upsample` share: options, and a job made into results. Not a command."""
 
 import argparse
 import signal
