@@ -2,7 +2,7 @@
 
 So a prompt that comes while others are being drawn begins at their next step instead of behind them. Each keeps its own
 cache, text, schedule and settings; what is drawn does not change, but for float rounding in large batches. One of the
-threads makes every step of all, and the others sleep: handing each step round would take longer than its forward.
+threads makes every step of all, and the others sleep.
 """
 
 import threading
