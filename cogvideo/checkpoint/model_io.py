@@ -42,7 +42,7 @@ def save_model(
     }
     if trunk is not None:
         shared = load_checkpoint(trunk, verify=False)
-        own = {name for name, _ in model.temporal_parameters()}
+        own = {name for name, _ in model.added_parameters()}
         for name in tensors.keys() - own:
             if name not in shared.infos or not _holds(tensors[name].cpu(), scales.pop(name, None), shared.tensor(name)):
                 raise ValueError(f"{trunk} does not hold this model's {name}; save the model whole")

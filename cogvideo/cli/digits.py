@@ -1,6 +1,6 @@
 """Write the embedded "moving digits" as .mp4 files and a captions.jsonl, ready for `cogvideo prepare`.
 
-cogvideo digits --out DIR [--split train|test] [--count 6000] [--seed 0]
+cogvideo digits --out DIR [--split train|test] [--count 6000] [--seed 0] [--pixels 40]
 """
 
 import argparse
@@ -12,9 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "test"), default="train", help="which handwritten digits to show")
     parser.add_argument("--count", type=int, default=6000, help="number of clips")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pixels", type=int, default=40, help="side of a frame, a multiple of 40 (default: 40)")
 
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.digit_files import write_dataset
 
-    print(write_dataset(args.out, args.split, args.count, args.seed))
+    print(write_dataset(args.out, args.split, args.count, args.seed, pixels=args.pixels))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cogvideo.data.digits import FPS, DigitClip, Language, Split, draw_clip, draw_language, frame_times, render
+from cogvideo.data.digits import CANVAS, FPS, DigitClip, Language, Split, draw_clip, draw_language, frame_times, render
 from cogvideo.files import atomic_directory
 from cogvideo.logs import progress
 from cogvideo.media.video import write_video
@@ -25,13 +25,17 @@ def clips_of(split: Split, count: int, seed: int) -> Iterator[tuple[DigitClip, L
         yield draw_clip(rng, split), draw_language(rng)
 
 
-def write_dataset(folder: str | Path, split: Split, count: int, seed: int, *, workers: int = 2) -> Path:
+def write_dataset(
+    folder: str | Path, split: Split, count: int, seed: int, *, pixels: int = CANVAS, workers: int = 2
+) -> Path:
     """Write `count` clips of 4 s, 33 frames, 8 a second as clips/000000.mp4 ... and captions.jsonl; returns the latter.
 
     The folder appears when all of it is written. Raises: ValueError for a bad split or count; FileExistsError.
     """
     if count < 1:
         raise ValueError(f"count={count}: expected at least one clip")
+    if pixels < CANVAS or pixels % CANVAS:
+        raise ValueError(f"pixels={pixels}; expected a multiple of {CANVAS}, the canvas that digits move on")
     if seed < 0:
         raise ValueError(f"seed={seed} is negative; give 0 or more")
     if split not in STREAMS:
@@ -42,7 +46,7 @@ def write_dataset(folder: str | Path, split: Split, count: int, seed: int, *, wo
         def write(job: tuple[int, tuple[DigitClip, Language]]) -> str:
             index, (clip, language) = job
             name = f"clips/{index:06d}.mp4"
-            write_video(part / name, render(clip, frame_times()), FPS, pixel_format=PIXEL_FORMAT, crf=CRF)
+            write_video(part / name, render(clip, frame_times(), pixels), FPS, pixel_format=PIXEL_FORMAT, crf=CRF)
             return json.dumps({"video": name, "caption": clip.caption(language)}, ensure_ascii=False)
 
         with ThreadPoolExecutor(workers) as pool, progress(count, "writing digits", "clips") as bar:

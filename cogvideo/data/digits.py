@@ -142,23 +142,24 @@ def draw_language(rng: np.random.Generator) -> Language:
     return "zh" if rng.random() < 0.5 else "en"
 
 
-def render(clip: DigitClip, times: ArrayLike) -> NDArray[np.uint8]:
-    """Draw a clip at `times` (N,) seconds -> (N, 40, 40, 3) uint8, with sub-pixel positions.
+def render(clip: DigitClip, times: ArrayLike, pixels: int = CANVAS) -> NDArray[np.uint8]:
+    """Draw a clip at `times` (N,) seconds -> (N, pixels, pixels, 3) uint8, with sub-pixel positions.
 
+    The whole picture grows with `pixels`, what a clip says in pixels is of the canvas of 40.
     Bilinear interpolation of the digit is separable: two small matrix products a frame.
     """
     ink = digit_ink(clip.image)
     positions = clip.positions(np.atleast_1d(np.asarray(times, float)))
-    columns = _hat_weights(positions[:, 0], ink.shape[1])
-    rows = _hat_weights(positions[:, 1], ink.shape[0])
+    columns = _hat_weights(positions[:, 0], ink.shape[1], pixels)
+    rows = _hat_weights(positions[:, 1], ink.shape[0], pixels)
     coverage = np.matmul(np.matmul(rows, ink), columns.transpose(0, 2, 1))[..., None]
     ground, colour = np.array(GROUND, np.float32), np.array(COLOURS[clip.colour], np.float32)
     return np.rint(ground + coverage * (colour - ground)).astype(np.uint8)
 
 
-def _hat_weights(offsets: NDArray[np.float64], length: int) -> NDArray[np.float32]:
-    """Bilinear weights (N, canvas, length) of a source's pixels at canvas pixels, its box beginning at `offsets`."""
-    centres = (np.arange(CANVAS) + 0.5 - offsets[:, None]) / SCALE - 0.5
+def _hat_weights(offsets: NDArray[np.float64], length: int, pixels: int) -> NDArray[np.float32]:
+    """Bilinear weights (N, pixels, length) of a source's pixels at a picture's, its box beginning at `offsets`."""
+    centres = ((np.arange(pixels) + 0.5) * (CANVAS / pixels) - offsets[:, None]) / SCALE - 0.5
     return np.maximum(0, 1 - np.abs(centres[..., None] - np.arange(length))).astype(np.float32)
 
 

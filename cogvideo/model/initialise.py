@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
+from cogvideo.model.trunk import OnTrunk
 
 TemporalInit = Literal["qkv", "qkv_and_dense"]
 
 
 @torch.no_grad()
-def initialise(model: CogVideoTransformer, generator: torch.Generator, *, mix_logit: float = 0.0) -> None:
+def initialise(model: OnTrunk, generator: torch.Generator, *, mix_logit: float = 0.0) -> None:
     """Random starting values, drawn in the order of the parameters' names."""
-    small = 0.02 / math.sqrt(2 * model.config.num_layers)
+    small = 0.02 / math.sqrt(2 * len(model.layers))
     for name, p in sorted(model.named_parameters()):
         if name.endswith("mix_logit"):
             p.fill_(mix_logit)

@@ -4,7 +4,7 @@ What makes it a text-to-image trunk, stage 1 or stage 2 is its config's layout; 
 guidance and samplers live in `cogvideo.sampling`; optimisation in `cogvideo.training`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,12 +17,11 @@ from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig, Recompute
 from cogvideo.model.decode_layers import Rows, decode_layers, serves
-from cogvideo.model.linear import Embedding, Linear
+from cogvideo.model.linear import Embedding
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
+from cogvideo.model.trunk import OnTrunk
 from cogvideo.sequence.example import Batch, frame_inputs
-
-_TEMPORAL_PARTS = ("extra_position_embeddings.", ".temporal_attention.", ".mix_logit")
 
 
 class TextBias(NamedTuple):
@@ -56,8 +55,10 @@ class Step(NamedTuple):
     cache: KVCache
 
 
-class CogVideoTransformer(nn.Module):
+class CogVideoTransformer(OnTrunk):
     """Source: CogVideo (2205.15868). docs/architecture.md lists the parameters; the trunk is all but the temporal."""
+
+    added = ("extra_position_embeddings.", ".temporal_attention.", ".mix_logit")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -170,26 +171,8 @@ class CogVideoTransformer(nn.Module):
             self._training_plan = self._training_plan.to(device)
         return self._training_plan
 
-    def temporal_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What CogVideo adds to the trunk: the temporal channel, its mixing vectors and the extra positions."""
-        return ((name, p) for name, p in self.named_parameters() if is_temporal(name))
-
-    def trunk_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What a text-to-image trunk has under the same names."""
-        return ((name, p) for name, p in self.named_parameters() if not is_temporal(name))
-
-    def freeze_trunk(self, frozen: bool = True) -> None:
-        """Let the trunk learn or not. Frozen, as published, text rows cost no gradient."""
-        for _, parameter in self.trunk_parameters():
-            parameter.requires_grad_(not frozen)
-
-    def narrow_trunk(self) -> None:
-        """Hold the trunk's matrices in int8, each output row with a float32 scale; they can learn no more."""
-        for name, module in self.named_modules():
-            if isinstance(module, Linear | Embedding) and not is_temporal(f"{name}.weight"):
-                module.narrow()
-
 
 def is_temporal(parameter_name: str) -> bool:
-    """Whether a parameter belongs to what CogVideo adds to the trunk."""
-    return any(part in parameter_name for part in _TEMPORAL_PARTS)
+    """Whether a parameter belongs to what CogVideo adds to the trunk: the temporal channel, its mixing vectors and the
+    extra positions."""
+    return CogVideoTransformer.is_added(parameter_name)

@@ -7,7 +7,6 @@
 Frames are drawn each for itself, as published: nothing holds them together in time but the coarse ones.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +25,8 @@ from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.device import open_device
 from cogvideo.sampling.draw import ClusterDraw, Draw
 from cogvideo.sampling.uniforms import SampleKey, uniforms
-from cogvideo.sequence.prompt import Encode, left_pad
-from cogvideo.superres.config import SuperresConfig
+from cogvideo.sequence.prompt import Encode
+from cogvideo.superres.example import text_rows
 from cogvideo.superres.rounds import TOP_K, redrawn
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -36,13 +35,6 @@ STREAM = 1000
 """Where the random numbers of super-resolution begin, among rounds: the direct model's, then each round's."""
 ROWS_AT_ONCE = 1024
 """Places whose scores are held at once: of all 3,600 they would take 288 MB a frame."""
-
-
-def text_rows(texts: Sequence[Sequence[int]], config: SuperresConfig) -> tuple[Tensor, Tensor]:
-    """Ids and mask (texts, text_len) of raw captions, cut to what a model reads; padded with 0, as published."""
-    longest = config.text_len - 1 if config.method == "direct" else config.text_len  # as published
-    ids, mask = left_pad([list(text)[:longest] for text in texts], config.text_len, 0)
-    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 @torch.inference_mode()

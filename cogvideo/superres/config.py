@@ -23,9 +23,19 @@ class SuperresConfig:
     """Rows of the trunk's position table; the extra table holds one row a high-resolution token."""
     low_res_position_start: int = 513
     """The first coarse token's row in the trunk's table, where a picture has its second slot: what reads it sees it."""
+    dropout: float = 0.1
+    """After embeddings and on the MLP's output, in training."""
+    attention_dropout: float = 0.1
+    """On attention probabilities, in training: of all rows of the direct model, of the fine grid's of the iterative."""
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "num_heads", "text_len", "low_res_side", "high_res_side"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"superres.{name}={getattr(self, name)}; expected at least 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"superres.{name}={getattr(self, name)}; expected a probability from 0 to below 1")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"superres.hidden_size={self.hidden_size} is no multiple of superres.num_heads={self.num_heads}; "
@@ -46,3 +56,13 @@ class SuperresConfig:
     def high_res_len(self) -> int:
         """Tokens of the fine grid."""
         return self.high_res_side**2
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of a caption that are read; the direct model leaves a place free, as published."""
+        return self.text_len - 1 if self.method == "direct" else self.text_len
+
+    @property
+    def context_attention_dropout(self) -> float:
+        """Of rows beside the fine grid."""
+        return self.attention_dropout if self.method == "direct" else 0.0

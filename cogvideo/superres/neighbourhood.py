@@ -70,7 +70,9 @@ def _along_a_side(query_side: int, key_side: int, reach: int) -> tuple[np.ndarra
     return queries, keys.clip(0, key_side - 1), sees
 
 
-def attend_near(query: Tensor, sources: Sequence[tuple[Tensor, Tensor, Tiles, Tensor | None]]) -> Tensor:
+def attend_near(
+    query: Tensor, sources: Sequence[tuple[Tensor, Tensor, Tiles, Tensor | None]], dropout: float = 0.0
+) -> Tensor:
     """One softmax over the keys that each query sees in all sources, which cut the queries into the same tiles.
 
     A source is keys and values (batch, heads, its rows, head_dim), tiles, and what is added to the scores of its keys
@@ -91,6 +93,7 @@ def attend_near(query: Tensor, sources: Sequence[tuple[Tensor, Tensor, Tiles, Te
         rearrange(torch.cat(keys, dim=3), fold),
         rearrange(torch.cat(values, dim=3), fold),
         rearrange(torch.cat(biases, dim=3), "b t q k -> (b t) 1 q k"),
+        dropout,
     )
     out = rearrange(out, "(b t) h q d -> b (t q) (h d)", b=batch)
     return out.index_select(1, queries.flatten().argsort())

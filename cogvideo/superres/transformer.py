@@ -7,20 +7,26 @@
 
 Context rows never see the fine grid. In the direct model the fine grid has projections of its own and all its inputs
 are BOI: all its tokens are drawn at once. In the iterative one known places carry their tokens, and BOI asks.
-Source: CogView2 (2204.14217), section 3; `SuperresConfig` tells the two apart, and `_sight` says what is seen.
+Source: CogView2 (2204.14217), section 3; `SuperresConfig` tells the two apart, and `sight` says what is seen.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cogvideo.model.block import MLP
+from cogvideo.model.config import Recompute
 from cogvideo.model.linear import Embedding, Linear
+from cogvideo.model.loss import token_nll
+from cogvideo.model.trunk import OnTrunk
 from cogvideo.superres.config import SuperresConfig
+from cogvideo.superres.example import SuperresBatch
 from cogvideo.superres.neighbourhood import Tiles, all_of, attend_near, near
 
 LOCAL, CROSS = (9, 5), (5, 5)
@@ -46,7 +52,8 @@ class Sight:
         return Sight(self.context.to(device), self.own.to(device))
 
 
-def _sight(config: SuperresConfig) -> Sight:
+def sight(config: SuperresConfig) -> Sight:
+    """What a config's rows of the fine grid see."""
     side = config.high_res_side
     own = near(side, side, *LOCAL)
     if config.method == "direct":
@@ -73,24 +80,39 @@ class _Layer(nn.Module):
         self.attention = _Attention(h, config.num_heads)
         self.third_layernorm = nn.LayerNorm(h, eps=1e-5)
         self.post_attention_layernorm = nn.LayerNorm(h, eps=1e-5)
-        self.mlp = MLP(h, dropout=0.0)
+        self.mlp = MLP(h, config.dropout)
         self.fourth_layernorm = nn.LayerNorm(h, eps=1e-5)
         if config.method == "direct":
             self.high_res_attention = _Attention(h, config.num_heads)
+        self._context_dropout, self._grid_dropout = config.context_attention_dropout, config.attention_dropout
 
     def forward(
-        self, context: Tensor, grid: Tensor, context_bias: Tensor, padding_bias: Tensor, sight: Sight
+        self,
+        context: Tensor,
+        grid: Tensor,
+        context_bias: Tensor,
+        padding_bias: Tensor,
+        sight: Sight,
+        *,
+        answer_context: bool = True,
+        recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Shapes: context (batch, context rows, hidden), grid (batch, grid rows, hidden), and back alike;
         context_bias (batch, 1, context rows, context rows); padding_bias (batch, context rows), -inf on padding.
+
+        In the last layer nobody reads the context's rows: without `answer_context` they come back as they are. With
+        `recompute` what lies behind attention is not kept for the backward pass.
         """
+        p_context, p_grid = (self._context_dropout, self._grid_dropout) if self.training else (0.0, 0.0)
         of_grid = self.high_res_attention if hasattr(self, "high_res_attention") else self.attention
         around = self.attention.heads(self.input_layernorm(context))
         own = of_grid.heads(self.input_layernorm(grid))
-        seen = F.scaled_dot_product_attention(*around, context_bias)
-        context = self._after_attention(context, self.attention.dense(rearrange(seen, "b h s d -> b s (h d)")))
+        after = partial(checkpoint, self._after_attention, use_reentrant=False) if recompute else self._after_attention
+        if answer_context:
+            seen = F.scaled_dot_product_attention(*around, context_bias, p_context)
+            context = after(context, self.attention.dense(rearrange(seen, "b h s d -> b s (h d)")))
         sources = (around.key, around.value, sight.context, padding_bias), (own.key, own.value, sight.own, None)
-        grid = self._after_attention(grid, of_grid.dense(attend_near(own.query, sources)))
+        grid = after(grid, of_grid.dense(attend_near(own.query, sources, p_grid)))
         return context, grid
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -98,8 +120,10 @@ class _Layer(nn.Module):
         return x + self.fourth_layernorm(self.mlp(self.post_attention_layernorm(x)))
 
 
-class SuperresTransformer(nn.Module):
+class SuperresTransformer(OnTrunk):
     """A trunk's parameters under a trunk's names, positions of the fine grid, and the direct model's projections."""
+
+    added = ("extra_position_embeddings.", ".high_res_attention.")
 
     def __init__(self, config: SuperresConfig) -> None:
         super().__init__()
@@ -113,9 +137,12 @@ class SuperresTransformer(nn.Module):
         self.word_embeddings = Embedding(config.vocabulary.size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.num_positions, config.hidden_size)
         self.extra_position_embeddings = nn.Embedding(config.high_res_len, config.hidden_size)
+        self.embedding_dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
-        self._sight = _sight(config)
+        self.recompute: Recompute = "nothing"
+        """What the backward pass computes anew instead of keeping it."""
+        self._sight = sight(config)
 
     def forward(self, text: Tensor, text_mask: Tensor, low_res: Tensor, high_res: Tensor) -> Tensor:
         """Hidden states of the fine grid after the final LayerNorm: (batch, high_res_len, hidden).
@@ -141,13 +168,31 @@ class SuperresTransformer(nn.Module):
         nothing = torch.zeros((), dtype=grid.dtype, device=device)
         context_bias = nothing.expand(seen.shape).masked_fill(~seen, float("-inf")).unsqueeze(1)
         padding_bias = nothing.expand(present.shape).masked_fill(~present, float("-inf"))
-        for layer in self.layers:
-            context, grid = layer(context, grid, context_bias, padding_bias, self._sight)
+        final = len(self.layers) - 1
+        recompute = self.recompute if self.training and torch.is_grad_enabled() else "nothing"
+        for i, layer in enumerate(self.layers):
+            run = partial(layer, sight=self._sight, answer_context=i < final, recompute=recompute == "mlp")
+            if recompute == "layer":
+                run = partial(checkpoint, run, use_reentrant=False)
+            context, grid = run(context, grid, context_bias, padding_bias)
         return self.final_layernorm(grid)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of image tokens, float32: (..., hidden) -> (..., num_image_tokens)."""
         return self.word_embeddings.scores(hidden, self.config.vocabulary.num_image_tokens)
 
+    def frame_losses(self, batch: SuperresBatch) -> Tensor:
+        """Mean negative log-likelihood of the tokens that each frame is asked for: (batch,), float32.
+
+        A mean a frame, whatever number a round asks for: so all rounds weigh the same. Logits exist for rows that are
+        asked for only, a chunk of them at a time.
+        """
+        inputs = batch.high_res.masked_fill(batch.asked, self.config.vocabulary.start_of_image)
+        hidden = self(batch.text, batch.text_mask, batch.low_res, inputs)[batch.asked]
+        weight = self.word_embeddings.output_weight(hidden, self.config.vocabulary.num_image_tokens)
+        losses = token_nll(hidden, weight, batch.high_res[batch.asked])
+        frames = batch.asked.nonzero()[:, 0]
+        return losses.new_zeros(len(batch.asked)).index_add(0, frames, losses) / batch.asked.sum(1)
+
     def _words(self, ids: Tensor, positions: Tensor) -> Tensor:
-        return self.word_embeddings(ids).to(positions.dtype) + positions
+        return self.embedding_dropout(self.word_embeddings(ids).to(positions.dtype) + positions)

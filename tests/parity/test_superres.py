@@ -12,7 +12,8 @@ from torch import Tensor
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.model_io import superres_of
 from cogvideo.cli.main import main
-from cogvideo.sampling.upsample import draw_fine, redraw, text_rows
+from cogvideo.sampling.upsample import draw_fine, redraw
+from cogvideo.superres.example import text_rows
 from cogvideo.superres.rounds import TOP_K, redrawn
 from cogvideo.superres.transformer import SuperresTransformer
 from tests.parity.packs import GOLDEN, Pack, open_pack

@@ -33,7 +33,7 @@ def test_counts_are_those_of_the_model(variant: str) -> None:
     counts = ParameterCounts.of(config)
     assert counts.total == sum(p.numel() for p in model.parameters())
     extra = config.num_extra_positions * config.hidden_size
-    assert counts.temporal + extra == sum(p.numel() for _, p in model.temporal_parameters())
+    assert counts.temporal + extra == sum(p.numel() for _, p in model.added_parameters())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -60,7 +60,7 @@ def test_losses_and_gradients_are_those_beside_the_widened_weights(variant: str,
     (losses, gradients), (expected, expected_gradients) = (learn(model, batch, kind) for model in (narrow, wide))
     close = {"atol": 1e-6, "rtol": 1e-5} if kind == "fp32" else {"atol": 1e-3, "rtol": 1e-2}
     torch.testing.assert_close(losses, expected, **close)
-    learned = {name for name, _ in narrow.temporal_parameters()}
+    learned = {name for name, _ in narrow.added_parameters()}
     assert gradients.keys() == expected_gradients.keys() == learned
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[name], **close)

@@ -79,7 +79,7 @@ def test_every_trainable_parameter_learns_and_frozen_ones_stay(variant: str, fro
 
 
 def test_parameters_are_either_trunk_or_temporal(model: CogVideoTransformer) -> None:
-    temporal, trunk = (dict(part) for part in (model.temporal_parameters(), model.trunk_parameters()))
+    temporal, trunk = (dict(part) for part in (model.added_parameters(), model.trunk_parameters()))
     assert {*temporal, *trunk} == {name for name, _ in model.named_parameters()}
     image = tiny_config("image", frame_side=model.config.frame_side, num_positions=model.config.num_positions)
     assert {n: p.shape for n, p in trunk.items()} == {

@@ -39,7 +39,7 @@ def test_vectors_do_not_decay_and_nothing_frozen_is_there() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     assert all("bias" in names[id(p)] or "mix_logit" in names[id(p)] for p in plain["params"])
-    expected = {name for name, _ in model.temporal_parameters()}
+    expected = {name for name, _ in model.added_parameters()}
     assert {names[id(p)] for group in (decayed, plain) for p in group["params"]} == expected
 
 
