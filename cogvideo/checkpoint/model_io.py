@@ -24,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def save_model(
     directory: Path,
-    model: CogVideoTransformer,
+    model: CogVideoTransformer | SuperresTransformer,
     *,
     extra: dict[str, Any] | None = None,
     trunk: Path | None = None,
@@ -49,7 +49,7 @@ def save_model(
         tensors = {name: tensor for name, tensor in tensors.items() if name in own}
     if scales:
         raise ValueError(f"{min(scales)} is int8, of which no checkpoint is made; save the model that it was made from")
-    config = {"model": to_dict(model.config)}
+    config = {"superres" if isinstance(model, SuperresTransformer) else "model": to_dict(model.config)}
     save_checkpoint(directory, tensors, config, extra=extra, trunk=trunk, max_shard_bytes=max_shard_bytes)
 
 

@@ -2,6 +2,8 @@
 
     cogvideo prepare --captions FILE --tokenizer DIR --out DIR [--config FILE] [key=value ...]
     cogvideo prepare --captions FILE --frames --out DIR ...   single frames, to train an image tokenizer on
+    cogvideo prepare --captions FILE --tokenizer DIR --out DIR frame_pixels=480 low_res_pixels=160 ...   for superres:
+                                                              single frames as image tokens, at both sizes
 
 FILE is .jsonl, one {"video": "a.mp4", "caption": "..."} a line ("start" and "end" in seconds may be added), or .tsv
 with video, tab, caption. Killed and run again, it goes on where it was. `cogvideo digits` writes videos to try it on.
@@ -27,9 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.prepare import Preparation, PrepareConfig
+    from cogvideo.data.shards import Kind
 
     config = config_from(PrepareConfig, args)
-    preparation = Preparation(args.captions, args.out, "frames" if args.frames else "tokens", config, args.videos)
+    low_res = config.low_res_pixels
+    if args.frames and low_res is not None:
+        raise ValueError("low_res_pixels makes pairs of tokens; give --tokenizer instead of --frames, or leave it out")
+    kind: Kind = "frames" if args.frames else "tokens" if low_res is None else "pairs"
+    preparation = Preparation(args.captions, args.out, kind, config, args.videos)
     if args.frames:
         if args.dry_run:
             return _print_survey(preparation.survey(), 3 * config.frame_pixels**2)
@@ -40,11 +47,15 @@ def run(args: argparse.Namespace) -> None:
 
     tokenizer = open_image_tokenizer(args.tokenizer)
     check_frame_pixels(config.frame_pixels, tokenizer)
+    if low_res is not None:
+        check_frame_pixels(low_res, tokenizer, "low_res_pixels")
     if args.dry_run:
         frame_len = (config.frame_pixels // tokenizer.compress_rate) ** 2
-        bytes_a_token = 2 if tokenizer.num_tokens <= 1 << 16 else 4
-        return _print_survey(preparation.survey(), config.clips.num_frames * frame_len * bytes_a_token)
-    encoder = TokenEncoder(tokenizer, str(device_from(args.device)))
+        tokens = config.clips.num_frames * frame_len
+        if low_res is not None:
+            tokens = frame_len + (low_res // tokenizer.compress_rate) ** 2
+        return _print_survey(preparation.survey(), tokens * (2 if tokenizer.num_tokens <= 1 << 16 else 4))
+    encoder = TokenEncoder(tokenizer, str(device_from(args.device)), low_res)
     _print_result(args.out, preparation.run(encoder, describe_tokenizer(args.tokenizer, tokenizer)))
 
 

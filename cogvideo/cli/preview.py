@@ -1,6 +1,7 @@
 """Sample sheets during training: real clips beside what the model makes of them. Not a command; `train` hands it over.
 
-For the transformer, what it generates from the text and the given frames; for the image tokenizer, its reconstructions.
+For the transformer, what it generates from the text and the given frames; for super-resolution, frames in coarse tokens,
+in fine ones, and in those that the model draws; for the image tokenizer, its reconstructions.
 """
 
 from functools import cached_property
@@ -17,10 +18,13 @@ from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.draw import ClusterDraw
 from cogvideo.sampling.engine import compile_program
-from cogvideo.sampling.uniforms import sample_keys, uniforms
+from cogvideo.sampling.uniforms import SampleKey, sample_keys, uniforms
+from cogvideo.sampling.upsample import draw_fine, plain_draws, redraw
+from cogvideo.superres.example import SuperresBatch
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.open import open_image_tokenizer
 from cogvideo.training.config import BUNDLED
+from cogvideo.training.superres_task import SuperresTask
 from cogvideo.training.tasks import ClipTask, Task
 from cogvideo.training.tokenizer_task import TokenizerTask
 
@@ -59,6 +63,10 @@ class SheetWriter:
             rows = [self._decode(clip) for pair in zip(real, made, strict=True) for clip in pair]
             labels = [text for caption in captions for text in (f"real: {caption}", f"step {step}")]
             contact_sheet(path, rows, labels, scale=SCALE)
+        elif isinstance(task, SuperresTask):
+            batch, coarse = task.sheet_batch(ROWS)
+            rows = [self._decode(frames) for frames in (coarse, batch.high_res, _sharpened(task, batch))]
+            contact_sheet(path, rows, ["coarse", "fine", f"step {step}"], scale=1)
 
     def _decode(self, frames: Tensor) -> np.ndarray:
         return _pixels(self._tokenizer.decode(frames))
@@ -81,6 +89,23 @@ def _generate(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
     known[:, list(layout.supervised_frames)] = 0
     numbers = uniforms(sample_keys(0, captions), 0, range(layout.num_frames), layout.frame_len)
     return batch.frames, sampler(known, texts, None, numbers), captions
+
+
+def _sharpened(task: SuperresTask, batch: SuperresBatch) -> Tensor:
+    """Fine tokens by the direct model from coarse ones, or what all rounds of the iterative model make of real ones."""
+    model, texts = task.model, (batch.text, batch.text_mask)
+    codes, (frames, places) = model.config.vocabulary.num_image_tokens, batch.high_res.shape
+
+    def random(stream: int) -> Tensor:
+        return uniforms([SampleKey(0, "", 0)], stream, range(frames), places)[0].to(task.device)
+
+    if model.config.method == "direct":
+        draw = ClusterDraw(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
+        return draw_fine(model, *texts, batch.low_res, draw.to(task.device), random(0))
+    fine = batch.high_res
+    for number, draw_plainly in enumerate(plain_draws(codes, task.device), 1):
+        fine = redraw(model, *texts, fine, number, draw_plainly, random(number))
+    return fine
 
 
 def _pixels(images: Tensor) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Prepared data as a table of clips, or of single frames. Order, batches and text are `loader.py`'s business."""
+"""Prepared data as a table of clips, of single frames, or of frames at two sizes.
+
+Order, batches and text are the business of `loader.py` and `pairs.py`.
+"""
 
 import json
 from collections.abc import Sequence
@@ -40,6 +43,20 @@ class _Shards:
             out[place] = self.arrays[shard][index - self._first_rows[shard]]
         return out
 
+    @property
+    def num_tokens(self) -> int:
+        """Image-token ids are below this; 0 if the manifest does not say."""
+        return int((self.manifest.get("tokenizer") or {}).get("num_tokens", 0))
+
+    def tokens(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As `gather`, of image tokens. Raises: ValueError if they are not such."""
+        tokens = self.gather(indices).astype(np.int64)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < (self.num_tokens or np.inf):
+            raise ValueError(
+                f"{self.folder} holds image token {tokens.max()}, its tokenizer has {self.num_tokens}; prepare it again"
+            )
+        return tokens
+
 
 class ClipDataset:
     """Clips of tokens with their lengths and captions."""
@@ -73,7 +90,7 @@ class ClipDataset:
     @property
     def num_tokens(self) -> int:
         """Image-token ids are below this; 0 if the manifest does not say."""
-        return int((self.manifest.get("tokenizer") or {}).get("num_tokens", 0))
+        return self._shards.num_tokens
 
     @property
     def seconds(self) -> NDArray[np.float32]:
@@ -91,13 +108,7 @@ class ClipDataset:
 
     def frames(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Tokens of several clips: (len(indices), num_frames, frame_len)."""
-        tokens = self._shards.gather(self._chosen[np.asarray(indices)]).astype(np.int64)
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < (self.num_tokens or np.inf):
-            raise ValueError(
-                f"{self._shards.folder} holds image token {tokens.max()}, its tokenizer has {self.num_tokens}; "
-                "prepare it again"
-            )
-        return tokens
+        return self._shards.tokens(self._chosen[np.asarray(indices)])
 
     def texts(self, indices: ArrayLike) -> list[tuple[float, str]]:
         """Lengths and captions of several clips."""
@@ -125,6 +136,43 @@ class FrameDataset:
     @property
     def manifest(self) -> dict[str, Any]:
         return self._shards.manifest
+
+
+class PairDataset:
+    """Single frames as tokens of two sizes, with captions: what super-resolution learns from."""
+
+    def __init__(self, folder: str | Path):
+        """Open a folder that `cogvideo prepare` finished with `low_res_pixels`. Raises: as `ClipDataset`."""
+        self._shards = _Shards(folder, "pairs")
+        self.captions = _read_texts(Path(folder) / "captions.jsonl", self._shards.rows)
+        try:
+            config, rate = self._shards.manifest["config"], self._shards.manifest["tokenizer"]["compress_rate"]
+            self.high_res_side, self.low_res_side = config["frame_pixels"] // rate, config["low_res_pixels"] // rate
+        except (KeyError, TypeError, ZeroDivisionError):
+            raise ValueError(f"{folder}/manifest.json does not say its frames' two sizes; prepare it again") from None
+        expected = self.high_res_side**2 + self.low_res_side**2
+        if self._shards.arrays[0].shape[1:] != (expected,):
+            raise ValueError(
+                f"{folder} holds rows of shape {list(self._shards.arrays[0].shape[1:])}, its manifest.json says "
+                f"[{expected}]; prepare it again"
+            )
+
+    def __len__(self) -> int:
+        return len(self._shards.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Image-token ids are below this."""
+        return self._shards.num_tokens
+
+    def pairs(self, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Fine tokens (len(indices), high_res_side ** 2) and coarse ones (len(indices), low_res_side ** 2)."""
+        fine, coarse = np.split(self._shards.tokens(np.asarray(indices)), [self.high_res_side**2], axis=1)
+        return fine, coarse
+
+    def texts(self, indices: ArrayLike) -> list[str]:
+        """Captions of several frames."""
+        return [self.captions[row["caption"]] for row in self._shards.rows[np.asarray(indices)]]
 
 
 def _read_texts(path: Path, rows: NDArray) -> list[str]:

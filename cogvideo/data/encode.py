@@ -1,10 +1,14 @@
-"""What `prepare` does to a batch of frames when it makes tokens: the image tokenizer, from pixels to stored ids."""
+"""What `prepare` does to a batch of frames when it makes tokens: the image tokenizer, from pixels to stored ids.
+
+For super-resolution a frame gives two sets of them, one of the frame and one of the same frame made smaller.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 
@@ -14,17 +18,25 @@ from cogvideo.tokenizers.open import image_tokenizer_files
 
 
 class TokenEncoder:
-    """Frames (N, H, W, 3) uint8 -> tokens (N, frame_len), uint16 if all ids fit, else int32."""
+    """Frames (N, H, W, 3) uint8 -> tokens (N, frame_len), uint16 if all ids fit, else int32.
 
-    def __init__(self, tokenizer: ImageTokenizer, device: str = "cpu"):
-        self.tokenizer = tokenizer
+    With `low_res_pixels` the tokens of each frame scaled to that side come behind its own.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, device: str = "cpu", low_res_pixels: int | None = None):
+        self.tokenizer, self.low_res_pixels = tokenizer, low_res_pixels
         # The stubs do not know memory_format; channels last is a tenth faster on a CPU.
         self.tokenizer.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = np.uint16 if tokenizer.num_tokens <= 1 << 16 else np.int32
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.integer]:
         pixels = torch.from_numpy(frames).to(self.tokenizer.device).float() / 255
-        tokens = self.tokenizer.encode(rearrange(pixels, "n h w c -> n c h w", c=3), batch_size=len(frames))
+        pixels = rearrange(pixels, "n h w c -> n c h w", c=3)
+        tokens = self.tokenizer.encode(pixels, batch_size=len(frames))
+        if self.low_res_pixels is not None:
+            side = (self.low_res_pixels, self.low_res_pixels)
+            small = F.interpolate(pixels, side, mode="bicubic", antialias=True).clamp(0, 1)
+            tokens = torch.cat([tokens, self.tokenizer.encode(small, batch_size=len(frames))], dim=1)
         return tokens.cpu().numpy().astype(self.dtype)
 
 
@@ -34,10 +46,10 @@ def describe_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any
     return {"num_tokens": tokenizer.num_tokens, "compress_rate": tokenizer.compress_rate, "sha256": files}
 
 
-def check_frame_pixels(frame_pixels: int, tokenizer: ImageTokenizer) -> None:
+def check_frame_pixels(frame_pixels: int, tokenizer: ImageTokenizer, name: str = "frame_pixels") -> None:
     """Raises ValueError if a frame's side is not a whole number of tokens."""
     if frame_pixels % tokenizer.compress_rate:
         raise ValueError(
-            f"frame_pixels={frame_pixels} is not a multiple of the image tokenizer's compress rate "
+            f"{name}={frame_pixels} is not a multiple of the image tokenizer's compress rate "
             f"{tokenizer.compress_rate}; choose a multiple of it"
         )

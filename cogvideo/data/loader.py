@@ -25,7 +25,7 @@ from cogvideo.sequence.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
-STREAMS = {"order": 0, "dropout": 1, "frame": 2, "suffix": 3}  # keys of independent random numbers
+STREAMS = {"order": 0, "dropout": 1, "frame": 2, "suffix": 3, "round": 4}  # keys of independent random numbers
 
 
 class TextEncoder(Protocol):

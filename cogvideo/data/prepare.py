@@ -40,7 +40,9 @@ class PrepareConfig:
     frame_pixels: int = 160
     """Side of a frame in pixels: videos are scaled by their shorter edge and cut to the centre square."""
     frames_per_video: int = 8
-    """Single frames taken of each captioned span, evenly spread, when frames rather than tokens are made."""
+    """Single frames taken of each captioned span, evenly spread, when frames or pairs rather than clips are made."""
+    low_res_pixels: int | None = None
+    """Make pairs for super-resolution: tokens of single frames at frame_pixels, and of the same at this side."""
     videos_per_shard: int = 256
     """Videos a shard: what a killed run has to do again at most."""
     encode_batch: int = 32
@@ -56,6 +58,9 @@ class PrepareConfig:
         for name in ("frame_pixels", "frames_per_video", "videos_per_shard", "encode_batch", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; expected at least 1")
+        low = self.low_res_pixels
+        if low is not None and (low < 1 or self.frame_pixels % low):
+            raise ValueError(f"low_res_pixels={low}; expected a divisor of frame_pixels={self.frame_pixels}, or null")
 
 
 class Preparation:
@@ -137,6 +142,8 @@ class Preparation:
         unused = "frames_per_video" if self.kind == "tokens" else "clips"
         for name in ("encode_batch", "strict", "workers", "max_video_mib", unused):
             del settings[name]  # they change no byte of what is made
+        if self.kind != "pairs":
+            del settings["low_res_pixels"]
         plan = {
             "format": FORMATS[self.kind],
             "version": VERSION,

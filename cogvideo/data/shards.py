@@ -2,8 +2,9 @@
 
     DIR/plan.json          what is being made of what; a run with another plan refuses to mix with it
     DIR/captions.jsonl     the captions; a caption's id is its line, from 0
-    DIR/shards/00000/      rows.npy (ROW) and tokens.npy (rows, frames, frame_len) or frames.npy (rows, H, W, 3) uint8,
-                           shard.json with sizes and hashes; a shard's folder appears when it is whole
+    DIR/shards/00000/      rows.npy (ROW), and tokens.npy (rows, frames, frame_len), frames.npy (rows, H, W, 3) uint8, or
+                           pairs.npy (rows, fine tokens of a frame, then coarse ones); shard.json with sizes and
+                           hashes; a shard's folder appears when it is whole
     DIR/manifest.json      written last: the plan, every shard, what was skipped. No manifest: not finished
 
 No file holds a time or a machine's name: the same input gives the same bytes.
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from cogvideo.files import atomic_directory, read_json, sha256_file, write_json
 
 VERSION = 1
-FORMATS = {"tokens": "cogvideo-tokens", "frames": "cogvideo-frames"}
-Kind = Literal["tokens", "frames"]
+FORMATS = {"tokens": "cogvideo-tokens", "frames": "cogvideo-frames", "pairs": "cogvideo-pairs"}
+Kind = Literal["tokens", "frames", "pairs"]
 
 ROW = np.dtype([("caption", "<i4"), ("seconds", "<f4"), ("start", "<f4")])
 """One row of a shard: caption id, clip length in seconds (0 for single frames), time of its first frame."""

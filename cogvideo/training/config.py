@@ -6,11 +6,12 @@ from typing import Literal
 
 from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
+from cogvideo.superres.config import SuperresConfig
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "tiny"
 """The weights that come with the package."""
 
-Task = Literal["tokenizer", "image", "sequential", "interpolation"]
+Task = Literal["tokenizer", "image", "sequential", "interpolation", "superres"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class DataConfig:
     """What is learned from."""
 
     path: Path | None = None
-    """A folder that `cogvideo prepare` made: frames (`--frames`) for the tokenizer, clips of tokens for all else."""
+    """A folder that `cogvideo prepare` made: frames (`--frames`) for the tokenizer, pairs (`low_res_pixels=`) for
+    superres, clips of tokens for all else."""
     embedded_clips: int | None = None
     """Instead of path: so many moving digits, made at the start by the image tokenizer; to try things out."""
     validation: Path | None = None
@@ -247,11 +249,14 @@ class TrainConfig:
     """One run."""
 
     task: Task = "sequential"
-    """What is trained; `tokenizer` is the image tokenizer, `image` the text-to-image trunk."""
+    """What is trained; `tokenizer` is the image tokenizer, `image` the text-to-image trunk, `superres` what
+    `superres.method` says."""
     run_dir: Path = Path("runs/default")
     """Everything the run writes goes here."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Its task and vocabulary follow from `task` and the text tokenizer."""
+    superres: SuperresConfig = field(default_factory=SuperresConfig)
+    """Read instead of `model` by the task `superres`; its vocabulary follows from the text tokenizer."""
     data: DataConfig = field(default_factory=DataConfig)
     init: InitConfig = field(default_factory=InitConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

@@ -1,10 +1,9 @@
 """What a task is to the trainer: an objective, its batches, and what is kept of it. The loop asks no task's name.
 
-`ClipTask` is the transformer in each of its roles; the image tokenizer's is in `tokenizer_task.py`.
+`ClipTask` is the transformer in each of its roles; `superres_task.py` and `tokenizer_task.py` have the others.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -12,13 +11,11 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cogvideo.checkpoint.format import load_checkpoint, write_checkpoint
-from cogvideo.checkpoint.model_io import save_model
+from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.config import to_dict
 from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.embedded import EmbeddedClips
 from cogvideo.data.loader import ClipLoader, LoaderConfig
-from cogvideo.files import atomic_directory, remove_leftovers
 from cogvideo.model.budget import training_flops
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
@@ -26,6 +23,7 @@ from cogvideo.sequence.example import Batch
 from cogvideo.tokenizers.open import open_image_tokenizer, open_text_tokenizer
 from cogvideo.training.config import BUNDLED, TrainConfig
 from cogvideo.training.engine import autocast, gathered
+from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.memory import tell_memory
 from cogvideo.training.randomness import generator_for
 
@@ -37,6 +35,7 @@ PARTS = (
     ("layernorm", "layernorm"),
     ("mix_logit", "mix"),
     ("temporal_attention", "temporal"),
+    ("high_res_attention", "high_res"),
     ("attention", "spatial"),
     ("mlp", "mlp"),
 )
@@ -178,32 +177,11 @@ class ClipTask:
         """A frozen trunk is written once, beside the model, which points to it."""
         place = folder / EXPORT_NAMES.get(self.config.task, self.config.task)
         extra = {"step": step, "prompt": to_dict(self.config.data.prompt)}
-        with gathered(self.model.parameters()):
-            if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
-                return place
-            for left in (place, folder / "trunk"):
-                remove_leftovers(left)  # of a run that was killed here
-            trunk = self._export_trunk(folder) if self.config.init.freeze_trunk else None
-            save_model(place, self.model, extra=extra, trunk=trunk)
-        return place
-
-    def _export_trunk(self, folder: Path) -> Path:
-        place = folder / "trunk"
-        if _is_whole(place):
-            return place
-        shutil.rmtree(place, ignore_errors=True)
-        source = self.config.init.checkpoint
-        assert source is not None, "a trunk is frozen only where it comes from a checkpoint"
-        stored = load_checkpoint(source, verify=False)
-        if stored.config.get("model", {}).get("task") == "image":
-            with atomic_directory(place, replace=True) as building:
-                # the same bytes: stages of one trunk can share it
-                shutil.copytree(source, building, dirs_exist_ok=True)
-            return place
-        # as it is stored, in whichever type the run holds it
-        infos = {name: stored.infos[name] for name, _ in self.model.trunk_parameters()}
-        config = {"model": to_dict(dataclasses.replace(self.model_config, task="image"))}
-        write_checkpoint(place, infos, stored.tensor, config)
+        frozen, init = None, self.config.init
+        if init.freeze_trunk:
+            assert init.checkpoint is not None, "a trunk is frozen only where it comes from a checkpoint"
+            frozen = FrozenTrunk(init.checkpoint, dataclasses.replace(self.model_config, task="image"))
+        export_model(place, self.model, extra, frozen)
         return place
 
     def _open(self, path: Path | None) -> ClipDataset | EmbeddedClips:
@@ -266,6 +244,11 @@ def start_from(model: CogVideoTransformer, folder: Path, temporal: str) -> None:
         if stored.get("task") != model.config.task and temporal != "copy":
             return
         named = {name: p for name, p in named.items() if is_temporal(name)}
+    take(named, tensors, folder)
+
+
+def take(named: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Set parameters to the tensors of their names. Raises: ValueError, about `folder`, if one does not fit."""
     for name, p in named.items():
         if name not in tensors or tensors[name].shape != p.shape:
             got = f"shape {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
@@ -273,13 +256,5 @@ def start_from(model: CogVideoTransformer, folder: Path, temporal: str) -> None:
                 f"{folder} does not fit the model: {name} should have shape {tuple(p.shape)}, it has {got}; "
                 "use equal sizes, vocabularies and num_frames"
             )
+    for name, p in named.items():
         p.copy_(tensors[name])
-
-
-def _is_whole(place: Path) -> bool:
-    """Whether a checkpoint is there, with all its files."""
-    try:
-        load_checkpoint(place, verify=False)
-    except (OSError, ValueError):
-        return False
-    return True

@@ -22,6 +22,7 @@ from cogvideo.training.record import write_record
 from cogvideo.training.sinks import Sinks
 from cogvideo.training.state import load_state, newest_state, save_state
 from cogvideo.training.step import Stepper, StepResult
+from cogvideo.training.superres_task import SuperresTask
 from cogvideo.training.tasks import ClipTask, Task
 from cogvideo.training.throughput import Throughput, compute_dtype, measured_peak, warn_of_slow_products
 from cogvideo.training.tokenizer_task import TokenizerTask
@@ -38,6 +39,8 @@ CURVES_SECONDS = 60.0
 def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> Task:
     if config.task == "tokenizer":
         return TokenizerTask(config, device, rank, world)
+    if config.task == "superres":
+        return SuperresTask(config, device, rank, world)
     return ClipTask(config, device, rank, world)
 
 
