@@ -1,8 +1,9 @@
 """The full recipe of the bundled weights, from nothing: data, both tokenizers, the trunk and both stages.
 
-    python scripts/pretrain_tiny.py [--long] [--out DIR] [--only STEP ...]
+    python scripts/pretrain_tiny.py [--long] [--superres] [--out DIR] [--only STEP ...]
 
-The package's weights are those of --long: stage 1 then goes on for as long again, on more videos.
+The package's weights are those of --long: stage 1 then goes on for as long again, on more videos. --superres trains
+both super-resolution models, too, on videos of three times the size, and puts them into the bundle.
 
 Each step is one `cogvideo` command, printed before it runs. Killed and run again, the recipe goes on where it
 was. The transformers train in two processes, a core each: a step is 15 % sooner done than by two threads of one.
@@ -39,17 +40,18 @@ class Step:
         return [*(launcher if self.processes > 1 else [sys.executable, "-m"]), "cogvideo", *self.words]
 
 
-def recipe(out: Path, long: bool) -> list[Step]:
+def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
     """All steps, in order. The folders are those that configs/train/tiny_*.yaml name."""
     captions, tokenizer = WORK / "videos/captions.jsonl", WORK / "tokenizer/export/image_tokenizer"
 
-    def videos(name: str, count: int, seed: int) -> Step:
+    def videos(name: str, count: int, seed: int, *more: str) -> Step:
         words = ["digits", "--out", str(WORK / name), "--split", "train", "--count", str(count), "--seed", str(seed)]
+        words += more
         return Step(name, WORK / name / "captions.jsonl", words)
 
-    def prepare(name: str, source: Path, *how: str) -> Step:
+    def prepare(name: str, source: Path, *how: str, config: str = "digits") -> Step:
         words = ["prepare", "--captions", str(source), "--out", str(WORK / name), *how]
-        return Step(name, WORK / name / "manifest.json", [*words, "--config", "configs/data/digits.yaml"])
+        return Step(name, WORK / name / "manifest.json", [*words, "--config", f"configs/data/{config}.yaml"])
 
     def train(name: str, processes: int = 2) -> Step:
         return Step(name, None, ["train", "--config", f"configs/train/tiny_{name}.yaml", "--resume"], processes)
@@ -71,6 +73,19 @@ def recipe(out: Path, long: bool) -> list[Step]:
         prepare("more_clips", WORK / "more_videos/captions.jsonl", *tokens, *key_frames_alone),
         train("sequential_long"),
     ]
+    fine = [
+        videos("large_videos", 4000, 11, "--pixels", "120"),
+        videos("validation_large_videos", 60, 12, "--pixels", "120"),
+        prepare("pairs", WORK / "large_videos/captions.jsonl", *tokens, config="digits_pairs"),
+        prepare("validation_pairs", WORK / "validation_large_videos/captions.jsonl", *tokens, config="digits_pairs"),
+        train("superres_direct"),
+        train("superres_iterative"),
+    ]
+    if superres:
+        parts |= {
+            "--direct": WORK / "superres_direct/export/direct_superres",
+            "--iterative": WORK / "superres_iterative/export/iterative_superres",
+        }
     return [
         videos("videos", 12000, 1),
         videos("validation_videos", 100, 2),
@@ -83,6 +98,7 @@ def recipe(out: Path, long: bool) -> list[Step]:
         train("sequential"),
         train("interpolation"),
         *(more if long else []),
+        *(fine if superres else []),
         Step(
             "bundle",
             None,
@@ -95,11 +111,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("cogvideo/weights/tiny"), help="where the bundle goes")
     parser.add_argument("--long", action="store_true", help="go on with stage 1, on more videos")
+    parser.add_argument("--superres", action="store_true", help="train super-resolution, too")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone, whether or not they were done")
     args = parser.parse_args()
     os.chdir(ROOT)
 
-    steps = recipe(args.out, args.long)
+    steps = recipe(args.out, args.long, args.superres)
     if args.only:
         unknown = set(args.only) - {step.name for step in steps}
         if unknown:

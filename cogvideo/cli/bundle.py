@@ -2,7 +2,7 @@
 
     cogvideo bundle --text text.model --tokenizer DIR --trunk DIR --sequential DIR --interpolation DIR --out DIR
 
-Each part is the `export` folder of a training run. A trunk that stages share is stored once.
+Each part is the `export` folder of a training run. A trunk that models share is stored once.
 """
 
 import argparse
@@ -15,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trunk", type=Path, required=True, metavar="DIR", help="makes the first frame")
     parser.add_argument("--sequential", type=Path, required=True, metavar="DIR", help="stage 1")
     parser.add_argument("--interpolation", type=Path, required=True, metavar="DIR", help="stage 2")
+    parser.add_argument("--direct", type=Path, metavar="DIR", help="direct super-resolution, for `cogvideo upsample`")
+    parser.add_argument("--iterative", type=Path, metavar="DIR", help="iterative super-resolution")
     parser.add_argument("--sampling", type=Path, metavar="FILE", help="settings that suit these weights (.yaml)")
     parser.add_argument("--clusters", type=int, default=500, help="of the image codes, by k-means (published: 500)")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")
@@ -28,7 +30,16 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.sampling.assemble import Parts, assemble_bundle
     from cogvideo.sampling.bundle import BundleConfig
 
-    parts = Parts(args.text, args.tokenizer, args.trunk, args.sequential, args.interpolation, args.sampling)
+    parts = Parts(
+        args.text,
+        args.tokenizer,
+        args.trunk,
+        args.sequential,
+        args.interpolation,
+        sampling=args.sampling,
+        direct=args.direct,
+        iterative=args.iterative,
+    )
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[args.dtype]
     assemble_bundle(
         args.out, parts, config=BundleConfig(), num_clusters=args.clusters, dtype=dtype, replace=args.overwrite

@@ -1,7 +1,7 @@
 """Sample sheets during training: real clips beside what the model makes of them. Not a command; `train` hands it over.
 
-For the transformer, what it generates from the text and the given frames; for super-resolution, frames in coarse tokens,
-in fine ones, and in those that the model draws; for the image tokenizer, its reconstructions.
+For the transformer, what it generates from the text and the given frames; for super-resolution, frames in coarse
+tokens, in fine ones, and in those that the model draws; for the image tokenizer, its reconstructions.
 """
 
 from functools import cached_property

@@ -3,8 +3,9 @@
     cogvideo upsample samples/red --direct weights/dsr --iterative weights/itersr --out DIR     what `sample` made
     cogvideo upsample clip.mp4 --caption "a cat runs" --direct weights/dsr --out DIR
 
-The models are converted checkpoints (`cogvideo convert`); the tokenizers are those of --model, the bundle that the
-tokens are of. Without --iterative the direct model's tokens stay as drawn. The results are those of `cogvideo sample`,
+The models are converted checkpoints (`cogvideo convert`), or exports of `cogvideo train` with task=superres; without
+--direct, those of --model, the bundle that the tokens are of, if it has them. The tokenizers are the bundle's. Given
+--direct without --iterative, the direct model's tokens stay as drawn. The results are those of `cogvideo sample`,
 and can be stopped and gone on with alike.
 """
 
@@ -16,7 +17,7 @@ from cogvideo.cli.making import add_making_arguments, keys_of, make
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="INPUT or key=value", help="what to upsample; a setting")
-    parser.add_argument("--direct", metavar="DIR", type=Path, required=True, help="the direct model (cogview2-dsr)")
+    parser.add_argument("--direct", metavar="DIR", type=Path, help="the direct model (cogview2-dsr)")
     parser.add_argument("--iterative", metavar="DIR", type=Path, help="the iterative one (cogview2-itersr)")
     parser.add_argument("--caption", metavar="TEXT", help="what the input shows (saved tokens know it)")
     parser.add_argument("--fps", metavar="N", type=float, help="take N frames a second of a video (default: all)")
@@ -31,14 +32,15 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.sampling.footage import FootageReader
     from cogvideo.sampling.jobs import UpsampleJob
     from cogvideo.sampling.processes import Processes
-    from cogvideo.sampling.upsample import open_upsampler
+    from cogvideo.sampling.upsample import find_models, open_upsampler
 
     processes = Processes.from_environment()
     inputs, overrides = split_overrides(args.words)
     if not inputs:
         raise ValueError("there is nothing to upsample; give a video, saved tokens, or pictures")
     config = load_config(UpsampleConfig, args.config, overrides)
-    upsampler = open_upsampler(args.model or DEFAULT_DIRECTORY, args.direct, args.iterative, config)
+    bundle = args.model or DEFAULT_DIRECTORY
+    upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config)
     reader = FootageReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     footage = reader.open([Path(word) for word in inputs], args.fps)
     keys = keys_of(footage, args.caption, config.seed)

@@ -2,8 +2,8 @@
 
     DIR/plan.json          what is being made of what; a run with another plan refuses to mix with it
     DIR/captions.jsonl     the captions; a caption's id is its line, from 0
-    DIR/shards/00000/      rows.npy (ROW), and tokens.npy (rows, frames, frame_len), frames.npy (rows, H, W, 3) uint8, or
-                           pairs.npy (rows, fine tokens of a frame, then coarse ones); shard.json with sizes and
+    DIR/shards/00000/      rows.npy (ROW), and tokens.npy (rows, frames, frame_len), frames.npy (rows, H, W, 3) uint8,
+                           or pairs.npy (rows, fine tokens of a frame, then coarse ones); shard.json with sizes and
                            hashes; a shard's folder appears when it is whole
     DIR/manifest.json      written last: the plan, every shard, what was skipped. No manifest: not finished
 

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint
-from cogvideo.checkpoint.model_io import load_model, save_model
+from cogvideo.checkpoint.model_io import load_model, save_model, superres_of
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.files import atomic_directory, sha256_file, write_json
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.transformer import is_temporal
-from cogvideo.sampling.bundle import HASHED_FILES, BundleConfig, check_family
+from cogvideo.sampling.bundle import HASHED_FILES, SUPERRES, BundleConfig, check_family
 from cogvideo.sampling.clusters import kmeans_labels
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sequence.prompt import PromptFormat
@@ -31,6 +30,10 @@ class Parts:
     interpolation: Path
     sampling: Path | None = None
     """A YAML file of settings that suit these weights."""
+    direct: Path | None = None
+    """The direct super-resolution model."""
+    iterative: Path | None = None
+    """The iterative one."""
 
 
 def assemble_bundle(
@@ -38,7 +41,7 @@ def assemble_bundle(
 ) -> None:
     """Write a bundle that `open_bundle` reads. The folder appears whole or not at all.
 
-    A stage whose trunk equals `parts.trunk` (it was trained frozen) is stored without it.
+    A model whose trunk equals `parts.trunk` (it was trained frozen) is stored without it.
     Raises: FileExistsError if `directory` is there and `replace` is not set; ValueError for parts that are damaged or
     do not belong together.
     """
@@ -58,6 +61,14 @@ def assemble_bundle(
             models[name] = model.config
             shared = name != "trunk" and _same_trunk(getattr(parts, name), parts.trunk)
             save_model(building / name, model, trunk=building / "trunk" if shared else None)
+        for method, folder in SUPERRES.items():
+            place: Path | None = getattr(parts, method)
+            if place is not None:
+                fine = superres_of(load_checkpoint(place), dtype=dtype)
+                if (fine.config.method, fine.config.vocabulary) != (method, models["sequential"].vocabulary):
+                    raise ValueError(f"{place} is not the {method} model of this family; give another --{method}")
+                shared = _same_trunk(place, parts.trunk)
+                save_model(building / folder, fine, trunk=building / "trunk" if shared else None)
         check_family(directory, text_tokenizer.vocabulary, tokenizer.num_tokens, models)
         hashes = {name: sha256_file(building / name) for name in HASHED_FILES}
         about = dataclasses.replace(config, prompt=_wording(parts) or config.prompt, sha256=hashes)
@@ -81,10 +92,6 @@ def _wording(parts: Parts) -> PromptFormat | None:
     return next(iter(told), None)
 
 
-def _same_trunk(stage: Path, trunk: Path) -> bool:
-    own, other = load_checkpoint(stage), load_checkpoint(trunk)
-    return all(
-        name in other.infos and torch.equal(own.tensor(name), other.tensor(name))
-        for name in own.names
-        if not is_temporal(name)
-    )
+def _same_trunk(model: Path, trunk: Path) -> bool:
+    own, other = load_checkpoint(model), load_checkpoint(trunk)
+    return all(name in own.infos and torch.equal(own.tensor(name), other.tensor(name)) for name in other.names)

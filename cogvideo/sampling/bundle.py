@@ -8,6 +8,7 @@ clusters.npy       clusters of its codes; may be absent
 sequential/        stage 1
 trunk/             makes the first frame; may be absent: stage 1's own trunk does
 interpolation/     stage 2; may be absent: then there is no interpolation
+direct_superres/, iterative_superres/   for `cogvideo upsample`, which alone opens them; may be absent
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from cogvideo.tokenizers.text import TextTokenizer
 
 HASHED_FILES = ("text.model", "clusters.npy", "image_tokenizer/config.json", "image_tokenizer/model.safetensors")
 MODELS = ("trunk", "sequential", "interpolation")
+SUPERRES = {"direct": "direct_superres", "iterative": "iterative_superres"}
 UNUSED_ROWS = 16  # the published embedding table has a few rows more than there are ids
 DEFAULT_DIRECTORY = Path(__file__).parents[1] / "weights" / "tiny"
 ACTIVATIONS = {

@@ -19,7 +19,7 @@ from cogvideo.checkpoint.format import MANIFEST, load_checkpoint
 from cogvideo.checkpoint.model_io import superres_of
 from cogvideo.files import sha256_file
 from cogvideo.model.linear import convert_weights, stream_layers
-from cogvideo.sampling.bundle import ACTIVATIONS, open_tokenizers
+from cogvideo.sampling.bundle import ACTIVATIONS, SUPERRES, open_tokenizers
 from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS, kmeans_labels
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.device import open_device
@@ -130,6 +130,19 @@ class Upsampler:
             for number, draw in enumerate(self._draws[1:], 1):
                 fine = redraw(self.iterative, *text(self.iterative), fine, number, draw, random(number))
         return fine.cpu()
+
+
+def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tuple[Path, Path | None]:
+    """The direct model's folder and the iterative one's: those given, or without a direct one the bundle's.
+
+    Raises: ValueError if there is no direct model.
+    """
+    if direct is not None:
+        return direct, iterative
+    own = {method: bundle / folder for method, folder in SUPERRES.items() if (bundle / folder).is_dir()}
+    if "direct" not in own:
+        raise ValueError(f"{bundle} has no direct super-resolution model of its own; give --direct DIR")
+    return own["direct"], iterative or own.get("iterative")
 
 
 def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: UpsampleConfig) -> Upsampler:

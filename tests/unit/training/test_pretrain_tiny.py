@@ -17,10 +17,10 @@ sys.modules["pretrain_tiny"] = pretrain_tiny
 _spec.loader.exec_module(pretrain_tiny)
 
 
-@pytest.mark.parametrize("long", [False, True])
-def test_every_step_finds_what_it_needs(long: bool) -> None:
+@pytest.mark.parametrize(("long", "superres"), [(False, False), (True, False), (True, True)])
+def test_every_step_finds_what_it_needs(long: bool, superres: bool) -> None:
     made: list[Path] = []
-    for step in pretrain_tiny.recipe(Path("out"), long):
+    for step in pretrain_tiny.recipe(Path("out"), long, superres):
         needed = [Path(word) for word in step.words if word.startswith("runs/tiny/")]
         if step.words[0] == "train":
             config = load_config(TrainConfig, [ROOT / step.words[step.words.index("--config") + 1]], [])
