@@ -204,7 +204,7 @@ def test_rounds_as_masks() -> None:
     rounds = all_rounds(CONFIGS["iterative"])
     assert rounds.shape == (6, 144)
     for number, places in enumerate(rounds, 1):
-        assert places.view(12, 12)[6:, :6].tolist() == (PATTERN >= number).tolist()
+        assert places.view(12, 12)[6:, :6].tolist() == (number <= PATTERN).tolist()
 
 
 def test_full_size_without_memory() -> None:

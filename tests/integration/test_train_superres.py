@@ -1,0 +1,245 @@
+"""Super-resolution end to end on small random weights: pairs, training that resumes exactly, exports that draw."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.cli.main import main
+from cogvideo.cli.preview import SheetWriter
+from cogvideo.config import from_dict
+from cogvideo.data.dataset import ClipDataset, PairDataset
+from cogvideo.data.pairs import PairLoader
+from cogvideo.media.video import read_video
+from cogvideo.superres.config import SuperresConfig
+from cogvideo.superres.rounds import all_rounds
+from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.training.config import TrainConfig
+from cogvideo.training.launch import train
+from tests.integration import ranks
+from tests.integration.tiny_bundle import NUM_CODES, write_bundle
+from tests.integration.train_data import WALL_CLOCK
+
+LOW, HIGH = 2, 6
+SIZES = ["frame_pixels=48", "low_res_pixels=16", "frames_per_video=3"]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scene")
+    bundle = write_bundle(folder / "bundle", frame_side=LOW)
+    assert main(["digits", "--out", str(folder / "videos"), "--count", "6", "--pixels", "80"]) == 0
+    assert prepare(folder, folder / "pairs", *SIZES) == 0
+    assert (bundle / "trunk").is_dir()
+    return folder
+
+
+def prepare(scene: Path, out: Path, *words: str) -> int:
+    captions, tokenizer = scene / "videos/captions.jsonl", scene / "bundle/image_tokenizer"
+    return main(["prepare", "--captions", str(captions), "--tokenizer", str(tokenizer), "--out", str(out), *words])
+
+
+def settings(scene: Path, run_dir: Path, method: str = "direct", **groups: dict[str, Any]) -> TrainConfig:
+    values: dict[str, dict[str, Any]] = {
+        "superres": {
+            "method": method,
+            "num_layers": 2,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "text_len": 16,
+            "low_res_side": LOW,
+            "high_res_side": HIGH,
+            "num_positions": 64,
+            "low_res_position_start": 33,
+        },
+        "data": {"path": str(scene / "pairs"), "text_tokenizer": str(scene / "bundle/text.model")},
+        "init": {"checkpoint": str(scene / "bundle/trunk"), "freeze_trunk": method == "direct"},
+        "optimiser": {"lr": 1e-2, "warmup_steps": 2},
+        "train": {"steps": 6, "batch_size": 8, "micro_batch_size": 4},
+        "log": {"every": 1, "save_every": 100, "preview_every": 0},
+    }
+    merged = {name: values.get(name, {}) | groups.get(name, {}) for name in values.keys() | groups.keys()}
+    return from_dict(TrainConfig, {"task": "superres", "run_dir": str(run_dir)} | merged)
+
+
+def numbers(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_pairs_are_the_tokens_of_frames_at_both_sizes(scene: Path) -> None:
+    pairs = PairDataset(scene / "pairs")
+    assert (len(pairs), pairs.high_res_side, pairs.low_res_side, pairs.num_tokens) == (18, HIGH, LOW, NUM_CODES)
+    fine, coarse = pairs.pairs(range(18))
+    assert fine.shape == (18, HIGH**2) and coarse.shape == (18, LOW**2)
+    tokenizer = ImageTokenizer.load(scene / "bundle/image_tokenizer")
+    assert prepare(scene, scene / "clips", "frame_pixels=48", "clips.clip_seconds=[4]", "clips.num_frames=3") == 0
+    clips = ClipDataset(scene / "clips")  # of the same frames: the first, the middle one and the last
+    assert (clips.frames(range(6)).reshape(18, -1) == fine).mean() > 0.99  # batches differ in rounding
+    frames, _ = read_video(scene / "videos/clips/000000.mp4", side=48)
+    pixels = torch.from_numpy(frames[[0, 16, 32]]).permute(0, 3, 1, 2) / 255
+    small = F.interpolate(pixels, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
+    assert (tokenizer.encode(small).numpy() == coarse[:3]).mean() > 0.9
+    assert pairs.texts([0, 3]) == [ClipDataset(scene / "clips").texts([i])[0][1] for i in (0, 1)]
+
+
+def test_a_batch_follows_from_its_step_and_meets_every_round(scene: Path) -> None:
+    text = TextTokenizer.load(scene / "bundle/text.model")
+    config = SuperresConfig(
+        "iterative", 2, 16, 2, text_len=16, low_res_side=LOW, high_res_side=HIGH, num_positions=64,
+        vocabulary=text.vocabulary,
+    )  # fmt: skip
+    whole = PairLoader(PairDataset(scene / "pairs"), text, config, 60)
+    batch = whole.batch(3)
+    assert batch.low_res.shape == (60, 0) and torch.equal(batch.text, whole.batch(3).text)
+    assert set(batch.round.tolist()) == set(range(1, 7))
+    assert torch.equal(batch.asked, all_rounds(config)[batch.round - 1])
+    parts = [PairLoader(whole.dataset, text, config, 60, rank=rank, world=2).batch(3) for rank in range(2)]
+    assert torch.equal(torch.stack([part.high_res for part in parts], 1).flatten(0, 1), batch.high_res)
+    assert torch.equal(torch.stack([part.round for part in parts], 1).flatten(), batch.round)
+    first = PairDataset(scene / "pairs").texts(whole.rows(3)[:1])[0]
+    assert batch.text[0][batch.text_mask[0]].tolist() == text.encode(first)[:16]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "direct": {},
+    "direct_zero2_bf16": {"train": {"dtype": "bf16", "weights": "dtype"}, "deepspeed": {"stage": 2}},
+    "direct_int8": {"init": {"trunk_weights": "int8"}},
+    "iterative": {},
+    "iterative_zero1_recomputed": {"train": {"recompute": "layer"}, "deepspeed": {"stage": 1}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_is_bitwise_the_same_as_not_stopping(variant: str, scene: Path, tmp_path: Path) -> None:
+    method = variant.partition("_")[0]
+
+    def run(name: str, **train_settings: Any) -> TrainConfig:
+        groups = dict(VARIANTS[variant])
+        base = settings(scene, Path("x"), method)
+        init = {"checkpoint": str(base.init.checkpoint), "freeze_trunk": base.init.freeze_trunk}
+        groups["init"] = init | groups.get("init", {})
+        return settings(scene, tmp_path / name, method, **groups | {"train": groups.get("train", {}) | train_settings})
+
+    train(run("whole"))
+    train(run("parts", stop_at=3))
+    train(run("parts"), resume=True)
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+    exports = [tmp_path / name / "export" / f"{method}_superres" for name in ("whole", "parts")]
+    assert digest(exports[0]) == digest(exports[1])
+    trunk, made = load_checkpoint(scene / "bundle/trunk").tensors(), load_checkpoint(exports[0])
+    moved = {name for name in trunk if not torch.equal(made.tensor(name), trunk[name])}
+    assert not moved if method == "direct" else len(moved) == len(trunk)
+    assert (made.trunk is not None) == (method == "direct")
+    last = numbers(tmp_path / "whole")[-1]
+    assert {"loss", "grad_norm", "grad_norm/high_res" if method == "direct" else "loss/round_1"} <= last.keys()
+
+
+def test_a_checkpoint_of_the_same_model_is_gone_on_with_whole(scene: Path, tmp_path: Path) -> None:
+    for method in ("direct", "iterative"):
+        train(settings(scene, tmp_path / method, method, train={"steps": 2}))
+        made = tmp_path / method / "export" / f"{method}_superres"
+        init = {"checkpoint": str(made), "freeze_trunk": method == "direct"}
+        again = settings(
+            scene, tmp_path / f"{method}_on", method, init=init, train={"steps": 1}, optimiser={"lr": 1e-9}
+        )
+        train(again)
+        after = load_checkpoint(again.run_dir / "export" / f"{method}_superres").tensors()
+        for name, tensor in load_checkpoint(made).tensors().items():
+            torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def test_exports_go_into_a_bundle_and_draw_and_a_sheet_shows_it(scene: Path, tmp_path: Path) -> None:
+    words = ["bundle", "--out", str(tmp_path / "bundle"), "--clusters", "8", "--dtype", "fp32"]
+    for option, name in (("text", "text.model"), ("tokenizer", "image_tokenizer")):
+        words += [f"--{option}", str(scene / "bundle" / name)]
+    for stage in ("trunk", "sequential", "interpolation"):
+        words += [f"--{stage}", str(scene / "bundle" / stage)]
+    for method in ("direct", "iterative"):
+        config = settings(
+            scene, tmp_path / method, method, train={"steps": 2}, log={"preview_every": 2},
+            data={"validation": str(scene / "pairs")},
+        )  # fmt: skip
+        last = train(config, preview=SheetWriter(scene / "bundle/image_tokenizer"))
+        assert np.isfinite(last["loss"]) and (config.run_dir / "previews/step_00000002.png").stat().st_size > 1000
+        assert any("validation/loss" in line for line in numbers(config.run_dir))
+        words += [f"--{method}", str(config.run_dir / "export" / f"{method}_superres")]
+    assert main(words) == 0
+    assert load_checkpoint(tmp_path / "bundle/direct_superres").trunk is not None
+    video = str(scene / "videos/clips/000000.mp4")
+    asked = ["upsample", video, "--caption", "a red digit", "--fps", "1", "--model", str(tmp_path / "bundle")]
+    assert main([*asked, "--out", str(tmp_path / "own")]) == 0
+    given = [word for m in ("direct", "iterative") for word in (f"--{m}", str(tmp_path / m / f"export/{m}_superres"))]
+    assert main([*asked, *given, "--out", str(tmp_path / "given")]) == 0
+    drawn = [load_file(tmp_path / name / "tokens.safetensors")["tokens"] for name in ("own", "given")]
+    assert drawn[0].shape[-1] == HIGH**2 and torch.equal(*drawn)
+
+
+def test_two_processes_learn_what_one_does(scene: Path, tmp_path: Path) -> None:
+    losses = []
+    for world in (1, 2):
+        config = settings(
+            scene, tmp_path / f"world_{world}", superres={**_sizes(scene), "dropout": 0.0, "attention_dropout": 0.0}
+        )
+        group = ranks.start(ranks.train_words(config), world, tmp_path / f"said_{world}")
+        assert ranks.finish(group, 300) == [0] * world
+        losses.append([line["loss"] for line in numbers(config.run_dir)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def _sizes(scene: Path) -> dict[str, Any]:
+    config = settings(scene, Path("x")).superres
+    names = ("num_layers", "hidden_size", "num_heads", "text_len", "low_res_side", "high_res_side", "num_positions")
+    return {name: getattr(config, name) for name in (*names, "low_res_position_start")}
+
+
+BAD = {
+    "data.path is not set": {"data": {"path": None}},
+    "set superres.high_res_side": {"superres": {"high_res_side": 4}},
+    "set superres.low_res_side": {"superres": {"low_res_side": 3}},
+    "set init.checkpoint": {"init": {"freeze_trunk": True, "checkpoint": None}},
+    "superres.low_res_position_start=33": {"superres": {"low_res_position_start": 30}},
+    "does not fit the model": {"superres": {"hidden_size": 32}},
+    "cogvideo-pairs": {"data": {"path": "clips"}},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_settings_are_one_line_before_anything_is_written(message: str, scene: Path, tmp_path: Path) -> None:
+    groups: dict[str, Any] = dict(BAD[message])
+    if "superres" in groups:
+        groups["superres"] = {"method": "direct", **_sizes(scene), **groups["superres"]}
+    if groups.get("data", {}).get("path"):
+        if not (scene / "clips").is_dir():
+            assert prepare(scene, scene / "clips", "frame_pixels=48", "clips.clip_seconds=[4]") == 0
+        groups["data"] = {"path": str(scene / "clips")}
+    with pytest.raises(ValueError, match=message) as caught:
+        train(settings(scene, tmp_path / "run", **groups))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["frame_pixels=48", "low_res_pixels=20"], "expected a divisor of frame_pixels=48"),
+        (["frame_pixels=48", "low_res_pixels=12"], "low_res_pixels=12 is not a multiple of"),
+    ],
+)
+def test_pairs_of_no_use_are_refused(
+    scene: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(scene, tmp_path / "out", *words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
