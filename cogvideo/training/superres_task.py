@@ -20,6 +20,7 @@ from cogvideo.superres.budget import training_flops
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.example import SuperresBatch
 from cogvideo.superres.initialise import inherit_trunk
+from cogvideo.superres.rounds import all_rounds
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.open import open_text_tokenizer
 from cogvideo.training.config import BUNDLED, TrainConfig
@@ -35,14 +36,14 @@ class SuperresObjective(nn.Module):
     def __init__(self, model: SuperresTransformer, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
-        self._run = config
+        self._run, self._has_rounds = config, len(all_rounds(model.config)) > 1
 
     def forward(self, batch: SuperresBatch) -> Outcome:
         with autocast(self._run, batch.text.device):
             losses = self.model.frame_losses(batch)
         by_frame, rounds = losses.detach().cpu().double(), batch.round.cpu()
         metrics = {"loss": (float(by_frame.sum()), float(len(by_frame)))}
-        if self.model.config.method == "iterative":
+        if self._has_rounds:
             for number in rounds.unique().tolist():
                 chosen = by_frame[rounds == number]
                 metrics[f"loss/round_{number}"] = (float(chosen.sum()), float(len(chosen)))

@@ -118,6 +118,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "direct_zero2_bf16": {"train": {"dtype": "bf16", "weights": "dtype"}, "deepspeed": {"stage": 2}},
     "direct_int8": {"init": {"trunk_weights": "int8"}},
     "iterative": {},
+    "iterative_bf16": {"train": {"dtype": "bf16"}},
     "iterative_zero1_recomputed": {"train": {"recompute": "layer"}, "deepspeed": {"stage": 1}},
 }
 
