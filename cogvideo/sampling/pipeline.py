@@ -64,7 +64,7 @@ class Pipeline:
         """Settings that suit these weights: the published ones where nothing else is known."""
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
         self._programs: dict[tuple[Part, bool, str], Program] = {}
-        self._together = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
+        self.together = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
 
     @classmethod
     def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
@@ -238,7 +238,7 @@ class Pipeline:
             ).to(device)
         labels = self.labels(config.num_clusters)
         drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature).to(device)
-        together = self._together[id(model)]
+        together = self.together[id(model)]
         sampler = ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once, together)
         return KeptSampler(sampler, config.clips_at_once, self._tokens_a_clip(part), name, keep)
 
