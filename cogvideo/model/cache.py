@@ -14,6 +14,7 @@ from cogvideo.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from cogvideo.model.decode_step import Tie
+    from cogvideo.model.replay import Replay
 
 
 @dataclass
@@ -65,6 +66,8 @@ class KVCache:
     layers: list[LayerCache]
     tie: "Tie | None" = None
     """This memory as decode_step.py wants it, made when it is first asked for."""
+    replay: "Replay | None" = None
+    """Steps that were recorded on it."""
 
     @classmethod
     def allocate(

@@ -20,6 +20,7 @@ from cogvideo.model.decode_step import decode_step, serves
 from cogvideo.model.linear import Embedding, Linear
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
+from cogvideo.model.replay import DecodeOne, Replay
 from cogvideo.model.sight import Sights
 from cogvideo.sequence.example import Batch, frame_inputs
 
@@ -75,6 +76,7 @@ class CogVideoTransformer(nn.Module):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.recompute: Recompute = "nothing"
         """What the backward pass computes anew instead of keeping it."""
+        self._compiled: DecodeOne | None = None
         self._training_plan = plan_training(config)
 
     def forward(
@@ -128,7 +130,15 @@ class CogVideoTransformer(nn.Module):
         """
         if serves(self, steps):
             return decode_step(self, steps)
-        return [self.decode_by_modules(*step) for step in steps]
+        if self._compiled is None:
+            return [self.decode_by_modules(*step) for step in steps]
+        for step in steps:
+            step.cache.replay = step.cache.replay or Replay(self._compiled)
+        return [step.cache.replay(step) for step in steps if step.cache.replay]
+
+    def compile_decoding(self) -> None:
+        """On a GPU: steps are compiled when they first come, and replayed as CUDA graphs."""
+        self._compiled = torch.compile(self.decode_by_modules)
 
     def decode_by_modules(
         self, inputs: Tensor, slots: Tensor, sights: Sights, text_bias: TextBias, cache: KVCache

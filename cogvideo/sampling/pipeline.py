@@ -68,12 +68,19 @@ class Pipeline:
 
     @classmethod
     def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
-        """A bundle's. Of `config` only what says how to load is read: `weights`, `device`, `stream_layers`.
+        """A bundle's. Of `config` only what says how to load is read, `LOADING`.
 
         Raises: FileNotFoundError, ValueError as `bundle.open_bundle` and `device.open_device`.
         """
         directory, config = directory or DEFAULT_DIRECTORY, config or SampleConfig()
-        bundle = open_bundle(directory, config.weights, open_device(config.device), streamed=config.stream_layers)
+        device = open_device(config.device)
+        if config.compile and device.type != "cuda":
+            raise ValueError("compile=true is for a GPU; on a CPU a step is one call already, so leave it out")
+        bundle = open_bundle(directory, config.weights, device, streamed=config.stream_layers)
+        if config.compile:
+            for model in (bundle.trunk, bundle.sequential, bundle.interpolation):
+                if model is not None:
+                    model.compile_decoding()
         return cls(
             encode=bundle.text_tokenizer.encode,
             prompt=bundle.config.prompt,
