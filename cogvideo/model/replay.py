@@ -15,6 +15,13 @@ DecodeOne = Callable[..., Tensor]
 """`CogVideoTransformer.decode_by_modules`, compiled or as it is."""
 
 
+def replayed(decode: DecodeOne, step: "Step") -> Tensor:
+    """Its scores (batch, rows, num_image_tokens), to be read before the next such step, which overwrites them."""
+    if step.cache.replay is None:
+        step.cache.replay = Replay(decode)
+    return step.cache.replay.run(step)
+
+
 class Replay:
     """One cache's steps, recorded at the first of each number of rows: what is recorded reads and writes that cache."""
 
@@ -22,8 +29,7 @@ class Replay:
         self._decode = decode
         self._recorded: dict[int, _Recording] = {}
 
-    def __call__(self, step: "Step") -> Tensor:
-        """Scores (batch, rows, num_image_tokens), to be read before the next call: it writes to the same memory."""
+    def run(self, step: "Step") -> Tensor:
         with torch.cuda.device(step.inputs.device):
             rows = step.inputs.shape[1]
             if rows not in self._recorded:

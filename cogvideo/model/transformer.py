@@ -20,7 +20,7 @@ from cogvideo.model.decode_step import decode_step, serves
 from cogvideo.model.linear import Embedding, Linear
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
-from cogvideo.model.replay import DecodeOne, Replay
+from cogvideo.model.replay import DecodeOne, replayed
 from cogvideo.model.sight import Sights
 from cogvideo.sequence.example import Batch, frame_inputs
 
@@ -132,9 +132,7 @@ class CogVideoTransformer(nn.Module):
             return decode_step(self, steps)
         if self._compiled is None:
             return [self.decode_by_modules(*step) for step in steps]
-        for step in steps:
-            step.cache.replay = step.cache.replay or Replay(self._compiled)
-        return [step.cache.replay(step) for step in steps if step.cache.replay]
+        return [replayed(self._compiled, step) for step in steps]
 
     def compile_decoding(self) -> None:
         """On a GPU: steps are compiled when they first come, and replayed as CUDA graphs."""
