@@ -10,6 +10,7 @@ makes it; a page started again goes on numbering. Nothing is fetched from other 
 """
 
 import argparse
+import os
 import socket
 import threading
 from importlib.util import find_spec
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     port = free_port(args.host, args.port)
     from cogvideo.cli.making import unwinding
     from cogvideo.cli.sample import read_prompts
-    from cogvideo.demo.page import served
+    from cogvideo.demo.serve import served
     from cogvideo.demo.studio import Studio
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.config import UpsampleConfig
@@ -83,10 +84,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, once it is sure that it can be had; for 0 any that can. Raises: ValueError, before models are loaded."""
+    """The port, if it can be had; for 0 any that can. Raises: ValueError, before models are loaded."""
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
             return tried.getsockname()[1]
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise ValueError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another") from None

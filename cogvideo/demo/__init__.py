@@ -1,1 +1,1 @@
-"""The web page, `cogvideo demo`: studio.py makes clips for many visitors, page.py shows them. Import the submodules."""
+"""The web page: studio.py makes clips for many visitors, page.py shows them, serve.py is the server."""

@@ -5,12 +5,12 @@ from typing import Literal
 
 from cogvideo.sampling.config import MAX_ROUNDS, STYLES
 
-Kind = Literal["integer", "number", "choice"]
+Kind = Literal["integer", "number", "number or nothing", "choice"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of `SampleConfig`, by its dotted name. An empty number means null."""
+    """One field of `SampleConfig`, by its dotted name. Nothing means null."""
 
     name: str
     label: str
@@ -39,6 +39,6 @@ def settings_of(part: str) -> tuple[Setting, ...]:
         Setting(f"{part}.temperature", "Temperature", "number", "of clusters", 0),
         Setting(f"{part}.top_k_clusters", "Top-k clusters", "integer", "that are kept", 1),
         Setting(f"{part}.token_temperature", "Token temperature", "number", "within a cluster", 0),
-        Setting(f"{part}.guidance_scale", "Guidance scale", "number", "empty: no guidance"),
-        Setting(f"{part}.text_bonus", "Text bonus", "number", "in attention; empty: as published"),
+        Setting(f"{part}.guidance_scale", "Guidance scale", "number or nothing", "empty: no guidance"),
+        Setting(f"{part}.text_bonus", "Text bonus", "number or nothing", "in attention; empty: as published"),
     )

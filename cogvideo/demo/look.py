@@ -1,4 +1,4 @@
-"""What a visitor sees while clips are made, as HTML: a line of progress and a card for each clip. It knows no gradio."""
+"""What a visitor sees while clips are made, as HTML: a line of progress, and a card for each clip."""
 
 from html import escape
 from pathlib import Path
@@ -8,16 +8,17 @@ from cogvideo.demo.studio import Shown
 
 CSS = """
 .cv-head { margin: .5rem 0 0 } .cv-head h1 { font-size: 1.7rem; margin: 0 } .cv-head p { margin: .3rem 0; opacity: .75 }
-.cv-line { min-height: 2.6rem; font-variant-numeric: tabular-nums }
+.cv-line { min-height: 2.2rem; font-variant-numeric: tabular-nums }
 .cv-line progress { width: 100%; height: .5rem; accent-color: var(--color-accent) }
-.cv-clips { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)) }
-.cv-clips figure { margin: 0; padding: .8rem; border-radius: .8rem; border: 1px solid var(--border-color-primary);
-  background: var(--block-background-fill) }
+.cv-clips { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)) }
+.cv-clips figure { margin: 0; max-width: 540px; padding: .8rem; border-radius: .8rem;
+  border: 1px solid var(--border-color-primary); background: var(--block-background-fill) }
 .cv-clips video { display: block; width: 100%; max-width: 480px; margin: 0 auto; border-radius: .4rem }
-.cv-clips video, .cv-clips img { image-rendering: pixelated }
+.cv-clips video { image-rendering: pixelated }
 .cv-clips img { display: block; max-width: 100%; margin: .6rem auto 0; border-radius: .2rem }
 .cv-clips figcaption { margin-bottom: .5rem; font-weight: 600 }
-.cv-clips a { margin-right: .8rem }
+.cv-clips nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin-top: .6rem; font-size: .9rem }
+.cv-clips nav a { text-decoration: underline }
 .cv-empty { padding: 4rem 1rem; text-align: center; opacity: .6; border-radius: .8rem;
   border: 1px dashed var(--border-color-primary) }
 """
@@ -58,12 +59,14 @@ def _card(shown: Shown, caption: str, name: str) -> str:
         inner += f'<video src="{_address(shown, video)}" autoplay loop muted playsinline controls></video>'
     if sheet in shown.files:
         inner += f'<img src="{_address(shown, sheet)}" alt="frames of the clip">'
-    for label, path in links.items():
-        if path in shown.files:
-            inner += f'<a href="{_address(shown, path)}" download="{escape(path.name)}">{label}</a>'
-    return f"<figure>{inner}</figure>"
+    inner += "<nav>" + "".join(
+        f'<a href="{_address(shown, path)}" download="{escape(path.name)}">{label}</a>'
+        for label, path in links.items()
+        if path in shown.files
+    )
+    return f"<figure>{inner}</nav></figure>"
 
 
 def _address(shown: Shown, path: Path) -> str:
     """Below the page's own; another one after each change, so that a browser looks again."""
-    return f"gradio_api/file={quote(str(path.resolve()))}?{shown.written}"
+    return f"gradio_api/file={quote(str(path.resolve()))}?{shown.files[path]}"

@@ -1,25 +1,13 @@
-"""The page itself, with gradio: widgets, and how they are wired to a studio. It decides nothing about clips.
+"""The page itself, with gradio: widgets, and how they are wired to a studio. It decides nothing about clips."""
 
-All that it needs comes with gradio; a browser is told (`GuardedApp`) to fetch nothing from anywhere else.
-"""
-
-import os
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from html import escape
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, get_args
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when imported
-
 import gradio as gr
-from gradio.themes.utils.fonts import Font
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogvideo.config import to_dict
 from cogvideo.demo import look
@@ -27,7 +15,6 @@ from cogvideo.demo.form import MAIN, PARTS, STYLE, Setting, settings_of
 from cogvideo.demo.studio import Ask, Studio, Use
 from cogvideo.logs import one_line
 
-MAX_UPLOAD = "64mb"
 QUEUE = 64
 """Asks that wait behind those being made; more are turned away."""
 UPLOADS_KEPT = 3600
@@ -35,61 +22,10 @@ UPLOADS_KEPT = 3600
 USES: dict[str, Use] = dict(
     zip(("begin with its first frame", "go on where it ends", "fill in between its frames"), get_args(Use), strict=True)
 )
-POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'"
-)
-
-
-@dataclass(frozen=True)
-class GuardedApp:
-    """gradio's server, told to browsers as one that needs no other; and kept from fetching addresses for visitors."""
-
-    app: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        if "file=http" in scope.get("path", ""):
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"files of this server only"})
-        else:
-            await self.app(scope, receive, guarded)
-
-
-@contextmanager
-def served(
-    studio: Studio, *, about: str, examples: Sequence[str], host: str, port: int, share: bool, at_once: int
-) -> Iterator[str]:
-    """Serve a page for as long as the context lasts; yields its address.
-
-    `about`: a line on what the model is and can. `at_once`: asks being made, the next ones wait.
-    Raises: OSError if the port is taken.
-    """
-    with tempfile.TemporaryDirectory(prefix="cogvideo-demo-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = build_page(studio, about, examples, at_once)
-        try:
-            _, address, public = page.launch(
-                **{"server_name": host, "server_port": port, "share": share, "quiet": True, "prevent_thread_lock": True},
-                theme=gr.themes.Soft(font=Font("system-ui"), font_mono=Font("monospace")),
-                css=look.CSS,
-                allowed_paths=[str(studio.out.resolve())],
-                max_file_size=MAX_UPLOAD,
-                app_kwargs={"middleware": [Middleware(GuardedApp)]},
-                **{"footer_links": ["api"], "run_history": False, "enable_monitoring": False, "ssr_mode": False},
-                **{"pwa": False, "mcp_server": False},
-            )
-            yield public or address
-        finally:
-            studio.close()
-            page.close(verbose=False)
 
 
 def build_page(studio: Studio, about: str, examples: Sequence[str], at_once: int) -> gr.Blocks:
+    """All arguments as of `serve.served`."""
     values = to_dict(studio.config)
     names: list[str] = []
     widgets: list[Any] = []
@@ -106,6 +42,10 @@ def build_page(studio: Studio, about: str, examples: Sequence[str], at_once: int
                 prompts = gr.Textbox(
                     label="Prompt", info="several: one a line", lines=2, max_lines=16, autofocus=True, elem_id="prompt"
                 )
+                with gr.Row():
+                    go = gr.Button("Generate", variant="primary", min_width=110)
+                    stop = gr.Button("Stop", variant="stop", min_width=110)
+                    reseed = gr.Button("New seed", min_width=110)
                 if examples:
                     gr.Examples([[one] for one in examples], inputs=[prompts], label="Click to try")
                 with gr.Row():
@@ -126,28 +66,19 @@ def build_page(studio: Studio, about: str, examples: Sequence[str], at_once: int
                         with gr.Row():
                             ask_for(*settings_of(part))
                 upsample = gr.Checkbox(label="Super-resolution afterwards", visible=studio.upsampler is not None)
-                with gr.Row():
-                    go = gr.Button("Generate", variant="primary")
-                    stop = gr.Button("Stop", variant="stop")
-                    reseed = gr.Button("New seed")
             with gr.Column(scale=7):
                 line = gr.HTML()
                 clips = gr.HTML(look.EMPTY)
 
         def generate(prompts: str, file: str | None, use: str, upsample: bool, *settings: Any) -> Iterator[Any]:
-            ask = Ask(
-                prompts or "",
-                dict(zip(names, settings, strict=True)),
-                None if file is None else Path(file),
-                USES[use],
-                upsample,
-            )
-            looked_at = None
+            chosen = {name: None if value == "" else value for name, value in zip(names, settings, strict=True)}
+            ask = Ask(prompts or "", chosen, None if file is None else Path(file), USES[use], upsample)
+            seen = None
             try:
                 for shown in studio.make(ask):
-                    look_again = (shown.folder, shown.written, shown.finished) != looked_at
-                    looked_at = (shown.folder, shown.written, shown.finished)
-                    yield look.progress(shown), look.cards(shown) if look_again else gr.skip()
+                    cards = look.cards(shown)
+                    yield look.progress(shown), gr.skip() if cards == seen else cards
+                    seen = cards
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 raise gr.Error(escape(one_line(error)), duration=None, title="", print_exception=False) from None
 
@@ -155,7 +86,7 @@ def build_page(studio: Studio, about: str, examples: Sequence[str], at_once: int
         inputs |= dict(zip((name.replace(".", "_") for name in names), widgets, strict=True))
         # gradio's clients call it with these names, and may leave any out
         generate.__signature__ = Signature(  # type: ignore[attr-defined]
-            Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=made.value) for name, made in inputs.items()
+            [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=made.value) for name, made in inputs.items()]
         )
         making = gr.on(
             [go.click, prompts.submit],
@@ -165,6 +96,7 @@ def build_page(studio: Studio, about: str, examples: Sequence[str], at_once: int
             api_name="generate",
             concurrency_limit=at_once,
             show_progress="minimal",
+            show_progress_on=line,
         )
         stop.click(lambda: "Stopped. What was made is kept.", None, line, cancels=[making], api_visibility="private")
         reseed.click(lambda: random.randrange(2**31), None, widgets[0], queue=False, api_visibility="private")
@@ -176,8 +108,10 @@ def _widget(setting: Setting, values: dict[str, Any]) -> Any:
     value: Any = values
     for name in setting.name.split("."):
         value = value[name]
-    look = {"label": setting.label, "info": setting.info, "value": value, "min_width": 110}
+    look = {"label": setting.label, "info": setting.info, "value": value, "min_width": 130}
     if setting.kind == "choice":
         return gr.Dropdown(list(setting.choices), **look)
+    if setting.kind == "number or nothing":  # gradio's numbers show, and then send, 0 for nothing
+        return gr.Textbox(**{**look, "value": "" if value is None else f"{value:g}"})
     whole = {"precision": 0, "step": 1} if setting.kind == "integer" else {"step": 0.05}
     return gr.Number(minimum=setting.least, maximum=setting.most, **whole, **look)

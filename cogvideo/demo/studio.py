@@ -8,7 +8,6 @@ What is made are the folders of `cogvideo sample`, numbered, under `out`: the sa
 same tokens. Those who come at the same time share their forwards (sampling/together.py).
 """
 
-import queue
 import re
 import threading
 import time
@@ -27,7 +26,7 @@ from cogvideo.sampling.footage import Footage, FootageReader
 from cogvideo.sampling.jobs import Job
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sampling.processes import Processes
-from cogvideo.sampling.produce import Written, produce
+from cogvideo.sampling.produce import produce
 from cogvideo.sampling.results import claim_folder, sample_names
 from cogvideo.sampling.upsample import Upsampler
 from cogvideo.sampling.work import Work
@@ -73,10 +72,8 @@ class Shown:
     drawn: int = 0
     seconds: float = 0.0
     """Since it began."""
-    files: tuple[Path, ...] = ()
-    """There by now, also those that are still replaced by larger ones."""
-    written: int = 0
-    """How many times a file was written: a change of it is a change of what the files show."""
+    files: Mapping[Path, int] = field(default_factory=dict)
+    """Those that are there by now, and how many times each was written: videos are replaced by longer ones."""
     finished: bool = False
 
 
@@ -121,7 +118,7 @@ class Studio:
         )
 
     def make(self, ask: Ask) -> Iterator[Shown]:
-        """Check the ask, then make it, in a thread of its own; what there is to see, whenever there is more.
+        """Check the ask, then make it, in a thread of its own; every now and then, what there is to see by now.
 
         Closing the iterator stops the work at its next step; what was written stays.
         Raises: ValueError, OSError, RuntimeError, MemoryError, also later on.
@@ -186,6 +183,12 @@ class Studio:
         return config
 
     def _footage(self, path: Path, use: Use, config: SampleConfig) -> Footage:
+        try:
+            return self._read(path, use, config)
+        except ValueError as error:  # where the server keeps it is nobody's business
+            raise ValueError(str(error).replace(str(path), path.name)) from None
+
+    def _read(self, path: Path, use: Use, config: SampleConfig) -> Footage:
         if path.suffix != ".safetensors":
             frames = len(check_untrusted(path).seconds)
             if use == "interpolate" and frames > MAX_FRAMES:
@@ -200,7 +203,10 @@ class Studio:
         captions = tuple(key.caption for key in job.keys)
         shown = Shown(
             f"{clips} clip{'s' * (clips > 1)} of {job.num_frames} frames, {fps:g} a second",
-            *(folder, captions, tuple(sample_names(captions)), clips * job.tokens_a_clip),
+            folder,
+            captions,
+            tuple(sample_names(captions)),
+            clips * job.tokens_a_clip,
         )
         work = Work(folder, {"weights": self._fingerprint, **job.identity()}, Processes())
         began, making = time.monotonic(), _Making(job, work, str(self._directory))
@@ -208,58 +214,44 @@ class Studio:
         try:
             if self._closed:
                 making.stop()
-            yield shown
-            for written in making:
-                shown = replace(shown, drawn=making.drawn, seconds=time.monotonic() - began)
-                if written is not None:
-                    files = dict.fromkeys((*shown.files, written.path))
-                    shown = replace(shown, files=tuple(files), written=shown.written + 1)
-                yield shown
-            yield replace(shown, drawn=making.drawn, files=(*shown.files, folder / "config.yaml"), finished=True)
+            while making.thread.is_alive():
+                yield replace(shown, drawn=making.drawn, seconds=time.monotonic() - began, files=dict(making.files))
+                making.thread.join(REFRESH_SECONDS)
+            if making.error is not None:
+                raise making.error
+            files = {**making.files, folder / "config.yaml": 1}
+            yield replace(shown, drawn=making.drawn, seconds=time.monotonic() - began, files=files, finished=True)
         finally:
             making.stop()
             self._running = {other for other in self._running if other.thread.is_alive()}
 
 
 class _Making:
-    """A thread that makes a job; iterating gives its files as they appear, and None when a while has passed."""
+    """A thread that makes a job."""
 
     def __init__(self, job: Job, work: Work, weights: str) -> None:
         self.drawn = 0
-        self._stopping = threading.Event()
-        self._news: queue.SimpleQueue[Written | Exception | None] = queue.SimpleQueue()
-        """None: the end."""
+        self.files: dict[Path, int] = {}
+        """How many times each was written."""
+        self.error: Exception | None = None
+        """What went wrong, once the thread has ended."""
+        self._stopping = False
         self.thread = threading.Thread(target=self._make, args=(job, work, weights))
         self.thread.start()
 
     def stop(self) -> None:
         """Ask it to. Nothing is waited for: an event loop may be calling."""
-        self._stopping.set()
-
-    def __iter__(self) -> Iterator[Written | None]:
-        """Raises: what the work raised."""
-        while True:
-            try:
-                news = self._news.get(timeout=REFRESH_SECONDS)
-            except queue.Empty:
-                yield None
-                continue
-            if news is None:
-                return
-            if isinstance(news, Exception):
-                raise news
-            yield news
+        self._stopping = True
 
     def _make(self, job: Job, work: Work, weights: str) -> None:
         try:
             work.begin()
-            for written in produce(job, work, weights=weights, progress=self._drew):
-                self._news.put(written)
-            self._news.put(None)
-        except Exception as error:  # the iterating thread raises it
-            self._news.put(error)
+            for path, _ in produce(job, work, weights=weights, progress=self._drew):
+                self.files[path] = self.files.get(path, 0) + 1
+        except Exception as error:  # whoever looks on raises it
+            self.error = error
 
     def _drew(self, count: int) -> None:
-        if self._stopping.is_set():
+        if self._stopping:
             raise _Stopped("stopped")
         self.drawn += count

@@ -19,7 +19,7 @@ MAX_SECONDS = 60.0
 def check_untrusted(path: Path, *, max_pixels: int = MAX_PIXELS, max_seconds: float = MAX_SECONDS) -> VideoInfo:
     """What a stranger's file says of itself, once it is known to be safe to read.
 
-    Raises: ValueError, in one line without the server's path, for any other container, damage, or too large a file.
+    Raises: ValueError, in one line, for any other container, damage, or too large a file.
     """
     try:
         with av.open(str(path), options={"format_whitelist": CONTAINERS}):
