@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> None:
     port = free_port(args.host, args.port)
     from cogvideo.cli.making import unwinding
     from cogvideo.cli.sample import read_prompts
-    from cogvideo.demo.serve import served
     from cogvideo.demo.studio import Studio
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.config import UpsampleConfig
@@ -76,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
         how = UpsampleConfig(weights=config.weights, device=config.device, stream_layers=config.stream_layers)
         upsampler = open_upsampler(directory, args.direct, args.iterative, how)
     studio = Studio(pipeline, config, args.out, directory=directory, upsampler=upsampler)
+    from cogvideo.demo.serve import served
+
     about = f"{studio.about} {ABOUT_BUNDLED if bundled else ''}"
     where = {"host": args.host, "port": port, "share": args.share}
     with unwinding(), served(studio, about=about, examples=examples, at_once=args.at_once, **where) as address:

@@ -10,6 +10,7 @@ CSS = """
 .cv-head { margin: .5rem 0 0 } .cv-head h1 { font-size: 1.7rem; margin: 0 } .cv-head p { margin: .3rem 0; opacity: .75 }
 .cv-line { min-height: 2.2rem; font-variant-numeric: tabular-nums }
 .cv-line progress { width: 100%; height: .5rem; accent-color: var(--color-accent) }
+#line .error, #line .clear-status { display: none }
 .cv-clips { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)) }
 .cv-clips figure { margin: 0; max-width: 540px; padding: .8rem; border-radius: .8rem;
   border: 1px solid var(--border-color-primary); background: var(--block-background-fill) }
@@ -22,6 +23,7 @@ CSS = """
 .cv-empty { padding: 4rem 1rem; text-align: center; opacity: .6; border-radius: .8rem;
   border: 1px dashed var(--border-color-primary) }
 """
+IDLE = '<div class="cv-line"></div>'
 EMPTY = '<div class="cv-empty">Clips appear here: first a frame, then all of them, smoother after every round.</div>'
 
 

@@ -67,7 +67,7 @@ def build_page(studio: Studio, about: str, examples: Sequence[str], at_once: int
                             ask_for(*settings_of(part))
                 upsample = gr.Checkbox(label="Super-resolution afterwards", visible=studio.upsampler is not None)
             with gr.Column(scale=7):
-                line = gr.HTML()
+                line = gr.HTML(look.IDLE, elem_id="line")
                 clips = gr.HTML(look.EMPTY)
 
         def generate(prompts: str, file: str | None, use: str, upsample: bool, *settings: Any) -> Iterator[Any]:

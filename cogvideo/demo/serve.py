@@ -68,7 +68,6 @@ def served(
             server_port=port,
             share=share,
             allowed_paths=[str(studio.out.resolve())],
-            blocked_paths=[],
             max_file_size=MAX_UPLOAD,
             app_kwargs={"middleware": [guard]},
             theme=gr.themes.Default(primary_hue="indigo", font=Font("system-ui"), font_mono=Font("monospace")),

@@ -136,8 +136,9 @@ class Studio:
 
     def close(self) -> None:
         """Stop all work; returns when it has stopped."""
-        self._closed = True
-        for making in list(self._running):
+        with self._lock:
+            self._closed = True
+        for making in self._running:
             making.stop()
             making.thread.join()
 
@@ -209,11 +210,12 @@ class Studio:
             clips * job.tokens_a_clip,
         )
         work = Work(folder, {"weights": self._fingerprint, **job.identity()}, Processes())
-        began, making = time.monotonic(), _Making(job, work, str(self._directory))
-        self._running.add(making)
-        try:
+        with self._lock:
             if self._closed:
-                making.stop()
+                raise _Stopped("stopped")
+            began, making = time.monotonic(), _Making(job, work, str(self._directory))
+            self._running = {making, *(other for other in self._running if other.thread.is_alive())}
+        try:
             while making.thread.is_alive():
                 yield replace(shown, drawn=making.drawn, seconds=time.monotonic() - began, files=dict(making.files))
                 making.thread.join(REFRESH_SECONDS)
@@ -223,7 +225,6 @@ class Studio:
             yield replace(shown, drawn=making.drawn, seconds=time.monotonic() - began, files=files, finished=True)
         finally:
             making.stop()
-            self._running = {other for other in self._running if other.thread.is_alive()}
 
 
 class _Making:

@@ -12,7 +12,7 @@ from cogvideo.media.video import VideoInfo, probe_video
 
 CONTAINERS = "mov,mp4,matroska,webm,avi,gif,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
 """FFmpeg's names."""
-MAX_PIXELS = 4096 * 4096
+MAX_PIXELS = 16_000_000
 MAX_SECONDS = 60.0
 
 

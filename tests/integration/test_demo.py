@@ -1,5 +1,6 @@
 """`cogvideo demo` as visitors meet it: a server of its own process, asked through gradio's client and plain HTTP."""
 
+import json
 import os
 import signal
 import socket
@@ -39,9 +40,11 @@ class Page:
         gradio_client = pytest.importorskip("gradio_client")
         return gradio_client.Client(self.address, verbose=False, analytics_enabled=False)
 
-    def get(self, path: str) -> tuple[int, dict[str, str], bytes]:
+    def get(self, path: str, send: Any = None) -> tuple[int, dict[str, str], bytes]:
+        data = None if send is None else json.dumps(send).encode()
+        request = urllib.request.Request(f"{self.address}{path}", data, {"content-type": "application/json"})
         try:
-            with urllib.request.urlopen(f"{self.address}{path}", timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, {}, error.read()
@@ -146,6 +149,18 @@ def test_nothing_else_is_served_or_fetched(page: Page, tmp_path: Path) -> None:
     theme = page.get("theme.css")[2]
     assert b"http" not in theme.replace(b"http://www.w3.org", b"")
     assert b'"analytics_enabled":false' in html.replace(b" ", b"")
+
+
+@pytest.mark.parametrize("place", ["{folder}/secret.png", "http://127.0.0.1:1/a.png"])
+def test_a_file_that_was_not_sent_is_not_read(page: Page, tmp_path: Path, place: str) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "secret.png")
+    file = {"path": place.format(folder=tmp_path), "meta": {"_type": "gradio.FileData"}}
+    about = json.loads(page.get("gradio_api/info")[2])["named_endpoints"]["/generate"]["parameters"]
+    values = ["not sent", file, *(parameter.get("parameter_default") for parameter in about[2:])]
+    _, _, begun = page.get("gradio_api/call/generate", {"data": values})
+    _, _, events = page.get(f"gradio_api/call/generate/{json.loads(begun)['event_id']}")
+    assert events.startswith(b"event: error")
+    assert not list(page.out.glob("*-not-sent"))
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,9 @@ def test_one_who_leaves_stops_alone(
     assert contents(last.folder) == by_command(bundle, tmp_path / "sampled", "sample", CAPTIONS[0], "rounds=2")
     studio.close()
     assert not (left.folder / "samples.json").exists() and last.finished
+    words = ["sample", "a", "samples_per_prompt=16", "rounds=2"]
+    gone_on_with = by_command(bundle, left.folder, *words, "--resume")
+    assert gone_on_with == by_command(bundle, tmp_path / "never-stopped", *words)
 
 
 def test_closing_stops_all(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,3 +38,10 @@ def test_bounds(tmp_path: Path) -> None:
     write_video(tmp_path / "long.mp4", np.zeros((9, 16, 16, 3), np.uint8), 2)
     with pytest.raises(ValueError, match=r"long\.mp4 lasts 4 seconds; send at most 3"):
         check_untrusted(tmp_path / "long.mp4", max_seconds=3)
+
+
+def test_a_name_that_means_a_row_of_files_is_refused(tmp_path: Path) -> None:
+    for name in ("a001.png", "a%03d.png"):
+        Image.new("RGB", (24, 16)).save(tmp_path / name)
+    with pytest.raises(ValueError, match="is no picture or video that can be read"):
+        check_untrusted(tmp_path / "a%03d.png")
