@@ -58,6 +58,13 @@ def progress(
     )
 
 
+def one_line(error: Exception) -> str:
+    """What is said of bad input."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class _StderrHandler(logging.Handler):
     """Writes above a live bar instead of through it, to whatever sys.stderr is at the time."""
 

@@ -57,9 +57,7 @@ def read_study(path: Path) -> Study:
         if abs(sum(run.share for run in runs) - 1) > 1e-6:
             raise ValueError(f"{path}: the shares of variant {name} do not make 1; all variants get equal steps")
         variants[name] = (variant["what"], runs)
-    return Study(
-        Path(values["config"]), Path(values["out"]), values["seeds"], values["steps"], values["set"], variants
-    )
+    return Study(Path(values["config"]), Path(values["out"]), values["seeds"], values["steps"], values["set"], variants)
 
 
 def train(study: Study, run: Run, seed: int, folder: Path, words: list[str]) -> list[dict[str, Any]]:

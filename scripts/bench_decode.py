@@ -23,7 +23,7 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.linear import WeightDtype, convert_weights
-from cogvideo.model.transformer import CogVideoTransformer, Step, is_temporal
+from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS
 from cogvideo.sampling.config import DrawConfig, SampleConfig
@@ -76,16 +76,6 @@ def random_model(config: ModelConfig, dtype: WeightDtype) -> CogVideoTransformer
     return model
 
 
-class Counted(Together):
-    """Counts the forwards of decoding, each for all that share it."""
-
-    forwards = 0
-
-    def _answer(self, steps: Sequence[Step]) -> list[Tensor]:
-        self.forwards += 1
-        return super()._answer(steps)
-
-
 class Stage:
     """A model set to make certain frames, and what that has cost so far."""
 
@@ -102,7 +92,7 @@ class Stage:
         self.program = compile_program(config, slots, temporal=not first_frame)
         labels = np.arange(config.vocabulary.num_image_tokens) % PUBLISHED_CLUSTERS
         drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
-        self.together = Counted(model)
+        self.together = Together(model)
         self.sampler = ClipSampler(model, self.program, drawer, draw, SETTINGS.clips_at_once, self.together)
         self.plan_s = time.perf_counter() - start
         self.wall_s, self.with_text, self.tokens = 0.0, 0, 0

@@ -35,13 +35,17 @@ class Counted:
     """Counts the forwards of a pipeline's models."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.forwards = 0
-        models = (pipeline.trunk, pipeline.sequential, pipeline.interpolation)
-        for model in {id(m): m for m in models if m is not None}.values():
-            model.register_forward_hook(self._count)
+        self._meetings, self._with_text = pipeline.together.values(), 0
+        for meeting in self._meetings:
+            meeting.model.register_forward_hook(self._count, with_kwargs=True)
 
-    def _count(self, *_: object) -> None:
-        self.forwards += 1
+    def _count(self, model: object, args: object, kwargs: dict[str, object], hidden: object) -> None:
+        self._with_text += kwargs.get("text") is not None
+
+    @property
+    def forwards(self) -> int:
+        """So far: of decoding, and those that brought the text."""
+        return sum(meeting.forwards for meeting in self._meetings) + self._with_text
 
 
 def parts(
@@ -56,10 +60,10 @@ def parts(
         before = footage.num_frames
     names += [f"round {number}" for number in range(1, config.rounds + 1)]
     for name in names:
-        counted.forwards, began = 0, time.thread_time()
+        forwards, began = counted.forwards, time.thread_time()
         clip = next(stages)
         seconds = time.thread_time() - began
-        yield name, (clip.shape[1] - before) * clip.shape[2], counted.forwards, seconds, clip
+        yield name, (clip.shape[1] - before) * clip.shape[2], counted.forwards - forwards, seconds, clip
         before = clip.shape[1]
 
 

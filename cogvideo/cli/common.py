@@ -1,4 +1,4 @@
-"""What the subcommands share: `--config FILE`, `key=value` words, and how an error is said."""
+"""What the subcommands share: `--config FILE` and `key=value` words."""
 
 import argparse
 from collections.abc import Sequence
@@ -53,10 +53,3 @@ def device_from(name: str | None) -> "torch.device":
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part mixed words into plain ones and `key=value` ones; a prompt with spaces before its `=` stays a prompt."""
     return [w for w in words if not OVERRIDE.fullmatch(w)], [w for w in words if OVERRIDE.fullmatch(w)]
-
-
-def one_line(error: Exception) -> str:
-    """What is said of bad input."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.cli.common import one_line, split_overrides
+from cogvideo.cli.common import split_overrides
 from cogvideo.cli.making import make, unwinding
+from cogvideo.logs import one_line
 
 if TYPE_CHECKING:
     from cogvideo.sampling.jobs import Job
@@ -25,9 +26,10 @@ AT_ONCE = 8
 
 def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str]) -> None:
     """Answer lines until there are no more. Raises: ValueError, OSError if it cannot begin."""
-    from cogvideo.cli.sample import clip_job, given_frames
+    from cogvideo.cli.sample import given_frames
     from cogvideo.files import safe_name
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.sampling.checked_jobs import clip_job
     from cogvideo.sampling.config import LOADING
     from cogvideo.sampling.results import claim_folder
 

@@ -10,17 +10,9 @@ are those of `cogvideo sample`, and can be stopped and gone on with alike.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cogvideo.cli.making import add_making_arguments, keys_of, make
-
-if TYPE_CHECKING:
-    from cogvideo.sampling.config import SampleConfig
-    from cogvideo.sampling.footage import Footage
-    from cogvideo.sampling.jobs import InterpolationJob
-    from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.cli.making import add_making_arguments, make
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli.common import split_overrides
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.sampling.checked_jobs import interpolation_job
     from cogvideo.sampling.footage import FootageReader
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.sampling.processes import Processes
@@ -49,19 +42,3 @@ def run(args: argparse.Namespace) -> None:
     if footage.seconds is not None and any(word.startswith("seconds=") for word in overrides):
         raise ValueError(f"seconds= is for pictures; this input lasts {footage.seconds:g} seconds by itself")
     make(args, interpolation_job(pipeline, config, footage, args.caption), args.out, processes)
-
-
-def interpolation_job(
-    pipeline: "Pipeline", config: "SampleConfig", footage: "Footage", caption: str | None
-) -> "InterpolationJob":
-    """Raises: ValueError if there is nothing to do, nobody says what is shown, or a caption is too long."""
-    from cogvideo.sampling.jobs import InterpolationJob
-
-    if config.rounds < 1:
-        raise ValueError("rounds=0 puts no frame between any; give at least 1")
-    if footage.num_frames < 2:
-        raise ValueError(f"there is nothing between {footage.num_frames} frame; interpolation takes at least 2")
-    keys = keys_of(footage, caption, config.seed)
-    config = config if footage.seconds is None else replace(config, seconds=footage.seconds)
-    pipeline.round_texts(config, [key.caption for key in keys], footage.num_frames)  # all fit, or nothing begins
-    return InterpolationJob(pipeline, config, keys, footage.tokens)

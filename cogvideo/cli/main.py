@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from cogvideo import __version__
-from cogvideo.cli.common import one_line
+from cogvideo.logs import one_line
 
 COMMANDS = {
     "digits": "write the embedded moving digits as videos and captions",

@@ -10,10 +10,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cogvideo.sampling.footage import Footage
     from cogvideo.sampling.jobs import Job
     from cogvideo.sampling.processes import Processes
-    from cogvideo.sampling.uniforms import SampleKey
 
 
 def add_making_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,17 +24,6 @@ def add_making_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
-
-
-def keys_of(footage: "Footage", caption: str | None, seed: int) -> "list[SampleKey]":
-    """Whose clips the input's are: the caption's, if one is given, else as saved tokens say. Raises: ValueError."""
-    from cogvideo.sampling.uniforms import SampleKey, sample_keys
-
-    if caption is not None:
-        return sample_keys(seed, [caption], len(footage.tokens))
-    if not footage.samples:
-        raise ValueError("nobody says what the input shows; give --caption")
-    return [SampleKey(seed, *sample) for sample in footage.samples]
 
 
 def make(
@@ -79,8 +66,9 @@ def make(
             bar.update(count)
 
         made = produce(job, work, samples_per_prompt=samples_per_prompt, weights=str(directory), progress=drawn)
-        for path in made:
-            get_logger().info(str(path))
+        for path, finished in made:
+            if finished:
+                get_logger().info(str(path))
     if processes.rank == 0:
         print(f"{plan}: {out}", flush=True)
 

@@ -22,7 +22,6 @@ from cogvideo.cli.making import add_making_arguments, make
 if TYPE_CHECKING:
     from cogvideo.sampling.config import SampleConfig
     from cogvideo.sampling.footage import Footage
-    from cogvideo.sampling.jobs import ClipJob
     from cogvideo.sampling.pipeline import Pipeline
 
 MAX_PROMPT_FILE_BYTES = 16 << 20
@@ -41,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli.common import split_overrides
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.sampling.checked_jobs import clip_job
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.sampling.processes import Processes
 
@@ -79,34 +79,6 @@ def given_frames(args: argparse.Namespace, pipeline: "Pipeline", config: "Sample
     if args.goes_on is not None:
         return reader.to_continue(args.goes_on, pipeline.fps(config))
     return None
-
-
-def clip_job(
-    pipeline: "Pipeline",
-    config: "SampleConfig",
-    prompts: list[str],
-    given: "Footage | None",
-    seen: dict[str, int] | None = None,
-) -> "ClipJob":
-    """The clips of these prompts; without a prompt, of the captions that the given frames came with.
-
-    `seen`: as of `uniforms.sample_keys`, as a repeated prompt means another sample of it.
-    Raises: ValueError for a prompt that is empty or too long, or given frames that are not one for each clip.
-    """
-    from cogvideo.sampling.jobs import ClipJob
-    from cogvideo.sampling.uniforms import SampleKey, sample_keys
-
-    if not prompts and given is not None:
-        keys = [SampleKey(config.seed, *sample) for sample in given.samples]
-    else:
-        keys = sample_keys(config.seed, prompts, config.samples_per_prompt, seen)
-    pipeline.texts([key.caption for key in keys], config)  # every prompt fits, or nothing begins
-    if given is None:
-        return ClipJob(pipeline, config, keys)
-    clips = len(given.tokens)
-    if clips not in (1, len(keys)):
-        raise ValueError(f"the given file holds {clips} clips, but {len(keys)} are asked for; give as many prompts")
-    return ClipJob(pipeline, config, keys, given.tokens.expand(len(keys), -1, -1))
 
 
 def read_prompts(path: Path) -> list[str]:

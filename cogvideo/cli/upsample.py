@@ -12,7 +12,7 @@ and can be stopped and gone on with alike.
 import argparse
 from pathlib import Path
 
-from cogvideo.cli.making import add_making_arguments, keys_of, make
+from cogvideo.cli.making import add_making_arguments, make
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.cli.common import split_overrides
     from cogvideo.config import load_config
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY
+    from cogvideo.sampling.checked_jobs import upsample_job
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.footage import FootageReader
-    from cogvideo.sampling.jobs import UpsampleJob
     from cogvideo.sampling.processes import Processes
     from cogvideo.sampling.upsample import find_models, open_upsampler
 
@@ -43,8 +43,4 @@ def run(args: argparse.Namespace) -> None:
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config)
     reader = FootageReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     footage = reader.open([Path(word) for word in inputs], args.fps)
-    keys = keys_of(footage, args.caption, config.seed)
-    if not all(key.caption.strip() for key in keys):
-        raise ValueError("the caption is empty; describe what the input shows")
-    seconds = footage.seconds or float(max(footage.num_frames - 1, 1))  # pictures: one a second
-    make(args, UpsampleJob(upsampler, keys, footage.tokens, seconds), args.out, processes)
+    make(args, upsample_job(upsampler, footage, args.caption), args.out, processes)

@@ -16,9 +16,6 @@ from cogvideo.model.plan import AttentionBlock, ChannelPlan
 from cogvideo.model.tiled_attention import attend_tiled
 from cogvideo.model.tiles import TiledChannel
 
-_FEW_QUERIES = 8
-"""Up to so many queries a group, scores cost less than a copy of the keys."""
-
 
 class Attention(nn.Module):
     """Multi-head attention with biases. Source: CogVideo (2205.15868) section 3.2; both channels are built alike."""
@@ -58,23 +55,28 @@ class Attention(nn.Module):
                 cache.store_text(text_key, text_value)
         else:
             assert cache is not None, "text rows are in neither the input nor a cache"
+        query, key, value = self._by_head(projected)
         if cache is not None:
             # as they are stored, which may be in fewer bits
-            text_key, text_value = cache.text_key.to(frames.dtype), cache.text_value.to(frames.dtype)
-        query, key, value = self._by_head(projected)
-        if cache is not None and plan.places is not None:
-            cache.store_frames(plan.places, key, value)
-            key, value = cache.frame_key.to(frames.dtype), cache.frame_value.to(frames.dtype)
-        outputs = [
-            rearrange(
-                attend_block(query, key, value, text_key, text_value, text_bias, block, dropout),
-                "b h g q d -> b (g q) (h d)",
-            )
-            for block in (plan.blocks if plan.runs is None else (plan.runs.block,))
-        ]
-        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        if plan.restore is not None:
-            out = out.index_select(1, plan.restore)
+            text_key, text_value = (kept.to(frames.dtype) for kept in cache.text)
+            if plan.places is not None:
+                cache.store_frames(plan.places, key, value)
+        if plan.seen is not None:
+            assert cache is not None, "what a slot sees is in a cache"
+            out = rearrange(attend_cache(query, cache, text_bias, plan.seen), "b h r d -> b r (h d)")
+        else:
+            if cache is not None and plan.places is not None:
+                key, value = (kept.to(frames.dtype) for kept in cache.frames)
+            outputs = [
+                rearrange(
+                    attend_block(query, key, value, text_key, text_value, text_bias, block, dropout),
+                    "b h g q d -> b (g q) (h d)",
+                )
+                for block in plan.blocks
+            ]
+            out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+            if plan.restore is not None:
+                out = out.index_select(1, plan.restore)
 
         text_out = None
         if text_query is not None and answer_text:
@@ -111,6 +113,19 @@ class Attention(nn.Module):
         return q, k, v
 
 
+def attend_cache(query: Tensor, cache: ChannelCache, text_bias: Tensor, seen: Tensor) -> Tensor:
+    """One softmax over the cache's text and what each row sees of its frames. Nothing is copied.
+
+    Shapes: query (batch, heads, rows, head_dim); text_bias (batch, text_len); seen (rows, places) bool, of a cache that
+    may have fewer places (a clip that ends early) or more -> like query.
+    """
+    bias = query.new_full((len(query), 1, len(seen), cache.key.shape[2]), float("-inf"))
+    bias[..., : cache.text_len] = text_bias[:, None, None, :]
+    frames = bias[..., cache.text_len : cache.text_len + seen.shape[1]]
+    frames.masked_fill_(seen[:, : frames.shape[-1]], 0.0)
+    return F.scaled_dot_product_attention(query, cache.key.to(query.dtype), cache.value.to(query.dtype), bias)
+
+
 def attend_block(
     query: Tensor,
     key: Tensor,
@@ -127,8 +142,7 @@ def attend_block(
     (batch, heads, text_len, head_dim); text_bias (batch, text_len) -> (batch, heads, groups, num_queries, head_dim).
     """
     q, k, v = block.queries.take(query), block.keys.take(key), block.keys.take(value)
-    decoding = q.shape[3] <= _FEW_QUERIES and not q.requires_grad
-    explicit = q.device.type == "cpu" and (decoding or (q.dtype == torch.bfloat16 and q.requires_grad))
+    explicit = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
     form = _attend_explicit if explicit else _attend_fused
     return form(q, k, v, text_key, text_value, text_bias, block.allowed, dropout)
 
@@ -158,9 +172,7 @@ def _attend_fused(
 def _attend_explicit(
     q: Tensor, k: Tensor, v: Tensor, text_k: Tensor, text_v: Tensor, text_bias: Tensor, allowed: Tensor | None, p: float
 ) -> Tensor:
-    """By plain matrix products, on a CPU: in decoding, where text and frame keys side by side would be a copy of the
-    cache for a few queries; and in training in bfloat16, where the fused kernel's backward is far slower.
-    """
+    """By plain matrix products: on a CPU in bfloat16 the fused kernel's backward is far slower."""
     groups, text_len = q.shape[2], text_k.shape[2]
     q = q / math.sqrt(q.shape[-1])
     rows = rearrange(q, "b h g q d -> b h (g q) d")

@@ -13,31 +13,41 @@ from torch import Tensor
 from cogvideo.model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from cogvideo.model.decode_layers import Tie
+    from cogvideo.model.decode_step import Tie
+    from cogvideo.model.replay import Replay
 
 
 @dataclass
 class ChannelCache:
     """One channel of one layer: keys and values of text and of frame slots."""
 
-    text_key: Tensor
-    text_value: Tensor
-    """(batch, heads, text_len, head_dim)."""
-    frame_key: Tensor
-    frame_value: Tensor
-    """(batch, heads, places, head_dim)."""
+    key: Tensor
+    value: Tensor
+    """(batch, heads, text_len + places, head_dim): text and frames side by side, as attention takes them."""
+    text_len: int
+
+    @property
+    def text(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (batch, heads, text_len, head_dim)."""
+        return self.key[:, :, : self.text_len], self.value[:, :, : self.text_len]
+
+    @property
+    def frames(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (batch, heads, places, head_dim)."""
+        return self.key[:, :, self.text_len :], self.value[:, :, self.text_len :]
 
     def clips(self, part: slice) -> "ChannelCache":
         """The same memory for some clips of the batch."""
-        return ChannelCache(self.text_key[part], self.text_value[part], self.frame_key[part], self.frame_value[part])
+        return ChannelCache(self.key[part], self.value[part], self.text_len)
 
     def store_text(self, key: Tensor, value: Tensor) -> None:
-        self.text_key.copy_(key)
-        self.text_value.copy_(value)
+        for kept, new in zip(self.text, (key, value), strict=True):
+            kept.copy_(new)
 
     def store_frames(self, places: Tensor, key: Tensor, value: Tensor) -> None:
-        self.frame_key.index_copy_(2, places, key.to(self.frame_key.dtype))
-        self.frame_value.index_copy_(2, places, value.to(self.frame_value.dtype))
+        places = places + self.text_len
+        self.key.index_copy_(2, places, key.to(self.key.dtype))
+        self.value.index_copy_(2, places, value.to(self.value.dtype))
 
 
 @dataclass
@@ -55,7 +65,9 @@ class KVCache:
 
     layers: list[LayerCache]
     tie: "Tie | None" = None
-    """This memory as decode_layers.py wants it, made when it is first asked for."""
+    """This memory as decode_step.py wants it, made when it is first asked for."""
+    replay: "Replay | None" = None
+    """Steps that were recorded on it."""
 
     @classmethod
     def allocate(
@@ -73,11 +85,10 @@ class KVCache:
         """Room for `batch` clips with `text_len` text rows and so many frame slots a channel (default: the clip's)."""
 
         def channel(places: int | None) -> ChannelCache:
-            def room(rows: int) -> Tensor:
-                return torch.zeros(batch, config.num_heads, rows, config.head_dim, dtype=dtype, device=device)
-
-            frames = config.layout.num_slots if places is None else places
-            return ChannelCache(room(text_len), room(text_len), room(frames), room(frames))
+            rows = text_len + (config.layout.num_slots if places is None else places)
+            size = (batch, config.num_heads, rows, config.head_dim)
+            key, value = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+            return ChannelCache(key, value, text_len)
 
         def layer() -> LayerCache:
             both = temporal and config.has_temporal_channel
@@ -92,8 +103,4 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         channels = (c for layer in self.layers for c in (layer.spatial, layer.temporal) if c is not None)
-        return sum(
-            t.numel() * t.element_size()
-            for c in channels
-            for t in (c.text_key, c.text_value, c.frame_key, c.frame_value)
-        )
+        return sum(c.key.nbytes + c.value.nbytes for c in channels)

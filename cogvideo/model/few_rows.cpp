@@ -1,8 +1,8 @@
-// Decoding on a CPU: products of a few rows with a large matrix, whole layers of a transformer for a few rows, and the
+// Decoding on a CPU: products of a few rows with a large matrix, whole steps of a transformer for a few rows, and the
 // drawing of their tokens.
 //
 // Bound by reading memory: weights (fp32, bf16, fp16, or int8 with a scale a row) are read once for all rows and widened
-// on the way; keys are read where the cache has them; all layers go by in one parallel region. Sums are in float32, each
+// on the way; keys are read where the cache has them; a step goes by in one parallel region. Sums are in float32, each
 // in an order of its own that depends neither on the number of rows nor on the number of threads: a row's result is the
 // same in every batch. Compiled when first needed by few_rows.py, which says what every argument is.
 
@@ -297,10 +297,10 @@ static void gelu(float* x, long size) {  // the tanh form: x * sigmoid(2 u)
     }
 }
 
-// The frame keys that each row of a forward sees: runs[starts[r]] up to runs[starts[r + 1]], each (first place, count).
+// The frame keys that slot s sees: runs[starts[s]] up to runs[starts[s + 1]], each (first place, count).
 struct Sight {
-    const long *starts, *runs, *places;  // places[r]: where the row's own key goes
-    long longest;                        // keys of the row that has most
+    const long *starts, *runs, *places;  // places[s]: where the slot's own key goes
+    long longest;                        // keys of the slot that has most
 };
 
 struct Channel {
@@ -314,24 +314,29 @@ struct Layer {
     Matrix up, down;
 };
 
+struct Model {
+    const Layer* layers;
+    long num_layers, heads, dim;
+    Matrix words;  // the table of tokens; its first `outs` rows, those of image tokens, score too
+    const float *first, *later;  // positions of the slots of frame 0, and of those behind
+    long frame_len;
+    Norm final;
+};
+
 // What the cache of some clips holds of one channel of one layer.
 struct Kept {
-    const void *text_key, *text_value;  // (batch, heads, text_len, dim)
-    void *frame_key, *frame_value;      // (batch, heads, num_places, dim)
+    void *key, *value;  // (batch, heads, places, dim): text, then frames
     long num_places;
 };
 
-// Clips that share a cache and a plan: `rows` frame rows of each, behind those of the groups before in x.
+// Clips that share a cache and what they see: `rows` slots of each, behind those of the groups before.
 struct Group {
     const Kept* kept;     // by layer: the spatial channel's, the temporal one's
     const Sight* sights;  // the spatial channel's, then `num_temporal` of the temporal channel's, which layers take in turn
+    const int64_t *inputs, *slots;              // (batch, rows) tokens, (rows,)
     const float *spatial_bias, *temporal_bias;  // (batch, text_len)
-    long batch, rows, text_len;
-    int cache_kind;  // as of matrices; 0 or 2
-};
-
-struct Sizes {
-    long heads, dim, num_temporal;  // 0: the temporal channel is off
+    long batch, rows, text_len, num_temporal;   // 0: the temporal channel is off, as in all groups or in none
+    int cache_kind;                             // as of matrices; 0 or 2
 };
 
 // What attention of one query needs room for.
@@ -342,14 +347,12 @@ struct Scratch {
 
 // One head of one clip: store the rows' keys and values at their places, then answer every row.
 template <class K>
-static void attend(const Group& group, const Kept& kept, const Sight& sight, const Sizes& n, const float* bias,
+static void attend(const Group& group, const Kept& kept, const Sight& sight, const Model& n, const float* bias,
                    const float* projected, float* out, long pair, Scratch& scratch) {
     const long hidden = n.heads * n.dim, b = pair / n.heads, h = pair % n.heads, text_len = group.text_len;
-    typedef typename K::Stored Stored;
-    auto* keys = (Stored*)kept.frame_key + pair * kept.num_places * n.dim;
-    auto* values = (Stored*)kept.frame_value + pair * kept.num_places * n.dim;
-    const auto* words = (const Stored*)kept.text_key + pair * text_len * n.dim;
-    const auto* word_values = (const Stored*)kept.text_value + pair * text_len * n.dim;
+    auto* word_keys = (typename K::Stored*)kept.key + pair * kept.num_places * n.dim;
+    auto* word_values = (typename K::Stored*)kept.value + pair * kept.num_places * n.dim;
+    auto *keys = word_keys + text_len * n.dim, *values = word_values + text_len * n.dim;
     scratch.scores.resize(text_len + sight.longest + LANES);
     scratch.where.resize(sight.longest);
     scratch.query.resize(n.dim);
@@ -358,20 +361,22 @@ static void attend(const Group& group, const Kept& kept, const Sight& sight, con
 
     for (long r = 0; r < group.rows; r++) {
         const float* row = projected + (b * group.rows + r) * 3 * hidden + h * n.dim;
-        std::copy_n(row + hidden, n.dim, keys + sight.places[r] * n.dim);
-        std::copy_n(row + 2 * hidden, n.dim, values + sight.places[r] * n.dim);
+        const long place = sight.places[group.slots[r]];
+        std::copy_n(row + hidden, n.dim, keys + place * n.dim);
+        std::copy_n(row + 2 * hidden, n.dim, values + place * n.dim);
     }
     const float scale = 1.0f / std::sqrt(float(n.dim));
     for (long r = 0; r < group.rows; r++) {
         const float* row = projected + (b * group.rows + r) * 3 * hidden + h * n.dim;
         for (long d = 0; d < n.dim; d++) query[d] = row[d] * scale;
         long count = 0;
-        for (long run = sight.starts[r]; run < sight.starts[r + 1]; run++)
+        const long slot = group.slots[r];
+        for (long run = sight.starts[slot]; run < sight.starts[slot + 1]; run++)
             for (long k = 0; k < sight.runs[2 * run + 1]; k++) where[count++] = sight.runs[2 * run] + k;
         auto itself = [](long i) { return i; };
         auto listed = [&](long i) { return where[i]; };
         const long all = text_len + count;
-        dot_keys<K>(query, words, itself, text_len, n.dim, scores);
+        dot_keys<K>(query, word_keys, itself, text_len, n.dim, scores);
         for (long t = 0; t < text_len; t++) scores[t] += bias[b * text_len + t];
         dot_keys<K>(query, keys, listed, count, n.dim, scores + text_len);
         float largest = scores[0];
@@ -392,19 +397,43 @@ static void attend(const Group& group, const Kept& kept, const Sight& sight, con
     }
 }
 
-// All layers for a few frame rows of clips in groups: x (rows of all groups, hidden), in place.
-extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Group* groups, long num_groups,
-                                const Sizes* sizes, float* x, int threads) {
-    const Sizes n = *sizes;
-    const long hidden = n.heads * n.dim, channels = n.num_temporal ? 2 : 1;
+template <class W>
+static void widen_row(const Matrix& m, long row, float* out) {
+    const auto* stored = (const typename W::Stored*)m.weight + row * m.ins;
+    for (long i = 0; i < m.ins; i++) out[i] = W::widen_one(stored[i]) * (m.scale ? m.scale[row] : 1.0f);
+}
+
+static void embed(const Model& n, int64_t token, long slot, float* out) {
+    switch (n.words.kind) {
+        case 0: widen_row<Fp32>(n.words, token, out); break;
+        case 1: widen_row<Bf16>(n.words, token, out); break;
+        case 2: widen_row<Fp16>(n.words, token, out); break;
+        case 3: widen_row<Int8>(n.words, token, out); break;
+    }
+    const long hidden = n.words.ins;
+    const float* position = slot < n.frame_len ? n.first + slot * hidden : n.later + (slot - n.frame_len) * hidden;
+    for (long i = 0; i < hidden; i++) out[i] += position[i];
+}
+
+// A step: from the inputs of a few slots of clips in groups to scores (rows of all groups, image tokens).
+extern "C" void cogvideo_step(const Model* model, const Group* groups, long num_groups, float* scores, int threads) {
+    const Model& n = *model;
+    const Layer* layers = n.layers;
+    const long num_layers = n.num_layers, hidden = n.heads * n.dim, channels = groups[0].num_temporal ? 2 : 1;
     struct Pair { long group, pair, first_row; };
     std::vector<Pair> pairs;  // of a clip and a head
-    long rows = 0;
-    for (long g = 0; g < num_groups; rows += groups[g].batch * groups[g].rows, g++)
-        for (long p = 0; p < groups[g].batch * n.heads; p++) pairs.push_back({g, p, rows});
-    const long num_pairs = pairs.size();
-    std::vector<float> memory(rows * hidden * (1 + 5 * channels + 4));
-    float* normed = memory.data();
+    struct Row { int64_t token; long slot; };
+    std::vector<Row> fed;
+    for (long g = 0; g < num_groups; g++) {
+        const Group& group = groups[g];
+        for (long p = 0; p < group.batch * n.heads; p++) pairs.push_back({g, p, long(fed.size())});
+        for (long r = 0; r < group.batch * group.rows; r++)
+            fed.push_back({group.inputs[r], group.slots[r % group.rows]});
+    }
+    const long num_pairs = pairs.size(), rows = fed.size();
+    std::vector<float> memory(rows * hidden * (2 + 5 * channels + 4));
+    float* x = memory.data();
+    float* normed = x + rows * hidden;
     float* projected[2] = {normed + rows * hidden, normed + rows * hidden * 4};
     float* context = normed + rows * hidden * (1 + 3 * channels);
     float* attended = context + rows * hidden * channels;
@@ -414,7 +443,10 @@ extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Grou
     {
         Scratch scratch;
 #pragma omp for schedule(static)
-        for (long r = 0; r < rows; r++) normalise(layers[0].input, x + r * hidden, normed + r * hidden, hidden);
+        for (long r = 0; r < rows; r++) {
+            embed(n, fed[r].token, fed[r].slot, x + r * hidden);
+            normalise(layers[0].input, x + r * hidden, normed + r * hidden, hidden);
+        }
 
         for (long l = 0; l < num_layers; l++) {
             const Layer& layer = layers[l];
@@ -430,7 +462,7 @@ extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Grou
                 const Pair& own = pairs[p % num_pairs];
                 const Group& group = groups[own.group];
                 const auto answer = group.cache_kind == 2 ? attend<Fp16> : attend<Fp32>;
-                answer(group, group.kept[2 * l + c], group.sights[c ? 1 + l % n.num_temporal : 0], n,
+                answer(group, group.kept[2 * l + c], group.sights[c ? 1 + l % group.num_temporal : 0], n,
                        c ? group.temporal_bias : group.spatial_bias, projected[c] + own.first_row * 3 * hidden,
                        context + (c * rows + own.first_row) * hidden, own.pair, scratch);
             }
@@ -467,9 +499,11 @@ extern "C" void cogvideo_layers(const Layer* layers, long num_layers, const Grou
                 float *row = x + r * hidden, *added = attended + r * hidden;
                 normalise(layer.fourth, added, added, hidden);
                 for (long i = 0; i < hidden; i++) row[i] += added[i];
-                if (l + 1 < num_layers) normalise(layers[l + 1].input, row, normed + r * hidden, hidden);
+                normalise(l + 1 < num_layers ? layers[l + 1].input : n.final, row, normed + r * hidden, hidden);
             }
         }
+#pragma omp for schedule(static)
+        for (long b = 0; b < blocks_of(n.words); b++) product(n.words, normed, scores, rows, b);
     }
 }
 

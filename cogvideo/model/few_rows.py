@@ -2,7 +2,7 @@
 
 What PyTorch has for this reads weights far below the memory's speed from the second row on, and widens no 16-bit
 weights. Where there is no C++ compiler nothing here serves, and the callers go by PyTorch's own functions: the same
-results to float rounding. By the same library: whole layers (`decode_layers.py`), drawing (`sampling/draw.py`).
+results to float rounding. By the same library: whole steps (`decode_step.py`), drawing (`sampling/draw.py`).
 """
 
 import ctypes
@@ -56,9 +56,9 @@ def library() -> ctypes.CDLL | None:
         return None
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     kernels.cogvideo_linear.argtypes = [*[pointer] * 3, long, integer]
-    kernels.cogvideo_layers.argtypes = [pointer, long, pointer, long, pointer, pointer, integer]
+    kernels.cogvideo_step.argtypes = [pointer, pointer, long, pointer, integer]
     kernels.cogvideo_draw.argtypes = [*[pointer] * 4, long, integer]
-    for kernel in (kernels.cogvideo_linear, kernels.cogvideo_layers, kernels.cogvideo_draw):
+    for kernel in (kernels.cogvideo_linear, kernels.cogvideo_step, kernels.cogvideo_draw):
         kernel.restype = None
     return kernels
 

@@ -7,7 +7,7 @@ never meets a score that it would throw away.
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from torch import Tensor
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.masks import Mask, channel_masks
 from cogvideo.model.tiles import TiledChannel, tile_channel
-
-if TYPE_CHECKING:
-    from cogvideo.model.runs import KeyRuns
 
 # A group of queries is cut by frame when it is this large: above it, keys of later frames that only the mask would
 # drop cost more than the further call.
@@ -79,20 +76,21 @@ class ChannelPlan:
     """(rows,) such that concatenated block outputs, indexed by it, stand in row order; None if they already do."""
     tiled: TiledChannel | None = None
     """The same without masks, for whole clips where that is faster."""
-    runs: "KeyRuns | None" = None
-    """For a few rows on a CPU: what each sees, instead of blocks."""
     places: Tensor | None = None
     """(rows,) where the cache keeps the rows' keys; keys are then places too. None: keys are rows of this forward."""
+    seen: Tensor | None = None
+    """(rows, places) bool, instead of blocks: what a few rows see of the cache, see sight.py."""
 
     def to(self, device: torch.device | str) -> "ChannelPlan":
-        runs = self.runs
-        blocks = self.blocks if runs is None or torch.device(device).type == "cpu" else (runs.block,)
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
         return ChannelPlan(
-            tuple(b.to(device) for b in blocks),
-            None if self.restore is None else self.restore.to(device),
+            tuple(b.to(device) for b in self.blocks),
+            moved(self.restore),
             None if self.tiled is None else self.tiled.to(device),
-            None if blocks else runs,
-            None if self.places is None else self.places.to(device),
+            moved(self.places),
+            moved(self.seen),
         )
 
 

@@ -85,9 +85,7 @@ class _TiledAttention(torch.autograd.Function):
             text_bias = text_bias[:, None, None, :].to(projected.dtype)
         context = total = projected
         for piece in _pieces(_by_head(projected, num_heads), _by_head(text, num_heads), text_bias, channel):
-            out, logsumexp = _forward(
-                piece.queries, piece.keys, piece.values, 0.0, piece.causal, attn_mask=piece.bias
-            )
+            out, logsumexp = _forward(piece.queries, piece.keys, piece.values, 0.0, piece.causal, attn_mask=piece.bias)
             if piece.at.of_text:
                 # the kernel lays both out by row, then head
                 context, total = out.transpose(1, 2), logsumexp.transpose(1, 2).unsqueeze(-1)

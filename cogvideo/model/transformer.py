@@ -16,10 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from cogvideo.model.block import TransformerLayer
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig, Recompute
-from cogvideo.model.decode_layers import Rows, decode_layers, serves
+from cogvideo.model.decode_step import decode_step, serves
 from cogvideo.model.linear import Embedding
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
+from cogvideo.model.replay import DecodeOne, replayed
+from cogvideo.model.sight import Sights
 from cogvideo.model.trunk import OnTrunk
 from cogvideo.sequence.example import Batch, frame_inputs
 
@@ -47,10 +49,13 @@ class TextBias(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A forward of a batch of clips whose text is in the cache; see `CogVideoTransformer.forward`."""
+    """A forward of a few slots of a batch of clips whose text is in the cache."""
 
     inputs: Tensor
-    plan: Plan
+    """(batch, rows) token ids."""
+    slots: Tensor
+    """(rows,)."""
+    sights: Sights
     text_bias: TextBias
     cache: KVCache
 
@@ -72,6 +77,7 @@ class CogVideoTransformer(OnTrunk):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.recompute: Recompute = "nothing"
         """What the backward pass computes anew instead of keeping it."""
+        self._compiled: DecodeOne | None = None
         self._training_plan = plan_training(config)
 
     def forward(
@@ -92,10 +98,6 @@ class CogVideoTransformer(OnTrunk):
         """
         assert cache is not None or not plan.needs_cache, "this plan's rows find their keys in a cache only"
         frames = self._embedded(frame_tokens, self._frame_positions(plan.slots))
-        if text is None and cache is not None and not self.training:
-            rows = Rows(frames, plan, *text_bias, cache)
-            if serves(self.word_embeddings.weight.dtype, [rows]):
-                return self.final_layernorm(decode_layers(self.layers, [rows])[0])
         words = None
         if text is not None:
             # counted from the first real token; padding takes position 0 and is masked
@@ -122,20 +124,26 @@ class CogVideoTransformer(OnTrunk):
                 words, frames = run(words, frames)
         return self.final_layernorm(frames)
 
-    def decode(self, forwards: Sequence["Step"]) -> list[Tensor]:
-        """`forward` for several batches whose text is in their caches; on a CPU the weights are read once for all.
+    def decode(self, steps: Sequence[Step]) -> list[Tensor]:
+        """Scores of image tokens after steps of several batches: (batch, rows, num_image_tokens) float32 of each.
 
-        For each (batch, rows, hidden), the same as alone to the last bit.
+        A CPU reads the weights once for all. In what is drawn they do not matter to each other.
         """
-        if len(forwards) > 1:
-            embedded = [self._embedded(one.inputs, self._frame_positions(one.plan.slots)) for one in forwards]
-            groups = [
-                Rows(frames, one.plan, *one.text_bias, one.cache)
-                for frames, one in zip(embedded, forwards, strict=True)
-            ]
-            if serves(self.word_embeddings.weight.dtype, groups):
-                return [self.final_layernorm(hidden) for hidden in decode_layers(self.layers, groups)]
-        return [self(one.inputs, one.plan, one.text_bias, cache=one.cache) for one in forwards]
+        if serves(self, steps):
+            return decode_step(self, steps)
+        if self._compiled is None:
+            return [self.decode_by_modules(*step) for step in steps]
+        return [replayed(self._compiled, step) for step in steps]
+
+    def compile_decoding(self) -> None:
+        """On a GPU: steps are compiled when they first come, and replayed as CUDA graphs."""
+        self._compiled = torch.compile(self.decode_by_modules)
+
+    def decode_by_modules(
+        self, inputs: Tensor, slots: Tensor, sights: Sights, text_bias: TextBias, cache: KVCache
+    ) -> Tensor:
+        """`decode` of one `Step`, by `forward`: the reference, and what a GPU runs."""
+        return self.logits(self(inputs, sights.plan(slots), text_bias, cache=cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of image tokens, float32: (..., hidden) -> (..., num_image_tokens). Text is never predicted."""

@@ -73,7 +73,7 @@ class DrawConfig:
         return self.guidance_scale is not None if self.video_suffix is None else self.video_suffix
 
 
-LOADING = ("weights", "device", "stream_layers")
+LOADING = ("weights", "device", "stream_layers", "compile")
 """Settings that say how models are loaded."""
 
 
@@ -107,6 +107,8 @@ class SampleConfig:
     stream_layers: bool = False
     """Whether the layers' matrices stay in the CPU's memory, or on disk, and are copied to the GPU when they are used:
     for models that it cannot hold. Slow; many clips at once cost little more than one."""
+    compile: bool = False
+    """On a GPU, whether decoding goes by torch.compile and CUDA graphs: minutes at first, then faster steps."""
     clips_at_once: int = 128
     """Clips decoded as one batch (guides come on top): memory against speed. Does not change what is drawn."""
 
@@ -123,6 +125,8 @@ class SampleConfig:
                 raise ValueError(f"{name}={getattr(self, name)} asks for more than memory holds; give at most {most}")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+        if self.compile and self.stream_layers:
+            raise ValueError("compile=true cannot record layers that come with each step; leave out stream_layers=true")
 
     def draw_of(self, part: Part) -> DrawConfig:
         draws: dict[Part, DrawConfig] = {

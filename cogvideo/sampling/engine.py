@@ -19,7 +19,7 @@ from torch import Tensor
 from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.plan import Plan, plan_forward
-from cogvideo.model.runs import SlotPlanner
+from cogvideo.model.sight import Sights
 from cogvideo.model.transformer import CogVideoTransformer, Step, TextBias
 from cogvideo.sampling.draw import Draw
 from cogvideo.sampling.schedules import Schedule, spatial_places
@@ -34,25 +34,30 @@ PREFILL_SLOTS = 2048
 
 @dataclass(frozen=True)
 class Feed:
-    """One forward: what it attends to, where its inputs lie, and which tokens it will give."""
+    """One forward: which tokens it will give, and where its inputs lie."""
 
-    plan: Plan
+    slots: Tensor
+    """(rows,) int64."""
     source: Tensor
     """(rows,) columns of the input row: 0 for BOI, 1 + slot of the left neighbour otherwise."""
 
-    @property
-    def slots(self) -> Tensor:
-        return self.plan.slots
+    @classmethod
+    def of(cls, slots: np.ndarray, frame_len: int) -> "Feed":
+        slots = slots.astype(np.int64)
+        return cls(torch.from_numpy(slots), torch.from_numpy(np.where(slots % frame_len, slots, 0)))
 
     def to(self, device: torch.device) -> "Feed":
-        return Feed(self.plan.to(device), self.source.to(device))
+        return Feed(self.slots.to(device), self.source.to(device))
 
 
 @dataclass(frozen=True)
 class Program:
     """A schedule made ready for a model of one configuration; it holds no weights and no state."""
 
-    given: Feed | None
+    given: tuple[Feed, Plan] | None
+    """The forward of given frames, and what it attends to."""
+    sights: Sights
+    """What all others attend to."""
     steps: tuple[Feed, ...]
     """Empty where tokens are guessed."""
     guesses: "Guesses | None"
@@ -72,35 +77,40 @@ class Program:
             return self
         return replace(
             self,
-            given=self.given and self.given.to(device),
+            given=self.given and (self.given[0].to(device), self.given[1].to(device)),
+            sights=self.sights.to(device),
             steps=tuple(step.to(device) for step in self.steps),
             guesses=self.guesses and self.guesses.to(device),
         )
 
 
 class Guesses:
-    """Windows of a clip's slots, planned when first needed: decoding decides where they begin."""
+    """Windows of a clip's slots: decoding decides where they begin."""
 
-    def __init__(self, schedule: Schedule, feed: Callable[[np.ndarray], Feed]) -> None:
+    def __init__(self, schedule: Schedule, frame_len: int) -> None:
         assert schedule.draft is not None
-        self._order, self._feed, self._made = np.concatenate(schedule.steps), feed, dict[int, Feed]()
-        self.slots = torch.from_numpy(self._order)
-        self.source = torch.from_numpy(schedule.draft.source[self._order])
+        order = np.concatenate(schedule.steps)
+        self.feed = Feed.of(order, frame_len)
+        """Of all slots in their order."""
+        self.source = torch.from_numpy(schedule.draft.source[order])
         """(slots,) whose token is the first guess."""
         self.window = schedule.draft.window
 
+    @property
+    def slots(self) -> Tensor:
+        return self.feed.slots
+
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.slots)
 
     def from_(self, start: int) -> Feed:
         """The window that begins with the start-th slot."""
-        if start not in self._made:
-            self._made[start] = self._feed(self._order[start : start + self.window]).to(self.slots.device)
-        return self._made[start]
+        window = slice(start, start + self.window)
+        return Feed(self.feed.slots[window], self.feed.source[window])
 
     def to(self, device: torch.device) -> "Guesses":
         moved = copy(self)
-        moved.slots, moved.source, moved._made = self.slots.to(device), self.source.to(device), {}
+        moved.feed, moved.source = self.feed.to(device), self.source.to(device)
         return moved
 
 
@@ -111,29 +121,22 @@ def compile_program(
     temporal: bool = True,
     given_windows: Literal["cut", "wrapped"] = "cut",
 ) -> Program:
-    """Plan every forward of a schedule. `temporal=False` runs the trunk alone, a text-to-image model of its frame."""
-
-    places = spatial_places(schedule, config.layout)
-    planner = SlotPlanner(config, temporal=temporal, given_windows=given_windows, spatial_places=places)
-
-    def feed(plan: Plan, slots: np.ndarray) -> Feed:
-        return Feed(plan, torch.from_numpy(np.where(slots % config.frame_len, slots, 0)))
-
-    def few(slots: np.ndarray) -> Feed:
-        return feed(planner.plan(slots), slots)
-
+    """Make a schedule ready. `temporal=False` runs the trunk alone, a text-to-image model of its frame."""
+    places, frame_len = spatial_places(schedule, config.layout), config.frame_len
+    sights = Sights.of(config, temporal=temporal, given_windows=given_windows, spatial_places=places)
     given = None
     if len(schedule.given):
         plan = plan_forward(
             config, schedule.given, temporal=temporal, given_windows=given_windows, spatial_places=places
         )
-        given = feed(plan, schedule.given)
+        given = Feed.of(schedule.given, frame_len), plan
     touched = np.concatenate([schedule.given, *schedule.steps])
     assert len(np.unique(touched)) == len(touched), "a schedule names a slot twice"
     return Program(
         given,
-        () if schedule.draft else tuple(few(step) for step in schedule.steps),
-        Guesses(schedule, few) if schedule.draft else None,
+        sights,
+        () if schedule.draft else tuple(Feed.of(step, frame_len) for step in schedule.steps),
+        Guesses(schedule, frame_len) if schedule.draft else None,
         temporal,
         int(places.max()) + 1,
         int(touched.max()) + 1,
@@ -248,9 +251,9 @@ class Clips:
         The text bonus reaches given frames in the spatial channel only: published inference, which its settings were
         tuned with.
         """
-        given = self.program.given
-        if given is None:
+        if self.program.given is None:
             return
+        given, plan = self.program.given
         rows, inputs = self.conditioning.text, self._inputs(given)
         # some clips at a time: activations of all would be the peak of sampling's memory
         at_once = max(1, PREFILL_SLOTS // inputs.shape[1])
@@ -258,7 +261,7 @@ class Clips:
         for first in range(0, len(rows), at_once):
             part = slice(first, first + at_once)
             some = TextBias(bias.spatial[part], bias.temporal[part])
-            self.together.model(inputs[part], given.plan, some, text=rows[part], cache=self.cache.clips(part))
+            self.together.model(inputs[part], plan, some, text=rows[part], cache=self.cache.clips(part))
 
     def decode(self) -> Decoding:
         """Run the steps."""
@@ -297,12 +300,12 @@ class Clips:
 
     def _logits(self, forward: Feed, *, first: bool) -> Generator[Step, Tensor, Tensor]:
         """Scores of a forward's slots, guided: (clips, slots, image tokens)."""
-        inputs, model = self._inputs(forward), self.together.model
+        inputs, model, sights = self._inputs(forward), self.together.model, self.program.sights
         if first and self.program.given is None:
-            text = self.conditioning.text
-            logits = model.logits(model(inputs, forward.plan, self._bias, text=text, cache=self.cache))
+            text, plan = self.conditioning.text, sights.plan(forward.slots)
+            logits = model.logits(model(inputs, plan, self._bias, text=text, cache=self.cache))
         else:
-            logits = yield Step(inputs, forward.plan, self._bias, self.cache)
+            logits = yield Step(inputs, forward.slots, sights, self._bias, self.cache)
         return guided(logits, self.conditioning.guidance_scale)
 
     def _inputs(self, forward: Feed) -> Tensor:

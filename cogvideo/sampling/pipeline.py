@@ -64,16 +64,23 @@ class Pipeline:
         """Settings that suit these weights: the published ones where nothing else is known."""
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
         self._programs: dict[tuple[Part, bool, str], Program] = {}
-        self._together = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
+        self.together = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
 
     @classmethod
     def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
-        """A bundle's. Of `config` only what says how to load is read: `weights`, `device`, `stream_layers`.
+        """A bundle's. Of `config` only what says how to load is read, `LOADING`.
 
         Raises: FileNotFoundError, ValueError as `bundle.open_bundle` and `device.open_device`.
         """
         directory, config = directory or DEFAULT_DIRECTORY, config or SampleConfig()
-        bundle = open_bundle(directory, config.weights, open_device(config.device), streamed=config.stream_layers)
+        device = open_device(config.device)
+        if config.compile and device.type != "cuda":
+            raise ValueError("compile=true is for a GPU; on a CPU a step is one call already, so leave it out")
+        bundle = open_bundle(directory, config.weights, device, streamed=config.stream_layers)
+        if config.compile:
+            for model in (bundle.trunk, bundle.sequential, bundle.interpolation):
+                if model is not None:
+                    model.compile_decoding()
         return cls(
             encode=bundle.text_tokenizer.encode,
             prompt=bundle.config.prompt,
@@ -238,7 +245,7 @@ class Pipeline:
             ).to(device)
         labels = self.labels(config.num_clusters)
         drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature).to(device)
-        together = self._together[id(model)]
+        together = self.together[id(model)]
         sampler = ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once, together)
         return KeptSampler(sampler, config.clips_at_once, self._tokens_a_clip(part), name, keep)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -9,6 +10,14 @@ from cogvideo.sampling.engine import Progress
 from cogvideo.sampling.jobs import Job
 from cogvideo.sampling.results import describe, sample_names, write_clip, write_summary
 from cogvideo.sampling.work import Work
+
+
+class Written(NamedTuple):
+    """A file that was just written whole."""
+
+    path: Path
+    finished: bool
+    """False: of a clip that still grows; it will be replaced."""
 
 
 def my_groups(job: Job, work: Work, samples_per_prompt: int) -> list[list[int]]:
@@ -24,8 +33,8 @@ def my_groups(job: Job, work: Work, samples_per_prompt: int) -> list[list[int]]:
 
 def produce(
     job: Job, work: Work, *, samples_per_prompt: int = 1, weights: str = "", progress: Progress | None = None
-) -> Iterator[Path]:
-    """Make what is not yet made of this process's clips; yields the finished files. `work` must have begun.
+) -> Iterator[Written]:
+    """Make what is not yet made of this process's clips; yields each file as it appears. `work` must have begun.
 
     Videos and contact sheets appear with the first frames and are replaced as more are made. The first process waits
     for the others and writes what is about all clips.
@@ -46,8 +55,7 @@ def produce(
                 # one clip at a time, so that its pictures are the same to the bit whatever is made beside it
                 frames, caption = job.decode(own), job.keys[clip].caption
                 for path in write_clip(work.out / names[clip], frames, fps, caption, finished=finished):
-                    if finished:
-                        yield path
+                    yield Written(path, finished)
         work.finish(group[0], group, tokens)
     work.processes.wait_for_all()
     if work.processes.rank == 0:
@@ -55,6 +63,6 @@ def produce(
         about = describe(names, job.keys)
         more = {"weights": weights, "made_from": work.digest}
         write_summary(work.out, job.config, about, tokens, seconds=job.seconds, more=more)
-        yield work.out / "tokens.safetensors"
+        yield Written(work.out / "tokens.safetensors", True)
         work.end()
     work.processes.part()

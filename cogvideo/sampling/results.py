@@ -56,9 +56,7 @@ def sample_names(captions: Sequence[str]) -> list[str]:
 
 def describe(names: Sequence[str], keys: Sequence[SampleKey]) -> list[dict[str, Any]]:
     """Of each sample its name, prompt and number."""
-    return [
-        {"name": name, "prompt": key.caption, "number": key.number} for name, key in zip(names, keys, strict=True)
-    ]
+    return [{"name": name, "prompt": key.caption, "number": key.number} for name, key in zip(names, keys, strict=True)]
 
 
 def write_summary(

@@ -1,8 +1,8 @@
 """Opens a tokenizer by path, wherever one is asked for: ours, or the published files (icetk).
 
-    a text tokenizer     our model file, or `ice_text.model`, or the folder that holds it
-    an image tokenizer   our folder, or `ice_image.pt`, or the folder that holds it
-    the word `icetk`     the folder where the icetk package keeps both, ~/.icetk_models
+a text tokenizer     our model file, or `ice_text.model`, or the folder that holds it
+an image tokenizer   our folder, or `ice_image.pt`, or the folder that holds it
+the word `icetk`     the folder where the icetk package keeps both, ~/.icetk_models
 """
 
 from pathlib import Path

@@ -27,6 +27,15 @@ def test_float32_draws_what_the_cpu_draws(schedule: str) -> None:
     assert (here == there).flatten(1).all(1).float().mean() >= 0.5
 
 
+@pytest.mark.parametrize("schedule", ["sequential", "wavefront", "speculative"])
+def test_compiled_and_replayed_steps_draw_what_others_draw(schedule: str) -> None:
+    plain, compiled = on("cuda"), on("cuda", compile=True)
+    config = replace(plain.config, schedule=schedule, samples_per_prompt=4, rounds=1)
+    assert (compiled.sample(PROMPTS, config) == plain.sample(PROMPTS, config)).flatten(1).all(1).float().mean() >= 0.5
+    for other in (replace(config, seed=1), config):  # caches come and go, and what was recorded on them
+        assert (compiled.sample(PROMPTS[:1], other) == plain.sample(PROMPTS[:1], other)).float().mean() >= 0.5
+
+
 @pytest.mark.parametrize("weights", ["bf16", "fp16", "int8", "int4"])
 def test_narrow_weights_draw_nearly_what_float32_draws(weights: str) -> None:
     pipeline = on("cuda", weights=weights)

@@ -273,9 +273,7 @@ def test_an_export_that_was_cut_off_is_made_again(data: Path, trunk: Path, tmp_p
     assert sorted(place.name for place in exported.iterdir()) == ["sequential", "trunk"]
 
 
-def test_going_on_with_other_settings_is_said(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_going_on_with_other_settings_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(settings(data, tmp_path / "run", train={"stop_at": 2}))
     capsys.readouterr()
     train(settings(data, tmp_path / "run", train={"seed": 7}), resume=True)
@@ -283,9 +281,7 @@ def test_going_on_with_other_settings_is_said(
     assert len(said) == 1 and "train.seed=" in said[0] and said[0].endswith("goes on with 7")
 
 
-def test_a_bad_step_leaves_the_codebook_alone(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_step_leaves_the_codebook_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, seen = trainer.TokenizerTask, 0
 
     class Poisoned(real):  # type: ignore[misc, valid-type]

@@ -125,9 +125,7 @@ def test_a_picture(scene: Path, tmp_path: Path) -> None:
         ("{scene}/clips --direct {scene}/direct temperature=0", "temperature=0.0 must be above 0"),
     ],
 )
-def test_refused(
-    scene: Path, tmp_path: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refused(scene: Path, tmp_path: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert upsample(scene, tmp_path / "out", words) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

@@ -209,9 +209,15 @@ def test_merging_a_whole_config_over_another_gives_the_second(
     assert load_config(Training, files) == second
 
 
-@given(st.dictionaries(st.sampled_from(["steps", "note", "resume", "optimiser"]), st.recursive(
-    st.none() | st.booleans() | st.integers() | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)
-)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["steps", "note", "resume", "optimiser"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | TEXT,
+            lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+        ),
+    )
+)
 def test_any_mapping_gives_a_config_or_one_line(values: dict[str, Any]) -> None:
     try:
         assert isinstance(from_dict(Training, values), Training)

@@ -199,9 +199,7 @@ def test_ranks_that_differ(write_sat: WriteSat) -> None:
         SatCheckpoint(one_less)
 
 
-def test_copies_that_differ_between_ranks_are_told(
-    write_sat: WriteSat, tmp_path: Path, settings: SatSettings
-) -> None:
+def test_copies_that_differ_between_ranks_are_told(write_sat: WriteSat, tmp_path: Path, settings: SatSettings) -> None:
     name = "transformer.layers.1.third_layernorm.bias"
     drifted = write_sat("video", ranks=2, change=lambda t, rank: t.update({name: t[name] + rank}))
     convert(drifted, tmp_path / "ours", settings)

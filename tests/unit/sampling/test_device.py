@@ -36,17 +36,15 @@ def test_steps_stay_on_the_device_and_wait_for_nothing(
     layout = model.config.layout
     order = schedules.sequential(layout, layout.given_frames, layout.generation_order)
     program = compile_program(model.config, wavefront(order, layout, 1))
-    for step in program.steps:  # made from numbers, so before there are none
-        assert all(channel.runs.block for channel in (step.plan.spatial, *step.plan.temporal) if channel.runs)
+    for sight in (program.sights.spatial, *program.sights.temporal):
+        assert sight.seen.any()  # made from numbers, so before there are none
     config = DrawConfig(guidance_scale=guidance)
     draw = ClusterDraw(np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
     known = torch.zeros(2, layout.num_frames, layout.frame_len, dtype=torch.int64)
     uniforms = torch.zeros(*known.shape, 2, dtype=torch.float64)
     texts = [tiny.encode("left"), tiny.encode("quickly right")]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        sampler = ClipSampler(
-            model.to(ELSEWHERE), program.to(ELSEWHERE), draw.to(ELSEWHERE), config, clips_at_once=2
-        )
+        sampler = ClipSampler(model.to(ELSEWHERE), program.to(ELSEWHERE), draw.to(ELSEWHERE), config, clips_at_once=2)
         made = sampler(known, texts, tiny.encode("any"), uniforms)
     assert made.shape == known.shape
     assert made.device.type == "cpu"

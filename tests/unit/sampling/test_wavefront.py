@@ -106,25 +106,24 @@ def misplaced_keys(program: Program, frame_len: int) -> list[tuple[int, int]]:
     In the spatial channel, which keeps slots of different frames at one place after another, (step, place) of what a
     step finds there that is of another frame than its own.
     """
-    there = set(program.given.slots.tolist()) if program.given else set()
+    there = set(program.given[0].slots.tolist()) if program.given else set()
     missing = []
     kept = dict[int, int]()  # place: slot
     for number, step in enumerate(program.steps):
         own = set(step.slots.tolist())
-        keys = {k for channel in step.plan.temporal for k in channel.runs.block.keys.index.flatten().tolist()}
+        seen = torch.stack([sight.seen[step.slots].any(0) for sight in program.sights.temporal]).any(0)
+        keys = set(seen.nonzero().flatten().tolist())
         inputs = {slot - 1 for slot in own if slot % frame_len}
         missing += [(number, slot) for slot in (keys - there - own) | (inputs - there)]
         there |= own
 
-        spatial = step.plan.spatial
-        kept |= dict(zip(spatial.places.tolist(), step.slots.tolist(), strict=True))
-        runs, starts = spatial.runs.runs.tolist(), spatial.runs.starts.tolist()
-        for slot, begin, end in zip(step.slots.tolist(), starts, starts[1:], strict=False):
-            seen = [place for first, count in runs[begin:end] for place in range(first, first + count)]
-            first_of_frame = slot - slot % frame_len
-            right = list(range(first_of_frame, slot + 1))
-            missing += [(number, place) for place in seen if kept.get(place) not in right]
-            assert len(seen) == len(right)
+        spatial = program.sights.spatial
+        kept |= dict(zip(spatial.places[step.slots].tolist(), step.slots.tolist(), strict=True))
+        for slot in step.slots.tolist():
+            places = spatial.seen[slot].nonzero().flatten().tolist()
+            right = list(range(slot - slot % frame_len, slot + 1))
+            missing += [(number, place) for place in places if kept.get(place) not in right]
+            assert len(places) == len(right)
     return missing
 
 

@@ -1,4 +1,4 @@
-"""All layers in one call, against the modules that they stand for."""
+"""A step in one call, against the modules that it stands for."""
 
 from dataclasses import replace
 from functools import cache
@@ -14,8 +14,8 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.model.linear import convert_weights
 from cogvideo.model.plan import plan_forward
-from cogvideo.model.runs import SlotPlanner
-from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.model.sight import Sights
+from cogvideo.model.transformer import CogVideoTransformer, Step, TextBias
 from cogvideo.sequence.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.skipif(few_rows.library() is None, reason="no C++ compiler here: the modules serve")
@@ -51,8 +51,8 @@ def model_of(task: str, dtype: str) -> CogVideoTransformer:
 
 
 @torch.inference_mode()
-def last_hidden(task: str, dtype: str, cache_dtype: torch.dtype, *, batch: int = 3, rows: int = 2) -> Tensor:
-    """Hidden states of the last frame's first slots, decoded `rows` at a time on what came before."""
+def last_scores(task: str, dtype: str, cache_dtype: torch.dtype, *, batch: int = 3, rows: int = 2) -> Tensor:
+    """Scores of the last frame's first slots, decoded `rows` at a time on what came before."""
     model, config = model_of(task, dtype), TASKS[task]
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(103, 120, (3, 8), generator=generator)[:batch]
@@ -66,18 +66,17 @@ def last_hidden(task: str, dtype: str, cache_dtype: torch.dtype, *, batch: int =
     bias = TextBias.of(mask, 0.5, 0.25)
     before = np.sort(order[:begin]) if begin else order[:1]
     model(tokens[:, before], plan_forward(config, before), bias, text=text, cache=memory)
-    planner = SlotPlanner(config)
-    hidden = []
+    sights, scores = Sights.of(config), []
     for start in range(len(before), len(order) - rows, rows):
-        slots = order[start : start + rows]
-        hidden.append(model(tokens[:, slots], planner.plan(slots), bias, cache=memory))
-    return torch.cat(hidden, dim=1)
+        slots = torch.from_numpy(order[start : start + rows])
+        scores += model.decode([Step(tokens.index_select(1, slots), slots, sights, bias, memory)])
+    return torch.cat(scores, dim=1)
 
 
 def by_modules(monkeypatch: pytest.MonkeyPatch, *args: object, **kwargs: int) -> Tensor:
     with monkeypatch.context() as patch:
         patch.setattr(few_rows, "library", lambda: None)
-        return last_hidden(*args, **kwargs)  # type: ignore[arg-type]
+        return last_scores(*args, **kwargs)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -85,14 +84,14 @@ def by_modules(monkeypatch: pytest.MonkeyPatch, *args: object, **kwargs: int) ->
 def test_as_the_modules(task: str, cache_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     close = {"atol": 2e-5, "rtol": 2e-5} if cache_dtype == torch.float32 else {"atol": 2e-3, "rtol": 2e-3}
     torch.testing.assert_close(
-        last_hidden(task, "fp32", cache_dtype), by_modules(monkeypatch, task, "fp32", cache_dtype), **close
+        last_scores(task, "fp32", cache_dtype), by_modules(monkeypatch, task, "fp32", cache_dtype), **close
     )
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "int8"])
 def test_narrow_weights_as_the_modules(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(
-        last_hidden("windowed", dtype, torch.float32),
+        last_scores("windowed", dtype, torch.float32),
         by_modules(monkeypatch, "windowed", dtype, torch.float32),
         atol=2e-5,
         rtol=2e-5,
@@ -102,6 +101,6 @@ def test_narrow_weights_as_the_modules(dtype: str, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_a_row_depends_neither_on_its_batch_nor_on_its_step(dtype: str) -> None:
     """What schedules that feed other rows at once owe their equal tokens to, to the last bit."""
-    alone = last_hidden("sequential", dtype, torch.float32, rows=1)
-    assert torch.equal(last_hidden("sequential", dtype, torch.float32, rows=5), alone[:, :15])
-    assert torch.equal(last_hidden("sequential", dtype, torch.float32, batch=1, rows=1), alone[:1])
+    alone = last_scores("sequential", dtype, torch.float32, rows=1)
+    assert torch.equal(last_scores("sequential", dtype, torch.float32, rows=5), alone[:, :15])
+    assert torch.equal(last_scores("sequential", dtype, torch.float32, batch=1, rows=1), alone[:1])

@@ -1,0 +1,199 @@
+"""`cogvideo demo` as visitors meet it: a server of its own process, asked through gradio's client and plain HTTP."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cogvideo.cli import demo as command
+from cogvideo.cli.main import main
+from tests.integration.tiny_bundle import CAPTIONS, write_bundle
+
+SETTINGS = ["num_clusters=32", "key_frames.top_k_clusters=4"]
+
+
+@dataclass
+class Page:
+    process: "subprocess.Popen[str]"
+    address: str
+    bundle: Path
+    out: Path
+
+    @property
+    def client(self) -> Any:
+        gradio_client = pytest.importorskip("gradio_client")
+        return gradio_client.Client(self.address, verbose=False, analytics_enabled=False)
+
+    def get(self, path: str, send: Any = None) -> tuple[int, dict[str, str], bytes]:
+        data = None if send is None else json.dumps(send).encode()
+        request = urllib.request.Request(f"{self.address}{path}", data, {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, {}, error.read()
+
+    def file(self, path: Path | str) -> tuple[int, dict[str, str], bytes]:
+        return self.get(f"gradio_api/file={quote(str(path))}")
+
+    def sampled(self, out: Path, *words: str | Path) -> torch.Tensor:
+        """Tokens that the command makes."""
+        assert main(["sample", *map(str, words), "--model", str(self.bundle), "--out", str(out), *SETTINGS]) == 0
+        return tokens(out)
+
+
+def tokens(folder: Path) -> torch.Tensor:
+    return load_file(folder / "tokens.safetensors")["tokens"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    pytest.importorskip("gradio", reason="the page needs gradio; pip install 'cogvideo[demo]'")
+    folder = tmp_path_factory.mktemp("demo")
+    bundle, out = write_bundle(folder / "bundle"), folder / "out"
+    words = ["demo", "--model", str(bundle), "--out", str(out), "--port", "0", "--at-once", "2", *SETTINGS]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cogvideo", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "no_proxy": "127.0.0.1", "TMPDIR": str(folder)},
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("CogVideo is at http://127.0.0.1:"), line
+    yield Page(process, line.split()[3].rstrip(","), bundle, out)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    left = {path.name for path in folder.iterdir()} - {"torchinductor_root"}
+    assert left == {"bundle", "out"}, "uploads go with the server"
+
+
+def test_a_clip_grows_on_the_page(page: Page, tmp_path: Path) -> None:
+    """What the command draws, and every file of it can be fetched."""
+    seen = list(page.client.submit(CAPTIONS[1], seed=3, rounds=1, api_name="/generate"))
+    assert "0 of 36 tokens" in seen[0][0] and "<video" not in seen[0][1]
+    line, cards = seen[-1]
+    (folder,) = page.out.glob("*-红色的数字3向左缓慢移动")
+    assert f"1 clip of 9 frames, 2 a second, done. Kept in out/{folder.name}" in line
+    assert torch.equal(tokens(folder), page.sampled(tmp_path / "sampled", CAPTIONS[1], "seed=3", "rounds=1"))
+    for path in folder.iterdir():
+        if path.name != "samples.json":
+            assert quote(str(path)) in cards
+        assert page.file(path)[::2] == (200, path.read_bytes())
+
+
+def test_a_picture_of_the_visitor(page: Page, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(picture)
+    page.client.predict("a picture", handle_file(str(picture)), rounds=0, api_name="/generate")
+    (folder,) = page.out.glob("*-a-picture")
+    expected = page.sampled(tmp_path / "sampled", "a picture", "--first-frame", picture, "rounds=0")
+    assert torch.equal(tokens(folder), expected)
+
+
+def test_visitors_at_the_same_time(page: Page, tmp_path: Path) -> None:
+    """Two are made at once, the third waits; one of them leaves, and the others are none the worse for it."""
+    leaving = page.client.submit("leaving", samples_per_prompt=16, rounds=4, api_name="/generate")
+    staying = [page.client.submit(f"staying {n}", rounds=2, api_name="/generate") for n in range(2)]
+    while not list(page.out.glob("*-leaving/unfinished/0*")):
+        time.sleep(0.02)
+    leaving.cancel()
+    for number, job in enumerate(staying):
+        job.result(timeout=120)
+        (folder,) = page.out.glob(f"*-staying-{number}")
+        assert torch.equal(tokens(folder), page.sampled(tmp_path / str(number), f"staying {number}", "rounds=2"))
+    (folder,) = page.out.glob("*-leaving")
+    assert not (folder / "samples.json").exists(), "the work was stopped"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"prompts": " "}, "there is no prompt"), ({"key_frames_guidance_scale": "much"}, "expected float or null")],
+)
+def test_what_is_wrong_is_said(page: Page, settings: dict[str, Any], said: str) -> None:
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError, match=said) as error:
+        page.client.predict(**{"prompts": "a", **settings}, api_name="/generate")
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_else_is_served_or_fetched(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    code = Path(command.__file__)
+    for path in (tmp_path / "secret", code, f"{page.out}/../bundle/text.model", page.bundle / "bundle.json", page.out):
+        assert page.file(path)[0] == 403, path
+    assert page.file("http://127.0.0.1:1/")[0] == 403, "and addresses are not fetched for visitors"
+    status, headers, html = page.get("")
+    assert status == 200 and b"gradio" in html
+    policy = headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy and "*" not in policy
+    theme = page.get("theme.css")[2]
+    assert b"http" not in theme.replace(b"http://www.w3.org", b"")
+    assert b'"analytics_enabled":false' in html.replace(b" ", b"")
+
+
+@pytest.mark.parametrize("place", ["{folder}/secret.png", "http://127.0.0.1:1/a.png"])
+def test_a_file_that_was_not_sent_is_not_read(page: Page, tmp_path: Path, place: str) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "secret.png")
+    file = {"path": place.format(folder=tmp_path), "meta": {"_type": "gradio.FileData"}}
+    about = json.loads(page.get("gradio_api/info")[2])["named_endpoints"]["/generate"]["parameters"]
+    values = ["not sent", file, *(parameter.get("parameter_default") for parameter in about[2:])]
+    _, _, begun = page.get("gradio_api/call/generate", {"data": values})
+    _, _, events = page.get(f"gradio_api/call/generate/{json.loads(begun)['event_id']}")
+    assert events.startswith(b"event: error")
+    assert not list(page.out.glob("*-not-sent"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a prompt"], "'a prompt' is no setting; prompts are typed on the page"),
+        (["--at-once", "0"], "--at-once 0 makes nothing"),
+        (["--iterative", "x"], "give --direct too"),
+        (["--port", "70000"], "--port 70000: cannot listen there"),
+        (["--host", "192.0.2.1"], "cannot listen there"),
+        (["sed=3"], "did you mean 'seed'?"),
+    ],
+)
+def test_bad_words(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "find_spec", lambda name: True)
+    assert main(["demo", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["demo", "--port", str(port)]) == 2
+    assert f"--port {port}: cannot listen there (Address already in use)" in capsys.readouterr().err
+
+
+def test_without_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == ("cogvideo: error: `cogvideo demo` needs gradio; pip install 'cogvideo[demo]'\n")

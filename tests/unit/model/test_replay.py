@@ -1,0 +1,48 @@
+"""What compiling and recording steps rests on: one graph for all slots and caches, which can be seen without a GPU."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from cogvideo.model import few_rows
+from cogvideo.model.cache import KVCache
+from cogvideo.model.linear import convert_weights
+from cogvideo.model.plan import plan_forward
+from cogvideo.model.sight import Sights
+from cogvideo.model.transformer import Step, TextBias
+from tests.unit.sampling import tiny
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
+@torch.inference_mode()
+def test_all_steps_of_a_clip_are_one_graph(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows, "library", lambda: None)  # as on a GPU, by operations of PyTorch alone
+    torch._dynamo.reset()
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[object]) -> Callable:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    model = tiny.model("interpolation", window_size=2)
+    convert_weights(model, weights)  # type: ignore[arg-type]
+    config, layout = model.config, model.config.layout
+    compiled = torch.compile(model.decode_by_modules, backend=backend, fullgraph=True)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    bias, text = TextBias.of(mask, 0.3), torch.full(mask.shape, tiny.VOCABULARY.newline)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(tiny.NUM_CODES, size=(2, layout.num_slots)))
+    given = layout.slots_of(*layout.given_frames)
+    caches = [KVCache.allocate(config, batch=2, text_len=5) for _ in range(3)]
+    for cache in caches:
+        model(tokens[:, given], plan_forward(config, given), bias, text=text, cache=cache)
+    sights = Sights.of(config)
+    for cache in caches[:2]:  # a second clip brings a cache of its own
+        for slot in layout.slots_of(*layout.generation_order)[:20]:
+            slots = torch.tensor([slot])
+            step = Step(tokens.index_select(1, slots), slots, sights, bias, cache)
+            expected = model.decode_by_modules(*step._replace(cache=caches[2]))
+            torch.testing.assert_close(compiled(*step), expected)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
