@@ -2,7 +2,7 @@
 
     python scripts/pretrain_tiny.py [--long] [--superres] [--out DIR] [--only STEP ...]
 
-The package's weights are those of --long: stage 1 then goes on for as long again, on more videos. --superres trains
+The package's weights are those of --long: both stages then go on, stage 1 on more videos. --superres trains
 both super-resolution models, too, on videos of three times the size, and puts them into the bundle.
 
 Each step is one `cogvideo` command, printed before it runs. Killed and run again, the recipe goes on where it
@@ -63,7 +63,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
         "--tokenizer": tokenizer,
         "--trunk": WORK / "trunk/export/trunk",
         "--sequential": WORK / ("sequential_long" if long else "sequential") / "export/sequential",
-        "--interpolation": WORK / "interpolation/export/interpolation",
+        "--interpolation": WORK / ("interpolation_long" if long else "interpolation") / "export/interpolation",
         "--sampling": Path("configs/sample/tiny.yaml"),
         "--out": out,
     }
@@ -72,6 +72,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
         videos("more_videos", 24000, 3),
         prepare("more_clips", WORK / "more_videos/captions.jsonl", *tokens, *key_frames_alone),
         train("sequential_long"),
+        train("interpolation_long"),
     ]
     fine = [
         videos("large_videos", 4000, 11, "--pixels", "120"),
@@ -110,7 +111,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("cogvideo/weights/tiny"), help="where the bundle goes")
-    parser.add_argument("--long", action="store_true", help="go on with stage 1, on more videos")
+    parser.add_argument("--long", action="store_true", help="go on with both stages, stage 1 on more videos")
     parser.add_argument("--superres", action="store_true", help="train super-resolution, too")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone, whether or not they were done")
     args = parser.parse_args()
