@@ -10,9 +10,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cogvideo.processes import Processes
     from cogvideo.sampling.footage import Footage
     from cogvideo.sampling.jobs import Job
-    from cogvideo.sampling.processes import Processes
     from cogvideo.sampling.uniforms import SampleKey
 
 

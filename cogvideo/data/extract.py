@@ -51,7 +51,7 @@ class Extractor:
 
     def plan(self, job: VideoJob) -> VideoPlan:
         """Choose a video's clips by its timestamps. Raises: ValueError if it is bad, or gives nothing and `strict`."""
-        times = probe_video(self.folder / job.video).seconds
+        times = probe_video(self._inside(job.video)).seconds
         rows: list[tuple[int, Clip]] = []
         skipped: list[dict[str, Any]] = []
         for index, caption in job.captions:
@@ -75,8 +75,7 @@ class Extractor:
             plan = self.plan(job)
             if not len(plan.times):
                 return plan, none
-            path = self.folder / job.video
-            frames, _ = read_video(path, side=self.side, only=plan.times, max_bytes=self.max_bytes)
+            frames, _ = read_video(self._inside(job.video), side=self.side, only=plan.times, max_bytes=self.max_bytes)
             return plan, frames
         except ValueError as error:
             if self.strict:
@@ -84,3 +83,10 @@ class Extractor:
             reason = str(error).replace(f"{self.folder}/", "")  # prepared data names no machine's folders
             skipped = [{"caption": index, "video": job.video, "reason": reason} for index, _ in job.captions]
             return VideoPlan(np.zeros(0), [], skipped), none
+
+    def _inside(self, video: str) -> Path:
+        """A video's place. Raises: ValueError if a link leads out of the folder."""
+        path = self.folder / video
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"{path} is a link that leads out of {self.folder}; give a path inside it")
+        return path

@@ -117,11 +117,12 @@ def test_rows_of_the_dataset(clips):
 
 
 def test_only_some_lengths(clips):
-    chosen = ClipDataset(clips._shards.folder, clip_seconds=[4.0])
+    folder = clips._table.folders[0].path
+    chosen = ClipDataset(folder, clip_seconds=[4.0])
     assert len(chosen) == 6 and set(chosen.seconds) == {4.0}
     assert [chosen.row(i)[0][0, 0] for i in range(6)] == [0, 4, 8, 12, 16, 20]
-    with pytest.raises(ValueError, match="it has lengths 2, 4 s"):
-        ClipDataset(clips._shards.folder, clip_seconds=[8.0])
+    with pytest.raises(ValueError, match="there are lengths 2, 4 s"):
+        ClipDataset(folder, clip_seconds=[8.0])
 
 
 def test_clip_batches_hold_length_and_caption(clips):
@@ -168,8 +169,10 @@ def test_resuming_is_asking_for_a_later_step(clips):
         assert torch.equal(batch.text, ran[step].text) and torch.equal(batch.frames, ran[step].frames)
 
 
-def test_long_captions_are_cut(clips):
-    clips.captions[:] = ["a very long caption"] * 6
+def test_long_captions_are_cut(tmp_path):
+    folder = make_prepared(tmp_path / "prepared")
+    (folder / "captions.jsonl").write_text('{"text": "a very long caption"}\n' * 6)
+    clips = ClipDataset(folder)
     batch = ClipLoader(clips, Letters(), LoaderConfig(batch_size=2, text_len=10)).batch(0)
     assert batch.text_mask.all() and {decode(text)[1:] for text in batch.text} == {".0秒|a v"}
 
