@@ -206,7 +206,7 @@ class ClipTask:
         write_checkpoint(place, infos, stored.tensor, config)
         return place
 
-    def _open(self, path: Path | None) -> ClipDataset | EmbeddedClips:
+    def _open(self, path: list[Path] | None) -> ClipDataset | EmbeddedClips:
         lengths, count = self.config.data.clip_seconds, self.config.data.embedded_clips
         if path is not None:
             return ClipDataset(path, lengths)

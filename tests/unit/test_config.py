@@ -52,6 +52,13 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("words", [["tags=[a b]"], ["tags=a b"]])
+def test_one_text_is_a_list_of_one(tmp_path: Path, words: list[str]) -> None:
+    assert load_config(Training, [], words).tags == ["a b"]
+    assert load_config(Training, [write(tmp_path / "c.yaml", "tags: a b")]).tags == ["a b"]
+    assert from_dict(Training, {"tags": "a b"}).tags == ["a b"]
+
+
 def test_later_sources_win(tmp_path: Path) -> None:
     write(tmp_path / "common" / "base.yaml", "steps: 1\nnote: base\noptimiser: {learning_rate: 5e-4, name: sgd}")
     first = write(tmp_path / "a" / "first.yaml", "base: ../common/base.yaml\nsteps: 2\noptimiser: {name: adamw}")
@@ -209,9 +216,15 @@ def test_merging_a_whole_config_over_another_gives_the_second(
     assert load_config(Training, files) == second
 
 
-@given(st.dictionaries(st.sampled_from(["steps", "note", "resume", "optimiser"]), st.recursive(
-    st.none() | st.booleans() | st.integers() | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)
-)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["steps", "note", "resume", "optimiser"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | TEXT,
+            lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+        ),
+    )
+)
 def test_any_mapping_gives_a_config_or_one_line(values: dict[str, Any]) -> None:
     try:
         assert isinstance(from_dict(Training, values), Training)
