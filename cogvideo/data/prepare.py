@@ -32,6 +32,7 @@ from cogvideo.data.shards import (
 )
 from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.logs import get_logger, progress
+from cogvideo.media.cuts import check_installed
 from cogvideo.processes import Processes
 
 log = get_logger("cogvideo.data.prepare")
@@ -81,7 +82,12 @@ class Preparation:
         self.out, self.kind, self.config = Path(out), kind, config
         self.processes = processes or Processes()
         folder = Path(videos) if videos is not None else Path(captions).parent
-        self.extractor = Extractor(folder, config.frame_pixels, self._choose, config.strict, config.max_video_mib << 20)
+        cuts = config.clips.cut_threshold if kind == "tokens" else None
+        if cuts is not None:
+            check_installed()
+        self.extractor = Extractor(
+            folder, config.frame_pixels, self._choose, config.strict, config.max_video_mib << 20, cuts
+        )
         self.captions = CaptionsFile(captions)
         self._numbers, self._starts = self.captions.by_video()
 
@@ -197,6 +203,8 @@ class Preparation:
         unused = "frames_per_video" if self.kind == "tokens" else "clips"
         for name in ("encode_batch", "strict", "workers", "max_video_mib", unused):
             del settings[name]  # they change no byte of what is made
+        if self.kind == "tokens" and self.config.clips.cut_threshold is None:
+            del settings["clips"]["cut_threshold"]  # as in folders that were begun before there was one
         plan = {
             "format": FORMATS[self.kind],
             "version": VERSION,
