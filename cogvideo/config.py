@@ -82,6 +82,7 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
     merged = OmegaConf.structured(cls)
     known = _known_keys(cls)
     for origin, values in sources:
+        values = _listed(values, known)
         try:
             merged = OmegaConf.merge(merged, values)
         except (OmegaConfBaseException, ValueError):
@@ -169,7 +170,8 @@ def _parse_override(word: str, known: dict[str, Any]) -> dict[str, Any]:
     if not match:
         raise ValueError(f"command line: expected key=value, got {word!r}")
     key, text = match["key"], match["value"]
-    if _wants_text(known.get(key)) and text != "null":
+    hint = known.get(key)
+    if (_wants_text(hint) or (_wants_texts(hint) and not text.startswith("["))) and text != "null":
         value: Any = text  # as typed: a path or a caption is not YAML
     else:
         try:
@@ -201,6 +203,23 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 def _wants_text(hint: Any) -> bool:
     return hint is not None and set(_members(hint)) <= {str, Path, types.NoneType}
+
+
+def _wants_texts(hint: Any) -> bool:
+    lists = [member for member in _members(hint) if typing.get_origin(member) is list]
+    return any(_wants_text(typing.get_args(member)[0]) for member in lists)
+
+
+def _listed(values: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[Any, Any]:
+    """With a single text where a list of texts is wanted as a list of one."""
+    listed: dict[Any, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = _listed(value, known, f"{prefix}{key}.")
+        elif isinstance(value, str) and _wants_texts(known.get(f"{prefix}{key}")):
+            value = [value]
+        listed[key] = value
+    return listed
 
 
 def _type_name(hint: Any) -> str:

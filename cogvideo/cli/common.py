@@ -1,6 +1,7 @@
 """What the subcommands share: `--config FILE` and `key=value` words."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -36,11 +37,15 @@ def config_from(cls: type[T], args: argparse.Namespace) -> T:
 
 
 def device_from(name: str | None) -> "torch.device":
-    """The device of a `--device`; None or "auto": a GPU if there is one. Raises: ValueError if it is of no use here."""
+    """The device of a `--device`; None or "auto": a GPU if there is one, each of several processes its own.
+
+    Raises: ValueError if it is of no use here.
+    """
     import torch
 
     if name in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpus = torch.cuda.device_count()
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0) % gpus) if gpus else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()

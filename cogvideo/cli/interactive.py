@@ -79,7 +79,7 @@ class _Makers:
         self._threads[-1].start()
 
     def _make(self, job: "Job", out: Path) -> None:
-        from cogvideo.sampling.processes import Processes
+        from cogvideo.processes import Processes
 
         try:
             make(self._args, job, out, Processes(), stopping=self._stopping)

@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli.common import split_overrides
+    from cogvideo.processes import Processes
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.checked_jobs import interpolation_job
     from cogvideo.sampling.footage import FootageReader
     from cogvideo.sampling.pipeline import Pipeline
-    from cogvideo.sampling.processes import Processes
 
     processes = Processes.from_environment()
     inputs, overrides = split_overrides(args.words)

@@ -10,8 +10,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cogvideo.processes import Processes
     from cogvideo.sampling.jobs import Job
-    from cogvideo.sampling.processes import Processes
 
 
 def add_making_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,12 +7,18 @@
 
 FILE is .jsonl, one {"video": "a.mp4", "caption": "..."} a line ("start" and "end" in seconds may be added), or .tsv
 with video, tab, caption. Killed and run again, it goes on where it was. `cogvideo digits` writes videos to try it on.
+
+    torchrun --nproc-per-node 8 -m cogvideo prepare ...       in many processes, also by deepspeed; docs/data.md
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cogvideo.cli.common import add_config_arguments, config_from, device_from
+
+if TYPE_CHECKING:
+    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.prepare import Preparation, PrepareConfig
     from cogvideo.data.shards import Kind
+    from cogvideo.processes import Processes
 
-    config = config_from(PrepareConfig, args)
+    config, processes = config_from(PrepareConfig, args), Processes.from_environment()
+    if args.dry_run and processes.rank:
+        return  # the first one looks at all videos
     low_res = config.low_res_pixels
     if args.frames and low_res is not None:
         raise ValueError("low_res_pixels makes pairs of tokens; give --tokenizer instead of --frames, or leave it out")
     kind: Kind = "frames" if args.frames else "tokens" if low_res is None else "pairs"
-    preparation = Preparation(args.captions, args.out, kind, config, args.videos)
+    preparation = Preparation(args.captions, args.out, kind, config, args.videos, processes)
     if args.frames:
         if args.dry_run:
             return _print_survey(preparation.survey(), 3 * config.frame_pixels**2)
@@ -65,8 +74,9 @@ def _print_survey(survey: dict, bytes_a_row: int) -> None:
     print(f"{survey['rows']} rows, about {survey['rows'] * bytes_a_row / 2**20:.1f} MiB" + _by_seconds(survey))
 
 
-def _print_result(out: Path, manifest: dict) -> None:
-    print(f"{out}: {manifest['rows']} rows{_by_seconds(manifest)}")
+def _print_result(out: Path, manifest: dict | None) -> None:
+    if manifest is not None:
+        print(f"{out}: {manifest['rows']} rows{_by_seconds(manifest)}")
 
 
 def _by_seconds(counts: dict) -> str:

@@ -27,11 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli.common import split_overrides
     from cogvideo.config import load_config
+    from cogvideo.processes import Processes
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY
     from cogvideo.sampling.checked_jobs import upsample_job
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.footage import FootageReader
-    from cogvideo.sampling.processes import Processes
     from cogvideo.sampling.upsample import find_models, open_upsampler
 
     processes = Processes.from_environment()

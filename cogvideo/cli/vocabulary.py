@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.data.captions import read_captions
+    from cogvideo.data.captions import CaptionsFile
     from cogvideo.tokenizers.open import open_image_tokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
-    captions = [caption.text for caption in read_captions(args.captions, args.captions.parent)]
+    captions = [caption.text for caption in CaptionsFile(args.captions)]
     num_codes = open_image_tokenizer(args.tokenizer).num_tokens
     tokenizer = TextTokenizer.train(captions, args.out, args.pieces, num_codes)
     sample = captions[0]

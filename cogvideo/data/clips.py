@@ -26,6 +26,9 @@ class ClipConfig:
     """Clips of one length from one captioned span, their starts evenly spread; 4 as published."""
     tolerance: float = 0.25
     """How far a frame may lie from its wanted time, as a part of the time between two frames of the clip."""
+    cut_threshold: float | None = None
+    """Cuts between shots are looked for, and no clip spans one: the mean change of a pixel, of 255, that counts as one
+    (PySceneDetect's own is 27; needs the extra `[data]`). Each shot is a span of its own. null: not looked for."""
 
     def __post_init__(self) -> None:
         if not self.clip_seconds or min(self.clip_seconds) <= 0:
@@ -34,6 +37,8 @@ class ClipConfig:
             raise ValueError(f"num_frames={self.num_frames}; a clip needs at least 2 frames")
         if self.max_clips_per_length < 1:
             raise ValueError(f"max_clips_per_length={self.max_clips_per_length}; expected at least 1")
+        if self.cut_threshold is not None and self.cut_threshold <= 0:
+            raise ValueError(f"cut_threshold={self.cut_threshold}; expected above 0, or null to look for no cuts")
         if not 0 < self.tolerance < 0.5:
             raise ValueError(f"tolerance={self.tolerance}; expected above 0 and below 0.5, else frames could repeat")
 

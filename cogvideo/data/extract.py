@@ -1,7 +1,7 @@
 """From one video and its captions to the distinct frames that its clips want. No tokens, no files written."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cogvideo.data.captions import Caption
 from cogvideo.data.clips import Clip
-from cogvideo.media.video import probe_video, read_video
+from cogvideo.media.cuts import find_cuts
+from cogvideo.media.video import SAME_TIME, probe_video, read_video
 
 Choose = Callable[[NDArray[np.float64], Caption], list[Clip]]
 """Which clips a caption's span of a video gives, from the video's frame times."""
@@ -48,14 +49,22 @@ class Extractor:
     """Whether a video that cannot be used is an error; else it is skipped."""
     max_bytes: int
     """Of one video's decoded frames."""
+    cut_threshold: float | None = None
+    """As of `ClipConfig`."""
 
     def plan(self, job: VideoJob) -> VideoPlan:
         """Choose a video's clips by its timestamps. Raises: ValueError if it is bad, or gives nothing and `strict`."""
-        times = probe_video(self.folder / job.video).seconds
+        path = self._inside(job.video)
+        times = probe_video(path).seconds
+        shots = [times]
+        if self.cut_threshold is not None:
+            cuts = find_cuts(path, self.cut_threshold)
+            shots = np.split(times, np.searchsorted(times, cuts - SAME_TIME))
         rows: list[tuple[int, Clip]] = []
         skipped: list[dict[str, Any]] = []
         for index, caption in job.captions:
-            clips = self.choose(times, caption)
+            spans = [caption] if len(shots) == 1 else [part for shot in shots for part in _within(caption, shot)]
+            clips = [clip for span in spans for clip in self.choose(times, span)]
             rows += [(index, clip) for clip in clips]
             if not clips:
                 end = float(times[-1]) if caption.end is None else caption.end
@@ -75,8 +84,7 @@ class Extractor:
             plan = self.plan(job)
             if not len(plan.times):
                 return plan, none
-            path = self.folder / job.video
-            frames, _ = read_video(path, side=self.side, only=plan.times, max_bytes=self.max_bytes)
+            frames, _ = read_video(self._inside(job.video), side=self.side, only=plan.times, max_bytes=self.max_bytes)
             return plan, frames
         except ValueError as error:
             if self.strict:
@@ -84,3 +92,16 @@ class Extractor:
             reason = str(error).replace(f"{self.folder}/", "")  # prepared data names no machine's folders
             skipped = [{"caption": index, "video": job.video, "reason": reason} for index, _ in job.captions]
             return VideoPlan(np.zeros(0), [], skipped), none
+
+    def _inside(self, video: str) -> Path:
+        """A video's place. Raises: ValueError if a link leads out of the folder."""
+        path = self.folder / video
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"{path} is a link that leads out of {self.folder}; give a path inside it")
+        return path
+
+
+def _within(caption: Caption, shot: NDArray[np.float64]) -> list[Caption]:
+    """The part of a caption's span that lies between a shot's first frame and its last, if any."""
+    start, end = max(caption.start, float(shot[0])), min(float("inf") if caption.end is None else caption.end, shot[-1])
+    return [replace(caption, start=start, end=float(end))] if start < end else []

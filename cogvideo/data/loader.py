@@ -80,7 +80,8 @@ def batch_indices(
 
 @lru_cache(maxsize=4)  # a step touches one or two epochs
 def _epoch_order(seed: int, epoch: int, dataset_len: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, STREAMS["order"], epoch]).permutation(dataset_len)
+    order = np.random.default_rng([seed, STREAMS["order"], epoch]).permutation(dataset_len)
+    return order.astype(np.int32) if dataset_len < 1 << 31 else order  # kept: half the memory
 
 
 def uniforms(seed: int, stream: str, positions: ArrayLike) -> NDArray[np.float64]:
@@ -116,14 +117,15 @@ class ClipLoader:
             )
         self.dataset, self.tokenizer, self.config = dataset, text_tokenizer, config
         self.rank, self.world = rank, world
-        self._rows = balanced_rows(dataset.seconds) if config.balance_lengths else np.arange(len(dataset))
+        self._rows = balanced_rows(dataset.seconds) if config.balance_lengths else None
+        self._num_rows = len(dataset) if self._rows is None else len(self._rows)
         self._encode = lru_cache(maxsize=1 << 16)(text_tokenizer.encode)  # captions repeat
 
     def batch(self, step: int) -> Batch:
         """This rank's clips of a step. Shapes: text (B, text_len), frames (B, num_frames or 1, frame_len)."""
         config = self.config
-        picked, positions = batch_indices(step, self.rank, self.world, config.batch_size, len(self._rows), config.seed)
-        rows = self._rows[picked]
+        picked, positions = batch_indices(step, self.rank, self.world, config.batch_size, self._num_rows, config.seed)
+        rows = picked if self._rows is None else self._rows[picked]
         frames = self.dataset.frames(rows)
         lengths_and_captions = self.dataset.texts(rows)
         dropped = uniforms(config.seed, "dropout", positions) < config.guidance_dropout

@@ -1,16 +1,14 @@
-"""From videos and captions to shards of clip tokens (or of single frames, to train an image tokenizer on).
+"""From videos and captions to a folder of shards: who makes which, and going on. `make_shard.py` makes one.
 
-A shard is made of a fixed run of videos, whole or not at all, so a run that was killed goes on behind its last whole
-shard and ends with the same bytes. Each distinct frame that some clip of a video wants is decoded and encoded once.
+A shard is made of a fixed run of videos, whole or not at all, so a run that was killed, of one process or many, goes on
+with the shards that are missing, in any number of processes, and ends with the same bytes.
 """
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.config import to_dict
-from cogvideo.data.captions import Caption, read_captions
+from cogvideo.data.captions import Caption, CaptionsFile
 from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
-from cogvideo.data.extract import Extractor, VideoJob, VideoPlan
-from cogvideo.data.shards import FORMATS, ROW, VERSION, Kind, read_shard, shard_folder, write_manifest, write_shard
+from cogvideo.data.extract import Extractor, VideoJob
+from cogvideo.data.make_shard import Encode, ShardMaker
+from cogvideo.data.shards import (
+    FORMATS,
+    VERSION,
+    Kind,
+    read_shard,
+    shard_folder,
+    shards_made,
+    write_manifest,
+    write_shard,
+)
 from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.logs import get_logger, progress
+from cogvideo.media.cuts import check_installed
+from cogvideo.processes import Processes
 
 log = get_logger("cogvideo.data.prepare")
 
-Encode = Callable[[NDArray[np.uint8]], NDArray[np.integer]]
-"""(frames, H, W, 3) uint8 -> (frames, frame_len) token ids of the type to store; or the frames as they are."""
+GO_ON = "when none is at work any more, run the same command again, in as many processes as you like"
 
 
 @dataclass(frozen=True)
@@ -64,112 +73,180 @@ class PrepareConfig:
 
 
 class Preparation:
-    """One captions file to be made into one folder."""
+    """One captions file to be made into one folder, by one process or many."""
 
     def __init__(
-        self, captions: str | Path, out: str | Path, kind: Kind, config: PrepareConfig, videos: Path | None = None
+        self,
+        captions: str | Path,
+        out: str | Path,
+        kind: Kind,
+        config: PrepareConfig,
+        videos: Path | None = None,
+        processes: Processes | None = None,
     ):
         self.out, self.kind, self.config = Path(out), kind, config
+        self.processes = processes or Processes()
         folder = Path(videos) if videos is not None else Path(captions).parent
-        self.extractor = Extractor(folder, config.frame_pixels, self._choose, config.strict, config.max_video_mib << 20)
-        self.captions = read_captions(captions, videos)
-        by_video: dict[str, list[tuple[int, Caption]]] = {}
-        for index, caption in enumerate(self.captions):
-            by_video.setdefault(caption.video, []).append((index, caption))
-        self.jobs = [VideoJob(video, tuple(found)) for video, found in by_video.items()]
+        cuts = config.clips.cut_threshold if kind == "tokens" else None
+        if cuts is not None:
+            check_installed()
+        self.extractor = Extractor(
+            folder, config.frame_pixels, self._choose, config.strict, config.max_video_mib << 20, cuts
+        )
+        self.captions = CaptionsFile(captions)
+        self._numbers, self._starts = self.captions.by_video()
+
+    @property
+    def num_videos(self) -> int:
+        return len(self._starts) - 1
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_videos // self.config.videos_per_shard)
 
     def survey(self) -> dict[str, Any]:
-        """What a run would make, from the videos' timestamps alone: a dry run."""
+        """What a run would make, from the videos' timestamps alone: a dry run, by this process."""
         counts: dict[float, int] = {}
         skipped = frames = 0
-        for job in progress(self.jobs, "looking at videos", "videos"):
-            try:
-                plan = self.extractor.plan(job)
-            except ValueError:
-                skipped += len(job.captions)
-                continue
-            skipped, frames = skipped + len(plan.skipped), frames + len(plan.times)
-            for _, clip in plan.rows:
-                counts[clip.seconds] = counts.get(clip.seconds, 0) + 1
+        with progress(self.num_videos, "looking at videos", "videos") as bar:
+            for job in chain.from_iterable(map(self._jobs, range(self.num_shards))):
+                bar.update(1)
+                try:
+                    plan = self.extractor.plan(job)
+                except ValueError:
+                    skipped += len(job.captions)
+                    continue
+                skipped, frames = skipped + len(plan.skipped), frames + len(plan.times)
+                for _, clip in plan.rows:
+                    counts[clip.seconds] = counts.get(clip.seconds, 0) + 1
         return {
             "captions": len(self.captions),
-            "videos": len(self.jobs),
+            "videos": self.num_videos,
             "skipped": skipped,
             "frames": frames,
             "rows": sum(counts.values()),
             "rows_by_seconds": {f"{seconds:g}": counts[seconds] for seconds in sorted(counts)},
         }
 
-    def run(self, encode: Encode, tokenizer: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Make what is not yet made, and the manifest; returns it. `tokenizer` describes what encodes, for the record.
+    def run(self, encode: Encode, tokenizer: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """Make this process's part of what is not yet made; the first one waits for all, and writes the manifest.
 
-        Raises: ValueError if the folder holds other work, a video is bad and `strict` is set, or no row comes out.
+        `tokenizer` describes what encodes, for the record. Returns the manifest, in the first process.
+        Raises: ValueError if the folder holds other work, a video is bad and `strict` is set, no row comes out, or
+        processes failed and left shards to make.
         """
-        plan = self._claim(tokenizer)
-        size = self.config.videos_per_shard
-        parts = [self.jobs[first : first + size] for first in range(0, len(self.jobs), size)]
-        done = [shard_folder(self.out, index).is_dir() for index in range(len(parts))]
-        if any(done):
-            log.info("%s: %d of %d shards are there already", self.out, sum(done), len(parts))
-        ready = sum(len(part) for part, is_done in zip(parts, done, strict=True) if is_done)
-        with progress(len(self.jobs), f"preparing {self.kind}", "videos", initial=ready) as bar:
-            for index, part in enumerate(parts):
-                if not done[index]:
-                    try:
-                        write_shard(shard_folder(self.out, index), *self._make_shard(part, encode, bar.update))
-                    except ValueError:
-                        if not any(done) and index == 0:
-                            self._take_back()
-                        raise
-        shards = [read_shard(shard_folder(self.out, index)) for index in range(len(parts))]
+        plan = self._plan(tokenizer)
+        missing = self.processes.first_does(lambda: self._claim(plan))
+        self._check_same(plan)  # where the first process has other files or settings than this one
+        failure = self._make([missing[place] for place in self.processes.share(len(missing))], encode)
+        if failure is not None and self.processes.count > 1:
+            say = "process %d of %d: %s (the others go on with their shards)"
+            log.error(say, self.processes.rank, self.processes.count, failure)
+        lost = None
+        try:
+            self.processes.wait_for_all()  # also after a failure: launchers end all processes when one ends badly
+        except ConnectionError as error:
+            lost = error
+        if self.processes.rank == 0 and lost is None and not shards_made(self.out):
+            self._take_back()
+        if failure is not None:
+            raise failure
+        if self.processes.rank == 0:
+            return self._finish(plan)
+        if lost is not None:
+            raise ConnectionError(f"{lost}; {GO_ON}")
+        return None
+
+    def _make(self, shards: Sequence[int], encode: Encode) -> Exception | None:
+        """Make shards, up to the first that fails: the error is returned."""
+        maker = ShardMaker(self.extractor, encode, self.kind, self.config.encode_batch, self.config.workers)
+        ours = sum(len(self._part(index)) for index in shards)
+        with progress(ours, f"preparing {self.kind}", "videos") as bar:
+            for index in shards:
+                try:
+                    write_shard(shard_folder(self.out, index), *maker.make(self._jobs(index), bar.update))
+                except Exception as error:
+                    return error
+        return None
+
+    def _finish(self, plan: dict[str, Any]) -> dict[str, Any]:
+        made = shards_made(self.out)
+        places = [shard_folder(self.out, index) for index in range(self.num_shards)]
+        if missing := sum(place.name not in made for place in places):
+            raise ValueError(
+                f"{self.out}: {missing} of {len(places)} shards are not made, for a process failed or died; {GO_ON}"
+            )
+        shards = [read_shard(place) for place in places]
         if not any(shard.num_rows for shard in shards):
             reason = next((entry["reason"] for shard in shards for entry in shard.info["skipped"]), "no clip fits")
             self._take_back()
-            raise ValueError(f"{self.out}: none of the {len(self.jobs)} videos gave a row; the first: {reason}")
+            raise ValueError(f"{self.out}: none of the {self.num_videos} videos gave a row; the first: {reason}")
         manifest = write_manifest(self.out, plan, shards)
-        for entry in manifest["skipped"][:10]:
+        for entry in islice((entry for shard in shards for entry in shard.info["skipped"]), 10):
             log.warning("skipped %s: %s", entry["video"], entry["reason"])
-        if manifest["skipped"]:
-            log.warning(
-                "%d of %d captions skipped; manifest.json lists them", len(manifest["skipped"]), len(self.captions)
-            )
+        if skipped := manifest["skipped"]:
+            log.warning("%d of %d captions skipped; skipped.jsonl lists them", skipped, len(self.captions))
         return manifest
 
-    def _claim(self, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
-        """Write plan.json and captions.jsonl, or check that those there are the same."""
-        captions = "".join(json.dumps(asdict(caption), ensure_ascii=False) + "\n" for caption in self.captions)
+    def _part(self, shard: int) -> range:
+        """The videos of a shard."""
+        size = self.config.videos_per_shard
+        return range(shard * size, min((shard + 1) * size, self.num_videos))
+
+    def _jobs(self, shard: int) -> list[VideoJob]:
+        """A shard's videos with their captions, read from the captions file."""
+        part = self._part(shard)
+        numbers = self._numbers[self._starts[part.start] : self._starts[part.stop]]
+        by_video: dict[str, list[tuple[int, Caption]]] = {}
+        for number, caption in zip(numbers, self.captions.at(numbers), strict=True):
+            by_video.setdefault(caption.video, []).append((int(number), caption))
+        return [VideoJob(video, tuple(found)) for video, found in by_video.items()]
+
+    def _plan(self, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
+        """All that decides the bytes of the result."""
         settings = to_dict(self.config)
         unused = "frames_per_video" if self.kind == "tokens" else "clips"
         for name in ("encode_batch", "strict", "workers", "max_video_mib", unused):
             del settings[name]  # they change no byte of what is made
         if self.kind != "pairs":
             del settings["low_res_pixels"]
+        if self.kind == "tokens" and self.config.clips.cut_threshold is None:
+            del settings["clips"]["cut_threshold"]  # as in folders that were begun before there was one
         plan = {
             "format": FORMATS[self.kind],
             "version": VERSION,
-            "captions_sha256": hashlib.sha256(captions.encode()).hexdigest(),
+            "captions_sha256": self.captions.sha256,
             "config": settings,
             "tokenizer": tokenizer,
         }
-        plan = json.loads(json.dumps(plan))  # as it reads back: lists for tuples
-        path = self.out / "plan.json"
-        if path.is_file():
-            found = read_json(path)
-            differing = [key for key in plan if found.get(key) != plan[key]]
-            if differing:
-                raise ValueError(
-                    f"{self.out} was begun with other {differing[0].removesuffix('_sha256')}; choose another folder, "
-                    "or remove it"
-                )
+        return json.loads(json.dumps(plan))  # as it reads back: lists for tuples
+
+    def _claim(self, plan: dict[str, Any]) -> list[int]:
+        """Write plan.json and captions.jsonl, or check that those there are the same. Returns the shards to make."""
+        if (self.out / "plan.json").is_file():
+            self._check_same(plan)
         elif self.out.exists() and any(entry for entry in self.out.iterdir() if not _is_left_over(entry)):
             raise ValueError(f"{self.out} holds other files; choose a new folder")
-        write_json(path, plan)
-        with atomic_write(self.out / "captions.jsonl") as part:
-            part.write_text(captions, encoding="utf-8")
+        write_json(self.out / "plan.json", plan)
+        with atomic_write(self.out / "captions.jsonl") as part, open(part, "w", encoding="utf-8") as file:
+            file.writelines(caption.line for caption in self.captions)
         for entry in [*self.out.iterdir(), *self.out.glob("shards/*")]:
             if _is_left_over(entry):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        return plan
+        made = shards_made(self.out)
+        if made:
+            log.info("%s: %d of %d shards are there already", self.out, len(made), self.num_shards)
+        return [index for index in range(self.num_shards) if shard_folder(self.out, index).name not in made]
+
+    def _check_same(self, plan: dict[str, Any]) -> None:
+        """Raises: ValueError that names what differs from the folder's plan."""
+        found = read_json(self.out / "plan.json")
+        differing = [key for key in plan if not isinstance(found, dict) or found.get(key) != plan[key]]
+        if differing:
+            raise ValueError(
+                f"{self.out} was begun with other {differing[0].removesuffix('_sha256')}; choose another folder, "
+                "or remove it"
+            )
 
     def _take_back(self) -> None:
         """Remove what was made, so that the command does its work once the videos are mended."""
@@ -178,46 +255,6 @@ class Preparation:
             (self.out / name).unlink()
         if not any(self.out.iterdir()):
             self.out.rmdir()
-
-    def _make_shard(
-        self, jobs: Sequence[VideoJob], encode: Encode, advance: Callable[[int], Any]
-    ) -> tuple[dict[str, NDArray], list[dict[str, Any]]]:
-        rows: list[tuple[int, float, float]] = []
-        clips: list[NDArray] = []
-        skipped: list[dict[str, Any]] = []
-        for plan, codes in self._encoded(jobs, encode):
-            skipped += plan.skipped
-            for caption, clip in plan.rows:
-                rows.append((caption, clip.seconds, float(plan.times[clip.frames[0]])))
-                clips.append(codes[list(clip.frames)] if self.kind == "tokens" else codes[clip.frames[0]])
-            advance(1)
-        name = f"{self.kind}.npy"
-        return {"rows.npy": np.array(rows, ROW), name: np.stack(clips) if clips else np.zeros((0,))}, skipped
-
-    def _encoded(self, jobs: Sequence[VideoJob], encode: Encode) -> Iterator[tuple[VideoPlan, NDArray]]:
-        """Decode ahead in threads, encode across videos, and give each back in order with its frames' codes."""
-        waiting: list[tuple[VideoPlan, NDArray[np.uint8]]] = []
-        with ThreadPoolExecutor(self.config.workers) as pool:
-            for plan, frames in _map_ahead(pool, self.extractor.decode, jobs, 4 * self.config.workers):
-                waiting.append((plan, frames))
-                # Four batches at once, so that most are full.
-                if sum(len(frames) for _, frames in waiting) >= 4 * self.config.encode_batch:
-                    yield from self._flush(waiting, encode)
-                    waiting = []
-            yield from self._flush(waiting, encode)
-
-    def _flush(
-        self, videos: list[tuple[VideoPlan, NDArray[np.uint8]]], encode: Encode
-    ) -> Iterator[tuple[VideoPlan, NDArray]]:
-        codes = np.zeros((0,))
-        if any(len(frames) for _, frames in videos):
-            pixels = np.concatenate([frames for _, frames in videos])
-            batches = np.array_split(pixels, -(-len(pixels) // self.config.encode_batch))
-            codes = np.concatenate([encode(batch) for batch in batches])
-        first = 0
-        for plan, frames in videos:
-            yield plan, codes[first : first + len(frames)]
-            first += len(frames)
 
     def _choose(self, times: NDArray[np.float64], caption: Caption) -> list[Clip]:
         if self.kind == "tokens":
@@ -228,13 +265,3 @@ class Preparation:
 def _is_left_over(path: Path) -> bool:
     """Whether a run that was killed while it wrote left this temporary file or folder."""
     return path.name.startswith(".") and ".tmp" in path.name
-
-
-def _map_ahead(pool: ThreadPoolExecutor, work: Callable, items: Sequence, ahead: int) -> Iterator[Any]:
-    """Like pool.map, in order, with at most `ahead` results waiting: memory stays bounded."""
-    iterator = iter(items)
-    pending: list[Future] = [pool.submit(work, item) for item in islice(iterator, ahead)]
-    while pending:
-        result = pending.pop(0).result()
-        pending += [pool.submit(work, item) for item in islice(iterator, 1)]
-        yield result

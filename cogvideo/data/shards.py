@@ -5,11 +5,14 @@
     DIR/shards/00000/      rows.npy (ROW), and tokens.npy (rows, frames, frame_len), frames.npy (rows, H, W, 3) uint8,
                            or pairs.npy (rows, fine tokens of a frame, then coarse ones); shard.json with sizes and
                            hashes; a shard's folder appears when it is whole
-    DIR/manifest.json      written last: the plan, every shard, what was skipped. No manifest: not finished
+    DIR/rows.npy           the shards' rows.npy as one, so that a reader of many shards opens one file
+    DIR/skipped.jsonl      the captions that gave nothing, each with the reason
+    DIR/manifest.json      written last: the plan, every shard, what there is of what. No manifest: not finished
 
 No file holds a time or a machine's name: the same input gives the same bytes.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cogvideo.files import atomic_directory, read_json, sha256_file, write_json
+from cogvideo.files import atomic_directory, atomic_write, read_json, sha256_file, write_json
 
 VERSION = 1
 FORMATS = {"tokens": "cogvideo-tokens", "frames": "cogvideo-frames", "pairs": "cogvideo-pairs"}
@@ -68,13 +71,19 @@ def shard_folder(out: Path, index: int) -> Path:
     return out / "shards" / f"{index:05d}"
 
 
+def shards_made(out: Path) -> set[str]:
+    """The names of the shards that are whole, by listing their folder: many processes on a shared disk see it so."""
+    folder = out / "shards"
+    return {entry.name for entry in folder.iterdir() if entry.name.isdigit()} if folder.is_dir() else set()
+
+
 def write_shard(folder: Path, arrays: dict[str, NDArray], skipped: list[dict[str, Any]]) -> None:
     """Write a shard's arrays (all of as many rows) and its shard.json, whole or not at all."""
     with atomic_directory(folder) as part:
         files = {}
         for name, array in arrays.items():
             np.save(part / name, array, allow_pickle=False)
-            files[name] = {"bytes": (part / name).stat().st_size, "sha256": sha256_file(part / name)}
+            files[name] = _size_and_hash(part / name)
         write_json(part / "shard.json", {"rows": len(arrays["rows.npy"]), "files": files, "skipped": skipped})
 
 
@@ -83,18 +92,28 @@ def read_shard(folder: Path) -> Shard:
 
 
 def write_manifest(out: Path, plan: dict[str, Any], shards: list[Shard]) -> dict[str, Any]:
-    """Finish: list the shards and all that was skipped. Returns what was written."""
-    lengths = np.concatenate([shard.load("rows.npy")["seconds"] for shard in shards])
-    values, counts = np.unique(lengths, return_counts=True)
+    """Finish: gather the rows, list the shards and all that was skipped. Returns what was written."""
+    rows = np.concatenate([shard.load("rows.npy") for shard in shards])
+    with atomic_write(out / "rows.npy") as part:
+        np.save(part, rows, allow_pickle=False)
+    with atomic_write(out / "skipped.jsonl") as part, open(part, "w", encoding="utf-8") as file:
+        skipped = [entry for shard in shards for entry in shard.info["skipped"]]
+        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
+    values, counts = np.unique(rows["seconds"], return_counts=True)
     manifest = {
         **plan,
-        "rows": len(lengths),
+        "rows": len(rows),
         "rows_by_seconds": {f"{value:g}": int(count) for value, count in zip(values, counts, strict=True)},
-        "skipped": [entry for shard in shards for entry in shard.info["skipped"]],
+        "skipped": len(skipped),
+        "files": {"rows.npy": _size_and_hash(out / "rows.npy")},
         "shards": [{"name": s.folder.name, "rows": s.num_rows, "files": s.info["files"]} for s in shards],
     }
     write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def _size_and_hash(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def read_manifest(out: Path, kind: Kind) -> dict[str, Any]:
@@ -113,9 +132,19 @@ def read_manifest(out: Path, kind: Kind) -> dict[str, Any]:
         isinstance(shard, dict) and isinstance(shard.get("rows"), int) and isinstance(shard.get("files"), dict)
         for shard in shards
     )
+    if "files" in manifest:  # rows of all shards in one file
+        counted = isinstance(manifest["files"], dict) and isinstance(manifest.get("rows"), int)
+        listed = listed and counted and sum(shard["rows"] for shard in manifest["shards"]) == manifest["rows"]
     if not listed or not isinstance(tokenizer, dict | None) or not isinstance(manifest.get("rows_by_seconds"), dict):
         raise ValueError(f"{path} is damaged: it does not list shards as `cogvideo prepare` does; prepare it again")
     return manifest
+
+
+def open_rows(out: Path, manifest: dict[str, Any], shards: list[Shard]) -> NDArray:
+    """(rows,) of ROW, of all shards. Raises ValueError if they are damaged."""
+    if "files" in manifest:
+        return Shard(out, manifest).load("rows.npy")
+    return np.concatenate([shard.load("rows.npy") for shard in shards])  # a folder made before rows.npy was
 
 
 def open_shards(out: Path, manifest: dict[str, Any]) -> list[Shard]:

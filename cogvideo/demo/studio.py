@@ -19,13 +19,13 @@ from typing import Any, Literal
 from cogvideo.config import from_dict, to_dict
 from cogvideo.files import safe_name
 from cogvideo.media.untrusted import check_untrusted
+from cogvideo.processes import Processes
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, fingerprint
 from cogvideo.sampling.checked_jobs import clip_job, interpolation_job, upsample_job
 from cogvideo.sampling.config import LOADING, SampleConfig
 from cogvideo.sampling.footage import Footage, FootageReader
 from cogvideo.sampling.jobs import Job
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.sampling.processes import Processes
 from cogvideo.sampling.produce import produce
 from cogvideo.sampling.results import claim_folder, sample_names
 from cogvideo.sampling.upsample import Upsampler

@@ -104,6 +104,17 @@ def read_video(
     return np.stack(frames), np.array(seconds)
 
 
+def iterate_frames(path: str | Path, *, side: int) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """All frames one at a time, scaled and cropped as by `read_video`, with their times. Raises ValueError likewise."""
+    reformatter = VideoReformatter()
+    with _open_stream(path) as (container, stream):
+        origin, tick = stream.start_time or 0, _tick(stream)
+        for number, frame in enumerate(container.decode(stream)):
+            if frame.pts is None or frame.is_corrupt:
+                raise _damaged(path, f"frame {number} cannot be decoded")
+            yield _pixels(frame, reformatter, side), float((frame.pts - origin) * tick)
+
+
 def write_video(
     path: str | Path,
     frames: NDArray[np.uint8] | Iterable[NDArray[np.uint8]],

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.processes import Processes
 from cogvideo.sampling.kept import Keep
-from cogvideo.sampling.processes import Processes
 from cogvideo.sampling.results import claim_folder
 
 UNFINISHED, RECORD, RESULT = "unfinished", "work.json", "samples.json"

@@ -18,13 +18,13 @@ Task = Literal["tokenizer", "image", "sequential", "interpolation", "superres"]
 class DataConfig:
     """What is learned from."""
 
-    path: Path | None = None
-    """A folder that `cogvideo prepare` made: frames (`--frames`) for the tokenizer, pairs (`low_res_pixels=`) for
-    superres, clips of tokens for all else."""
+    path: list[Path] | None = None
+    """A folder that `cogvideo prepare` made, or a list of them, read as one: frames (`--frames`) for the tokenizer,
+    pairs (`low_res_pixels=`) for superres, clips of tokens for all else."""
     embedded_clips: int | None = None
     """Instead of path: so many moving digits, made at the start by the image tokenizer; to try things out."""
-    validation: Path | None = None
-    """Another such folder, never learned from; its loss is logged."""
+    validation: list[Path] | None = None
+    """Another such folder, or several, never learned from; the loss is logged."""
     clip_seconds: list[float] | None = None
     """Clips of these lengths only; null for all."""
     balance_lengths: bool = True

@@ -113,10 +113,10 @@ class SuperresTask:
         export_model(place, self.model, {"step": step}, frozen)
         return place
 
-    def _load(self, path: Path, rank: int, world: int) -> PairLoader:
+    def _load(self, folders: list[Path], rank: int, world: int) -> PairLoader:
         loop = self.config.train
         return PairLoader(
-            PairDataset(path),
+            PairDataset(folders),
             self.text_tokenizer,
             self.model_config,
             loop.batch_size,

@@ -184,7 +184,7 @@ class ClipTask:
         export_model(place, self.model, extra, frozen)
         return place
 
-    def _open(self, path: Path | None) -> ClipDataset | EmbeddedClips:
+    def _open(self, path: list[Path] | None) -> ClipDataset | EmbeddedClips:
         lengths, count = self.config.data.clip_seconds, self.config.data.embedded_clips
         if path is not None:
             return ClipDataset(path, lengths)

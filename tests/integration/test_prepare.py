@@ -15,6 +15,7 @@ from cogvideo.cli.main import main
 from cogvideo.data.dataset import ClipDataset, FrameDataset
 from cogvideo.data.encode import TokenEncoder
 from cogvideo.data.prepare import Preparation, PrepareConfig
+from cogvideo.data.shards import read_manifest
 from cogvideo.media.video import read_video
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from cogvideo.tokenizers.vqvae import VQVAEConfig
@@ -68,7 +69,7 @@ def test_rows_are_the_tokens_of_the_videos_own_frames(prepared, digits, tokenize
     clips.verify()
     assert len(clips) == 6 * 7 and clips.num_frames == 5 and clips.frame_len == 25 and clips.num_tokens == 64
     captions = [json.loads(line) for line in digits.read_text(encoding="utf-8").splitlines()]
-    assert clips.manifest["rows_by_seconds"] == {"0.5": 12, "1": 12, "2": 12, "4": 6}
+    assert read_manifest(prepared, "tokens")["rows_by_seconds"] == {"0.5": 12, "1": 12, "2": 12, "4": 6}
     encoder = ImageTokenizer.load(tokenizer)
     frames, _ = read_video(digits.parent / captions[2]["video"])
     pixels = rearrange(torch.from_numpy(frames), "n h w c -> n c h w") / 255
@@ -152,11 +153,22 @@ def test_bad_videos_are_left_out_and_reported(mixed, tokenizer, tmp_path, capsys
     found = [(seconds, caption) for _, seconds, caption in (clips.row(i) for i in range(len(clips)))]
     assert found == [(4.0, "first"), (4.0, "second"), (2.0, "later")]
     assert (clips.row(0)[0] == clips.row(1)[0]).all()
-    skipped = {entry["video"]: entry["reason"] for entry in clips.manifest["skipped"]}
+    entries = [json.loads(line) for line in (out / "skipped.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert read_manifest(out, "tokens")["skipped"] == len(entries) == 4
+    skipped = {entry["video"]: entry["reason"] for entry in entries}
     assert set(skipped) == {"cut.mp4", "none.mp4", "text.mp4", "b.mp4"}
     assert "cut short" in skipped["cut.mp4"] and "no clip fits" in skipped["b.mp4"]
     assert not any(str(tmp_path) in reason for reason in skipped.values())
     assert "4 of 7 captions skipped" in capsys.readouterr().err
+
+
+def test_a_link_out_of_the_folder_is_not_followed(mixed, digits, tmp_path):
+    (mixed.parent / "link.mp4").symlink_to(digits.parent / "clips/000000.mp4")
+    lines = [{"video": "link.mp4", "caption": "elsewhere"}, {"video": "a.mp4", "caption": "here"}]
+    mixed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert prepare(mixed, tmp_path / "out", "--frames", "frame_pixels=40", "frames_per_video=1") == 0
+    assert len(FrameDataset(tmp_path / "out")) == 1
+    assert "link.mp4 is a link that leads out" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
 
 def test_strict_makes_a_bad_video_an_error(mixed, tokenizer, tmp_path, capsys):

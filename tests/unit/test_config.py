@@ -52,6 +52,13 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("words", [["tags=[a b]"], ["tags=a b"]])
+def test_one_text_is_a_list_of_one(tmp_path: Path, words: list[str]) -> None:
+    assert load_config(Training, [], words).tags == ["a b"]
+    assert load_config(Training, [write(tmp_path / "c.yaml", "tags: a b")]).tags == ["a b"]
+    assert from_dict(Training, {"tags": "a b"}).tags == ["a b"]
+
+
 def test_later_sources_win(tmp_path: Path) -> None:
     write(tmp_path / "common" / "base.yaml", "steps: 1\nnote: base\noptimiser: {learning_rate: 5e-4, name: sgd}")
     first = write(tmp_path / "a" / "first.yaml", "base: ../common/base.yaml\nsteps: 2\noptimiser: {name: adamw}")

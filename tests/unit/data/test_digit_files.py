@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cogvideo.data.captions import read_captions
+from cogvideo.data.captions import CaptionsFile
 from cogvideo.data.digit_files import clips_of, write_dataset
 from cogvideo.data.digits import frame_times, render
 from cogvideo.media.video import read_video
@@ -13,7 +13,7 @@ from cogvideo.media.video import read_video
 
 def test_dataset_reads_back_as_it_was_drawn(tmp_path):
     captions = write_dataset(tmp_path / "digits", "test", 4, seed=3)
-    found = read_captions(captions)
+    found = list(CaptionsFile(captions))
     assert [caption.text for caption in found] == [clip.caption(lang) for clip, lang in clips_of("test", 4, 3)]
     for caption, (clip, _) in zip(found, clips_of("test", 4, 3), strict=True):
         frames, seconds = read_video(captions.parent / caption.video)

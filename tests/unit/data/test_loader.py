@@ -37,21 +37,22 @@ def decode(ids):
     return bytes(i - 100 if i >= 100 else ord("|") for i in ids.tolist()).decode()
 
 
-def make_prepared(folder, kind="tokens"):
+def make_prepared(folder, kind="tokens", first_row=0, frame_len=4, codes="a"):
     """Two shards: captions 0..5, lengths 4 s once and 2 s three times a caption; tokens tell the row."""
     shards = []
     for index in range(2):
         rows = [(3 * index + c, s, 0.0) for c in range(3) for s in (4.0, 2.0, 2.0, 2.0)]
-        first = 12 * index
+        first = first_row + 12 * index
         if kind == "tokens":
-            array = (first + np.arange(12)[:, None, None] + 0 * np.zeros((12, 5, 4))).astype(np.uint16)
+            array = (first + np.arange(12)[:, None, None] + 0 * np.zeros((12, 5, frame_len))).astype(np.uint16)
             array[:, :, 1] = np.arange(5)
         else:
             array = np.full((12, 6, 6, 3), first, np.uint8) + np.arange(12, dtype=np.uint8)[:, None, None, None]
         write_shard(shard_folder(folder, index), {"rows.npy": np.array(rows, ROW), f"{kind}.npy": array}, [])
         shards.append(read_shard(shard_folder(folder, index)))
-    (folder / "captions.jsonl").write_text("".join(f'{{"text": "clip {c}"}}\n' for c in range(6)))
-    plan = {"format": FORMATS[kind], "version": VERSION, "tokenizer": {"num_tokens": 64} if kind == "tokens" else None}
+    (folder / "captions.jsonl").write_text("".join(f'{{"text": "clip {first_row // 4 + c}"}}\n' for c in range(6)))
+    tokenizer = {"num_tokens": 64, "sha256": {"model": codes}} if kind == "tokens" else None
+    plan = {"format": FORMATS[kind], "version": VERSION, "tokenizer": tokenizer}
     write_manifest(folder, plan, shards)
     return folder
 
@@ -117,11 +118,12 @@ def test_rows_of_the_dataset(clips):
 
 
 def test_only_some_lengths(clips):
-    chosen = ClipDataset(clips._shards.folder, clip_seconds=[4.0])
+    folder = clips._table.folders[0].path
+    chosen = ClipDataset(folder, clip_seconds=[4.0])
     assert len(chosen) == 6 and set(chosen.seconds) == {4.0}
     assert [chosen.row(i)[0][0, 0] for i in range(6)] == [0, 4, 8, 12, 16, 20]
-    with pytest.raises(ValueError, match="it has lengths 2, 4 s"):
-        ClipDataset(clips._shards.folder, clip_seconds=[8.0])
+    with pytest.raises(ValueError, match="there are lengths 2, 4 s"):
+        ClipDataset(folder, clip_seconds=[8.0])
 
 
 def test_clip_batches_hold_length_and_caption(clips):
@@ -168,8 +170,10 @@ def test_resuming_is_asking_for_a_later_step(clips):
         assert torch.equal(batch.text, ran[step].text) and torch.equal(batch.frames, ran[step].frames)
 
 
-def test_long_captions_are_cut(clips):
-    clips.captions[:] = ["a very long caption"] * 6
+def test_long_captions_are_cut(tmp_path):
+    folder = make_prepared(tmp_path / "prepared")
+    (folder / "captions.jsonl").write_text('{"text": "a very long caption"}\n' * 6)
+    clips = ClipDataset(folder)
     batch = ClipLoader(clips, Letters(), LoaderConfig(batch_size=2, text_len=10)).batch(0)
     assert batch.text_mask.all() and {decode(text)[1:] for text in batch.text} == {".0秒|a v"}
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.processes import Processes
 from cogvideo.sampling import produce as module
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.jobs import ClipJob, InterpolationJob, Job
 from cogvideo.sampling.kept import keep_nothing
-from cogvideo.sampling.processes import Processes
 from cogvideo.sampling.produce import my_groups, produce
 from cogvideo.sampling.uniforms import sample_keys
 from cogvideo.sampling.work import Work

@@ -25,7 +25,8 @@ def test_every_step_finds_what_it_needs(long: bool, superres: bool) -> None:
         if step.words[0] == "train":
             config = load_config(TrainConfig, [ROOT / step.words[step.words.index("--config") + 1]], [])
             data, init = config.data, config.init
-            named = (data.path, data.validation, data.text_tokenizer, data.image_tokenizer, init.checkpoint)
+            named = [*(data.path or []), *(data.validation or [])]
+            named += [data.text_tokenizer, data.image_tokenizer, init.checkpoint]
             needed = [Path(path) for path in named if path is not None]
             makes = config.run_dir
         else:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cogvideo.sampling.processes import Processes
+from cogvideo.processes import Processes
 
 
 def test_every_item_has_one_process() -> None:
