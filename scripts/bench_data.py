@@ -10,9 +10,9 @@ shard (kept in `--work`, and used again). Each of three things is done in a proc
     open       the prepared folder is opened
     loader     ... and the first batch of 32 clips is made, with every clip length seen equally often
 
-`seconds`; `peak_mb`, the highest resident memory over that with everything imported; `own_mb`, all resident memory at
-the end that is no mapped file, imports included; `files`, how many are held open. Files of `--work` that were just
-written are read from memory, not from a disk.
+`seconds`; `cpu_s`, those of them at work; `peak_mb`, the highest resident memory over that with everything imported;
+`own_mb`, all resident memory at the end that is no mapped file, imports included; `files`, how many are held open.
+Files of `--work` that were just written are read from memory, not from a disk.
 Not a test: nothing here passes or fails.
 """
 
@@ -73,7 +73,7 @@ def make(work: Path, rows: int) -> None:
 
 
 def measure(case: str, work: Path) -> dict[str, float]:
-    idle, began = _peak_mb(), time.perf_counter()
+    idle, began, cpu_began = _peak_mb(), time.perf_counter(), time.process_time()
     kept: list[object] = []  # so that memory at the end is of what is in use
     if case == "captions":
         kept.append(Preparation(work / "captions.jsonl", work / "out", "tokens", PrepareConfig()))
@@ -83,10 +83,11 @@ def measure(case: str, work: Path) -> dict[str, float]:
         if case == "loader":
             loader = ClipLoader(clips, Bytes(), LoaderConfig(batch_size=32, balance_lengths=True))
             kept += [loader, loader.batch(0)]
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "seconds": round(seconds, 2),
+        "cpu_s": round(cpu_seconds, 2),
         "peak_mb": round(_peak_mb() - idle),
         "own_mb": round(int(status["RssAnon"].split()[0]) / 1024),
         "files": len(os.listdir("/proc/self/fd")),
