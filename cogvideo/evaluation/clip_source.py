@@ -51,6 +51,11 @@ def prepared_clips(
             f"{path} holds clips of {clips.num_frames} frames of {clips.frame_len} tokens, the model reads "
             f"{config.num_frames} of {config.frame_len}"
         )
+    if clips.num_tokens > config.vocabulary.num_image_tokens:
+        raise ValueError(
+            f"{path} holds tokens of an image tokenizer of {clips.num_tokens} codes, the model knows "
+            f"{config.vocabulary.num_image_tokens}; prepare it with the model's own"
+        )
     newline, pad, text_len = config.vocabulary.newline, config.vocabulary.pad, config.text_len
     ending = prompt.video_suffix if suffix else ""
 

@@ -94,8 +94,8 @@ def reconstruct(tokenizer: ImageTokenizer, frames: Frames, batch: int = 256) -> 
     with torch.inference_mode():
         for part in images.split(batch):
             pixels = tokenizer.decode(tokenizer.encode(part.float() / 255))
-            decoded.append((pixels * 255).round().clamp(0, 255).to(torch.uint8))
-    return rearrange(torch.cat(decoded).numpy(), "(clips frames) c h w -> clips frames h w c", clips=len(frames))
+            decoded.append((pixels * 255).round().clamp(0, 255).to(torch.uint8).numpy(force=True))
+    return rearrange(np.concatenate(decoded), "(clips frames) c h w -> clips frames h w c", clips=len(frames))
 
 
 @dataclass(frozen=True)

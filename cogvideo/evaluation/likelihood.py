@@ -6,6 +6,7 @@ learned, and given frames of stage 2, which see each other whole, are no likelih
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +86,8 @@ def score_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[dict[
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(file.tell() + ends[-1])
+            file.flush()
+            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + ends[-1])  # a full disk says so now, not by a SIGBUS
         begin = 8 + len(text)
         maps = {
             name: np.memmap(temporary, np.float32, "r+", begin + spans[name][0], shape)

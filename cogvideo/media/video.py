@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cogvideo.files import atomic_write
 
 MAX_BYTES = 2**30  # of decoded frames held at once
+MAX_PIXELS = 2**27  # of one frame, for the decoder: frames may be larger than the file says
 SEEK_MARGIN = 1.0  # seconds; containers index decoding times, which run ahead of presentation times
 SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
 SAME_TIME = 1e-4  # seconds; well under a frame, well over the rounding of a time base
@@ -43,12 +44,18 @@ def probe_video(path: str | Path) -> VideoInfo:
     """Read the frames' times without decoding them. Raises ValueError for a missing, damaged or non-video file."""
     with _open_stream(path) as (container, stream):
         origin, tick = stream.start_time or 0, _tick(stream)
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        if any(packet.is_corrupt for packet in packets) or len(packets) < stream.frames:
-            raise _damaged(path, f"it holds {len(packets)} of {stream.frames} frames")
-        times = [packet.pts for packet in packets if packet.pts is not None and not packet.is_discard]
-        if not times or len(times) < len(packets) // 2:
+        count, whole, times = 0, True, []
+        for packet in container.demux(stream):  # one at a time: together they are as large as the file
+            if packet.size:
+                count, whole = count + 1, whole and not packet.is_corrupt
+                if packet.pts is not None and not packet.is_discard:
+                    times.append(packet.pts)
+        if not whole or count < stream.frames:
+            raise _damaged(path, f"it holds {count} of {stream.frames} frames")
+        if not times or len(times) < count // 2:
             raise ValueError(f"{path} has no frames with timestamps; convert it to mp4 with ffmpeg first")
+        if not stream.width * stream.height:
+            raise ValueError(f"{path} does not say how large its frames are; convert it to mp4 or png first")
         seconds = np.array(sorted({float((pts - origin) * tick) for pts in times}))
         return VideoInfo(stream.width, stream.height, seconds)
 
@@ -129,8 +136,8 @@ def write_video(
     "yuv420p" plays everywhere and needs even sizes: an odd edge is padded by repeating its last row or column.
     "yuv444p" keeps the colour of every pixel. Lower `crf` is better quality (0..51).
     """
-    rate = Fraction(fps).limit_denominator(1001)
-    if rate <= 0:
+    rate = Fraction(fps).limit_denominator(1001) if 0 < fps < float("inf") else Fraction(0)
+    if not rate:
         raise ValueError(f"fps={fps} is not a frame rate; give a number above 0")
     iterator = iter(frames)
     first = next(iterator, None)
@@ -171,6 +178,7 @@ def _open_stream(path: str | Path) -> Iterator[tuple["av.container.InputContaine
             if not container.streams.video:
                 raise ValueError(f"{path} has no video stream")
             stream = container.streams.video[0]
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             if stream.width * stream.height <= SMALL:
                 stream.codec_context.thread_count = 1
             else:

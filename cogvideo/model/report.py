@@ -53,7 +53,8 @@ def draw_masks(config: ModelConfig, side: int | None = None) -> str:
         )
     columns = layout.num_frames * side * side
     if side < 1 or columns > MAX_COLUMNS:
-        raise ValueError(f"masks of {side}x{side} frames are {columns} columns wide, expected 1 to {MAX_COLUMNS}")
+        most = math.isqrt(MAX_COLUMNS // layout.num_frames)
+        raise ValueError(f"masks of {side}x{side} frames; expected a side of 1 to {most}, to be read on a screen")
     window = config.window_size
     if window is not None:
         window = math.gcd(side, max(1, round(side * window / layout.frame_side)))

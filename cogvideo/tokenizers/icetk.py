@@ -56,7 +56,7 @@ def add_special_pieces(proto: ModelProto) -> bytes:
 def load_icetk_image(
     folder: Path | str = DEFAULT_FOLDER, compress_rate: int = 8, config: VQVAEConfig | None = None
 ) -> ImageTokenizer:
-    """The published image tokenizer at one of its compress rates; other levels' decoders are left in the file.
+    """The published image tokenizer at one of its compress rates; those of the others are loaded and not used.
 
     Raises: FileNotFoundError that says what to put where; ValueError for a file that is not these weights.
     """

@@ -72,10 +72,10 @@ class ImageTokenizer:
 
     @torch.no_grad()
     def encode(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Images -> ids. Raises: ValueError for a shape that the compress rate does not divide."""
-        ids = [self._eval().encode(self.normalise(part), self.config.level) for part in images.split(batch_size)]
-        if not ids:
+        """Images -> ids. Raises: ValueError for no images, or a shape that the compress rate does not divide."""
+        if not len(images):
             raise ValueError("image tokenizer: no images to encode")
+        ids = [self._eval().encode(self.normalise(part), self.config.level) for part in images.split(batch_size)]
         return rearrange(torch.cat(ids), "b h w -> b (h w)")
 
     @torch.no_grad()

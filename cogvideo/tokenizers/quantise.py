@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cogvideo.tokenizers.vqvae import Quantizer
 
+CHUNK_ROWS = 4096
+
 
 def quantise(quantizer: Quantizer, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Replace each feature by its nearest code; the gradient passes as if nothing were replaced.
@@ -61,8 +63,7 @@ def revive_dead_codes(
     if len(dead) == 0:
         return 0
     error = (features - quantizer.embed.weight[quantizer.nearest(features)]).square().sum(1)
-    chosen = torch.multinomial(error + 1e-12, len(dead), replacement=False, generator=generator)
-    replacements = features[chosen]
+    replacements = features[_draw(error, len(dead), generator)]
     if _is_distributed():
         dist.broadcast(replacements, src=0)
     _set_codes(quantizer, dead, replacements, cluster_size=max(1.0, 2 * threshold))
@@ -76,10 +77,14 @@ def start_codebook(quantizer: Quantizer, features: Tensor, generator: torch.Gene
     num_codes = quantizer.embed.num_embeddings
     # Starting points as in k-means||, far from those already chosen: plain ground is most features and needs few.
     codes = features[torch.randint(len(features), (1,), generator=generator)]
+    newest, distance = codes, features.new_full((len(features),), float("inf"))
     while len(codes) < num_codes:
-        distance = torch.cdist(features, codes).amin(1).square() + 1e-12
+        # in chunks, and from the newest codes only: all features times 20,000 codes would be tens of GB
+        closer = torch.cat([torch.cdist(part, newest).amin(1) for part in features.split(CHUNK_ROWS)])
+        distance = torch.minimum(distance, closer.square())
         more = min(max(num_codes // 16, 1), num_codes - len(codes), len(features))
-        codes = torch.cat([codes, features[torch.multinomial(distance, more, generator=generator)]])
+        newest = features[_draw(distance, more, generator)]
+        codes = torch.cat([codes, newest])
     quantizer.embed.weight.copy_(codes)
     for _ in range(iterations):
         ids = quantizer.nearest(features)
@@ -99,6 +104,11 @@ def codebook_usage(ids: Tensor, num_codes: int) -> tuple[float, float]:
     p = counts / counts.sum().clamp(min=1)
     perplexity = torch.exp(-torch.xlogy(p, p).sum())
     return float((counts > 0).double().mean()), float(perplexity)
+
+
+def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Different rows, those of more weight more often; drawn where the generator is, which need not be the GPU."""
+    return torch.multinomial((weights + 1e-12).to(generator.device), count, generator=generator)
 
 
 def _set_codes(quantizer: Quantizer, which: Tensor, codes: Tensor, cluster_size: float) -> None:

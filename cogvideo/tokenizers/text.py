@@ -22,6 +22,7 @@ from cogvideo.sequence.vocabulary import Vocabulary
 PAD, NEWLINE, START_OF_IMAGE = "<pad>", "<n>", "<start_of_image>"
 MAX_MODEL_BYTES = 64 << 20  # a model of 150,000 pieces takes about 4 MB
 NUM_BYTE_PIECES = 256
+MAX_PIECES = 1_000_000
 # The model file says how many image tokens stand before its pieces, in a field that sentencepiece only carries along.
 IMAGE_TOKENS_NOTE = "num_image_tokens={}"
 
@@ -104,8 +105,10 @@ class TextTokenizer:
 
         What every prompt holds besides its caption (clip lengths, suffixes) is added to the captions. Bytes are
         pieces too, so any text can be encoded. The same captions in the same order give the same model.
-        Raises: ValueError for no captions, or too few pieces for the characters in them.
+        Raises: ValueError for no captions, too many pieces, or too few pieces for the characters in them.
         """
+        if num_pieces > MAX_PIECES:
+            raise ValueError(f"text tokenizer: num_pieces={num_pieces}; expected at most {MAX_PIECES}")
         lines = [line for caption in captions for line in caption.splitlines() if line.strip()]
         if not lines:
             raise ValueError("text tokenizer: no captions to learn from; the captions are empty")

@@ -36,11 +36,21 @@ class VQVAEConfig:
     attention_resolutions: tuple[int, ...] = (16,)  # decoder resolutions with attention after each block
 
     def __post_init__(self):
+        for name, least, most in (
+            *((name, 1, 1 << 16) for name in ("channels", "z_channels", "embedding_dim", "norm_groups")),
+            *((name, 0, 64) for name in ("encoder_num_res_blocks", "decoder_num_res_blocks")),
+            ("num_codes", 1, 1 << 24),
+            ("num_levels", 1, 16),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"vqvae.{name}={getattr(self, name)}; expected {least} to {most}")
+        if not 1 <= len(self.channel_multipliers) <= 16 or any(not 1 <= m <= 64 for m in self.channel_multipliers):
+            raise ValueError(f"vqvae.channel_multipliers={self.channel_multipliers}; expected 1 to 16 of 1 to 64 each")
         if not self.levels or any(not 0 <= level < self.num_levels for level in self.levels):
             raise ValueError(f"vqvae.levels={self.levels} must be some of 0..{self.num_levels - 1}")
         widths = {self.channels * multiplier for multiplier in self.channel_multipliers} | {self.channels}
         for width in sorted(widths):
-            if width <= 0 or width % self.norm_groups:
+            if width % self.norm_groups:
                 raise ValueError(
                     f"vqvae.norm_groups={self.norm_groups} does not divide a width of {width}; choose a divisor"
                 )

@@ -69,6 +69,11 @@ def test_a_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main([*words, "--text-tokenizer", str(tmp_path / "text.model")]) == 0
     assert load_file(tmp_path / "s.safetensors")["losses"].shape == (2, 5, 16)
 
+    manifest = data / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"num_tokens": 20', '"num_tokens": 2000'))
+    assert main([*words, "--text-tokenizer", str(tmp_path / "text.model")]) == 2
+    assert "of 2000 codes, the model knows" in capsys.readouterr().err
+
 
 def test_a_dry_run_writes_nothing(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "scores.safetensors"

@@ -55,6 +55,19 @@ def test_reconstruct_keeps_order_and_shape():
     assert np.abs(out.astype(int) - frames * 0.98).max() <= 1
 
 
+def test_reconstructions_leave_the_gpu(monkeypatch):
+    plain = torch.Tensor.numpy
+
+    def of_a_gpu(self, *, force=False):
+        if not force:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        return plain(self, force=True)
+
+    monkeypatch.setattr(torch.Tensor, "numpy", of_a_gpu)
+    frames = real_frames(draw_captions(1, 0), np.zeros(1))
+    assert reconstruct(DimTokenizer(), frames).shape == frames.shape
+
+
 def test_a_perfect_generator_meets_every_target():
     lines: list[str] = []
     results = run_benchmark(CONFIG, DimTokenizer(), real, lines.append)

@@ -54,6 +54,12 @@ def test_the_file_is_a_safetensors_file(tmp_path: Path) -> None:
     assert read["logits"][:, 1, 3].tolist() == [0, 10, 20]
 
 
+def test_the_disk_is_taken_before_scores_are_written(tmp_path: Path) -> None:
+    with score_file(tmp_path / "scores.safetensors", {"losses": (1000, 500)}):
+        (file,) = tmp_path.iterdir()
+        assert file.stat().st_blocks * 512 >= 4 * 1000 * 500
+
+
 def test_an_interrupted_file_never_appears(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), score_file(tmp_path / "scores.safetensors", {"losses": (3, 2)}):
         raise RuntimeError

@@ -35,6 +35,10 @@ def test_bounds(tmp_path: Path) -> None:
     Image.new("RGB", (300, 20)).save(tmp_path / "wide.png")
     with pytest.raises(ValueError, match=r"wide\.png has 300x20 pixels; send at most 5999 in all"):
         check_untrusted(tmp_path / "wide.png", max_pixels=5999)
+    moves = [Image.new("RGB", (300, 20), colour) for colour in ("red", "blue")]
+    moves[0].save(tmp_path / "moves.webp", save_all=True, append_images=moves[1:])  # FFmpeg takes its size for 0x0
+    with pytest.raises(ValueError, match="is no picture or video that can be read"):
+        check_untrusted(tmp_path / "moves.webp", max_pixels=5999)
     write_video(tmp_path / "long.mp4", np.zeros((9, 16, 16, 3), np.uint8), 2)
     with pytest.raises(ValueError, match=r"long\.mp4 lasts 4 seconds; send at most 3"):
         check_untrusted(tmp_path / "long.mp4", max_seconds=3)

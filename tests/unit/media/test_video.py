@@ -1,11 +1,15 @@
 """Video files: pixels, exact times, and files that are damaged or none."""
 
+from contextlib import nullcontext
 from fractions import Fraction
+from types import SimpleNamespace
+from weakref import WeakSet
 
 import av
 import numpy as np
 import pytest
 
+from cogvideo.media import video
 from cogvideo.media.video import probe_video, read_video, write_video
 
 
@@ -96,6 +100,52 @@ def test_memory_is_bounded(clip):
     assert len(read_video(clip, side=8, max_bytes=100_000)[0]) == 20
 
 
+def test_probing_holds_no_packets(tmp_path, monkeypatch):
+    class Packet:
+        size, is_corrupt, is_discard = 1, False, False
+
+        def __init__(self, pts):
+            self.pts = pts
+
+    alive, most = WeakSet(), []
+
+    def demux(stream):
+        for pts in range(50):
+            packet = Packet(pts)
+            alive.add(packet)
+            most.append(len(alive))
+            yield packet
+
+    stream = SimpleNamespace(start_time=0, time_base=Fraction(1, 10), frames=50, width=16, height=16)
+    monkeypatch.setattr(video, "_open_stream", lambda path: nullcontext((SimpleNamespace(demux=demux), stream)))
+    assert np.array_equal(probe_video("any.mp4").seconds, np.arange(50) / 10)
+    assert max(most) <= 2
+
+
+def test_a_frame_larger_than_the_file_says_is_bounded(tmp_path, monkeypatch):
+    def jpeg(side):
+        encoder = av.CodecContext.create("mjpeg", "w")
+        encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = side, side, "yuvj420p", Fraction(1, 5)
+        frame = av.VideoFrame(side, side, "yuvj420p")
+        frame.pts = 0
+        return bytes((encoder.encode(frame) + encoder.encode())[0])
+
+    path = tmp_path / "grows.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
+        for index, side in enumerate((16, 200)):
+            packet = av.Packet(jpeg(side))
+            packet.pts = packet.dts = index
+            packet.stream, packet.time_base = stream, Fraction(1, 5)
+            container.mux(packet)
+    assert probe_video(path).width == 16
+    assert read_video(path, side=8)[0].shape == (2, 8, 8, 3)
+    monkeypatch.setattr(video, "MAX_PIXELS", 100 * 100)
+    with pytest.raises(ValueError, match="not a readable video"):
+        read_video(path, side=8)
+
+
 @pytest.mark.parametrize("kept", [0, 60, 0.3, 0.6, -1])
 def test_a_file_cut_short_is_an_error(clip, tmp_path, kept):
     data = clip.read_bytes()
@@ -136,7 +186,8 @@ def test_nothing_half_written(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_video(tmp_path / "v.mp4", frames(), 5)
-    for bad, message in [((moving(0), 5), "no frames"), ((moving(2), 0), "frame rate")]:
+    rates = [((moving(2), fps), "is not a frame rate") for fps in (0, 1e-9, float("inf"), float("nan"))]
+    for bad, message in [((moving(0), 5), "no frames"), *rates]:
         with pytest.raises(ValueError, match=message):
             write_video(tmp_path / "v.mp4", *bad)
     assert list(tmp_path.iterdir()) == []

@@ -49,7 +49,7 @@ def test_whole_masks_of_small_frames() -> None:
 
 @pytest.mark.parametrize("side", [0, 7])
 def test_masks_too_wide_to_read_are_refused(side: int) -> None:
-    with pytest.raises(ValueError, match="columns wide, expected 1 to 200"):
+    with pytest.raises(ValueError, match="expected a side of 1 to"):
         draw_masks(ModelConfig(), side)
 
 

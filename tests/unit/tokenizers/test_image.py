@@ -47,6 +47,11 @@ def test_batches_do_not_matter():
     torch.testing.assert_close(tokenizer.decode(ids, batch_size=2), tokenizer.decode(ids), atol=1e-5, rtol=0)
 
 
+def test_no_images():
+    with pytest.raises(ValueError, match="no images to encode"):
+        make_tokenizer().encode(pictures(0))
+
+
 def test_images_that_are_not_square():
     tokenizer = make_tokenizer()
     ids = tokenizer.encode(pictures(2, 8, 12))

@@ -80,6 +80,33 @@ def test_k_means_start_finds_clusters_however_unequal():
     assert torch.equal(quantizer.embed_avg, quantizer.embed.weight)
 
 
+def test_k_means_start_needs_little_memory(monkeypatch):
+    sizes, plain = [], torch.cdist
+
+    def cdist(a, b):
+        sizes.append(len(a) * len(b))
+        return plain(a, b)
+
+    monkeypatch.setattr(torch, "cdist", cdist)
+    generator = torch.Generator().manual_seed(6)
+    start_codebook(make_quantizer(num_codes=64), torch.randn(9000, 3, generator=generator), generator, iterations=1)
+    assert max(sizes) <= 4096 * 4  # a sixteenth of the codes at a time
+
+
+@pytest.mark.gpu
+def test_codes_are_drawn_on_a_gpu_as_without_one():
+    """Generators of a run are the processor's wherever the features are."""
+    found = []
+    for device in ("cpu", "cuda"):
+        quantizer = make_quantizer(num_codes=8).to(device)
+        features = torch.randn(500, 3, generator=torch.Generator().manual_seed(7)).to(device)
+        start_codebook(quantizer, features, torch.Generator().manual_seed(8))
+        quantizer.cluster_size[2] = 0.0
+        assert revive_dead_codes(quantizer, features, torch.Generator().manual_seed(9)) == 1
+        found.append(quantizer.embed.weight.cpu())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
 def test_usage():
     used, perplexity = codebook_usage(torch.tensor([[0, 0], [1, 1]]), num_codes=8)
     assert used == pytest.approx(0.25) and perplexity == pytest.approx(2.0)

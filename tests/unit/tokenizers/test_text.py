@@ -102,6 +102,8 @@ def test_training_errors(tmp_path):
         TextTokenizer.train(["", "  \n"], tmp_path / "m", num_pieces=400, num_image_tokens=8)
     with pytest.raises(ValueError, match=r"num_pieces=50 does not fit these captions; give \d+ or more$"):
         TextTokenizer.train(CAPTIONS, tmp_path / "m", num_pieces=50, num_image_tokens=8)
+    with pytest.raises(ValueError, match="num_pieces=99999999999; expected at most 1000000"):
+        TextTokenizer.train(CAPTIONS, tmp_path / "m", num_pieces=99999999999, num_image_tokens=8)
     assert not list(tmp_path.iterdir())
 
 

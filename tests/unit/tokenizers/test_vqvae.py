@@ -82,6 +82,11 @@ def test_every_trainable_parameter_gets_a_gradient():
     [
         ({"levels": (3,)}, r"vqvae.levels=\(3,\) must be some of 0..2"),
         ({"levels": ()}, r"vqvae.levels=\(\)"),
+        ({"norm_groups": 0}, "vqvae.norm_groups=0; expected 1 to 65536"),
+        ({"num_codes": -1}, "vqvae.num_codes=-1; expected 1"),
+        ({"num_levels": 1 << 30, "levels": ((1 << 30) - 1,)}, "vqvae.num_levels=1073741824; expected 1 to 16"),
+        ({"encoder_num_res_blocks": 1 << 30}, "vqvae.encoder_num_res_blocks=1073741824; expected 0 to 64"),
+        ({"channel_multipliers": ()}, r"vqvae.channel_multipliers=\(\); expected 1 to 16"),
         ({"norm_groups": 3}, "vqvae.norm_groups=3 does not divide a width of 8"),
     ],
 )
