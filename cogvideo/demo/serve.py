@@ -44,7 +44,7 @@ class GuardedApp:
                 message["headers"] = [*message.get("headers", []), (b"content-security-policy", self.policy.encode())]
             await send(message)
 
-        if "file=http" in scope.get("path", ""):  # gradio would fetch that address
+        if "://" in scope.get("path", ""):  # below file=, file/ or proxy=: gradio would fetch that address
             await send({"type": "http.response.start", "status": 403, "headers": []})
             await send({"type": "http.response.body", "body": b"files of this server only"})
         else:

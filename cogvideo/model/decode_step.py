@@ -57,6 +57,7 @@ class _Model(ctypes.Structure):
         ("layers", _POINTER),
         *((name, _LONG) for name in ("num_layers", "heads", "dim")),
         ("words", Matrix),
+        ("num_words", _LONG),
         *((name, _POINTER) for name in ("first", "later")),
         ("frame_len", _LONG),
         ("final", _Norm),
@@ -64,7 +65,10 @@ class _Model(ctypes.Structure):
 
 
 class _Sight(ctypes.Structure):
-    _fields_ = (("starts", _POINTER), ("runs", _POINTER), ("places", _POINTER), ("longest", _LONG))
+    _fields_ = (
+        *((name, _POINTER) for name in ("starts", "runs", "places")),
+        *((name, _LONG) for name in ("longest", "num_slots")),
+    )
 
 
 class _Kept(ctypes.Structure):
@@ -94,6 +98,7 @@ class Tie:
             ctypes.addressof(self._layers),
             *(len(layers), config.num_heads, config.head_dim),
             words,
+            len(table.weight),
             self._at(positions[config.frame_position_start :]),
             self._at(model.extra_position_embeddings.weight) if config.has_temporal_channel else None,
             config.frame_len,
@@ -111,7 +116,10 @@ class Tie:
             channels = (step.sights.spatial, *step.sights.temporal)
             self._sights = step.sights, (_Sight * len(channels))(*map(_sight, channels))
         pointers = (step.inputs, step.slots, *step.text_bias)
-        assert all(tensor.is_contiguous() for tensor in pointers)
+        kinds = [tensor.dtype for tensor in pointers if tensor.is_contiguous()]
+        assert kinds == [torch.int64, torch.int64, torch.float32, torch.float32], "read as such, one after the other"
+        batch, rows = len(step.cache.layers[0].spatial.key), len(step.slots)
+        assert step.inputs.shape == (batch, rows) and len(step.text_bias.spatial) == batch
         return _Group(
             ctypes.addressof(self._kept),
             ctypes.addressof(self._sights[1]),
@@ -161,7 +169,8 @@ def _kept(cache: ChannelCache | None) -> _Kept:
 
 
 def _sight(sight: Sight) -> _Sight:
-    return _Sight(sight.starts.data_ptr(), sight.runs.data_ptr(), sight.places.data_ptr(), sight.longest)
+    tables = (sight.starts, sight.runs, sight.places)
+    return _Sight(*(table.data_ptr() for table in tables), sight.longest, len(sight.places))
 
 
 def serves(model: "CogVideoTransformer", steps: Sequence["Step"]) -> bool:
@@ -179,6 +188,7 @@ def decode_step(model: "CogVideoTransformer", steps: Sequence["Step"]) -> list[T
     """Scores of each step's slots: (batch, rows, num_image_tokens) float32, new tensors. Ask `serves` first.
 
     A row's scores do not depend on the others, neither of its step nor of other steps, to the last bit.
+    Raises: IndexError, before anything is computed, for a token that is none, or a slot with keys outside its cache.
     """
     kernels, ties = few_rows.library(), []
     assert kernels is not None
@@ -190,9 +200,11 @@ def decode_step(model: "CogVideoTransformer", steps: Sequence["Step"]) -> list[T
     ends = np.cumsum([0, *(step.inputs.numel() for step in steps)])
     scores = torch.empty(int(ends[-1]), config.vocabulary.num_image_tokens)
     weights = len(model.layers) * 12 * config.hidden_size**2 + scores.shape[1] * config.hidden_size
-    kernels.cogvideo_step(
+    done = kernels.cogvideo_step(
         *(ctypes.byref(ties[0].model), groups, len(steps)),
         *(scores.data_ptr(), few_rows.threads_for(len(scores) * weights)),
     )
+    if not done:
+        raise IndexError("a step has a token outside the table, or a slot that sees more than its cache holds")
     own = [scores[first:behind] for first, behind in pairwise(ends)]
     return [part.view(*step.inputs.shape, -1) for part, step in zip(own, steps, strict=True)]

@@ -300,7 +300,7 @@ static void gelu(float* x, long size) {  // the tanh form: x * sigmoid(2 u)
 // The frame keys that slot s sees: runs[starts[s]] up to runs[starts[s + 1]], each (first place, count).
 struct Sight {
     const long *starts, *runs, *places;  // places[s]: where the slot's own key goes
-    long longest;                        // keys of the slot that has most
+    long longest, num_slots;             // keys of the slot that has most
 };
 
 struct Channel {
@@ -318,6 +318,7 @@ struct Model {
     const Layer* layers;
     long num_layers, heads, dim;
     Matrix words;  // the table of tokens; its first `outs` rows, those of image tokens, score too
+    long num_words;
     const float *first, *later;  // positions of the slots of frame 0, and of those behind
     long frame_len;
     Norm final;
@@ -415,8 +416,19 @@ static void embed(const Model& n, int64_t token, long slot, float* out) {
     for (long i = 0; i < hidden; i++) out[i] += position[i];
 }
 
-// A step: from the inputs of a few slots of clips in groups to scores (rows of all groups, image tokens).
-extern "C" void cogvideo_step(const Model* model, const Group* groups, long num_groups, float* scores, int threads) {
+// Whether a slot is one, and finds its own place and all that it sees in a cache.
+static bool within(const Sight& sight, const Kept& kept, long text_len, long slot) {
+    if (slot < 0 || slot >= sight.num_slots) return false;
+    const long places = kept.num_places - text_len, own = sight.places[slot];
+    bool fits = own >= 0 && own < places;
+    for (long run = sight.starts[slot]; run < sight.starts[slot + 1]; run++)
+        fits &= sight.runs[2 * run] >= 0 && sight.runs[2 * run] + sight.runs[2 * run + 1] <= places;
+    return fits;
+}
+
+// A step: from the inputs of a few slots of clips in groups to scores (rows of all groups, image tokens). Returns 0,
+// and does nothing, if a token is not in the table or a slot's keys are not all in the cache.
+extern "C" int cogvideo_step(const Model* model, const Group* groups, long num_groups, float* scores, int threads) {
     const Model& n = *model;
     const Layer* layers = n.layers;
     const long num_layers = n.num_layers, hidden = n.heads * n.dim, channels = groups[0].num_temporal ? 2 : 1;
@@ -427,8 +439,13 @@ extern "C" void cogvideo_step(const Model* model, const Group* groups, long num_
     for (long g = 0; g < num_groups; g++) {
         const Group& group = groups[g];
         for (long p = 0; p < group.batch * n.heads; p++) pairs.push_back({g, p, long(fed.size())});
-        for (long r = 0; r < group.batch * group.rows; r++)
+        for (long r = 0; r < group.rows; r++)
+            for (long s = 0; s <= group.num_temporal; s++)
+                if (!within(group.sights[s], group.kept[s ? 1 : 0], group.text_len, group.slots[r])) return 0;
+        for (long r = 0; r < group.batch * group.rows; r++) {
+            if (group.inputs[r] < 0 || group.inputs[r] >= n.num_words) return 0;
             fed.push_back({group.inputs[r], group.slots[r % group.rows]});
+        }
     }
     const long num_pairs = pairs.size(), rows = fed.size();
     std::vector<float> memory(rows * hidden * (2 + 5 * channels + 4));
@@ -505,6 +522,7 @@ extern "C" void cogvideo_step(const Model* model, const Group* groups, long num_
 #pragma omp for schedule(static)
         for (long b = 0; b < blocks_of(n.words); b++) product(n.words, normed, scores, rows, b);
     }
+    return 1;
 }
 
 // weights[i] = exp((logits[i] - the largest) / temperature); both have room for a vector more

@@ -58,7 +58,8 @@ def library() -> ctypes.CDLL | None:
     kernels.cogvideo_linear.argtypes = [*[pointer] * 3, long, integer]
     kernels.cogvideo_step.argtypes = [pointer, pointer, long, pointer, integer]
     kernels.cogvideo_draw.argtypes = [*[pointer] * 4, long, integer]
-    for kernel in (kernels.cogvideo_linear, kernels.cogvideo_step, kernels.cogvideo_draw):
+    kernels.cogvideo_step.restype = integer
+    for kernel in (kernels.cogvideo_linear, kernels.cogvideo_draw):
         kernel.restype = None
     return kernels
 

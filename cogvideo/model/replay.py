@@ -2,7 +2,9 @@
 would wait for Python at each. A step has static shapes and waits for no number (sight.py), so it can be recorded.
 """
 
+import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 DecodeOne = Callable[..., Tensor]
 """`CogVideoTransformer.decode_by_modules`, compiled or as it is."""
+_RECORDING = threading.Lock()
+"""Models decode in threads of their own; PyTorch records one graph at a time, and compiles none beside it."""
 
 
 def replayed(decode: DecodeOne, step: "Step") -> Tensor:
@@ -33,7 +37,8 @@ class Replay:
         with torch.cuda.device(step.inputs.device):
             rows = step.inputs.shape[1]
             if rows not in self._recorded:
-                self._recorded[rows] = _Recording(self._decode, step)
+                with _RECORDING:
+                    self._recorded[rows] = _Recording(self._decode, step)
             return self._recorded[rows].run(step.inputs, step.slots)
 
 
@@ -43,13 +48,10 @@ class _Recording:
         self._text_bias = step.text_bias
         """Read by the graph, so it has to stay. Sights stay with their program, the cache keeps this."""
         step = step._replace(inputs=self._inputs, slots=self._slots)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            decode(*step)  # compiles, sets up libraries: not to be recorded. The cache gets what the step will bring
-        torch.cuda.current_stream().wait_stream(aside)
+        decode(*step)  # compiles, sets up libraries: not to be recorded. The cache gets what the step will bring
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: what other threads allocate and copy meanwhile is no error
+        with torch.cuda.graph(self._graph, stream=_aside(step.inputs.device), capture_error_mode="thread_local"):
             self._scores = decode(*step)
 
     def run(self, inputs: Tensor, slots: Tensor) -> Tensor:
@@ -57,3 +59,9 @@ class _Recording:
         self._slots.copy_(slots)
         self._graph.replay()
         return self._scores
+
+
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """Where that device's steps are recorded: torch's own stream for it is of whichever device came first."""
+    return torch.cuda.Stream(device)

@@ -5,6 +5,9 @@ from typing import Literal
 
 from cogvideo.sequence.vocabulary import Vocabulary
 
+LEAST_SIDE = 6
+"""Of the iterative model's grid: the whole pattern of `rounds.py`."""
+
 
 @dataclass(frozen=True)
 class SuperresConfig:
@@ -45,6 +48,12 @@ class SuperresConfig:
             raise ValueError(
                 f"superres.high_res_side={self.high_res_side} is no multiple of "
                 f"superres.low_res_side={self.low_res_side}; change one"
+            )
+
+        if self.method == "iterative" and self.high_res_side < LEAST_SIDE:
+            raise ValueError(
+                f"superres.high_res_side={self.high_res_side} leaves some rounds of the iterative model nothing to "
+                f"redraw; give at least {LEAST_SIDE}"
             )
 
     @property

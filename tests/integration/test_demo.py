@@ -141,7 +141,8 @@ def test_nothing_else_is_served_or_fetched(page: Page, tmp_path: Path) -> None:
     code = Path(command.__file__)
     for path in (tmp_path / "secret", code, f"{page.out}/../bundle/text.model", page.bundle / "bundle.json", page.out):
         assert page.file(path)[0] == 403, path
-    assert page.file("http://127.0.0.1:1/")[0] == 403, "and addresses are not fetched for visitors"
+    for place in ("file=http://127.0.0.1:1/", "file/http://127.0.0.1:1/", "file/http%3A%2F%2F127.0.0.1:1/"):
+        assert page.get(f"gradio_api/{place}")[0] == 403, "and addresses are not fetched for visitors"
     status, headers, html = page.get("")
     assert status == 200 and b"gradio" in html
     policy = headers["content-security-policy"]

@@ -73,6 +73,21 @@ def last_scores(task: str, dtype: str, cache_dtype: torch.dtype, *, batch: int =
     return torch.cat(scores, dim=1)
 
 
+@pytest.mark.parametrize(
+    ("token", "slot", "frames"), [(-1, 16, 4), (120, 16, 4), (0, -1, 4), (0, 64, 4), (0, 48, 3), (0, 16, 1)]
+)
+@torch.inference_mode()
+def test_nothing_outside_is_read(token: int, slot: int, frames: int) -> None:
+    """Neither of the table, nor of the clip, nor of a cache that holds fewer frames than the slot is of or sees."""
+    config = replace(TASKS["sequential"], num_frames=4)
+    model = CogVideoTransformer(config).eval()
+    cache = KVCache.allocate(config, batch=1, text_len=2, temporal_places=frames * config.frame_len)
+    bias, sights = TextBias.of(torch.ones(1, 2, dtype=torch.bool)), Sights.of(config)
+    with pytest.raises(IndexError):
+        model.decode([Step(torch.tensor([[token]]), torch.tensor([slot]), sights, bias, cache)])
+    assert not any(layer.spatial.key.any() for layer in cache.layers)
+
+
 def by_modules(monkeypatch: pytest.MonkeyPatch, *args: object, **kwargs: int) -> Tensor:
     with monkeypatch.context() as patch:
         patch.setattr(few_rows, "library", lambda: None)

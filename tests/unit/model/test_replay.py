@@ -1,12 +1,18 @@
 """What compiling and recording steps rests on: one graph for all slots and caches, which can be seen without a GPU."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cogvideo.model import few_rows
+from cogvideo.model import few_rows, replay
 from cogvideo.model.cache import KVCache
 from cogvideo.model.linear import convert_weights
 from cogvideo.model.plan import plan_forward
@@ -46,3 +52,44 @@ def test_all_steps_of_a_clip_are_one_graph(weights: str, monkeypatch: pytest.Mon
             torch.testing.assert_close(compiled(*step), expected)
     assert len(graphs) == 1
     torch._dynamo.reset()
+
+
+def test_threads_record_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch demands of a process, while other threads go on allocating; against a stand-in for torch.cuda."""
+    busy, modes = threading.Lock(), []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        assert busy.acquire(blocking=False), "two threads compile or record at once"
+        time.sleep(0.02)
+        yield
+        busy.release()
+
+    @contextmanager
+    def graph(made: Any, *, capture_error_mode: str = "global", **where: Any) -> Iterator[None]:
+        modes.append(capture_error_mode)
+        yield
+
+    def decode(inputs: torch.Tensor, *others: Any) -> torch.Tensor:
+        with alone():
+            return inputs * 2
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        "device": lambda device: nullcontext(),
+        "stream": lambda stream: nullcontext(),
+        "Stream": lambda *device: stream,
+        "current_stream": lambda: stream,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    replay._aside.cache_clear()
+    slots, bias = torch.zeros(1, dtype=torch.int64), TextBias.of(torch.ones(1, 1, dtype=torch.bool))
+    sights: Any = None
+    steps = [Step(torch.full((1, 1), n), slots, sights, bias, KVCache([])) for n in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        scores = list(threads.map(lambda step: replay.replayed(decode, step), steps))
+    assert torch.cat(scores).flatten().tolist() == [0, 2, 4, 6]
+    assert modes == ["thread_local"] * 4
+    replay._aside.cache_clear()

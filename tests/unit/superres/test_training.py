@@ -232,3 +232,10 @@ def test_tiny_configs(method: str) -> None:
     assert config.superres.low_res_position_start == base.frame_position_start + 1
     for name in ("num_layers", "hidden_size", "num_heads", "num_positions"):
         assert getattr(config.superres, name) == getattr(base, name)
+
+
+def test_every_round_asks_for_something() -> None:
+    """A round without places would divide by none."""
+    with pytest.raises(ValueError, match=r"high_res_side=5 leaves some rounds .* nothing to redraw; give at least 6"):
+        SuperresConfig(method="iterative", high_res_side=5)
+    assert all_rounds(SuperresConfig(method="iterative", high_res_side=6)).any(1).all()
