@@ -1,7 +1,6 @@
 """What the subcommands share: `--config FILE` and `key=value` words."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -43,9 +42,10 @@ def device_from(name: str | None) -> "torch.device":
     """
     import torch
 
+    from cogvideo.sampling.device import open_device
+
     if name in (None, "auto"):
-        gpus = torch.cuda.device_count()
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0) % gpus) if gpus else torch.device("cpu")
+        return open_device("auto")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()

@@ -13,12 +13,8 @@ with video, tab, caption. Killed and run again, it goes on where it was. `cogvid
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cogvideo.cli.common import add_config_arguments, config_from, device_from
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -72,13 +72,13 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "") + platform.machine()
 
 
-def serves(x: Tensor, weight_dtype: torch.dtype, max_rows: int = MAX_ROWS) -> bool:
+def serves(x: Tensor, weight_dtype: torch.dtype) -> bool:
     """Whether the kernels can take these rows (..., features) and such weights, and are worth it for so few."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or (x.requires_grad and torch.is_grad_enabled()):
         return False
     if weight_dtype not in KINDS:
         return False
-    return x.numel() <= max_rows * x.shape[-1] and library() is not None
+    return x.numel() <= MAX_ROWS * x.shape[-1] and library() is not None
 
 
 class Matrix(ctypes.Structure):
