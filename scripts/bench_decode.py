@@ -32,21 +32,21 @@ import torch
 from published_loop import step_seconds
 from torch import Tensor
 
+from cogvideo.inference.batching import Together
+from cogvideo.inference.clip_sampler import ClipSampler
+from cogvideo.inference.clusters import PUBLISHED_CLUSTERS
+from cogvideo.inference.engine import compile_program
+from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.schedules import sequential
+from cogvideo.inference.speculative import speculative
+from cogvideo.inference.wavefront import wavefront
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.linear import WeightDtype, convert_weights
+from cogvideo.model.quantize import WeightDtype, convert_weights
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
-from cogvideo.sampling.clip_sampler import ClipSampler
-from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS
+from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.config import DrawConfig, SampleConfig
-from cogvideo.sampling.draw import ClusterDraw
-from cogvideo.sampling.engine import compile_program
 from cogvideo.sampling.interpolate import sample_between
-from cogvideo.sampling.schedules import sequential
-from cogvideo.sampling.speculative import speculative
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
-from cogvideo.sampling.together import Together
-from cogvideo.sampling.uniforms import SampleKey, sample_keys
-from cogvideo.sampling.wavefront import wavefront
 from cogvideo.sequence.vocabulary import Vocabulary
 
 WORDS = Vocabulary(20480, 20000, pad=20000, newline=20001, start_of_image=20002)

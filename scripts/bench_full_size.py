@@ -29,15 +29,15 @@ from torch import Tensor
 from cogvideo.checkpoint.describe import describe, sizes_of
 from cogvideo.checkpoint.format import MANIFEST, load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.model_io import load_model
-from cogvideo.checkpoint.names import expand
+from cogvideo.checkpoint.sat.names import expand
 from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.config import load_config, to_dict
+from cogvideo.inference.engine import Conditioning, compile_program, generate
+from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.schedules import Schedule
 from cogvideo.logs import progress
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.linear import convert_weights
-from cogvideo.sampling.draw import ClusterDraw
-from cogvideo.sampling.engine import Conditioning, compile_program, generate
-from cogvideo.sampling.schedules import Schedule
+from cogvideo.model.quantize import convert_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT_TOKENS = 20

@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cogvideo.rng import sample_keys
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
 from cogvideo.sampling.config import SampleConfig
-from cogvideo.sampling.footage import Footage, FootageReader
+from cogvideo.sampling.inputs import Footage, FootageReader
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.sampling.uniforms import sample_keys
 
 DIGITS = ("the red digit 3 moves left slowly", "蓝色的数字5向上快速移动", "the green digit 8 moves down quickly")
 

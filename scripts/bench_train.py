@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.model.budget import score_pairs, training_flops
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.model.masks import channel_masks
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.example import Batch
+from cogvideo.planning.budgets import score_pairs, training_flops
+from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.training.memory import return_freed_memory
 

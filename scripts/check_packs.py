@@ -26,16 +26,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cogvideo.checkpoint.convert import from_sat
 from cogvideo.checkpoint.model_io import load_model
-from cogvideo.checkpoint.names import expand
-from cogvideo.checkpoint.settings import SatSettings, VocabularyIds
+from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
+from cogvideo.checkpoint.sat.convert import from_sat
+from cogvideo.checkpoint.sat.names import expand
 from cogvideo.data.published_rows import PublishedRows
+from cogvideo.inference.engine import Conditioning, compile_program, generate
+from cogvideo.inference.schedules import Schedule
 from cogvideo.model.plan import plan_forward
 from cogvideo.model.transformer import CogVideoTransformer, TextBias
-from cogvideo.sampling.engine import Conditioning, compile_program, generate
-from cogvideo.sampling.schedules import Schedule
-from cogvideo.sequence.example import frame_inputs
+from cogvideo.sequence.batch import frame_inputs
 
 LIMIT = 1e-4
 """Of logits, losses, and gradients' norms relative to their size."""

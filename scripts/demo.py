@@ -175,9 +175,9 @@ def _reconstructions(work: Path) -> Path:
     """A sheet of real frames above the same frames encoded and decoded."""
     import numpy as np
 
-    from cogvideo.evaluation.digit_benchmark import draw_captions, real_frames, reconstruct
     from cogvideo.media.contact_sheet import contact_sheet
     from cogvideo.tokenizers.image import ImageTokenizer
+    from cogvideo.worlds.digits.benchmark import draw_captions, real_frames, reconstruct
 
     frames = real_frames(draw_captions(12, seed=1), np.array([1.0]))
     decoded = reconstruct(ImageTokenizer.load(work / "weights/image_tokenizer"), frames)

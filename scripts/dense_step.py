@@ -16,7 +16,7 @@ from torch import Tensor
 from cogvideo.model.attention import Attention
 from cogvideo.model.masks import channel_masks
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.example import Batch, frame_inputs
+from cogvideo.sequence.batch import Batch, frame_inputs
 
 PB_RELAX = 16.0
 HIDDEN_SCORE = -1e4

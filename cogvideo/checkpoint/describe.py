@@ -1,7 +1,7 @@
 """What a checkpoint of ours says it is, and whether its tensors agree; from headers, before a model is built."""
 
 from cogvideo.checkpoint.format import CONFIG, Checkpoint
-from cogvideo.checkpoint.names import Kind, Sizes, expand, listed
+from cogvideo.checkpoint.sat.names import Kind, Sizes, expand, listed
 from cogvideo.config import from_dict
 from cogvideo.model.config import ModelConfig
 from cogvideo.superres.config import SuperresConfig

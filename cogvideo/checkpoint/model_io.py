@@ -13,7 +13,7 @@ from cogvideo.checkpoint.describe import check_fits, describe
 from cogvideo.checkpoint.format import MAX_SHARD_BYTES, Checkpoint, load_checkpoint, save_checkpoint
 from cogvideo.config import to_dict
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.linear import Embedding, Linear, quantised
+from cogvideo.model.quantize import Embedding, Linear, quantised
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.transformer import SuperresTransformer

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from cogvideo.checkpoint.describe import Description, check_fits, kind_of, sizes_of
 from cogvideo.checkpoint.format import MANIFEST, Checkpoint
-from cogvideo.checkpoint.names import expand
+from cogvideo.checkpoint.sat.names import expand
 from cogvideo.files import read_json
 
 PARTS = (

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.checkpoint.convert import DTYPES, from_sat, to_sat
-    from cogvideo.checkpoint.settings import SatSettings
+    from cogvideo.checkpoint.sat.config import SatSettings
+    from cogvideo.checkpoint.sat.convert import DTYPES, from_sat, to_sat
     from cogvideo.config import load_config
     from cogvideo.files import remove_leftovers
     from cogvideo.logs import get_logger, progress

@@ -16,7 +16,7 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
-from cogvideo.cli.common import split_overrides
+from cogvideo.cli._common import split_overrides
 
 ABOUT_BUNDLED = (
     "These weights are small, and know one thing: a digit that moves, in English or Chinese. "
@@ -57,13 +57,13 @@ def run(args: argparse.Namespace) -> None:
     if args.iterative is not None and args.direct is None:
         raise ValueError("--iterative refines what the direct model draws; give --direct too")
     port = free_port(args.host, args.port)
-    from cogvideo.cli.making import unwinding
+    from cogvideo.cli._sampling import unwinding
     from cogvideo.cli.sample import read_prompts
-    from cogvideo.demo.studio import Studio
+    from cogvideo.demo.service import Studio
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.pipeline import Pipeline
-    from cogvideo.sampling.upsample import open_upsampler
+    from cogvideo.sampling.superres import open_upsampler
 
     directory = args.model or DEFAULT_DIRECTORY
     config = bundle_sample_config(directory, args.config, overrides)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         how = UpsampleConfig(weights=config.weights, device=config.device, stream_layers=config.stream_layers)
         upsampler = open_upsampler(directory, args.direct, args.iterative, how)
     studio = Studio(pipeline, config, args.out, directory=directory, upsampler=upsampler)
-    from cogvideo.demo.serve import served
+    from cogvideo.demo.server import served
 
     about = f"{studio.about} {ABOUT_BUNDLED if bundled else ''}"
     where = {"host": args.host, "port": port, "share": args.share}

@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.data.digit_files import write_dataset
+    from cogvideo.worlds.digits.files import write_dataset
 
     print(write_dataset(args.out, args.split, args.count, args.seed, pixels=args.pixels))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogvideo.cli.common import add_config_arguments
+from cogvideo.cli._common import add_config_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.evaluation.digit_benchmark import DigitBenchmarkConfig, run_benchmark, table
     from cogvideo.files import write_json
     from cogvideo.logs import get_logger
+    from cogvideo.worlds.digits.benchmark import DigitBenchmarkConfig, run_benchmark, table
 
     benchmark = DigitBenchmarkConfig(args.num_prompts, args.captions_seed)
     if args.tokenizer and not args.real:
@@ -73,9 +73,9 @@ def _real(args: argparse.Namespace) -> "tuple[ImageTokenizer, None, dict[str, An
 
 def _model(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[str, Any]]":
     from cogvideo.config import to_dict
-    from cogvideo.data.digits import CANVAS
     from cogvideo.sampling.bundle import bundle_sample_config
     from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.worlds.digits.render import CANVAS
 
     config = bundle_sample_config(_bundle(args), args.config, args.overrides)
     pipeline = Pipeline.load(_bundle(args), config)
@@ -98,9 +98,9 @@ def _generator(pipeline: "Pipeline", config: "SampleConfig") -> "Generate":
     """Frames of captions for each set of the benchmark; None for whole clips where there is no stage 2."""
     from dataclasses import replace
 
-    from cogvideo.data.digits import SECONDS
-    from cogvideo.evaluation.digit_benchmark import NUM_ROUNDS, WHOLE, seconds_of
     from cogvideo.logs import progress
+    from cogvideo.worlds.digits.benchmark import NUM_ROUNDS, WHOLE, seconds_of
+    from cogvideo.worlds.digits.render import SECONDS
 
     def generate(captions: list[str], name: str) -> "np.ndarray | None":
         if name == WHOLE and pipeline.interpolation is None:

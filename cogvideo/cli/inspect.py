@@ -12,7 +12,7 @@ count= is short for training.count=.
 import argparse
 from pathlib import Path
 
-from cogvideo.cli.common import add_config_arguments
+from cogvideo.cli._common import add_config_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.checkpoint.report import describe_files, describe_parameters, describe_tensors
     from cogvideo.config import load_config
-    from cogvideo.model.budget import MACHINES, TrainingSettings, measure
     from cogvideo.model.config import ModelConfig
-    from cogvideo.model.report import describe_costs, describe_layout, draw_masks
+    from cogvideo.planning.budgets import MACHINES, TrainingSettings, measure
+    from cogvideo.planning.report import describe_costs, describe_layout, draw_masks
     from cogvideo.superres.config import SuperresConfig
 
     @dataclass(frozen=True)

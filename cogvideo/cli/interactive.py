@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.cli.common import split_overrides
-from cogvideo.cli.making import make, unwinding
+from cogvideo.cli._common import split_overrides
+from cogvideo.cli._sampling import make, unwinding
 from cogvideo.logs import one_line
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.checked_jobs import clip_job
     from cogvideo.sampling.config import LOADING
-    from cogvideo.sampling.results import claim_folder
+    from cogvideo.sampling.outputs import claim_folder
 
     directory = args.model or DEFAULT_DIRECTORY
     config = bundle_sample_config(directory, args.config, overrides)
@@ -79,7 +79,7 @@ class _Makers:
         self._threads[-1].start()
 
     def _make(self, job: "Job", out: Path) -> None:
-        from cogvideo.processes import Processes
+        from cogvideo.distributed import Processes
 
         try:
             make(self._args, job, out, Processes(), stopping=self._stopping)

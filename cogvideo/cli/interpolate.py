@@ -12,7 +12,7 @@ are those of `cogvideo sample`, and can be stopped and gone on with alike.
 import argparse
 from pathlib import Path
 
-from cogvideo.cli.making import add_making_arguments, make
+from cogvideo.cli._sampling import add_making_arguments, make
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.cli.common import split_overrides
-    from cogvideo.processes import Processes
+    from cogvideo.cli._common import split_overrides
+    from cogvideo.distributed import Processes
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.checked_jobs import interpolation_job
-    from cogvideo.sampling.footage import FootageReader
+    from cogvideo.sampling.inputs import FootageReader
     from cogvideo.sampling.pipeline import Pipeline
 
     processes = Processes.from_environment()

@@ -14,7 +14,7 @@ with video, tab, caption. Killed and run again, it goes on where it was. `cogvid
 import argparse
 from pathlib import Path
 
-from cogvideo.cli.common import add_config_arguments, config_from, device_from
+from cogvideo.cli._common import add_config_arguments, config_from, device_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.prepare import Preparation, PrepareConfig
     from cogvideo.data.shards import Kind
-    from cogvideo.processes import Processes
+    from cogvideo.distributed import Processes
 
     config, processes = config_from(PrepareConfig, args), Processes.from_environment()
     if args.dry_run and processes.rank:

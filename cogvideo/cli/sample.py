@@ -17,11 +17,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.cli.making import add_making_arguments, make
+from cogvideo.cli._sampling import add_making_arguments, make
 
 if TYPE_CHECKING:
     from cogvideo.sampling.config import SampleConfig
-    from cogvideo.sampling.footage import Footage
+    from cogvideo.sampling.inputs import Footage
     from cogvideo.sampling.pipeline import Pipeline
 
 MAX_PROMPT_FILE_BYTES = 16 << 20
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.cli.common import split_overrides
-    from cogvideo.processes import Processes
+    from cogvideo.cli._common import split_overrides
+    from cogvideo.distributed import Processes
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.checked_jobs import clip_job
     from cogvideo.sampling.pipeline import Pipeline
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 def given_frames(args: argparse.Namespace, pipeline: "Pipeline", config: "SampleConfig") -> "Footage | None":
     """The frames that the clips begin with."""
-    from cogvideo.sampling.footage import FootageReader
+    from cogvideo.sampling.inputs import FootageReader
 
     reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
     if args.first_frame is not None:

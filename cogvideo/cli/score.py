@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.cli.common import device_from
+from cogvideo.cli._common import device_from
 
 if TYPE_CHECKING:
     from cogvideo.evaluation.clip_source import ClipSource

@@ -9,7 +9,7 @@ commands read.
 
 import argparse
 
-from cogvideo.cli.common import add_config_arguments, config_from
+from cogvideo.cli._common import add_config_arguments, config_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     if config.train.recompute != "nothing":
         return_freed_memory()  # before any tensor is made, the preview's tokenizer too
 
-    from cogvideo.cli.preview import SheetWriter
     from cogvideo.training.launch import train
+    from cogvideo.training.previews import SheetWriter
 
     train(config, resume=args.resume, preview=SheetWriter(config.data.image_tokenizer))

@@ -12,7 +12,7 @@ and can be stopped and gone on with alike.
 import argparse
 from pathlib import Path
 
-from cogvideo.cli.making import add_making_arguments, make
+from cogvideo.cli._sampling import add_making_arguments, make
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.cli.common import split_overrides
+    from cogvideo.cli._common import split_overrides
     from cogvideo.config import load_config
-    from cogvideo.processes import Processes
+    from cogvideo.distributed import Processes
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY
     from cogvideo.sampling.checked_jobs import upsample_job
     from cogvideo.sampling.config import UpsampleConfig
-    from cogvideo.sampling.footage import FootageReader
-    from cogvideo.sampling.upsample import find_models, open_upsampler
+    from cogvideo.sampling.inputs import FootageReader
+    from cogvideo.sampling.superres import find_models, open_upsampler
 
     processes = Processes.from_environment()
     inputs, overrides = split_overrides(args.words)

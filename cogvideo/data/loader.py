@@ -18,10 +18,10 @@ from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
 
 from cogvideo.data.dataset import ClipDataset, FrameDataset
-from cogvideo.data.embedded import EmbeddedClips
-from cogvideo.sequence.example import Batch
+from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.prompt import PromptFormat, left_pad
 from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.worlds.digits.embedded import EmbeddedClips
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from cogvideo.data.dataset import PairDataset
 from cogvideo.data.loader import TextEncoder, batch_indices, prefetch, uniforms
+from cogvideo.superres.batch import SuperresBatch, text_rows
 from cogvideo.superres.config import SuperresConfig
-from cogvideo.superres.example import SuperresBatch, text_rows
 from cogvideo.superres.rounds import all_rounds
 
 

@@ -30,10 +30,10 @@ from cogvideo.data.shards import (
     write_manifest,
     write_shard,
 )
+from cogvideo.distributed import Processes
 from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.logs import get_logger, progress
 from cogvideo.media.cuts import check_installed
-from cogvideo.processes import Processes
 
 log = get_logger("cogvideo.data.prepare")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from cogvideo.sequence.example import Batch
+from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.prompt import left_pad
 from cogvideo.sequence.vocabulary import Vocabulary
 

@@ -10,9 +10,9 @@ from typing import Any, get_args
 import gradio as gr
 
 from cogvideo.config import to_dict
-from cogvideo.demo import look
+from cogvideo.demo import html as look
 from cogvideo.demo.form import MAIN, PARTS, STYLE, Setting, settings_of
-from cogvideo.demo.studio import Ask, Studio, Use
+from cogvideo.demo.service import Ask, Studio, Use
 from cogvideo.logs import one_line
 
 QUEUE = 64

@@ -11,7 +11,7 @@ from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.loader import UNCUT
 from cogvideo.data.published_rows import PublishedRows
 from cogvideo.model.config import ModelConfig
-from cogvideo.sequence.example import Batch
+from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.prompt import PromptFormat, left_pad
 from cogvideo.tokenizers.open import open_text_tokenizer
 

@@ -19,7 +19,7 @@ from cogvideo.files import atomic_write
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.plan import Plan
 from cogvideo.model.transformer import CogVideoTransformer, TextBias
-from cogvideo.sequence.example import Batch, frame_inputs
+from cogvideo.sequence.batch import Batch, frame_inputs
 
 CHUNK_ROWS = 2048
 """Rows whose logits are alive at once: 160 MB at 20,000 image tokens."""

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo.model.cache import ChannelCache
-from cogvideo.model.linear import Linear
+from cogvideo.inference.cache import ChannelCache
+from cogvideo.kernels.tiled_attention import attend_tiled
 from cogvideo.model.plan import AttentionBlock, ChannelPlan
-from cogvideo.model.tiled_attention import attend_tiled
+from cogvideo.model.quantize import Linear
 from cogvideo.model.tiles import TiledChannel
 
 

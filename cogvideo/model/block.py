@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cogvideo.inference.cache import LayerCache
 from cogvideo.model.attention import Attention
-from cogvideo.model.cache import LayerCache
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.linear import Linear
 from cogvideo.model.plan import ChannelPlan
+from cogvideo.model.quantize import Linear
 
 
 class MLP(nn.Module):

@@ -13,17 +13,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cogvideo.inference.cache import KVCache
+from cogvideo.kernels.decode_cpu import decode_step, serves
+from cogvideo.kernels.graphs import DecodeOne, replayed
 from cogvideo.model.block import TransformerLayer
-from cogvideo.model.cache import KVCache
 from cogvideo.model.config import ModelConfig, Recompute
-from cogvideo.model.decode_step import decode_step, serves
-from cogvideo.model.linear import Embedding
 from cogvideo.model.loss import token_nll
 from cogvideo.model.plan import Plan, plan_training
-from cogvideo.model.replay import DecodeOne, replayed
+from cogvideo.model.quantize import Embedding
 from cogvideo.model.sight import Sights
 from cogvideo.model.trunk import OnTrunk
-from cogvideo.sequence.example import Batch, frame_inputs
+from cogvideo.sequence.batch import Batch, frame_inputs
 
 
 class TextBias(NamedTuple):

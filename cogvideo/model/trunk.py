@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from cogvideo.model.linear import Embedding, Linear
+from cogvideo.model.quantize import Embedding, Linear
 
 
 class OnTrunk(nn.Module):

@@ -11,9 +11,9 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.model_io import load_model, save_model, superres_of
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.files import atomic_directory, sha256_file, write_json
+from cogvideo.inference.clusters import kmeans_labels
 from cogvideo.model.config import ModelConfig
 from cogvideo.sampling.bundle import HASHED_FILES, SUPERRES, BundleConfig, check_family
-from cogvideo.sampling.clusters import kmeans_labels
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers.open import open_image_tokenizer, open_text_tokenizer

@@ -22,10 +22,10 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.model_io import model_of
 from cogvideo.config import from_dict, load_config
 from cogvideo.files import read_json, sha256_file
+from cogvideo.inference.clusters import load_labels
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.linear import convert_weights, stream_layers
+from cogvideo.model.quantize import convert_weights, stream_layers
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
-from cogvideo.sampling.clusters import load_labels
 from cogvideo.sampling.config import SampleConfig, Weights
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.sequence.vocabulary import Vocabulary

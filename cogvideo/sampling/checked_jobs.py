@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.config import SampleConfig
-from cogvideo.sampling.footage import Footage
+from cogvideo.sampling.inputs import Footage
 from cogvideo.sampling.jobs import ClipJob, InterpolationJob, UpsampleJob
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.sampling.uniforms import SampleKey, sample_keys
-from cogvideo.sampling.upsample import Upsampler
+from cogvideo.sampling.superres import Upsampler
 
 
 def clip_job(

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo.sampling.engine import Progress
+from cogvideo.inference.engine import Progress
+from cogvideo.rng import SampleKey, uniforms
 from cogvideo.sampling.kept import Sampler
-from cogvideo.sampling.uniforms import SampleKey, uniforms
 from cogvideo.sequence.layout import ClipLayout
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import to_dict
+from cogvideo.inference.engine import Progress
+from cogvideo.rng import SampleKey
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
-from cogvideo.sampling.engine import Progress
 from cogvideo.sampling.kept import Keep
 from cogvideo.sampling.pipeline import Pipeline, pictures_of
-from cogvideo.sampling.uniforms import SampleKey
-from cogvideo.sampling.upsample import Upsampler
+from cogvideo.sampling.superres import Upsampler
 
 
 class Stage(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cogvideo.inference.engine import Progress
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sampling.engine import Progress
 
 Keep = Callable[[str, Callable[[], Tensor]], Tensor]
 """Given a batch's name and a way to make it: the batch, made and kept, or as it was kept before."""

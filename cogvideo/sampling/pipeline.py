@@ -23,23 +23,23 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cogvideo.inference import schedules
+from cogvideo.inference.batching import Together
+from cogvideo.inference.clip_sampler import ClipSampler
+from cogvideo.inference.clusters import PUBLISHED_CLUSTERS, kmeans_labels
+from cogvideo.inference.engine import Program, Progress, compile_program
+from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.speculative import speculative
+from cogvideo.inference.wavefront import wavefront
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sampling import schedules
+from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, open_bundle
-from cogvideo.sampling.clip_sampler import ClipSampler
-from cogvideo.sampling.clusters import PUBLISHED_CLUSTERS, kmeans_labels
 from cogvideo.sampling.config import Part, SampleConfig
 from cogvideo.sampling.device import open_device
-from cogvideo.sampling.draw import ClusterDraw
-from cogvideo.sampling.engine import Program, Progress, compile_program
 from cogvideo.sampling.interpolate import clips_a_round, sample_between
 from cogvideo.sampling.kept import Keep, KeptSampler, keep_nothing
-from cogvideo.sampling.speculative import speculative
+from cogvideo.sampling.prompts import Said, Texts, Wording
 from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
-from cogvideo.sampling.together import Together
-from cogvideo.sampling.uniforms import SampleKey, sample_keys
-from cogvideo.sampling.wavefront import wavefront
-from cogvideo.sampling.wording import Said, Texts, Wording
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cogvideo.sampling.engine import Progress
+from cogvideo.inference.engine import Progress
+from cogvideo.rng import SampleKey, uniforms
 from cogvideo.sampling.kept import Sampler
-from cogvideo.sampling.uniforms import SampleKey, uniforms
 
 ROUND = 0
 """In the address of this stage's random numbers."""

@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cogvideo.distributed import Processes
 from cogvideo.files import atomic_write, read_json, write_json
-from cogvideo.processes import Processes
 from cogvideo.sampling.kept import Keep
-from cogvideo.sampling.results import claim_folder
+from cogvideo.sampling.outputs import claim_folder
 
 UNFINISHED, RECORD, RESULT = "unfinished", "work.json", "samples.json"
 LEFT_OVER = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.\w+)?")

@@ -22,12 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from cogvideo.model.block import MLP
 from cogvideo.model.config import Recompute
-from cogvideo.model.linear import Embedding, Linear
 from cogvideo.model.loss import token_nll
+from cogvideo.model.quantize import Embedding, Linear
 from cogvideo.model.trunk import OnTrunk
+from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.config import SuperresConfig
-from cogvideo.superres.example import SuperresBatch
-from cogvideo.superres.neighbourhood import Tiles, all_of, attend_near, near
+from cogvideo.superres.grid import Tiles, all_of, attend_near, near
 
 LOCAL, CROSS = (9, 5), (5, 5)
 """Rows and columns of a neighbourhood on the fine grid, and on the coarse one."""

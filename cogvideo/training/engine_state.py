@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cogvideo.checkpoint.tensor_file import TensorInfo
-from cogvideo.training.engine import gathered
+from cogvideo.training.deepspeed_engine import gathered
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS, BUFFERS = "weights", "buffers"

@@ -13,7 +13,7 @@ from cogvideo.files import atomic_directory, remove_leftovers
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.transformer import SuperresTransformer
-from cogvideo.training.engine import gathered
+from cogvideo.training.deepspeed_engine import gathered
 
 
 class FrozenTrunk(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a run needs of each process's device and of its host, estimated by `cogvideo.model.budget`; thrift on a CPU."""
+"""What a run needs of each process's device and of its host, estimated by cogvideo.planning; allocator tuning."""
 
 import ctypes
 import math
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from cogvideo.logs import get_logger
-from cogvideo.model.budget import MACHINES, SAFETY, TrainingBudget, TrainingSettings, int8_trunk, training_budget
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.report import in_bytes
+from cogvideo.planning.budgets import MACHINES, SAFETY, TrainingBudget, TrainingSettings, int8_trunk, training_budget
+from cogvideo.planning.report import in_bytes
 from cogvideo.training.config import TrainConfig
 
 log = get_logger(__name__)

@@ -8,14 +8,14 @@ import torch
 import torch.distributed as dist
 
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.engine import clips_itself
+from cogvideo.training.deepspeed_engine import clips_itself
 from cogvideo.training.engine_state import inner_optimiser
 from cogvideo.training.gradients import GradientNorms
 from cogvideo.training.metrics import Averages
 from cogvideo.training.optimiser import GuardedAdamW, learning_rate
 from cogvideo.training.processes import any_says
 from cogvideo.training.randomness import seed_dropout
-from cogvideo.training.tasks import Task
+from cogvideo.training.tasks.clips import Task
 
 
 @dataclass(frozen=True)

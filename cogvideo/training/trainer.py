@@ -13,19 +13,19 @@ import torch.distributed as dist
 
 from cogvideo.config import to_dict
 from cogvideo.logs import get_logger, progress
+from cogvideo.training.checkpointing import load_state, newest_state, save_state
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.engine import deepspeed_settings, make_engine
+from cogvideo.training.deepspeed_engine import deepspeed_settings, make_engine
 from cogvideo.training.engine_state import EngineState
 from cogvideo.training.metrics import Averages, draw_curves
 from cogvideo.training.processes import any_says, others_may_die, together
 from cogvideo.training.record import write_record
 from cogvideo.training.sinks import Sinks
-from cogvideo.training.state import load_state, newest_state, save_state
 from cogvideo.training.step import Stepper, StepResult
-from cogvideo.training.superres_task import SuperresTask
-from cogvideo.training.tasks import ClipTask, Task
+from cogvideo.training.tasks.clips import ClipTask, Task
+from cogvideo.training.tasks.superres import SuperresTask
+from cogvideo.training.tasks.tokenizer import TokenizerTask
 from cogvideo.training.throughput import Throughput, compute_dtype, measured_peak, warn_of_slow_products
-from cogvideo.training.tokenizer_task import TokenizerTask
 
 log = get_logger(__name__)
 

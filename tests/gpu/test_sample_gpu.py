@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cogvideo.model.linear import Linear
+from cogvideo.model.quantize import Linear
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 

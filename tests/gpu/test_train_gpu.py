@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cogvideo.training.launch import train
-from tests.integration.train_data import numbers, prepare_data, settings
+from tests.helpers.training import numbers, prepare_data, settings
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,7 @@ import yaml
 
 from cogvideo.config import dump_yaml, load_config
 from cogvideo.training.config import TrainConfig
-from tests.integration.train_data import prepare_data, settings
+from tests.helpers.training import prepare_data, settings
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("ablate", ROOT / "scripts/ablate.py")

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cogvideo.checkpoint import load_checkpoint
-from cogvideo.checkpoint.convert import to_sat
 from cogvideo.checkpoint.model_io import load_model, save_model
-from cogvideo.checkpoint.names import expand
-from tests.parity.packs import GOLDEN, open_pack
+from cogvideo.checkpoint.sat.convert import to_sat
+from cogvideo.checkpoint.sat.names import expand
+from tests.helpers.models import tiny_batch, tiny_config, tiny_model
+from tests.helpers.packs import GOLDEN, open_pack
 from tests.reference import transformer as reference
-from tests.unit.model.tiny import tiny_batch, tiny_config, tiny_model
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_packs.py"
 

@@ -12,8 +12,8 @@ from cogvideo.checkpoint.model_io import load_model, save_model
 from cogvideo.cli.main import main
 from cogvideo.config import dump_yaml
 from cogvideo.training.deepspeed_cpu import prepare_environment
-from tests.integration.tiny_bundle import write_bundle
-from tests.integration.train_data import prepare_data, settings
+from tests.helpers.bundles import write_bundle
+from tests.helpers.training import prepare_data, settings
 
 COMMANDS = {
     "inspect": "inspect --checkpoint {broken}",

@@ -16,8 +16,8 @@ from cogvideo.cli.main import main
 from cogvideo.config import dump_yaml
 from cogvideo.media.video import write_video
 from cogvideo.tokenizers.text import TextTokenizer
-from tests.integration.tiny_bundle import CAPTIONS, NUM_CODES, write_bundle
-from tests.integration.train_data import prepare_data, settings
+from tests.helpers.bundles import CAPTIONS, NUM_CODES, write_bundle
+from tests.helpers.training import prepare_data, settings
 
 VIDEO_LINE = '{{"video": "{name}", "caption": "a red digit"}}\n'
 

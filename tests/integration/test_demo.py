@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from cogvideo.cli import demo as command
 from cogvideo.cli.main import main
-from tests.integration.tiny_bundle import CAPTIONS, write_bundle
+from tests.helpers.bundles import CAPTIONS, write_bundle
 
 SETTINGS = ["num_clusters=32", "key_frames.top_k_clusters=4"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cogvideo.cli.main import main
-from tests.integration.tiny_bundle import write_bundle
+from tests.helpers.bundles import write_bundle
 
 SMALL = ["--num-prompts", "2", "num_clusters=32", "key_frames.top_k_clusters=4"]
 

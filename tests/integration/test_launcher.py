@@ -11,8 +11,8 @@ import pytest
 
 from cogvideo.config import dump_yaml
 from cogvideo.files import read_json
-from tests.integration.ranks import free_port
-from tests.integration.train_data import numbers, prepare_data, settings
+from tests.helpers.ranks import free_port
+from tests.helpers.training import numbers, prepare_data, settings
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

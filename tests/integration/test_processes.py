@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cogvideo.files import read_json
-from tests.integration.ranks import finish, run, start, train_words
-from tests.integration.train_data import numbers, prepare_data, settings
+from tests.helpers.ranks import finish, run, start, train_words
+from tests.helpers.training import numbers, prepare_data, settings
 
 
 @pytest.fixture(scope="module")

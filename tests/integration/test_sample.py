@@ -10,7 +10,7 @@ from cogvideo.cli.main import main
 from cogvideo.files import sha256_file, write_json
 from cogvideo.media.video import read_video
 from cogvideo.sampling.bundle import HASHED_FILES
-from tests.integration.tiny_bundle import CAPTIONS, write_bundle
+from tests.helpers.bundles import CAPTIONS, write_bundle
 
 SMALL = ["rounds=1", "num_clusters=32", "key_frames.top_k_clusters=4"]
 

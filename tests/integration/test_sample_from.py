@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from cogvideo.cli.main import main
 from cogvideo.media.video import read_video, write_video
-from tests.integration.tiny_bundle import CAPTIONS, write_bundle
+from tests.helpers.bundles import CAPTIONS, write_bundle
 
 SMALL = ["num_clusters=32", "key_frames.top_k_clusters=4"]
 CAPTION = CAPTIONS[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cogvideo.cli.main import main
-from tests.integration.tiny_bundle import CAPTIONS, write_bundle
+from tests.helpers.bundles import CAPTIONS, write_bundle
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from cogvideo.cli.main import main
-from cogvideo.sampling import produce
+from cogvideo.sampling import runner as produce
 from cogvideo.sampling.work import UNFINISHED, Work
-from tests.integration.tiny_bundle import CAPTIONS, write_bundle
+from tests.helpers.bundles import CAPTIONS, write_bundle
 
 WORDS = [CAPTIONS[0], "a green one", "rounds=1", "num_clusters=32", "clips_at_once=1"]
 

@@ -11,8 +11,8 @@ from cogvideo.checkpoint.model_io import save_model
 from cogvideo.cli.main import main
 from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
 from cogvideo.tokenizers.text import TextTokenizer
-from tests.parity.packs import GOLDEN, open_pack
-from tests.unit.model.tiny import tiny_batch, tiny_config, tiny_model
+from tests.helpers.models import tiny_batch, tiny_config, tiny_model
+from tests.helpers.packs import GOLDEN, open_pack
 
 VOCABULARY = ("vocab.num_image_tokens=200", "vocab.pad=200", "vocab.newline=201", "vocab.start_of_image=202")
 

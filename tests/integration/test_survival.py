@@ -15,8 +15,8 @@ import pytest
 from cogvideo.files import read_json
 from cogvideo.training import trainer
 from cogvideo.training.launch import train
-from tests.integration.ranks import run, start, train_words
-from tests.integration.train_data import numbers, prepare_data, settings
+from tests.helpers.ranks import run, start, train_words
+from tests.helpers.training import numbers, prepare_data, settings
 
 KILLS = 20
 PLAIN = trainer.Trainer

@@ -11,11 +11,11 @@ import torch
 
 from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.model_io import load_model
-from cogvideo.model.linear import quantised
+from cogvideo.model.quantize import quantised
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training import trainer
 from cogvideo.training.launch import train
-from tests.integration.train_data import numbers, prepare_data, settings
+from tests.helpers.training import numbers, prepare_data, settings
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.cli.main import main
-from cogvideo.cli.preview import SheetWriter
 from cogvideo.config import from_dict
 from cogvideo.data.dataset import ClipDataset, PairDataset
 from cogvideo.data.pairs import PairLoader
@@ -24,9 +23,10 @@ from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.launch import train
-from tests.integration import ranks
-from tests.integration.tiny_bundle import NUM_CODES, write_bundle
-from tests.integration.train_data import WALL_CLOCK
+from cogvideo.training.previews import SheetWriter
+from tests.helpers import ranks
+from tests.helpers.bundles import NUM_CODES, write_bundle
+from tests.helpers.training import WALL_CLOCK
 
 LOW, HIGH = 2, 6
 SIZES = ["frame_pixels=48", "low_res_pixels=16", "frames_per_video=3"]

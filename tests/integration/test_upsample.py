@@ -19,7 +19,7 @@ from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.rounds import redrawn
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.text import TextTokenizer
-from tests.integration.tiny_bundle import CAPTIONS, write_bundle
+from tests.helpers.bundles import CAPTIONS, write_bundle
 
 COARSE, FINE = 2, 6
 

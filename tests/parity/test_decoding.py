@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogvideo.inference.engine import Conditioning, compile_program, generate, guided
+from cogvideo.inference.schedules import sequential
 from cogvideo.model.plan import plan_forward
 from cogvideo.model.transformer import TextBias
-from cogvideo.sampling.engine import Conditioning, compile_program, generate, guided
-from cogvideo.sampling.schedules import sequential
-from cogvideo.sequence.example import frame_inputs
-from tests.parity.packs import Pack, open_pack, published_model
+from cogvideo.sequence.batch import frame_inputs
+from tests.helpers.packs import Pack, open_pack, published_model
 
 FRAME_LEN = 400
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from cogvideo.checkpoint.describe import kind_of, sizes_of
-from cogvideo.checkpoint.names import expand
+from cogvideo.checkpoint.sat.names import expand
 from cogvideo.config import load_config
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.config import SuperresConfig
-from tests.parity.packs import GOLDEN, our_name
+from tests.helpers.packs import GOLDEN, our_name
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 PUBLISHED = json.loads((GOLDEN / "params_full_size.json").read_text(encoding="utf-8"))

@@ -12,11 +12,11 @@ from torch import Tensor
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.model_io import superres_of
 from cogvideo.cli.main import main
-from cogvideo.sampling.upsample import draw_fine, redraw
-from cogvideo.superres.example import text_rows
+from cogvideo.sampling.superres import draw_fine, redraw
+from cogvideo.superres.batch import text_rows
 from cogvideo.superres.rounds import TOP_K, redrawn
 from cogvideo.superres.transformer import SuperresTransformer
-from tests.parity.packs import GOLDEN, Pack, open_pack
+from tests.helpers.packs import GOLDEN, Pack, open_pack
 
 VOCABULARY = ["vocab.num_image_tokens=200", "vocab.pad=200", "vocab.newline=201", "vocab.start_of_image=202"]
 NOISE = 1e-4

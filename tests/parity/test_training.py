@@ -8,9 +8,9 @@ from torch import Tensor
 
 from cogvideo.model.plan import plan_forward
 from cogvideo.model.transformer import CogVideoTransformer, TextBias
-from cogvideo.sequence.example import Batch, frame_inputs
+from cogvideo.sequence.batch import Batch, frame_inputs
 from cogvideo.sequence.prompt import left_pad
-from tests.parity.packs import Pack, open_pack, our_name, published_model
+from tests.helpers.packs import Pack, open_pack, our_name, published_model
 from tests.reference import transformer as reference
 
 TEXT_LEN = 64

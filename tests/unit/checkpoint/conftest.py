@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from cogvideo.checkpoint.names import Kind, Sizes, expand
-from cogvideo.checkpoint.parallel import part_of
-from cogvideo.checkpoint.settings import SatSettings, VocabularyIds
+from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
+from cogvideo.checkpoint.sat.names import Kind, Sizes, expand
+from cogvideo.checkpoint.sat.shard import part_of
 
 WriteSat = Callable[..., Path]
 EXTRA = {"image": 0, "video": 20, "direct_superres": 36, "iterative_superres": 36}

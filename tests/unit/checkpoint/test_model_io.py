@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from cogvideo.checkpoint import load_checkpoint, save_checkpoint
-from cogvideo.checkpoint.convert import from_sat, to_sat
 from cogvideo.checkpoint.model_io import from_pretrained, load_model, save_model, save_pretrained
-from cogvideo.checkpoint.settings import SatSettings, VocabularyIds
+from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
+from cogvideo.checkpoint.sat.convert import from_sat, to_sat
 from cogvideo.config import to_dict
 from cogvideo.files import sha256_file
 from cogvideo.model.config import ModelConfig, Task
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.example import Batch
+from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(size=24, num_image_tokens=16, pad=16, newline=17, start_of_image=18)

@@ -10,7 +10,7 @@ from cogvideo.checkpoint.model_io import save_model
 from cogvideo.checkpoint.report import describe_files, describe_parameters, describe_tensors
 from cogvideo.model.config import ModelConfig
 from cogvideo.superres.config import SuperresConfig
-from tests.unit.model.tiny import tiny_config, tiny_model
+from tests.helpers.models import tiny_config, tiny_model
 
 
 def test_published_counts() -> None:

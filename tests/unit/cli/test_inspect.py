@@ -6,7 +6,7 @@ import pytest
 
 from cogvideo.checkpoint.model_io import save_model
 from cogvideo.cli.main import main
-from tests.unit.model.tiny import tiny_config, tiny_model
+from tests.helpers.models import tiny_config, tiny_model
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "model"
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from cogvideo.cli import main as main_module
-from cogvideo.cli.common import add_config_arguments, split_overrides
+from cogvideo.cli._common import add_config_arguments, split_overrides
 from cogvideo.cli.main import COMMANDS, main
 
 

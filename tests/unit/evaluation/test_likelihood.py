@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from cogvideo.evaluation import likelihood
 from cogvideo.evaluation.likelihood import FrameMeans, score, score_file
 from cogvideo.model.plan import plan_forward
+from tests.helpers.models import tiny_batch, tiny_config, tiny_model
 from tests.reference import transformer as reference
-from tests.unit.model.tiny import tiny_batch, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("task", ["sequential", "interpolation"])

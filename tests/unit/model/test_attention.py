@@ -11,7 +11,7 @@ from cogvideo.model import attention
 from cogvideo.model.attention import Attention
 from cogvideo.model.masks import channel_masks
 from cogvideo.model.plan import ChannelPlan, plan_forward
-from tests.unit.model.tiny import VARIANTS, tiny_config
+from tests.helpers.models import VARIANTS, tiny_config
 
 FORMS = {"fused": attention._attend_fused, "explicit": attention._attend_explicit}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cogvideo.model.config import ModelConfig
-from tests.unit.model.tiny import tiny_config
+from tests.helpers.models import tiny_config
 
 
 def test_defaults_are_the_published_stage_one() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer
-from tests.unit.model.tiny import tiny_config, tiny_model
+from tests.helpers.models import tiny_config, tiny_model
 
 
 def fresh(seed: int, **changes: object) -> dict[str, Tensor]:

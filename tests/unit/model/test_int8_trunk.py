@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.model.config import Recompute
-from cogvideo.model.linear import Embedding, Linear
+from cogvideo.model.quantize import Embedding, Linear
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
-from cogvideo.sequence.example import Batch
-from tests.unit.model.tiny import VARIANTS, tiny_batch, tiny_config, tiny_model
+from cogvideo.sequence.batch import Batch
+from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
 
 TYPES = ("fp32", "autocast", "bf16_weights")
 

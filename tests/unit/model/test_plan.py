@@ -10,7 +10,7 @@ from cogvideo.model import plan as plan_module
 from cogvideo.model.masks import Mask, channel_masks
 from cogvideo.model.plan import ChannelPlan, Rows, plan_channel, plan_forward, plan_training
 from cogvideo.sequence.layout import ClipLayout, FrameSpec
-from tests.unit.model.tiny import tiny_config
+from tests.helpers.models import tiny_config
 
 
 def pairs(plan: ChannelPlan, num_rows: int, num_slots: int) -> np.ndarray:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cogvideo.kernels.tiled_attention import attend_tiled
 from cogvideo.model.masks import Mask, channel_masks
-from cogvideo.model.tiled_attention import attend_tiled
 from cogvideo.model.tiles import Strips, TiledChannel, tile_channel
 from cogvideo.sequence.layout import ClipLayout, FrameSpec
-from tests.unit.model.tiny import VARIANTS, tiny_config
+from tests.helpers.models import VARIANTS, tiny_config
 
 
 def rows_of(strips: Strips) -> np.ndarray:

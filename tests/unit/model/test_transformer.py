@@ -7,9 +7,9 @@ from torch import Tensor
 from cogvideo.model import plan as plan_module
 from cogvideo.model.config import Recompute
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
-from cogvideo.sequence.example import Batch
+from cogvideo.sequence.batch import Batch
+from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
 from tests.reference import transformer as reference
-from tests.unit.model.tiny import VARIANTS, tiny_batch, tiny_config, tiny_model
 
 
 @pytest.fixture(params=VARIANTS)

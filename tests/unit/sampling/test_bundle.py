@@ -14,7 +14,7 @@ from cogvideo.sampling.bundle import BundleConfig, fingerprint, open_bundle
 from cogvideo.sampling.config import SampleConfig, Weights
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sequence.prompt import PromptFormat
-from tests.integration.tiny_bundle import write_bundle
+from tests.helpers.bundles import write_bundle
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cogvideo.model.linear import Linear, convert_weights, stream_layers
-from cogvideo.sampling import schedules
+from cogvideo.inference import schedules
+from cogvideo.inference.clip_sampler import ClipSampler
+from cogvideo.inference.engine import compile_program
+from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.wavefront import wavefront
+from cogvideo.model.quantize import Linear, convert_weights, stream_layers
 from cogvideo.sampling.bundle import ACTIVATIONS
-from cogvideo.sampling.clip_sampler import ClipSampler
 from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.device import open_device
-from cogvideo.sampling.draw import ClusterDraw
-from cogvideo.sampling.engine import compile_program
-from cogvideo.sampling.wavefront import wavefront
-from tests.unit.sampling import tiny
+from tests.helpers import decoding as tiny
 
 ELSEWHERE = torch.device("meta")
 """Any device but the CPU will do, and this one asks for no driver."""

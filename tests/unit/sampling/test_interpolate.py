@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from cogvideo.sampling.clip_sampler import ClipSampler
+from cogvideo.inference.clip_sampler import ClipSampler
+from cogvideo.inference.engine import compile_program
+from cogvideo.inference.schedules import sequential
+from cogvideo.rng import sample_keys
 from cogvideo.sampling.config import DrawConfig
-from cogvideo.sampling.engine import compile_program
 from cogvideo.sampling.interpolate import clip_seconds, sample_between
-from cogvideo.sampling.schedules import sequential
-from cogvideo.sampling.uniforms import sample_keys
-from tests.unit.sampling import tiny
+from tests.helpers import decoding as tiny
 
 MODEL = tiny.model("interpolation", 2)
 LAYOUT = MODEL.config.layout

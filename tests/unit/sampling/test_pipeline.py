@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo.model import few_rows
-from cogvideo.sampling.clip_sampler import ClipSampler
+from cogvideo.inference.clip_sampler import ClipSampler
+from cogvideo.inference.engine import compile_program
+from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.schedules import sequential
+from cogvideo.kernels import cpu as few_rows
+from cogvideo.rng import sample_keys, uniforms
 from cogvideo.sampling.config import DrawConfig, SampleConfig
-from cogvideo.sampling.draw import ClusterDraw
-from cogvideo.sampling.engine import compile_program
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.sampling.schedules import sequential
-from cogvideo.sampling.uniforms import sample_keys, uniforms
-from tests.unit.sampling import tiny
+from tests.helpers import decoding as tiny
 
 PROMPTS = ["the red digit 3", "数字", "quickly"]
 SHORT = SampleConfig(rounds=1, num_clusters=8)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.processes import Processes
+from cogvideo.distributed import Processes
 from cogvideo.sampling.work import UNFINISHED, Work
 
 IDENTITY = {"weights": "abc", "clips": [["a", 0]], "settings": {"seed": 7, "key_frames": {"temperature": 1.0}}}

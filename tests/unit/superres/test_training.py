@@ -13,10 +13,10 @@ from cogvideo.config import load_config
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.planning.superres import training_flops
 from cogvideo.sequence.vocabulary import Vocabulary
-from cogvideo.superres.budget import training_flops
+from cogvideo.superres.batch import SuperresBatch, text_rows
 from cogvideo.superres.config import SuperresConfig
-from cogvideo.superres.example import SuperresBatch, text_rows
 from cogvideo.superres.initialise import inherit_trunk
 from cogvideo.superres.rounds import PATTERN, all_rounds
 from cogvideo.superres.transformer import SuperresTransformer

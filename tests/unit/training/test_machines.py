@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from cogvideo.config import load_config
-from cogvideo.model.budget import SAFETY
-from cogvideo.model.report import in_bytes
+from cogvideo.planning.budgets import SAFETY
+from cogvideo.planning.report import in_bytes
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.engine import deepspeed_settings
+from cogvideo.training.deepspeed_engine import deepspeed_settings
 from cogvideo.training.memory import run_memory
 
 CONFIGS = Path(__file__).parents[3] / "configs"

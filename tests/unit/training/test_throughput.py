@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from cogvideo.model.budget import score_pairs, training_flops
 from cogvideo.model.config import ModelConfig
+from cogvideo.planning.budgets import score_pairs, training_flops
 from cogvideo.training import throughput
 from cogvideo.training.config import LoopConfig
 from cogvideo.training.throughput import Throughput, measured_peak, warn_of_slow_products
@@ -54,7 +54,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from cogvideo.model.transformer import CogVideoTransformer
-    from cogvideo.sequence.example import Batch
+    from cogvideo.sequence.batch import Batch
     from cogvideo.sequence.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(size=80, num_image_tokens=64, pad=70, newline=71, start_of_image=79)

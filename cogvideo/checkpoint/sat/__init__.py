@@ -1,0 +1,1 @@
+"""Published SwissArmyTransformer checkpoints: reading, converting, writing."""

@@ -1,0 +1,54 @@
+"""The README.md beside a converted checkpoint: what it is, where it came from, and how to use it."""
+
+import json
+from typing import TYPE_CHECKING
+
+from cogvideo import __version__
+from cogvideo.checkpoint.sat.names import listed
+from cogvideo.checkpoint.sat.reader import SatCheckpoint
+
+if TYPE_CHECKING:
+    from cogvideo.checkpoint.sat.convert import Conversion
+
+TITLES = {
+    "sequential": "CogVideo stage 1: four frames after a given one",
+    "interpolation": "CogVideo stage 2: frames between given ones",
+    "image": "CogView2's text-to-image transformer, the trunk of CogVideo",
+    "direct": "CogView2's direct super-resolution, 20x20 to 60x60 tokens in one forward",
+    "iterative": "CogView2's iterative super-resolution, 60x60 tokens refined in rounds",
+}
+
+
+def model_card(conversion: "Conversion", sat: SatCheckpoint, hashes: dict[str, str], differing: list[str]) -> str:
+    """Markdown with the front matter that model hubs read. `differing`: see `SatCheckpoint.differing_copies`."""
+    settings = conversion.config.get("model") or conversion.config["superres"]
+    dtypes = sorted({str(line.info.dtype).removeprefix("torch.") for line in conversion.account if line.info})
+    written = [line for line in conversion.account if line.info]
+    dropped = [line for line in conversion.account if line.target is None]
+    lines = [
+        "---",
+        "library_name: cogvideo",
+        "pipeline_tag: text-to-video" if "task" in settings else "pipeline_tag: image-to-image",
+        "tags: [cogvideo, cogview2]",
+        "---",
+        f"# {TITLES[settings.get('task') or settings['method']]}",
+        "",
+        f"Converted by cogvideo {__version__} (`cogvideo convert`) from a SwissArmyTransformer checkpoint, iteration "
+        f"{sat.iteration}. The values are the source's, in {', '.join(dtypes)}; the license is the source's too.",
+        "",
+        f"- parameters: {conversion.parameters:,} in {len(written)} tensors",
+        f"- model-parallel ranks merged: {len(sat.paths)}",
+        *[f"- source `{name}`, sha256 `{sha256}`" for name, sha256 in hashes.items()],
+        *([f"- tensors that differ between ranks, rank 0's kept: {listed(differing)}"] if differing else []),
+        f"- tensors dropped: {len(dropped)}",
+        *[f"  - `{line.source}`: {line.reason}" for line in dropped],
+        "",
+        "Papers: CogVideo (arXiv 2205.15868), CogView2 (arXiv 2204.14217).",
+        "",
+        "## Settings",
+        "```json",
+        json.dumps(settings, indent=1),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+"""From a SAT checkpoint's sizes to our config: what its tensors say, its model_config.json, and what the user adds."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from cogvideo.checkpoint.sat.reader import SatCheckpoint
+from cogvideo.config import to_dict
+from cogvideo.model.config import ModelConfig, Task
+from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.superres.config import SuperresConfig
+
+PUBLISHED_HEAD_DIM = 64
+PUBLISHED_WINDOW = 10
+
+
+@dataclass(frozen=True)
+class VocabularyIds:
+    """The ids that no checkpoint states; defaults are icetk's."""
+
+    num_image_tokens: int = Vocabulary.num_image_tokens
+    pad: int = Vocabulary.pad
+    newline: int = Vocabulary.newline
+    start_of_image: int = Vocabulary.start_of_image
+
+
+@dataclass(frozen=True)
+class SatSettings:
+    """What `cogvideo convert` takes as key=value. Null: as the checkpoint says, else as published."""
+
+    vocab: VocabularyIds = field(default_factory=VocabularyIds)
+    task: Task | None = None
+    """For CogVideo: `sequential` (stage 1) or `interpolation` (stage 2); their tensors look alike."""
+    num_heads: int | None = None
+    text_len: int | None = None
+    frame_side: int | None = None
+    frame_position_start: int = ModelConfig.frame_position_start
+    window_size: int | None = None
+    """Side of the temporal windows in tokens; 0 for full attention."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "text_len", "frame_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; expected at least 1, or null for what the checkpoint says")
+
+
+def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
+    """{'model': ...} or {'superres': ...}, ready for our config.json.
+
+    Raises: ValueError in one line if the sizes contradict each other, or a stage cannot be told.
+    """
+    said, sizes = sat.model_config, sat.sizes
+    ids = settings.vocab
+    highest = max(ids.num_image_tokens - 1, ids.pad, ids.newline, ids.start_of_image)
+    if highest >= sizes.vocabulary:
+        raise ValueError(
+            f"{sat.directory} has {sizes.vocabulary} embedding rows, too few for the vocabulary id {highest}; give "
+            "vocab.num_image_tokens=, vocab.pad=, vocab.newline= and vocab.start_of_image= of its tokenizer"
+        )
+    common = dict(
+        num_layers=sizes.num_layers,
+        hidden_size=sizes.hidden_size,
+        num_heads=settings.num_heads
+        or _natural(said, "num_attention_heads")
+        or max(1, sizes.hidden_size // PUBLISHED_HEAD_DIM),
+        num_positions=sizes.num_positions,
+        vocabulary=Vocabulary(sizes.vocabulary, ids.num_image_tokens, ids.pad, ids.newline, ids.start_of_image),
+    )
+    _check_said(sat, said)
+    if "superres" in sat.kind:
+        return {"superres": to_dict(_superres(sat, settings, common))}
+    text_len, frame_len = _layout(said)
+    if settings.frame_side:
+        frame_len = settings.frame_side**2
+    side = math.isqrt(frame_len)
+    task: Task = "image" if sat.kind == "image" else _stage(sat, settings)
+    num_frames = 1
+    if task != "image":
+        num_frames, left = divmod(sizes.num_extra_positions, frame_len)
+        if left:
+            raise ValueError(
+                f"{sat.directory}: {sizes.num_extra_positions} extra positions are no whole number of frames of "
+                f"{frame_len} tokens; give frame_side=..."
+            )
+    config = ModelConfig(
+        task=task,
+        text_len=settings.text_len or text_len,
+        frame_side=side,
+        num_frames=num_frames,
+        frame_position_start=settings.frame_position_start,
+        window_size=_window(said, settings, task, side),
+        **common,  # type: ignore[arg-type]
+    )
+    return {"model": to_dict(config)}
+
+
+def _superres(sat: SatCheckpoint, settings: SatSettings, common: dict[str, Any]) -> SuperresConfig:
+    direct = sat.kind == "direct_superres"
+    high = math.isqrt(sat.sizes.num_extra_positions)
+    low = settings.frame_side or ModelConfig.frame_side
+    if high**2 != sat.sizes.num_extra_positions or high % low:
+        raise ValueError(
+            f"{sat.directory}: {sat.sizes.num_extra_positions} extra positions are no square grid of a multiple of "
+            f"{low} tokens a side; give frame_side=..."
+        )
+    return SuperresConfig(
+        method="direct" if direct else "iterative",
+        text_len=settings.text_len or (96 if direct else 16),
+        low_res_side=low,
+        high_res_side=high,
+        **common,
+    )
+
+
+def _layout(said: dict[str, Any]) -> tuple[int, int]:
+    """Text length and frame length from `layout` (the ends of text, first frame, clip), where it is given and sound."""
+    layout = said.get("layout")
+    if isinstance(layout, list) and len(layout) > 1 and all(type(n) is int for n in layout):
+        text_len, frame_len = layout[0], layout[1] - layout[0]
+        if text_len > 0 and frame_len > 0 and math.isqrt(frame_len) ** 2 == frame_len:
+            return text_len, frame_len
+    return ModelConfig.text_len, ModelConfig.frame_side**2
+
+
+def _stage(sat: SatCheckpoint, settings: SatSettings) -> Task:
+    if settings.task == "image":
+        raise ValueError(f"{sat.directory} has temporal channels, so task=image does not fit; convert the trunk's own")
+    if settings.task:
+        return settings.task
+    stage = sat.model_config.get("cogvideo_stage")
+    if stage not in (1, 2):
+        raise ValueError(
+            f"{sat.directory}: model_config.json gives no cogvideo_stage, and the two stages' tensors look alike; "
+            "give task=sequential (stage 1) or task=interpolation (stage 2)"
+        )
+    return "sequential" if stage == 1 else "interpolation"
+
+
+def _window(said: dict[str, Any], settings: SatSettings, task: Task, side: int) -> int | None:
+    if task == "image" or settings.window_size == 0:
+        return None
+    window = settings.window_size or _natural(said, "window_size")
+    if window is None and task == "interpolation":  # the published stage 2 always has windows
+        window = PUBLISHED_WINDOW if side % PUBLISHED_WINDOW == 0 else None
+    return window
+
+
+def _natural(said: dict[str, Any], key: str) -> int | None:
+    value = said.get(key)
+    return value if type(value) is int and value > 0 else None
+
+
+def _check_said(sat: SatCheckpoint, said: dict[str, Any]) -> None:
+    """The file beside the tensors may be missing or partial, but what it says must be true."""
+    for key, actual in (("num_layers", sat.sizes.num_layers), ("hidden_size", sat.sizes.hidden_size)):
+        if key in said and said[key] != actual:
+            raise ValueError(f"{sat.directory / 'model_config.json'} says {key}={said[key]!r}, the tensors {actual}")

@@ -1,0 +1,87 @@
+"""The server of the page: where it listens, what it serves and what it never does. What is on the page: page.py.
+
+It serves the page and the results, and nothing else of this machine. Neither it nor a visitor's browser asks other
+servers for anything, unless a public address is wanted, which goes through gradio's.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+# gradio reads these when it is imported
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="cogvideo-demo-")
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import gradio as gr
+from gradio.themes.utils.fonts import Font
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cogvideo.demo.html import CSS
+from cogvideo.demo.page import build_page
+from cogvideo.demo.service import Studio
+
+MAX_UPLOAD = "64mb"
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'"
+)
+
+
+@dataclass(frozen=True)
+class GuardedApp:
+    """gradio's server, told to browsers by `policy` as one that needs no other, and that fetches for nobody."""
+
+    app: ASGIApp
+    policy: str | None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.policy is not None:
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", self.policy.encode())]
+            await send(message)
+
+        if "://" in scope.get("path", ""):  # below file=, file/ or proxy=: gradio would fetch that address
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"files of this server only"})
+        else:
+            await self.app(scope, receive, guarded)
+
+
+@contextmanager
+def served(
+    studio: Studio, *, about: str, examples: Sequence[str], host: str, port: int, share: bool, at_once: int
+) -> Iterator[str]:
+    """Serve a page for as long as the context lasts; yields its address.
+
+    `about`: a line on what the model is and can. `at_once`: asks being made; the next ones wait.
+    Raises: OSError if the port is taken.
+    """
+    page = build_page(studio, about, examples, at_once)
+    guard = Middleware(GuardedApp, policy=None if share else POLICY)  # a shared page's scripts are gradio's servers'
+    try:
+        _, address, public = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            allowed_paths=[str(studio.out.resolve())],
+            max_file_size=MAX_UPLOAD,
+            app_kwargs={"middleware": [guard]},
+            theme=gr.themes.Default(primary_hue="indigo", font=Font("system-ui"), font_mono=Font("monospace")),
+            css=CSS,
+            footer_links=["api"],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        yield public or address
+    finally:
+        studio.close()
+        page.close(verbose=False)
+        shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)  # what visitors sent

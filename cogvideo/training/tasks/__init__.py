@@ -1,0 +1,1 @@
+"""What is trained: clips, super-resolution, image tokenizers."""

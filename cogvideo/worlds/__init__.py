@@ -1,0 +1,1 @@
+"""Made worlds: captioned clips whose truth is known."""

@@ -1,0 +1,1 @@
+"""Moving digits: rendering, files, probes and the benchmark."""

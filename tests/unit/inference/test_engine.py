@@ -1,0 +1,155 @@
+"""Decoding at small sizes: what the batch, the padding, the schedule and guidance may and may not change."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cogvideo.inference.engine import Conditioning, compile_program, generate, guided
+from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.schedules import Schedule, sequential
+from cogvideo.model.plan import plan_forward
+from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.sequence.batch import frame_inputs
+from cogvideo.sequence.layout import ClipLayout
+from tests.helpers import decoding as tiny
+
+PAD = tiny.VOCABULARY.pad
+TEXTS = [tiny.encode("left"), tiny.encode("quickly right")]
+GUIDES = [tiny.encode("any")] * 2
+MODELS = {"sequential": ("sequential", None), "windowed": ("sequential", 2), "interpolation": ("interpolation", 2)}
+
+
+class Recording(ClusterDraw):
+    """Draws, and keeps the logits."""
+
+    def __init__(self) -> None:
+        super().__init__(np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
+        self.seen: list[Tensor] = []
+
+    def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        self.seen.append(logits)
+        return super().__call__(logits, uniforms)
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> CogVideoTransformer:
+    task, window = MODELS[request.param]
+    return tiny.model(task, window)  # type: ignore[arg-type]
+
+
+def conditioning(scale: float | None = 3.0, bonus: float = 0.0, rows: slice = slice(None)) -> Conditioning:
+    guides = GUIDES[rows] if scale is not None else []
+    return Conditioning.of(TEXTS[rows], guides, PAD, guidance_scale=scale, text_bonus=bonus)
+
+
+def clips(model: CogVideoTransformer) -> tuple[Tensor, Tensor]:
+    """Known tokens and uniforms for two clips."""
+    rng, slots = np.random.default_rng(5), model.config.layout.num_slots
+    known = torch.from_numpy(rng.integers(tiny.NUM_CODES, size=(2, slots)))
+    return known, torch.from_numpy(rng.random((2, slots, 2)))
+
+
+def plain(layout: ClipLayout) -> Schedule:
+    return sequential(layout, layout.given_frames, layout.generation_order)
+
+
+def test_cached_is_uncached(model: CogVideoTransformer) -> None:
+    layout = model.config.layout
+    draw, (known, uniforms) = Recording(), clips(model)
+    tokens = generate(model, compile_program(model.config, plain(layout)), known, conditioning(), draw, uniforms)
+    with torch.inference_mode():
+        inputs = frame_inputs(tokens.view(2, -1, layout.frame_len), tiny.VOCABULARY.start_of_image).repeat(2, 1)
+        some = conditioning()
+        hidden = model(inputs, plan_forward(model.config), TextBias.of(some.text_mask), text=some.text)
+        whole = guided(model.logits(hidden), 3.0)[:, layout.slots_of(*layout.generation_order)]
+    torch.testing.assert_close(torch.cat(draw.seen, dim=1), whole, atol=1e-4, rtol=1e-4)
+    given = layout.slots_of(*layout.given_frames)
+    assert torch.equal(tokens[:, given], known[:, given])
+    assert len(tokens.unique()) > 10, "the test means nothing if all tokens are alike"
+
+
+def test_clips_do_not_see_their_batch(model: CogVideoTransformer) -> None:
+    """Alone, a clip's text is not padded; in the batch it is."""
+    program = compile_program(model.config, plain(model.config.layout))
+    known, uniforms = clips(model)
+    together = generate(model, program, known, conditioning(bonus=1.4), Recording(), uniforms)
+    for i in range(2):
+        row = slice(i, i + 1)
+        alone = generate(model, program, known[row], conditioning(bonus=1.4, rows=row), Recording(), uniforms[row])
+        assert torch.equal(alone[0], together[i])
+
+
+def test_any_order_of_slots_gives_the_same_tokens() -> None:
+    """Frames in flight together, each so many slots behind the one before that all it sees is there (spec 6)."""
+    model = tiny.model("interpolation", 2)
+    layout = model.config.layout
+    lag = (2 - 1) * (layout.frame_side + 1)
+    starts = {frame: i * lag for i, frame in enumerate(layout.generation_order)}
+    steps = []
+    for time in range(layout.frame_len + lag * (len(starts) - 1)):
+        slots = [f * layout.frame_len + time - at for f, at in starts.items() if 0 <= time - at < layout.frame_len]
+        steps.append(np.array(slots))
+    assert len(steps) == 21 < 32 and max(map(len, steps)) == 2
+    together = Schedule(layout.slots_of(*layout.given_frames), tuple(steps))
+
+    known, uniforms = clips(model)
+    results = [
+        generate(model, compile_program(model.config, schedule), known, conditioning(None), Recording(), uniforms)
+        for schedule in (plain(layout), together)
+    ]
+    assert torch.equal(*results)
+
+
+def test_guidance() -> None:
+    both = torch.tensor([[[3.0, 1.0]], [[1.0, 2.0]]])
+    assert guided(both, 3.0).tolist() == [[[7.0, -1.0]]]
+    assert guided(both, 1.0).tolist() == [[[3.0, 1.0]]]
+    assert guided(both, None) is both
+
+
+def test_guide_with_the_same_text_changes_nothing() -> None:
+    model = tiny.model("sequential")
+    program = compile_program(model.config, plain(model.config.layout))
+    known, uniforms = clips(model)
+    same = Conditioning.of(TEXTS, TEXTS, PAD, guidance_scale=3.0, text_bonus=0.0)
+    with_guide = generate(model, program, known, same, Recording(), uniforms)
+    assert torch.equal(with_guide, generate(model, program, known, conditioning(None), Recording(), uniforms))
+
+
+def test_guides_have_no_text_bonus() -> None:
+    """Only the prompt's text is turned up: a scale of 0 leaves the guide alone, whatever the bonus."""
+    model = tiny.model("sequential")
+    program = compile_program(model.config, plain(model.config.layout))
+    known, uniforms = clips(model)
+
+    def run(scale: float, bonus: float) -> Tensor:
+        some = Conditioning.of(TEXTS, GUIDES, PAD, guidance_scale=scale, text_bonus=bonus)
+        return generate(model, program, known, some, Recording(), uniforms)
+
+    assert torch.equal(run(0.0, 1.4), run(0.0, 0.0))
+    assert not torch.equal(run(1.0, 1.4), run(1.0, 0.0))
+
+
+def test_trunk_alone_is_the_image_model() -> None:
+    """Stage 1 with its temporal channel off makes the first frame that its trunk makes."""
+    stage1, trunk = tiny.model("sequential"), tiny.model("image")
+    trunk.load_state_dict({name: stage1.state_dict()[name] for name in trunk.state_dict()})
+    outputs = []
+    for model in (stage1, trunk):
+        program = compile_program(model.config, sequential(model.config.layout, (), (0,)), temporal=False)
+        assert program.spatial_places == program.tokens_drawn == 16
+        uniforms = torch.from_numpy(np.random.default_rng(1).random((2, 16, 2)))
+        draw = Recording()
+        generate(model, program, torch.zeros(2, 16, dtype=torch.int64), conditioning(None, 1.4), draw, uniforms)
+        outputs.append(torch.cat(draw.seen, dim=1))
+    torch.testing.assert_close(*outputs)
+
+
+def test_training_mode_is_refused() -> None:
+    model = tiny.model("sequential").train()
+    program = compile_program(replace(model.config), plain(model.config.layout))
+    with pytest.raises(AssertionError, match="eval"):
+        generate(model, program, *clips(model)[:1], conditioning(), Recording(), clips(model)[1])

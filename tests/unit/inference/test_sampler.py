@@ -1,0 +1,137 @@
+"""The token sampler against a plain slow one, and against the distribution that it stands for."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cogvideo.inference.sampler import ClusterDraw, keep_top, pick
+from cogvideo.kernels import cpu as few_rows
+
+T1, K, T2 = 1.3, 2, 0.7
+LABELS = np.array([0, 1, 2, 0, 1, 2, 2, 3])
+LOGITS = [0.3, 1.2, -0.5, 0.9, 0.1, 1.5, -1.0, 0.2]
+
+
+both_ways = pytest.mark.parametrize("compiled", [True, False])
+
+
+@contextmanager
+def drawing(compiled: bool) -> Iterator[None]:
+    """By the compiled kernel, or by PyTorch's operations."""
+    if compiled and few_rows.library() is None:
+        pytest.skip("no C++ compiler here")
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(few_rows, "library", lambda: None)
+        yield
+
+
+def softmax(values: list[float]) -> list[float]:
+    weights = [math.exp(v - max(values)) for v in values]
+    return [w / sum(weights) for w in weights]
+
+
+def first_beyond(weights: list[float], uniform: float) -> int:
+    total, target = 0.0, uniform * sum(weights)
+    for index, weight in enumerate(weights):
+        total += weight
+        if total > target:
+            return index
+    raise AssertionError
+
+
+def slow_draw(logits: list[float], labels: np.ndarray, t1: float, k: int, t2: float, u: tuple[float, float]) -> int:
+    """The spec, word by word: clusters' masses, the top k of them, one of those, then a token of it."""
+    p = softmax([l / t1 for l in logits])
+    mass = [sum(p[i] for i in range(len(p)) if labels[i] == c) for c in range(max(labels) + 1)]
+    best = sorted(range(len(mass)), key=lambda c: -mass[c])[:k]
+    cluster = first_beyond([mass[c] if c in best else 0.0 for c in range(len(mass))], u[0])
+    tokens = [i for i in range(len(logits)) if labels[i] == cluster]
+    return tokens[first_beyond(softmax([logits[i] / t2 for i in tokens]), u[1])]
+
+
+def exact_probabilities() -> np.ndarray:
+    p = softmax([l / T1 for l in LOGITS])
+    mass = [sum(p[i] for i in range(8) if LABELS[i] == c) for c in range(4)]
+    best = sorted(range(4), key=lambda c: -mass[c])[:K]
+    out = np.zeros(8)
+    for c in best:
+        tokens = [i for i in range(8) if LABELS[i] == c]
+        for token, q in zip(tokens, softmax([LOGITS[i] / T2 for i in tokens]), strict=True):
+            out[token] = mass[c] / sum(mass[b] for b in best) * q
+    return out
+
+
+@both_ways
+@given(
+    seed=st.integers(0, 2**16),
+    clusters=st.integers(1, 9),
+    k=st.integers(1, 10),
+    t1=st.floats(0.2, 3),
+    t2=st.floats(0.2, 3),
+    batch=st.sampled_from([(), (3,), (2, 4)]),
+)
+def test_equals_slow_reference(
+    compiled: bool, seed: int, clusters: int, k: int, t1: float, t2: float, batch: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(clusters), rng.integers(clusters, size=20)])
+    logits = torch.from_numpy(rng.normal(size=(*batch, len(labels)), scale=3).astype(np.float32))
+    uniforms = torch.from_numpy(rng.random((*batch, 2)))
+    with drawing(compiled):
+        drawn = ClusterDraw(labels, t1, k, t2)(logits, uniforms)
+    assert drawn.shape == batch and drawn.dtype == torch.int64
+    for index in np.ndindex(*batch):
+        u = tuple(uniforms[index].tolist())
+        assert drawn[index].item() == slow_draw(logits[index].tolist(), labels, t1, min(k, clusters), t2, u)
+
+
+@both_ways
+def test_distribution_by_chi_square(compiled: bool) -> None:
+    number = 40_000
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((number, 2)))
+    with drawing(compiled):
+        drawn = ClusterDraw(LABELS, T1, K, T2)(torch.tensor(LOGITS).expand(number, -1), uniforms)
+    counts, expected = np.bincount(drawn, minlength=8), exact_probabilities() * number
+    assert (counts[expected == 0] == 0).all()
+    possible = expected > 0
+    chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+    assert possible.sum() == 5
+    assert chi_square < 18.5  # 4 degrees of freedom: one run in a thousand is beyond
+
+
+@both_ways
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_broken_logits_still_give_codes_that_there_are(compiled: bool, broken: float) -> None:
+    logits = torch.tensor(LOGITS).repeat(3, 1)
+    logits[0], logits[1, ::2], logits[2, 5] = broken, broken, broken
+    uniforms = torch.tensor([[0.0, 0.999], [0.5, 0.5], [0.999, 0.0]], dtype=torch.float64)
+    with drawing(compiled):
+        drawn = ClusterDraw(LABELS, T1, K, T2)(logits, uniforms)
+    assert ((drawn >= 0) & (drawn < len(LABELS))).all()
+
+
+def test_codes_as_clusters_are_plain_top_k() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 5.0]])
+    greedy = ClusterDraw(np.arange(4), 1.0, 1, 1.0)
+    assert all(greedy(logits, torch.tensor([[u, u]])).item() == 3 for u in (0.0, 0.5, 0.999))
+    two = ClusterDraw(np.arange(4), 1.0, 2, 1.0)
+    drawn = two(logits.expand(1000, -1), torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)))
+    assert set(drawn.tolist()) == {1, 3}
+
+
+def test_pick_never_takes_what_has_no_weight() -> None:
+    weights = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0], dtype=torch.float64) / 7
+    ends = torch.tensor([0.0, 1 / 3 - 1e-12, 1 / 3 + 1e-12, 1 - 2.0**-32], dtype=torch.float64)
+    assert pick(weights.expand(4, -1), ends).tolist() == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize(("k", "kept"), [(1, [0, 5, 0, 0]), (2, [0, 5, 3, 3]), (4, [1, 5, 3, 3])])
+def test_keep_top_keeps_ties(k: int, kept: list[float]) -> None:
+    assert keep_top(torch.tensor([1.0, 5.0, 3.0, 3.0]), k).tolist() == kept
