@@ -18,8 +18,7 @@ from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat, to_sat
 from cogvideo.checkpoint.sat.names import PARAMETERS, Kind, expand
 from cogvideo.checkpoint.sat.reader import SatCheckpoint
-
-from .conftest import WriteSat, sat_tensors
+from tests.unit.checkpoint.conftest import WriteSat, sat_tensors
 
 KINDS: list[Kind] = list(PARAMETERS)
 
