@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from cogvideo.checkpoint.describe import Description, check_fits, kind_of, sizes_of
 from cogvideo.checkpoint.format import MANIFEST, Checkpoint
 from cogvideo.checkpoint.sat.names import expand
+from cogvideo.dtypes import dtype_name
 from cogvideo.files import read_json
 
 PARTS = (
@@ -76,7 +77,7 @@ def describe_parameters(
 
 def _stored(checkpoint: Checkpoint, names: Iterable[str], values: bool) -> str:
     names = list(names)
-    types = ", ".join(sorted({str(checkpoint.infos[name].dtype).removeprefix("torch.") for name in names}))
+    types = ", ".join(sorted({dtype_name(checkpoint.infos[name].dtype) for name in names}))
     if not values:
         return types
     squares, largest, broken, count = 0.0, 0.0, 0, 0

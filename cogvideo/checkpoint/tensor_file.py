@@ -16,19 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+from cogvideo.dtypes import CODE_OF_DTYPE, DTYPE_OF_CODE, dtype_name
 
 MAX_HEADER_BYTES = 16 << 20
 """Some hundred times the header of a full-size stage; bounds what a hostile file can make us allocate."""
@@ -55,7 +43,7 @@ class TensorInfo:
         return self.numel * self.dtype.itemsize
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+        return f"{dtype_name(self.dtype)} {list(self.shape)}"
 
 
 def write_tensor_file(path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> str:
@@ -68,10 +56,10 @@ def write_tensor_file(path: Path, infos: Mapping[str, TensorInfo], read: Callabl
     header, offset = {}, 0
     for name in order:
         info = infos[name]
-        if info.dtype not in CODES:
+        if info.dtype not in CODE_OF_DTYPE:
             raise ValueError(f"tensor {name} is {info.dtype}, which a checkpoint cannot hold; cast it first")
         header[name] = {
-            "dtype": CODES[info.dtype],
+            "dtype": CODE_OF_DTYPE[info.dtype],
             "shape": list(info.shape),
             "data_offsets": [offset, offset + info.nbytes],
         }
@@ -134,9 +122,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, TensorInfo
     wrong = f"{path} is damaged: the header's entry for tensor {name[:200]!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{wrong} does not give dtype, shape and data_offsets")
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = DTYPE_OF_CODE.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise ValueError(f"{wrong} has the dtype {str(entry['dtype'])[:40]!r}; known are {', '.join(DTYPES)}")
+        raise ValueError(f"{wrong} has the dtype {str(entry['dtype'])[:40]!r}; known are {', '.join(DTYPE_OF_CODE)}")
     for key in ("shape", "data_offsets"):
         if not isinstance(entry[key], list) or not all(type(n) is int and 0 <= n < 2**63 for n in entry[key]):
             raise ValueError(f"{wrong} has a {key} that is not a list of natural numbers")

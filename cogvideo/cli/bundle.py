@@ -25,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
+    from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.sampling.assemble import Parts, assemble_bundle
     from cogvideo.sampling.bundle import BundleConfig
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
         direct=args.direct,
         iterative=args.iterative,
     )
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[args.dtype]
+    dtype = FLOAT_DTYPES[args.dtype]
     assemble_bundle(
         args.out, parts, config=BundleConfig(), num_clusters=args.clusters, dtype=dtype, replace=args.overwrite
     )

@@ -26,14 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.checkpoint.sat.config import SatSettings
-    from cogvideo.checkpoint.sat.convert import DTYPES, from_sat, to_sat
+    from cogvideo.checkpoint.sat.convert import from_sat, to_sat
     from cogvideo.config import load_config
+    from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.files import remove_leftovers
     from cogvideo.logs import get_logger, progress
 
     if args.to.exists():
         raise FileExistsError(f"{args.to} exists; choose another name or remove it")
-    dtype = DTYPES[args.dtype] if args.dtype else None
+    dtype = FLOAT_DTYPES[args.dtype] if args.dtype else None
     if args.to_sat:
         if args.overrides or args.drop:
             raise ValueError("--to-sat takes neither key=value nor --drop: the checkpoint says all that is needed")

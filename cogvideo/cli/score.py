@@ -34,9 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
     from cogvideo.checkpoint.model_io import load_model
+    from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.evaluation.likelihood import FrameMeans, score, score_file
     from cogvideo.logs import progress
     from cogvideo.model.plan import plan_forward
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out {args.out}: expected a name that ends in .safetensors")
     device = device_from(args.device)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}[args.dtype]
+    dtype = FLOAT_DTYPES[args.dtype] if args.dtype else None
     model = load_model(args.model, dtype=dtype, device=device)
     config = model.config
     if not config.has_temporal_channel:

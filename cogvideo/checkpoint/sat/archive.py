@@ -18,26 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoint.tensor_file import CODES, TensorInfo, chunks_as_bytes
+from cogvideo.checkpoint.tensor_file import TensorInfo, chunks_as_bytes
+from cogvideo.dtypes import CODE_OF_DTYPE, STORAGE_OF_DTYPE
 
 MAX_PICKLE_BYTES = 4 << 20
 """Some twenty times that of a full-size stage; a byte of it can make an empty list, so memory is bounded by it."""
 MAX_TUPLE_ITEMS = 4096
 """Of a tuple, those of its tuples counted: python hashes a key recursively, without a look at the depth."""
 ALIGNMENT = 64
-
-STORAGE_CLASSES = {
-    torch.float64: torch.DoubleStorage,
-    torch.float32: torch.FloatStorage,
-    torch.float16: torch.HalfStorage,
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.int64: torch.LongStorage,
-    torch.int32: torch.IntStorage,
-    torch.int16: torch.ShortStorage,
-    torch.int8: torch.CharStorage,
-    torch.uint8: torch.ByteStorage,
-    torch.bool: torch.BoolStorage,
-}
 
 # Training checkpoints carry a random generator's state along: numpy arrays of plain numbers. We do not use it.
 NUMPY: list[Any] = [
@@ -47,7 +35,7 @@ NUMPY: list[Any] = [
     *[(np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
 ]
 NAMED = {
-    *[f"torch {storage.__name__}" for storage in STORAGE_CLASSES.values()],
+    *[f"torch {storage.__name__}" for storage in STORAGE_OF_DTYPE.values()],
     *[f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")],
     *[f"numpy.{core}.multiarray _reconstruct" for core in ("core", "_core")],
     "collections OrderedDict",
@@ -57,7 +45,7 @@ NAMED = {
     *[f"{builtins} set" for builtins in ("__builtin__", "builtins")],
     "torch Size",
     "torch device",
-    *[str(dtype).replace(".", " ") for dtype in STORAGE_CLASSES],
+    *[str(dtype).replace(".", " ") for dtype in STORAGE_OF_DTYPE],
 }
 """All that a pickle may name: tensors, and what DeepSpeed keeps beside them (shapes of flattened parameters, sets of
 module names). Fewer than torch's own list, on which there are types that take memory by their size.
@@ -86,7 +74,7 @@ def read_module(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: 'module' has a key that is a {type(name).__name__}, expected names of tensors")
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{path}: module[{name[:100]!r}] is a {type(tensor).__name__}, expected a tensor")
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in CODES:
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in CODE_OF_DTYPE:
             raise ValueError(f"{path}: tensor {name[:100]} is {tensor.dtype}, {tensor.layout}, on {tensor.device}")
         if not tensor.is_contiguous():
             raise ValueError(f"{path}: tensor {name[:100]} does not lie in row order, as no checkpoint's does")
@@ -186,7 +174,7 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, _Bytes):
             return None
-        storage, info = STORAGE_CLASSES[obj.of.info.dtype], obj.of.info
+        storage, info = STORAGE_OF_DTYPE[obj.of.info.dtype], obj.of.info
         return ("storage", storage, obj.of.key, "cpu", info.numel)
 
     def reducer_override(self, obj: Any) -> Any:

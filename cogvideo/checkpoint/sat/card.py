@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from cogvideo import __version__
 from cogvideo.checkpoint.sat.names import listed
 from cogvideo.checkpoint.sat.reader import SatCheckpoint
+from cogvideo.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from cogvideo.checkpoint.sat.convert import Conversion
@@ -22,7 +23,7 @@ TITLES = {
 def model_card(conversion: "Conversion", sat: SatCheckpoint, hashes: dict[str, str], differing: list[str]) -> str:
     """Markdown with the front matter that model hubs read. `differing`: see `SatCheckpoint.differing_copies`."""
     settings = conversion.config.get("model") or conversion.config["superres"]
-    dtypes = sorted({str(line.info.dtype).removeprefix("torch.") for line in conversion.account if line.info})
+    dtypes = sorted({dtype_name(line.info.dtype) for line in conversion.account if line.info})
     written = [line for line in conversion.account if line.info]
     dropped = [line for line in conversion.account if line.target is None]
     lines = [

@@ -21,8 +21,6 @@ from cogvideo.files import atomic_directory, sha256_file, write_json
 from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Mapped:
