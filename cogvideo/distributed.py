@@ -1,106 +1,179 @@
-"""Sampling and preparing in many processes: who takes what, and who waits for whom. One process knows of no other.
+"""Several processes of one command: ranks, barriers, how a failure on one rank reaches the others, device choice.
 
-Processes never talk about tokens: each makes its own part, which depends on no other's, and leaves it in a folder that
-they share. They meet twice, before the work and after it, on CPUs (gloo). Training's are `training/processes.py`.
+`ProcessGroup` serves sampling and data preparation, where ranks work independently and meet on CPUs (gloo) before and
+after the work. The functions below it serve training, whose process group DeepSpeed creates.
 """
 
+import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=30)
-"""How long the first to be done waits for the others; a launcher ends all when one fails."""
-FOUND_BY = timedelta(minutes=20)
-"""How long a process looks for the others at the start: they may have weights to load still."""
+BARRIER_TIMEOUT = timedelta(days=30)
+"""How long the first rank to finish waits for the others; a launcher stops all ranks when one fails."""
+RENDEZVOUS_TIMEOUT = timedelta(minutes=20)
+"""How long a rank waits for the others to connect; they may still be loading weights."""
+
+LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset)|socket|timed? ?out|peer", re.IGNORECASE)
+"""Matches messages of torch.distributed errors that mean a lost process."""
 
 
 @dataclass(frozen=True)
-class Processes:
-    """This process among those that a launcher (torchrun, deepspeed) started."""
+class ProcessGroup:
+    """The processes that a launcher (torchrun, deepspeed) started, as seen from this one; by default it is alone."""
 
     rank: int = 0
-    count: int = 1
+    size: int = 1
 
     @classmethod
-    def from_environment(cls) -> "Processes":
-        """Raises: ValueError if a launcher's variables do not fit together."""
-        rank, count = (os.environ.get(name) or default for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-            raise ValueError(f"RANK={rank} WORLD_SIZE={count} do not name a process; start with torchrun or deepspeed")
-        address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-        if int(count) > 1 and not (address and port.isdecimal() and 0 < int(port) < 65536):
-            raise ValueError(
-                f"WORLD_SIZE={count}, but MASTER_ADDR={address} MASTER_PORT={port}; start with torchrun or deepspeed"
-            )
-        return cls(int(rank), int(count))
+    def from_environment(cls) -> "ProcessGroup":
+        """Read RANK and WORLD_SIZE.
 
-    def share(self, num_items: int) -> range:
-        """This process's part of 0 .. num_items - 1: every count-th."""
-        return range(self.rank, num_items, self.count)
-
-    def first_does(self, work: Callable[[], T]) -> T:
-        """Process 0 does it while the others wait; all get its result, which is not None.
-
-        Raises: what `work` raised, in process 0; the others then leave with exit code 2 and no words.
-        ConnectionError if one is gone.
+        Raises: ValueError if the launcher's variables contradict each other.
         """
-        if self.count == 1:
+        rank, size = (os.environ.get(name) or default for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+            raise ValueError(f"RANK={rank} WORLD_SIZE={size} is not a valid rank; start with torchrun or deepspeed")
+        address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+        if int(size) > 1 and not (address and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(
+                f"WORLD_SIZE={size}, but MASTER_ADDR={address} MASTER_PORT={port}; start with torchrun or deepspeed"
+            )
+        return cls(int(rank), int(size))
+
+    def shard(self, num_items: int) -> range:
+        """Indices of this rank's items out of `num_items`: rank r takes every size-th, starting at r."""
+        return range(self.rank, num_items, self.size)
+
+    def broadcast_from_rank_0(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0 while the others wait, and return its result (never None) on every rank.
+
+        Raises: on rank 0 whatever `work` raises; the other ranks then exit with code 2 and print nothing.
+        ConnectionError if a process is lost.
+        """
+        if self.size == 1:
             return work()
-        self._meet()
+        self._connect()
         if self.rank:
-            answer: list[T | None] = [None]
-            with self._told():
-                dist.broadcast_object_list(answer)
-            if answer[0] is None:
+            received: list[T | None] = [None]
+            with self._lost_peer_as_error():
+                dist.broadcast_object_list(received)
+            if received[0] is None:
                 raise SystemExit(2)
-            return answer[0]
+            return received[0]
         result: T | None = None
         try:
             result = work()
         finally:
-            with self._told():
+            with self._lost_peer_as_error():
                 dist.broadcast_object_list([result])
         return result
 
-    def wait_for_all(self) -> None:
-        """Raises: ConnectionError if one is gone."""
-        if self.count > 1:
-            self._meet()
-            with self._told():
-                barrier = dist.barrier(async_op=True)
-                while not barrier.is_completed():  # not wait(), which hears no signal
-                    time.sleep(0.1)
-                barrier.wait()
+    def barrier(self) -> None:
+        """Wait until every rank has called this.
 
-    def part(self) -> None:
-        """Let go of the others; nothing can be waited for any more."""
-        if self.count > 1 and dist.is_initialized():  # a process alone made no group: one there is a caller's own
+        Raises: ConnectionError if a process is lost.
+        """
+        if self.size > 1:
+            self._connect()
+            with self._lost_peer_as_error():
+                work = dist.barrier(async_op=True)
+                while not work.is_completed():  # wait() would keep signal handlers from running
+                    time.sleep(0.1)
+                work.wait()
+
+    def close(self) -> None:
+        """Destroy the process group; no barrier is possible afterwards."""
+        if self.size > 1 and dist.is_initialized():  # a single process created none: an existing one is the caller's
             dist.destroy_process_group()
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Say in a line that another process is gone: a connection to it breaks at once."""
+    @contextlib.contextmanager
+    def _lost_peer_as_error(self) -> Iterator[None]:
+        """Turn any error of a collective into one line: here it always means that a process is gone."""
         try:
             yield
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ConnectionError(f"process {self.rank} of {self.count} has lost another ({reason})") from None
+            raise ConnectionError(f"rank {self.rank} of {self.size} lost another process ({reason})") from None
 
-    def _meet(self) -> None:
-        """Raises: ConnectionError if the others are not to be found."""
+    def _connect(self) -> None:
+        """Raises: ConnectionError if the other ranks do not connect in time."""
         if dist.is_initialized():
             return
         try:
-            store, rank, count = next(dist.rendezvous("env://", self.rank, self.count, timeout=FOUND_BY))
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+            store, rank, size = next(dist.rendezvous("env://", self.rank, self.size, timeout=RENDEZVOUS_TIMEOUT))
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=BARRIER_TIMEOUT)
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
-            raise ConnectionError(f"process {self.rank} of {self.count} cannot find the others ({reason})") from None
+            raise ConnectionError(f"rank {self.rank} of {self.size} cannot reach the others ({reason})") from None
+
+
+def run_on_all_ranks(work: Callable[[], T] | None) -> list[T | None]:
+    """Run each rank's `work` (None: nothing to do on this rank) and return all results, indexed by rank.
+
+    If one rank fails, all ranks raise, so that none is left waiting in a collective.
+    Raises: OSError on every rank if any rank raised one.
+    """
+    result: T | None = None
+    failure: tuple[int | None, str, str | None] | None = None
+    try:
+        result = work() if work is not None else None
+    except OSError as error:
+        failure = (error.errno, error.strerror or str(error), None if error.filename is None else str(error.filename))
+    outcomes: list[Any] = [(result, failure)]
+    if dist.get_world_size() > 1:
+        outcomes = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, (result, failure))
+    for _, problem in outcomes:
+        if problem is not None:
+            raise OSError(*problem) if problem[0] is not None else OSError(problem[1])
+    return [value for value, _ in outcomes]
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank; every rank must call this."""
+    if dist.get_world_size() == 1:
+        return flag
+    flags = torch.tensor([float(flag)], device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
+@contextlib.contextmanager
+def lost_peer_as_error(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn torch's report of a lost process into a one-line ConnectionError that ends with `advice()`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if dist.get_world_size() == 1 or not LOST_PEER.search(str(error)):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ConnectionError(f"rank {dist.get_rank()} lost another process ({reason}); {advice()}") from error
+
+
+def open_device(name: str) -> torch.device:
+    """The device called `name`; `auto` gives each local process its own GPU, or the CPU where there is none.
+
+    Raises: ValueError if the name is not valid or there is no such device.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0) % gpus) if gpus else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name} is not a device name; give auto, cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name} is not supported; give auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"device={name}, but torch finds {gpus} GPUs on this machine; give auto or cpu")
+    return device

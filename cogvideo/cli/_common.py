@@ -42,7 +42,7 @@ def device_from(name: str | None) -> "torch.device":
     """
     import torch
 
-    from cogvideo.sampling.device import open_device
+    from cogvideo.distributed import open_device
 
     if name in (None, "auto"):
         return open_device("auto")

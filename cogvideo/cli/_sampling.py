@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cogvideo.distributed import Processes
+    from cogvideo.distributed import ProcessGroup
     from cogvideo.sampling.jobs import Job
 
 
@@ -30,7 +30,7 @@ def make(
     args: argparse.Namespace,
     job: "Job",
     out: Path,
-    processes: "Processes",
+    processes: "ProcessGroup",
     samples_per_prompt: int = 1,
     stopping: threading.Event | None = None,
 ) -> None:

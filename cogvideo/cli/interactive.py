@@ -79,10 +79,10 @@ class _Makers:
         self._threads[-1].start()
 
     def _make(self, job: "Job", out: Path) -> None:
-        from cogvideo.distributed import Processes
+        from cogvideo.distributed import ProcessGroup
 
         try:
-            make(self._args, job, out, Processes(), stopping=self._stopping)
+            make(self._args, job, out, ProcessGroup(), stopping=self._stopping)
         except BrokenPipeError as error:
             self._broken = error
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the other prompts go on

@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import split_overrides
-    from cogvideo.distributed import Processes
+    from cogvideo.distributed import ProcessGroup
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.checked_jobs import interpolation_job
     from cogvideo.sampling.inputs import FootageReader
     from cogvideo.sampling.pipeline import Pipeline
 
-    processes = Processes.from_environment()
+    processes = ProcessGroup.from_environment()
     inputs, overrides = split_overrides(args.words)
     if not inputs:
         raise ValueError("there is nothing to interpolate; give a video, saved tokens, or pictures")

@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.prepare import Preparation, PrepareConfig
     from cogvideo.data.shards import Kind
-    from cogvideo.distributed import Processes
+    from cogvideo.distributed import ProcessGroup
 
-    config, processes = config_from(PrepareConfig, args), Processes.from_environment()
+    config, processes = config_from(PrepareConfig, args), ProcessGroup.from_environment()
     if args.dry_run and processes.rank:
         return  # the first one looks at all videos
     low_res = config.low_res_pixels

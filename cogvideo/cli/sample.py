@@ -39,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import split_overrides
-    from cogvideo.distributed import Processes
+    from cogvideo.distributed import ProcessGroup
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
     from cogvideo.sampling.checked_jobs import clip_job
     from cogvideo.sampling.pipeline import Pipeline
 
-    processes = Processes.from_environment()
+    processes = ProcessGroup.from_environment()
     prompts, overrides = split_overrides(args.words)
     if args.prompts is not None:
         prompts += read_prompts(args.prompts)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
             (prompts, "a prompt"),
             (args.resume, "--resume"),
             (args.dry_run, "--dry-run"),
-            (processes.count > 1, "more than one process"),
+            (processes.size > 1, "more than one process"),
         ):
             if unfit:
                 raise ValueError(f"--interactive reads prompts from standard input; it does not go with {said}")

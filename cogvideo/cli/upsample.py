@@ -27,14 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import split_overrides
     from cogvideo.config import load_config
-    from cogvideo.distributed import Processes
+    from cogvideo.distributed import ProcessGroup
     from cogvideo.sampling.bundle import DEFAULT_DIRECTORY
     from cogvideo.sampling.checked_jobs import upsample_job
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.inputs import FootageReader
     from cogvideo.sampling.superres import find_models, open_upsampler
 
-    processes = Processes.from_environment()
+    processes = ProcessGroup.from_environment()
     inputs, overrides = split_overrides(args.words)
     if not inputs:
         raise ValueError("there is nothing to upsample; give a video, saved tokens, or pictures")

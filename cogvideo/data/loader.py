@@ -15,17 +15,16 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from cogvideo.data.dataset import ClipDataset, FrameDataset
+from cogvideo.rng import data_uniforms, epoch_permutation
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.prompt import PromptFormat, left_pad
 from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.worlds.digits.embedded import EmbeddedClips
 
 T = TypeVar("T")
-
-STREAMS = {"order": 0, "dropout": 1, "frame": 2, "suffix": 3, "round": 4}  # keys of independent random numbers
 
 
 class TextEncoder(Protocol):
@@ -74,20 +73,10 @@ def batch_indices(
     assert 0 <= rank < world and step >= 0 and dataset_len > 0
     positions = step * batch_size + np.arange(rank, batch_size, world)
     epochs, places = np.divmod(positions, dataset_len)
-    rows = [_epoch_order(seed, int(epoch), dataset_len)[place] for epoch, place in zip(epochs, places, strict=True)]
+    rows = [
+        epoch_permutation(seed, int(epoch), dataset_len)[place] for epoch, place in zip(epochs, places, strict=True)
+    ]
     return np.array(rows, np.int64), positions
-
-
-@lru_cache(maxsize=4)  # a step touches one or two epochs
-def _epoch_order(seed: int, epoch: int, dataset_len: int) -> NDArray[np.int64]:
-    order = np.random.default_rng([seed, STREAMS["order"], epoch]).permutation(dataset_len)
-    return order.astype(np.int32) if dataset_len < 1 << 31 else order  # kept: half the memory
-
-
-def uniforms(seed: int, stream: str, positions: ArrayLike) -> NDArray[np.float64]:
-    """One uniform number in [0, 1) a position, keyed by (seed, stream, position)."""
-    key = STREAMS[stream]
-    return np.array([np.random.default_rng([seed, key, int(position)]).random() for position in np.asarray(positions)])
 
 
 def balanced_rows(seconds: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -128,14 +117,14 @@ class ClipLoader:
         rows = picked if self._rows is None else self._rows[picked]
         frames = self.dataset.frames(rows)
         lengths_and_captions = self.dataset.texts(rows)
-        dropped = uniforms(config.seed, "dropout", positions) < config.guidance_dropout
+        dropped = data_uniforms(config.seed, "dropout", positions) < config.guidance_dropout
         if config.task == "image":
-            chosen = (uniforms(config.seed, "frame", positions) * frames.shape[1]).astype(int)
+            chosen = (data_uniforms(config.seed, "frame", positions) * frames.shape[1]).astype(int)
             frames = frames[np.arange(len(rows)), chosen][:, None]
             captions = [caption for _, caption in lengths_and_captions]
             texts = [self._image_text(caption, drop) for caption, drop in zip(captions, dropped, strict=True)]
         else:
-            suffixed = uniforms(config.seed, "suffix", positions) < config.suffix_probability
+            suffixed = data_uniforms(config.seed, "suffix", positions) < config.suffix_probability
             texts = [
                 self._clip_text(seconds, caption, drop, suffix)
                 for (seconds, caption), drop, suffix in zip(lengths_and_captions, dropped, suffixed, strict=True)

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from cogvideo.data.dataset import PairDataset
-from cogvideo.data.loader import TextEncoder, batch_indices, prefetch, uniforms
+from cogvideo.data.loader import TextEncoder, batch_indices, prefetch
+from cogvideo.rng import data_uniforms
 from cogvideo.superres.batch import SuperresBatch, text_rows
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.rounds import all_rounds
@@ -51,7 +52,7 @@ class PairLoader:
         fine, coarse = self.dataset.pairs(rows)
         captions = [" ".join(caption.split()) for caption in self.dataset.texts(rows)]
         text, text_mask = text_rows([self._encode(caption) for caption in captions], self.config)
-        drawn = torch.from_numpy(uniforms(self.seed, "round", positions) * len(self._rounds)).long()
+        drawn = torch.from_numpy(data_uniforms(self.seed, "round", positions) * len(self._rounds)).long()
         low_res = torch.from_numpy(coarse)[:, : self.config.low_res_len]  # none for the iterative model
         return SuperresBatch(text, text_mask, low_res, torch.from_numpy(fine), self._rounds[drawn], drawn + 1)
 

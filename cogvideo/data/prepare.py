@@ -30,7 +30,7 @@ from cogvideo.data.shards import (
     write_manifest,
     write_shard,
 )
-from cogvideo.distributed import Processes
+from cogvideo.distributed import ProcessGroup
 from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.logs import get_logger, progress
 from cogvideo.media.cuts import check_installed
@@ -82,10 +82,10 @@ class Preparation:
         kind: Kind,
         config: PrepareConfig,
         videos: Path | None = None,
-        processes: Processes | None = None,
+        processes: ProcessGroup | None = None,
     ):
         self.out, self.kind, self.config = Path(out), kind, config
-        self.processes = processes or Processes()
+        self.processes = processes or ProcessGroup()
         folder = Path(videos) if videos is not None else Path(captions).parent
         cuts = config.clips.cut_threshold if kind == "tokens" else None
         if cuts is not None:
@@ -136,15 +136,15 @@ class Preparation:
         processes failed and left shards to make.
         """
         plan = self._plan(tokenizer)
-        missing = self.processes.first_does(lambda: self._claim(plan))
+        missing = self.processes.broadcast_from_rank_0(lambda: self._claim(plan))
         self._check_same(plan)  # where the first process has other files or settings than this one
-        failure = self._make([missing[place] for place in self.processes.share(len(missing))], encode)
-        if failure is not None and self.processes.count > 1:
+        failure = self._make([missing[place] for place in self.processes.shard(len(missing))], encode)
+        if failure is not None and self.processes.size > 1:
             say = "process %d of %d: %s (the others go on with their shards)"
-            log.error(say, self.processes.rank, self.processes.count, failure)
+            log.error(say, self.processes.rank, self.processes.size, failure)
         lost = None
         try:
-            self.processes.wait_for_all()  # also after a failure: launchers end all processes when one ends badly
+            self.processes.barrier()  # also after a failure: launchers end all processes when one ends badly
         except ConnectionError as error:
             lost = error
         if self.processes.rank == 0 and lost is None and not shards_made(self.out):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cogvideo.config import from_dict, to_dict
-from cogvideo.distributed import Processes
+from cogvideo.distributed import ProcessGroup
 from cogvideo.files import safe_name
 from cogvideo.media.untrusted import check_untrusted
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, fingerprint
@@ -209,7 +209,7 @@ class Studio:
             tuple(sample_names(captions)),
             clips * job.tokens_a_clip,
         )
-        work = Work(folder, {"weights": self._fingerprint, **job.identity()}, Processes())
+        work = Work(folder, {"weights": self._fingerprint, **job.identity()}, ProcessGroup())
         with self._lock:
             if self._closed:
                 raise _Stopped("stopped")

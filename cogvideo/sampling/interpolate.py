@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cogvideo.inference.engine import Progress
-from cogvideo.rng import SampleKey, uniforms
+from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.kept import Sampler
 from cogvideo.sequence.layout import ClipLayout
 
@@ -53,7 +53,7 @@ def sample_between(
     known = frames.new_zeros(samples * groups, layout.num_frames, frame_len)
     known[:, given] = rearrange(padded.unfold(1, len(given), stride), "s g n given -> (s g) given n")
     numbers = torch.zeros(*known.shape, 2, dtype=torch.float64)
-    drawn = uniforms(keys, round_number, range(start, start + groups * len(new)), frame_len)
+    drawn = sample_uniforms(keys, round_number, range(start, start + groups * len(new)), frame_len)
     numbers[:, new] = rearrange(drawn, "s (g new) n two -> (s g) new n two", g=groups)
     clips = sampler(known, [text for text in texts for _ in range(groups)], guide, numbers, progress)
     whole = torch.cat([rearrange(clips[:, :-1], "(s g) f n -> s (g f) n", s=samples), padded[:, -1:]], dim=1)

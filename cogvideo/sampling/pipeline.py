@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cogvideo.distributed import open_device
 from cogvideo.inference import schedules
 from cogvideo.inference.batching import Together
 from cogvideo.inference.clip_sampler import ClipSampler
@@ -35,7 +36,6 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, open_bundle
 from cogvideo.sampling.config import Part, SampleConfig
-from cogvideo.sampling.device import open_device
 from cogvideo.sampling.interpolate import clips_a_round, sample_between
 from cogvideo.sampling.kept import Keep, KeptSampler, keep_nothing
 from cogvideo.sampling.prompts import Said, Texts, Wording

@@ -25,7 +25,7 @@ def my_groups(job: Job, work: Work, samples_per_prompt: int) -> list[list[int]]:
 
     A prompt's samples stay with one process. A group is as large as a batch: more would wait longer for their videos.
     """
-    prompts = work.processes.share(len(job.keys) // samples_per_prompt)
+    prompts = work.processes.shard(len(job.keys) // samples_per_prompt)
     clips = [prompt * samples_per_prompt + number for prompt in prompts for number in range(samples_per_prompt)]
     size = job.config.clips_at_once
     return [clips[first : first + size] for first in range(0, len(clips), size)]
@@ -57,7 +57,7 @@ def produce(
                 for path in write_clip(work.out / names[clip], frames, fps, caption, finished=finished):
                     yield Written(path, finished)
         work.finish(group[0], group, tokens)
-    work.processes.wait_for_all()
+    work.processes.barrier()
     if work.processes.rank == 0:
         tokens = work.gather(len(job.keys))
         about = describe(names, job.keys)
@@ -65,4 +65,4 @@ def produce(
         write_summary(work.out, job.config, about, tokens, seconds=job.seconds, more=more)
         yield Written(work.out / "tokens.safetensors", True)
         work.end()
-    work.processes.part()
+    work.processes.close()

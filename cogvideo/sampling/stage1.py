@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.inference.engine import Progress
-from cogvideo.rng import SampleKey, uniforms
+from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.kept import Sampler
 
 ROUND = 0
@@ -23,7 +23,7 @@ def sample_first_frames(
     """A picture for each text: (samples, frame_len) int64."""
     frame_len = sampler.model.config.frame_len
     unknown = torch.zeros(len(keys), 1, frame_len, dtype=torch.int64)
-    return sampler(unknown, texts, guide, uniforms(keys, ROUND, (0,), frame_len), progress)[:, 0]
+    return sampler(unknown, texts, guide, sample_uniforms(keys, ROUND, (0,), frame_len), progress)[:, 0]
 
 
 def sample_key_frames(
@@ -43,5 +43,5 @@ def sample_key_frames(
     config = sampler.model.config
     known = first_frames.new_zeros(len(keys), config.num_frames, config.frame_len)
     known[:, 0] = first_frames
-    numbers = uniforms(keys, ROUND, range(start, start + config.num_frames), config.frame_len)
+    numbers = sample_uniforms(keys, ROUND, range(start, start + config.num_frames), config.frame_len)
     return sampler(known, texts, guide, numbers, progress)

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from cogvideo.checkpoint.format import MANIFEST, load_checkpoint
 from cogvideo.checkpoint.model_io import superres_of
+from cogvideo.distributed import open_device
 from cogvideo.files import sha256_file
 from cogvideo.inference.clusters import PUBLISHED_CLUSTERS, kmeans_labels
 from cogvideo.inference.sampler import ClusterDraw, Draw
 from cogvideo.model.quantize import convert_weights, stream_layers
-from cogvideo.rng import SampleKey, uniforms
+from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.bundle import ACTIVATIONS, SUPERRES, open_tokenizers
 from cogvideo.sampling.config import UpsampleConfig
-from cogvideo.sampling.device import open_device
 from cogvideo.sequence.prompt import Encode
 from cogvideo.superres.batch import text_rows
 from cogvideo.superres.rounds import TOP_K, redrawn
@@ -119,7 +119,7 @@ class Upsampler:
         device, ids = self.direct.final_layernorm.weight.device, self.encode(" ".join(key.caption.split()))
 
         def random(stream: int) -> Tensor:
-            return uniforms([key], STREAM + stream, numbers, self.tokens_a_frame)[0].to(device)
+            return sample_uniforms([key], STREAM + stream, numbers, self.tokens_a_frame)[0].to(device)
 
         def text(model: SuperresTransformer) -> tuple[Tensor, Tensor]:
             rows, mask = text_rows([ids] * len(frames), model.config)

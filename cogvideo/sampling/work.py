@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cogvideo.distributed import Processes
+from cogvideo.distributed import ProcessGroup
 from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.sampling.kept import Keep
 from cogvideo.sampling.outputs import claim_folder
@@ -34,7 +34,7 @@ LEFT_OVER = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.\w+)?")
 
 
 class Work:
-    def __init__(self, out: Path, identity: dict[str, Any], processes: Processes) -> None:
+    def __init__(self, out: Path, identity: dict[str, Any], processes: ProcessGroup) -> None:
         """`identity`: all that decides the result, for JSON, by names that a user understands."""
         self.out, self.folder, self.processes = out, out / UNFINISHED, processes
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it reads back
@@ -52,10 +52,10 @@ class Work:
         With `resume` a folder that is not there yet or is empty is taken as well.
         Raises: FileExistsError, ValueError, OSError for a folder that holds anything else, before a change to it.
         """
-        return self.processes.first_does(lambda: self._claim(overwrite, resume))
+        return self.processes.broadcast_from_rank_0(lambda: self._claim(overwrite, resume))
 
     def _claim(self, overwrite: bool, resume: bool) -> bool:
-        record = {"work": self.identity, "processes": self.processes.count}
+        record = {"work": self.identity, "processes": self.processes.size}
         if resume and (self.folder / RECORD).is_file():
             self._check_same(read_json(self.folder / RECORD), record)
             for path in [*self.out.iterdir(), *self.folder.iterdir()]:
@@ -88,9 +88,9 @@ class Work:
         for name, ours in self.identity.items():
             if theirs[name] != ours:
                 raise ValueError(f"{self.out} was begun with {_difference(name, theirs[name], ours)}; give the same")
-        if found.get("processes") != self.processes.count:
+        if found.get("processes") != self.processes.size:
             raise ValueError(
-                f"{self.out} was begun by {found.get('processes')} processes, not {self.processes.count}; start as many"
+                f"{self.out} was begun by {found.get('processes')} processes, not {self.processes.size}; start as many"
             )
 
     def keep(self, group: int) -> Keep:

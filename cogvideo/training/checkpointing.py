@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cogvideo.checkpoint.tensor_file import TensorInfo, write_tensor_file
+from cogvideo.distributed import run_on_all_ranks
 from cogvideo.files import atomic_write, read_json, sha256_file, write_json
 from cogvideo.logs import get_logger
 from cogvideo.training.engine_state import EngineState, tensor_hash
-from cogvideo.training.processes import together
 
 log = get_logger(__name__)
 
@@ -78,9 +78,9 @@ def save_state(
 
     frozen = engine.frozen_hashes()
     try:
-        together(start if first else None)
+        run_on_all_ranks(start if first else None)
         files, tensors = _write_tensors(engine, building, max_file_bytes)
-        together(finish if first else None)
+        run_on_all_ranks(finish if first else None)
     except OSError:
         if first:
             shutil.rmtree(building, ignore_errors=True)  # so that a full disk has room again
@@ -112,7 +112,7 @@ def _write_tensors(engine: EngineState, building: Path, max_file_bytes: int) -> 
             hashes = {name: tensor_hash(tensor) for name, tensor in own.items()}
             return path.name, {"sha256": sha256, "size": path.stat().st_size}, hashes
 
-        for written in together(write if own else None):
+        for written in run_on_all_ranks(write if own else None):
             if written is not None:
                 files[written[0]] = written[1]
                 tensors |= written[2]
@@ -133,7 +133,7 @@ def newest_state(folder: Path) -> Path | None:
             log.warning("%s is damaged (%s); going back to the one before it", place, problem)
         return None
 
-    return together(look if dist.get_rank() == 0 else None)[0]
+    return run_on_all_ranks(look if dist.get_rank() == 0 else None)[0]
 
 
 def load_state(engine: EngineState, place: Path) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _check_frozen(engine: EngineState, stored: dict[str, str], place: Path) -> N
     problem = None
     if dist.get_rank() == 0:
         problem = next((name for name in sorted(here.keys() | stored) if here.get(name) != stored.get(name)), None)
-    problem = together((lambda: problem) if dist.get_rank() == 0 else None)[0]
+    problem = run_on_all_ranks((lambda: problem) if dist.get_rank() == 0 else None)[0]
     if problem is not None:
         raise ValueError(
             f"{place} was trained beside other frozen weights ({problem} differs); set init.checkpoint to what the run "

@@ -21,7 +21,7 @@ def train(config: TrainConfig, *, resume: bool = False, preview: "Preview | None
     import torch
     import torch.distributed as dist
 
-    from cogvideo.training.processes import others_may_die
+    from cogvideo.distributed import lost_peer_as_error
     from cogvideo.training.trainer import Trainer
 
     if config.train.num_threads is not None:
@@ -34,7 +34,7 @@ def train(config: TrainConfig, *, resume: bool = False, preview: "Preview | None
         deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
         # at exit, not after this run: DeepSpeed keeps groups that a second run in this process would meet again
         atexit.register(dist.destroy_process_group)
-    with _denormals_flushed(), others_may_die(lambda: "see what it said"):
+    with _denormals_flushed(), lost_peer_as_error(lambda: "see what it said"):
         return Trainer(config, device, resume=resume, preview=preview).train()
 
 

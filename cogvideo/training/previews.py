@@ -17,7 +17,7 @@ from cogvideo.inference.clip_sampler import ClipSampler
 from cogvideo.inference.engine import compile_program
 from cogvideo.inference.sampler import ClusterDraw
 from cogvideo.media.contact_sheet import contact_sheet
-from cogvideo.rng import SampleKey, sample_keys, uniforms
+from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
 from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.superres import draw_fine, plain_draws, redraw
 from cogvideo.superres.batch import SuperresBatch
@@ -87,7 +87,7 @@ def _generate(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
     sampler = ClipSampler(model, program.to(task.device), draw.to(task.device), DRAW, clips_at_once=ROWS)
     known = batch.frames.clone()
     known[:, list(layout.supervised_frames)] = 0
-    numbers = uniforms(sample_keys(0, captions), 0, range(layout.num_frames), layout.frame_len)
+    numbers = sample_uniforms(sample_keys(0, captions), 0, range(layout.num_frames), layout.frame_len)
     return batch.frames, sampler(known, texts, None, numbers), captions
 
 
@@ -97,7 +97,7 @@ def _sharpened(task: SuperresTask, batch: SuperresBatch) -> Tensor:
     codes, (frames, places) = model.config.vocabulary.num_image_tokens, batch.high_res.shape
 
     def random(stream: int) -> Tensor:
-        return uniforms([SampleKey(0, "", 0)], stream, range(frames), places)[0].to(task.device)
+        return sample_uniforms([SampleKey(0, "", 0)], stream, range(frames), places)[0].to(task.device)
 
     if model.config.method == "direct":
         draw = ClusterDraw(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)

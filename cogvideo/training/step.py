@@ -7,14 +7,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cogvideo.distributed import any_rank
+from cogvideo.rng import seed_dropout
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import clips_itself
 from cogvideo.training.engine_state import inner_optimiser
 from cogvideo.training.gradients import GradientNorms
 from cogvideo.training.metrics import Averages
 from cogvideo.training.optimiser import GuardedAdamW, learning_rate
-from cogvideo.training.processes import any_says
-from cogvideo.training.randomness import seed_dropout
 from cogvideo.training.tasks.clips import Task
 
 
@@ -59,7 +59,7 @@ class Stepper:
             engine.backward(loss)
             if micro < self._accumulation - 1:
                 engine.step()
-        self._good, self._with_norms = not any_says(not good, self._device), with_norms
+        self._good, self._with_norms = not any_rank(not good, self._device), with_norms
         rate = learning_rate(step, loop.steps, self._config.optimiser)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate

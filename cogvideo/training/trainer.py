@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 
 from cogvideo.config import to_dict
+from cogvideo.distributed import any_rank, lost_peer_as_error, run_on_all_ranks
 from cogvideo.logs import get_logger, progress
 from cogvideo.training.checkpointing import load_state, newest_state, save_state
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import deepspeed_settings, make_engine
 from cogvideo.training.engine_state import EngineState
 from cogvideo.training.metrics import Averages, draw_curves
-from cogvideo.training.processes import any_says, others_may_die, together
 from cogvideo.training.record import write_record
 from cogvideo.training.sinks import Sinks
 from cogvideo.training.step import Stepper, StepResult
@@ -90,7 +90,7 @@ class Trainer:
         restore_signals = self._catch_signals()
         batches = self.task.batches(self.step)
         try:
-            with others_may_die(self._how_to_go_on):
+            with lost_peer_as_error(self._how_to_go_on):
                 return self._loop(batches)
         finally:
             restore_signals()
@@ -121,7 +121,7 @@ class Trainer:
                     last = self._log_line(norms | throughput.take(loop.last_step - self.step))
                     bar.set_postfix_str(_postfix(last), refresh=False)
                 bar.update(1)
-                stop = any_says(self._stop_asked or time.monotonic() > deadline, self.device)
+                stop = any_rank(self._stop_asked or time.monotonic() > deadline, self.device)
                 if self.step % logs.validate_every == 0 or final:
                     self._validate()
                 ends = stop or self.step == loop.last_step
@@ -156,7 +156,7 @@ class Trainer:
             log.error("step %d could not be saved: %s; trying again %d steps on", self.step, error, wait)
 
     def _save(self, whole: bool) -> None:
-        averages: list[Any] = together(lambda: self.averages.sums)
+        averages: list[Any] = run_on_all_ranks(lambda: self.averages.sums)
         numbers = {
             "step": self.step,
             "skipped": self.skipped,
@@ -164,11 +164,11 @@ class Trainer:
             "averages": averages,
             "config": to_dict(self.config),
         }
-        together(self._record_again if self.rank == 0 else None)
+        run_on_all_ranks(self._record_again if self.rank == 0 else None)
         save_state(self.state, self._states, self.step, numbers, self.config.log.keep_last)
-        together(lambda: self.task.export(self.config.run_dir / "export", self.step))
+        run_on_all_ranks(lambda: self.task.export(self.config.run_dir / "export", self.step))
         draws = self.rank == 0 and (whole or time.monotonic() - self._drawn_at > CURVES_SECONDS)
-        together(self._draw if draws else None)
+        run_on_all_ranks(self._draw if draws else None)
 
     def _record_again(self) -> None:
         if not (self.config.run_dir / "config.yaml").is_file():

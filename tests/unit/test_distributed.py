@@ -1,38 +1,46 @@
-"""Who takes which clips. Meeting is tested end to end, in tests/integration/test_sample_processes.py."""
+"""Ranks and devices. Barriers and broadcasts are tested end to end, in tests/integration/test_sample_processes.py."""
 
 import pytest
 
-from cogvideo.distributed import Processes
+from cogvideo.distributed import ProcessGroup, open_device
 
 
-def test_every_item_has_one_process() -> None:
-    parts = [list(Processes(rank, 3).share(8)) for rank in range(3)]
-    assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
-    assert list(Processes(2, 3).share(1)) == []
+def test_every_item_belongs_to_one_rank() -> None:
+    shards = [list(ProcessGroup(rank, 3).shard(8)) for rank in range(3)]
+    assert shards == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert list(ProcessGroup(2, 3).shard(1)) == []
 
 
 @pytest.mark.parametrize(
-    ("rank", "count", "said"),
+    ("rank", "size", "message"),
     [
-        ("2", "2", "RANK=2 WORLD_SIZE=2 do not name a process"),
-        ("-1", "2", "do not name a process"),
-        ("x", "1", "do not name a process"),
+        ("2", "2", "RANK=2 WORLD_SIZE=2 is not a valid rank"),
+        ("-1", "2", "is not a valid rank"),
+        ("x", "1", "is not a valid rank"),
         ("0", "2", "WORLD_SIZE=2, but MASTER_ADDR= MASTER_PORT=0; start with"),
     ],
 )
-def test_a_broken_environment(monkeypatch: pytest.MonkeyPatch, rank: str, count: str, said: str) -> None:
-    for name, value in (("RANK", rank), ("WORLD_SIZE", count)):
+def test_contradictory_launcher_variables_are_refused(
+    monkeypatch: pytest.MonkeyPatch, rank: str, size: str, message: str
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("MASTER_PORT", "0")
-    with pytest.raises(ValueError, match=said):
-        Processes.from_environment()
+    with pytest.raises(ValueError, match=message):
+        ProcessGroup.from_environment()
 
 
-def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_needs_no_launcher_and_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    alone = Processes.from_environment()
-    assert alone == Processes(0, 1) and alone.first_does(lambda: True)
-    alone.wait_for_all()
-    alone.part()
+    alone = ProcessGroup.from_environment()
+    assert alone == ProcessGroup(0, 1) and alone.broadcast_from_rank_0(lambda: True)
+    alone.barrier()
+    alone.close()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "cuda:"])
+def test_an_unknown_or_missing_device_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device={name}"):
+        open_device(name)

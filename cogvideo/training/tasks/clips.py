@@ -18,13 +18,13 @@ from cogvideo.data.loader import ClipLoader, LoaderConfig
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.planning.budgets import training_flops
+from cogvideo.rng import generator_for
 from cogvideo.sequence.batch import Batch
 from cogvideo.tokenizers.open import open_image_tokenizer, open_text_tokenizer
 from cogvideo.training.config import BUNDLED, TrainConfig
 from cogvideo.training.deepspeed_engine import autocast, gathered
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.memory import tell_memory
-from cogvideo.training.randomness import generator_for
 from cogvideo.worlds.digits.embedded import EmbeddedClips
 
 B = TypeVar("B")

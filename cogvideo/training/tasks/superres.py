@@ -17,6 +17,7 @@ from cogvideo.data.pairs import PairLoader
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.planning.superres import training_flops
+from cogvideo.rng import generator_for
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.initialise import inherit_trunk
@@ -26,7 +27,6 @@ from cogvideo.tokenizers.open import open_text_tokenizer
 from cogvideo.training.config import BUNDLED, TrainConfig
 from cogvideo.training.deepspeed_engine import autocast
 from cogvideo.training.export import FrozenTrunk, export_model
-from cogvideo.training.randomness import generator_for
 from cogvideo.training.tasks.clips import PARTS, Outcome, take
 
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from cogvideo.data.dataset import FrameDataset
 from cogvideo.data.loader import FrameLoader
+from cogvideo.rng import generator_for
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from cogvideo.tokenizers.loss import TokenizerLossConfig, TokenizerStep, tokenizer_step
 from cogvideo.tokenizers.quantise import revive_dead_codes, start_codebook, update_codebook
 from cogvideo.tokenizers.vqvae import VQVAEConfig
 from cogvideo.training.config import TokenizerTraining, TrainConfig
 from cogvideo.training.deepspeed_engine import autocast
-from cogvideo.training.randomness import generator_for
 from cogvideo.training.tasks.clips import Outcome
 
 KMEANS_ROWS_PER_CODE = 24

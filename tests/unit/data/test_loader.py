@@ -16,7 +16,6 @@ from cogvideo.data.loader import (
     balanced_rows,
     batch_indices,
     prefetch,
-    uniforms,
 )
 from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
 from cogvideo.sequence.vocabulary import Vocabulary
@@ -93,13 +92,6 @@ def test_epochs_are_in_different_orders():
 def test_a_batch_that_ranks_cannot_share():
     with pytest.raises(ValueError, match="multiple of 3"):
         batch_indices(0, 0, 3, 8, 10, 0)
-
-
-def test_uniforms_are_keyed_by_position_and_stream():
-    whole = uniforms(1, "dropout", np.arange(100))
-    assert (uniforms(1, "dropout", [7, 50]) == whole[[7, 50]]).all()
-    assert (uniforms(1, "frame", np.arange(100)) != whole).all()
-    assert 0.35 < whole.mean() < 0.65
 
 
 def test_balancing_repeats_the_rarer_lengths():

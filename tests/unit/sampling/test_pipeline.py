@@ -13,7 +13,7 @@ from cogvideo.inference.engine import compile_program
 from cogvideo.inference.sampler import ClusterDraw
 from cogvideo.inference.schedules import sequential
 from cogvideo.kernels import cpu as few_rows
-from cogvideo.rng import sample_keys, uniforms
+from cogvideo.rng import sample_keys, sample_uniforms
 from cogvideo.sampling.config import DrawConfig, SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from tests.helpers import decoding as tiny
@@ -165,7 +165,7 @@ def test_a_stage_1_that_learned_first_frames_draws_them_itself() -> None:
     program = compile_program(model.config, sequential(model.config.layout, (), range(5)))
     draw = ClusterDraw(pipeline.labels(8), config.key_frames.temperature, config.key_frames.top_k_clusters, 0.89)
     sampler = ClipSampler(model, program, draw, config.key_frames, 8)
-    numbers = uniforms(sample_keys(config.seed, PROMPTS, 1), 0, range(5), model.config.frame_len)
+    numbers = sample_uniforms(sample_keys(config.seed, PROMPTS, 1), 0, range(5), model.config.frame_len)
     unknown = torch.zeros(3, 5, model.config.frame_len, dtype=torch.int64)
     whole = sampler(unknown, texts.key_frames.texts, texts.key_frames.guide, numbers)
     assert torch.equal(pipeline.sample(PROMPTS), whole)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo.distributed import Processes
+from cogvideo.distributed import ProcessGroup
 from cogvideo.rng import sample_keys
 from cogvideo.sampling import runner as module
 from cogvideo.sampling.config import SampleConfig
@@ -72,7 +72,7 @@ def test_groups() -> None:
     """A prompt's samples stay together; a process's clips are cut into batches."""
     keys = sample_keys(0, list("abcde"), 2)
     job = ClipJob(PIPELINE, replace(CONFIG, clips_at_once=3), keys)
-    groups = [my_groups(job, Work(Path(), {}, Processes(rank, 2)), 2) for rank in range(2)]
+    groups = [my_groups(job, Work(Path(), {}, ProcessGroup(rank, 2)), 2) for rank in range(2)]
     assert groups == [[[0, 1, 4], [5, 8, 9]], [[2, 3, 6], [7]]]
 
 
@@ -87,7 +87,7 @@ def test_videos_grow_and_are_not_made_twice(tmp_path: Path, monkeypatch: pytest.
     job = ClipJob(PIPELINE, replace(CONFIG, rounds=1), KEYS)
 
     def run(resume: bool) -> None:
-        work = Work(tmp_path, job.identity(), Processes())
+        work = Work(tmp_path, job.identity(), ProcessGroup())
         assert work.begin(resume=resume)
         seen.clear()
         list(produce(job, work))

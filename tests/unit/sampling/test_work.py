@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.distributed import Processes
+from cogvideo.distributed import ProcessGroup
 from cogvideo.sampling.work import UNFINISHED, Work
 
 IDENTITY = {"weights": "abc", "clips": [["a", 0]], "settings": {"seed": 7, "key_frames": {"temperature": 1.0}}}
 
 
-def work(out: Path, processes: Processes | None = None, **changed: object) -> Work:
-    return Work(out, {**IDENTITY, **changed}, processes or Processes())
+def work(out: Path, processes: ProcessGroup | None = None, **changed: object) -> Work:
+    return Work(out, {**IDENTITY, **changed}, processes or ProcessGroup())
 
 
 def never() -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
         ({"clips": [["b", 0]]}, "was begun with other clips; give the same"),
         ({"settings": {"seed": 8, "key_frames": {"temperature": 1.0}}}, "other settings: seed=7, not 8"),
         ({"settings": {"seed": 7, "key_frames": {"temperature": 2.0}}}, "key_frames: temperature=1.0, not 2.0"),
-        ({"processes": Processes(0, 1)}, None),
+        ({"processes": ProcessGroup(0, 1)}, None),
     ],
 )
 def test_going_on_with_something_else(tmp_path: Path, changed: dict, said: str | None) -> None:

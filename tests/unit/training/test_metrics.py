@@ -1,13 +1,11 @@
-"""Weighted means, the metrics file after a crash, curves, and random numbers by position."""
+"""Weighted means, the metrics file after a crash, and curves."""
 
 import math
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from cogvideo.training.metrics import Averages, MetricsFile, draw_curves
-from cogvideo.training.randomness import generator_for, key_of, seed_dropout
 
 
 def test_means_are_weighted_and_survive_saving() -> None:
@@ -44,20 +42,3 @@ def test_curves_are_a_picture_even_of_nothing(tmp_path: Path) -> None:
         draw_curves(some, tmp_path / name)
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 500
-
-
-def test_random_streams_depend_on_every_word_of_their_place() -> None:
-    keys = [key_of(0, "a", 1, 2), key_of(0, "a", 2, 1), key_of(0, "b", 1, 2), key_of(1, "a", 1, 2), key_of(0, "a", 12)]
-    assert len(set(keys)) == len(keys)
-    assert all(0 <= key < 1 << 63 for key in keys)
-    first = torch.rand(3, generator=generator_for(7, "x"))
-    assert torch.equal(first, torch.rand(3, generator=generator_for(7, "x")))
-
-
-def test_dropout_is_the_same_at_the_same_place() -> None:
-    def mask(*place: int) -> torch.Tensor:
-        seed_dropout(*place)
-        return torch.nn.functional.dropout(torch.ones(64), 0.5)
-
-    assert torch.equal(mask(0, 3, 1), mask(0, 3, 1))
-    assert not torch.equal(mask(0, 3, 1), mask(0, 3, 2))
