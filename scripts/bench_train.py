@@ -34,7 +34,7 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.model.masks import channel_masks
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.planning.budgets import score_pairs, training_flops
+from cogvideo.planning.budgets import attention_pairs, training_flops
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.training.memory import return_freed_memory
@@ -78,7 +78,7 @@ def useful_flops(config: ModelConfig) -> float:
     pairs = visible(spatial) + sum(map(visible, temporal)) / len(temporal)
     # forward twice q.k and weights.v, backward two and a half times that, the scores computed anew
     a_pair = 4 * config.hidden_size * config.num_layers * 3.5
-    return sum(training_flops(config, frozen_trunk=True)) - a_pair * (score_pairs(config) - pairs)
+    return sum(training_flops(config, frozen_trunk=True)) - a_pair * (attention_pairs(config) - pairs)
 
 
 def resident_mb(field: str) -> float:

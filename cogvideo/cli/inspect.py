@@ -1,12 +1,12 @@
-"""What a model or checkpoint holds, who sees whom in it, and what it needs to run.
+"""Show what a model or checkpoint holds, its attention masks, and the memory and time that it needs.
 
     cogvideo inspect --config configs/model/cogvideo_stage1.yaml gpu=a100-80 count=8
     cogvideo inspect --config configs/model/cogvideo_stage2.yaml --mask 4
     cogvideo inspect --checkpoint models/stage1
 
-Without gpu= the machine at hand is measured. Keys: those of the config file, and for the plan gpu, training.count,
-training.micro_batch, training.zero_stage, training.frozen_trunk, training.recompute, training.trunk_weights;
-count= is short for training.count=.
+Keys: those of the config file; gpu=NAME, the GPU to estimate for (default: this machine is measured); count=N, how many
+of them (short for training.count=); training.micro_batch, training.zero_stage, training.frozen_trunk,
+training.recompute and training.trunk_weights.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from cogvideo.cli._common import add_config_arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="report on a checkpoint of ours")
-    parser.add_argument("--no-verify", action="store_true", help="with --checkpoint: do not hash the files")
-    parser.add_argument("--values", action="store_true", help="with --checkpoint: read every number, find broken ones")
-    parser.add_argument("--mask", type=int, metavar="SIDE", help="print whole masks, of frames of SIDE x SIDE tokens")
-    parser.add_argument("--no-plan", action="store_true", help="leave out memory and time")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="inspect a checkpoint folder")
+    parser.add_argument("--no-verify", action="store_true", help="with --checkpoint: skip the hash check")
+    parser.add_argument("--values", action="store_true", help="with --checkpoint: read all weights, report NaN and inf")
+    parser.add_argument("--mask", type=int, metavar="SIDE", help="draw whole masks, for frames of SIDE x SIDE tokens")
+    parser.add_argument("--no-plan", action="store_true", help="omit memory and time estimates")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.checkpoint.report import describe_files, describe_parameters, describe_tensors
     from cogvideo.config import load_config
     from cogvideo.model.config import ModelConfig
-    from cogvideo.planning.budgets import MACHINES, TrainingSettings, measure
+    from cogvideo.planning.budgets import TrainingSettings
+    from cogvideo.planning.machines import MACHINES, measure_machine
     from cogvideo.planning.report import describe_costs, describe_layout, draw_masks
     from cogvideo.superres.config import SuperresConfig
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     overrides = [f"training.{word}" if word.startswith("count=") else word for word in args.overrides]
     settings = load_config(Inspection, args.config, overrides)
     if settings.gpu is not None and settings.gpu not in MACHINES:
-        raise ValueError(f"gpu={settings.gpu} is not known; choose one of {', '.join(MACHINES)}, or leave it out")
+        raise ValueError(f"unknown gpu={settings.gpu}; choose one of {', '.join(MACHINES)}, or leave it out")
 
     checkpoint, config = None, settings.model or settings.superres
     if args.checkpoint is not None:
@@ -65,6 +66,6 @@ def run(args: argparse.Namespace) -> None:
         return
     print(f"\n{describe_layout(config)}\n\n{draw_masks(config, args.mask)}")
     if not args.no_plan:
-        machine = MACHINES[settings.gpu] if settings.gpu else measure()
+        machine = MACHINES[settings.gpu] if settings.gpu else measure_machine()
         source = "the vendor's figures" if settings.gpu else "measured"
         print(f"\n{describe_costs(config, machine, settings.training, source)}")

@@ -9,8 +9,15 @@ import torch
 
 from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
-from cogvideo.planning.budgets import MACHINES, SAFETY, TrainingBudget, TrainingSettings, int8_trunk, training_budget
-from cogvideo.planning.report import in_bytes
+from cogvideo.planning.budgets import (
+    USABLE_MEMORY,
+    TrainingBudget,
+    TrainingSettings,
+    int8_trunk_size,
+    training_budget,
+)
+from cogvideo.planning.machines import MACHINES
+from cogvideo.planning.report import format_bytes
 from cogvideo.training.config import TrainConfig
 
 log = get_logger(__name__)
@@ -46,8 +53,12 @@ class RunMemory:
     """Of the optimiser, offloaded."""
 
     def __str__(self) -> str:
-        parts = [f"{name} {in_bytes(getattr(self.device, name))}" for name in ("weights", "gradients", "activations")]
-        optimiser = f"optimiser {in_bytes(self.host or self.device.optimiser)}{' of CPU memory' if self.host else ''}"
+        parts = [
+            f"{name} {format_bytes(getattr(self.device, name))}" for name in ("weights", "gradients", "activations")
+        ]
+        optimiser = (
+            f"optimiser {format_bytes(self.host or self.device.optimiser)}{' of CPU memory' if self.host else ''}"
+        )
         return ", ".join([*parts, optimiser])
 
 
@@ -61,7 +72,7 @@ def run_memory(config: TrainConfig, model: ModelConfig, world: int) -> RunMemory
     machine = MACHINES["a100-80"]  # of its own figures memory needs none
     bf16 = training_budget(model, machine, settings)
     wide = 2 if loop.weights == "fp32" else 1  # weights and gradients in float32
-    narrow = int8_trunk(model)[1] if init.trunk_weights == "int8" else 0
+    narrow = int8_trunk_size(model)[1] if init.trunk_weights == "int8" else 0
     copies = 8 / 12 if wide == 2 and stage == 0 else 1  # no second float32 copy of the weights then
     optimiser = bf16.optimiser * copies
     device = TrainingBudget(
@@ -69,7 +80,7 @@ def run_memory(config: TrainConfig, model: ModelConfig, world: int) -> RunMemory
         gradients=bf16.gradients * wide,
         optimiser=0.0 if spread.offload_optimizer else optimiser,
         activations=bf16.activations * (1 if loop.dtype != "fp32" else 2),
-        seconds_a_step=math.nan,
+        seconds_per_step=math.nan,
     )
     return RunMemory(device, optimiser if spread.offload_optimizer else 0.0)
 
@@ -81,6 +92,8 @@ def tell_memory(config: TrainConfig, model: ModelConfig, world: int, device: tor
         return
     log.info("memory of each of %d processes, estimated: %s", world, memory)
     if device.type == "cuda":
-        room = torch.cuda.get_device_properties(device).total_memory * SAFETY
+        room = torch.cuda.get_device_properties(device).total_memory * USABLE_MEMORY
         if memory.device.total > room:
-            log.warning("that is more than the device's %s; see configs/deepspeed for leaner settings", in_bytes(room))
+            log.warning(
+                "that is more than the device's %s; see configs/deepspeed for leaner settings", format_bytes(room)
+            )

@@ -16,7 +16,7 @@ from cogvideo.data.dataset import PairDataset
 from cogvideo.data.pairs import PairLoader
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
-from cogvideo.planning.superres import training_flops
+from cogvideo.planning.budgets import superres_training_flops
 from cogvideo.rng import generator_for
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.config import SuperresConfig
@@ -68,7 +68,7 @@ class SuperresTask:
         self.model = SuperresTransformer(self.model_config)
         self.model.recompute = config.train.recompute
         self._start_weights()
-        self._frame_flops = training_flops(self.model_config, frozen_trunk=config.init.freeze_trunk)
+        self._frame_flops = superres_training_flops(self.model_config, frozen_trunk=config.init.freeze_trunk)
         self.objective = SuperresObjective(self.model.to(device), config)
 
     def batches(self, first_step: int) -> Iterator[SuperresBatch]:

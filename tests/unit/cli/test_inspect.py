@@ -37,7 +37,7 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("words", "message"),
     [
         ([], "nothing to inspect"),
-        (["--config", "CONFIG", "gpu=a100"], "gpu=a100 is not known; choose one of"),
+        (["--config", "CONFIG", "gpu=a100"], "unknown gpu=a100; choose one of"),
         (["--config", "CONFIG", "model.window_size=7"], "does not divide the frame grid 20x20"),
         (["--config", "CONFIG", "model.layers=2"], "unknown key 'model.layers'"),
         (["--config", "CONFIG", "training.zero_stage=4"], "zero_stage=4"),

@@ -1,25 +1,32 @@
-"""The cost estimates: counts are exact, the rest moves the right way."""
+"""Budgets: counts are exact, estimates move the right way with the settings."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cogvideo.config import load_config
 from cogvideo.inference.cache import KVCache
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.planning import budgets as budget
 from cogvideo.planning.budgets import (
-    MACHINES,
-    ParameterCounts,
     TrainingBudget,
     TrainingSettings,
+    attention_pairs,
+    cache_bytes,
+    count_parameters,
+    int8_trunk_size,
     sampling_budget,
+    superres_training_flops,
     training_budget,
 )
+from cogvideo.planning.machines import MACHINES, measure_machine
+from cogvideo.training.config import TrainConfig
 from tests.helpers.models import VARIANTS, tiny_config
 
 A100 = MACHINES["a100-80"]
+CONFIGS = Path(__file__).parents[3] / "configs" / "model"
 
 
 def published(**settings: Any) -> TrainingBudget:
@@ -27,40 +34,40 @@ def published(**settings: Any) -> TrainingBudget:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_counts_are_those_of_the_model(variant: str) -> None:
+def test_parameter_counts_match_the_model(variant: str) -> None:
     config = tiny_config(**VARIANTS[variant])
     model = CogVideoTransformer(config)
-    counts = ParameterCounts.of(config)
+    counts = count_parameters(config)
     assert counts.total == sum(p.numel() for p in model.parameters())
     extra = config.num_extra_positions * config.hidden_size
     assert counts.temporal + extra == sum(p.numel() for _, p in model.added_parameters())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_cache_is_that_which_is_allocated(variant: str) -> None:
+def test_cache_size_is_what_is_allocated(variant: str) -> None:
     config = tiny_config(**VARIANTS[variant])
     cache = KVCache.allocate(config, batch=3, text_len=config.text_len, spatial_places=config.frame_len)
-    assert budget.cache_bytes(config, 3, bytes_each=4) == cache.num_bytes
+    assert cache_bytes(config, 3, bytes_per_value=4) == cache.num_bytes
 
 
-def test_published_size() -> None:
+def test_published_model_size() -> None:
     config = ModelConfig()
-    counts = ParameterCounts.of(config)
+    counts = count_parameters(config)
     assert counts.total == 7_721_127_936
     assert counts.temporal == 1_812_676_608
     sampling = sampling_budget(config, A100)
-    assert sampling.tokens == 1600
+    assert sampling.tokens_per_clip == 1600
     assert 14e9 < sampling.weights < 16e9
-    assert 0.005 < sampling.seconds_a_token < 0.05
+    assert 0.005 < sampling.seconds_per_token < 0.05
 
 
-def test_scores_counted_exceed_those_used_by_little() -> None:
+def test_attention_pairs_cover_all_allowed_pairs() -> None:
     config = tiny_config("interpolation", window_size=2)
     n, frames, text = 16, 5, config.text_len
-    assert budget.score_pairs(config) >= 2 * n * frames * text + frames * n * (n + 1) // 2
+    assert attention_pairs(config) >= 2 * n * frames * text + frames * n * (n + 1) // 2
 
 
-def test_zero_partitions_what_it_says() -> None:
+def test_zero_stages_partition_optimiser_gradients_and_weights() -> None:
     whole, one, two, three = (published(count=8, zero_stage=stage) for stage in range(4))
     assert one.optimiser == whole.optimiser / 8
     assert (one.gradients, two.gradients) == (whole.gradients, whole.gradients / 8)
@@ -71,10 +78,10 @@ def test_a_frozen_trunk_costs_less() -> None:
     frozen, free = (published(frozen_trunk=frozen) for frozen in (True, False))
     assert frozen.optimiser == pytest.approx(12 * 1_818_820_608)
     assert frozen.total < free.total / 2
-    assert frozen.seconds_a_step < free.seconds_a_step
+    assert frozen.seconds_per_step < free.seconds_per_step
 
 
-def test_an_int8_trunk_takes_what_the_model_says() -> None:
+def test_int8_trunk_size_matches_the_model() -> None:
     config = tiny_config(**VARIANTS["sequential"])
     model = CogVideoTransformer(config)
     full = sum(p.nbytes for p in model.parameters())
@@ -82,7 +89,7 @@ def test_an_int8_trunk_takes_what_the_model_says() -> None:
     model.narrow_trunk()
     narrow = [p for p in model.parameters() if p.dtype == torch.int8]
     scales = sum(buffer.nbytes for buffer in model.buffers())
-    count, count_bytes = budget.int8_trunk(config)
+    count, count_bytes = int8_trunk_size(config)
     assert (count, count_bytes) == (sum(p.numel() for p in narrow), sum(p.nbytes for p in narrow) + scales)
     assert sum(p.nbytes for p in model.parameters()) + scales == full - 4 * count + count_bytes
     assert published().weights - published(trunk_weights="int8").weights == pytest.approx(5.9e9, rel=0.01)
@@ -95,11 +102,20 @@ def test_recomputing_layers_trades_time_for_memory() -> None:
     kept, mlp, layer = (published(recompute=what) for what in ("nothing", "mlp", "layer"))
     assert layer.activations < kept.activations / 5
     assert layer.activations < mlp.activations < kept.activations * 0.75
-    assert layer.seconds_a_step > mlp.seconds_a_step > kept.seconds_a_step
+    assert layer.seconds_per_step > mlp.seconds_per_step > kept.seconds_per_step
 
 
-def test_measuring_this_machine() -> None:
-    machine = budget.measure()
+@pytest.mark.parametrize("name", ["dsr", "itersr"])
+def test_superres_training_flops_at_published_size(name: str) -> None:
+    """Six flops per parameter and row if nothing is frozen; a frozen trunk saves the context's backward pass."""
+    config = load_config(TrainConfig, [CONFIGS / f"cogview2_{name}.yaml"], ["task=superres"]).superres
+    rows = config.high_res_len + config.text_len + config.low_res_len
+    flops = superres_training_flops(config, frozen_trunk=config.method == "direct")
+    assert 0.6 < flops / (6 * 5.44e9 * rows) < 1.1
+
+
+def test_this_machine_is_measured() -> None:
+    machine = measure_machine()
     assert machine.memory_bytes > 1e9
     assert machine.flops > 1e9
     assert machine.bandwidth > 1e8

@@ -13,7 +13,6 @@ from cogvideo.config import load_config
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.planning.superres import training_flops
 from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.superres.batch import SuperresBatch, text_rows
 from cogvideo.superres.config import SuperresConfig
@@ -217,10 +216,6 @@ def test_full_size_without_memory() -> None:
         model.freeze_trunk(config.method == "direct")
         assert sum(p.numel() for p in model.parameters()) == total
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == learned
-        flops = training_flops(config, frozen_trunk=config.method == "direct")
-        rows = config.high_res_len + config.text_len + config.low_res_len
-        # six a parameter and row, were nothing frozen: the trunk saves the context's backward, and weights' gradients
-        assert 0.6 < flops / (6 * 5.44e9 * rows) < 1.1
 
 
 @pytest.mark.parametrize("method", ["direct", "iterative"])

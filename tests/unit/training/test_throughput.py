@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cogvideo.model.config import ModelConfig
-from cogvideo.planning.budgets import score_pairs, training_flops
+from cogvideo.planning.budgets import attention_pairs, training_flops
 from cogvideo.training import throughput
 from cogvideo.training.config import LoopConfig
 from cogvideo.training.throughput import Throughput, measured_peak, warn_of_slow_products
@@ -69,5 +69,5 @@ def test_flops_are_those_that_torch_counts() -> None:
         with FlopCounterMode(display=False) as counter:
             model.token_losses(batch).mean().backward()
         total = sum(training_flops(config, frozen_trunk=frozen))
-        attention = 3.5 * 4 * 64 * score_pairs(config) * 2
+        attention = 3.5 * 4 * 64 * attention_pairs(config) * 2
         assert 0.85 * (total - attention) < counter.get_total_flops() < 1.1 * total

@@ -1,0 +1,67 @@
+"""The machines that a model may run on: vendors' figures by name, and a measurement of the machine at hand."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One device. How many of them there are is not its business."""
+
+    name: str
+    memory_bytes: float
+    flops: float
+    """Floating-point operations per second in dense bf16; a multiply-add counts as two."""
+    bandwidth: float
+    """Bytes of memory read per second."""
+
+
+MACHINES = {
+    name: Machine(name, gigabytes * 1e9, teraflops * 1e12, terabytes_per_second * 1e12)
+    for name, gigabytes, teraflops, terabytes_per_second in (
+        ("t4-16", 16, 65, 0.32),
+        ("v100-32", 32, 125, 0.90),
+        ("a10-24", 24, 125, 0.60),
+        ("rtx3090-24", 24, 71, 0.94),
+        ("rtx4090-24", 24, 165, 1.01),
+        ("l40s-48", 48, 362, 0.86),
+        ("a100-40", 40, 312, 1.56),
+        ("a100-80", 80, 312, 2.04),
+        ("h100-80", 80, 989, 3.35),
+        ("h200-141", 141, 989, 4.80),
+    )
+}
+"""The vendors' figures for dense bf16, or fp16 where the device has no bf16."""
+
+
+def measure_machine() -> Machine:
+    """Measure this machine: its GPU if it has one, else its CPU. Takes a second or two and about 0.5 GB."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+
+    def best_seconds(work: Callable[[], object], repeats: int) -> float:
+        best = float("inf")
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()
+            if cuda:
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    rows, inner, columns = 512 if cuda else 64, 3072, 12288  # few rows on a CPU, which may emulate bf16 slowly
+    weights = [torch.zeros(columns, inner, dtype=torch.bfloat16, device=device) for _ in range(4)]
+    many = torch.zeros(rows, inner, dtype=torch.bfloat16, device=device)
+    one = many[:1]
+    flops = 2 * rows * inner * columns / best_seconds(lambda: many @ weights[0].T, 4)
+    # Four matrices in turn, 300 MB together, do not fit into any cache.
+    bandwidth = sum(w.nbytes for w in weights) / best_seconds(lambda: [one @ w.T for w in weights], 4)
+    if cuda:
+        properties = torch.cuda.get_device_properties(device)
+        return Machine(properties.name, properties.total_memory, flops, bandwidth)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(f"this machine's {os.cpu_count()} CPU cores", memory, flops, bandwidth)
