@@ -19,6 +19,8 @@ from typing import Any
 
 MAX_JSON_BYTES = 64 << 20
 MAX_NAME_BYTES = 96
+BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
+"""The bundle that ships with the package: a small model of moving digits."""
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.rng import sample_keys
-from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+from cogvideo.sampling.bundle import bundle_sample_config
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.inputs import Footage, FootageReader
 from cogvideo.sampling.pipeline import Pipeline
@@ -90,7 +91,7 @@ def main() -> int:
 
 
 def report(args: argparse.Namespace) -> None:
-    directory = args.model or DEFAULT_DIRECTORY
+    directory = args.model or BUNDLED_WEIGHTS
     config = bundle_sample_config(directory, [], args.override)
     pipeline = Pipeline.load(directory, config)
     counted, footage = Counted(pipeline), None

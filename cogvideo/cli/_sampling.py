@@ -38,8 +38,9 @@ def make(
 
     `stopping`: given in a thread beside the main one, which no signal reaches; set, it ends the work as a signal would.
     """
+    from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.logs import get_logger, progress
-    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, fingerprint
+    from cogvideo.sampling.bundle import fingerprint
     from cogvideo.sampling.runner import my_groups, produce
     from cogvideo.sampling.work import Work
 
@@ -49,7 +50,7 @@ def make(
         if processes.rank == 0:
             print(f"{plan}: {clips * job.tokens_a_clip} tokens to draw; nothing was written")
         return
-    directory = args.model or DEFAULT_DIRECTORY
+    directory = args.model or BUNDLED_WEIGHTS
     identity: dict[str, Any] = {"weights": fingerprint(directory), **job.identity()}
     work = Work(out, identity, processes)
     if not work.begin(overwrite=args.overwrite, resume=args.resume):

@@ -60,14 +60,15 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.cli._sampling import unwinding
     from cogvideo.cli.sample import read_prompts
     from cogvideo.demo.service import Studio
-    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.sampling.bundle import bundle_sample_config
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.sampling.superres import open_upsampler
 
-    directory = args.model or DEFAULT_DIRECTORY
+    directory = args.model or BUNDLED_WEIGHTS
     config = bundle_sample_config(directory, args.config, overrides)
-    bundled = directory == DEFAULT_DIRECTORY
+    bundled = directory == BUNDLED_WEIGHTS
     examples = read_prompts(args.examples) if args.examples else EXAMPLES if bundled else ()
     pipeline = Pipeline.load(directory, config)
     upsampler = None

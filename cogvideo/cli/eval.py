@@ -89,9 +89,9 @@ def _model(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[st
 
 
 def _bundle(args: argparse.Namespace) -> Path:
-    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY
+    from cogvideo.files import BUNDLED_WEIGHTS
 
-    return args.model or DEFAULT_DIRECTORY
+    return args.model or BUNDLED_WEIGHTS
 
 
 def _generator(pipeline: "Pipeline", config: "SampleConfig") -> "Generate":

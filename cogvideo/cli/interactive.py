@@ -27,13 +27,13 @@ AT_ONCE = 8
 def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str]) -> None:
     """Answer lines until there are no more. Raises: ValueError, OSError if it cannot begin."""
     from cogvideo.cli.sample import given_frames
-    from cogvideo.files import safe_name
-    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.files import BUNDLED_WEIGHTS, safe_name
+    from cogvideo.sampling.bundle import bundle_sample_config
     from cogvideo.sampling.checked_jobs import clip_job
     from cogvideo.sampling.config import LOADING
     from cogvideo.sampling.outputs import claim_folder
 
-    directory = args.model or DEFAULT_DIRECTORY
+    directory = args.model or BUNDLED_WEIGHTS
     config = bundle_sample_config(directory, args.config, overrides)
     given = given_frames(args, pipeline, config)
     claim_folder(args.out, args.overwrite)

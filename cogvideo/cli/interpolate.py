@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import split_overrides
     from cogvideo.distributed import ProcessGroup
-    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.sampling.bundle import bundle_sample_config
     from cogvideo.sampling.checked_jobs import interpolation_job
     from cogvideo.sampling.inputs import FootageReader
     from cogvideo.sampling.pipeline import Pipeline
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     inputs, overrides = split_overrides(args.words)
     if not inputs:
         raise ValueError("there is nothing to interpolate; give a video, saved tokens, or pictures")
-    directory = args.model or DEFAULT_DIRECTORY
+    directory = args.model or BUNDLED_WEIGHTS
     config = bundle_sample_config(directory, args.config, overrides)
     pipeline = Pipeline.load(directory, config)
     reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)

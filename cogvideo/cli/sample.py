@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import split_overrides
     from cogvideo.distributed import ProcessGroup
-    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config
+    from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.sampling.bundle import bundle_sample_config
     from cogvideo.sampling.checked_jobs import clip_job
     from cogvideo.sampling.pipeline import Pipeline
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         ):
             if unfit:
                 raise ValueError(f"--interactive reads prompts from standard input; it does not go with {said}")
-    directory = args.model or DEFAULT_DIRECTORY
+    directory = args.model or BUNDLED_WEIGHTS
     config = bundle_sample_config(directory, args.config, overrides)
     pipeline = Pipeline.load(directory, config)
     if args.interactive:

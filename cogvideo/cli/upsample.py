@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import split_overrides
     from cogvideo.config import load_config
     from cogvideo.distributed import ProcessGroup
-    from cogvideo.sampling.bundle import DEFAULT_DIRECTORY
+    from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.checked_jobs import upsample_job
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.inputs import FootageReader
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if not inputs:
         raise ValueError("there is nothing to upsample; give a video, saved tokens, or pictures")
     config = load_config(UpsampleConfig, args.config, overrides)
-    bundle = args.model or DEFAULT_DIRECTORY
+    bundle = args.model or BUNDLED_WEIGHTS
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config)
     reader = FootageReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     footage = reader.open([Path(word) for word in inputs], args.fps)

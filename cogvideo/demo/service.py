@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from cogvideo.config import from_dict, to_dict
 from cogvideo.distributed import ProcessGroup
-from cogvideo.files import safe_name
+from cogvideo.files import BUNDLED_WEIGHTS, safe_name
 from cogvideo.media.untrusted import check_untrusted
-from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, fingerprint
+from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.checked_jobs import clip_job, interpolation_job, upsample_job
 from cogvideo.sampling.config import LOADING, SampleConfig
 from cogvideo.sampling.inputs import Footage, FootageReader
@@ -88,7 +88,7 @@ class Studio:
         config: SampleConfig,
         out: Path,
         *,
-        directory: Path = DEFAULT_DIRECTORY,
+        directory: Path = BUNDLED_WEIGHTS,
         upsampler: Upsampler | None = None,
     ) -> None:
         """`config`: where visitors' settings begin. `directory`: the bundle that the pipeline is of.

@@ -21,7 +21,7 @@ import torch
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.model_io import model_of
 from cogvideo.config import from_dict, load_config
-from cogvideo.files import read_json, sha256_file
+from cogvideo.files import BUNDLED_WEIGHTS, read_json, sha256_file
 from cogvideo.inference.clusters import load_labels
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights, stream_layers
@@ -36,7 +36,6 @@ HASHED_FILES = ("text.model", "clusters.npy", "image_tokenizer/config.json", "im
 MODELS = ("trunk", "sequential", "interpolation")
 SUPERRES = {"direct": "direct_superres", "iterative": "iterative_superres"}
 UNUSED_ROWS = 16  # the published embedding table has a few rows more than there are ids
-DEFAULT_DIRECTORY = Path(__file__).parents[1] / "weights" / "tiny"
 ACTIVATIONS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -90,7 +89,7 @@ def open_bundle(
     Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged parts or unfit ones.
     """
     if not (directory / "sequential").is_dir():
-        hint = "run `make pretrained` to train them" if directory == DEFAULT_DIRECTORY else "give another folder"
+        hint = "run `make pretrained` to train them" if directory == BUNDLED_WEIGHTS else "give another folder"
         raise FileNotFoundError(f"no bundle of weights at {directory}: it has no sequential/; {hint}")
     about = directory / "bundle.json"
     config = from_dict(BundleConfig, read_json(about), str(about)) if about.is_file() else BundleConfig()

@@ -24,6 +24,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cogvideo.distributed import open_device
+from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference import schedules
 from cogvideo.inference.batching import Together
 from cogvideo.inference.clip_sampler import ClipSampler
@@ -34,7 +35,7 @@ from cogvideo.inference.speculative import speculative
 from cogvideo.inference.wavefront import wavefront
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.rng import SampleKey, sample_keys
-from cogvideo.sampling.bundle import DEFAULT_DIRECTORY, bundle_sample_config, open_bundle
+from cogvideo.sampling.bundle import bundle_sample_config, open_bundle
 from cogvideo.sampling.config import Part, SampleConfig
 from cogvideo.sampling.interpolate import clips_a_round, sample_between
 from cogvideo.sampling.kept import Keep, KeptSampler, keep_nothing
@@ -72,7 +73,7 @@ class Pipeline:
 
         Raises: FileNotFoundError, ValueError as `bundle.open_bundle` and `device.open_device`.
         """
-        directory, config = directory or DEFAULT_DIRECTORY, config or SampleConfig()
+        directory, config = directory or BUNDLED_WEIGHTS, config or SampleConfig()
         device = open_device(config.device)
         if config.compile and device.type != "cuda":
             raise ValueError("compile=true is for a GPU; on a CPU a step is one call already, so leave it out")

@@ -8,9 +8,6 @@ from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.superres.config import SuperresConfig
 
-BUNDLED = Path(__file__).parents[1] / "weights" / "tiny"
-"""The weights that come with the package."""
-
 Task = Literal["tokenizer", "image", "sequential", "interpolation", "superres"]
 
 

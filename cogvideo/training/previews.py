@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference import schedules
 from cogvideo.inference.clip_sampler import ClipSampler
 from cogvideo.inference.engine import compile_program
@@ -23,7 +24,6 @@ from cogvideo.sampling.superres import draw_fine, plain_draws, redraw
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.open import open_image_tokenizer
-from cogvideo.training.config import BUNDLED
 from cogvideo.training.tasks.clips import ClipTask, Task
 from cogvideo.training.tasks.superres import SuperresTask
 from cogvideo.training.tasks.tokenizer import TokenizerTask
@@ -41,7 +41,7 @@ class SheetWriter:
 
         Raises: as `ImageTokenizer.load`.
         """
-        self._path = image_tokenizer or BUNDLED / "image_tokenizer"
+        self._path = image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer"
         if image_tokenizer is not None:
             _ = self._tokenizer
 

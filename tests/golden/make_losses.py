@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from cogvideo.files import read_json, write_json
-from cogvideo.training.config import BUNDLED
+from cogvideo.files import BUNDLED_WEIGHTS, read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("losses_debug.json")
@@ -46,7 +45,7 @@ def made_on() -> dict[str, str]:
 
 def tokenizers() -> str:
     """A hash of the bundled tokenizers, which make the debug run's data."""
-    files = [BUNDLED / "text.model", BUNDLED / "image_tokenizer/model.safetensors"]
+    files = [BUNDLED_WEIGHTS / "text.model", BUNDLED_WEIGHTS / "image_tokenizer/model.safetensors"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -15,13 +15,14 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.config import to_dict
 from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.loader import ClipLoader, LoaderConfig
+from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.planning.budgets import training_flops
 from cogvideo.rng import generator_for
 from cogvideo.sequence.batch import Batch
 from cogvideo.tokenizers.open import open_image_tokenizer, open_text_tokenizer
-from cogvideo.training.config import BUNDLED, TrainConfig
+from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import autocast, gathered
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.memory import tell_memory
@@ -122,7 +123,7 @@ class ClipTask:
 
     def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
         self.config, self.device = config, device
-        self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED / "text.model")
+        self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
         vocabulary = self.text_tokenizer.vocabulary
         self.model_config = dataclasses.replace(config.model, task=config.task, vocabulary=vocabulary)  # type: ignore[arg-type]
         self._loader = self._load(self._open(config.data.path), rank, world)
@@ -190,7 +191,7 @@ class ClipTask:
             return ClipDataset(path, lengths)
         if count is None:
             raise ValueError("data.path is not set; give a folder that `cogvideo prepare` made, or data.embedded_clips")
-        tokenizer = open_image_tokenizer(self.config.data.image_tokenizer or BUNDLED / "image_tokenizer")
+        tokenizer = open_image_tokenizer(self.config.data.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
         return EmbeddedClips(tokenizer, count, clip_seconds=lengths, num_frames=self.model_config.num_frames)
 
     def _load(self, data: ClipDataset | EmbeddedClips, rank: int, world: int) -> ClipLoader:

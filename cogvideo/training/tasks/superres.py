@@ -14,6 +14,7 @@ from cogvideo.checkpoint.describe import describe, kind_of
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.data.dataset import PairDataset
 from cogvideo.data.pairs import PairLoader
+from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.planning.budgets import superres_training_flops
@@ -24,7 +25,7 @@ from cogvideo.superres.initialise import inherit_trunk
 from cogvideo.superres.rounds import all_rounds
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.open import open_text_tokenizer
-from cogvideo.training.config import BUNDLED, TrainConfig
+from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import autocast
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.tasks.clips import PARTS, Outcome, take
@@ -57,7 +58,7 @@ class SuperresTask:
 
     def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
         self.config, self.device = config, device
-        self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED / "text.model")
+        self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
         self.model_config = dataclasses.replace(config.superres, vocabulary=self.text_tokenizer.vocabulary)
         if config.data.path is None:
             raise ValueError("data.path is not set; give pairs that `cogvideo prepare ... low_res_pixels=` made")
