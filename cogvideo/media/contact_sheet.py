@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -14,10 +15,12 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 PAPER, INK = (250, 250, 250), (30, 30, 30)
 GAP = 2  # pixels between frames
-LINE = 16  # pixels a line of text
+LINE = 16  # pixels per line of text
+SIZE = 12  # of the letters
 MAX_PIXELS = 100_000_000
 FONT_FOLDERS = (
     *("/usr/share/fonts", "/usr/local/share/fonts"),
+    *("~/.local/share/fonts", "~/.fonts", "~/Library/Fonts"),
     *("/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts"),
 )
 CJK_FONTS = (
@@ -31,7 +34,7 @@ def contact_sheet(
 ) -> None:
     """Write a .png with one clip (N, H, W, 3) uint8 a row, its caption above it; rows may differ in length and size.
 
-    `scale` repeats pixels. Where no font with Chinese letters is found, such letters are written as U+XXXX.
+    `scale` repeats pixels. A caption that no font at hand can draw is written as `[caption 2]`, counted from 1.
     Raises: ValueError if there is nothing to draw, or too much.
     """
     if not rows or any(row.ndim != 4 or not row.size for row in rows):
@@ -47,7 +50,7 @@ def contact_sheet(
     draw, top = ImageDraw.Draw(sheet), GAP
     for index, row in enumerate(rows):
         if captions is not None:
-            draw.text((GAP, top), *_drawable(captions[index], width))
+            draw.text((GAP, top), *_drawable(captions[index], index + 1, width))
             top += text_height
         for place, frame in enumerate(row.repeat(scale, axis=1).repeat(scale, axis=2)):
             sheet.paste(Image.fromarray(frame), (GAP + place * (frame.shape[1] + GAP), top))
@@ -56,15 +59,17 @@ def contact_sheet(
         sheet.save(part, "PNG")
 
 
-def _drawable(caption: str, width: int) -> tuple[str, tuple[int, int, int], Font]:
-    """A caption as the font can show it, cut to `width`, with its colour and font."""
-    text = " ".join(caption.split())
-    font = _font(any(ord(letter) > 0x2E7F for letter in text))
+def _drawable(caption: str, number: int, width: int) -> tuple[str, tuple[int, int, int], Font]:
+    """A caption in a font that has all of its letters, cut to `width`, with its colour.
+
+    Where no font has them, `[caption number]` stands for the part from the first missing letter on.
+    """
+    text = " ".join(caption.split())[: 4 * width]  # far more than fits; measuring a novel would be slow
+    fonts = _fonts()
+    font = next((font for font in fonts if _first_missing(font, text) is None), None)
     if font is None:
-        font = _font(False)
-        assert font is not None
-        text = "".join(letter if ord(letter) <= 0x2E7F else f"U+{ord(letter):04X} " for letter in text)
-    text = text[: 4 * width]  # before it is measured: nobody draws a novel
+        font = fonts[0]
+        text = f"{text[: _first_missing(font, text)]}[caption {number}]"
     while text and font.getlength(text) > width - 2 * GAP:
         text = text[: max(0, min(len(text) - 2, int(len(text) * width / font.getlength(text))))] + "…"
         if text == "…":
@@ -72,16 +77,27 @@ def _drawable(caption: str, width: int) -> tuple[str, tuple[int, int, int], Font
     return text, INK, font
 
 
+def _first_missing(font: Font, text: str) -> int | None:
+    """The index of the first letter that `font` draws as its missing-glyph box; None if it has all of them."""
+    box = bytes(font.getmask("\uffff"))  # a noncharacter, which no font has
+    return next(
+        (i for i, letter in enumerate(text) if not letter.isspace() and bytes(font.getmask(letter)) == box), None
+    )
+
+
 @cache
-def _font(cjk: bool) -> Font | None:
-    """Pillow's own font, or a system font with Chinese letters; None if there is none."""
-    if not cjk:
-        return ImageFont.load_default(size=12)
-    for folder in map(Path, FONT_FOLDERS):
-        for file in sorted(folder.rglob("*.tt[cf]")) + sorted(folder.rglob("*.otf")):
-            if file.stem.lower().replace("-", "").startswith(CJK_FONTS):
-                try:
-                    return ImageFont.truetype(str(file), 12)
-                except OSError:
-                    continue  # a broken font file; another may do
-    return None
+def _fonts() -> tuple[Font, ...]:
+    """Pillow's own font, matplotlib's (accents, Greek, Cyrillic), and a system font with Chinese, if there is one."""
+    fonts: list[Font] = [ImageFont.load_default(size=SIZE)]
+    dejavu = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    system = (path for folder in map(Path, FONT_FOLDERS) for path in sorted(folder.expanduser().rglob("*.[to]t[cf]")))
+    chinese = [path for path in system if path.stem.lower().replace("-", "").startswith(CJK_FONTS)]
+    chinese.sort(key=lambda path: "bold" in path.stem.lower())  # stable: a regular weight first
+    for candidates in ([dejavu], chinese):
+        for path in candidates:
+            try:
+                fonts.append(ImageFont.truetype(str(path), SIZE))
+            except OSError:
+                continue  # a broken or missing font file; another may do
+            break
+    return tuple(fonts)

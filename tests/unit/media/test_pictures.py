@@ -67,15 +67,40 @@ def test_a_sheet_shows_every_frame(tmp_path):
             )
 
 
-@pytest.mark.parametrize("font", ["any", "none"])
-@pytest.mark.parametrize("caption", ["红色的数字3向左快速移动", "", "x" * 5000, "a\ud800\x00🎬", "two\nlines"])
-def test_any_caption_can_be_drawn(tmp_path, caption, font, monkeypatch):
-    if font == "none":
-        monkeypatch.setattr(sheets, "FONT_FOLDERS", ())
-        sheets._font.cache_clear()
+@pytest.fixture
+def no_system_fonts(monkeypatch):
+    monkeypatch.setattr(sheets, "FONT_FOLDERS", ())
+    sheets._fonts.cache_clear()
+    yield
+    sheets._fonts.cache_clear()
+
+
+CAPTIONS = ["红色的数字3向左快速移动", "", "x" * 5000, "a\ud800\x00🎬", "two\nlines", "un café → Москва"]
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_any_caption_can_be_drawn(tmp_path, caption):
     contact_sheet(tmp_path / "s.png", [noise(2)], [caption])
-    sheets._font.cache_clear()
     assert Image.open(tmp_path / "s.png").size[0] < 60
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_any_caption_can_be_drawn_without_system_fonts(tmp_path, caption, no_system_fonts):
+    test_any_caption_can_be_drawn(tmp_path, caption)
+
+
+@pytest.mark.parametrize(
+    ("caption", "drawn"),
+    [
+        ("红色的数字3向左快速移动", "[caption 7]"),
+        ("real: 红色的数字3", "real: [caption 7]"),
+        ("the red digit 3", "the red digit 3"),
+        ("un café → Москва", "un café → Москва"),
+    ],
+)
+def test_a_caption_without_a_font_is_numbered(caption, drawn, no_system_fonts):
+    text, _, _ = sheets._drawable(caption, 7, 400)
+    assert text == drawn
 
 
 def test_sheets_that_cannot_be(tmp_path):
