@@ -33,9 +33,9 @@ def describe_layout(config: ModelConfig) -> str:
         lines.append(f"  frame {i}: {role:<9}  order {frame.rank}  attends to {' and '.join(visible)}")
     if config.has_temporal_channel:
         window = config.window_size
-        windows = (
-            f"in {window}x{window} windows, shifted by {window // 2} on odd layers" if window else "without windows"
-        )
+        windows = "in full"
+        if window:
+            windows = f"in windows of {window}x{window}, shifted by {window // 2} on odd layers"
         lines.append(f"  spatial channel: the frame itself only; temporal channel: all of the above, {windows}")
     return "\n".join(lines)
 
@@ -105,8 +105,8 @@ def describe_costs(config: ModelConfig, machine: Machine, settings: TrainingSett
     lines += [
         f"  sampling one clip{guided}: weights {format_bytes(sampling.weights)}, KV cache "
         f"{format_bytes(sampling.cache)}: {fits(sampling.total)}",
-        f"    {format_duration(sampling.seconds_per_token)} per token, {format_duration(sampling.seconds_per_clip)} for "
-        f"{sampling.tokens_per_clip:,} tokens in sequence",
+        f"    {format_duration(sampling.seconds_per_token)} per token, "
+        f"{format_duration(sampling.seconds_per_clip)} for {sampling.tokens_per_clip:,} tokens in sequence",
     ]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ def test_layout_lists_what_each_frame_attends_to() -> None:
         "frame 3: generated  order 2  attends to all of frames 0, 1, 2, 4 and its own slots up to the current one"
         in text
     )
-    assert "in 2x2 windows, shifted by 1 on odd layers" in text
+    assert "in windows of 2x2, shifted by 1 on odd layers" in text
 
 
 def test_an_image_model_has_no_temporal_line() -> None:
