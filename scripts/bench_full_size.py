@@ -26,10 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoint.describe import describe, sizes_of
 from cogvideo.checkpoint.format import MANIFEST, load_checkpoint, write_checkpoint
-from cogvideo.checkpoint.model_io import load_model
-from cogvideo.checkpoint.sat.names import expand
+from cogvideo.checkpoint.load import load_model, stored_config
+from cogvideo.checkpoint.parameters import parameter_shapes
 from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.config import load_config, to_dict
 from cogvideo.inference.engine import Conditioning, compile_program, generate
@@ -50,9 +49,7 @@ class Settings:
 
 def write_random(directory: Path, config: ModelConfig) -> None:
     """A checkpoint of random bf16 weights, one tensor in memory at a time, each drawn from its own seed."""
-    parameters = expand("video" if config.has_temporal_channel else "image", config.num_layers)
-    sizes = sizes_of(config)
-    infos = {p.name: TensorInfo(torch.bfloat16, sizes.of(p)) for p in parameters}
+    infos = {name: TensorInfo(torch.bfloat16, shape) for name, shape in parameter_shapes(config).items()}
     seeds = {name: seed for seed, name in enumerate(infos)}
 
     with progress(sum(info.nbytes for info in infos.values()) >> 20, "writing weights", "MB") as bar:
@@ -153,10 +150,8 @@ def main() -> int:
     if not 2 <= tokens <= config.frame_len:
         parser.error(f"--tokens {tokens}; expected 2 to {config.frame_len}")
     write_seconds = None
-    if not (weights / MANIFEST).is_file() or describe(load_checkpoint(weights, verify=False)) != config:
-        sizes = sizes_of(config)
-        parameters = expand("video" if config.has_temporal_channel else "image", config.num_layers)
-        need = 2 * sum(math.prod(sizes.of(p)) for p in parameters)
+    if not (weights / MANIFEST).is_file() or stored_config(load_checkpoint(weights, verify=False)) != config:
+        need = 2 * sum(math.prod(shape) for shape in parameter_shapes(config).values())
         args.work.mkdir(parents=True, exist_ok=True)
         free = os.statvfs(args.work).f_bavail * os.statvfs(args.work).f_frsize
         if free < need + (1 << 30):

@@ -26,10 +26,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cogvideo.checkpoint.model_io import load_model
+from cogvideo.checkpoint.load import load_model
+from cogvideo.checkpoint.parameters import model_parameters
 from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat
-from cogvideo.checkpoint.sat.names import expand
 from cogvideo.data.published_rows import PublishedRows
 from cogvideo.inference.engine import Conditioning, compile_program, generate
 from cogvideo.inference.schedules import Schedule
@@ -121,7 +121,7 @@ def check_training(pack: Pack) -> dict[str, Any]:
     loss = model.token_losses(batch).mean()
     loss.backward()
     ours = dict(model.named_parameters())
-    names = {parameter.sat: parameter.name for parameter in expand("video", config.num_layers)}
+    names = {parameter.sat_name: parameter.name for parameter in model_parameters("video", config.num_layers)}
     norms = about["grad_norms"]
     least = max(max(norms.values()) * SMALL_GRADIENT, 1e-12)
     errors = [abs(norm_of(ours[names[name]]).item() - norm) / max(norm, least) for name, norm in norms.items()]

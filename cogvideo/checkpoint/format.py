@@ -1,13 +1,13 @@
 """Our checkpoint folder: safetensors (one file, or shards and an index), config.json, manifest.json. Knows no model.
 
-    config.json      {"format": 1, "config": what made it, "extra": anything else, "trunk": see below}
+    config.json      {"format": 1, "config": settings, "extra": anything else, "trunk": see below}
     model.safetensors, or model-00001-of-000NN.safetensors ... and model.safetensors.index.json
     manifest.json    {"files": {name: {"sha256", "size"}}} of all of the above
 
-A stage whose trunk is frozen need not store it: `"trunk": {"path": "../trunk", "sha256": ...}` points to the checkpoint
-that has it, which must lie in the same parent folder; the hash is of that checkpoint's manifest, so of all its bytes.
+A stage with a frozen trunk need not store it: `"trunk": {"path": "../trunk", "sha256": ...}` points to the checkpoint
+that has it, in the same parent folder. The hash is that of the trunk's manifest, so it covers all of the trunk's files.
 
-A folder is written beside its place and renamed, so one that exists is whole. Everything read is taken as hostile:
+A folder is written under a temporary name and renamed, so a folder that exists is complete. Files are not trusted:
 sizes are bounded, names cannot leave the folder, hashes are checked, and damage is a ValueError of one line.
 """
 
@@ -30,16 +30,16 @@ SHARD_NAME = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 class Checkpoint:
-    """A checkpoint that was opened: its config, and its tensors, mapped from the files when asked for."""
+    """An open checkpoint: its config, and its tensors, memory-mapped on demand."""
 
     def __init__(self, directory: Path, config: dict[str, Any], extra: dict[str, Any], trunk: "Checkpoint | None"):
         self.directory = directory
         self.config = config
         self.extra = extra
         self.trunk = trunk
-        """The checkpoint that holds the frozen trunk, where this one does not; its tensors count as ours."""
+        """The checkpoint with the frozen trunk, if this one does not store it; its tensors are included in `infos`."""
         self.infos: dict[str, TensorInfo] = dict(trunk.infos) if trunk else {}
-        """Type and shape of every tensor, read from headers alone."""
+        """Type and shape of every tensor, from the headers."""
         self._file_of: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
 
@@ -48,9 +48,9 @@ class Checkpoint:
         return list(self.infos)
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, backed by the file's pages: nothing is copied, and pages come in as they are touched."""
+        """One tensor, backed by the memory-mapped file: nothing is copied, pages are read on first access."""
         if name not in self.infos:
-            raise ValueError(f"{self.directory} has no tensor {name}; it has {len(self.infos)} others")
+            raise ValueError(f"{self.directory} has no tensor {name} among its {len(self.infos)}")
         if name not in self._file_of:
             assert self.trunk is not None
             return self.trunk.tensor(name)
@@ -63,11 +63,11 @@ class Checkpoint:
             raise ValueError(f"{path} is damaged: {error}") from None
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, the trunk's included."""
+        """All tensors by name, including the trunk's."""
         return {name: self.tensor(name) for name in self.infos}
 
     def release(self) -> None:
-        """Unmap the files: pages that were touched no longer count, but for those of tensors still in use."""
+        """Unmap the files: pages that were read no longer count as our memory, except those of tensors still in use."""
         self._open.clear()
         if self.trunk is not None:
             self.trunk.release()
@@ -75,7 +75,7 @@ class Checkpoint:
     def _add(self, path: Path, infos: Mapping[str, TensorInfo]) -> None:
         for name, info in infos.items():
             if name in self.infos:
-                raise ValueError(f"{path} holds the tensor {name}, which another file of {self.directory} has too")
+                raise ValueError(f"{path} holds the tensor {name}, which another file of {self.directory} holds too")
             self.infos[name] = info
             self._file_of[name] = path
 
@@ -89,7 +89,7 @@ def save_checkpoint(
     trunk: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a checkpoint folder. A checkpoint that is there is replaced once the new one is whole.
+    """Write a checkpoint folder. An existing checkpoint is replaced once the new one is complete.
 
     `config` and `extra` must be plain JSON. `trunk` is the checkpoint that holds the tensors left out here.
     Raises: FileExistsError if something other than a checkpoint is there.
@@ -111,65 +111,68 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     other_files: Mapping[str, str] | None = None,
 ) -> None:
-    """As `save_checkpoint`, asking `read` for one tensor at a time: memory for one tensor is enough for any total.
+    """As `save_checkpoint`, but get tensors from `read` one at a time, so only one is in memory at once.
 
-    `other_files`: texts (a model card) to lie beside the rest, outside the manifest, since users edit them.
+    `other_files`: text files by name, such as a model card; not in the manifest, because users edit them.
     """
     directory = Path(directory)
-    pointer = None if trunk is None else _point_to(directory, Path(trunk))
-    shards = _cut_into_shards(infos, max_shard_bytes)
+    trunk_pointer = None if trunk is None else _make_trunk_pointer(directory, Path(trunk))
+    shards = _split_into_shards(infos, max_shard_bytes)
     with atomic_directory(directory, replace=(directory / MANIFEST).is_file()) as building:
         files: dict[str, dict[str, Any]] = {}
 
-        def note(name: str, sha256: str | None = None) -> None:
+        def add_to_manifest(name: str, sha256: str | None = None) -> None:
             path = building / name
             files[name] = {"sha256": sha256 or sha256_file(path), "size": path.stat().st_size}
 
         for name, shard in shards.items():
-            note(name, write_tensor_file(building / name, shard, read))
+            add_to_manifest(name, write_tensor_file(building / name, shard, read))
         if len(shards) > 1:
             weight_map = {tensor: name for name, shard in shards.items() for tensor in shard}
             total = sum(info.nbytes for info in infos.values())
             write_json(building / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-            note(INDEX)
-        head = {"format": FORMAT, "config": config, "extra": extra or {}}
-        write_json(building / CONFIG, head if pointer is None else head | {"trunk": pointer})
-        note(CONFIG)
+            add_to_manifest(INDEX)
+        content = {"format": FORMAT, "config": config, "extra": extra or {}}
+        write_json(building / CONFIG, content if trunk_pointer is None else content | {"trunk": trunk_pointer})
+        add_to_manifest(CONFIG)
         for name, text in (other_files or {}).items():
             (building / name).write_text(text, encoding="utf-8")
         write_json(building / MANIFEST, {"files": files})
 
 
 def load_checkpoint(directory: Path, *, verify: bool = True) -> Checkpoint:
-    """Open a checkpoint folder, following its `trunk`. `verify` hashes every file; sizes and headers are always read.
+    """Open a checkpoint folder and its trunk. `verify` checks every file's hash; sizes and headers are always checked.
 
-    Raises: FileNotFoundError if it is not a checkpoint; ValueError, in one line, for whatever is damaged in it.
+    Raises: FileNotFoundError if it is not a checkpoint; ValueError, in one line, if anything in it is damaged.
     """
-    return _load(Path(directory), verify, follow=True)
+    return _load(Path(directory), verify, allow_trunk=True)
 
 
-def _load(directory: Path, verify: bool, follow: bool) -> Checkpoint:
+def _load(directory: Path, verify: bool, allow_trunk: bool) -> Checkpoint:
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoint folder at {directory}; give the folder that holds {CONFIG}")
     if not (directory / MANIFEST).is_file():
-        hint = "it looks like a SAT one: run `cogvideo convert`" if (directory / "latest").is_file() else "give another"
-        raise FileNotFoundError(f"{directory} is not a checkpoint of ours, it has no {MANIFEST}; {hint}")
+        looks_like_sat = (directory / "latest").is_file()
+        hint = "it looks like a SAT checkpoint: run `cogvideo convert`" if looks_like_sat else "give another folder"
+        raise FileNotFoundError(f"{directory} is not a cogvideo checkpoint, it has no {MANIFEST}; {hint}")
     manifest = _read_object(directory / MANIFEST)
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise ValueError(f"{directory / MANIFEST} is damaged: it lists no files")
     _check_file(directory, CONFIG, files, verify)
-    head = _read_object(directory / CONFIG)
-    if head.get("format") != FORMAT:
-        raise ValueError(f"{directory / CONFIG} has format {head.get('format')!r}, this version reads {FORMAT}; update")
-    config, extra, pointer = head.get("config"), head.get("extra"), head.get("trunk")
+    content = _read_object(directory / CONFIG)
+    if content.get("format") != FORMAT:
+        raise ValueError(
+            f"{directory / CONFIG} has format {content.get('format')!r}, this version reads {FORMAT}; update cogvideo"
+        )
+    config, extra, trunk_pointer = content.get("config"), content.get("extra"), content.get("trunk")
     if not isinstance(config, dict) or not isinstance(extra, dict):
         raise ValueError(f"{directory / CONFIG} is damaged: config and extra must be objects")
     trunk = None
-    if pointer is not None:
-        if not follow:
-            raise ValueError(f"{directory} is a trunk that points to another trunk; a trunk must be whole")
-        trunk = _follow(directory, pointer, verify)
+    if trunk_pointer is not None:
+        if not allow_trunk:
+            raise ValueError(f"{directory} is a trunk that points to another trunk; a trunk must be complete")
+        trunk = _load_trunk(directory, trunk_pointer, verify)
     checkpoint = Checkpoint(directory, config, extra, trunk)
 
     if INDEX in files:
@@ -181,20 +184,20 @@ def _load(directory: Path, verify: bool, follow: bool) -> Checkpoint:
         weight_map = None
     for name in [WEIGHTS] if weight_map is None else sorted(set(weight_map.values())):
         if not SHARD_NAME.fullmatch(name):
-            raise ValueError(f"{directory / INDEX} names the file {name[:200]!r}, which is no shard of this folder")
+            raise ValueError(f"{directory / INDEX} names the file {name[:200]!r}, which is not a shard of this folder")
         _check_file(directory, name, files, verify)
         infos = read_header(directory / name)
         if weight_map is not None:
-            listed = {tensor for tensor, file in weight_map.items() if file == name}
-            for tensor in sorted(listed ^ infos.keys()):
-                where = "index but not in it" if tensor in listed else "it but not in the index"
+            in_index = {tensor for tensor, file in weight_map.items() if file == name}
+            for tensor in sorted(in_index ^ infos.keys()):
+                where = "index but not in it" if tensor in in_index else "it but not in the index"
                 raise ValueError(f"{directory / name} is damaged: tensor {tensor[:200]!r} is in the {where}")
         checkpoint._add(directory / name, infos)
     return checkpoint
 
 
-def _cut_into_shards(infos: Mapping[str, TensorInfo], max_bytes: int) -> dict[str, dict[str, TensorInfo]]:
-    """Consecutive tensors by file name; a tensor larger than `max_bytes` has a shard to itself."""
+def _split_into_shards(infos: Mapping[str, TensorInfo], max_bytes: int) -> dict[str, dict[str, TensorInfo]]:
+    """File name -> consecutive tensors; a tensor larger than `max_bytes` is a shard of its own."""
     groups: list[dict[str, TensorInfo]] = [{}]
     filled = 0
     for name, info in infos.items():
@@ -211,7 +214,7 @@ def _cut_into_shards(infos: Mapping[str, TensorInfo], max_bytes: int) -> dict[st
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object of bounded size."""
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}; it is not ours")
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
     value = parse_json(path.read_bytes(), path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it is not a JSON object")
@@ -219,11 +222,11 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _check_file(directory: Path, name: str, files: dict[str, Any], verify: bool) -> None:
-    """Compare a file with what the manifest says of it."""
-    path, said = directory / name, files.get(name)
-    size, sha256 = (said.get("size"), said.get("sha256")) if isinstance(said, dict) else (None, None)
+    """Compare a file with its entry in the manifest."""
+    path, entry = directory / name, files.get(name)
+    size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
     if type(size) is not int or not isinstance(sha256, str):
-        raise ValueError(f"{directory / MANIFEST} is damaged: it gives no size and sha256 of {name}")
+        raise ValueError(f"{directory / MANIFEST} is damaged: it has no size and sha256 of {name}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, {MANIFEST} lists it; fetch the checkpoint again")
     if path.stat().st_size != size:
@@ -232,27 +235,29 @@ def _check_file(directory: Path, name: str, files: dict[str, Any], verify: bool)
         raise ValueError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; fetch or write it again")
 
 
-def _point_to(directory: Path, trunk: Path) -> dict[str, str]:
+def _make_trunk_pointer(directory: Path, trunk: Path) -> dict[str, str]:
     parent, target = directory.resolve().parent, trunk.resolve()
     if not target.is_relative_to(parent) or target == parent:
-        raise ValueError(f"the trunk {trunk} is not inside {parent}; a stage and its trunk share their parent folder")
+        raise ValueError(f"the trunk {trunk} is not inside {parent}; a stage and its trunk must be in the same folder")
     if not (target / MANIFEST).is_file():
         raise FileNotFoundError(f"{trunk} is not a checkpoint, it has no {MANIFEST}; save the trunk first")
     return {"path": f"../{target.relative_to(parent).as_posix()}", "sha256": sha256_file(target / MANIFEST)}
 
 
-def _follow(directory: Path, pointer: Any, verify: bool) -> Checkpoint:
-    where = directory / CONFIG
+def _load_trunk(directory: Path, pointer: Any, verify: bool) -> Checkpoint:
+    config_path = directory / CONFIG
     if not isinstance(pointer, dict) or not all(isinstance(pointer.get(key), str) for key in ("path", "sha256")):
-        raise ValueError(f"{where} is damaged: `trunk` must give path and sha256")
+        raise ValueError(f"{config_path} is damaged: `trunk` must give path and sha256")
     directory = directory.resolve()
     path = pointer["path"]
     target = (directory / path).resolve() if "\0" not in path and len(path) < 1024 else directory
     beside = target.is_relative_to(directory.parent) and target not in (directory, directory.parent)
     if Path(path).is_absolute() or not beside:
-        raise ValueError(f"{where} points to the trunk {path[:200]!r}, which is not beside it in {directory.parent}")
+        raise ValueError(
+            f"{config_path} points to the trunk {path[:200]!r}, which is not beside it in {directory.parent}"
+        )
     if not (target / MANIFEST).is_file():
-        raise FileNotFoundError(f"{where} needs its trunk at {target}, and there is none; put the trunk there")
+        raise FileNotFoundError(f"{config_path} needs its trunk at {target}, which is missing; put the trunk there")
     if sha256_file(target / MANIFEST) != pointer["sha256"]:
-        raise ValueError(f"the trunk at {target} is not the one that {where} was made with; put that one there")
-    return _load(target, verify, follow=False)
+        raise ValueError(f"the trunk at {target} is not the one that {config_path} was saved with; put that one there")
+    return _load(target, verify, allow_trunk=False)

@@ -1,7 +1,7 @@
-"""One safetensors file: written tensor by tensor, read with every number of its header checked. Not a checkpoint.
+"""One safetensors file: written tensor by tensor; its header read with every value checked. Not a checkpoint.
 
-The safetensors library writes a file only from tensors that are all in memory, and reads a header that names a tensor
-twice; so the (simple) header is ours: 8 bytes of length, JSON, then the data. The data itself is mapped by the library.
+The safetensors library needs all tensors in memory to write a file, and accepts a header that names a tensor twice. So
+we write and read the (simple) header ourselves: 8 bytes of length, JSON, then the data. The library maps the data.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from torch import Tensor
 from cogvideo.dtypes import CODE_OF_DTYPE, DTYPE_OF_CODE, dtype_name
 
 MAX_HEADER_BYTES = 16 << 20
-"""Some hundred times the header of a full-size stage; bounds what a hostile file can make us allocate."""
+"""About a hundred times the header of a full-size stage; bounds what a hostile file can make us allocate."""
 WRITE_CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor."""
+    """Type and shape of a tensor, as in a header."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -47,17 +47,17 @@ class TensorInfo:
 
 
 def write_tensor_file(path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> str:
-    """Write the tensors of `infos`, asking `read(name)` for one at a time, and return the file's sha256.
+    """Write the tensors of `infos`, getting one at a time from `read(name)`, and return the file's sha256.
 
-    Wider types go first, so that every tensor lies aligned; otherwise the order of `infos` is kept. A tensor that
-    `read` gives in another dtype is cast chunk by chunk, without a second whole copy.
+    Wider types are written first, so that every tensor is aligned; otherwise the order of `infos` is kept. A tensor
+    that `read` returns in another dtype is cast chunk by chunk, without a second full copy.
     """
     order = sorted(infos, key=lambda name: -infos[name].dtype.itemsize)
     header, offset = {}, 0
     for name in order:
         info = infos[name]
         if info.dtype not in CODE_OF_DTYPE:
-            raise ValueError(f"tensor {name} is {info.dtype}, which a checkpoint cannot hold; cast it first")
+            raise ValueError(f"tensor {name} is {info.dtype}, which checkpoints cannot hold; cast it first")
         header[name] = {
             "dtype": CODE_OF_DTYPE[info.dtype],
             "shape": list(info.shape),
@@ -83,7 +83,7 @@ def write_tensor_file(path: Path, infos: Mapping[str, TensorInfo], read: Callabl
 
 
 def chunks_as_bytes(tensor: Tensor, dtype: torch.dtype) -> Iterable[memoryview]:
-    """The tensor's values in `dtype`, row-major, in pieces of bounded size."""
+    """The tensor's values in `dtype`, row-major, in chunks of bounded size."""
     flat = tensor.detach().reshape(-1)
     for piece in flat.split(WRITE_CHUNK_BYTES // dtype.itemsize):
         raw = piece.to(device="cpu", dtype=dtype).contiguous().view(torch.uint8)
@@ -91,7 +91,7 @@ def chunks_as_bytes(tensor: Tensor, dtype: torch.dtype) -> Iterable[memoryview]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Every tensor that the file holds, in the order in which it lies in the file.
+    """Every tensor in the file, in the order of its data.
 
     Raises: ValueError, naming the file and what is wrong; FileNotFoundError.
     """
@@ -101,53 +101,57 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if size < 8 or length > size - 8:
             raise ValueError(f"{path} is cut short or not a safetensors file: {size} bytes; fetch or write it again")
         if length > MAX_HEADER_BYTES:
-            raise ValueError(f"{path} has a header of {length} bytes, more than {MAX_HEADER_BYTES}; it is not ours")
+            raise ValueError(f"{path} has a header of {length} bytes, expected at most {MAX_HEADER_BYTES}")
         header = parse_json(file.read(length), path)
     if not isinstance(header, dict):
         raise ValueError(f"{path} is damaged: its header is not a JSON object")
     header.pop("__metadata__", None)
-    spans = sorted((_entry(path, name, entry) for name, entry in header.items()), key=lambda span: span[:2])
-    end = 0
-    for begin, stop, name, _ in spans:
-        if begin != end:
-            raise ValueError(f"{path} is damaged: tensor {name!r} begins at byte {begin}, expected {end}")
-        end = stop
-    if end != size - 8 - length:
-        raise ValueError(f"{path} is cut short or padded: {size - 8 - length} bytes of data, its header says {end}")
+    spans = sorted((_check_entry(path, name, entry) for name, entry in header.items()), key=lambda span: span[:2])
+    position = 0
+    for begin, end, name, _ in spans:
+        if begin != position:
+            raise ValueError(f"{path} is damaged: tensor {name!r} begins at byte {begin}, expected {position}")
+        position = end
+    if position != size - 8 - length:
+        raise ValueError(
+            f"{path} is cut short or padded: {size - 8 - length} bytes of data, its header says {position}"
+        )
     return {name: info for _, _, name, info in spans}
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, TensorInfo]:
-    """Check one entry of a header: (first byte, end byte, name, info)."""
-    wrong = f"{path} is damaged: the header's entry for tensor {name[:200]!r}"
+def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, TensorInfo]:
+    """Check one entry of a header and return (first byte, end, name, info)."""
+    entry_of = f"{path} is damaged: the header's entry for tensor {name[:200]!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{wrong} does not give dtype, shape and data_offsets")
+        raise ValueError(f"{entry_of} does not give dtype, shape and data_offsets")
     dtype = DTYPE_OF_CODE.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise ValueError(f"{wrong} has the dtype {str(entry['dtype'])[:40]!r}; known are {', '.join(DTYPE_OF_CODE)}")
+        raise ValueError(
+            f"{entry_of} has dtype {str(entry['dtype'])[:40]!r}; expected one of {', '.join(DTYPE_OF_CODE)}"
+        )
     for key in ("shape", "data_offsets"):
         if not isinstance(entry[key], list) or not all(type(n) is int and 0 <= n < 2**63 for n in entry[key]):
-            raise ValueError(f"{wrong} has a {key} that is not a list of natural numbers")
+            raise ValueError(f"{entry_of} has a {key} that is not a list of integers from 0 up")
     if len(entry["data_offsets"]) != 2 or len(entry["shape"]) > 8:
-        raise ValueError(f"{wrong} has too many numbers")
+        raise ValueError(f"{entry_of} has too many numbers")
     info = TensorInfo(dtype, tuple(entry["shape"]))
-    begin, stop = entry["data_offsets"]
-    if stop - begin != info.nbytes:
-        raise ValueError(f"{wrong} spans {stop - begin} bytes, its {info} needs {info.nbytes}")
-    return begin, stop, name, info
+    begin, end = entry["data_offsets"]
+    if end - begin != info.nbytes:
+        raise ValueError(f"{entry_of} spans {end - begin} bytes, {info} needs {info.nbytes}")
+    return begin, end, name, info
 
 
 def parse_json(data: bytes, path: Path) -> Any:
-    """JSON that names no key twice. Raises: ValueError with the file's name."""
+    """Parse JSON, refusing a key that occurs twice. Raises: ValueError that names the file."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f"{twice[:200]!r} is given twice")
-        return found
+    def to_dict_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"the key {repeated[:200]!r} occurs twice")
+        return result
 
     try:
-        return json.loads(data, object_pairs_hook=unique)
+        return json.loads(data, object_pairs_hook=to_dict_of_unique_keys)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None

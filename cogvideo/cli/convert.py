@@ -45,12 +45,10 @@ def run(args: argparse.Namespace) -> None:
         settings = load_config(SatSettings, [], args.overrides)
         conversion = from_sat(args.source, args.to, settings, dtype=dtype, drop=tuple(args.drop))
 
-    dropped = [line for line in conversion.account if line.target is None]
-    for line in conversion.account if args.verbose else dropped:
-        print(line)
-    mapped = len(conversion.account) - len(dropped)
-    print(f"{args.source}: {conversion.kind}, {conversion.parameters:,} parameters, {conversion.nbytes:,} bytes")
-    print(f"{mapped} tensors mapped, {len(dropped)} dropped, none left over")
+    for mapping in conversion.mappings if args.verbose else conversion.dropped:
+        print(mapping)
+    print(f"{args.source}: {conversion.kind}, {conversion.num_parameters:,} parameters, {conversion.nbytes:,} bytes")
+    print(f"{len(conversion.written)} tensors mapped, {len(conversion.dropped)} dropped, none left over")
     if args.dry_run:
         return
     for leftover in remove_leftovers(args.to):

@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import dataclass, field
 
-    from cogvideo.checkpoint.describe import describe
     from cogvideo.checkpoint.format import load_checkpoint
-    from cogvideo.checkpoint.report import describe_files, describe_parameters, describe_tensors
+    from cogvideo.checkpoint.inspection import describe_files, describe_parameters, describe_tensors
+    from cogvideo.checkpoint.load import stored_config
     from cogvideo.config import load_config
     from cogvideo.model.config import ModelConfig
     from cogvideo.planning.budgets import TrainingSettings
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         if not {"model", "superres"} & checkpoint.config.keys():
             print(describe_tensors(checkpoint))
             return
-        config = describe(checkpoint)
+        config = stored_config(checkpoint)
     if config is None:
         raise ValueError("nothing to inspect; give --config FILE (see configs/model) or --checkpoint DIR")
 

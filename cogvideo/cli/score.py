@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.checkpoint.model_io import load_model
+    from cogvideo.checkpoint.load import load_model
     from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.evaluation.likelihood import FrameMeans, score, score_file
     from cogvideo.logs import progress

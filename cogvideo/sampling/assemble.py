@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint
-from cogvideo.checkpoint.model_io import load_model, save_model, superres_of
+from cogvideo.checkpoint.load import build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.files import atomic_directory, sha256_file, write_json
 from cogvideo.inference.clusters import kmeans_labels
@@ -64,7 +64,7 @@ def assemble_bundle(
         for method, folder in SUPERRES.items():
             place: Path | None = getattr(parts, method)
             if place is not None:
-                fine = superres_of(load_checkpoint(place), dtype=dtype)
+                fine = build_superres(load_checkpoint(place), dtype=dtype)
                 if (fine.config.method, fine.config.vocabulary) != (method, models["sequential"].vocabulary):
                     raise ValueError(f"{place} is not the {method} model of this family; give another --{method}")
                 shared = _same_trunk(place, parts.trunk)

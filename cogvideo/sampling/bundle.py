@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint
-from cogvideo.checkpoint.model_io import model_of
+from cogvideo.checkpoint.load import build_model
 from cogvideo.config import from_dict, load_config
 from cogvideo.files import BUNDLED_WEIGHTS, read_json, sha256_file
 from cogvideo.inference.clusters import load_labels
@@ -100,7 +100,7 @@ def open_bundle(
             )
 
     found = {name: load_checkpoint(directory / name) for name in MODELS if (directory / name).is_dir()}
-    models = {name: model_of(checkpoint) for name, checkpoint in found.items()}  # as stored: mapped, not read yet
+    models = {name: build_model(checkpoint) for name, checkpoint in found.items()}  # as stored: mapped, not read yet
     for name, checkpoint in found.items():
         for other in found:
             if checkpoint.trunk and checkpoint.trunk.directory.resolve() == (directory / other).resolve():

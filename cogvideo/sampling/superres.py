@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.checkpoint.format import MANIFEST, load_checkpoint
-from cogvideo.checkpoint.model_io import superres_of
+from cogvideo.checkpoint.load import build_superres
 from cogvideo.distributed import open_device
 from cogvideo.files import sha256_file
 from cogvideo.inference.clusters import PUBLISHED_CLUSTERS, kmeans_labels
@@ -153,7 +153,7 @@ def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: U
     for method, place in (("direct", direct), ("iterative", iterative)):
         if place is None:
             continue
-        model = superres_of(load_checkpoint(place))
+        model = build_superres(load_checkpoint(place))
         known = model.config.vocabulary
         if model.config.method != method:
             raise ValueError(f"--{method} {place} holds the {model.config.method} model; give the other one")

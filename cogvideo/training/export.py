@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint, write_checkpoint
-from cogvideo.checkpoint.model_io import save_model
+from cogvideo.checkpoint.load import save_model
 from cogvideo.config import to_dict
 from cogvideo.files import atomic_directory, remove_leftovers
 from cogvideo.model.config import ModelConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cogvideo.checkpoint.model_io import save_model
+from cogvideo.checkpoint.load import save_model
 from cogvideo.model.config import ModelConfig, Task
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer

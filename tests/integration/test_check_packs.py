@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cogvideo.checkpoint import load_checkpoint
-from cogvideo.checkpoint.model_io import load_model, save_model
+from cogvideo.checkpoint.load import load_model, save_model
+from cogvideo.checkpoint.parameters import model_parameters
 from cogvideo.checkpoint.sat.convert import to_sat
-from cogvideo.checkpoint.sat.names import expand
 from tests.helpers.models import tiny_batch, tiny_config, tiny_model
 from tests.helpers.packs import GOLDEN, open_pack
 from tests.reference import transformer as reference
@@ -88,7 +88,7 @@ def other(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         "special": {"<pad>": words.pad, "<n>": words.newline, "<start_of_image>": words.start_of_image},
         "layout": [batch.text.shape[1], batch.text.shape[1] + config.frame_len],  # as training packs give sizes
         "loss": loss.item(),
-        "grad_norms": {p.sat: weights[p.name].grad.norm().item() for p in expand("video", 2)},  # type: ignore[union-attr]
+        "grad_norms": {p.sat_name: weights[p.name].grad.norm().item() for p in model_parameters("video", 2)},  # type: ignore[union-attr]
     }
     rows = torch.cat([batch.text, batch.frames.flatten(1)], 1)
     write_pack(packs, "train_other", {"rows": rows, "logits": logits.detach().float()}, about)

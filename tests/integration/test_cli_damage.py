@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cogvideo.checkpoint.model_io import load_model, save_model
+from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
 from cogvideo.config import dump_yaml
 from cogvideo.training.deepspeed_cpu import prepare_environment

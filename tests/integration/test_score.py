@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogvideo.checkpoint.model_io import save_model
+from cogvideo.checkpoint.load import save_model
 from cogvideo.cli.main import main
 from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
 from cogvideo.tokenizers.text import TextTokenizer

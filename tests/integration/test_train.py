@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
-from cogvideo.checkpoint.model_io import load_model
+from cogvideo.checkpoint.load import load_model
 from cogvideo.model.quantize import quantised
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training import trainer

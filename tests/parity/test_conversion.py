@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.checkpoint.model_io import load_model
+from cogvideo.checkpoint.load import load_model
 from cogvideo.cli.main import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.checkpoint.format import load_checkpoint
-from cogvideo.checkpoint.model_io import superres_of
+from cogvideo.checkpoint.load import build_superres
 from cogvideo.cli.main import main
 from cogvideo.sampling.superres import draw_fine, redraw
 from cogvideo.superres.batch import text_rows
@@ -27,7 +27,7 @@ def convert(method: str, folder: Path) -> tuple[SuperresTransformer, Pack]:
     pack = open_pack(f"superres_{method}")
     source, ours = GOLDEN / pack.about["sat_checkpoint"], folder / method
     assert main(["convert", "--from", str(source), "--to", str(ours), *VOCABULARY]) == 0
-    return superres_of(load_checkpoint(ours), dtype=torch.float32), pack
+    return build_superres(load_checkpoint(ours), dtype=torch.float32), pack
 
 
 @pytest.fixture(scope="module")

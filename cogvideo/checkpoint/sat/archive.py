@@ -1,7 +1,7 @@
-"""The .pt files of torch.save: read without running anything, mapped; written tensor by tensor.
+"""The .pt files of torch.save: memory-mapped and read without running any code in them; written tensor by tensor.
 
-Reading takes `weights_only=True` alone, and looks at the archive first, since torch trusts the sizes that it states.
-Writing is ours because torch.save wants every tensor in memory at once; the layout is the one torch has used since 1.6.
+Reading always uses `weights_only=True`, and checks the archive first, because torch trusts the sizes in it. Writing is
+our own because torch.save needs every tensor in memory at once; the layout is that of torch since 1.6.
 """
 
 import io
@@ -10,7 +10,7 @@ import pickletools
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,21 +22,21 @@ from cogvideo.checkpoint.tensor_file import TensorInfo, chunks_as_bytes
 from cogvideo.dtypes import CODE_OF_DTYPE, STORAGE_OF_DTYPE
 
 MAX_PICKLE_BYTES = 4 << 20
-"""Some twenty times that of a full-size stage; a byte of it can make an empty list, so memory is bounded by it."""
+"""About twenty times that of a full-size stage. One byte of a pickle can create a list, so this bounds memory too."""
 MAX_TUPLE_ITEMS = 4096
-"""Of a tuple, those of its tuples counted: python hashes a key recursively, without a look at the depth."""
+"""Of a tuple, items of nested tuples included: Python hashes a dict key recursively, without a depth limit."""
 ALIGNMENT = 64
 
-# Training checkpoints carry a random generator's state along: numpy arrays of plain numbers. We do not use it.
-NUMPY: list[Any] = [
+# Training checkpoints also hold a random generator's state, numpy arrays of plain numbers. We do not use it.
+NUMPY_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
     type(np.dtype(np.uint32)),
     *[(np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
 ]
-NAMED = {
+ALLOWED_GLOBALS = {
     *[f"torch {storage.__name__}" for storage in STORAGE_OF_DTYPE.values()],
-    *[f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")],
+    *[f"torch._utils _rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter")],
     *[f"numpy.{core}.multiarray _reconstruct" for core in ("core", "_core")],
     "collections OrderedDict",
     "numpy ndarray",
@@ -47,20 +47,20 @@ NAMED = {
     "torch device",
     *[str(dtype).replace(".", " ") for dtype in STORAGE_OF_DTYPE],
 }
-"""All that a pickle may name: tensors, and what DeepSpeed keeps beside them (shapes of flattened parameters, sets of
-module names). Fewer than torch's own list, on which there are types that take memory by their size.
+"""Everything a pickle may name: tensors, and what DeepSpeed stores beside them (shapes of flattened parameters, sets of
+module names). Shorter than torch's own list, which has types that allocate as much memory as the pickle asks for.
 """
 
 
 def read_module(path: Path) -> dict[str, Tensor]:
-    """The tensors under 'module', mapped from the file.
+    """The tensors under 'module', memory-mapped.
 
-    Raises: ValueError if the file is damaged, holds objects other than tensors and plain containers (they are named,
-    and not made), or states sizes that it does not have.
+    Raises: ValueError if the file is damaged, holds objects other than tensors and plain containers (the message names
+    them, they are never created), or claims sizes larger than the file.
     """
     check_archive(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_GLOBALS):
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a hostile pickle can make the unpickler raise anything
@@ -77,27 +77,29 @@ def read_module(path: Path) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in CODE_OF_DTYPE:
             raise ValueError(f"{path}: tensor {name[:100]} is {tensor.dtype}, {tensor.layout}, on {tensor.device}")
         if not tensor.is_contiguous():
-            raise ValueError(f"{path}: tensor {name[:100]} does not lie in row order, as no checkpoint's does")
+            raise ValueError(f"{path}: tensor {name[:100]} is not contiguous; it is not a SAT checkpoint file")
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     if sum(storages.values()) > path.stat().st_size:
-        raise ValueError(f"{path} states tensors of {sum(storages.values())} bytes, more than the file has")
+        raise ValueError(
+            f"{path} claims {sum(storages.values())} bytes of tensors, more than the file has; fetch it again"
+        )
     return {name: tensor.detach() for name, tensor in module.items()}
 
 
 def check_archive(path: Path, *, checksums: bool = False) -> None:
-    """Refuse archives that torch would believe too much, and with `checksums` those of which a byte has changed."""
+    """Refuse archives that torch would trust too far, and with `checksums` those with a changed byte."""
     with open(path, "rb") as file:
         try:
             _check_records(path, file, checksums)
         except _Refused:
             raise
-        except Exception as error:  # zipfile, met with damage, raises a dozen kinds
-            said = _first_line(error)
-            raise _Refused(f"{path} is cut short or not a file of torch.save since 1.6 ({said})") from None
+        except Exception as error:  # zipfile raises a dozen kinds for damaged files
+            reason = _first_line(error)
+            raise _Refused(f"{path} is cut short or not a file of torch.save since 1.6 ({reason})") from None
 
 
 class _Refused(ValueError):
-    """A line that is ready for the user."""
+    """Carries a message that is ready for the user."""
 
 
 def _check_records(path: Path, file: BinaryIO, checksums: bool) -> None:
@@ -105,7 +107,7 @@ def _check_records(path: Path, file: BinaryIO, checksums: bool) -> None:
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         if sum(record.file_size for record in records) > size:
-            raise _Refused(f"{path} states more data than its {size} bytes; it is not a checkpoint")
+            raise _Refused(f"{path} claims more data than its {size} bytes; it is not a checkpoint")
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise _Refused(f"{path} is compressed, which torch.save never does; it is not a checkpoint")
         for record in records:
@@ -119,19 +121,23 @@ def _check_records(path: Path, file: BinaryIO, checksums: bool) -> None:
 
 
 def _check_pickle(path: Path, data: bytes) -> None:
-    """Refuse, by name, whatever a pickle would make other than tensors and plain containers; nothing is made here."""
+    """Refuse a pickle that names anything but tensors and plain containers; nothing in it is created here."""
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name == "GLOBAL" and argument not in NAMED:
+        if opcode.name == "GLOBAL" and argument not in ALLOWED_GLOBALS:
             name = str(argument).replace(" ", ".")[:200]
             raise _Refused(f"{path} is refused: it holds {name}, and only tensors and plain containers are read")
         if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise _Refused(f"{path} is refused: its pickle names objects by {opcode.name}, torch.save never does")
+            raise _Refused(f"{path} is refused: its pickle names objects by {opcode.name}, which torch.save never does")
     if _largest_tuple(data) > MAX_TUPLE_ITEMS:
-        raise _Refused(f"{path} is refused: its pickle nests tuples too deep; it is not a checkpoint")
+        raise _Refused(f"{path} is refused: its pickle nests tuples too deeply; it is not a checkpoint")
 
 
 def _largest_tuple(data: bytes) -> int:
-    """Items of a pickle's largest tuple, counted as a tree; the stack machine is followed, nothing is made."""
+    """Items of a pickle's largest tuple, nested ones included.
+
+    Runs the pickle's stack machine on sizes instead of objects: every value on the stack, below the marks and in the
+    memo is the number of items it would have.
+    """
     stack: list[int] = []
     marks: list[int] = []
     memo: dict[str, int] = {}
@@ -146,11 +152,11 @@ def _largest_tuple(data: bytes) -> int:
         elif "GET" in opcode.name:
             stack.append(memo[str(argument)])
         else:
-            to_mark = pickletools.markobject in opcode.stack_before  # then a slice of unknown length lies on it
+            to_mark = pickletools.markobject in opcode.stack_before  # takes all values above the last mark
             begin = marks.pop() if to_mark else len(stack)
             begin -= len(opcode.stack_before) - 2 * to_mark
             if begin < 0:
-                raise ValueError("its pickle takes more than it has")
+                raise ValueError("its pickle pops more than it pushed")
             size = 1 + sum(stack[begin:]) if opcode.name.startswith("TUPLE") else 1
             largest = max(largest, size)
             stack[begin:] = [size] * len(opcode.stack_after)
@@ -163,55 +169,58 @@ def _first_line(error: Exception) -> str:
     return next((line[:300] for line in lines if line and not line.startswith(boilerplate)), type(error).__name__)
 
 
-class _Storage:
+class _PendingTensor:
+    """A tensor that is not in memory yet; pickled as torch.save pickles the tensor itself."""
+
     def __init__(self, key: str, info: TensorInfo) -> None:
         self.key, self.info = key, info
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles `_Storage` as torch.save pickles the tensor that fills it."""
+class _PendingStorage:
+    """The storage of a `_PendingTensor`; the pickle holds a reference to its record in the archive."""
 
+    def __init__(self, tensor: _PendingTensor) -> None:
+        self.tensor = tensor
+
+
+class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, _Bytes):
+        if not isinstance(obj, _PendingStorage):
             return None
-        storage, info = STORAGE_OF_DTYPE[obj.of.info.dtype], obj.of.info
-        return ("storage", storage, obj.of.key, "cpu", info.numel)
+        info = obj.tensor.info
+        return ("storage", STORAGE_OF_DTYPE[info.dtype], obj.tensor.key, "cpu", info.numel)
 
     def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, _Storage):
+        if not isinstance(obj, _PendingTensor):
             return NotImplemented
         shape = obj.info.shape
         stride = tuple(int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape)))
-        return torch._utils._rebuild_tensor_v2, (_Bytes(obj), 0, shape, stride, False, OrderedDict())
-
-
-class _Bytes:
-    def __init__(self, of: _Storage) -> None:
-        self.of = of
+        return torch._utils._rebuild_tensor_v2, (_PendingStorage(obj), 0, shape, stride, False, OrderedDict())
 
 
 def write_module(
     path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor], rest: Mapping[str, Any]
 ) -> None:
     """Write {'module': tensors of `infos`} | `rest` as torch.save would, asking `read` for one tensor at a time."""
-    storages = {name: _Storage(str(i), info) for i, (name, info) in enumerate(infos.items())}
-    head = io.BytesIO()
-    _Pickler(head, protocol=2).dump({"module": storages, **rest})
+    tensors = {name: _PendingTensor(str(i), info) for i, (name, info) in enumerate(infos.items())}
+    pickled = io.BytesIO()
+    _Pickler(pickled, protocol=2).dump({"module": tensors, **rest})
     root = path.stem
     with open(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
 
-        def record(name: str, nbytes: int, chunks: Any) -> None:
+        def add_record(name: str, nbytes: int, chunks: Iterable[bytes | memoryview]) -> None:
             info = zipfile.ZipInfo(f"{root}/{name}")
-            wide = nbytes > 1 << 30  # then zipfile adds a field of 20 bytes
-            start = file.tell() + 30 + len(info.filename) + 4 + (20 if wide else 0)
+            is_large = nbytes > 1 << 30  # zipfile then adds a zip64 field of 20 bytes
+            # the data follows the local header (30 bytes, the name, extra fields); padding aligns it as torch does
+            start = file.tell() + 30 + len(info.filename) + 4 + (20 if is_large else 0)
             padding = -start % ALIGNMENT
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-            with archive.open(info, "w", force_zip64=wide) as out:
+            with archive.open(info, "w", force_zip64=is_large) as out:
                 for chunk in chunks:
                     out.write(chunk)
 
-        record("data.pkl", head.tell(), [head.getvalue()])
-        record("byteorder", 6, [b"little"])
-        for name, storage in storages.items():
-            record(f"data/{storage.key}", storage.info.nbytes, chunks_as_bytes(read(name), storage.info.dtype))
-        record("version", 2, [b"3\n"])
+        add_record("data.pkl", pickled.tell(), [pickled.getvalue()])
+        add_record("byteorder", 6, [b"little"])
+        for name, tensor in tensors.items():
+            add_record(f"data/{tensor.key}", tensor.info.nbytes, chunks_as_bytes(read(name), tensor.info.dtype))
+        add_record("version", 2, [b"3\n"])

@@ -1,15 +1,12 @@
 """The README.md beside a converted checkpoint: what it is, where it came from, and how to use it."""
 
 import json
-from typing import TYPE_CHECKING
 
 from cogvideo import __version__
-from cogvideo.checkpoint.sat.names import listed
+from cogvideo.checkpoint.parameters import name_list
+from cogvideo.checkpoint.sat.conversion import Conversion
 from cogvideo.checkpoint.sat.reader import SatCheckpoint
 from cogvideo.dtypes import dtype_name
-
-if TYPE_CHECKING:
-    from cogvideo.checkpoint.sat.convert import Conversion
 
 TITLES = {
     "sequential": "CogVideo stage 1: four frames after a given one",
@@ -20,12 +17,13 @@ TITLES = {
 }
 
 
-def model_card(conversion: "Conversion", sat: SatCheckpoint, hashes: dict[str, str], differing: list[str]) -> str:
-    """Markdown with the front matter that model hubs read. `differing`: see `SatCheckpoint.differing_copies`."""
+def model_card(conversion: Conversion, sat: SatCheckpoint, hashes: dict[str, str], differing: list[str]) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    `hashes`: sha256 by name of the source files; `differing`: `SatCheckpoint.differing_copies`.
+    """
     settings = conversion.config.get("model") or conversion.config["superres"]
-    dtypes = sorted({dtype_name(line.info.dtype) for line in conversion.account if line.info})
-    written = [line for line in conversion.account if line.info]
-    dropped = [line for line in conversion.account if line.target is None]
+    dtypes = sorted({dtype_name(mapping.info.dtype) for mapping in conversion.mappings if mapping.info})
     lines = [
         "---",
         "library_name: cogvideo",
@@ -37,12 +35,12 @@ def model_card(conversion: "Conversion", sat: SatCheckpoint, hashes: dict[str, s
         f"Converted by cogvideo {__version__} (`cogvideo convert`) from a SwissArmyTransformer checkpoint, iteration "
         f"{sat.iteration}. The values are the source's, in {', '.join(dtypes)}; the license is the source's too.",
         "",
-        f"- parameters: {conversion.parameters:,} in {len(written)} tensors",
+        f"- parameters: {conversion.num_parameters:,} in {len(conversion.written)} tensors",
         f"- model-parallel ranks merged: {len(sat.paths)}",
         *[f"- source `{name}`, sha256 `{sha256}`" for name, sha256 in hashes.items()],
-        *([f"- tensors that differ between ranks, rank 0's kept: {listed(differing)}"] if differing else []),
-        f"- tensors dropped: {len(dropped)}",
-        *[f"  - `{line.source}`: {line.reason}" for line in dropped],
+        *([f"- tensors that differ between ranks, rank 0's kept: {name_list(differing)}"] if differing else []),
+        f"- tensors dropped: {len(conversion.dropped)}",
+        *[f"  - `{mapping.source}`: {mapping.reason}" for mapping in conversion.dropped],
         "",
         "Papers: CogVideo (arXiv 2205.15868), CogView2 (arXiv 2204.14217).",
         "",

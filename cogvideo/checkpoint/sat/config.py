@@ -1,4 +1,4 @@
-"""From a SAT checkpoint's sizes to our config: what its tensors say, its model_config.json, and what the user adds."""
+"""Our config for a SAT checkpoint: from its tensor shapes, its model_config.json, and the user's settings."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ PUBLISHED_WINDOW = 10
 
 @dataclass(frozen=True)
 class VocabularyIds:
-    """The ids that no checkpoint states; defaults are icetk's."""
+    """The ids that no checkpoint stores; defaults are icetk's."""
 
     num_image_tokens: int = Vocabulary.num_image_tokens
     pad: int = Vocabulary.pad
@@ -26,7 +26,7 @@ class VocabularyIds:
 
 @dataclass(frozen=True)
 class SatSettings:
-    """What `cogvideo convert` takes as key=value. Null: as the checkpoint says, else as published."""
+    """What `cogvideo convert` takes as key=value. Null: the checkpoint's value, else the published one."""
 
     vocab: VocabularyIds = field(default_factory=VocabularyIds)
     task: Task | None = None
@@ -42,15 +42,15 @@ class SatSettings:
         for name in ("num_heads", "text_len", "frame_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}; expected at least 1, or null for what the checkpoint says")
+                raise ValueError(f"{name}={value}; expected at least 1, or null for the checkpoint's value")
 
 
 def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
     """{'model': ...} or {'superres': ...}, ready for our config.json.
 
-    Raises: ValueError in one line if the sizes contradict each other, or a stage cannot be told.
+    Raises: ValueError in one line if the sizes contradict each other, or the stage is unknown.
     """
-    said, sizes = sat.model_config, sat.sizes
+    sat_config, sizes = sat.model_config, sat.sizes
     ids = settings.vocab
     highest = max(ids.num_image_tokens - 1, ids.pad, ids.newline, ids.start_of_image)
     if highest >= sizes.vocabulary:
@@ -62,25 +62,25 @@ def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
         num_layers=sizes.num_layers,
         hidden_size=sizes.hidden_size,
         num_heads=settings.num_heads
-        or _natural(said, "num_attention_heads")
+        or _positive_int(sat_config, "num_attention_heads")
         or max(1, sizes.hidden_size // PUBLISHED_HEAD_DIM),
         num_positions=sizes.num_positions,
         vocabulary=Vocabulary(sizes.vocabulary, ids.num_image_tokens, ids.pad, ids.newline, ids.start_of_image),
     )
-    _check_said(sat, said)
+    _check_model_config(sat)
     if "superres" in sat.kind:
-        return {"superres": to_dict(_superres(sat, settings, common))}
-    text_len, frame_len = _layout(said)
+        return {"superres": to_dict(_superres_config(sat, settings, common))}
+    text_len, frame_len = _lengths_from_layout(sat_config)
     if settings.frame_side:
         frame_len = settings.frame_side**2
     side = math.isqrt(frame_len)
-    task: Task = "image" if sat.kind == "image" else _stage(sat, settings)
+    task: Task = "image" if sat.kind == "image" else _task(sat, settings)
     num_frames = 1
     if task != "image":
-        num_frames, left = divmod(sizes.num_extra_positions, frame_len)
-        if left:
+        num_frames, remainder = divmod(sizes.num_extra_positions, frame_len)
+        if remainder:
             raise ValueError(
-                f"{sat.directory}: {sizes.num_extra_positions} extra positions are no whole number of frames of "
+                f"{sat.directory}: {sizes.num_extra_positions} extra positions are not a multiple of a frame of "
                 f"{frame_len} tokens; give frame_side=..."
             )
     config = ModelConfig(
@@ -89,13 +89,13 @@ def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
         frame_side=side,
         num_frames=num_frames,
         frame_position_start=settings.frame_position_start,
-        window_size=_window(said, settings, task, side),
+        window_size=_window_size(sat_config, settings, task, side),
         **common,  # type: ignore[arg-type]
     )
     return {"model": to_dict(config)}
 
 
-def _superres(sat: SatCheckpoint, settings: SatSettings, common: dict[str, Any]) -> SuperresConfig:
+def _superres_config(sat: SatCheckpoint, settings: SatSettings, common: dict[str, Any]) -> SuperresConfig:
     direct = sat.kind == "direct_superres"
     high = math.isqrt(sat.sizes.num_extra_positions)
     low = settings.frame_side or ModelConfig.frame_side
@@ -113,9 +113,12 @@ def _superres(sat: SatCheckpoint, settings: SatSettings, common: dict[str, Any])
     )
 
 
-def _layout(said: dict[str, Any]) -> tuple[int, int]:
-    """Text length and frame length from `layout` (the ends of text, first frame, clip), where it is given and sound."""
-    layout = said.get("layout")
+def _lengths_from_layout(sat_config: dict[str, Any]) -> tuple[int, int]:
+    """Text length and frame length in tokens, from `layout` (the end of the text, of the first frame, of the clip).
+
+    The published lengths if it is missing or inconsistent.
+    """
+    layout = sat_config.get("layout")
     if isinstance(layout, list) and len(layout) > 1 and all(type(n) is int for n in layout):
         text_len, frame_len = layout[0], layout[1] - layout[0]
         if text_len > 0 and frame_len > 0 and math.isqrt(frame_len) ** 2 == frame_len:
@@ -123,9 +126,11 @@ def _layout(said: dict[str, Any]) -> tuple[int, int]:
     return ModelConfig.text_len, ModelConfig.frame_side**2
 
 
-def _stage(sat: SatCheckpoint, settings: SatSettings) -> Task:
+def _task(sat: SatCheckpoint, settings: SatSettings) -> Task:
     if settings.task == "image":
-        raise ValueError(f"{sat.directory} has temporal channels, so task=image does not fit; convert the trunk's own")
+        raise ValueError(
+            f"{sat.directory} has temporal channels, so task=image does not fit; convert the trunk's own checkpoint"
+        )
     if settings.task:
         return settings.task
     stage = sat.model_config.get("cogvideo_stage")
@@ -137,22 +142,25 @@ def _stage(sat: SatCheckpoint, settings: SatSettings) -> Task:
     return "sequential" if stage == 1 else "interpolation"
 
 
-def _window(said: dict[str, Any], settings: SatSettings, task: Task, side: int) -> int | None:
+def _window_size(sat_config: dict[str, Any], settings: SatSettings, task: Task, side: int) -> int | None:
     if task == "image" or settings.window_size == 0:
         return None
-    window = settings.window_size or _natural(said, "window_size")
+    window = settings.window_size or _positive_int(sat_config, "window_size")
     if window is None and task == "interpolation":  # the published stage 2 always has windows
         window = PUBLISHED_WINDOW if side % PUBLISHED_WINDOW == 0 else None
     return window
 
 
-def _natural(said: dict[str, Any], key: str) -> int | None:
-    value = said.get(key)
+def _positive_int(sat_config: dict[str, Any], key: str) -> int | None:
+    value = sat_config.get(key)
     return value if type(value) is int and value > 0 else None
 
 
-def _check_said(sat: SatCheckpoint, said: dict[str, Any]) -> None:
-    """The file beside the tensors may be missing or partial, but what it says must be true."""
+def _check_model_config(sat: SatCheckpoint) -> None:
+    """model_config.json may be missing or partial, but what it gives must agree with the tensors."""
     for key, actual in (("num_layers", sat.sizes.num_layers), ("hidden_size", sat.sizes.hidden_size)):
-        if key in said and said[key] != actual:
-            raise ValueError(f"{sat.directory / 'model_config.json'} says {key}={said[key]!r}, the tensors {actual}")
+        if key in sat.model_config and sat.model_config[key] != actual:
+            raise ValueError(
+                f"{sat.directory / 'model_config.json'} has {key}={sat.model_config[key]!r}, the tensors have "
+                f"{actual}; correct or remove it"
+            )

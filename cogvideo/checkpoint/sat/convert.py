@@ -1,62 +1,28 @@
-"""SAT checkpoints to ours and back, one tensor in memory at a time. What maps to what is in `names.py`."""
+"""SAT checkpoints to ours and back, with one tensor in memory at a time. Both functions plan; `Conversion.run` writes.
+
+Which name maps to which is in `cogvideo.checkpoint.parameters`.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoint.describe import Description, check_fits, describe, kind_of
 from cogvideo.checkpoint.format import MAX_SHARD_BYTES, Checkpoint, load_checkpoint, write_checkpoint
+from cogvideo.checkpoint.load import check_fits, stored_config
+from cogvideo.checkpoint.parameters import Parameter, TransformerConfig, model_kind, model_parameters, name_list
 from cogvideo.checkpoint.sat.archive import check_archive, write_module
 from cogvideo.checkpoint.sat.card import model_card
 from cogvideo.checkpoint.sat.config import SatSettings, config_for
-from cogvideo.checkpoint.sat.names import Parameter, expand, listed
+from cogvideo.checkpoint.sat.conversion import Conversion, TensorMapping
 from cogvideo.checkpoint.sat.reader import ITERATION, RELEASE_BYTES, SatCheckpoint
-from cogvideo.checkpoint.sat.shard import part_of, part_shape
+from cogvideo.checkpoint.sat.shard import shard, shard_shape
 from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.files import atomic_directory, sha256_file, write_json
 from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """One line of a conversion's account: a tensor of the source and what becomes of it."""
-
-    source: str
-    target: str | None
-    """None: dropped."""
-    info: TensorInfo | None
-    """As written; None if dropped."""
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.source} -> {self.target}  {self.info}" if self.target else f"{self.source} dropped: {self.reason}"
-        )
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A conversion that was checked and can be run. `run` writes; nothing is on disk before."""
-
-    kind: str
-    config: dict[str, Any]
-    account: list[Mapped]
-    run: Callable[[Callable[[], Any]], None]
-    """Takes a callback, called for each of `num_writes` tensors as it is written."""
-    num_writes: int
-
-    @property
-    def parameters(self) -> int:
-        return sum(line.info.numel for line in self.account if line.info)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(line.info.nbytes for line in self.account if line.info)
 
 
 def from_sat(
@@ -74,13 +40,13 @@ def from_sat(
     """
     sat = SatCheckpoint(Path(source), drop=drop)
     config = config_for(sat, settings or SatSettings())
-    by_sat = {parameter.sat: parameter for parameter in sat.parameters}
-    in_file_order = [by_sat[name] for name in sat.names]
+    by_sat_name = {parameter.sat_name: parameter for parameter in sat.parameters}
+    in_file_order = [by_sat_name[name] for name in sat.names]
     infos = {p.name: TensorInfo(dtype or sat.infos[p.name].dtype, sat.infos[p.name].shape) for p in in_file_order}
-    account = [Mapped(sat.names[p.sat], p.name, infos[p.name]) for p in in_file_order]
-    account += [Mapped(name, None, None, reason) for name, reason in sat.dropped.items()]
+    mappings = [TensorMapping(sat.names[p.sat_name], p.name, infos[p.name]) for p in in_file_order]
+    mappings += [TensorMapping(name, None, None, reason) for name, reason in sat.dropped.items()]
 
-    def run(tick: Callable[[], Any]) -> None:
+    def run(on_tensor: Callable[[], Any]) -> None:
         hashes = {}
         for path in sat.paths:
             check_archive(path, checksums=True)
@@ -88,13 +54,13 @@ def from_sat(
         differing = sat.differing_copies()
         if differing:
             get_logger().warning(
-                f"{len(differing)} tensors differ between ranks that should hold them alike; "
-                f"rank 0's are kept: {listed(differing)}"
+                f"{len(differing)} tensors differ between ranks that should hold the same copy; "
+                f"rank 0's are kept: {name_list(differing)}"
             )
         by_name = {p.name: p for p in in_file_order}
 
         def read(name: str) -> Tensor:
-            tick()
+            on_tensor()
             return sat.read(by_name[name])
 
         write_checkpoint(
@@ -107,48 +73,51 @@ def from_sat(
             other_files={"README.md": model_card(conversion, sat, hashes, differing)},
         )
 
-    conversion = Conversion(sat.kind, config, account, run, len(infos))
+    conversion = Conversion(sat.kind, config, mappings, run, len(infos))
     return conversion
 
 
 def to_sat(source: Path, out: Path, *, dtype: torch.dtype | None = None, ranks: int = 1) -> Conversion:
-    """Plan the way back: a checkpoint of ours (trunk merged in) as a SAT folder, cut over `ranks` if asked.
+    """Plan the conversion of our checkpoint, trunk merged in, to a SAT folder with one file per model-parallel rank.
 
     Raises: ValueError, FileNotFoundError, in one line that names what is wrong.
     """
     if ranks < 1:
-        raise ValueError(f"cannot cut a checkpoint over {ranks} ranks; give a number of at least 1")
+        raise ValueError(f"cannot split a checkpoint over {ranks} ranks; give a number of at least 1")
     checkpoint = load_checkpoint(Path(source))
-    config = describe(checkpoint)
+    config = stored_config(checkpoint)
     check_fits(checkpoint, config)
-    by_name = {parameter.name: parameter for parameter in expand(kind_of(config), config.num_layers)}
+    kind = model_kind(config)
+    by_name = {parameter.name: parameter for parameter in model_parameters(kind, config.num_layers)}
     ordered = [by_name[name] for name in checkpoint.names]
-    whole = {name: TensorInfo(dtype or info.dtype, info.shape) for name, info in checkpoint.infos.items()}
-    parts = {p.sat: TensorInfo(whole[p.name].dtype, part_shape(whole[p.name].shape, p.split, ranks)) for p in ordered}
-    account = [Mapped(p.name, p.sat, whole[p.name]) for p in ordered]
+    infos = {name: TensorInfo(dtype or info.dtype, info.shape) for name, info in checkpoint.infos.items()}
+    shard_infos = {
+        p.sat_name: TensorInfo(infos[p.name].dtype, shard_shape(infos[p.name].shape, p.split, ranks)) for p in ordered
+    }
+    mappings = [TensorMapping(p.name, p.sat_name, infos[p.name]) for p in ordered]
 
-    def run(tick: Callable[[], Any]) -> None:
-        iteration, said = _origin(checkpoint)
+    def run(on_tensor: Callable[[], Any]) -> None:
+        iteration, sat_config = _stored_origin(checkpoint)
         with atomic_directory(Path(out)) as building:
             (building / iteration).mkdir()
             for rank in range(ranks):
                 write_module(
                     building / iteration / f"mp_rank_{rank:02d}_model_states.pt",
-                    parts,
-                    _reader(checkpoint, {p.sat: p for p in ordered}, rank, ranks, tick),
+                    shard_infos,
+                    _shard_reader(checkpoint, {p.sat_name: p for p in ordered}, rank, ranks, on_tensor),
                     {"iteration": int(iteration) if iteration.isdigit() else 0},
                 )
-            said = (said or _model_config(config)) | {"model_parallel_size": ranks}
-            write_json(building / "model_config.json", said)
+            sat_config = (sat_config or _new_sat_config(config)) | {"model_parallel_size": ranks}
+            write_json(building / "model_config.json", sat_config)
             (building / "latest").write_text(iteration)
 
-    return Conversion(kind_of(config), checkpoint.config, account, run, len(parts) * ranks)
+    return Conversion(kind, checkpoint.config, mappings, run, len(shard_infos) * ranks)
 
 
-def _reader(
-    checkpoint: Checkpoint, by_sat: dict[str, Parameter], rank: int, ranks: int, tick: Callable[[], Any]
+def _shard_reader(
+    checkpoint: Checkpoint, by_sat_name: dict[str, Parameter], rank: int, ranks: int, on_tensor: Callable[[], Any]
 ) -> Callable[[str], Tensor]:
-    """Reads one rank's part of a tensor by SAT name, and lets go of mapped pages now and then."""
+    """A function that reads one rank's shard by SAT name; it unmaps the files every `RELEASE_BYTES` read."""
     touched = 0
 
     def read(sat_name: str) -> Tensor:
@@ -156,29 +125,28 @@ def _reader(
         if touched > RELEASE_BYTES:
             checkpoint.release()
             touched = 0
-        parameter = by_sat[sat_name]
+        parameter = by_sat_name[sat_name]
         whole = checkpoint.tensor(parameter.name)
-        part = part_of(whole, parameter.split, rank, ranks)
-        touched += whole.nbytes  # cutting columns touches every page
-        tick()
-        return part
+        touched += whole.nbytes  # splitting by columns reads every page
+        on_tensor()
+        return shard(whole, parameter.split, rank, ranks)
 
     return read
 
 
-def _origin(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
-    """The iteration and model_config.json that a converted checkpoint came with; `release` and nothing for ours."""
-    sat = checkpoint.extra.get("sat")
-    sat = sat if isinstance(sat, dict) else {}
-    iteration, said = sat.get("iteration"), sat.get("model_config")
+def _stored_origin(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """Iteration and model_config.json of the SAT checkpoint this one was converted from; else `release` and {}."""
+    origin = checkpoint.extra.get("sat")
+    origin = origin if isinstance(origin, dict) else {}
+    iteration, sat_config = origin.get("iteration"), origin.get("model_config")
     if not isinstance(iteration, str) or not ITERATION.fullmatch(iteration):
         iteration = "release"
-    return iteration, said if isinstance(said, dict) else {}
+    return iteration, sat_config if isinstance(sat_config, dict) else {}
 
 
-def _model_config(config: Description) -> dict[str, Any]:
-    """A model_config.json for a model of our own making, with the keys that the published ones have."""
-    said: dict[str, Any] = {
+def _new_sat_config(config: TransformerConfig) -> dict[str, Any]:
+    """A model_config.json with the published keys, for a model that was not converted from a SAT checkpoint."""
+    sat_config: dict[str, Any] = {
         "num_layers": config.num_layers,
         "hidden_size": config.hidden_size,
         "num_attention_heads": config.num_heads,
@@ -187,10 +155,10 @@ def _model_config(config: Description) -> dict[str, Any]:
         "max_sequence_length": config.num_positions,
     }
     if isinstance(config, ModelConfig):
-        ends = (0, 1, config.layout.num_frames)
-        said["layout"] = sorted({config.text_len + frames * config.frame_len for frames in ends})
+        frames = (0, 1, config.layout.num_frames)
+        sat_config["layout"] = sorted({config.text_len + count * config.frame_len for count in frames})
         if config.has_temporal_channel:
-            said["window_size"] = config.window_size or -1
-            said["additional_seqlen"] = config.num_extra_positions
-            said["cogvideo_stage"] = 1 if config.task == "sequential" else 2
-    return said
+            sat_config["window_size"] = config.window_size or -1
+            sat_config["additional_seqlen"] = config.num_extra_positions
+            sat_config["cogvideo_stage"] = 1 if config.task == "sequential" else 2
+    return sat_config

@@ -1,8 +1,8 @@
-"""Published checkpoint folders (SwissArmyTransformer, "SAT"): found, opened, told apart, merged. Writes nothing.
+"""Read published checkpoint folders (SwissArmyTransformer, "SAT"): find, open and check them, merge ranks. No writing.
 
 DIR/latest                                  an iteration number, or `release`
-DIR/model_config.json                       sizes; not to be relied on for what the tensors say themselves
-DIR/<iteration>/mp_rank_XX_model_states.pt  one file a model-parallel rank
+DIR/model_config.json                       sizes; where the tensors' shapes give one, the shapes are used
+DIR/<iteration>/mp_rank_XX_model_states.pt  one file per model-parallel rank
 """
 
 import re
@@ -12,18 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-from cogvideo.checkpoint.sat.archive import read_module
-from cogvideo.checkpoint.sat.names import (
+from cogvideo.checkpoint.parameters import (
     EXTRA_POSITIONS,
     PARAMETERS,
-    Kind,
     Parameter,
     Sizes,
     Split,
-    expand,
-    listed,
-    today,
+    model_parameters,
+    name_list,
 )
+from cogvideo.checkpoint.sat.archive import read_module
+from cogvideo.checkpoint.sat.names import canonical_sat_name, kind_from_names
 from cogvideo.checkpoint.sat.shard import merge, same_bits, whole_shape
 from cogvideo.checkpoint.tensor_file import TensorInfo, parse_json
 
@@ -33,11 +32,11 @@ ITERATION = re.compile(r"\d{1,12}|release")
 MAX_NESTING = 4
 MAX_RANKS = 1024
 RELEASE_BYTES = 256 << 20
-"""Mapped pages count as our memory once touched; after so many, the files are mapped afresh."""
+"""Mapped pages count as our memory once read; after this many bytes the files are unmapped and mapped again."""
 
 
 class SatCheckpoint:
-    """An opened folder: what it holds in all, and its tensors, whole, one at a time.
+    """An open checkpoint folder: the merged tensors' names, types and shapes, and the tensors, read one at a time.
 
     Raises on opening: FileNotFoundError or ValueError, in one line that names the file or tensors.
     """
@@ -50,27 +49,27 @@ class SatCheckpoint:
         self._ranks = [read_module(path) for path in self.paths]
         self._touched = 0
         self.names, self.dropped = self._rename(tuple(drop))
-        """`names`: present SAT name -> the name in the files; `dropped`: name in the files -> why."""
-        self._check_all_ranks_are_here()
-        self.kind = tell_kind(self.names)
+        """`names`: canonical SAT name -> name in the files; `dropped`: name in the files -> reason."""
+        self._check_no_rank_is_missing()
+        self.kind = kind_from_names(self.names)
         self.sizes = self._measure()
-        self.parameters = expand(self.kind, self.sizes.num_layers)
-        self.infos = self._check()
-        """Type and shape of every whole tensor by our name, in the files' order."""
+        self.parameters = model_parameters(self.kind, self.sizes.num_layers)
+        self.infos = self._check_tensors()
+        """Type and shape of every merged tensor by our name, in the files' order."""
 
     def read(self, parameter: Parameter) -> Tensor:
-        """One whole tensor, merged from all ranks."""
+        """One tensor, merged from all ranks."""
         if self._touched > RELEASE_BYTES:
             self._ranks = [read_module(path) for path in self.paths]
             self._touched = 0
-        stored = self.names[parameter.sat]
-        parts = [rank[stored] for rank in self._ranks]
-        self._touched += sum(part.nbytes for part in parts)
-        return merge(parts, parameter.split)
+        stored = self.names[parameter.sat_name]
+        shards = [rank[stored] for rank in self._ranks]
+        self._touched += sum(shard.nbytes for shard in shards)
+        return merge(shards, parameter.split)
 
     def differing_copies(self) -> list[str]:
-        """Names, as in the files, of tensors that every rank should hold alike and does not; `read` takes rank 0's."""
-        shared = [self.names[p.sat] for p in self.parameters if p.split is Split.REPLICATED]
+        """Names, as in the files, of replicated tensors that differ between ranks; `read` returns rank 0's."""
+        shared = [self.names[p.sat_name] for p in self.parameters if p.split is Split.REPLICATED]
         return [name for name in shared if any(not same_bits(rank[name], self._ranks[0][name]) for rank in self._ranks)]
 
     def _rename(self, drop: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
@@ -79,13 +78,14 @@ class SatCheckpoint:
         first = self._ranks[0]
         for path, rank in zip(self.paths, self._ranks, strict=True):
             if rank.keys() != first.keys():
-                raise ValueError(f"{path} does not hold the tensors of rank 0: {listed(rank.keys() ^ first.keys())}")
+                difference = name_list(rank.keys() ^ first.keys())
+                raise ValueError(f"{path} does not hold the same tensors as rank 0: {difference}")
         for stored in first:
-            name = today(stored)
+            name = canonical_sat_name(stored)
             if stored in drop:
                 dropped[stored] = "asked for by --drop"
             elif name is None:
-                dropped[stored] = "of no use in today's models"
+                dropped[stored] = "not used by current models"
             elif name in names:
                 raise ValueError(f"{self.paths[0]} holds {name} twice, as {names[name]} and as {stored}")
             else:
@@ -95,19 +95,19 @@ class SatCheckpoint:
                 raise ValueError(f"--drop {name}: there is no such tensor in {self.paths[0]}")
         return names, dropped
 
-    def _check_all_ranks_are_here(self) -> None:
-        """By shapes: model_parallel_size in model_config.json outlives merging and cutting.
+    def _check_no_rank_is_missing(self) -> None:
+        """Derive the number of ranks from shapes: model_parallel_size in model_config.json may be out of date.
 
-        Raises: FileNotFoundError, naming the first rank's file that is not there.
+        Raises: FileNotFoundError that names the first missing file.
         """
-        hidden_size = self._rows(POSITIONS)[1]
-        cut = max(self._rows(QKV)[0], 1)
-        ranks = 3 * hidden_size // cut
-        if ranks * cut == 3 * hidden_size and len(self.paths) < ranks <= MAX_RANKS:
+        hidden_size = self._matrix_shape(POSITIONS)[1]
+        shard_rows = max(self._matrix_shape(QKV)[0], 1)
+        ranks = 3 * hidden_size // shard_rows
+        if ranks * shard_rows == 3 * hidden_size and len(self.paths) < ranks <= MAX_RANKS:
             missing = self.paths[0].with_name(f"mp_rank_{len(self.paths):02d}_model_states.pt")
-            raise FileNotFoundError(f"{missing} is missing, the others' shapes are those of {ranks} ranks")
+            raise FileNotFoundError(f"{missing} is missing, the shapes are those of {ranks} ranks; fetch it")
 
-    def _rows(self, name: str) -> tuple[int, ...]:
+    def _matrix_shape(self, name: str) -> tuple[int, ...]:
         if name not in self.names:
             raise ValueError(f"{self.paths[0]} has no {name}, which every model of CogVideo and CogView2 has")
         shape = tuple(self._ranks[0][self.names[name]].shape)
@@ -117,63 +117,52 @@ class SatCheckpoint:
 
     def _measure(self) -> Sizes:
         layers = [int(m[1]) for m in (re.match(r"transformer\.layers\.(\d{1,4})\.", name) for name in self.names) if m]
-        num_positions, hidden_size = self._rows(POSITIONS)
-        extra = self._rows(EXTRA_POSITIONS.sat)[0] if EXTRA_POSITIONS in PARAMETERS[self.kind] else 0
+        num_positions, hidden_size = self._matrix_shape(POSITIONS)
+        extra = self._matrix_shape(EXTRA_POSITIONS.sat_name)[0] if EXTRA_POSITIONS in PARAMETERS[self.kind] else 0
         return Sizes(
             num_layers=max(layers, default=-1) + 1,
             hidden_size=hidden_size,
-            vocabulary=self._rows("transformer.word_embeddings.weight")[0] * len(self.paths),
+            vocabulary=self._matrix_shape("transformer.word_embeddings.weight")[0] * len(self.paths),
             num_positions=num_positions,
             num_extra_positions=extra,
         )
 
-    def _check(self) -> dict[str, TensorInfo]:
-        by_sat = {parameter.sat: parameter for parameter in self.parameters}
-        unknown = {self.names[name] for name in self.names.keys() - by_sat.keys()}
+    def _check_tensors(self) -> dict[str, TensorInfo]:
+        by_sat_name = {parameter.sat_name: parameter for parameter in self.parameters}
+        unknown = {self.names[name] for name in self.names.keys() - by_sat_name.keys()}
         if unknown:
             raise ValueError(
-                f"{self.paths[0]} holds tensors that no {self.kind} model has: {listed(unknown)}; "
-                "if you know that they are not needed, name each with --drop"
+                f"{self.paths[0]} holds tensors that no {self.kind} model has: {name_list(unknown)}; "
+                "if they are not needed, name each with --drop"
             )
-        missing = by_sat.keys() - self.names.keys()
+        missing = by_sat_name.keys() - self.names.keys()
         if missing:
-            raise ValueError(f"{self.paths[0]} lacks tensors of a {self.kind} model: {listed(missing)}")
+            raise ValueError(f"{self.paths[0]} lacks tensors of a {self.kind} model: {name_list(missing)}")
         infos: dict[str, TensorInfo] = {}
         for sat_name, stored in self.names.items():
-            parameter = by_sat[sat_name]
-            parts = [rank[stored] for rank in self._ranks]
-            expected = self.sizes.of(parameter)
-            for path, part in zip(self.paths, parts, strict=True):
-                shape = whole_shape(tuple(part.shape), parameter.split, len(parts))
-                if shape != expected or not part.dtype.is_floating_point or part.dtype != parts[0].dtype:
-                    wanted = f"{list(expected)} in all over {len(parts)} rank(s)"
-                    raise ValueError(f"{path}: {stored} is {TensorInfo.of(part)}, expected {wanted}, equal types")
-            infos[parameter.name] = TensorInfo(parts[0].dtype, expected)
+            parameter = by_sat_name[sat_name]
+            shards = [rank[stored] for rank in self._ranks]
+            dtype, expected = shards[0].dtype, self.sizes.shape_of(parameter)
+            for path, shard in zip(self.paths, shards, strict=True):
+                shape = whole_shape(tuple(shard.shape), parameter.split, len(shards))
+                if shape != expected or not shard.dtype.is_floating_point or shard.dtype != dtype:
+                    raise ValueError(
+                        f"{path}: {stored} is {TensorInfo.of(shard)}, expected floats of shape {list(expected)} in all "
+                        f"over {len(shards)} rank(s), the same type on each"
+                    )
+            infos[parameter.name] = TensorInfo(dtype, expected)
         return infos
 
 
-def tell_kind(names: Iterable[str]) -> Kind:
-    """Which structure a model has, from the (present SAT) names of its tensors.
-
-    CogVideo's two stages have the same names and shapes; nothing in the tensors tells them apart.
-    """
-    names = set(names)
-    if any(name.startswith("mixins.attention_plus.attn_distribution.") for name in names):
-        return "video"
-    if any(name.startswith("mixins.attention_plus.") for name in names):
-        return "direct_superres"
-    return "iterative_superres" if EXTRA_POSITIONS.sat in names else "image"
-
-
 def is_sat(directory: Path) -> bool:
-    """Whether a folder is a SAT checkpoint's, without looking further down."""
+    """Whether a folder itself (not one below it) is a SAT checkpoint's."""
     return (directory / "latest").is_file()
 
 
 def find_sat_directory(directory: Path) -> Path:
-    """The folder that holds `latest`: the one given, one inside it (archives nest), or the parent of an iteration's."""
+    """The folder with `latest`: `directory`, one below it (archives nest), or the parent of an iteration's folder."""
     if not directory.is_dir():
-        raise FileNotFoundError(f"no folder at {directory}; give the one that holds the checkpoint's `latest`")
+        raise FileNotFoundError(f"no folder at {directory}; give the folder that holds the checkpoint's `latest`")
     if is_sat(directory):
         return directory
     if is_sat(directory.parent) and any(directory.glob("mp_rank_*_model_states.pt")):
@@ -181,7 +170,7 @@ def find_sat_directory(directory: Path) -> Path:
     patterns = ["/".join(["*"] * depth + ["latest"]) for depth in range(1, MAX_NESTING + 1)]
     found = sorted(path.parent for pattern in patterns for path in directory.glob(pattern) if path.is_file())
     if not found:
-        raise FileNotFoundError(f"no `latest` in {directory} or below; a SAT checkpoint has one beside its iterations")
+        raise FileNotFoundError(f"no `latest` in {directory} or below; give the folder of a SAT checkpoint")
     if len(found) > 1:
         raise ValueError(f"{directory} holds {len(found)} checkpoints: {', '.join(map(str, found[:4]))}; give one")
     return found[0]
@@ -199,7 +188,7 @@ def _read_model_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}; it is no model_config")
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}; give another")
     config = parse_json(path.read_bytes(), path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: it is not a JSON object")
@@ -213,5 +202,6 @@ def _find_ranks(folder: Path) -> list[Path]:
     count = max(paths) + 1
     missing = [rank for rank in range(count) if rank not in paths]
     if missing:
-        raise FileNotFoundError(f"{folder / f'mp_rank_{missing[0]:02d}_model_states.pt'} is missing, of {count} ranks")
+        path = folder / f"mp_rank_{missing[0]:02d}_model_states.pt"
+        raise FileNotFoundError(f"{path} is missing, one of {count} ranks; fetch it")
     return [paths[rank] for rank in range(count)]

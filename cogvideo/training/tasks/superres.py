@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cogvideo.checkpoint.describe import describe, kind_of
 from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.load import stored_config
+from cogvideo.checkpoint.parameters import model_kind
 from cogvideo.data.dataset import PairDataset
 from cogvideo.data.pairs import PairLoader
 from cogvideo.files import BUNDLED_WEIGHTS
@@ -106,7 +107,7 @@ class SuperresTask:
         return {}
 
     def export(self, folder: Path, step: int) -> Path:
-        place = folder / kind_of(self.model_config)
+        place = folder / model_kind(self.model_config)
         frozen, init = None, self.config.init
         if init.freeze_trunk:
             assert init.checkpoint is not None, "a trunk is frozen only where it comes from a checkpoint"
@@ -149,7 +150,7 @@ def start_from(model: SuperresTransformer, folder: Path) -> None:
     Raises: ValueError, FileNotFoundError in one line, if it is damaged or does not fit.
     """
     checkpoint = load_checkpoint(folder)
-    stored, config = describe(checkpoint), model.config
+    stored, config = stored_config(checkpoint), model.config
     if isinstance(stored, SuperresConfig) and stored.method == config.method:
         return take(dict(model.named_parameters()), checkpoint.tensors(), folder)
     if isinstance(stored, ModelConfig):

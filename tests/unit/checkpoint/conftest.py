@@ -8,18 +8,21 @@ from typing import Any
 import pytest
 import torch
 
+from cogvideo.checkpoint.parameters import ModelKind, Sizes, model_parameters
 from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
-from cogvideo.checkpoint.sat.names import Kind, Sizes, expand
-from cogvideo.checkpoint.sat.shard import part_of
+from cogvideo.checkpoint.sat.shard import shard
 
 WriteSat = Callable[..., Path]
 EXTRA = {"image": 0, "video": 20, "direct_superres": 36, "iterative_superres": 36}
 
 
-def sat_tensors(kind: Kind, *, num_layers: int = 2, hidden_size: int = 8) -> dict[str, torch.Tensor]:
+def sat_tensors(kind: ModelKind, *, num_layers: int = 2, hidden_size: int = 8) -> dict[str, torch.Tensor]:
     sizes = Sizes(num_layers, hidden_size, vocabulary=24, num_positions=64, num_extra_positions=EXTRA[kind])
     generator = torch.Generator().manual_seed(3)
-    return {p.sat: torch.randn(sizes.of(p), generator=generator).half() for p in expand(kind, num_layers)}
+    return {
+        p.sat_name: torch.randn(sizes.shape_of(p), generator=generator).half()
+        for p in model_parameters(kind, num_layers)
+    }
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def write_sat(tmp_path: Path) -> WriteSat:
     """Write a SAT folder of a kind; `rename` changes tensor names, `change` edits each rank's dict."""
 
     def write(
-        kind: Kind,
+        kind: ModelKind,
         folder: str = "sat",
         *,
         ranks: int = 1,
@@ -48,10 +51,10 @@ def write_sat(tmp_path: Path) -> WriteSat:
         (root / "latest").write_text("7\n")
         (root / "model_config.json").write_text(json.dumps({"cogvideo_stage": 1} if config is None else config))
         whole = sat_tensors(kind)
-        split = {p.sat: p.split for p in expand(kind, 2)}
+        split = {p.sat_name: p.split for p in model_parameters(kind, 2)}
         for rank in range(ranks):
             tensors: dict[str, Any] = {
-                rename(name): part_of(tensor, split[name], rank, ranks).clone() for name, tensor in whole.items()
+                rename(name): shard(tensor, split[name], rank, ranks).clone() for name, tensor in whole.items()
             }
             change(tensors, rank)
             torch.save({"module": tensors, "iteration": 7}, root / "7" / f"mp_rank_{rank:02d}_model_states.pt")

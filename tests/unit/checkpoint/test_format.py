@@ -121,7 +121,7 @@ def test_another_trunk_in_its_place_is_refused(tmp_path: Path) -> None:
 
 def test_a_trunk_outside_the_parent_folder_is_refused(tmp_path: Path) -> None:
     stage = stage_on_trunk(tmp_path / "in")
-    with pytest.raises(ValueError, match="share their parent"):
+    with pytest.raises(ValueError, match="must be in the same folder"):
         save_checkpoint(tmp_path / "out" / "stage", {"own": torch.ones(1)}, {}, trunk=tmp_path / "in" / "trunk")
     shutil.copytree(tmp_path / "in" / "trunk", tmp_path / "out" / "trunk")
     sha256 = sha256_file(tmp_path / "out" / "trunk" / "manifest.json")
@@ -138,7 +138,7 @@ def test_a_trunk_outside_the_parent_folder_is_refused(tmp_path: Path) -> None:
 def test_trunks_do_not_chain_or_overlap(tmp_path: Path) -> None:
     stage = stage_on_trunk(tmp_path)
     save_checkpoint(tmp_path / "third", {"more": torch.ones(1)}, {}, trunk=stage)
-    with pytest.raises(ValueError, match="a trunk must be whole"):
+    with pytest.raises(ValueError, match="a trunk must be complete"):
         load_checkpoint(tmp_path / "third")
     save_checkpoint(tmp_path / "fourth", {"shared": torch.ones(1)}, {}, trunk=tmp_path / "trunk")
     with pytest.raises(ValueError, match="shared"):
@@ -174,9 +174,9 @@ def test_shards_and_index_must_agree(sharded: Path) -> None:
     for change, wrong in [
         ({"t9": first}, "t9"),
         ({"t0": second}, "t0"),
-        ({"t0": "../c/" + first}, "no shard of this folder"),
-        ({"t0": "/etc/passwd"}, "no shard of this folder"),
-        ({"t0": "config.json"}, "no shard of this folder"),
+        ({"t0": "../c/" + first}, "not a shard of this folder"),
+        ({"t0": "/etc/passwd"}, "not a shard of this folder"),
+        ({"t0": "config.json"}, "not a shard of this folder"),
         ({"t0": 5}, "weight_map"),
     ]:
         edit(index, weight_map=good | change)
@@ -197,7 +197,7 @@ def test_a_tensor_in_two_shards(sharded: Path) -> None:
     text = json.dumps({"weight_map": weight_map})
     index.write_text(text.replace('"t0"', f'"t0": "{second.name}", "t1": "{second.name}", "t0"', 1))
     seal(sharded)
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         load_checkpoint(sharded)
 
 

@@ -122,11 +122,11 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
         ({"x": entry(dtype="F16")}, bytes(8), "needs 4"),
         ({"x": entry(dtype=["F32"])}, bytes(8), "dtype"),
         ({"x": entry(shape=[3])}, bytes(8), "needs 12"),
-        ({"x": entry(shape=[-2])}, bytes(8), "natural numbers"),
-        ({"x": entry(shape=[2.0])}, bytes(8), "natural numbers"),
-        ({"x": entry(shape=[True, 2])}, bytes(8), "natural numbers"),
+        ({"x": entry(shape=[-2])}, bytes(8), "list of integers"),
+        ({"x": entry(shape=[2.0])}, bytes(8), "list of integers"),
+        ({"x": entry(shape=[True, 2])}, bytes(8), "list of integers"),
         ({"x": entry(shape=[2**62, 2**62, 2**62])}, bytes(8), "needs"),
-        ({"x": entry(shape=[10**30])}, bytes(8), "natural numbers"),
+        ({"x": entry(shape=[10**30])}, bytes(8), "list of integers"),
         ({"x": entry(offsets=[0, 2**40], shape=[2**38])}, bytes(8), "its header says"),
         ({"x": entry(offsets=[0, 8, 8])}, bytes(8), "too many"),
         ({"x": entry(offsets=[8, 16])}, bytes(16), "begins at byte 8"),
@@ -135,7 +135,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
         ({"x": entry()}, bytes(7), "cut short or padded"),
         ({"x": [1]}, bytes(8), "does not give"),
         ([1], b"", "not a JSON object"),
-        (b'{"x": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "x": 1}', bytes(4), "'x' is given twice"),
+        (b'{"x": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "x": 1}', bytes(4), "'x' occurs twice"),
         (b"[" * 100_000, b"", "damaged"),
         (b'{"x\xff": 1}', b"", "damaged"),
         (b"", b"", "damaged"),
@@ -157,7 +157,7 @@ def test_huge_headers_are_not_read(tmp_path: Path, length: int) -> None:
     with open(path, "wb") as file:  # sparse: as large as it says
         file.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
         file.truncate(MAX_HEADER_BYTES + 100)
-    with pytest.raises(ValueError, match="more than"):
+    with pytest.raises(ValueError, match="expected at most"):
         read_header(path)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cogvideo.checkpoint.model_io import save_model
+from cogvideo.checkpoint.load import save_model
 from cogvideo.cli.main import main
 from tests.helpers.models import tiny_config, tiny_model
 
@@ -29,7 +29,7 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     save_model(tmp_path / "model", tiny_model(tiny_config("interpolation", window_size=2)))
     assert main(["inspect", "--checkpoint", str(tmp_path / "model"), "--values", "gpu=t4-16"]) == 0
     out = capsys.readouterr().out
-    assert "every hash is right" in out
+    assert "all hashes match" in out
     assert "float32, rms" in out
 
 

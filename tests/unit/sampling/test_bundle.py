@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.checkpoint.model_io import load_model, save_model
+from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.config import to_dict
 from cogvideo.model.transformer import is_temporal
 from cogvideo.sampling.assemble import Parts, assemble_bundle

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from cogvideo.checkpoint import load_checkpoint
+from cogvideo.checkpoint.parameters import PARAMETERS, ModelKind, model_parameters
 from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat, to_sat
-from cogvideo.checkpoint.sat.names import PARAMETERS, Kind, expand
 from cogvideo.checkpoint.sat.reader import SatCheckpoint
 from tests.unit.checkpoint.conftest import WriteSat, sat_tensors
 
-KINDS: list[Kind] = list(PARAMETERS)
+KINDS: list[ModelKind] = list(PARAMETERS)
 
 
 def no_tick() -> None: ...
@@ -44,17 +44,19 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_there_and_back(write_sat: WriteSat, tmp_path: Path, settings: SatSettings, kind: Kind, ranks: int) -> None:
+def test_there_and_back(
+    write_sat: WriteSat, tmp_path: Path, settings: SatSettings, kind: ModelKind, ranks: int
+) -> None:
     source = write_sat(kind, ranks=ranks)
     conversion = from_sat(source, tmp_path / "ours", settings)
     assert conversion.kind == kind
-    assert {line.source for line in conversion.account} == set(module_of(source))
+    assert {line.source for line in conversion.mappings} == set(module_of(source))
     conversion.run(no_tick)
 
     ours, whole = load_checkpoint(tmp_path / "ours"), sat_tensors(kind)
-    assert set(ours.names) == {p.name for p in expand(kind, 2)}
-    for p in expand(kind, 2):
-        assert torch.equal(ours.tensor(p.name), whole[p.sat]), p.name
+    assert set(ours.names) == {p.name for p in model_parameters(kind, 2)}
+    for p in model_parameters(kind, 2):
+        assert torch.equal(ours.tensor(p.name), whole[p.sat_name]), p.name
 
     to_sat(tmp_path / "ours", tmp_path / "back", ranks=ranks).run(no_tick)
     for rank in range(ranks):
@@ -83,7 +85,7 @@ def test_old_names(write_sat: WriteSat, tmp_path: Path, settings: SatSettings) -
     convert(write_sat("video", rename=old), tmp_path / "ours", settings)
     whole = sat_tensors("video")
     loaded = load_checkpoint(tmp_path / "ours")
-    assert all(torch.equal(loaded.tensor(p.name), whole[p.sat]) for p in expand("video", 2))
+    assert all(torch.equal(loaded.tensor(p.name), whole[p.sat_name]) for p in model_parameters("video", 2))
 
 
 def test_shards_and_type(write_sat: WriteSat, tmp_path: Path, settings: SatSettings) -> None:
@@ -91,8 +93,8 @@ def test_shards_and_type(write_sat: WriteSat, tmp_path: Path, settings: SatSetti
     convert(source, tmp_path / "ours", settings, dtype=torch.float32, max_shard_bytes=4096)
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 2
     whole = sat_tensors("video")
-    for p, tensor in ((p, load_checkpoint(tmp_path / "ours").tensor(p.name)) for p in expand("video", 2)):
-        assert torch.equal(tensor, whole[p.sat].float())
+    for p, tensor in ((p, load_checkpoint(tmp_path / "ours").tensor(p.name)) for p in model_parameters("video", 2)):
+        assert torch.equal(tensor, whole[p.sat_name].float())
 
 
 def test_the_card_names_the_source(write_sat: WriteSat, tmp_path: Path, settings: SatSettings) -> None:
@@ -171,7 +173,7 @@ QKV = "transformer.layers.1.attention.query_key_value.weight"
         (cut("transformer.word_embeddings.weight"), "has no transformer.word_embeddings.weight"),
         (add("word_embeddings.weight"), "twice"),
         (lambda t, rank: t.update({QKV: t[QKV][:, :4].clone()}), QKV),
-        (lambda t, rank: t.update({QKV: t[QKV].T}), "row order"),
+        (lambda t, rank: t.update({QKV: t[QKV].T}), "not contiguous"),
         (lambda t, rank: t.update({QKV: t[QKV].long()}), QKV),
         (lambda t, rank: t.update({QKV: "text"}), "is a str"),
         (lambda t, rank: t.update({QKV: torch.zeros(1).half().expand(24, 8)}), QKV),
@@ -214,7 +216,7 @@ def test_copies_that_differ_between_ranks_are_told(write_sat: WriteSat, tmp_path
 def test_an_unknown_tensor_can_be_dropped_by_name(write_sat: WriteSat, tmp_path: Path, settings: SatSettings) -> None:
     source = write_sat("video", change=add("transformer.extra"))
     conversion = from_sat(source, tmp_path / "ours", settings, drop=("transformer.extra",))
-    assert [str(line) for line in conversion.account if line.target is None] == [
+    assert [str(line) for line in conversion.mappings if line.target is None] == [
         "transformer.extra dropped: asked for by --drop"
     ]
     conversion.run(no_tick)

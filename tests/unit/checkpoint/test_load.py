@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cogvideo.checkpoint import load_checkpoint, save_checkpoint
-from cogvideo.checkpoint.model_io import from_pretrained, load_model, save_model, save_pretrained
+from cogvideo.checkpoint.load import from_pretrained, load_model, save_model, save_pretrained
 from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat, to_sat
 from cogvideo.config import to_dict

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
-from cogvideo.checkpoint.model_io import save_model
-from cogvideo.checkpoint.report import describe_files, describe_parameters, describe_tensors
+from cogvideo.checkpoint.inspection import describe_files, describe_parameters, describe_tensors
+from cogvideo.checkpoint.load import save_model
 from cogvideo.model.config import ModelConfig
 from cogvideo.superres.config import SuperresConfig
 from tests.helpers.models import tiny_config, tiny_model
@@ -35,7 +35,7 @@ def test_a_checkpoint_and_its_values(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(tmp_path / "stage1")
     files = describe_files(checkpoint, verified=True)
     assert "2 files" in files
-    assert "every hash is right" in files
+    assert "all hashes match" in files
     assert "step: 700" in files
     text = describe_parameters(model.config, checkpoint, values=True)
     mlp = next(line for line in text.splitlines() if line.startswith("  MLP"))
