@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _real(args: argparse.Namespace) -> "tuple[ImageTokenizer, None, dict[str, Any]]":
-    from cogvideo.tokenizers.open import open_image_tokenizer
+    from cogvideo.tokenizers.image import open_image_tokenizer
 
     folder = args.tokenizer or _bundle(args) / "image_tokenizer"
     return open_image_tokenizer(folder), None, {"tokenizer": str(args.tokenizer or args.model or "bundled")}

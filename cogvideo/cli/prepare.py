@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         return _print_result(args.out, preparation.run(lambda frames: frames))
 
     from cogvideo.data.encode import TokenEncoder, check_frame_pixels, describe_tokenizer
-    from cogvideo.tokenizers.open import open_image_tokenizer
+    from cogvideo.tokenizers.image import open_image_tokenizer
 
     tokenizer = open_image_tokenizer(args.tokenizer)
     check_frame_pixels(config.frame_pixels, tokenizer)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.captions import CaptionsFile
-    from cogvideo.tokenizers.open import open_image_tokenizer
+    from cogvideo.tokenizers.image import open_image_tokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
     captions = [caption.text for caption in CaptionsFile(args.captions)]

@@ -13,8 +13,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from cogvideo.files import sha256_file
-from cogvideo.tokenizers.image import ImageTokenizer
-from cogvideo.tokenizers.open import image_tokenizer_files
+from cogvideo.tokenizers.image import ImageTokenizer, image_tokenizer_files
 
 
 class TokenEncoder:

@@ -13,7 +13,7 @@ from cogvideo.data.published_rows import PublishedRows
 from cogvideo.model.config import ModelConfig
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.prompt import PromptFormat, left_pad
-from cogvideo.tokenizers.open import open_text_tokenizer
+from cogvideo.tokenizers.text import open_text_tokenizer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.sampling.bundle import HASHED_FILES, SUPERRES, BundleConfig, check_family
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sequence.prompt import PromptFormat
-from cogvideo.tokenizers.open import open_image_tokenizer, open_text_tokenizer
+from cogvideo.tokenizers.image import open_image_tokenizer
+from cogvideo.tokenizers.text import open_text_tokenizer
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""The published tokenizers' own files: `ice_text.model` and `ice_image.pt`, as the icetk package keeps them.
+"""The published tokenizers' files, `ice_text.model` and `ice_image.pt`: where they are, and how to read them safely.
 
-Reading only, into our classes; the icetk package itself is never needed. Not here: what we train (`text.py`,
-`image.py`).
+The icetk package, which downloads them, is not needed. `text.py` and `image.py` open them as tokenizers.
 """
 
 import re
@@ -9,60 +8,55 @@ from pathlib import Path
 
 import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+from torch import Tensor
 
-from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig, load_weights
-from cogvideo.tokenizers.text import TextTokenizer, parse_model, read_model
-from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
-
+NAME = "icetk"
+"""Stands for `DEFAULT_FOLDER` wherever a tokenizer's path is expected."""
 DEFAULT_FOLDER = Path("~/.icetk_models")
 TEXT_FILE, IMAGE_FILE = "ice_text.model", "ice_image.pt"
 NUM_IMAGE_TOKENS = 20000
-VOCABULARY_SIZE = 150010  # the embedding table's rows: seven more than there are pieces
+VOCABULARY_SIZE = 150010
+"""Rows of the embedding table: seven more than there are pieces."""
 ADDED_PIECES = ("<start_of_image>", "<start_of_english>", "<start_of_chinese>")
-MAX_IMAGE_BYTES = 2 << 30  # the published weights take about 0.5 GB
+MAX_IMAGE_BYTES = 2 << 30
+"""The published weights take about 0.5 GB."""
 
 
-def load_icetk_text(
-    folder: Path | str = DEFAULT_FOLDER,
-    *,
-    num_image_tokens: int = NUM_IMAGE_TOKENS,
-    vocabulary_size: int | None = VOCABULARY_SIZE,
-) -> TextTokenizer:
-    """The published text tokenizer with its special pieces; `vocabulary_size` None counts the pieces.
+def icetk_folder(path: Path, file_name: str) -> Path | None:
+    """The folder of the published files, if `path` names it or `file_name` in it; None if `path` is something else."""
+    if path == Path(NAME) and not path.exists():
+        return DEFAULT_FOLDER
+    if path.name == file_name:
+        return path.parent
+    return path if (path.expanduser() / file_name).is_file() else None
 
-    Raises: FileNotFoundError that says what to put where; ValueError for a file that is not such a model.
-    """
-    path = _find(folder, TEXT_FILE, "the published sentencepiece model")
-    try:
-        model = add_special_pieces(parse_model(read_model(path)))
-        return TextTokenizer(model, num_image_tokens, vocabulary_size=vocabulary_size)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+
+def find_icetk_file(folder: Path | str, file_name: str) -> Path:
+    """The path of a published file. Raises: FileNotFoundError that says what to put where."""
+    path = Path(folder).expanduser() / file_name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; put the published {file_name} there (the icetk package downloads it to "
+            f"{DEFAULT_FOLDER}), or give its folder"
+        )
+    return path
 
 
 def add_special_pieces(proto: ModelProto) -> bytes:
-    """The serialised model with the published special pieces behind its own, in the published order.
+    """Serialize the text model with the published special pieces appended, in the published order.
 
-    They are CONTROL pieces where icetk appends NORMAL ones of score 0: the ids are the same, yet a prompt that holds
-    the text "<start_of_image>" is not encoded to it.
+    They are CONTROL pieces where icetk appends NORMAL ones of score 0: the ids are the same, but a prompt with the
+    text "<start_of_image>" is not encoded to that piece.
     """
     present = {piece.piece for piece in proto.pieces}
     for text in ADDED_PIECES:
         if text not in present:
             proto.pieces.add(piece=text, score=0.0, type=ModelProto.SentencePiece.Type.CONTROL)
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
-def load_icetk_image(
-    folder: Path | str = DEFAULT_FOLDER, compress_rate: int = 8, config: VQVAEConfig | None = None
-) -> ImageTokenizer:
-    """The published image tokenizer at one of its compress rates; those of the others are loaded and not used.
-
-    Raises: FileNotFoundError that says what to put where; ValueError for a file that is not these weights.
-    """
-    path = _find(folder, IMAGE_FILE, "the published image tokenizer's weights")
-    full = VQVAEConfig() if config is None else config
-    level = full.level_of_rate(compress_rate)
+def read_image_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in `ice_image.pt`. Raises: ValueError for a file that is anything else."""
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise ValueError(f"{path}: larger than {MAX_IMAGE_BYTES >> 30} GiB, expected about 0.5 GB of weights")
     try:
@@ -73,19 +67,6 @@ def load_icetk_image(
         reason = f"it names {named[1]}" if named else (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: refused, not a plain PyTorch weights file ({reason})") from None
     weights = content.get("module") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: has no tensors under the key 'module'; it is not icetk's {IMAGE_FILE}")
-    with torch.device("meta"):
-        model = VQVAE(full)
-    load_weights(model, weights, origin=str(path))
-    return ImageTokenizer(ImageTokenizerConfig(vqvae=full, level=level), model)
-
-
-def _find(folder: Path | str, name: str, what: str) -> Path:
-    path = Path(folder).expanduser() / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; put {what} there (the icetk package downloads it to {DEFAULT_FOLDER}), "
-            "or name its folder"
-        )
-    return path
+    return weights

@@ -1,7 +1,6 @@
 """Images in [0, 1] to flat rows of token ids and back: the VQ-VAE at one compress rate, with its normalisation.
 
-A saved tokenizer is a folder of `config.json` and `model.safetensors`. Not here: the network (`vqvae.py`) and the
-published files (`icetk.py`).
+A saved tokenizer is a folder of `config.json` and `model.safetensors`. Not here: the network (`vqvae.py`).
 """
 
 import math
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from cogvideo.config import from_dict, to_dict
 from cogvideo.files import atomic_directory, read_json, write_json
+from cogvideo.tokenizers import icetk
 from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -23,14 +23,14 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 @dataclass(frozen=True)
 class ImageTokenizerConfig:
-    """The network, the level it is used at, and the normalisation of pixels; the defaults are the published ones."""
+    """The network, the level it is used at, and the normalisation of pixels; defaults are the published values."""
 
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     level: int = 1  # of vqvae.levels; CogVideo works at compress rate 8
     pixel_mean: tuple[float, float, float] = (0.79093, 0.76271, 0.75340)
     pixel_std: tuple[float, float, float] = (0.30379, 0.32279, 0.32800)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.level not in self.vqvae.levels:
             raise ValueError(f"image tokenizer: level={self.level} is not among vqvae.levels={list(self.vqvae.levels)}")
         if not all(math.isfinite(s) and s > 0 for s in self.pixel_std):
@@ -40,7 +40,7 @@ class ImageTokenizerConfig:
 class ImageTokenizer:
     """Shapes: images (batch, 3, height, width) in [0, 1]; ids (batch, rows * columns) int64, row by row."""
 
-    def __init__(self, config: ImageTokenizerConfig, model: VQVAE | None = None):
+    def __init__(self, config: ImageTokenizerConfig, model: VQVAE | None = None) -> None:
         self.config = config
         self.model = VQVAE(config.vqvae) if model is None else model
 
@@ -50,7 +50,7 @@ class ImageTokenizer:
 
     @property
     def compress_rate(self) -> int:
-        """Pixels a side of one token."""
+        """Side of one token in pixels."""
         return self.config.vqvae.compress_rate(self.config.level)
 
     @property
@@ -72,17 +72,18 @@ class ImageTokenizer:
 
     @torch.no_grad()
     def encode(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Images -> ids. Raises: ValueError for no images, or a shape that the compress rate does not divide."""
+        """Images to ids. Raises: ValueError for no images, or a shape that the compress rate does not divide."""
         if not len(images):
             raise ValueError("image tokenizer: no images to encode")
-        ids = [self._eval().encode(self.normalise(part), self.config.level) for part in images.split(batch_size)]
+        model = self.model.eval()
+        ids = [model.encode(self.normalise(chunk), self.config.level) for chunk in images.split(batch_size)]
         return rearrange(torch.cat(ids), "b h w -> b (h w)")
 
     @torch.no_grad()
     def decode(self, ids: Tensor, rows: int | None = None, batch_size: int = 64) -> Tensor:
-        """Ids -> images clamped to [0, 1]. `rows` of tokens are the square root of their number unless given.
+        """Ids to images clamped to [0, 1]. Without `rows` (of tokens) the images are square.
 
-        Raises: ValueError for ids outside the codebook, or a number of them that is no rectangle.
+        Raises: ValueError for ids outside the codebook, or a number of ids that `rows` does not divide.
         """
         if ids.ndim != 2 or not ids.numel():
             raise ValueError(f"image tokenizer: ids have shape {tuple(ids.shape)}, expected (batch, tokens)")
@@ -90,13 +91,14 @@ class ImageTokenizer:
         columns = math.isqrt(length) if rows is None else length // max(rows, 1)
         rows = columns if rows is None else rows
         if rows < 1 or rows * columns != length:
-            raise ValueError(f"image tokenizer: {length} ids an image do not make {rows} whole rows; give `rows`")
+            raise ValueError(f"image tokenizer: {length} ids per image do not fill {rows} rows; give `rows`")
         grids = rearrange(ids.to(self.device), "b (h w) -> b h w", h=rows)
-        pixels = [self._eval().decode(part, self.config.level) for part in grids.split(batch_size)]
+        model = self.model.eval()
+        pixels = [model.decode(chunk, self.config.level) for chunk in grids.split(batch_size)]
         return self.denormalise(torch.cat(pixels)).clamp(0, 1)
 
     def save(self, path: Path | str, *, dtype: torch.dtype = torch.float32, replace: bool = False) -> None:
-        """Write the folder whole or not at all. The codebook's running averages are kept, so training can go on."""
+        """Write the folder atomically. The codebook's running averages are included, so training can be resumed."""
         state = self.model.state_dict()
         weights = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
         with atomic_directory(path, replace=replace) as folder:
@@ -104,27 +106,24 @@ class ImageTokenizer:
             save_file(weights, str(folder / WEIGHTS_FILE))
 
     @classmethod
-    def load(cls, path: Path | str) -> "ImageTokenizer":
+    def load(cls, directory: Path | str) -> "ImageTokenizer":
         """Read a saved folder; weights become float32.
 
-        Raises: OSError for a missing file; ValueError for a config, or weights, that are not a whole image tokenizer.
+        Raises: OSError for a missing file; ValueError for a config or weights that are damaged or do not fit.
         """
-        folder = Path(path)
+        folder = Path(directory)
         config = from_dict(ImageTokenizerConfig, read_json(folder / CONFIG_FILE), origin=str(folder / CONFIG_FILE))
         with torch.device("meta"):
             model = VQVAE(config.vqvae)
-        file = folder / WEIGHTS_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; an image tokenizer is {CONFIG_FILE} and {WEIGHTS_FILE}")
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; an image tokenizer is {CONFIG_FILE} and {WEIGHTS_FILE}")
         try:
-            weights = load_file(str(file))
+            weights = load_file(str(path))
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{file}: not a whole safetensors file ({str(error).splitlines()[0]})") from None
-        load_weights(model, weights, origin=str(file))
+            raise ValueError(f"{path}: not a whole safetensors file ({str(error).splitlines()[0]})") from None
+        load_weights(model, weights, origin=str(path))
         return cls(config, model)
-
-    def _eval(self) -> VQVAE:
-        return self.model.eval()
 
     def _mean_std(self) -> tuple[Tensor, Tensor]:
         mean, std = (
@@ -134,15 +133,50 @@ class ImageTokenizer:
         return mean, std
 
 
+def open_image_tokenizer(path: Path | str) -> ImageTokenizer:
+    """Open our folder, or the published weights: `ice_image.pt`, its folder, or the word `icetk`.
+
+    The published tokenizer is used at compress rate 8, like CogVideo does.
+    Raises: OSError, or ValueError in one line, if it is missing or damaged.
+    """
+    folder = icetk.icetk_folder(Path(path), icetk.IMAGE_FILE)
+    return ImageTokenizer.load(path) if folder is None else load_icetk_image(folder)
+
+
+def image_tokenizer_files(path: Path | str) -> list[Path]:
+    """The files that decide which tokens an image becomes, for hashing; `path` as for `open_image_tokenizer`."""
+    folder = icetk.icetk_folder(Path(path), icetk.IMAGE_FILE)
+    if folder is not None:
+        return [folder.expanduser() / icetk.IMAGE_FILE]
+    return [Path(path) / CONFIG_FILE, Path(path) / WEIGHTS_FILE]
+
+
+def load_icetk_image(
+    folder: Path | str = icetk.DEFAULT_FOLDER, compress_rate: int = 8, config: VQVAEConfig | None = None
+) -> ImageTokenizer:
+    """The published image tokenizer at one of its compress rates; the weights of the others are loaded but not used.
+
+    Raises: FileNotFoundError that says what to put where; ValueError for a file that is not these weights.
+    """
+    path = icetk.find_icetk_file(folder, icetk.IMAGE_FILE)
+    config = VQVAEConfig() if config is None else config
+    level = config.level_of_rate(compress_rate)
+    weights = icetk.read_image_weights(path)
+    with torch.device("meta"):
+        model = VQVAE(config)
+    load_weights(model, weights, origin=str(path))
+    return ImageTokenizer(ImageTokenizerConfig(vqvae=config, level=level), model)
+
+
 def load_weights(model: VQVAE, weights: dict[str, Tensor], origin: str) -> None:
-    """Put tensors into a model built on the meta device, as float32; every name and shape must fit exactly.
+    """Assign tensors to a model built on the meta device, as float32; every name and shape must match exactly.
 
     Raises: ValueError that names the first tensor that does not fit.
     """
     expected = model.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
-            raise ValueError(f"{origin}: tensor {name} is missing; the file is not of this image tokenizer")
+            raise ValueError(f"{origin}: tensor {name} is missing; the file does not fit this image tokenizer")
         if name not in expected:
             raise ValueError(f"{origin}: tensor {name} is not part of this image tokenizer")
         got, want = weights[name], expected[name]

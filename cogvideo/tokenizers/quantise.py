@@ -1,7 +1,7 @@
-"""How the codebook is trained: straight-through codes, EMA updates, k-means start, dead-code revival.
+"""The codebook and its training: straight-through codes, EMA updates, k-means initialisation, dead-code revival.
 
-Plain functions over `vqvae.Quantizer`; they keep no state besides its buffers (`cluster_size`, `embed_avg`). With
-several processes every function gives all of them the same codebook. Sources: van den Oord et al. 1711.00937
+The functions keep no state except the buffers of `Quantizer` (`cluster_size`, `embed_avg`). With several processes, all
+of them get the same codebook. Sources: van den Oord et al. 1711.00937
 appendix A.1 (EMA), Dhariwal et al. 2005.00341 section 2 (revival from encoder outputs).
 """
 
@@ -9,15 +9,36 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
-
-from cogvideo.tokenizers.vqvae import Quantizer
+from torch import Tensor, nn
 
 CHUNK_ROWS = 4096
 
 
+class Quantizer(nn.Module):
+    """The codebook. `update_codebook` changes it, gradients never do; the buffers are the state of its averages."""
+
+    cluster_size: Tensor
+    embed_avg: Tensor
+
+    def __init__(self, z_channels: int, embedding_dim: int, num_codes: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(z_channels, embedding_dim, kernel_size=1)
+        self.embed = nn.Embedding(num_codes, embedding_dim)
+        self.embed.weight.requires_grad_(False)
+        self.register_buffer("cluster_size", torch.zeros(num_codes))
+        self.register_buffer("embed_avg", self.embed.weight.detach().clone())
+
+    def nearest(self, vectors: Tensor, chunk: int = CHUNK_ROWS) -> Tensor:
+        """The nearest code of every vector by Euclidean distance. Shapes: vectors (rows, embedding_dim) -> (rows,)."""
+        codes = self.embed.weight.float()
+        squares = codes.square().sum(1)
+        # |v - c|^2 without |v|^2, which is the same for every code; in chunks, as rows x 20,000 codes is large
+        ids = [torch.addmm(squares, rows, codes.T, alpha=-2).argmin(1) for rows in vectors.float().split(chunk)]
+        return torch.cat(ids)
+
+
 def quantise(quantizer: Quantizer, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace each feature by its nearest code; the gradient passes as if nothing were replaced.
+    """Replace each feature by its nearest code; gradients pass straight through.
 
     Shapes: features (batch, dim, h, w) -> codes (batch, dim, h, w), ids (batch, h, w), commitment loss ().
     """
@@ -43,7 +64,7 @@ def update_codebook(
     quantizer.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
     quantizer.embed_avg.mul_(decay).add_(sums, alpha=1 - decay)
     total = quantizer.cluster_size.sum()
-    # smoothed, so that a code which nothing chose for long does not divide by zero
+    # smoothed, so that a code not chosen for a long time does not divide by zero
     smoothed = (quantizer.cluster_size + eps) / (total + num_codes * eps) * total
     quantizer.embed.weight.copy_(quantizer.embed_avg / smoothed[:, None])
 
@@ -52,9 +73,9 @@ def update_codebook(
 def revive_dead_codes(
     quantizer: Quantizer, features: Tensor, generator: torch.Generator, threshold: float = 0.03
 ) -> int:
-    """Put codes chosen less than `threshold` times a batch (EMA) onto features of this batch; returns how many.
+    """Move codes chosen less than `threshold` times per batch (EMA) onto features of this batch; returns how many.
 
-    The features are drawn without repeats, those far from their code more often: there the codebook is thin.
+    Features are drawn without replacement, more often the farther they are from their code, where codes are missing.
     Shapes: features (rows, dim).
     """
     dead = torch.nonzero(quantizer.cluster_size < threshold).squeeze(1)
@@ -71,16 +92,18 @@ def revive_dead_codes(
 
 
 @torch.no_grad()
-def start_codebook(quantizer: Quantizer, features: Tensor, generator: torch.Generator, iterations: int = 10) -> None:
-    """Set the codebook by k-means over features of the not yet quantised network. Shapes: features (rows, dim)."""
+def initialise_codebook(
+    quantizer: Quantizer, features: Tensor, generator: torch.Generator, iterations: int = 10
+) -> None:
+    """Set the codebook by k-means over features of the unquantised network. Shapes: features (rows, dim)."""
     features = features.float()
     num_codes = quantizer.embed.num_embeddings
-    # Starting points as in k-means||, far from those already chosen: plain ground is most features and needs few.
+    # Initial codes as in k-means||, far from those already chosen: most features are plain background, which needs few.
     codes = features[torch.randint(len(features), (1,), generator=generator)]
     newest, distance = codes, features.new_full((len(features),), float("inf"))
     while len(codes) < num_codes:
-        # in chunks, and from the newest codes only: all features times 20,000 codes would be tens of GB
-        closer = torch.cat([torch.cdist(part, newest).amin(1) for part in features.split(CHUNK_ROWS)])
+        # in chunks, and to the newest codes only: all features times 20,000 codes would take tens of GB
+        closer = torch.cat([torch.cdist(chunk, newest).amin(1) for chunk in features.split(CHUNK_ROWS)])
         distance = torch.minimum(distance, closer.square())
         more = min(max(num_codes // 16, 1), num_codes - len(codes), len(features))
         newest = features[_draw(distance, more, generator)]
@@ -99,7 +122,7 @@ def start_codebook(quantizer: Quantizer, features: Tensor, generator: torch.Gene
 
 
 def codebook_usage(ids: Tensor, num_codes: int) -> tuple[float, float]:
-    """Share of the codes that occur in `ids`, and the perplexity of their distribution (1 .. num_codes)."""
+    """Fraction of codes that occur in `ids`, and the perplexity of their distribution (1 to num_codes)."""
     counts = torch.bincount(ids.flatten(), minlength=num_codes).double()
     p = counts / counts.sum().clamp(min=1)
     perplexity = torch.exp(-torch.xlogy(p, p).sum())
@@ -107,7 +130,7 @@ def codebook_usage(ids: Tensor, num_codes: int) -> tuple[float, float]:
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Different rows, those of more weight more often; drawn where the generator is, which need not be the GPU."""
+    """Draw row indices without replacement by weight, on the generator's device, which need not be the GPU."""
     return torch.multinomial((weights + 1e-12).to(generator.device), count, generator=generator)
 
 

@@ -1,8 +1,8 @@
-"""Text to joint-vocabulary ids and back: a sentencepiece unigram model whose pieces stand behind the image tokens.
+"""Text to joint-vocabulary ids and back: a sentencepiece unigram model whose pieces follow the image tokens.
 
 Joint id = piece id + num_image_tokens. Line breaks are the piece `<n>`. In models trained here the special pieces are
-of sentencepiece's CONTROL type: they have ids, yet no text that a user types is ever encoded to them. Not here: how a
-prompt is put together (`sequence/prompt.py`) and the published model's own additions (`icetk.py`).
+of sentencepiece's CONTROL type: they have ids, but no text that a user types is encoded to them. Not here: how a prompt
+is put together (`sequence/prompt.py`).
 """
 
 import io
@@ -18,19 +18,20 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 from cogvideo.files import atomic_write
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.tokenizers import icetk
 
 PAD, NEWLINE, START_OF_IMAGE = "<pad>", "<n>", "<start_of_image>"
 MAX_MODEL_BYTES = 64 << 20  # a model of 150,000 pieces takes about 4 MB
 NUM_BYTE_PIECES = 256
 MAX_PIECES = 1_000_000
-# The model file says how many image tokens stand before its pieces, in a field that sentencepiece only carries along.
 IMAGE_TOKENS_NOTE = "num_image_tokens={}"
+"""The number of image tokens before the pieces, stored in a field of the model file that sentencepiece ignores."""
 
 
 class TextTokenizer:
-    """Made by `load` or `train`; holds nothing but the model and the size of the image vocabulary before it."""
+    """A sentencepiece model and the number of image tokens before it; use `open_text_tokenizer`, `load` or `train`."""
 
-    def __init__(self, model: bytes, num_image_tokens: int, *, vocabulary_size: int | None = None):
+    def __init__(self, model: bytes, num_image_tokens: int, *, vocabulary_size: int | None = None) -> None:
         """Raises: ValueError if `model` is not a sentencepiece model with the special pieces."""
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
@@ -39,7 +40,7 @@ class TextTokenizer:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise ValueError(f"not a whole sentencepiece model ({reason})") from None
         self.num_image_tokens = num_image_tokens
-        pad, newline, start_of_image = (self._find(piece) for piece in (PAD, NEWLINE, START_OF_IMAGE))
+        pad, newline, start_of_image = (self._special_id(piece) for piece in (PAD, NEWLINE, START_OF_IMAGE))
         size = num_image_tokens + self._pieces.get_piece_size()
         self.vocabulary = Vocabulary(
             size=size if vocabulary_size is None else vocabulary_size,
@@ -50,7 +51,7 @@ class TextTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Joint ids; each line is encoded by itself, with `<n>` between lines."""
+        """Joint ids; each line is encoded separately, with `<n>` between lines."""
         ids: list[int] = []
         for number, line in enumerate(re.split(r"\r\n|\r|\n", text)):
             if number:
@@ -59,7 +60,7 @@ class TextTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of joint ids; special pieces but `<n>` have none. Raises: ValueError for ids that are no text ids."""
+        """The text of joint ids; special pieces other than `<n>` are left out. Raises: ValueError for other ids."""
         for id in ids:
             if not 0 <= id - self.num_image_tokens < self._pieces.get_piece_size():
                 raise ValueError(
@@ -73,11 +74,11 @@ class TextTokenizer:
         return text
 
     def piece(self, id: int) -> str:
-        """The piece behind a joint id, for people to read."""
+        """The piece with this joint id, for display."""
         return self._pieces.id_to_piece(id - self.num_image_tokens)
 
     def save(self, path: Path | str) -> None:
-        """Write a model file that `load` reads, special pieces and the number of image tokens included."""
+        """Write a model file for `load`, including the special pieces and the number of image tokens."""
         proto = parse_model(self._pieces.serialized_model_proto())
         proto.trainer_spec.model_prefix = IMAGE_TOKENS_NOTE.format(self.num_image_tokens)
         with atomic_write(path) as temporary:
@@ -85,7 +86,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: Path | str, num_image_tokens: int | None = None) -> "TextTokenizer":
-        """Read a model file; `num_image_tokens` is needed only where the file does not say it (trained elsewhere).
+        """Read a model file; `num_image_tokens` is only needed if the file does not give it (trained elsewhere).
 
         Raises: OSError if it cannot be opened; ValueError, naming the file, if it is not such a model.
         """
@@ -101,11 +102,11 @@ class TextTokenizer:
     def train(
         cls, captions: Iterable[str], path: Path | str, num_pieces: int, num_image_tokens: int
     ) -> "TextTokenizer":
-        """Learn about `num_pieces` pieces, or what the captions hold, and write the model to `path`; returns it loaded.
+        """Learn about `num_pieces` pieces (fewer if the captions do not have them), write the model, and return it.
 
-        What every prompt holds besides its caption (clip lengths, suffixes) is added to the captions. Bytes are
-        pieces too, so any text can be encoded. The same captions in the same order give the same model.
-        Raises: ValueError for no captions, too many pieces, or too few pieces for the characters in them.
+        The parts of prompts that are not captions (clip lengths, suffixes) are added to the captions. Bytes are pieces
+        too, so any text can be encoded. The same captions in the same order give the same model.
+        Raises: ValueError for no captions, too many pieces, or too few pieces for the captions' characters.
         """
         if num_pieces > MAX_PIECES:
             raise ValueError(f"text tokenizer: num_pieces={num_pieces}; expected at most {MAX_PIECES}")
@@ -114,7 +115,7 @@ class TextTokenizer:
             raise ValueError("text tokenizer: no captions to learn from; the captions are empty")
         lines += [*_prompt_lines(), *_word_lines(lines)]
         # bytes, characters, four special pieces and the space
-        least = NUM_BYTE_PIECES + len(set("".join(lines))) + 5
+        min_pieces = NUM_BYTE_PIECES + len(set("".join(lines))) + 5
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -122,7 +123,7 @@ class TextTokenizer:
                 model_writer=model,
                 model_type="unigram",
                 vocab_size=num_pieces,
-                hard_vocab_limit=False,  # few captions may not hold that many pieces
+                hard_vocab_limit=False,  # a few captions may not have that many pieces
                 character_coverage=1.0,
                 byte_fallback=True,
                 split_digits=True,  # "3" is one piece in every language and number
@@ -136,27 +137,52 @@ class TextTokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            if "required_chars" not in str(error) and num_pieces >= least:
+            if "required_chars" not in str(error) and num_pieces >= min_pieces:
                 raise
             raise ValueError(
-                f"text tokenizer: num_pieces={num_pieces} does not fit these captions; give {least} or more"
+                f"text tokenizer: num_pieces={num_pieces} does not fit these captions; give {min_pieces} or more"
             ) from None
         tokenizer = cls(model.getvalue(), num_image_tokens)
         tokenizer.save(path)
         return tokenizer
 
-    def _find(self, piece: str) -> int:
+    def _special_id(self, piece: str) -> int:
         """Joint id of a special piece, looked up by name."""
         id = self._pieces.piece_to_id(piece)
         if self._pieces.id_to_piece(id) != piece:
-            raise ValueError(
-                f"the sentencepiece model has no piece {piece}; it is not a text tokenizer of this package"
-            )
+            raise ValueError(f"the sentencepiece model has no piece {piece}; it was not made by cogvideo")
         return id + self.num_image_tokens
 
 
+def open_text_tokenizer(path: Path | str) -> TextTokenizer:
+    """Open our model file, or the published one: `ice_text.model`, its folder, or the word `icetk`.
+
+    Raises: OSError, or ValueError in one line, if it is missing or damaged.
+    """
+    folder = icetk.icetk_folder(Path(path), icetk.TEXT_FILE)
+    return TextTokenizer.load(path) if folder is None else load_icetk_text(folder)
+
+
+def load_icetk_text(
+    folder: Path | str = icetk.DEFAULT_FOLDER,
+    *,
+    num_image_tokens: int = icetk.NUM_IMAGE_TOKENS,
+    vocabulary_size: int | None = icetk.VOCABULARY_SIZE,
+) -> TextTokenizer:
+    """The published text tokenizer with its special pieces; with `vocabulary_size` None the pieces are counted.
+
+    Raises: FileNotFoundError that says what to put where; ValueError for a file that is not such a model.
+    """
+    path = icetk.find_icetk_file(folder, icetk.TEXT_FILE)
+    try:
+        model = icetk.add_special_pieces(parse_model(read_model(path)))
+        return TextTokenizer(model, num_image_tokens, vocabulary_size=vocabulary_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def read_model(path: Path | str) -> bytes:
-    """The bytes of a model file, of a bounded size."""
+    """The bytes of a model file, of bounded size."""
     with open(path, "rb") as file:
         model = file.read(MAX_MODEL_BYTES + 1)
     if len(model) > MAX_MODEL_BYTES:
@@ -179,7 +205,7 @@ def parse_model(model: bytes) -> ModelProto:
 def _noted_image_tokens(proto: ModelProto) -> int:
     note = re.fullmatch(IMAGE_TOKENS_NOTE.format(r"(\d{1,9})"), proto.trainer_spec.model_prefix)
     if note is None:
-        raise ValueError("does not say how many image tokens come before its pieces; it is not one of this package's")
+        raise ValueError("does not give the number of image tokens before its pieces; it was not made by cogvideo")
     return int(note[1])
 
 
@@ -190,10 +216,10 @@ def _prompt_lines() -> list[str]:
 
 
 def _word_lines(lines: list[str]) -> list[str]:
-    """Every word once more with a comma and once with a full stop.
+    """Every word once with a comma and once with a full stop.
 
-    Unigram training starts from what occurs twice among the distinct words, so a word that is never seen with
-    anything attached would be spelled letter by letter, however frequent it is.
+    Unigram training starts from substrings that occur in at least two distinct words, so a word that only occurs on its
+    own would be spelled letter by letter, however frequent it is.
     """
     words = {word for line in lines for word in line.split() if word.isascii() and word.isalpha()}
     return [word + mark for word in sorted(words) for mark in ",."]

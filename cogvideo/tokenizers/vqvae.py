@@ -1,8 +1,8 @@
-"""The hierarchical VQ-VAE image tokenizer: pixels to code ids and back, at compress rates 4, 8 and 16.
+"""The hierarchical VQ-VAE of the image tokenizer, pixels to code ids and back at rates 4, 8 and 16; its training loss.
 
-Structure and parameter names are those of CogVideo's published image tokenizer, at any size; the defaults of
-`VQVAEConfig` are the published sizes. The network works on normalised pixels. Not here: the normalisation and files
-(`image.py`), and what training needs beyond the forward pass (`quantise.py`, `loss.py`).
+Structure and parameter names are those of CogVideo's published image tokenizer; the defaults of `VQVAEConfig` are the
+published sizes. The network works on normalised pixels. Not here: normalisation and files (`image.py`), and the
+codebook and its updates (`quantise.py`).
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cogvideo.tokenizers.quantise import Quantizer, codebook_usage, quantise
+
 
 @dataclass(frozen=True)
 class VQVAEConfig:
@@ -21,33 +23,33 @@ class VQVAEConfig:
     channels: int = 128  # width at full resolution
     channel_multipliers: tuple[int, ...] = (1, 2, 4)  # the encoder's widths, from full resolution down
     encoder_num_res_blocks: int = 2  # residual blocks per resolution
-    decoder_num_res_blocks: int = 0  # one more than this is built per resolution, as published
+    decoder_num_res_blocks: int = 0  # one more than this per resolution, as published
     z_channels: int = 256  # width of the encoder's output
     embedding_dim: int = 256  # width of a code
     num_codes: int = 20000
-    num_levels: int = 3  # of the whole hierarchy; it fixes the names: level l is decoded by decs.{num_levels - 1 - l}
-    levels: tuple[int, ...] = (0, 1, 2)  # those that are built: the others' downsamplers and decoders do not exist
+    num_levels: int = 3  # of the whole hierarchy; sets parameter names: level l has decoder decs.{num_levels - 1 - l}
+    levels: tuple[int, ...] = (0, 1, 2)  # the levels that are built, with their downsamplers and decoders
     norm_groups: int = 32
-    # image: GroupNorm, as published: its statistics let every code depend on the whole picture. pixel: over channels at
-    # each place alone, so that a code speaks of its own surroundings and plain ground has few codes.
+    # image: GroupNorm, as published; its statistics make every code depend on the whole image. pixel: over the channels
+    # of each position, so that codes are local and a plain background needs few of them.
     norm_scope: Literal["image", "pixel"] = "image"
     mid_attention: bool = True  # attention between the two middle blocks; off keeps tokens local
-    nominal_resolution: int = 256  # the image side by which attention_resolutions are read, whatever the real side is
+    nominal_resolution: int = 256  # attention_resolutions are relative to this image side, whatever the real side is
     attention_resolutions: tuple[int, ...] = (16,)  # decoder resolutions with attention after each block
 
-    def __post_init__(self):
-        for name, least, most in (
+    def __post_init__(self) -> None:
+        for name, low, high in (
             *((name, 1, 1 << 16) for name in ("channels", "z_channels", "embedding_dim", "norm_groups")),
             *((name, 0, 64) for name in ("encoder_num_res_blocks", "decoder_num_res_blocks")),
             ("num_codes", 1, 1 << 24),
             ("num_levels", 1, 16),
         ):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"vqvae.{name}={getattr(self, name)}; expected {least} to {most}")
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"vqvae.{name}={getattr(self, name)}; expected {low} to {high}")
         if not 1 <= len(self.channel_multipliers) <= 16 or any(not 1 <= m <= 64 for m in self.channel_multipliers):
             raise ValueError(f"vqvae.channel_multipliers={self.channel_multipliers}; expected 1 to 16 of 1 to 64 each")
         if not self.levels or any(not 0 <= level < self.num_levels for level in self.levels):
-            raise ValueError(f"vqvae.levels={self.levels} must be some of 0..{self.num_levels - 1}")
+            raise ValueError(f"vqvae.levels={self.levels}; expected some of 0..{self.num_levels - 1}")
         widths = {self.channels * multiplier for multiplier in self.channel_multipliers} | {self.channels}
         for width in sorted(widths):
             if width % self.norm_groups:
@@ -57,7 +59,7 @@ class VQVAEConfig:
 
     @property
     def encoder_rate(self) -> int:
-        """How many pixels a side one cell of the encoder's own output covers (level 0)."""
+        """Side in pixels of one cell of the encoder's output (level 0)."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     def compress_rate(self, level: int) -> int:
@@ -68,14 +70,14 @@ class VQVAEConfig:
             if self.compress_rate(level) == rate:
                 return level
         rates = [self.compress_rate(level) for level in range(self.num_levels)]
-        raise ValueError(f"compress rate {rate} is not offered by this image tokenizer; choose one of {rates}")
+        raise ValueError(f"the image tokenizer has no compress rate {rate}; choose one of {rates}")
 
     def decoder_multipliers(self, level: int) -> tuple[int, ...]:
         return (1,) * level + tuple(self.channel_multipliers)
 
 
 class PixelNorm(nn.LayerNorm):
-    """Normalises the channels of each pixel by themselves. Shapes: (batch, channels, h, w), in and out."""
+    """LayerNorm over the channels of each pixel. Shapes: (batch, channels, h, w), in and out."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
@@ -87,29 +89,31 @@ def make_norm(channels: int, config: VQVAEConfig) -> nn.Module:
     return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
 
 
-def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, config: VQVAEConfig):
+    def __init__(self, in_channels: int, out_channels: int, config: VQVAEConfig) -> None:
         super().__init__()
-        self.norm1 = make_norm(inputs, config)
-        self.conv1 = conv3x3(inputs, outputs)
-        self.norm2 = make_norm(outputs, config)
-        self.conv2 = conv3x3(outputs, outputs)
-        self.nin_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else nn.Identity()
+        self.norm1 = make_norm(in_channels, config)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm2 = make_norm(out_channels, config)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        same = in_channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+        shortcut: Tensor = self.nin_shortcut(x)
+        return shortcut + h
 
 
 class AttentionBlock(nn.Module):
-    """One head over all positions of the map."""
+    """Single-head attention over all positions of a feature map."""
 
-    def __init__(self, channels: int, config: VQVAEConfig):
+    def __init__(self, channels: int, config: VQVAEConfig) -> None:
         super().__init__()
         self.norm = make_norm(channels, config)
         self.q = nn.Conv2d(channels, channels, kernel_size=1)
@@ -120,13 +124,14 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
         h = self.norm(x)
-        q, k, v = (rearrange(part(h), "b c h w -> b 1 (h w) c") for part in (self.q, self.k, self.v))
+        q, k, v = (rearrange(conv(h), "b c h w -> b 1 (h w) c") for conv in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=height))
+        update: Tensor = self.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=height))
+        return x + update
 
 
 class Middle(nn.Module):
-    def __init__(self, channels: int, config: VQVAEConfig):
+    def __init__(self, channels: int, config: VQVAEConfig) -> None:
         super().__init__()
         self.block_1 = ResidualBlock(channels, channels, config)
         self.attn_1 = AttentionBlock(channels, config) if config.mid_attention else nn.Identity()
@@ -137,9 +142,9 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A stride-2 convolution; the padding is one column right and one row below only."""
+    """A stride-2 convolution, padded by one column on the right and one row at the bottom only."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
 
@@ -148,9 +153,9 @@ class Downsample(nn.Module):
 
 
 class ResidualDownsample(nn.Module):
-    """From one level of the hierarchy to the next: average pooling plus a learnt correction."""
+    """From one level of the hierarchy to the next: average pooling plus a learned correction."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv_down_sampler = Downsample(channels)
 
@@ -159,7 +164,7 @@ class ResidualDownsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = conv3x3(channels, channels)
 
@@ -168,13 +173,15 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks at one resolution; its parent adds `downsample` or `upsample` under the published name."""
+    """The blocks at one resolution; encoder and decoder set `downsample` or `upsample`, under the published names."""
 
-    def __init__(self, inputs: int, outputs: int, num_blocks: int, attention: bool, config: VQVAEConfig):
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, attention: bool, config: VQVAEConfig
+    ) -> None:
         super().__init__()
-        widths = [inputs] + [outputs] * num_blocks
+        widths = [in_channels] + [out_channels] * num_blocks
         self.block = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1], config) for i in range(num_blocks))
-        self.attn = nn.ModuleList(AttentionBlock(outputs, config) for _ in range(num_blocks if attention else 0))
+        self.attn = nn.ModuleList(AttentionBlock(out_channels, config) for _ in range(num_blocks if attention else 0))
         self.downsample: nn.Module = nn.Identity()
         self.upsample: nn.Module = nn.Identity()
 
@@ -187,16 +194,16 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         blocks = config.encoder_num_res_blocks
         self.conv_in = conv3x3(3, config.channels)
         width = config.channels
         self.down = nn.ModuleList()
         for i, multiplier in enumerate(config.channel_multipliers):
-            outputs = config.channels * multiplier if blocks else width
-            stage = Stage(width, outputs, blocks, False, config)
-            width = outputs
+            out_channels = config.channels * multiplier if blocks else width
+            stage = Stage(width, out_channels, blocks, False, config)
+            width = out_channels
             if i < len(config.channel_multipliers) - 1:
                 stage.downsample = Downsample(width)
             self.down.append(stage)
@@ -212,7 +219,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: VQVAEConfig, level: int):
+    def __init__(self, config: VQVAEConfig, level: int) -> None:
         super().__init__()
         multipliers = config.decoder_multipliers(level)
         width = config.channels * multipliers[-1]
@@ -220,14 +227,14 @@ class Decoder(nn.Module):
         self.mid = Middle(width, config)
         stages = []
         for i in reversed(range(len(multipliers))):
-            outputs = config.channels * multipliers[i]
+            out_channels = config.channels * multipliers[i]
             attention = config.nominal_resolution // 2**i in config.attention_resolutions
-            stage = Stage(width, outputs, config.decoder_num_res_blocks + 1, attention, config)
-            width = outputs
+            stage = Stage(width, out_channels, config.decoder_num_res_blocks + 1, attention, config)
+            width = out_channels
             if i:
                 stage.upsample = Upsample(width)
             stages.append(stage)
-        self.up = nn.ModuleList(reversed(stages))  # up.0 is the full resolution, and runs last
+        self.up = nn.ModuleList(reversed(stages))  # up.0 is the full resolution and runs last
         self.norm_out = make_norm(width, config)
         self.conv_out = conv3x3(width, 3)
 
@@ -238,44 +245,21 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class Quantizer(nn.Module):
-    """The codebook; `quantise.update_codebook` moves it, never a gradient, and the buffers are that average's state."""
-
-    cluster_size: Tensor
-    embed_avg: Tensor
-
-    def __init__(self, config: VQVAEConfig):
-        super().__init__()
-        self.proj = nn.Conv2d(config.z_channels, config.embedding_dim, kernel_size=1)
-        self.embed = nn.Embedding(config.num_codes, config.embedding_dim)
-        self.embed.weight.requires_grad_(False)
-        self.register_buffer("cluster_size", torch.zeros(config.num_codes))
-        self.register_buffer("embed_avg", self.embed.weight.detach().clone())
-
-    def nearest(self, vectors: Tensor, chunk: int = 4096) -> Tensor:
-        """The nearest code of every vector by Euclidean distance. Shapes: vectors (rows, embedding_dim) -> (rows,)."""
-        codes = self.embed.weight.float()
-        squares = codes.square().sum(1)
-        # |v - c|^2 without |v|^2, which is the same for every code; in chunks, as rows x 20,000 codes is large
-        ids = [torch.addmm(squares, part, codes.T, alpha=-2).argmin(1) for part in vectors.float().split(chunk)]
-        return torch.cat(ids)
-
-
 class VQVAE(nn.Module):
     """Normalised images (batch, 3, height, width) to ids (batch, height / rate, width / rate) and back."""
 
-    def __init__(self, config: VQVAEConfig):
+    def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
         self.enc = Encoder(config)
         self.down_samplers = nn.ModuleList(ResidualDownsample(config.z_channels) for _ in range(max(config.levels)))
-        self.quantize = Quantizer(config)
+        self.quantize = Quantizer(config.z_channels, config.embedding_dim, config.num_codes)
         self.decs = nn.ModuleDict(
             {self._decoder_name(level): Decoder(config, level) for level in sorted(config.levels, reverse=True)}
         )
 
     def features(self, images: Tensor, level: int) -> Tensor:
-        """What is quantised: the encoder's output, projected. Shapes: -> (batch, embedding_dim, height / rate, ...)."""
+        """The encoder's projected output, to be quantised: (batch, embedding_dim, height / rate, width / rate)."""
         self._check_level(level)
         rate = self.config.compress_rate(level)
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % rate or images.shape[3] % rate:
@@ -314,4 +298,64 @@ class VQVAE(nn.Module):
 
     def _check_level(self, level: int) -> None:
         if level not in self.config.levels:
-            raise ValueError(f"image tokenizer: level {level} is not built, only {list(self.config.levels)}")
+            raise ValueError(f"image tokenizer: level {level} is not built; choose one of {list(self.config.levels)}")
+
+
+@dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Weights of the terms; each term is a mean over pixels of normalised images."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    edge: float = 1.0  # differences of neighbouring pixels, at each of edge_scales
+    edge_scales: int = 2  # full resolution, then halved
+    commitment: float = 1.0
+
+
+@dataclass(frozen=True)
+class TokenizerLoss:
+    """Loss of one batch; `features` (rows, dim) and `ids` (rows,) are for the codebook update that follows."""
+
+    loss: Tensor
+    metrics: dict[str, float]
+    features: Tensor
+    ids: Tensor | None  # None while codes are not used yet
+
+
+def edge_loss(output: Tensor, target: Tensor, scales: int) -> Tensor:
+    """Mean absolute error of neighbouring pixels' differences, over scales. Shapes: two (batch, 3, h, w) -> ()."""
+    error = output - target
+    total = error.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            error = F.avg_pool2d(error, 2)
+        total = total + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return total / scales
+
+
+def tokenizer_loss(
+    model: VQVAE, images: Tensor, level: int, config: TokenizerLossConfig, use_codes: bool = True
+) -> TokenizerLoss:
+    """The loss of one batch of normalised images: reconstruction with an edge term, plus the commitment loss.
+
+    There is no perceptual or adversarial network: small images on mostly plain backgrounds need their edges in the
+    right place, and the edge term penalises misplaced ones at several scales. Without `use_codes` it trains a plain
+    autoencoder, from whose features the codebook is initialised.
+    """
+    features = model.features(images, level)
+    rows = rearrange(features.detach(), "b c h w -> (b h w) c").float()
+    ids = None
+    commitment = images.new_zeros(())
+    codes = features
+    if use_codes:
+        codes, ids, commitment = quantise(model.quantize, features)
+    error = (model.decode_codes(codes, level) - images).float()
+    l1, l2 = error.abs().mean(), error.square().mean()
+    edge = edge_loss(error, torch.zeros_like(error), config.edge_scales)
+    loss = config.l1 * l1 + config.l2 * l2 + config.edge * edge + config.commitment * commitment
+    terms = {"loss": loss, "l1": l1, "l2": l2, "edge": edge, "commitment": commitment}
+    metrics = {name: float(value.detach()) for name, value in terms.items()}
+    if ids is not None:
+        metrics["codebook_used"], metrics["perplexity"] = codebook_usage(ids, model.config.num_codes)
+        ids = ids.flatten()
+    return TokenizerLoss(loss, metrics, rows, ids)

@@ -22,8 +22,7 @@ from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
 from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.superres import draw_fine, plain_draws, redraw
 from cogvideo.superres.batch import SuperresBatch
-from cogvideo.tokenizers.image import ImageTokenizer
-from cogvideo.tokenizers.open import open_image_tokenizer
+from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
 from cogvideo.training.tasks.clips import ClipTask, Task
 from cogvideo.training.tasks.superres import SuperresTask
 from cogvideo.training.tasks.tokenizer import TokenizerTask

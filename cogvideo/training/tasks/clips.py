@@ -21,7 +21,8 @@ from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.planning.budgets import training_flops
 from cogvideo.rng import generator_for
 from cogvideo.sequence.batch import Batch
-from cogvideo.tokenizers.open import open_image_tokenizer, open_text_tokenizer
+from cogvideo.tokenizers.image import open_image_tokenizer
+from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import autocast, gathered
 from cogvideo.training.export import FrozenTrunk, export_model

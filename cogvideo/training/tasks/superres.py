@@ -25,7 +25,7 @@ from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.initialise import inherit_trunk
 from cogvideo.superres.rounds import all_rounds
 from cogvideo.superres.transformer import SuperresTransformer
-from cogvideo.tokenizers.open import open_text_tokenizer
+from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import autocast
 from cogvideo.training.export import FrozenTrunk, export_model

@@ -11,9 +11,8 @@ from cogvideo.data.dataset import FrameDataset
 from cogvideo.data.loader import FrameLoader
 from cogvideo.rng import generator_for
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
-from cogvideo.tokenizers.loss import TokenizerLossConfig, TokenizerStep, tokenizer_step
-from cogvideo.tokenizers.quantise import revive_dead_codes, start_codebook, update_codebook
-from cogvideo.tokenizers.vqvae import VQVAEConfig
+from cogvideo.tokenizers.quantise import initialise_codebook, revive_dead_codes, update_codebook
+from cogvideo.tokenizers.vqvae import TokenizerLoss, TokenizerLossConfig, VQVAEConfig, tokenizer_loss
 from cogvideo.training.config import TokenizerTraining, TrainConfig
 from cogvideo.training.deepspeed_engine import autocast
 from cogvideo.training.tasks.clips import Outcome
@@ -48,12 +47,12 @@ class TokenizerObjective(nn.Module):
         self._tokenizer, self._run = tokenizer, config
         self._weights = TokenizerLossConfig(edge=config.tokenizer.edge_weight, commitment=config.tokenizer.commitment)
         self.use_codes = False
-        self.done: list[TokenizerStep] = []
+        self.done: list[TokenizerLoss] = []
 
     def forward(self, images: Tensor) -> Outcome:
         level = self._tokenizer.config.level
         with autocast(self._run, images.device):
-            step = tokenizer_step(self.model, self._tokenizer.normalise(images), level, self._weights, self.use_codes)
+            step = tokenizer_loss(self.model, self._tokenizer.normalise(images), level, self._weights, self.use_codes)
         if self.training:
             self.done.append(step)
         rows = float(len(images))
@@ -116,7 +115,7 @@ class TokenizerTask:
                 revive_dead_codes(quantizer, features, generator, own.revive_below)
         elif not ids and step + 1 == own.continuous_steps:
             generator = generator_for(self.config.train.seed, "codebook")
-            start_codebook(quantizer, self._features_for_start(step + 1, len(features)), generator)
+            initialise_codebook(quantizer, self._features_for_start(step + 1, len(features)), generator)
         self._set_phase(step + 1)
 
     def flops(self, batch: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""icetk's files: a sentencepiece model of the published size, made by editing a small one, and VQ-VAE weights."""
+"""icetk's files: a sentencepiece model of the published size, built by editing a small one, and VQ-VAE weights."""
 
 import io
 import pickle
@@ -11,7 +11,9 @@ from sentencepiece import SentencePieceTrainer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cogvideo.sequence.vocabulary import Vocabulary
-from cogvideo.tokenizers.icetk import IMAGE_FILE, TEXT_FILE, load_icetk_image, load_icetk_text
+from cogvideo.tokenizers.icetk import DEFAULT_FOLDER, IMAGE_FILE, TEXT_FILE, add_special_pieces
+from cogvideo.tokenizers.image import image_tokenizer_files, load_icetk_image, open_image_tokenizer
+from cogvideo.tokenizers.text import load_icetk_text, open_text_tokenizer, parse_model
 from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
 
 TEXTS = ["a lion is drinking water", "一只狮子正在喝水", "a 狮子 drinks 水", "🦁🎉 ok 好", "line one\n第二行\n", "\n\n"]
@@ -22,7 +24,7 @@ TINY = VQVAEConfig(
 
 
 def write_text_model(folder, num_pieces):
-    """Laid out as the published one is, the special pieces in their places."""
+    """The published layout, with the special pieces at their ids."""
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter([*TEXTS, "lion water drinking", "狮子 喝水"] * 3),
@@ -33,12 +35,12 @@ def write_text_model(folder, num_pieces):
     proto.ParseFromString(model.getvalue())
     kind = ModelProto.SentencePiece.Type
     # <unk> 0, <s> 1, </s> 2 as trained; then <pad> 3, <n> 4, a space 5
-    learnt = [piece for piece in proto.pieces if piece.piece not in ("<unk>", "<s>", "</s>", "▁")]
+    learned = [piece for piece in proto.pieces if piece.piece not in ("<unk>", "<s>", "</s>", "▁")]
     space = next(piece.score for piece in proto.pieces if piece.piece == "▁")
     del proto.pieces[3:]
     for text, score in (("<pad>", 0.0), ("<n>", 0.0), ("▁", space)):
         proto.pieces.add(piece=text, score=score, type=kind.NORMAL)
-    proto.pieces.extend(learnt)
+    proto.pieces.extend(learned)
     for number in range(num_pieces - len(proto.pieces)):
         proto.pieces.add(piece=f"filler{number}", score=-50.0, type=kind.NORMAL)
     (folder / TEXT_FILE).write_bytes(proto.SerializeToString())
@@ -74,7 +76,7 @@ def test_round_trips(text, words):
 
 
 def test_150_000_pieces(tmp_path):
-    """Another size: what is added comes behind whatever pieces there are, and is looked up by name."""
+    """Another size: the special pieces are appended to the pieces there are, and looked up by name."""
     text = load_icetk_text(write_text_model(tmp_path, 150_000), vocabulary_size=None)
     assert text.vocabulary == Vocabulary(170_003, 20_000, pad=20_003, newline=20_004, start_of_image=170_000)
     assert text.piece(170_001) == "<start_of_english>"
@@ -86,8 +88,8 @@ def test_150_000_pieces(tmp_path):
     assert last.startswith("filler") and text.encode(last)[-1] == 169_999, "the last piece of the file is found"
 
 
-def test_the_icetk_package_agrees_where_it_is_installed():
-    """Its own tokenizer against ours on its own files; it fits beside few of today's packages, so nothing needs it."""
+def test_ids_are_those_of_the_icetk_package():
+    """Compare icetk's tokenizer with ours on its files. It conflicts with many current packages, so it is optional."""
     package = pytest.importorskip("icetk", reason="the icetk package is not installed", exc_type=ImportError)
     text = load_icetk_text()
     for words in TEXTS[:4]:
@@ -100,9 +102,6 @@ def test_typed_special_pieces_are_only_text(text):
 
 
 def test_pieces_are_added_once(text, published, tmp_path):
-    from cogvideo.tokenizers.icetk import add_special_pieces
-    from cogvideo.tokenizers.text import parse_model
-
     once = add_special_pieces(parse_model((published / TEXT_FILE).read_bytes()))
     assert add_special_pieces(parse_model(once)) == once
 
@@ -113,6 +112,15 @@ def test_missing_files_say_what_to_put_where(tmp_path):
             load(tmp_path)
         assert str(tmp_path / name) in str(error.value) and "~/.icetk_models" in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_the_word_icetk_means_the_package_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for open_tokenizer, name in ((open_text_tokenizer, TEXT_FILE), (open_image_tokenizer, IMAGE_FILE)):
+        with pytest.raises(FileNotFoundError, match=name):
+            open_tokenizer("icetk")
+    assert image_tokenizer_files("icetk") == [DEFAULT_FOLDER.expanduser() / IMAGE_FILE]
 
 
 def test_text_model_cut_short(published, tmp_path):

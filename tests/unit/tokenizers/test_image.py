@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig, image_tokenizer_files
 from cogvideo.tokenizers.vqvae import VQVAEConfig
 
 CONFIG = ImageTokenizerConfig(
@@ -57,7 +57,7 @@ def test_images_that_are_not_square():
     ids = tokenizer.encode(pictures(2, 8, 12))
     assert ids.shape == (2, 6)
     assert tokenizer.decode(ids, rows=2).shape == (2, 3, 8, 12)
-    with pytest.raises(ValueError, match="6 ids an image do not make 2 whole rows; give `rows`"):
+    with pytest.raises(ValueError, match="6 ids per image do not fill 2 rows; give `rows`"):
         tokenizer.decode(ids)
 
 
@@ -68,7 +68,7 @@ def test_normalisation_round_trip():
     torch.testing.assert_close(tokenizer.denormalise(x), pictures())
 
 
-def test_saved_and_loaded_is_the_same(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.save(tmp_path / "t")
     loaded = ImageTokenizer.load(tmp_path / "t")
@@ -116,7 +116,7 @@ def test_missing_files(tmp_path):
         ImageTokenizer.load(tmp_path / "t")
 
 
-def test_config_that_is_not_one(tmp_path):
+def test_bad_config(tmp_path):
     make_tokenizer().save(tmp_path / "t")
     file = tmp_path / "t" / "config.json"
     config = json.loads(file.read_text())
@@ -128,6 +128,10 @@ def test_config_that_is_not_one(tmp_path):
         ImageTokenizer.load(tmp_path / "t")
 
 
+def test_files_to_hash_are_config_and_weights(tmp_path):
+    assert [path.name for path in image_tokenizer_files(tmp_path)] == ["config.json", "model.safetensors"]
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged") / "t"
@@ -137,7 +141,7 @@ def saved(tmp_path_factory):
 
 @settings(max_examples=25)
 @given(cut=st.floats(0, 0.999), flip=st.integers(0, 200))
-def test_damaged_weights_are_one_clear_error(saved, cut, flip):
+def test_damaged_weights_are_an_error_of_one_line(saved, cut, flip):
     folder, whole = saved
     data = bytearray(whole)
     data[flip] ^= 0xFF  # the header's length or its text

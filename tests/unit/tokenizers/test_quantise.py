@@ -1,21 +1,21 @@
-"""Codebook training against plain loops."""
+"""Codebook training, compared with plain loops."""
 
 import pytest
 import torch
 
 from cogvideo.tokenizers.quantise import (
+    Quantizer,
     codebook_usage,
+    initialise_codebook,
     quantise,
     revive_dead_codes,
-    start_codebook,
     update_codebook,
 )
-from cogvideo.tokenizers.vqvae import Quantizer, VQVAEConfig
 
 
 def make_quantizer(num_codes: int = 6, dim: int = 3) -> Quantizer:
     torch.manual_seed(0)
-    return Quantizer(VQVAEConfig(z_channels=dim, embedding_dim=dim, num_codes=num_codes))
+    return Quantizer(z_channels=dim, embedding_dim=dim, num_codes=num_codes)
 
 
 def test_update_equals_a_slow_moving_average():
@@ -74,7 +74,7 @@ def test_k_means_start_finds_clusters_however_unequal():
     rare = (centres[:, None] + 0.01 * torch.randn(3, 30, 3, generator=generator)).reshape(-1, 3)
     ground = 0.01 * torch.randn(900, 3, generator=generator)
     quantizer = make_quantizer(num_codes=8)
-    start_codebook(quantizer, torch.cat([ground, rare]), generator)
+    initialise_codebook(quantizer, torch.cat([ground, rare]), generator)
     distance = torch.cdist(torch.cat([centres, torch.zeros(1, 3)]), quantizer.embed.weight)
     assert (distance.amin(1) < 0.5).all()
     assert torch.equal(quantizer.embed_avg, quantizer.embed.weight)
@@ -89,7 +89,8 @@ def test_k_means_start_needs_little_memory(monkeypatch):
 
     monkeypatch.setattr(torch, "cdist", cdist)
     generator = torch.Generator().manual_seed(6)
-    start_codebook(make_quantizer(num_codes=64), torch.randn(9000, 3, generator=generator), generator, iterations=1)
+    features = torch.randn(9000, 3, generator=generator)
+    initialise_codebook(make_quantizer(num_codes=64), features, generator, iterations=1)
     assert max(sizes) <= 4096 * 4  # a sixteenth of the codes at a time
 
 
@@ -100,7 +101,7 @@ def test_codes_are_drawn_on_a_gpu_as_without_one():
     for device in ("cpu", "cuda"):
         quantizer = make_quantizer(num_codes=8).to(device)
         features = torch.randn(500, 3, generator=torch.Generator().manual_seed(7)).to(device)
-        start_codebook(quantizer, features, torch.Generator().manual_seed(8))
+        initialise_codebook(quantizer, features, torch.Generator().manual_seed(8))
         quantizer.cluster_size[2] = 0.0
         assert revive_dead_codes(quantizer, features, torch.Generator().manual_seed(9)) == 1
         found.append(quantizer.embed.weight.cpu())

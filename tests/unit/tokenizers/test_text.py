@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers import text as text_module
-from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.tokenizers.icetk import TEXT_FILE
+from cogvideo.tokenizers.text import TextTokenizer, open_text_tokenizer
 
 COLOURS = {"red": "红色", "green": "绿色", "blue": "蓝色"}
 CAPTIONS = [
@@ -122,12 +123,12 @@ def test_files_that_are_not_models(model_file, tmp_path, monkeypatch):
         TextTokenizer.load(model_file)
 
 
-def test_a_foreign_model_is_told_apart(model_file, tmp_path):
+def test_a_model_trained_elsewhere_needs_the_number_of_image_tokens(model_file, tmp_path):
     proto = text_module.parse_model(model_file.read_bytes())
     proto.trainer_spec.model_prefix = "somebody-elses"
     foreign = tmp_path / "foreign.model"
     foreign.write_bytes(proto.SerializeToString())
-    with pytest.raises(ValueError, match="how many image tokens"):
+    with pytest.raises(ValueError, match="the number of image tokens"):
         TextTokenizer.load(foreign)
     assert TextTokenizer.load(foreign, num_image_tokens=8).vocabulary.num_image_tokens == 8
     kept = [piece for piece in proto.pieces if piece.piece != "<start_of_image>"]
@@ -136,3 +137,31 @@ def test_a_foreign_model_is_told_apart(model_file, tmp_path):
     foreign.write_bytes(proto.SerializeToString())
     with pytest.raises(ValueError, match="no piece <start_of_image>"):
         TextTokenizer.load(foreign, num_image_tokens=8)
+
+
+def test_our_model_is_opened_by_its_path(model_file):
+    tokenizer = open_text_tokenizer(model_file)
+    assert tokenizer.vocabulary.num_image_tokens == IMAGE_TOKENS
+    assert tokenizer.decode(tokenizer.encode(CAPTIONS[0])) == CAPTIONS[0]
+
+
+@pytest.fixture
+def icetk_folder(model_file, tmp_path):
+    (tmp_path / TEXT_FILE).write_bytes(model_file.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [TEXT_FILE, "."])
+def test_the_published_model_has_the_published_vocabulary(icetk_folder, name):
+    tokenizer = open_text_tokenizer(icetk_folder / name)
+    assert tokenizer.vocabulary.num_image_tokens == 20000
+    assert tokenizer.vocabulary.size == 150010
+
+
+def test_a_saved_copy_of_the_published_model_opens_as_ours(icetk_folder):
+    published = open_text_tokenizer(icetk_folder)
+    published.save(icetk_folder / "copy.model")
+    copy = open_text_tokenizer(icetk_folder / "copy.model")
+    assert copy.encode(CAPTIONS[1]) == published.encode(CAPTIONS[1])
+    for name in ("num_image_tokens", "pad", "newline", "start_of_image"):
+        assert getattr(copy.vocabulary, name) == getattr(published.vocabulary, name)

@@ -1,11 +1,12 @@
-"""Shapes, levels and errors of the VQ-VAE; its numbers are checked in tests/parity/test_vqvae.py."""
+"""Shapes, levels, errors and the training loss of the VQ-VAE; its values are checked in tests/parity/test_vqvae.py."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
+from cogvideo.tokenizers.quantise import initialise_codebook, revive_dead_codes, update_codebook
+from cogvideo.tokenizers.vqvae import VQVAE, TokenizerLossConfig, VQVAEConfig, edge_loss, tokenizer_loss
 
 SMALL = VQVAEConfig(
     channels=8,
@@ -40,14 +41,14 @@ def test_only_the_levels_asked_for_exist():
     assert {"decs.0", "decs.2", "down_samplers.0", "down_samplers.1"} <= names and "decs.1" not in names
     top = build(replace(SMALL, levels=(0,)))
     assert not [name for name in top.state_dict() if name.startswith(("down_samplers", "decs.0", "decs.1"))]
-    with pytest.raises(ValueError, match=r"level 1 is not built, only \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"level 1 is not built; choose one of \[0, 2\]"):
         build().encode(torch.zeros(1, 3, 8, 8), 1)
 
 
 def test_rates():
     assert [VQVAEConfig().compress_rate(level) for level in range(3)] == [4, 8, 16]
     assert VQVAEConfig().level_of_rate(8) == 1
-    with pytest.raises(ValueError, match=r"compress rate 7 .* \[4, 8, 16\]"):
+    with pytest.raises(ValueError, match=r"compress rate 7; choose one of \[4, 8, 16\]"):
         VQVAEConfig().level_of_rate(7)
 
 
@@ -80,7 +81,7 @@ def test_every_trainable_parameter_gets_a_gradient():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"levels": (3,)}, r"vqvae.levels=\(3,\) must be some of 0..2"),
+        ({"levels": (3,)}, r"vqvae.levels=\(3,\); expected some of 0..2"),
         ({"levels": ()}, r"vqvae.levels=\(\)"),
         ({"norm_groups": 0}, "vqvae.norm_groups=0; expected 1 to 65536"),
         ({"num_codes": -1}, "vqvae.num_codes=-1; expected 1"),
@@ -104,3 +105,52 @@ def test_images_of_a_wrong_shape(shape):
 def test_ids_outside_the_codebook():
     with pytest.raises(ValueError, match=r"ids span 0\.\.32, expected 0\.\.31"):
         build().decode(torch.tensor([[[0, 32]]]), 0)
+
+
+TINY = VQVAEConfig(
+    channels=8, channel_multipliers=(1, 2), encoder_num_res_blocks=1, z_channels=8, embedding_dim=8, num_codes=32,
+    levels=(0,), norm_groups=4, mid_attention=False, attention_resolutions=(),
+)  # fmt: skip
+
+
+def test_edge_loss_by_hand():
+    error = torch.zeros(1, 1, 4, 4)
+    error[..., 2:] = 1.0  # one vertical edge: 4 of 12 horizontal differences are 1; halved, 2 of 2
+    assert edge_loss(error, torch.zeros_like(error), scales=1) == pytest.approx(4 / 12)
+    assert edge_loss(error, torch.zeros_like(error), scales=2) == pytest.approx((4 / 12 + 1) / 2)
+    assert edge_loss(error + 5, error, scales=2) == 0
+
+
+def test_loss_is_the_weighted_sum_of_its_metrics():
+    torch.manual_seed(0)
+    config = TokenizerLossConfig(l1=0.5, l2=2.0, edge=3.0, commitment=0.25)
+    step = tokenizer_loss(VQVAE(TINY), torch.randn(2, 3, 8, 8), 0, config)
+    m = step.metrics
+    expected = 0.5 * m["l1"] + 2 * m["l2"] + 3 * m["edge"] + 0.25 * m["commitment"]
+    assert m["loss"] == pytest.approx(expected, rel=1e-5) and step.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert step.features.shape == (32, 8) and step.ids.shape == (32,) and not step.features.requires_grad
+    assert 0 < m["codebook_used"] <= 1 <= m["perplexity"]
+
+
+def test_training_lowers_the_loss_and_keeps_codes_in_use():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    model, config = VQVAE(TINY), TokenizerLossConfig()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    images = torch.rand(8, 3, 8, 8, generator=generator).round() * 2 - 1
+    losses, rows = [], []
+    for index in range(50):
+        step = tokenizer_loss(model, images, 0, config, use_codes=index >= 15)
+        optimiser.zero_grad()
+        step.loss.backward()
+        optimiser.step()
+        losses.append(step.metrics["l1"])
+        if step.ids is None:
+            rows.append(step.features)
+            if index == 14:
+                initialise_codebook(model.quantize, torch.cat(rows[-5:]), generator)
+        else:
+            update_codebook(model.quantize, step.features, step.ids)
+            revive_dead_codes(model.quantize, step.features, generator)
+    assert losses[-1] < 0.8 * losses[0]
+    assert step.metrics["codebook_used"] > 0.5
