@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from cogvideo.data.dataset import PairDataset
 from cogvideo.data.loader import TextEncoder, batch_indices, prefetch
 from cogvideo.rng import data_uniforms
-from cogvideo.superres.batch import SuperresBatch, text_rows
+from cogvideo.superres.batch import SuperresBatch, pad_captions
 from cogvideo.superres.config import SuperresConfig
-from cogvideo.superres.rounds import all_rounds
+from cogvideo.superres.grid import round_masks
 
 
 class PairLoader:
@@ -43,7 +43,7 @@ class PairLoader:
                 raise ValueError(f"the pairs have {name}={got} tokens, the model reads {expected}; set superres.{name}")
         self.dataset, self.config, self.batch_size = dataset, config, batch_size
         self.seed, self.rank, self.world = seed, rank, world
-        self._rounds = all_rounds(config)
+        self._rounds = round_masks(config)
         self._encode = lru_cache(maxsize=1 << 16)(text_tokenizer.encode)  # captions repeat
 
     def batch(self, step: int) -> SuperresBatch:
@@ -51,7 +51,7 @@ class PairLoader:
         rows, positions = self._indices(step)
         fine, coarse = self.dataset.pairs(rows)
         captions = [" ".join(caption.split()) for caption in self.dataset.texts(rows)]
-        text, text_mask = text_rows([self._encode(caption) for caption in captions], self.config)
+        text, text_mask = pad_captions([self._encode(caption) for caption in captions], self.config)
         drawn = torch.from_numpy(data_uniforms(self.seed, "round", positions) * len(self._rounds)).long()
         low_res = torch.from_numpy(coarse)[:, : self.config.low_res_len]  # none for the iterative model
         return SuperresBatch(text, text_mask, low_res, torch.from_numpy(fine), self._rounds[drawn], drawn + 1)

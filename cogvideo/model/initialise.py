@@ -42,6 +42,25 @@ def initialise(model: OnTrunk, generator: torch.Generator, *, mix_logit: float =
 
 
 @torch.no_grad()
+def copy_trunk(model: OnTrunk, trunk: Mapping[str, Tensor]) -> None:
+    """Copy a text-to-image trunk's tensors (our names) into a model that has them; others are ignored.
+
+    Raises: ValueError naming a tensor that is missing or of another shape; the model is unchanged then.
+    """
+    parameters = list(model.trunk_parameters())
+    for name, p in parameters:
+        if name not in trunk:
+            raise ValueError(f"the trunk lacks {name}; inherit from a text-to-image checkpoint of the same depth")
+        if trunk[name].shape != p.shape:
+            raise ValueError(
+                f"the trunk's {name} has shape {tuple(trunk[name].shape)}, this model's has {tuple(p.shape)}; "
+                "use equal sizes and vocabularies"
+            )
+    for name, p in parameters:
+        p.copy_(trunk[name])
+
+
+@torch.no_grad()
 def inherit_trunk(
     model: CogVideoTransformer, trunk: Mapping[str, Tensor], *, temporal_init: TemporalInit = "qkv_and_dense"
 ) -> None:
@@ -52,18 +71,8 @@ def inherit_trunk(
     changed then.
     """
     config = model.config
+    copy_trunk(model, trunk)
     own = dict(model.named_parameters())
-    shared = list(model.trunk_parameters())
-    for name, p in shared:
-        if name not in trunk:
-            raise ValueError(f"the trunk lacks {name}; inherit from a text-to-image checkpoint of the same depth")
-        if trunk[name].shape != p.shape:
-            raise ValueError(
-                f"the trunk's {name} has shape {tuple(trunk[name].shape)}, this model's has {tuple(p.shape)}; "
-                "use equal sizes and vocabularies"
-            )
-    for name, p in shared:
-        p.copy_(trunk[name])
     parts = ("query_key_value", "dense") if temporal_init == "qkv_and_dense" else ("query_key_value",)
     for i in range(config.num_layers):
         for part in parts:

@@ -11,9 +11,8 @@ from cogvideo.model.loss import FROZEN_PART, LOGITS_AT_ONCE
 from cogvideo.model.plan import plan_forward
 from cogvideo.planning.machines import Machine
 from cogvideo.superres.config import SuperresConfig
-from cogvideo.superres.grid import Tiles
-from cogvideo.superres.rounds import all_rounds
-from cogvideo.superres.transformer import sight
+from cogvideo.superres.grid import QueryTiles, round_masks
+from cogvideo.superres.transformer import visible_keys
 
 TRAINING_EFFICIENCY = 0.4
 """Fraction of a GPU's peak flops that training with large matrices typically reaches."""
@@ -162,16 +161,16 @@ def superres_training_flops(config: SuperresConfig, *, frozen_trunk: bool) -> fl
     square = 2 * h * h
     attention, mlp = layers * 4 * square * config.high_res_len, layers * 8 * square * config.high_res_len
     on_context = layers * 12 * square * context + layers * 4 * h * context**2
-    seen = sight(config)
-    scores = layers * 4 * h * (_tile_pairs(seen.context) + _tile_pairs(seen.own))
-    logits = 2 * h * config.vocabulary.num_image_tokens * float(all_rounds(config).sum(1).float().mean())
+    visible = visible_keys(config)
+    scores = layers * 4 * h * (_tile_pairs(visible.context) + _tile_pairs(visible.grid))
+    logits = 2 * h * config.vocabulary.num_image_tokens * float(round_masks(config).sum(1).float().mean())
     forward = attention + mlp + on_context + scores + logits
     if frozen_trunk:
         return forward + 2 * attention + mlp + logits + 2.5 * scores
     return forward + 2 * (attention + mlp + on_context + logits) + 2.5 * scores
 
 
-def _tile_pairs(tiles: Tiles) -> int:
+def _tile_pairs(tiles: QueryTiles) -> int:
     return tiles.queries.numel() * tiles.keys.shape[1]
 
 

@@ -26,8 +26,8 @@ from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.bundle import ACTIVATIONS, SUPERRES, open_tokenizers
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sequence.prompt import Encode
-from cogvideo.superres.batch import text_rows
-from cogvideo.superres.rounds import TOP_K, redrawn
+from cogvideo.superres.batch import pad_captions
+from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.image import ImageTokenizer
 
@@ -43,7 +43,7 @@ def draw_fine(
 ) -> Tensor:
     """All tokens of the fine grid at once, by the direct model.
 
-    Shapes: text, text_mask as of `text_rows`, a row a frame; low_res (frames, low_res_len); uniforms (frames,
+    Shapes: text, text_mask as of `pad_captions`, a row a frame; low_res (frames, low_res_len); uniforms (frames,
     high_res_len, 2) -> (frames, high_res_len).
     """
     assert model.config.method == "direct"
@@ -64,13 +64,13 @@ def redraw(
 ) -> Tensor:
     """One round of the iterative model over fine frames: a forward, and new tokens where the round redraws.
 
-    Shapes: text, text_mask as of `text_rows`, a row a frame; tokens (frames, high_res_len), which stay as they are;
+    Shapes: text, text_mask as of `pad_captions`, a row a frame; tokens (frames, high_res_len), which stay as they are;
     uniforms (frames, high_res_len, 2); only (high_res_len,) bool: places that may change (default: all)
     -> (frames, high_res_len). `number` counts from 1, see `superres.rounds`.
     """
     config = model.config
     assert config.method == "iterative"
-    asked = redrawn(config.high_res_side, number).to(tokens.device)
+    asked = redraw_mask(config.high_res_side, number).to(tokens.device)
     asked = asked if only is None else asked & only
     places = asked.nonzero().squeeze(1)
     inputs = tokens.masked_fill(asked, config.vocabulary.start_of_image)
@@ -80,7 +80,7 @@ def redraw(
 
 def plain_draws(num_tokens: int, device: torch.device) -> list[Draw]:
     """What the rounds draw by: plain top-k sampling at temperature 1."""
-    return [ClusterDraw(np.arange(num_tokens), 1.0, top_k, 1.0).to(device) for top_k in TOP_K]
+    return [ClusterDraw(np.arange(num_tokens), 1.0, top_k, 1.0).to(device) for top_k in ROUND_TOP_K]
 
 
 def _draw(model: SuperresTransformer, hidden: Tensor, draw: Draw, uniforms: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Upsampler:
             return sample_uniforms([key], STREAM + stream, numbers, self.tokens_a_frame)[0].to(device)
 
         def text(model: SuperresTransformer) -> tuple[Tensor, Tensor]:
-            rows, mask = text_rows([ids] * len(frames), model.config)
+            rows, mask = pad_captions([ids] * len(frames), model.config)
             return rows.to(device), mask.to(device)
 
         fine = draw_fine(self.direct, *text(self.direct), frames.to(device), self._draws[0], random(0))

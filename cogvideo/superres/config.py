@@ -5,8 +5,8 @@ from typing import Literal
 
 from cogvideo.sequence.vocabulary import Vocabulary
 
-LEAST_SIDE = 6
-"""Of the iterative model's grid: the whole pattern of `rounds.py`."""
+MIN_ITERATIVE_SIDE = 6
+"""Of the iterative model's grid: one whole `grid.ROUND_PATTERN`, or some rounds would redraw nothing."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class SuperresConfig:
     """Source: CogView2 (2204.14217)."""
 
     method: Literal["direct", "iterative"] = "direct"
-    """direct: draws a fine grid from a coarse one in one forward; iterative: redraws parts of a fine grid."""
+    """direct: draws a fine grid from a coarse one in one forward pass; iterative: redraws parts of a fine grid."""
     num_layers: int = 48
     hidden_size: int = 3072
     num_heads: int = 48
@@ -23,13 +23,13 @@ class SuperresConfig:
     """Tokens along a side of the low-resolution grid that the direct model reads."""
     high_res_side: int = 60
     num_positions: int = 1024
-    """Rows of the trunk's position table; the extra table holds one row a high-resolution token."""
+    """Rows of the trunk's position table; the extra table has one row per high-resolution token."""
     low_res_position_start: int = 513
-    """The first coarse token's row in the trunk's table, where a picture has its second slot: what reads it sees it."""
+    """The first coarse token's row in the trunk's position table: that of an image's second slot, whose input it is."""
     dropout: float = 0.1
     """After embeddings and on the MLP's output, in training."""
     attention_dropout: float = 0.1
-    """On attention probabilities, in training: of all rows of the direct model, of the fine grid's of the iterative."""
+    """On attention probabilities, in training: in all rows of the direct model, in fine rows of the iterative model."""
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     def __post_init__(self) -> None:
@@ -41,24 +41,23 @@ class SuperresConfig:
                 raise ValueError(f"superres.{name}={getattr(self, name)}; expected a probability from 0 to below 1")
         if self.hidden_size % self.num_heads:
             raise ValueError(
-                f"superres.hidden_size={self.hidden_size} is no multiple of superres.num_heads={self.num_heads}; "
+                f"superres.hidden_size={self.hidden_size} is not a multiple of superres.num_heads={self.num_heads}; "
                 "change one"
             )
         if self.method == "direct" and self.high_res_side % self.low_res_side:
             raise ValueError(
-                f"superres.high_res_side={self.high_res_side} is no multiple of "
+                f"superres.high_res_side={self.high_res_side} is not a multiple of "
                 f"superres.low_res_side={self.low_res_side}; change one"
             )
-
-        if self.method == "iterative" and self.high_res_side < LEAST_SIDE:
+        if self.method == "iterative" and self.high_res_side < MIN_ITERATIVE_SIDE:
             raise ValueError(
                 f"superres.high_res_side={self.high_res_side} leaves some rounds of the iterative model nothing to "
-                f"redraw; give at least {LEAST_SIDE}"
+                f"redraw; give at least {MIN_ITERATIVE_SIDE}"
             )
 
     @property
     def low_res_len(self) -> int:
-        """Tokens of the coarse grid that the model reads beside the text."""
+        """Tokens of the coarse grid that the model reads with the text."""
         return self.low_res_side**2 if self.method == "direct" else 0
 
     @property
@@ -67,11 +66,11 @@ class SuperresConfig:
         return self.high_res_side**2
 
     @property
-    def longest_text(self) -> int:
-        """Tokens of a caption that are read; the direct model leaves a place free, as published."""
+    def max_caption_len(self) -> int:
+        """Tokens of a caption that are read; the direct model leaves one position free, as published."""
         return self.text_len - 1 if self.method == "direct" else self.text_len
 
     @property
     def context_attention_dropout(self) -> float:
-        """Of rows beside the fine grid."""
+        """Attention dropout of context rows, in training."""
         return self.attention_dropout if self.method == "direct" else 0.0

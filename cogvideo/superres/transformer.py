@@ -1,13 +1,13 @@
-"""The super-resolution transformers. Both have two sorts of rows:
+"""The super-resolution transformers, direct and iterative (`SuperresConfig.method`). Both have two kinds of rows:
 
-    context    text, and in the direct model the coarse grid: read by the trunk's attention as in a picture
-    fine grid  one row a token to be drawn; slot j predicts token j, nothing is shifted. A row sees its neighbours
-               within 9 rows by 5 columns, and of the context: in the direct model the 5 x 5 coarse tokens around it,
-               in the iterative one all text
+    context    text, and in the direct model the coarse grid; attended to by the trunk's attention as in an image
+    fine grid  one row per token to draw: slot j predicts token j, nothing is shifted. A row attends to its neighbours
+               within 9 rows by 5 columns, and to context: the 5 x 5 coarse tokens around it in the direct model, all
+               text in the iterative model
 
-Context rows never see the fine grid. In the direct model the fine grid has projections of its own and all its inputs
-are BOI: all its tokens are drawn at once. In the iterative one known places carry their tokens, and BOI asks.
-Source: CogView2 (2204.14217), section 3; `SuperresConfig` tells the two apart, and `sight` says what is seen.
+Context rows never attend to the fine grid. In the direct model the fine grid has its own projections and all of its
+inputs are BOI, so all tokens are drawn at once. In the iterative model known places have their tokens as inputs, and
+places to draw have BOI. Source: CogView2 (2204.14217), section 3.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ from cogvideo.model.quantize import Embedding, Linear
 from cogvideo.model.trunk import OnTrunk
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.config import SuperresConfig
-from cogvideo.superres.grid import Tiles, all_of, attend_near, near
+from cogvideo.superres.grid import KeySource, QueryTiles, attend_in_tiles, full_tiles, neighbourhood_tiles
 
-LOCAL, CROSS = (9, 5), (5, 5)
-"""Rows and columns of a neighbourhood on the fine grid, and on the coarse one."""
+FINE_NEIGHBOURHOOD, COARSE_NEIGHBOURHOOD = (9, 5), (5, 5)
+"""Rows and columns of keys around a fine query, on the fine grid and on the coarse grid."""
 
 
 class Heads(NamedTuple):
@@ -42,23 +42,24 @@ class Heads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What rows of the fine grid see."""
+class VisibleKeys:
+    """The keys that rows of the fine grid attend to, among context rows and on the fine grid."""
 
-    context: Tiles
-    own: Tiles
+    context: QueryTiles
+    grid: QueryTiles
 
-    def to(self, device: torch.device) -> "Sight":
-        return Sight(self.context.to(device), self.own.to(device))
+    def to(self, device: torch.device) -> "VisibleKeys":
+        return VisibleKeys(self.context.to(device), self.grid.to(device))
 
 
-def sight(config: SuperresConfig) -> Sight:
-    """What a config's rows of the fine grid see."""
+def visible_keys(config: SuperresConfig) -> VisibleKeys:
     side = config.high_res_side
-    own = near(side, side, *LOCAL)
+    grid = neighbourhood_tiles(side, side, *FINE_NEIGHBOURHOOD)
     if config.method == "direct":
-        return Sight(near(side, config.low_res_side, *CROSS, first_key=config.text_len), own)
-    return Sight(all_of(own, config.text_len), own)
+        # coarse tokens follow the text among the context rows
+        coarse = neighbourhood_tiles(side, config.low_res_side, *COARSE_NEIGHBOURHOOD, first_key=config.text_len)
+        return VisibleKeys(coarse, grid)
+    return VisibleKeys(full_tiles(grid, config.text_len), grid)
 
 
 class _Attention(nn.Module):
@@ -92,27 +93,31 @@ class _Layer(nn.Module):
         grid: Tensor,
         context_bias: Tensor,
         padding_bias: Tensor,
-        sight: Sight,
+        visible: VisibleKeys,
         *,
-        answer_context: bool = True,
+        update_context: bool = True,
         recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Shapes: context (batch, context rows, hidden), grid (batch, grid rows, hidden), and back alike;
-        context_bias (batch, 1, context rows, context rows); padding_bias (batch, context rows), -inf on padding.
+        """Return the updated context and grid.
 
-        In the last layer nobody reads the context's rows: without `answer_context` they come back as they are. With
-        `recompute` what lies behind attention is not kept for the backward pass.
+        Shapes: context (batch, context rows, hidden); grid (batch, grid rows, hidden); context_bias (batch, 1, context
+        rows, context rows); padding_bias (batch, context rows), -inf on padding. `update_context=False` returns the
+        context unchanged: after the last layer it is not used. `recompute` recomputes everything after attention in the
+        backward pass instead of storing it.
         """
-        p_context, p_grid = (self._context_dropout, self._grid_dropout) if self.training else (0.0, 0.0)
-        of_grid = self.high_res_attention if hasattr(self, "high_res_attention") else self.attention
-        around = self.attention.heads(self.input_layernorm(context))
-        own = of_grid.heads(self.input_layernorm(grid))
-        after = partial(checkpoint, self._after_attention, use_reentrant=False) if recompute else self._after_attention
-        if answer_context:
-            seen = F.scaled_dot_product_attention(*around, context_bias, p_context)
-            context = after(context, self.attention.dense(rearrange(seen, "b h s d -> b s (h d)")))
-        sources = (around.key, around.value, sight.context, padding_bias), (own.key, own.value, sight.own, None)
-        grid = after(grid, of_grid.dense(attend_near(own.query, sources, p_grid)))
+        context_dropout, grid_dropout = (self._context_dropout, self._grid_dropout) if self.training else (0.0, 0.0)
+        grid_attention = self.high_res_attention if hasattr(self, "high_res_attention") else self.attention
+        of_context = self.attention.heads(self.input_layernorm(context))
+        of_grid = grid_attention.heads(self.input_layernorm(grid))
+        finish = partial(checkpoint, self._after_attention, use_reentrant=False) if recompute else self._after_attention
+        if update_context:
+            attended = F.scaled_dot_product_attention(*of_context, context_bias, context_dropout)
+            context = finish(context, self.attention.dense(rearrange(attended, "b h s d -> b s (h d)")))
+        sources = (
+            KeySource(of_context.key, of_context.value, visible.context, padding_bias),
+            KeySource(of_grid.key, of_grid.value, visible.grid),
+        )
+        grid = finish(grid, grid_attention.dense(attend_in_tiles(of_grid.query, sources, grid_dropout)))
         return context, grid
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -121,7 +126,7 @@ class _Layer(nn.Module):
 
 
 class SuperresTransformer(OnTrunk):
-    """A trunk's parameters under a trunk's names, positions of the fine grid, and the direct model's projections."""
+    """The trunk's parameters under their names, positions of the fine grid, and the direct model's own projections."""
 
     added = ("extra_position_embeddings.", ".high_res_attention.")
 
@@ -131,7 +136,7 @@ class SuperresTransformer(OnTrunk):
         if needed > config.num_positions:
             raise ValueError(
                 f"superres.num_positions={config.num_positions} is less than the {needed} that text and coarse tokens "
-                "have; give superres.low_res_position_start=... or use another checkpoint"
+                "need; give superres.low_res_position_start=... or use another checkpoint"
             )
         self.config = config
         self.word_embeddings = Embedding(config.vocabulary.size, config.hidden_size)
@@ -141,58 +146,60 @@ class SuperresTransformer(OnTrunk):
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.recompute: Recompute = "nothing"
-        """What the backward pass computes anew instead of keeping it."""
-        self._sight = sight(config)
+        """What the backward pass recomputes instead of storing it."""
+        self._visible = visible_keys(config)
 
     def forward(self, text: Tensor, text_mask: Tensor, low_res: Tensor, high_res: Tensor) -> Tensor:
         """Hidden states of the fine grid after the final LayerNorm: (batch, high_res_len, hidden).
 
-        Shapes: text (batch, text_len) ids, left-padded; text_mask (batch, text_len), False on padding, at least one
-        True a row; low_res (batch, low_res_len) tokens, none for the iterative model; high_res (batch, high_res_len)
-        inputs: tokens where they are known, BOI elsewhere.
+        Shapes: text (batch, text_len) ids, left-padded; text_mask (batch, text_len), False on padding, with at
+        least one True per row; low_res (batch, low_res_len) tokens, none for the iterative model; high_res (batch,
+        high_res_len) inputs: tokens where they are known, BOI elsewhere.
         """
         config, device = self.config, text.device
         assert text.shape[1] == config.text_len and low_res.shape[1] == config.low_res_len
-        if self._sight.own.keys.device != device:
-            self._sight = self._sight.to(device)
-        words = text_mask.cumsum(1).sub(1).clamp(min=0)
-        coarse = config.low_res_position_start + torch.arange(config.low_res_len, device=device).expand(len(text), -1)
-        positions = self.position_embeddings(torch.cat([words, coarse], dim=1))
-        context = self._words(torch.cat([text, low_res], dim=1), positions)
-        grid = self._words(high_res, self.extra_position_embeddings.weight)
+        if self._visible.grid.keys.device != device:
+            self._visible = self._visible.to(device)
+        text_positions = text_mask.cumsum(1).sub(1).clamp(min=0)
+        coarse_places = torch.arange(config.low_res_len, device=device).expand(len(text), -1)
+        coarse_positions = config.low_res_position_start + coarse_places
+        positions = self.position_embeddings(torch.cat([text_positions, coarse_positions], dim=1))
+        context = self._embed(torch.cat([text, low_res], dim=1), positions)
+        grid = self._embed(high_res, self.extra_position_embeddings.weight)
 
-        # what is seen: real text by all, the coarse grid by itself; a padded row sees real text, and nobody sees it
-        present = F.pad(text_mask, (0, config.low_res_len), value=True)
-        seen = present[:, None, :].repeat(1, present.shape[1], 1)
-        seen[:, : config.text_len, config.text_len :] = False
-        nothing = torch.zeros((), dtype=grid.dtype, device=device)
-        context_bias = nothing.expand(seen.shape).masked_fill(~seen, float("-inf")).unsqueeze(1)
-        padding_bias = nothing.expand(present.shape).masked_fill(~present, float("-inf"))
-        final = len(self.layers) - 1
+        # All rows attend to real text, coarse rows to all coarse rows too. Padding attends to real text, so that its
+        # softmax is defined, but no row attends to padding.
+        is_real = F.pad(text_mask, (0, config.low_res_len), value=True)
+        allowed = is_real[:, None, :].repeat(1, is_real.shape[1], 1)
+        allowed[:, : config.text_len, config.text_len :] = False
+        zero = torch.zeros((), dtype=grid.dtype, device=device)
+        context_bias = zero.expand(allowed.shape).masked_fill(~allowed, float("-inf")).unsqueeze(1)
+        padding_bias = zero.expand(is_real.shape).masked_fill(~is_real, float("-inf"))
+        last = len(self.layers) - 1
         recompute = self.recompute if self.training and torch.is_grad_enabled() else "nothing"
         for i, layer in enumerate(self.layers):
-            run = partial(layer, sight=self._sight, answer_context=i < final, recompute=recompute == "mlp")
+            run = partial(layer, visible=self._visible, update_context=i < last, recompute=recompute == "mlp")
             if recompute == "layer":
                 run = partial(checkpoint, run, use_reentrant=False)
             context, grid = run(context, grid, context_bias, padding_bias)
         return self.final_layernorm(grid)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of image tokens, float32: (..., hidden) -> (..., num_image_tokens)."""
+        """Logits of image tokens, float32: (..., hidden) -> (..., num_image_tokens)."""
         return self.word_embeddings.scores(hidden, self.config.vocabulary.num_image_tokens)
 
     def frame_losses(self, batch: SuperresBatch) -> Tensor:
-        """Mean negative log-likelihood of the tokens that each frame is asked for: (batch,), float32.
+        """Mean negative log-likelihood of each frame's target tokens: (batch,), float32.
 
-        A mean a frame, whatever number a round asks for: so all rounds weigh the same. Logits exist for rows that are
-        asked for only, a chunk of them at a time.
+        The mean is per frame, so all rounds have the same weight whatever their number of targets. Logits are computed
+        only for target rows, a chunk at a time.
         """
-        inputs = batch.high_res.masked_fill(batch.asked, self.config.vocabulary.start_of_image)
-        hidden = self(batch.text, batch.text_mask, batch.low_res, inputs)[batch.asked]
+        inputs = batch.high_res.masked_fill(batch.target_mask, self.config.vocabulary.start_of_image)
+        hidden = self(batch.text, batch.text_mask, batch.low_res, inputs)[batch.target_mask]
         weight = self.word_embeddings.output_weight(hidden, self.config.vocabulary.num_image_tokens)
-        losses = token_nll(hidden, weight, batch.high_res[batch.asked])
-        frames = batch.asked.nonzero()[:, 0]
-        return losses.new_zeros(len(batch.asked)).index_add(0, frames, losses) / batch.asked.sum(1)
+        losses = token_nll(hidden, weight, batch.high_res[batch.target_mask])
+        frames = batch.target_mask.nonzero()[:, 0]
+        return losses.new_zeros(len(batch.target_mask)).index_add(0, frames, losses) / batch.target_mask.sum(1)
 
-    def _words(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         return self.embedding_dropout(self.word_embeddings(ids).to(positions.dtype) + positions)

@@ -18,7 +18,7 @@ from cogvideo.data.dataset import ClipDataset, PairDataset
 from cogvideo.data.pairs import PairLoader
 from cogvideo.media.video import read_video
 from cogvideo.superres.config import SuperresConfig
-from cogvideo.superres.rounds import all_rounds
+from cogvideo.superres.grid import round_masks
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.config import TrainConfig
@@ -105,7 +105,7 @@ def test_a_batch_follows_from_its_step_and_meets_every_round(scene: Path) -> Non
     batch = whole.batch(3)
     assert batch.low_res.shape == (60, 0) and torch.equal(batch.text, whole.batch(3).text)
     assert set(batch.round.tolist()) == set(range(1, 7))
-    assert torch.equal(batch.asked, all_rounds(config)[batch.round - 1])
+    assert torch.equal(batch.target_mask, round_masks(config)[batch.round - 1])
     parts = [PairLoader(whole.dataset, text, config, 60, rank=rank, world=2).batch(3) for rank in range(2)]
     assert torch.equal(torch.stack([part.high_res for part in parts], 1).flatten(0, 1), batch.high_res)
     assert torch.equal(torch.stack([part.round for part in parts], 1).flatten(), batch.round)

@@ -16,7 +16,7 @@ from cogvideo.cli.main import main
 from cogvideo.config import to_dict
 from cogvideo.sampling import jobs
 from cogvideo.superres.config import SuperresConfig
-from cogvideo.superres.rounds import redrawn
+from cogvideo.superres.grid import redraw_mask
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.text import TextTokenizer
 from tests.helpers.bundles import CAPTIONS, write_bundle
@@ -77,7 +77,7 @@ def test_clips_that_were_sampled(scene: Path, tmp_path: Path) -> None:
     assert both["tokens"].shape == (2, 5, FINE**2) and float(both["seconds"]) == float(coarse["seconds"])
     assert torch.equal(both["tokens"], again["tokens"]), "frames do not depend on those beside them"
     changed = (both["tokens"] != drawn["tokens"]).flatten(0, 1).any(0)
-    assert changed.any() and not changed[~redrawn(FINE, 1)].any()
+    assert changed.any() and not changed[~redraw_mask(FINE, 1)].any()
     about = json.loads((tmp_path / "both/samples.json").read_text(encoding="utf-8"))
     assert [sample["prompt"] for sample in about["samples"]] == CAPTIONS[:2]
     sheet = Image.open(next((tmp_path / "both").glob("000-*.png")))

@@ -13,8 +13,8 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import build_superres
 from cogvideo.cli.main import main
 from cogvideo.sampling.superres import draw_fine, redraw
-from cogvideo.superres.batch import text_rows
-from cogvideo.superres.rounds import TOP_K, redrawn
+from cogvideo.superres.batch import pad_captions
+from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask
 from cogvideo.superres.transformer import SuperresTransformer
 from tests.helpers.packs import GOLDEN, Pack, open_pack
 
@@ -42,7 +42,9 @@ def iterative(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuperresTransfo
 
 def texts_of(model: SuperresTransformer, pack: Pack) -> tuple[Tensor, Tensor]:
     lengths = pack["text_length"].tolist()
-    return text_rows([row[len(row) - n :].tolist() for row, n in zip(pack["text"], lengths, strict=True)], model.config)
+    return pad_captions(
+        [row[len(row) - n :].tolist() for row, n in zip(pack["text"], lengths, strict=True)], model.config
+    )
 
 
 def ranked(scores: Tensor, rank: Tensor) -> Tensor:
@@ -95,9 +97,9 @@ def test_iterative_rounds(iterative: tuple[SuperresTransformer, Pack], kind: str
     only = pack["input_mask"].bool() if kind == "greedy_boxed" else None
     for number in range(1, 7):
         before = (pack["image"] if number == 1 else pack[f"{kind}.after"][:, number - 2]).long()
-        places = redrawn(60, number) if only is None else redrawn(60, number) & only
+        places = redraw_mask(60, number) if only is None else redraw_mask(60, number) & only
         rank = (16 + torch.arange(3600)) * 5 + number - 1 if kind == "ranked" else torch.zeros(3600, dtype=torch.int64)
-        draw = Ranks(None, rank, (rank % TOP_K[number - 1])[places])
+        draw = Ranks(None, rank, (rank % ROUND_TOP_K[number - 1])[places])
         given = before.clone()
         made = redraw(model, *texts_of(model, pack), before, number, draw, UNUSED, only)
         assert torch.equal(before, given), "the caller's tokens stay"
@@ -117,4 +119,4 @@ def test_iterative_rounds(iterative: tuple[SuperresTransformer, Pack], kind: str
 
 def test_how_often_a_place_is_redrawn(iterative: tuple[SuperresTransformer, Pack]) -> None:
     _, pack = iterative
-    assert torch.equal(sum(redrawn(60, number).long() for number in range(1, 7)), pack["rounds_redrawn"].long())
+    assert torch.equal(sum(redraw_mask(60, number).long() for number in range(1, 7)), pack["rounds_redrawn"].long())

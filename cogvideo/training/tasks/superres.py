@@ -22,8 +22,8 @@ from cogvideo.planning.budgets import superres_training_flops
 from cogvideo.rng import generator_for
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.config import SuperresConfig
+from cogvideo.superres.grid import round_masks
 from cogvideo.superres.initialise import inherit_trunk
-from cogvideo.superres.rounds import all_rounds
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import TrainConfig
@@ -38,7 +38,7 @@ class SuperresObjective(nn.Module):
     def __init__(self, model: SuperresTransformer, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
-        self._run, self._has_rounds = config, len(all_rounds(model.config)) > 1
+        self._run, self._has_rounds = config, len(round_masks(model.config)) > 1
 
     def forward(self, batch: SuperresBatch) -> Outcome:
         with autocast(self._run, batch.text.device):
@@ -85,10 +85,10 @@ class SuperresTask:
         loader = self._validation or self._loader
         batch = loader.batch(0)
         _, coarse = loader.dataset.pairs(loader.rows(0)[:rows])
-        return batch.part(slice(rows), self.device), torch.from_numpy(coarse)
+        return batch.select(slice(rows), self.device), torch.from_numpy(coarse)
 
     def part(self, batch: SuperresBatch, index: int, count: int) -> SuperresBatch:
-        return batch.part(slice(index, None, count), self.device)
+        return batch.select(slice(index, None, count), self.device)
 
     def tokens(self, batch: SuperresBatch) -> int:
         return int(batch.text_mask.sum()) + batch.low_res.numel() + batch.high_res.numel()
