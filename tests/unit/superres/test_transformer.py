@@ -59,7 +59,7 @@ def slow_losses(model: SuperresTransformer, batch: SuperresBatch) -> Tensor:
                 x: Tensor, projection: str, i: int = i, grid_attention: str = grid_attention, context: int = context
             ) -> Tensor:
                 of_context = linear(x[:context], f"layers.{i}.attention.{projection}")
-                return torch.cat([of_context, linear(x[context:], f"layers.{i}.{fine}.{projection}")])
+                return torch.cat([of_context, linear(x[context:], f"layers.{i}.{grid_attention}.{projection}")])
 
             q, k, v = (
                 part.unflatten(1, (c.num_heads, -1)).transpose(0, 1)
