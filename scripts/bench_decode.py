@@ -23,7 +23,7 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -32,21 +32,16 @@ import torch
 from published_loop import step_seconds
 from torch import Tensor
 
-from cogvideo.inference.batching import Together
-from cogvideo.inference.clip_sampler import ClipSampler
 from cogvideo.inference.clusters import PUBLISHED_CLUSTERS
-from cogvideo.inference.engine import compile_program
-from cogvideo.inference.sampler import ClusterDraw
-from cogvideo.inference.schedules import sequential
-from cogvideo.inference.speculative import speculative
-from cogvideo.inference.wavefront import wavefront
+from cogvideo.inference.engine import Progress
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import WeightDtype, convert_weights
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.rng import SampleKey, sample_keys
-from cogvideo.sampling.config import DrawConfig, SampleConfig
-from cogvideo.sampling.interpolate import sample_between
-from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
+from cogvideo.sampling.config import SampleConfig, StageName
+from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
+from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.sequence.vocabulary import Vocabulary
 
 WORDS = Vocabulary(20480, 20000, pad=20000, newline=20001, start_of_image=20002)
@@ -57,8 +52,10 @@ CASES = ("first_frame", "stage1", "stage1x4", "late4", "round2", "round4", "roun
 SCHEDULES = ("sequential", "wavefront", "speculative")
 DTYPES = ("fp32", "bf16", "fp16", "int8")
 SETTINGS = SampleConfig()
-TEXT, GUIDE = range(20100, 20116), range(20100, 20106)
+TEXT, GUIDE = list(range(20100, 20116)), list(range(20100, 20106))
 """Token ids of the caption and of its guide; any will do."""
+PROMPT = EncodedPrompt(TEXT, GUIDE)
+PROMPTS = ClipPrompts(EncodedPrompt(TEXT, None), PROMPT, [PROMPT] * SETTINGS.rounds)
 
 
 def random_model(config: ModelConfig, dtype: WeightDtype) -> CogVideoTransformer:
@@ -77,34 +74,32 @@ def random_model(config: ModelConfig, dtype: WeightDtype) -> CogVideoTransformer
 
 
 class Stage:
-    """A model set to make certain frames, and what that has cost so far."""
+    """A stage of a pipeline, and what it has cost so far."""
 
-    def __init__(
-        self, model: CogVideoTransformer, draw: DrawConfig, schedule: str, *, first_frame: bool = False
-    ) -> None:
-        start, config, layout = time.perf_counter(), model.config, model.config.layout
-        given, frames = ((), (0,)) if first_frame else (layout.given_frames, layout.generation_order)
-        slots = sequential(layout, given, frames)
-        if schedule == "wavefront":
-            slots = wavefront(slots, layout, config.window_size)
-        elif schedule == "speculative":
-            slots = speculative(slots, layout)
-        self.program = compile_program(config, slots, temporal=not first_frame)
-        labels = np.arange(config.vocabulary.num_image_tokens) % PUBLISHED_CLUSTERS
-        drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
-        self.together = Together(model)
-        self.sampler = ClipSampler(model, self.program, drawer, draw, SETTINGS.clips_at_once, self.together)
+    def __init__(self, model: CogVideoTransformer, name: StageName, config: SampleConfig) -> None:
+        labels = np.arange(model.config.vocabulary.num_image_tokens) % PUBLISHED_CLUSTERS
+        self.pipeline = Pipeline(
+            encode=lambda text: TEXT,
+            prompt_format=PromptFormat(),
+            image_tokenizer=None,  # type: ignore[arg-type]  # nothing is decoded to pixels
+            sequential=model,
+            interpolation=model,
+            labels=labels,
+        )
+        start = time.perf_counter()
+        self.sampler = self.pipeline.frame_sampler(name, config)
         self.plan_s = time.perf_counter() - start
+        self.model, self.program, self.scheduler = model, self.sampler.program, self.sampler.scheduler
         self.wall_s, self.with_text, self.tokens = 0.0, 0, 0
         self.batches: list[int] = []
         """Clips of each run."""
 
-    def run(self, sample: Callable[..., Tensor], *args: object) -> Tensor:
-        """`sample(sampler, *args)`, one of the package's own functions, timed and counted; one batch."""
-        hook = self.sampler.model.register_forward_hook(self._count_forward, with_kwargs=True)
+    def run(self, sample: Callable[[Pipeline, Progress], Tensor]) -> Tensor:
+        """`sample(pipeline, progress)`, timed and counted; one batch."""
+        hook = self.model.register_forward_hook(self._count_forward, with_kwargs=True)
         start = time.perf_counter()
         before = self.tokens
-        made = sample(self.sampler, *args, self._count_tokens)
+        made = sample(self.pipeline, self._count_tokens)
         self.wall_s += time.perf_counter() - start
         self.batches.append((self.tokens - before) // self.program.tokens_drawn)
         hook.remove()
@@ -116,11 +111,11 @@ class Stage:
     @property
     def steps(self) -> int:
         """Forwards that gave tokens: without given frames the one with the text did, else it was prefill."""
-        return self.together.forwards + (self.with_text if self.program.given is None else 0)
+        return self.scheduler.forwards + (self.with_text if self.program.given is None else 0)
 
     @property
     def forwards(self) -> int:
-        return self.together.forwards + self.with_text
+        return self.scheduler.forwards + self.with_text
 
     def _count_tokens(self, drawn: int) -> None:
         self.tokens += drawn
@@ -128,7 +123,7 @@ class Stage:
     @property
     def bytes_read(self) -> int:
         """Weights that forwards cannot do without: the layers', and the rows of the table that score image tokens."""
-        model = self.sampler.model
+        model = self.model
         layers = (
             p
             for name, p in model.named_parameters()
@@ -142,37 +137,58 @@ class Bench:
     """The stages of a clip, each made when a case first needs it."""
 
     def __init__(self, base: ModelConfig, dtype: WeightDtype, schedule: str) -> None:
-        self.base, self.dtype, self.schedule = base, dtype, schedule
+        self.base, self.dtype = base, dtype
+        self.config = replace(SETTINGS, schedule=schedule)
         self.stages: list[Stage] = []
 
     def run(self, case: str) -> Tensor:
         """Tokens of a case, (samples, frames, frame_len). Frames that it begins with are random."""
         keys = sample_keys(0, [""], 4 if case in ("stage1x4", "late4") else 1)
-        texts = [TEXT] * len(keys)
+        prompts = [PROMPTS] * len(keys)
 
         def random_frames(number: int) -> Tensor:
             size = (len(keys), number, self.base.frame_len)
             return torch.from_numpy(np.random.default_rng(0).integers(self.base.vocabulary.num_image_tokens, size=size))
 
-        def between(frames: Tensor) -> Tensor:
-            round_number = (frames.shape[1] // 2).bit_length() - 1
-            return self.interpolation.run(sample_between, frames, texts, GUIDE, keys, round_number)
+        def first_frame(pipeline: Pipeline, progress: Progress) -> Tensor:
+            return next(pipeline.stages(keys, prompts, self.config, progress=progress)).tokens
+
+        def key_frames(first: Tensor) -> Tensor:
+            return self.key_frames.run(
+                lambda pipeline, progress: (
+                    next(pipeline.stages(keys, prompts, self.config, previous_frames=first, progress=progress)).tokens
+                )
+            )
+
+        def interpolate(frames: Tensor) -> Tensor:
+            rounds_before = (frames.shape[1] // 2).bit_length() - 2
+            once, rounds = replace(self.config, rounds=1), [prompt.rounds for prompt in prompts]
+            return self.interpolation.run(
+                lambda pipeline, progress: (
+                    next(
+                        pipeline.interpolate(frames, keys, rounds, once, rounds_before=rounds_before, progress=progress)
+                    ).tokens
+                )
+            )
 
         match case:
             case "first_frame":
-                return self.first_frame.run(sample_first_frames, texts, None, keys)[:, None]
+                return self.first_frame.run(first_frame)
             case "stage1" | "stage1x4":
-                return self.key_frames.run(sample_key_frames, random_frames(1)[:, 0], texts, GUIDE, keys)
+                return key_frames(random_frames(1))
             case "late4":
-                return self.key_frames.run(sample_late, random_frames(1)[:, 0], texts, GUIDE, keys)
+                return self.key_frames.run(
+                    lambda pipeline, progress: sample_late(
+                        pipeline, keys, prompts, self.config, random_frames(1), progress
+                    )
+                )
             case "clip":
-                first = self.first_frame.run(sample_first_frames, texts, None, keys)
-                clip = self.key_frames.run(sample_key_frames, first, texts, GUIDE, keys)
+                clip = key_frames(self.first_frame.run(first_frame))
                 for _ in range(SETTINGS.rounds):
-                    clip = between(clip)
+                    clip = interpolate(clip)
                 return clip
             case _:
-                return between(random_frames(2 * int(case.removeprefix("round")) + 1))
+                return interpolate(random_frames(2 * int(case.removeprefix("round")) + 1))
 
     @cached_property
     def sequential(self) -> CogVideoTransformer:
@@ -181,34 +197,32 @@ class Bench:
 
     @cached_property
     def first_frame(self) -> Stage:
-        return self._stage(self.sequential, SETTINGS.first_frame, first_frame=True)
+        return self._stage(self.sequential, "first_frame")
 
     @cached_property
     def key_frames(self) -> Stage:
-        return self._stage(self.sequential, SETTINGS.key_frames)
+        return self._stage(self.sequential, "key_frames")
 
     @cached_property
     def interpolation(self) -> Stage:
-        model = random_model(replace(self.base, task="interpolation"), self.dtype)
-        return self._stage(model, SETTINGS.interpolation)
+        return self._stage(random_model(replace(self.base, task="interpolation"), self.dtype), "interpolation")
 
-    def _stage(self, model: CogVideoTransformer, draw: DrawConfig, *, first_frame: bool = False) -> Stage:
-        stage = Stage(model, draw, self.schedule, first_frame=first_frame)
-        self.stages.append(stage)
-        return stage
+    def _stage(self, model: CogVideoTransformer, name: StageName) -> Stage:
+        self.stages.append(Stage(model, name, self.config))
+        return self.stages[-1]
 
 
 def sample_late(
-    sampler: ClipSampler,
+    pipeline: Pipeline,
+    keys: Sequence[SampleKey],
+    prompts: Sequence[ClipPrompts],
+    config: SampleConfig,
     first_frames: Tensor,
-    texts: list[range],
-    guide: range,
-    keys: list[SampleKey],
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> Tensor:
-    """`sample_key_frames`, each clip in a thread that begins when the clip before is a quarter done."""
+    """Key frames, each clip in a thread that begins when the clip before is a quarter done."""
     begins, made = [threading.Event() for _ in range(len(keys) + 1)], dict[int, Tensor]()
-    quarter = sampler.program.tokens_drawn // 4
+    quarter = pipeline.frame_sampler("key_frames", config).program.tokens_drawn // 4
 
     def work(clip: int) -> None:
         drawn = 0
@@ -222,7 +236,8 @@ def sample_late(
 
         begins[clip].wait()
         own = slice(clip, clip + 1)
-        made[clip] = sample_key_frames(sampler, first_frames[own], texts[own], guide, keys[own], count)
+        stages = pipeline.stages(keys[own], prompts[own], config, previous_frames=first_frames[own], progress=count)
+        made[clip] = next(stages).tokens
 
     threads = [threading.Thread(target=work, args=(clip,)) for clip in range(len(keys))]
     begins[0].set()
@@ -237,7 +252,7 @@ def baseline_seconds(stages: list[Stage]) -> float:
     """The published loop's time for what the stages drew: one step a token, clips of a batch together."""
     total = 0.0
     for stage in stages:
-        config = stage.sampler.model.config
+        config = stage.model.config
         model = random_model(config, "fp32")  # whatever the stages' own weights are
         guided = 2 if stage.sampler.config.guidance_scale is not None else 1
         begin = 0 if stage.program.given is None else len(stage.program.given.slots)

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.rng import sample_keys
-from cogvideo.sampling.bundle import bundle_sample_config
+from cogvideo.sampling.bundle import load_sample_config
 from cogvideo.sampling.config import SampleConfig
-from cogvideo.sampling.inputs import Footage, FootageReader
+from cogvideo.sampling.inputs import InputClips, InputReader
 from cogvideo.sampling.pipeline import Pipeline
 
 DIGITS = ("the red digit 3 moves left slowly", "蓝色的数字5向上快速移动", "the green digit 8 moves down quickly")
@@ -36,7 +36,7 @@ class Counted:
     """Counts the forwards of a pipeline's models."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._meetings, self._with_text = pipeline.together.values(), 0
+        self._meetings, self._with_text = pipeline.schedulers.values(), 0
         for meeting in self._meetings:
             meeting.model.register_forward_hook(self._count, with_kwargs=True)
 
@@ -50,19 +50,21 @@ class Counted:
 
 
 def parts(
-    pipeline: Pipeline, counted: Counted, caption: str, config: SampleConfig, footage: Footage | None
+    pipeline: Pipeline, counted: Counted, caption: str, config: SampleConfig, given: InputClips | None
 ) -> Iterator[tuple[str, int, int, float, Tensor]]:
     """Each part's name, the tokens it drew, its forwards, CPU seconds of this thread, and the clip after it."""
     keys, before = sample_keys(config.seed, [caption], 1), 0
-    if footage is None:
-        stages, names = pipeline.stages(keys, config), ["first frame", "key frames"]
+    if given is None:
+        stages = pipeline.stages(keys, pipeline.encode_prompts([caption], config), config)
+        names = ["first frame", "key frames"]
     else:
-        stages, names = pipeline.between(footage.tokens, keys, config), []
-        before = footage.num_frames
+        before, names = given.num_frames, []
+        prompts = pipeline.encode_interpolation_prompts([caption], config, before)
+        stages = pipeline.interpolate(given.tokens, keys, prompts, config)
     names += [f"round {number}" for number in range(1, config.rounds + 1)]
     for name in names:
         forwards, began = counted.forwards, time.thread_time()
-        clip = next(stages)
+        clip = next(stages).tokens
         seconds = time.thread_time() - began
         yield name, (clip.shape[1] - before) * clip.shape[2], counted.forwards - forwards, seconds, clip
         before = clip.shape[1]
@@ -80,7 +82,7 @@ def main() -> int:
     if args.repeats < 1:
         parser.error(f"--repeats {args.repeats}; expected at least 1")
     if args.video and not args.caption:
-        parser.error("nobody says what the video shows; give --caption")
+        parser.error("the video has no caption; pass --caption")
     torch.set_num_threads(1)  # whose time is then all there is
     try:
         report(args)
@@ -92,13 +94,13 @@ def main() -> int:
 
 def report(args: argparse.Namespace) -> None:
     directory = args.model or BUNDLED_WEIGHTS
-    config = bundle_sample_config(directory, [], args.override)
+    config = load_sample_config(directory, [], args.override)
     pipeline = Pipeline.load(directory, config)
-    counted, footage = Counted(pipeline), None
+    counted, given = Counted(pipeline), None
     if args.video is not None:
-        reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
-        footage = reader.open([args.video], args.fps)
-        config = replace(config, seconds=footage.seconds)
+        reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
+        given = reader.read([args.video], args.fps)
+        config = replace(config, seconds=given.seconds)
         if config.rounds < 1:
             raise ValueError("rounds=0 puts no frame between any; give at least 1")
     tokens: dict[str, int] = defaultdict(int)
@@ -110,7 +112,7 @@ def report(args: argparse.Namespace) -> None:
         least: dict[tuple[str, str], float] = {}
         for repeat in range(args.repeats):
             for schedule in ("sequential", "speculative"):
-                drawn = parts(pipeline, counted, caption, replace(config, schedule=schedule), footage)
+                drawn = parts(pipeline, counted, caption, replace(config, schedule=schedule), given)
                 for name, count, calls, took, made[schedule] in drawn:
                     key = name, schedule
                     least[key] = min(took, least.get(key, took))

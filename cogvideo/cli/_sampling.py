@@ -1,4 +1,4 @@
-"""What `sample`, `interpolate` and `upsample` share: options, and a job made into results. Not a command."""
+"""What `sample`, `interpolate`, `upsample` and the interactive mode share: arguments, inputs, and running a job."""
 
 import argparse
 import signal
@@ -11,72 +11,109 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cogvideo.distributed import ProcessGroup
+    from cogvideo.sampling.config import SampleConfig
+    from cogvideo.sampling.inputs import InputClips
     from cogvideo.sampling.jobs import Job
+    from cogvideo.sampling.pipeline import Pipeline
+
+MAX_PROMPT_FILE_BYTES = 16 << 20
 
 
-def add_making_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a folder to make, or an empty one")
-    begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--overwrite", action="store_true", help="write into a folder that holds files already")
-    begin.add_argument("--resume", action="store_true", help="go on in a folder that an interrupted run left, if any")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="a bundle of weights (default: in the package)")
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="output folder, new or empty")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="write into a folder that already holds files")
+    existing.add_argument("--resume", action="store_true", help="continue an interrupted run in --out, if there is one")
+    parser.add_argument("--model", metavar="DIR", type=Path, help="a bundle of weights (default: the bundled weights)")
     parser.add_argument(
         "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
 
 
-def make(
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of commands that read clips."""
+    parser.add_argument("--caption", metavar="TEXT", help="what the input shows (saved tokens have captions)")
+    parser.add_argument("--fps", metavar="N", type=float, help="read N frames per second of a video (default: all)")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read prompts from a UTF-8 text file, one per line, skipping blank lines. Raises: ValueError, OSError."""
+    if path.stat().st_size > MAX_PROMPT_FILE_BYTES:
+        raise ValueError(
+            f"{path} is larger than {MAX_PROMPT_FILE_BYTES} bytes; expected a text file, one prompt per line"
+        )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; expected one prompt per line") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt; write one per line")
+    return prompts
+
+
+def read_given_clips(args: argparse.Namespace, pipeline: "Pipeline", config: "SampleConfig") -> "InputClips | None":
+    """Read what --first-frame or --continue names. Raises: ValueError, OSError."""
+    from cogvideo.sampling.inputs import InputReader
+
+    reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
+    if args.first_frame is not None:
+        return reader.read_first_frame(args.first_frame)
+    if args.continue_from is not None:
+        return reader.read_to_continue(args.continue_from, pipeline.fps(config))
+    return None
+
+
+def run_job(
     args: argparse.Namespace,
     job: "Job",
     out: Path,
     processes: "ProcessGroup",
-    samples_per_prompt: int = 1,
-    stopping: threading.Event | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
-    """Make a job's clips in `out`, as the options say. Raises: ValueError, OSError before anything is written.
+    """Generate a job's clips into `out`, as the arguments say.
 
-    `stopping`: given in a thread beside the main one, which no signal reaches; set, it ends the work as a signal would.
+    `stop` is for worker threads, which signals do not reach: once it is set, the run ends as after a signal.
+    Raises: ValueError, OSError before anything is written.
     """
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.logs import get_logger, progress
     from cogvideo.sampling.bundle import fingerprint
-    from cogvideo.sampling.runner import my_groups, produce
-    from cogvideo.sampling.work import Work
+    from cogvideo.sampling.jobs import describe_job
+    from cogvideo.sampling.runner import RunDirectory, clip_groups, write_clips
 
-    clips, fps = len(job.keys), (job.num_frames - 1) / job.seconds
-    plan = f"{clips} clip{'s' * (clips > 1)} of {job.num_frames} frames, {fps:g} a second"
+    plan = describe_job(job)
     if args.dry_run:
         if processes.rank == 0:
-            print(f"{plan}: {clips * job.tokens_a_clip} tokens to draw; nothing was written")
+            print(f"{plan}: {len(job.keys) * job.tokens_per_clip} tokens to draw; nothing was written")
         return
     directory = args.model or BUNDLED_WEIGHTS
     identity: dict[str, Any] = {"weights": fingerprint(directory), **job.identity()}
-    work = Work(out, identity, processes)
-    if not work.begin(overwrite=args.overwrite, resume=args.resume):
+    run = RunDirectory(out, identity, processes)
+    if not run.begin(overwrite=args.overwrite, resume=args.resume):
         if processes.rank == 0:
-            print(f"{plan}: {out} is finished already")
+            print(f"{plan}: {out} is already finished")
         return
-    own = sum(map(len, my_groups(job, work, samples_per_prompt)))
-    name, guard = ("tokens", _ends_well(out)) if stopping is None else (out.name, nullcontext())
-    with guard, progress(own * job.tokens_a_clip, name, "tok") as bar:
+    own_clips = sum(map(len, clip_groups(job, processes)))
+    name, interruption = ("tokens", resume_hint(out)) if stop is None else (out.name, nullcontext())
+    with interruption, progress(own_clips * job.tokens_per_clip, name, "tok") as bar:
 
-        def drawn(count: int) -> None:
-            if stopping is not None and stopping.is_set():
+        def count_tokens(drawn: int) -> None:
+            if stop is not None and stop.is_set():
                 raise SystemExit(1)
-            bar.update(count)
+            bar.update(drawn)
 
-        made = produce(job, work, samples_per_prompt=samples_per_prompt, weights=str(directory), progress=drawn)
-        for path, finished in made:
-            if finished:
+        for path, final in write_clips(job, run, weights=str(directory), progress=count_tokens):
+            if final:
                 get_logger().info(str(path))
     if processes.rank == 0:
         print(f"{plan}: {out}", flush=True)
 
 
 @contextmanager
-def unwinding() -> Iterator[None]:
-    """Let SIGTERM unwind the work, as Ctrl-C does, so that no temporary file stays. For the main thread."""
+def sigterm_as_exit() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, so that temporary files are removed as on Ctrl-C. Main thread only."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -89,13 +126,13 @@ def unwinding() -> Iterator[None]:
 
 
 @contextmanager
-def _ends_well(out: Path) -> Iterator[None]:
-    """Say how to go on after a signal."""
+def resume_hint(out: Path) -> Iterator[None]:
+    """After a signal, log how to resume. Main thread only."""
     from cogvideo.logs import get_logger
 
     try:
-        with unwinding():
+        with sigterm_as_exit():
             yield
     except (KeyboardInterrupt, SystemExit):
-        get_logger().info(f"{out}: what is done is kept; the same command with --resume goes on from there")
+        get_logger().info(f"{out}: finished work is kept; run the same command with --resume to continue")
         raise

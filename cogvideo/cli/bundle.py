@@ -1,4 +1,4 @@
-"""Put trained parts together into one folder that `cogvideo sample --model` reads.
+"""Assemble trained parts into one folder that `cogvideo sample --model` reads.
 
     cogvideo bundle --text text.model --tokenizer DIR --trunk DIR --sequential DIR --interpolation DIR --out DIR
 
@@ -12,22 +12,21 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="text tokenizer")
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="image tokenizer")
-    parser.add_argument("--trunk", type=Path, required=True, metavar="DIR", help="makes the first frame")
+    parser.add_argument("--trunk", type=Path, required=True, metavar="DIR", help="draws the first frame")
     parser.add_argument("--sequential", type=Path, required=True, metavar="DIR", help="stage 1")
     parser.add_argument("--interpolation", type=Path, required=True, metavar="DIR", help="stage 2")
     parser.add_argument("--direct", type=Path, metavar="DIR", help="direct super-resolution, for `cogvideo upsample`")
     parser.add_argument("--iterative", type=Path, metavar="DIR", help="iterative super-resolution")
     parser.add_argument("--sampling", type=Path, metavar="FILE", help="settings that suit these weights (.yaml)")
-    parser.add_argument("--clusters", type=int, default=500, help="of the image codes, by k-means (published: 500)")
+    parser.add_argument("--clusters", type=int, default=500, help="clusters of the image codes (published: 500)")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.dtypes import FLOAT_DTYPES
-    from cogvideo.sampling.assemble import Parts, assemble_bundle
-    from cogvideo.sampling.bundle import BundleConfig
+    from cogvideo.sampling.bundle import BundleConfig, Parts, assemble_bundle
 
     parts = Parts(
         args.text,
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     )
     dtype = FLOAT_DTYPES[args.dtype]
     assemble_bundle(
-        args.out, parts, config=BundleConfig(), num_clusters=args.clusters, dtype=dtype, replace=args.overwrite
+        args.out, parts, config=BundleConfig(), num_clusters=args.clusters, dtype=dtype, overwrite=args.overwrite
     )
     files = [path for path in sorted(args.out.rglob("*")) if path.is_file()]
     for path in files:

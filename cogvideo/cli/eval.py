@@ -73,11 +73,11 @@ def _real(args: argparse.Namespace) -> "tuple[ImageTokenizer, None, dict[str, An
 
 def _model(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[str, Any]]":
     from cogvideo.config import to_dict
-    from cogvideo.sampling.bundle import bundle_sample_config
+    from cogvideo.sampling.bundle import load_sample_config
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.worlds.digits.render import CANVAS
 
-    config = bundle_sample_config(_bundle(args), args.config, args.overrides)
+    config = load_sample_config(_bundle(args), args.config, args.overrides)
     pipeline = Pipeline.load(_bundle(args), config)
     side = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
     if side != CANVAS:

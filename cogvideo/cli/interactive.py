@@ -1,8 +1,8 @@
-"""The conversation of `cogvideo sample --interactive`. Not a command.
+"""The interactive mode of `cogvideo sample`. Not a command.
 
-Each line of standard input is a prompt, or settings for those after it (`seed=8 rounds=1`). Models stay loaded. The
-clips of a prompt get a numbered folder. What is wrong with a line is said in a line, and the next one is read. A prompt
-is begun when it is read, beside those that are not yet finished: they share their forwards (sampling/together.py).
+Each line of standard input is a prompt, or settings for the prompts after it (`seed=8 rounds=1`). Models stay loaded.
+Each prompt's clips go to a numbered folder. An invalid line prints one error line, and the next line is read. A prompt
+starts as soon as it is read, while earlier ones are still running: they share forward passes (inference/batching.py).
 """
 
 import argparse
@@ -10,109 +10,110 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from cogvideo.cli._common import split_overrides
-from cogvideo.cli._sampling import make, unwinding
+from cogvideo.cli._sampling import read_given_clips, run_job, sigterm_as_exit
 from cogvideo.logs import one_line
 
 if TYPE_CHECKING:
     from cogvideo.sampling.jobs import Job
     from cogvideo.sampling.pipeline import Pipeline
 
-AT_ONCE = 8
-"""Prompts being made; further lines wait to be read."""
+MAX_RUNNING = 8
+"""Jobs that run at the same time; no further line is read before one of them ends."""
 
 
-def converse(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str]) -> None:
-    """Answer lines until there are no more. Raises: ValueError, OSError if it cannot begin."""
-    from cogvideo.cli.sample import given_frames
+def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str]) -> None:
+    """Run prompts until standard input ends. Raises: ValueError, OSError if the output folder cannot be used."""
     from cogvideo.files import BUNDLED_WEIGHTS, safe_name
-    from cogvideo.sampling.bundle import bundle_sample_config
-    from cogvideo.sampling.checked_jobs import clip_job
-    from cogvideo.sampling.config import LOADING
+    from cogvideo.sampling.bundle import load_sample_config
+    from cogvideo.sampling.config import LOADING_KEYS
+    from cogvideo.sampling.jobs import clip_job
     from cogvideo.sampling.outputs import claim_folder
 
     directory = args.model or BUNDLED_WEIGHTS
-    config = bundle_sample_config(directory, args.config, overrides)
-    given = given_frames(args, pipeline, config)
+    config = load_sample_config(directory, args.config, overrides)
+    given = read_given_clips(args, pipeline, config)
     claim_folder(args.out, args.overwrite)
-    seen: dict[str, int] = {}
-    """Samples of each prompt so far."""
-    said = 0
-    with unwinding(), _Makers(args) as makers:
-        for line in _lines():
+    samples_per_caption: dict[str, int] = {}
+    num_prompts = 0
+    with sigterm_as_exit(), WorkerPool(args) as workers:
+        for line in _read_lines():
             try:
                 prompt = _decode(line).strip()
                 words, settings = split_overrides(prompt.split())
                 if settings and not words:
-                    changed = bundle_sample_config(directory, args.config, [*overrides, *settings])
-                    for name in LOADING:
+                    changed = load_sample_config(directory, args.config, [*overrides, *settings])
+                    for name in LOADING_KEYS:
                         if getattr(changed, name) != getattr(config, name):
-                            raise ValueError(f"{name}= is chosen at the start: the models are loaded already")
-                    given = given_frames(args, pipeline, changed)
+                            raise ValueError(f"{name}= cannot change: the models are already loaded")
+                    given = read_given_clips(args, pipeline, changed)
                     config, overrides = changed, [*overrides, *settings]
                 elif prompt:
-                    job = clip_job(pipeline, config, [prompt], given, seen)
-                    makers.begin(job, args.out / f"{said:03d}-{safe_name(prompt)}")
-                    said += 1
-            except BrokenPipeError:  # nobody listens any more
+                    job = clip_job(pipeline, config, [prompt], given, samples_per_caption)
+                    workers.start(job, args.out / f"{num_prompts:03d}-{safe_name(prompt)}")
+                    num_prompts += 1
+            except BrokenPipeError:  # standard output is closed
                 raise
             except (ValueError, OSError) as error:
-                _complain(error)
+                _print_error(error)
 
 
-class _Makers:
-    """A thread for each job. Leaving waits for them; by a signal or an error, only until each has stopped its work."""
+class WorkerPool:
+    """Runs each job in a thread. Leaving the context waits for all; after a signal or an error they stop early."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._args, self._room, self._stopping = args, threading.Semaphore(AT_ONCE), threading.Event()
+        self._args, self._free, self._stop = args, threading.Semaphore(MAX_RUNNING), threading.Event()
         self._threads: list[threading.Thread] = []
-        self._broken: BrokenPipeError | None = None
+        self._broken_pipe: BrokenPipeError | None = None
 
-    def begin(self, job: "Job", out: Path) -> None:
-        """Raises: BrokenPipeError once nobody listens any more."""
-        self._room.acquire()
-        if self._broken is not None:
-            raise self._broken
-        self._threads.append(threading.Thread(target=self._make, args=(job, out)))
+    def start(self, job: "Job", out: Path) -> None:
+        """Start a job once a worker is free. Raises: BrokenPipeError if standard output was closed."""
+        self._free.acquire()
+        if self._broken_pipe is not None:
+            raise self._broken_pipe
+        self._threads.append(threading.Thread(target=self._run, args=(job, out)))
         self._threads[-1].start()
 
-    def _make(self, job: "Job", out: Path) -> None:
+    def _run(self, job: "Job", out: Path) -> None:
         from cogvideo.distributed import ProcessGroup
 
         try:
-            make(self._args, job, out, ProcessGroup(), stopping=self._stopping)
+            run_job(self._args, job, out, ProcessGroup(), self._stop)
         except BrokenPipeError as error:
-            self._broken = error
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the other prompts go on
-            _complain(error)
+            self._broken_pipe = error
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # other jobs continue
+            _print_error(error)
         except SystemExit:
-            pass  # asked to stop
+            pass  # stopped
         finally:
-            self._room.release()
+            self._free.release()
 
-    def __enter__(self) -> "_Makers":
+    def __enter__(self) -> "WorkerPool":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if kind is not None:
-            self._stopping.set()
+            self._stop.set()
         try:
             self._join()
         except BaseException:
-            self._stopping.set()
+            self._stop.set()
             self._join()
             raise
-        if kind is None and self._broken is not None:
-            raise self._broken
+        if kind is None and self._broken_pipe is not None:
+            raise self._broken_pipe
 
     def _join(self) -> None:
         for thread in self._threads:
             thread.join()
 
 
-def _complain(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     print(f"cogvideo: error: {one_line(error)}", file=sys.stderr, flush=True)
 
 
@@ -123,11 +124,11 @@ def _decode(line: bytes) -> str:
         raise ValueError("this line is not UTF-8 text; type it again") from None
 
 
-def _lines() -> Iterator[bytes]:
-    """Lines of standard input, asked for with a sign where someone is typing them."""
-    asks = sys.stdin.isatty()
+def _read_lines() -> Iterator[bytes]:
+    """Lines of standard input, with a prompt sign on a terminal."""
+    on_terminal = sys.stdin.isatty()
     while True:
-        if asks:
+        if on_terminal:
             print("prompt> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.buffer.readline()
         if not line:

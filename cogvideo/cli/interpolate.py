@@ -1,34 +1,33 @@
-"""Frames between the frames of a video, of saved tokens, or of pictures in a row: stage 2 alone.
+"""Add frames between the frames of a video, of saved tokens, or of a row of pictures: stage 2 alone.
 
-    cogvideo interpolate samples/red --out DIR rounds=1                     what `cogvideo sample` made, or its tokens
-    cogvideo interpolate clip.mp4 --caption "a cat runs" --out DIR          all its frames; --fps 2: two a second
+    cogvideo interpolate samples/red --out DIR rounds=1                     results of `cogvideo sample`, or tokens
+    cogvideo interpolate clip.mp4 --caption "a cat runs" --out DIR          all frames of a video; --fps 2: 2 per second
     cogvideo interpolate a.png b.png c.png --caption "a cat runs" --out DIR seconds=2 rounds=2
 
-Each round of `rounds` puts a frame between every two. Pictures are spread evenly over `seconds`; a video and saved
-tokens keep their own time. Pictures are scaled and cut to the centre square, as `cogvideo prepare` does. The results
-are those of `cogvideo sample`, and can be stopped and gone on with alike.
+Each round of `rounds` adds a frame between every two. Pictures are spaced evenly over `seconds`; videos and saved
+tokens keep their timing. Pictures are scaled and cropped to the centre square, as `cogvideo prepare` does. Output and
+resuming are those of `cogvideo sample`.
 """
 
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._sampling import add_making_arguments, make
+from cogvideo.cli._sampling import add_input_arguments, add_run_arguments, run_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="INPUT or key=value", help="what to interpolate; a setting")
-    parser.add_argument("--caption", metavar="TEXT", help="what the input shows (saved tokens know it)")
-    parser.add_argument("--fps", metavar="N", type=float, help="take N frames a second of a video (default: all)")
-    add_making_arguments(parser)
+    add_input_arguments(parser)
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import split_overrides
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
-    from cogvideo.sampling.bundle import bundle_sample_config
-    from cogvideo.sampling.checked_jobs import interpolation_job
-    from cogvideo.sampling.inputs import FootageReader
+    from cogvideo.sampling.bundle import load_sample_config
+    from cogvideo.sampling.inputs import InputReader
+    from cogvideo.sampling.jobs import interpolation_job
     from cogvideo.sampling.pipeline import Pipeline
 
     processes = ProcessGroup.from_environment()
@@ -36,10 +35,10 @@ def run(args: argparse.Namespace) -> None:
     if not inputs:
         raise ValueError("there is nothing to interpolate; give a video, saved tokens, or pictures")
     directory = args.model or BUNDLED_WEIGHTS
-    config = bundle_sample_config(directory, args.config, overrides)
+    config = load_sample_config(directory, args.config, overrides)
     pipeline = Pipeline.load(directory, config)
-    reader = FootageReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
-    footage = reader.open([Path(word) for word in inputs], args.fps)
-    if footage.seconds is not None and any(word.startswith("seconds=") for word in overrides):
-        raise ValueError(f"seconds= is for pictures; this input lasts {footage.seconds:g} seconds by itself")
-    make(args, interpolation_job(pipeline, config, footage, args.caption), args.out, processes)
+    reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
+    given = reader.read([Path(word) for word in inputs], args.fps)
+    if given.seconds is not None and any(word.startswith("seconds=") for word in overrides):
+        raise ValueError(f"seconds= is for pictures; this input has its own length, {given.seconds:g} seconds")
+    run_job(args, interpolation_job(pipeline, config, given, args.caption), args.out, processes)

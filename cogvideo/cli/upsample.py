@@ -1,27 +1,26 @@
-"""Frames of a video, of saved tokens, or pictures in higher resolution, by CogView2's super-resolution models.
+"""Increase the resolution of a video, of saved tokens, or of pictures with CogView2's super-resolution models.
 
-    cogvideo upsample samples/red --direct weights/dsr --iterative weights/itersr --out DIR     what `sample` made
+    cogvideo upsample samples/red --direct weights/dsr --iterative weights/itersr --out DIR     results of `sample`
     cogvideo upsample clip.mp4 --caption "a cat runs" --direct weights/dsr --out DIR
 
-The models are converted checkpoints (`cogvideo convert`), or exports of `cogvideo train` with task=superres; without
---direct, those of --model, the bundle that the tokens are of, if it has them. The tokenizers are the bundle's. Given
---direct without --iterative, the direct model's tokens stay as drawn. The results are those of `cogvideo sample`,
-and can be stopped and gone on with alike.
+The models are converted checkpoints (`cogvideo convert`) or exports of `cogvideo train` with task=superres; without
+--direct, those in the bundle at --model, which also provides the tokenizers and must be the one that made the tokens.
+Given --direct without --iterative, the direct model's tokens are final. Output and resuming are those of
+`cogvideo sample`.
 """
 
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._sampling import add_making_arguments, make
+from cogvideo.cli._sampling import add_input_arguments, add_run_arguments, run_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="INPUT or key=value", help="what to upsample; a setting")
     parser.add_argument("--direct", metavar="DIR", type=Path, help="the direct model (cogview2-dsr)")
-    parser.add_argument("--iterative", metavar="DIR", type=Path, help="the iterative one (cogview2-itersr)")
-    parser.add_argument("--caption", metavar="TEXT", help="what the input shows (saved tokens know it)")
-    parser.add_argument("--fps", metavar="N", type=float, help="take N frames a second of a video (default: all)")
-    add_making_arguments(parser)
+    parser.add_argument("--iterative", metavar="DIR", type=Path, help="the iterative model (cogview2-itersr)")
+    add_input_arguments(parser)
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,9 +28,9 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.config import load_config
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
-    from cogvideo.sampling.checked_jobs import upsample_job
     from cogvideo.sampling.config import UpsampleConfig
-    from cogvideo.sampling.inputs import FootageReader
+    from cogvideo.sampling.inputs import InputReader
+    from cogvideo.sampling.jobs import upsample_job
     from cogvideo.sampling.superres import find_models, open_upsampler
 
     processes = ProcessGroup.from_environment()
@@ -41,6 +40,6 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(UpsampleConfig, args.config, overrides)
     bundle = args.model or BUNDLED_WEIGHTS
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config)
-    reader = FootageReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
-    footage = reader.open([Path(word) for word in inputs], args.fps)
-    make(args, upsample_job(upsampler, footage, args.caption), args.out, processes)
+    reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
+    given = reader.read([Path(word) for word in inputs], args.fps)
+    run_job(args, upsample_job(upsampler, given, args.caption), args.out, processes)

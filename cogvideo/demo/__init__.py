@@ -1,1 +1,1 @@
-"""The web page: studio.py makes clips for many visitors, page.py shows them, serve.py is the server."""
+"""The web page: service.py generates clips for several visitors, page.py shows them, server.py serves the page."""

@@ -1,10 +1,10 @@
-"""What a visitor sees while clips are made, as HTML: a line of progress, and a card for each clip."""
+"""HTML that a visitor sees during generation: a progress line, and a card per clip."""
 
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from cogvideo.demo.service import Shown
+from cogvideo.demo.service import Progress
 
 CSS = """
 .cv-head { margin: .5rem 0 0 } .cv-head h1 { font-size: 1.7rem; margin: 0 } .cv-head p { margin: .3rem 0; opacity: .75 }
@@ -24,19 +24,20 @@ CSS = """
   border: 1px dashed var(--border-color-primary) }
 """
 IDLE = '<div class="cv-line"></div>'
-EMPTY = '<div class="cv-empty">Clips appear here: first a frame, then all of them, smoother after every round.</div>'
+EMPTY = '<div class="cv-empty">Clips appear here: a first frame, then key frames, smoother after every round.</div>'
 
 
-def progress(shown: Shown) -> str:
-    """How far it is: tokens drawn, tokens a second, time left."""
-    where = escape(f"{shown.folder.parent.name}/{shown.folder.name}")
-    if shown.finished:
-        return f'<div class="cv-line">{shown.plan}, done. Kept in {where}</div>'
-    rate = shown.drawn / shown.seconds if shown.seconds else 0.0
-    words = f"{shown.plan}: {shown.drawn:,} of {shown.total:,} tokens"
-    if rate:
-        words += f", {rate:,.0f} a second, {clock((shown.total - shown.drawn) / rate)} left"
-    return f'<div class="cv-line"><progress max="{shown.total}" value="{shown.drawn}"></progress>{words}</div>'
+def progress_line(progress: Progress) -> str:
+    """Tokens drawn, tokens per second, and time left."""
+    folder = escape(f"{progress.folder.parent.name}/{progress.folder.name}")
+    if progress.finished:
+        return f'<div class="cv-line">{progress.plan}, done. Saved in {folder}</div>'
+    drawn, total = progress.drawn_tokens, progress.total_tokens
+    text = f"{progress.plan}: {drawn:,} of {total:,} tokens"
+    tokens_per_second = drawn / progress.seconds if progress.seconds else 0.0
+    if tokens_per_second:
+        text += f", {tokens_per_second:,.0f} per second, {clock((total - drawn) / tokens_per_second)} left"
+    return f'<div class="cv-line"><progress max="{total}" value="{drawn}"></progress>{text}</div>'
 
 
 def clock(seconds: float) -> str:
@@ -45,30 +46,30 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def cards(shown: Shown) -> str:
-    """Each clip's video, or what there is of it, its contact sheet and its files."""
-    made = "".join(_card(shown, caption, name) for caption, name in zip(shown.captions, shown.names, strict=True))
-    return f'<div class="cv-clips">{made}</div>'
+def clip_cards(progress: Progress) -> str:
+    """Each clip's video as far as it is generated, its contact sheet, and download links."""
+    cards = [_card(progress, caption, name) for caption, name in zip(progress.captions, progress.names, strict=True)]
+    return f'<div class="cv-clips">{"".join(cards)}</div>'
 
 
-def _card(shown: Shown, caption: str, name: str) -> str:
-    video, gif, sheet = (shown.folder / f"{name}{ending}" for ending in (".mp4", ".gif", ".png"))
+def _card(progress: Progress, caption: str, name: str) -> str:
+    video, gif, sheet = (progress.folder / f"{name}{ending}" for ending in (".mp4", ".gif", ".png"))
     links = {"video": video, "GIF": gif, "frames": sheet}
-    if shown.finished:
-        links |= {"tokens": shown.folder / "tokens.safetensors", "settings": shown.folder / "config.yaml"}
+    if progress.finished:
+        links |= {"tokens": progress.folder / "tokens.safetensors", "settings": progress.folder / "config.yaml"}
     inner = f"<figcaption>{escape(caption)}</figcaption>"
-    if video in shown.files:
-        inner += f'<video src="{_address(shown, video)}" autoplay loop muted playsinline controls></video>'
-    if sheet in shown.files:
-        inner += f'<img src="{_address(shown, sheet)}" alt="frames of the clip">'
+    if video in progress.files:
+        inner += f'<video src="{_url(progress, video)}" autoplay loop muted playsinline controls></video>'
+    if sheet in progress.files:
+        inner += f'<img src="{_url(progress, sheet)}" alt="frames of the clip">'
     inner += "<nav>" + "".join(
-        f'<a href="{_address(shown, path)}" download="{escape(path.name)}">{label}</a>'
+        f'<a href="{_url(progress, path)}" download="{escape(path.name)}">{label}</a>'
         for label, path in links.items()
-        if path in shown.files
+        if path in progress.files
     )
     return f"<figure>{inner}</nav></figure>"
 
 
-def _address(shown: Shown, path: Path) -> str:
-    """Below the page's own; another one after each change, so that a browser looks again."""
-    return f"gradio_api/file={quote(str(path.resolve()))}?{shown.files[path]}"
+def _url(progress: Progress, path: Path) -> str:
+    """Relative to the page; it changes with every version of the file, so that a browser reloads it."""
+    return f"gradio_api/file={quote(str(path.resolve()))}?{progress.files[path]}"

@@ -1,7 +1,7 @@
-"""The server of the page: where it listens, what it serves and what it never does. What is on the page: page.py.
+"""The server of the page: where it listens and what it serves. The page itself is page.py.
 
-It serves the page and the results, and nothing else of this machine. Neither it nor a visitor's browser asks other
-servers for anything, unless a public address is wanted, which goes through gradio's.
+It serves the page and the results, and no other file of this machine. Neither it nor a visitor's browser contacts other
+servers, except for a public address (`share`), which goes through gradio's.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-# gradio reads these when it is imported
+# gradio reads these at import
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="cogvideo-demo-")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogvideo.demo.html import CSS
 from cogvideo.demo.page import build_page
-from cogvideo.demo.service import Studio
+from cogvideo.demo.service import DemoService
 
 MAX_UPLOAD = "64mb"
 POLICY = (
@@ -33,7 +33,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class GuardedApp:
-    """gradio's server, told to browsers by `policy` as one that needs no other, and that fetches for nobody."""
+    """gradio's server with a content security policy, and without its proxying of other addresses."""
 
     app: ASGIApp
     policy: str | None
@@ -44,7 +44,7 @@ class GuardedApp:
                 message["headers"] = [*message.get("headers", []), (b"content-security-policy", self.policy.encode())]
             await send(message)
 
-        if "://" in scope.get("path", ""):  # below file=, file/ or proxy=: gradio would fetch that address
+        if "://" in scope.get("path", ""):  # after file=, file/ or proxy=, gradio would fetch that address
             await send({"type": "http.response.start", "status": 403, "headers": []})
             await send({"type": "http.response.body", "body": b"files of this server only"})
         else:
@@ -52,22 +52,22 @@ class GuardedApp:
 
 
 @contextmanager
-def served(
-    studio: Studio, *, about: str, examples: Sequence[str], host: str, port: int, share: bool, at_once: int
+def serve(
+    service: DemoService, *, about: str, examples: Sequence[str], host: str, port: int, share: bool, max_running: int
 ) -> Iterator[str]:
-    """Serve a page for as long as the context lasts; yields its address.
+    """Serve the page for as long as the context lasts; yields its address.
 
-    `about`: a line on what the model is and can. `at_once`: asks being made; the next ones wait.
+    `about` describes the model in a line. `max_running` requests run at the same time; further ones wait.
     Raises: OSError if the port is taken.
     """
-    page = build_page(studio, about, examples, at_once)
-    guard = Middleware(GuardedApp, policy=None if share else POLICY)  # a shared page's scripts are gradio's servers'
+    page = build_page(service, about, examples, max_running)
+    guard = Middleware(GuardedApp, policy=None if share else POLICY)  # a shared page loads gradio's scripts
     try:
         _, address, public = page.launch(
             server_name=host,
             server_port=port,
             share=share,
-            allowed_paths=[str(studio.out.resolve())],
+            allowed_paths=[str(service.out.resolve())],
             max_file_size=MAX_UPLOAD,
             app_kwargs={"middleware": [guard]},
             theme=gr.themes.Default(primary_hue="indigo", font=Font("system-ui"), font_mono=Font("monospace")),
@@ -82,6 +82,6 @@ def served(
         )
         yield public or address
     finally:
-        studio.close()
+        service.close()
         page.close(verbose=False)
-        shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)  # what visitors sent
+        shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)  # uploads

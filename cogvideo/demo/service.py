@@ -1,11 +1,11 @@
-"""Clips made for many visitors at the same time, told as it happens. No web server and no page: see page.py.
+"""Clips for several visitors at the same time, with live progress. No web server and no page: see server.py, page.py.
 
-    studio = Studio(pipeline, config, out)
-    for shown in studio.make(Ask("the red digit 3 moves left slowly", {"seed": 7})):
-        ...                      # what there is to see by now; leaving the loop stops the work
+    service = DemoService(pipeline, config, out)
+    for progress in service.run(Request("the red digit 3 moves left slowly", {"seed": 7})):
+        ...                      # what there is to show by now; leaving the loop stops the job
 
-What is made are the folders of `cogvideo sample`, numbered, under `out`: the same prompt, seed and settings give the
-same tokens. Those who come at the same time share their forwards (sampling/together.py).
+Results are numbered folders of `cogvideo sample` under `out`: the same prompt, seed and settings give the same tokens.
+Concurrent requests share forward passes (inference/batching.py).
 """
 
 import re
@@ -21,67 +21,65 @@ from cogvideo.distributed import ProcessGroup
 from cogvideo.files import BUNDLED_WEIGHTS, safe_name
 from cogvideo.media.untrusted import check_untrusted
 from cogvideo.sampling.bundle import fingerprint
-from cogvideo.sampling.checked_jobs import clip_job, interpolation_job, upsample_job
-from cogvideo.sampling.config import LOADING, SampleConfig
-from cogvideo.sampling.inputs import Footage, FootageReader
-from cogvideo.sampling.jobs import Job
+from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
+from cogvideo.sampling.inputs import InputClips, InputReader
+from cogvideo.sampling.jobs import Job, clip_job, describe_job, interpolation_job, upsample_job
 from cogvideo.sampling.outputs import claim_folder, sample_names
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.sampling.runner import produce
+from cogvideo.sampling.runner import RunDirectory, write_clips
 from cogvideo.sampling.superres import Upsampler
-from cogvideo.sampling.work import Work
 
-MAX_LETTERS = 20_000
-"""Of all prompts of an ask."""
+MAX_CHARACTERS = 20_000
+"""Total length of a request's prompts."""
 MAX_CLIPS = 16
 MAX_FRAMES = 1100
-"""Of all clips of an ask: a clip after 8 rounds, or 16 after 4."""
+"""Total over a request's clips: one clip after 8 rounds, or 16 after 4."""
 REFRESH_SECONDS = 0.5
-"""How often progress is told."""
+"""Time between two progress reports."""
 
-Use = Literal["first frame", "continue", "interpolate"]
+FileUse = Literal["first frame", "continue", "interpolate"]
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a visitor wants."""
+class Request:
+    """What a visitor asks for."""
 
     prompts: str
-    """One a line."""
+    """One per line."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Over the studio's, by their dotted names: {"seed": 7, "key_frames.temperature": 0.5}."""
+    """Applied over the service's, by dotted name: {"seed": 7, "key_frames.temperature": 0.5}."""
     file: Path | None = None
-    """A picture, a video, or saved tokens, from a stranger."""
-    use: Use = "first frame"
-    """What the file is for."""
+    """An untrusted picture, video, or file of saved tokens."""
+    file_use: FileUse = "first frame"
     upsample: bool = False
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What there is to see of an ask."""
+class Progress:
+    """The state of a request's job."""
 
     plan: str
-    """`2 clips of 33 frames, 8 a second`."""
+    """`2 clips of 33 frames, 8 per second`."""
     folder: Path
     captions: tuple[str, ...]
     names: tuple[str, ...]
-    """Of the clips' files in the folder, without their endings."""
-    total: int
-    """Tokens to draw."""
-    drawn: int = 0
+    """Stems of the clips' files in the folder."""
+    total_tokens: int
+    drawn_tokens: int = 0
     seconds: float = 0.0
-    """Since it began."""
+    """Since the start."""
     files: Mapping[Path, int] = field(default_factory=dict)
-    """Those that are there by now, and how many times each was written: videos are replaced by longer ones."""
+    """Files written so far, and how many times each: videos are replaced by longer ones."""
     finished: bool = False
 
 
 class _Stopped(RuntimeError):
-    """Not SystemExit: the thread that makes a step makes it for other visitors, too, and must go on."""
+    """Not SystemExit: the thread may be running the forward pass of other requests too, and must continue."""
 
 
-class Studio:
+class DemoService:
+    """Turns requests into jobs and runs each in a thread."""
+
     def __init__(
         self,
         pipeline: Pipeline,
@@ -91,85 +89,87 @@ class Studio:
         directory: Path = BUNDLED_WEIGHTS,
         upsampler: Upsampler | None = None,
     ) -> None:
-        """`config`: where visitors' settings begin. `directory`: the bundle that the pipeline is of.
+        """`config`: defaults of the visitors' settings. `directory`: the bundle that the pipeline was loaded from.
 
-        Raises: FileExistsError, OSError if `out` holds anything but an earlier studio's folders, or cannot be written.
+        Raises: FileExistsError, OSError if `out` is not writable or holds anything but folders of an earlier service.
         """
         self.pipeline, self.config, self.out, self.upsampler = pipeline, config, out, upsampler
         self._directory, self._fingerprint = directory, fingerprint(directory)
         names = [path.name if path.is_dir() else "" for path in out.iterdir()] if out.is_dir() else []
         numbers = [re.match(r"(\d{3,})-", name) for name in names]
-        # Whoever serves this folder must not serve what somebody else put there.
+        # everything in this folder is served, so nobody else's files may be in it
         claim_folder(out, overwrite=all(numbers))
-        self._next = 1 + max((int(number[1]) for number in numbers if number), default=-1)
+        self._next_number = 1 + max((int(number[1]) for number in numbers if number), default=-1)
         self._lock, self._closed = threading.Lock(), False
-        self._running: set[_Making] = set()
+        self._running: set[_JobThread] = set()
 
     @property
     def about(self) -> str:
-        """The model, in a line."""
+        """One line that describes the model."""
         pipeline = self.pipeline
         models = [model for model in (pipeline.trunk, pipeline.sequential, pipeline.interpolation) if model is not None]
-        numbers = {id(each): each.numel() for model in models for each in model.parameters()}
+        numbers = {id(parameter): parameter.numel() for model in models for parameter in model.parameters()}
         side = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
         return (
             f"Text to video by an autoregressive transformer: {sum(numbers.values()) / 1e6:,.1f} million parameters, "
             f"frames of {side}x{side} pixels."
         )
 
-    def make(self, ask: Ask) -> Iterator[Shown]:
-        """Check the ask, then make it, in a thread of its own; every now and then, what there is to see by now.
+    def run(self, request: Request) -> Iterator[Progress]:
+        """Check a request, then run it in a thread of its own; yields its progress at regular intervals.
 
-        Closing the iterator stops the work at its next step; what was written stays.
-        Raises: ValueError, OSError, RuntimeError, MemoryError, also later on.
+        Closing the iterator stops the job at its next step; finished files stay.
+        Raises: ValueError, OSError, RuntimeError, MemoryError, at any iteration.
         """
-        job = self._job(ask)
+        job = self._job(request)
         with self._lock:
-            number, self._next = self._next, self._next + 1
+            number, self._next_number = self._next_number, self._next_number + 1
         folder = self.out / f"{number:03d}-{safe_name(job.keys[0].caption)}"
-        yield from self._run(job, folder)
-        if ask.upsample and self.upsampler is not None:
+        yield from self._run_job(job, folder)
+        if request.upsample and self.upsampler is not None:
             upsampler = replace(self.upsampler, config=replace(self.upsampler.config, seed=job.config.seed))
-            reader = FootageReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
+            reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
             large = folder.with_name(f"{folder.name}-large")
-            yield from self._run(upsample_job(upsampler, reader.open([folder]), None), large)
+            yield from self._run_job(upsample_job(upsampler, reader.read([folder]), None), large)
 
     def close(self) -> None:
-        """Stop all work; returns when it has stopped."""
+        """Stop all jobs; returns once they have stopped."""
         with self._lock:
             self._closed = True
-        for making in self._running:
-            making.stop()
-            making.thread.join()
+        for running in self._running:
+            running.stop()
+            running.thread.join()
 
-    def _job(self, ask: Ask) -> Job:
-        prompts = [line.strip() for line in ask.prompts.splitlines() if line.strip()]
-        config = self._config(ask.settings)
-        if ask.upsample and self.upsampler is None:
-            raise ValueError("there is no super-resolution here; `cogvideo demo --direct` gives it")
-        if len(ask.prompts) > MAX_LETTERS:
-            raise ValueError(f"{len(ask.prompts)} letters of prompts; give at most {MAX_LETTERS}")
-        given = None if ask.file is None else self._footage(ask.file, ask.use, config)
+    def _job(self, request: Request) -> Job:
+        """The request as a job within the limits. Raises: ValueError, OSError."""
+        prompts = [line.strip() for line in request.prompts.splitlines() if line.strip()]
+        config = self._sample_config(request.settings)
+        if request.upsample and self.upsampler is None:
+            raise ValueError("super-resolution is not available here; start `cogvideo demo` with --direct")
+        if len(request.prompts) > MAX_CHARACTERS:
+            raise ValueError(f"the prompts have {len(request.prompts)} characters; give at most {MAX_CHARACTERS}")
+        given = None if request.file is None else self._read_upload(request.file, request.file_use, config)
         clips = len(prompts) * config.samples_per_prompt or (len(given.samples) if given else 0)
         if not clips:
             raise ValueError("there is no prompt; describe a video in a few words")
-        if ask.use == "interpolate" and given is not None:
+        to_interpolate = given if request.file_use == "interpolate" else None
+        if to_interpolate is not None:
             if len(prompts) > 1:
-                raise ValueError(f"one video, but {len(prompts)} prompts; say in one line what it shows")
-            clips = len(given.tokens)
+                raise ValueError(f"one video, but {len(prompts)} prompts; describe it in one line")
+            clips = len(to_interpolate.tokens)
         if clips > MAX_CLIPS:
-            raise ValueError(f"{clips} clips are more than the {MAX_CLIPS} that are made at once; ask for fewer")
+            raise ValueError(f"{clips} clips are more than the limit of {MAX_CLIPS} per request; ask for fewer")
         job: Job
-        if ask.use == "interpolate" and given is not None:
-            job = interpolation_job(self.pipeline, config, given, prompts[0] if prompts else None)
+        if to_interpolate is not None:
+            job = interpolation_job(self.pipeline, config, to_interpolate, prompts[0] if prompts else None)
         else:
             job = clip_job(self.pipeline, config, prompts, given)
         frames = clips * job.num_frames
         if frames > MAX_FRAMES:
-            raise ValueError(f"{frames} frames are more than the {MAX_FRAMES} that are made at once; lower rounds")
+            raise ValueError(f"{frames} frames are more than the limit of {MAX_FRAMES} per request; lower rounds")
         return job
 
-    def _config(self, settings: Mapping[str, Any]) -> SampleConfig:
+    def _sample_config(self, settings: Mapping[str, Any]) -> SampleConfig:
         values = to_dict(self.config)
         for name, value in settings.items():
             *groups, last = name.split(".")
@@ -177,82 +177,84 @@ class Studio:
             for group in groups:
                 inner = inner.setdefault(group, {})
             inner[last] = value
-        config = from_dict(SampleConfig, values, "settings")  # literally: a stranger's value may hold `${...}`
-        for name in LOADING:
+        config = from_dict(SampleConfig, values, "settings")  # no interpolation: an untrusted value may hold `${...}`
+        for name in LOADING_KEYS:
             if getattr(config, name) != getattr(self.config, name):
-                raise ValueError(f"{name}= is chosen at the start: the models are loaded already")
+                raise ValueError(f"{name}= cannot change: the models are already loaded")
         return config
 
-    def _footage(self, path: Path, use: Use, config: SampleConfig) -> Footage:
+    def _read_upload(self, path: Path, use: FileUse, config: SampleConfig) -> InputClips:
         try:
-            return self._read(path, use, config)
-        except ValueError as error:  # where the server keeps it is nobody's business
+            if path.suffix != ".safetensors":
+                frames = len(check_untrusted(path).seconds)
+                if use == "interpolate" and frames > MAX_FRAMES:
+                    raise ValueError(f"{path.name} has {frames} frames; send at most {MAX_FRAMES}")
+            reader = InputReader(self.pipeline.image_tokenizer, self.pipeline.sequential.config.frame_side)
+            if use == "first frame":
+                return reader.read_first_frame(path)
+            if use == "continue":
+                return reader.read_to_continue(path, self.pipeline.fps(config))
+            return reader.read([path])
+        except ValueError as error:  # do not reveal where the server stores uploads
             raise ValueError(str(error).replace(str(path), path.name)) from None
 
-    def _read(self, path: Path, use: Use, config: SampleConfig) -> Footage:
-        if path.suffix != ".safetensors":
-            frames = len(check_untrusted(path).seconds)
-            if use == "interpolate" and frames > MAX_FRAMES:
-                raise ValueError(f"{path.name} has {frames} frames; send at most {MAX_FRAMES}")
-        reader = FootageReader(self.pipeline.image_tokenizer, self.pipeline.sequential.config.frame_side)
-        if use == "first frame":
-            return reader.first_frame(path)
-        return reader.to_continue(path, self.pipeline.fps(config)) if use == "continue" else reader.open([path])
-
-    def _run(self, job: Job, folder: Path) -> Iterator[Shown]:
-        clips, fps = len(job.keys), (job.num_frames - 1) / job.seconds
+    def _run_job(self, job: Job, folder: Path) -> Iterator[Progress]:
         captions = tuple(key.caption for key in job.keys)
-        shown = Shown(
-            f"{clips} clip{'s' * (clips > 1)} of {job.num_frames} frames, {fps:g} a second",
+        progress = Progress(
+            describe_job(job),
             folder,
             captions,
             tuple(sample_names(captions)),
-            clips * job.tokens_a_clip,
+            len(captions) * job.tokens_per_clip,
         )
-        work = Work(folder, {"weights": self._fingerprint, **job.identity()}, ProcessGroup())
+        run = RunDirectory(folder, {"weights": self._fingerprint, **job.identity()}, ProcessGroup())
         with self._lock:
             if self._closed:
                 raise _Stopped("stopped")
-            began, making = time.monotonic(), _Making(job, work, str(self._directory))
-            self._running = {making, *(other for other in self._running if other.thread.is_alive())}
+            started, running = time.monotonic(), _JobThread(job, run, str(self._directory))
+            self._running = {running, *(other for other in self._running if other.thread.is_alive())}
+
+        def current(files: Mapping[Path, int], *, finished: bool = False) -> Progress:
+            seconds = time.monotonic() - started
+            return replace(progress, drawn_tokens=running.drawn_tokens, seconds=seconds, files=files, finished=finished)
+
         try:
-            while making.thread.is_alive():
-                yield replace(shown, drawn=making.drawn, seconds=time.monotonic() - began, files=dict(making.files))
-                making.thread.join(REFRESH_SECONDS)
-            if making.error is not None:
-                raise making.error
-            files = {**making.files, folder / "config.yaml": 1}
-            yield replace(shown, drawn=making.drawn, seconds=time.monotonic() - began, files=files, finished=True)
+            while running.thread.is_alive():
+                yield current(dict(running.files))
+                running.thread.join(REFRESH_SECONDS)
+            if running.error is not None:
+                raise running.error
+            yield current({**running.files, folder / "config.yaml": 1}, finished=True)
         finally:
-            making.stop()
+            running.stop()
 
 
-class _Making:
-    """A thread that makes a job."""
+class _JobThread:
+    """A thread that runs one job."""
 
-    def __init__(self, job: Job, work: Work, weights: str) -> None:
-        self.drawn = 0
+    def __init__(self, job: Job, run: RunDirectory, weights: str) -> None:
+        self.drawn_tokens = 0
         self.files: dict[Path, int] = {}
-        """How many times each was written."""
+        """How many times each file was written."""
         self.error: Exception | None = None
-        """What went wrong, once the thread has ended."""
-        self._stopping = False
-        self.thread = threading.Thread(target=self._make, args=(job, work, weights))
+        """Why the job failed, once the thread has ended."""
+        self._stop = False
+        self.thread = threading.Thread(target=self._run, args=(job, run, weights))
         self.thread.start()
 
     def stop(self) -> None:
-        """Ask it to. Nothing is waited for: an event loop may be calling."""
-        self._stopping = True
+        """Request a stop without waiting for it: the caller may be an event loop."""
+        self._stop = True
 
-    def _make(self, job: Job, work: Work, weights: str) -> None:
+    def _run(self, job: Job, run: RunDirectory, weights: str) -> None:
         try:
-            work.begin()
-            for path, _ in produce(job, work, weights=weights, progress=self._drew):
+            run.begin()
+            for path, _ in write_clips(job, run, weights=weights, progress=self._count_tokens):
                 self.files[path] = self.files.get(path, 0) + 1
-        except Exception as error:  # whoever looks on raises it
+        except Exception as error:  # raised again by whoever follows the progress
             self.error = error
 
-    def _drew(self, count: int) -> None:
-        if self._stopping:
+    def _count_tokens(self, drawn: int) -> None:
+        if self._stop:
             raise _Stopped("stopped")
-        self.drawn += count
+        self.drawn_tokens += drawn

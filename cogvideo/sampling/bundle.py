@@ -1,14 +1,14 @@
-"""A bundle of weights on disk: all that turns a caption into a video, in one folder.
+"""A bundle of weights: one folder with everything that turns a caption into a video. Opened and assembled here.
 
-bundle.json        how captions are worded for these weights (BundleConfig); may be absent
-sampling.yaml      settings that suit them, over the published ones (SampleConfig); may be absent
+bundle.json        how captions are phrased for these weights (BundleConfig); optional
+sampling.yaml      settings that suit them, applied over the published ones (SampleConfig); optional
 text.model         the text tokenizer
 image_tokenizer/   the image tokenizer
-clusters.npy       clusters of its codes; may be absent
+clusters.npy       the cluster of each image code; optional
 sequential/        stage 1
-trunk/             makes the first frame; may be absent: stage 1's own trunk does
-interpolation/     stage 2; may be absent: then there is no interpolation
-direct_superres/, iterative_superres/   for `cogvideo upsample`, which alone opens them; may be absent
+trunk/             draws the first frame; optional: by default stage 1's own trunk does
+interpolation/     stage 2; optional: without it there is no interpolation
+direct_superres/, iterative_superres/   optional; opened by `cogvideo upsample` only
 """
 
 import hashlib
@@ -19,46 +19,41 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint
-from cogvideo.checkpoint.load import build_model
-from cogvideo.config import from_dict, load_config
-from cogvideo.files import BUNDLED_WEIGHTS, read_json, sha256_file
-from cogvideo.inference.clusters import load_labels
+from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
+from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
+from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
+from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json
+from cogvideo.inference.clusters import kmeans_labels, load_labels
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights, stream_layers
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
-from cogvideo.sampling.config import SampleConfig, Weights
+from cogvideo.sampling.config import SampleConfig
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.sequence.vocabulary import Vocabulary
-from cogvideo.tokenizers.image import ImageTokenizer
-from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
+from cogvideo.tokenizers.text import TextTokenizer, open_text_tokenizer
 
 HASHED_FILES = ("text.model", "clusters.npy", "image_tokenizer/config.json", "image_tokenizer/model.safetensors")
 MODELS = ("trunk", "sequential", "interpolation")
 SUPERRES = {"direct": "direct_superres", "iterative": "iterative_superres"}
-UNUSED_ROWS = 16  # the published embedding table has a few rows more than there are ids
-ACTIVATIONS = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "int8": torch.bfloat16,
-    "int4": torch.bfloat16,
-}
-"""What an accelerator computes in, by `weights`; a CPU computes in float32."""
-_CPU = torch.device("cpu")
+MAX_UNUSED_EMBEDDINGS = 16
+"""The published embedding table has a few more rows than the vocabulary has ids."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What the weights were trained to read; sampling must say it the same way."""
+    """How the weights expect their input; sampling must phrase prompts as training did."""
 
     prompt: PromptFormat = field(default_factory=PromptFormat)
     sha256: dict[str, str] = field(default_factory=dict)
-    """Of files that carry no hash of their own (HASHED_FILES), by name; what is not listed is not checked."""
+    """Hashes of the HASHED_FILES, which carry none of their own, by name; files not listed are not checked."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened folder."""
+    """An opened bundle."""
 
     config: BundleConfig
     text_tokenizer: TextTokenizer
@@ -70,57 +65,59 @@ class Bundle:
     interpolation: CogVideoTransformer | None
 
 
-def sampling_defaults(directory: Path) -> list[Path]:
-    """The bundle's own settings file, if it has one, to be merged before the user's."""
-    path = directory / "sampling.yaml"
-    return [path] if path.is_file() else []
-
-
-def bundle_sample_config(directory: Path, files: list[Path], overrides: list[str]) -> SampleConfig:
-    """Published defaults, then the bundle's, then the user's files and words."""
-    return load_config(SampleConfig, [*sampling_defaults(directory), *files], overrides)
+def load_sample_config(directory: Path, files: list[Path], overrides: list[str]) -> SampleConfig:
+    """Merge settings: published defaults, then the bundle's, then the user's files, then `key=value` overrides."""
+    own = directory / "sampling.yaml"
+    return load_config(SampleConfig, [*([own] if own.is_file() else []), *files], overrides)
 
 
 def open_bundle(
-    directory: Path, weights: Weights = "fp32", device: torch.device = _CPU, *, streamed: bool = False
+    directory: Path, weights: WeightName = "fp32", device: torch.device = CPU, *, offload: bool = False
 ) -> Bundle:
-    """A folder's models on `device`, with their matrices held as `weights` says; `streamed`: those of layers stay.
+    """Open a bundle with its models on `device` and their matrices stored as `weights`.
 
-    Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged parts or unfit ones.
+    `offload` leaves the layers' matrices in CPU memory. A trunk that models share is held once.
+    Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged or mismatched parts.
     """
     if not (directory / "sequential").is_dir():
         hint = "run `make pretrained` to train them" if directory == BUNDLED_WEIGHTS else "give another folder"
         raise FileNotFoundError(f"no bundle of weights at {directory}: it has no sequential/; {hint}")
-    about = directory / "bundle.json"
-    config = from_dict(BundleConfig, read_json(about), str(about)) if about.is_file() else BundleConfig()
+    config_file = directory / "bundle.json"
+    config = BundleConfig()
+    if config_file.is_file():
+        config = from_dict(BundleConfig, read_json(config_file), str(config_file))
     for name in HASHED_FILES:
         if name in config.sha256 and sha256_file(directory / name) != config.sha256[name]:
             raise ValueError(
-                f"{directory / name} is damaged: its sha256 is not the one in {about.name}; fetch it again"
+                f"{directory / name} is damaged: its sha256 differs from the one in {config_file.name}; fetch it again"
             )
 
-    found = {name: load_checkpoint(directory / name) for name in MODELS if (directory / name).is_dir()}
-    models = {name: build_model(checkpoint) for name, checkpoint in found.items()}  # as stored: mapped, not read yet
-    for name, checkpoint in found.items():
-        for other in found:
+    checkpoints = {name: load_checkpoint(directory / name) for name in MODELS if (directory / name).is_dir()}
+    # memory-mapped: tensors are read from disk when they are first used
+    models = {name: build_model(checkpoint) for name, checkpoint in checkpoints.items()}
+    for name, checkpoint in checkpoints.items():
+        for other in checkpoints:
             if checkpoint.trunk and checkpoint.trunk.directory.resolve() == (directory / other).resolve():
                 _share_trunk(models[name], models[other])
-    sequential, interpolation = models["sequential"], models.get("interpolation")
-    trunk = models.get("trunk", sequential)
     text_tokenizer, image_tokenizer, labels = open_tokenizers(directory)
     configs = {name: model.config for name, model in models.items()}
-    check_family(directory, text_tokenizer.vocabulary, len(image_tokenizer.codebook), configs)
+    _check_family(directory, text_tokenizer.vocabulary, len(image_tokenizer.codebook), configs)
     for model in models.values():
-        convert_weights(model, weights, ACTIVATIONS[weights] if device.type != "cpu" else torch.float32)
-        if streamed:
-            stream_layers(model)
-        model.to(device)
+        place_model(model, weights, device, offload=offload)
     image_tokenizer.model.to(device)
-    return Bundle(config, text_tokenizer, image_tokenizer, labels, trunk, sequential, interpolation)
+    return Bundle(
+        config,
+        text_tokenizer,
+        image_tokenizer,
+        labels,
+        trunk=models.get("trunk", models["sequential"]),
+        sequential=models["sequential"],
+        interpolation=models.get("interpolation"),
+    )
 
 
 def open_tokenizers(directory: Path) -> tuple[TextTokenizer, ImageTokenizer, np.ndarray | None]:
-    """A bundle's text tokenizer, its image tokenizer, and the cluster of each code, if it says so.
+    """Open a bundle's text and image tokenizers, and the cluster of each image code if the bundle has them.
 
     Raises: FileNotFoundError, ValueError.
     """
@@ -131,8 +128,18 @@ def open_tokenizers(directory: Path) -> tuple[TextTokenizer, ImageTokenizer, np.
     return text_tokenizer, image_tokenizer, labels
 
 
+def place_model(
+    model: CogVideoTransformer | SuperresTransformer, weights: WeightName, device: torch.device, *, offload: bool
+) -> None:
+    """Convert a model's matrices to `weights` and move it to `device`, with or without its layers' matrices."""
+    convert_weights(model, weights, ACTIVATION_DTYPES[weights] if device.type != "cpu" else torch.float32)
+    if offload:
+        stream_layers(model)
+    model.to(device)
+
+
 def fingerprint(directory: Path) -> str:
-    """The hex SHA-256 of all that decides what a bundle makes, but for its settings."""
+    """The hex SHA-256 of everything in a bundle that determines its output, except its settings."""
     # a checkpoint's manifest holds the hashes of its files
     manifests = [f"{model}/manifest.json" for model in MODELS]
     names = [*HASHED_FILES, "bundle.json", *manifests]
@@ -140,8 +147,72 @@ def fingerprint(directory: Path) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Where to find the parts of a bundle to be assembled."""
+
+    text_tokenizer: Path
+    image_tokenizer: Path
+    trunk: Path
+    sequential: Path
+    interpolation: Path
+    sampling: Path | None = None
+    """A YAML file of settings that suit these weights."""
+    direct: Path | None = None
+    """The direct super-resolution model."""
+    iterative: Path | None = None
+    """The iterative super-resolution model."""
+
+
+def assemble_bundle(
+    directory: Path,
+    parts: Parts,
+    *,
+    config: BundleConfig,
+    num_clusters: int,
+    dtype: torch.dtype,
+    overwrite: bool = False,
+) -> None:
+    """Write a bundle that `open_bundle` reads. The folder appears complete or not at all.
+
+    A model whose trunk equals `parts.trunk` (it was trained with the trunk frozen) is stored without it.
+    Raises: FileExistsError if `directory` exists and `overwrite` is not set; ValueError for parts that are damaged or
+    do not belong together.
+    """
+    if num_clusters < 1:
+        raise ValueError(f"num_clusters={num_clusters}; expected at least 1")
+    text_tokenizer = open_text_tokenizer(parts.text_tokenizer)
+    settings = None if parts.sampling is None else load_config(SampleConfig, [parts.sampling])
+    configs: dict[str, ModelConfig] = {}
+    with atomic_directory(directory, replace=overwrite) as building:
+        text_tokenizer.save(building / "text.model")
+        image_tokenizer = open_image_tokenizer(parts.image_tokenizer)
+        image_tokenizer.save(building / "image_tokenizer")
+        np.save(building / "clusters.npy", kmeans_labels(image_tokenizer.codebook.numpy(), num_clusters))
+        for name in MODELS:
+            source = getattr(parts, name)
+            model = load_model(source, dtype=dtype)
+            configs[name] = model.config
+            shared = name != "trunk" and _has_same_trunk(source, parts.trunk)
+            save_model(building / name, model, trunk=building / "trunk" if shared else None)
+        for method, folder in SUPERRES.items():
+            source = getattr(parts, method)
+            if source is not None:
+                superres = build_superres(load_checkpoint(source), dtype=dtype)
+                if (superres.config.method, superres.config.vocabulary) != (method, configs["sequential"].vocabulary):
+                    raise ValueError(f"{source} is not the {method} model of this family; give another --{method}")
+                shared = _has_same_trunk(source, parts.trunk)
+                save_model(building / folder, superres, trunk=building / "trunk" if shared else None)
+        _check_family(directory, text_tokenizer.vocabulary, image_tokenizer.num_tokens, configs)
+        hashes = {name: sha256_file(building / name) for name in HASHED_FILES}
+        config = replace(config, prompt=_trained_prompt_format(parts) or config.prompt, sha256=hashes)
+        write_json(building / "bundle.json", to_dict(config))
+        if settings is not None:
+            (building / "sampling.yaml").write_text(dump_yaml(settings), encoding="utf-8")
+
+
 def _share_trunk(stage: CogVideoTransformer, trunk: CogVideoTransformer) -> None:
-    """Put the trunk's own modules into a stage that was trained with them frozen: one trunk in memory."""
+    """Replace a stage's trunk modules by the trunk's own, with which the stage was trained frozen."""
     for name, module in trunk.named_modules():
         own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
         if own and not any(map(is_temporal, own)):
@@ -149,22 +220,47 @@ def _share_trunk(stage: CogVideoTransformer, trunk: CogVideoTransformer) -> None
             setattr(stage.get_submodule(parent), last, module)
 
 
-def check_family(directory: Path, text: Vocabulary, codes: int, models: dict[str, ModelConfig]) -> None:
-    """All models must read the same texts and speak of the same pictures. Raises: ValueError."""
-    first = models["sequential"]
-    for name, other in models.items():
-        if (other.vocabulary, other.frame_side) != (first.vocabulary, first.frame_side):
+def _check_family(directory: Path, text: Vocabulary, num_codes: int, configs: dict[str, ModelConfig]) -> None:
+    """Check that the models and the tokenizers agree. Raises: ValueError."""
+    sequential = configs["sequential"]
+    for name, other in configs.items():
+        if (other.vocabulary, other.frame_side) != (sequential.vocabulary, sequential.frame_side):
             raise ValueError(f"{directory}: {name}/ and sequential/ differ in vocabulary or frame side; use one family")
         if name != "trunk" and other.task != name:
             raise ValueError(f"{directory}: {name}/ holds a model of the task {other.task}; put the right one there")
-    known = first.vocabulary
-    if replace(text, size=known.size) != known or not 0 <= known.size - text.size <= UNUSED_ROWS:
+    known = sequential.vocabulary
+    if replace(text, size=known.size) != known or not 0 <= known.size - text.size <= MAX_UNUSED_EMBEDDINGS:
         raise ValueError(
-            f"{directory}: text.model has {text.size - text.num_image_tokens} pieces behind {text.num_image_tokens} "
-            f"image tokens, the models {known.size - known.num_image_tokens} behind {known.num_image_tokens}; "
+            f"{directory}: text.model has {text.size - text.num_image_tokens} pieces after {text.num_image_tokens} "
+            f"image tokens, the models {known.size - known.num_image_tokens} after {known.num_image_tokens}; "
             "use the one they were trained with"
         )
-    if codes != known.num_image_tokens:
+    if num_codes != known.num_image_tokens:
         raise ValueError(
-            f"{directory}: the image tokenizer has {codes} codes, the models expect {known.num_image_tokens}"
+            f"{directory}: the image tokenizer has {num_codes} codes, the models expect {known.num_image_tokens}; "
+            "use the one they were trained with"
         )
+
+
+def _trained_prompt_format(parts: Parts) -> PromptFormat | None:
+    """The prompt format that the parts were trained with; None if no checkpoint records it.
+
+    Raises: ValueError if they differ.
+    """
+    formats: dict[PromptFormat, str] = {}
+    for name in MODELS:
+        source = getattr(parts, name)
+        recorded = load_checkpoint(source, verify=False).extra.get("prompt")
+        if recorded is not None:
+            formats.setdefault(from_dict(PromptFormat, recorded, origin=str(source)), name)
+    if len(formats) > 1:
+        first, second, *_ = formats.values()
+        raise ValueError(
+            f"{first} and {second} were trained with different prompt formats (data.prompt); use one family"
+        )
+    return next(iter(formats), None)
+
+
+def _has_same_trunk(model: Path, trunk: Path) -> bool:
+    own, other = load_checkpoint(model), load_checkpoint(trunk)
+    return all(name in own.infos and torch.equal(own.tensor(name), other.tensor(name)) for name in other.names)

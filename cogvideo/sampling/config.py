@@ -1,11 +1,13 @@
-"""Settings of sampling, with the published values as defaults. Plain data: printing or checking it needs no torch."""
+"""Settings of sampling and super-resolution, with the published values as defaults. Plain data."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cogvideo.dtypes import WeightName
+
 UNGUIDED_TEXT_BONUS = 1.4
-"""Published: steers by attention where nothing steers by guidance."""
+"""Published: without guidance, attention to the text is strengthened instead."""
 STYLES = {
     "none": "",
     "mainbody": " 高清摄影 隔绝",
@@ -18,41 +20,43 @@ STYLES = {
     "chinese": " 水墨国画",
     "watercolor": " 水彩画风格",
 }
-"""What follows the caption of a picture. Source: CogView2's text styles. None: the weights' own wording, which is the
-published photo style (` 高清摄影`) unless they were trained with another."""
+"""Suffix of the caption of a first frame. Source: CogView2's text styles. None: the suffix that the weights were
+trained with, by default the published photo style (` 高清摄影`)."""
 Style = Literal["none", "mainbody", "photo", "flat", "comics", "oil", "sketch", "isometric", "chinese", "watercolor"]
-Part = Literal["first frame", "key frames", "interpolation"]
-"""What of a clip is drawn with settings of its own."""
-Weights = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+StageName = Literal["first_frame", "key_frames", "interpolation"]
+"""The stages of a clip that have draw settings of their own; all rounds of interpolation share one."""
 MAX_SAMPLES = 100_000
 MAX_STRENGTH = 1000
-"""Of guidance and text bonus: far beyond what is of use, and within what every number format holds."""
+"""Bound of guidance scale and text bonus: far beyond useful values, and representable in every number type."""
 MAX_ROUNDS = 8
-"""1,025 frames: each round doubles them."""
+"""1,025 frames; each round doubles the frame rate."""
 
 
 @dataclass(frozen=True)
 class DrawConfig:
-    """How the tokens of some frames are drawn. Defaults: key frames after the first, and interpolated frames."""
+    """How tokens are drawn from logits. Defaults: key frames after the first, and interpolated frames."""
 
     temperature: float = 1.05
-    """Of the choice among clusters."""
+    """Temperature of the choice among clusters."""
     top_k_clusters: int = 12
-    """Likeliest clusters that are kept."""
+    """Number of likeliest clusters to choose among."""
     token_temperature: float = 0.89
-    """Of the choice within a cluster."""
+    """Temperature of the choice within a cluster."""
     guidance_scale: float | None = None
-    """Logits are guide + scale * (conditional - guide); null: no guidance, at half the work."""
+    """Logits are guide + scale * (conditional - guide); null: no guidance, at half the cost."""
     text_bonus: float | None = None
     """Added to the attention scores of text; null: 0 with guidance, 1.4 without, as published."""
 
     video_suffix: bool | None = None
-    """Whether the caption gets the wording's video suffix; null: with guidance only, as published. Not for pictures."""
+    """Whether the prompt format's video suffix follows the caption; null: with guidance only, as published. Does not
+    apply to first frames drawn by a text-to-image trunk."""
 
     def __post_init__(self) -> None:
         for name in ("temperature", "token_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0; top_k_clusters=1 is the greedy choice")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be above 0; for greedy decoding set top_k_clusters=1"
+                )
         for name in ("guidance_scale", "text_bonus"):
             value = getattr(self, name)
             if value is not None and MAX_STRENGTH < abs(value) < math.inf:
@@ -61,56 +65,54 @@ class DrawConfig:
             raise ValueError(f"top_k_clusters={self.top_k_clusters} leaves nothing to draw from; give at least 1")
 
     @property
-    def bonus(self) -> float:
-        """The text bonus in effect."""
+    def effective_text_bonus(self) -> float:
         if self.text_bonus is not None:
             return self.text_bonus
         return UNGUIDED_TEXT_BONUS if self.guidance_scale is None else 0.0
 
     @property
-    def says_video(self) -> bool:
-        """Whether the video suffix is appended, in effect."""
+    def appends_video_suffix(self) -> bool:
         return self.guidance_scale is not None if self.video_suffix is None else self.video_suffix
 
 
-LOADING = ("weights", "device", "stream_layers", "compile")
-"""Settings that say how models are loaded."""
+LOADING_KEYS = ("weights", "device", "stream_layers", "compile")
+"""Settings that determine how models are loaded, so they cannot change afterwards."""
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """A clip: first frame from the trunk, key frames from stage 1, then interpolation, each round doubling the rate."""
+    """A clip: first frame by the trunk, key frames by stage 1, then rounds of interpolation that double the rate."""
 
     seed: int = 0
     samples_per_prompt: int = 1
     seconds: float = 4.0
-    """From the first frame to the last; the model reads it as text, so use lengths that it was trained on."""
+    """Time from the first frame to the last; the model reads it as text, so use lengths that it was trained on."""
     rounds: int = 3
-    """Of interpolation: 5 key frames become 9, 17, 33 frames; 0: the key frames alone."""
+    """Rounds of interpolation: 5 key frames become 9, 17, 33 frames; 0: key frames only."""
     first_frame: DrawConfig = field(default_factory=lambda: DrawConfig(temperature=1.0, top_k_clusters=16))
     key_frames: DrawConfig = field(default_factory=lambda: DrawConfig(guidance_scale=3.0))
     interpolation: DrawConfig = field(default_factory=DrawConfig)
     style: Style = "photo"
-    """Of the first frame, where a text-to-image trunk draws it; what the words become is in STYLES."""
+    """Style of a first frame drawn by a text-to-image trunk; STYLES has the suffixes."""
     num_clusters: int | None = None
-    """k-means clusters of the image codebook; null: the labels beside the weights, or 500 where there are none.
-    As many as there are codes: plain top-k sampling."""
+    """Number of k-means clusters of the image codebook; null: the bundle's own clusters, or 500 if it has none. With
+    as many clusters as codes, sampling is plain top-k."""
     published_prefill: bool = False
-    """Let given frames of interpolation look across windows as published inference does, though training does not."""
+    """Let given frames of interpolation attend across windows, as published inference does and training does not."""
     schedule: Literal["sequential", "wavefront", "speculative"] = "sequential"
-    """`wavefront`: frames in flight together where windows let them; `speculative`: guesses, many checked at once. The
-    same draws in fewer steps."""
-    weights: Weights = "fp32"
-    """How the transformers' matrices are held: decoding takes as long as reading them. A CPU computes in float32."""
+    """`wavefront`: several frames in flight where attention windows allow it; `speculative`: draft many tokens, verify
+    them in one forward pass. Both draw the same tokens in fewer steps."""
+    weights: WeightName = "fp32"
+    """Number type of the transformers' matrices; decoding is bound by reading them. A CPU computes in float32."""
     device: str = "auto"
-    """`auto`: the GPU where there is one; or `cpu`, `cuda`, `cuda:1`."""
+    """`auto`: a GPU if there is one; or `cpu`, `cuda`, `cuda:1`."""
     stream_layers: bool = False
-    """Whether the layers' matrices stay in the CPU's memory, or on disk, and are copied to the GPU when they are used:
-    for models that it cannot hold. Slow; many clips at once cost little more than one."""
+    """Whether the layers' matrices stay in CPU memory, or on disk, and are copied to the GPU for each use: for models
+    that do not fit. Slow, but many clips at once cost little more than one."""
     compile: bool = False
-    """On a GPU, whether decoding goes by torch.compile and CUDA graphs: minutes at first, then faster steps."""
+    """Whether a GPU decodes with torch.compile and CUDA graphs: compiling takes minutes, then steps are faster."""
     clips_at_once: int = 128
-    """Clips decoded as one batch (guides come on top): memory against speed. Does not change what is drawn."""
+    """Batch size in clips (guidance doubles the rows): memory against speed. Does not change what is drawn."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -122,19 +124,19 @@ class SampleConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name, most in (("samples_per_prompt", MAX_SAMPLES), ("rounds", MAX_ROUNDS)):
             if getattr(self, name) > most:
-                raise ValueError(f"{name}={getattr(self, name)} asks for more than memory holds; give at most {most}")
+                raise ValueError(f"{name}={getattr(self, name)} needs more memory than there is; give at most {most}")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
         if self.compile and self.stream_layers:
-            raise ValueError("compile=true cannot record layers that come with each step; leave out stream_layers=true")
+            raise ValueError("compile=true cannot record layers copied for each use; leave out stream_layers=true")
 
-    def draw_of(self, part: Part) -> DrawConfig:
-        draws: dict[Part, DrawConfig] = {
-            "first frame": self.first_frame,
-            "key frames": self.key_frames,
+    def draw_config(self, stage: StageName) -> DrawConfig:
+        configs: dict[StageName, DrawConfig] = {
+            "first_frame": self.first_frame,
+            "key_frames": self.key_frames,
             "interpolation": self.interpolation,
         }
-        return draws[part]
+        return configs[stage]
 
 
 @dataclass(frozen=True)
@@ -143,14 +145,14 @@ class UpsampleConfig:
 
     seed: int = 0
     temperature: float = 1.0
-    """Of the direct model's choice among clusters; the iterative model draws by plain top-k, see `superres.rounds`."""
+    """Temperature of the direct model's choice among clusters; the iterative model draws by plain top-k."""
     top_k_clusters: int = 6
     token_temperature: float = 0.6
     num_clusters: int | None = None
-    """As of `SampleConfig`."""
+    """As in `SampleConfig`."""
     frames_at_once: int = 1
-    """In a forward: memory against speed."""
-    weights: Weights = "fp32"
+    """Batch size in frames: memory against speed."""
+    weights: WeightName = "fp32"
     device: str = "auto"
     stream_layers: bool = False
 
@@ -162,8 +164,3 @@ class UpsampleConfig:
             raise ValueError(f"frames_at_once={self.frames_at_once} must be at least 1")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
-
-    @property
-    def clips_at_once(self) -> int:
-        """Clips whose files appear together."""
-        return 1

@@ -1,6 +1,6 @@
-"""What users bring to sampling: pictures, videos and saved tokens, all of them as image tokens of the weights in use.
+"""Inputs of sampling: pictures, videos and saved tokens, all read as image tokens of the weights in use.
 
-Pictures and videos are scaled by their shorter edge and cut to the centre square while decoding, as `prepare` does.
+Pictures and videos are scaled by their shorter edge and cropped to the centre square while decoding, as `prepare` does.
 """
 
 import json
@@ -21,19 +21,20 @@ from cogvideo.tokenizers.image import ImageTokenizer
 TOKENS_FILE = "tokens.safetensors"
 TOKEN_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 ENCODE_BATCH = 32
-SAME_RATE = 1e-6  # relative; well over the rounding of a stored length
+FPS_TOLERANCE = 1e-6
+"""Relative; well above the rounding error of a stored length."""
 
 
 @dataclass(frozen=True)
-class Footage:
-    """Frames in order of time, of one clip or of several that are equally long."""
+class InputClips:
+    """One clip, or several of equal length."""
 
     tokens: Tensor
-    """(clips, frames, frame_len) int64."""
+    """(clips, frames, frame_len) int64, in order of time."""
     seconds: float | None = None
-    """From the first frame to the last; None: pictures, which have no time of their own."""
+    """From the first frame to the last; None for pictures, which have no timing of their own."""
     samples: tuple[tuple[str, int], ...] = ()
-    """Caption of each clip and the how-manieth of that caption it is; empty: nobody said."""
+    """Caption and sample index of each clip; empty: no captions."""
 
     @property
     def num_frames(self) -> int:
@@ -41,94 +42,98 @@ class Footage:
 
 
 @dataclass(frozen=True)
-class FootageReader:
-    """How files become footage for certain weights."""
+class InputReader:
+    """Reads files as clips of certain weights."""
 
     tokenizer: ImageTokenizer
     frame_side: int
-    """Tokens a side of a frame."""
+    """Tokens per side of a frame."""
 
-    def open(self, paths: Sequence[Path], fps: float | None = None) -> Footage:
-        """Saved tokens (a file or a folder of results), one video (all frames, or `fps` a second), or pictures.
+    def read(self, paths: Sequence[Path], fps: float | None = None) -> InputClips:
+        """Read saved tokens (a file or a folder of results), one video (all frames, or `fps` per second), or pictures.
 
-        Raises: ValueError, in one line, for what is none of these, or damaged, or of other weights; OSError.
+        Raises: ValueError, in one line, for files that are none of these, damaged, or of other weights; OSError.
         """
         if len(paths) == 1 and (path := _tokens_file(paths[0])):
             if fps is not None:
-                raise ValueError(f"{path} holds tokens, whose frame rate is what it is; leave --fps out")
-            return self._saved(path)
+                raise ValueError(f"{path} holds tokens, whose frame rate cannot change; leave out --fps")
+            return self._read_tokens(path)
         times = [probe_video(path).seconds for path in paths]
         if len(paths) == 1 and len(times[0]) > 1:
-            chosen = times[0] if fps is None else _at_rate(paths[0], times[0], fps, from_end=False)
+            chosen = times[0] if fps is None else _times_at_rate(paths[0], times[0], fps, from_end=False)
             seconds = float(chosen[-1] - chosen[0]) if fps is None else (len(chosen) - 1) / fps
-            return Footage(self._encode(paths[0], chosen), seconds)
-        for path, of_file in zip(paths, times, strict=True):
-            if len(of_file) > 1:
-                raise ValueError(f"{path} is a video of {len(of_file)} frames; give one video, or pictures only")
+            return InputClips(self._encode(paths[0], chosen), seconds)
+        for path, file_times in zip(paths, times, strict=True):
+            if len(file_times) > 1:
+                raise ValueError(f"{path} is a video of {len(file_times)} frames; give one video, or pictures only")
         if fps is not None:
-            raise ValueError("--fps is for a video; pictures are spread over `seconds=`")
-        return Footage(torch.cat([self._encode(*one) for one in zip(paths, times, strict=True)], dim=1))
+            raise ValueError("--fps needs a video; for pictures set seconds=")
+        frames = [self._encode(path, file_times) for path, file_times in zip(paths, times, strict=True)]
+        return InputClips(torch.cat(frames, dim=1))
 
-    def first_frame(self, path: Path) -> Footage:
-        """A picture, or the first frame of a video or of saved tokens. Raises: as `open`."""
-        if saved := _tokens_file(path):
-            found = self._saved(saved)
-            return Footage(found.tokens[:, :1], samples=found.samples)
-        return Footage(self._encode(path, probe_video(path).seconds[:1]))
+    def read_first_frame(self, path: Path) -> InputClips:
+        """Read a picture, or the first frame of a video or of saved tokens. Raises: as `read`."""
+        if tokens_file := _tokens_file(path):
+            clips = self._read_tokens(tokens_file)
+            return InputClips(clips.tokens[:, :1], samples=clips.samples)
+        return InputClips(self._encode(path, probe_video(path).seconds[:1]))
 
-    def to_continue(self, path: Path, fps: float) -> Footage:
-        """A video's frames at `fps` a second, ending with its last one; or saved tokens, which must have that rate.
+    def read_to_continue(self, path: Path, fps: float) -> InputClips:
+        """Read frames of a video at `fps`, ending with its last one; or saved tokens, which must have that frame rate.
 
-        Raises: as `open`; ValueError if there are no frames at such a rate.
+        Raises: as `read`; ValueError if the file has no frames at that rate.
         """
-        if saved := _tokens_file(path):
-            found = self._saved(saved)
-            rate = (found.num_frames - 1) / found.seconds if found.seconds else fps
-            if abs(rate - fps) > SAME_RATE * fps:
+        if tokens_file := _tokens_file(path):
+            clips = self._read_tokens(tokens_file)
+            rate = (clips.num_frames - 1) / clips.seconds if clips.seconds else fps
+            if abs(rate - fps) > FPS_TOLERANCE * fps:
                 raise ValueError(
-                    f"{path} has {rate:g} frames a second, these settings make {fps:g}; set `rounds` to suit"
+                    f"{path} has {rate:g} frames per second, but these settings generate {fps:g}; change rounds="
                 )
-            return found
-        times = probe_video(path).seconds
-        chosen = _at_rate(path, times, fps, from_end=True)
-        return Footage(self._encode(path, chosen), (len(chosen) - 1) / fps)
+            return clips
+        chosen = _times_at_rate(path, probe_video(path).seconds, fps, from_end=True)
+        return InputClips(self._encode(path, chosen), (len(chosen) - 1) / fps)
 
     def _encode(self, path: Path, times: NDArray[np.float64]) -> Tensor:
-        """(1, frames, frame_len)."""
+        """Encode the frames at these times: (1, frames, frame_len)."""
         frames, _ = read_video(path, side=self.frame_side * self.tokenizer.compress_rate, only=times)
         pixels = rearrange(torch.from_numpy(frames), "n h w c -> n c h w", c=3).float() / 255
         return self.tokenizer.encode(pixels, batch_size=ENCODE_BATCH).cpu()[None]
 
-    def _saved(self, path: Path) -> Footage:
+    def _read_tokens(self, path: Path) -> InputClips:
         try:
             with safe_open(path, "pt") as file:
-                about = (file.metadata() or {}).get("samples")
+                samples = (file.metadata() or {}).get("samples")
                 tokens, seconds = (file.get_tensor(name) for name in ("tokens", "seconds"))
         except SafetensorError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{path} does not hold tokens of clips ({reason}); `cogvideo sample` writes it") from None
+            raise ValueError(
+                f"{path} does not hold tokens of clips ({reason}); give a file that `cogvideo sample` wrote"
+            ) from None
         if tokens.ndim != 3 or tokens.dtype not in TOKEN_TYPES or not tokens.numel() or seconds.numel() != 1:
-            raise ValueError(f"{path}: tokens {tokens.dtype} {tuple(tokens.shape)}, expected integers in three axes")
+            raise ValueError(
+                f"{path}: tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, expected integers in three axes"
+            )
         frame_len, codes = self.frame_side**2, self.tokenizer.num_tokens
         if tokens.shape[2] != frame_len or not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:
             raise ValueError(
                 f"{path} holds frames of {tokens.shape[2]} tokens up to {int(tokens.max())}; these weights make "
-                f"{frame_len} tokens below {codes}: use the weights that it was made with"
+                f"{frame_len} tokens below {codes}: use the weights that generated it"
             )
         length = float(seconds)
         if not length >= 0 or (tokens.shape[1] > 1 and not 0 < length < float("inf")):
             raise ValueError(f"{path}: seconds={length}; expected the length of the clips")
-        return Footage(tokens.to(torch.int64), length, _read_samples(path, about, len(tokens)))
+        return InputClips(tokens.to(torch.int64), length, _parse_samples(path, samples, len(tokens)))
 
 
 def _tokens_file(path: Path) -> Path | None:
-    """The file of saved tokens that a path means, or None if it is a picture or video."""
+    """The file of saved tokens that a path refers to; None if it is a picture or video."""
     if path.is_dir():
         return path / TOKENS_FILE
     return path if path.suffix == ".safetensors" else None
 
 
-def _read_samples(path: Path, text: str | None, count: int) -> tuple[tuple[str, int], ...]:
+def _parse_samples(path: Path, text: str | None, count: int) -> tuple[tuple[str, int], ...]:
     if text is None:
         return ()
     try:
@@ -136,21 +141,22 @@ def _read_samples(path: Path, text: str | None, count: int) -> tuple[tuple[str, 
     except (ValueError, TypeError, KeyError, RecursionError):
         samples = ()
     if len(samples) != count or not all(type(prompt) is str and type(number) is int for prompt, number in samples):
-        raise ValueError(f"{path} is damaged: it does not say what each of its {count} clips is of")
+        raise ValueError(f"{path} is damaged: its header does not list the captions of its {count} clips")
     return samples
 
 
-def _at_rate(path: Path, times: NDArray[np.float64], fps: float, *, from_end: bool) -> NDArray[np.float64]:
-    """The frame times nearest to every 1/fps seconds, counted from the first frame, or back from the last."""
+def _times_at_rate(path: Path, times: NDArray[np.float64], fps: float, *, from_end: bool) -> NDArray[np.float64]:
+    """The frame times nearest to a grid of 1/fps seconds that starts at the first frame, or ends at the last."""
     if not 0 < fps < float("inf"):
         raise ValueError(f"--fps {fps:g} is not a frame rate; give a number above 0")
     mean = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else fps
-    too_few = f"{path} has about {mean:.3g} frames a second, fewer than the {fps:g} that are asked for"
+    too_few = f"{path} has about {mean:.3g} frames per second, fewer than the {fps:g} needed"
     count = (times[-1] - times[0]) * fps + 1e-6
     if count > len(times):
         raise ValueError(too_few)
     steps = np.arange(int(count) + 1) / fps
     wanted = times[-1] - steps[::-1] if from_end else times[0] + steps
+    # of the two frame times around each wanted time, take the nearer one
     after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
     before = (after - 1).clip(0)
     nearest = np.where(wanted - times[before] <= times[after] - wanted, before, after)

@@ -1,140 +1,149 @@
-"""What there is to make, as a list of clips that can be made group by group: by `sample`, `interpolate` or `upsample`.
+"""What there is to generate, as data: the clips of a `sample`, `interpolate` or `upsample` request, fully checked.
 
-A job knows the models and what goes into each clip; it knows no folder, no file and no other process.
+A job holds models, inputs and encoded prompts. It knows no folder, no file and no other process: `runner.py` does.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cogvideo.config import to_dict
 from cogvideo.inference.engine import Progress
-from cogvideo.rng import SampleKey
+from cogvideo.rng import SampleKey, sample_keys
+from cogvideo.sampling.batches import BatchCache, StageOutput
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
-from cogvideo.sampling.kept import Keep
-from cogvideo.sampling.pipeline import Pipeline, pictures_of
+from cogvideo.sampling.inputs import InputClips
+from cogvideo.sampling.pipeline import Pipeline, decode_frames
+from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
 from cogvideo.sampling.superres import Upsampler
 
 
-class Stage(NamedTuple):
-    """What there is of some clips so far."""
-
-    tokens: Tensor
-    """(clips, frames, frame_len) int64."""
-    fps: float
-
-
 class Job(Protocol):
+    """Clips to generate."""
+
     @property
     def config(self) -> SampleConfig | UpsampleConfig: ...
 
     @property
     def keys(self) -> Sequence[SampleKey]:
-        """One a clip."""
+        """One per clip."""
+        ...
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Clips of one prompt, adjacent in `keys`, that one process generates."""
+        ...
+
+    @property
+    def clips_per_group(self) -> int:
+        """Clips that pass through all stages together."""
         ...
 
     @property
     def num_frames(self) -> int:
-        """Of a finished clip."""
+        """Frames per finished clip."""
         ...
 
     @property
     def seconds(self) -> float:
-        """Of a finished clip, from its first frame to its last."""
+        """Length of a finished clip, from its first frame to its last."""
         ...
 
     @property
-    def tokens_a_clip(self) -> int:
-        """That are to be drawn."""
+    def tokens_per_clip(self) -> int:
+        """Tokens to draw per clip."""
         ...
 
-    def stages(self, clips: Sequence[int], keep: Keep, progress: Progress | None) -> Iterator[Stage]:
-        """The clips of these numbers as they grow; the last stage is the finished one."""
+    def stages(
+        self, clips: Sequence[int], cache: BatchCache | None = None, progress: Progress | None = None
+    ) -> Iterator[StageOutput]:
+        """Generate the clips with these indices, yielding them after every stage; the last output is finished."""
         ...
 
     def decode(self, tokens: Tensor) -> np.ndarray:
-        """Pictures (frames, height, width, 3) uint8 of (frames, frame_len)."""
+        """Decode frames (frames, frame_len) to pixels (frames, height, width, 3) uint8."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """All that decides what is made, but for the bundle's weights, ready for JSON: equal for equal clips only."""
+        """Everything that determines the result except the bundle's weights, ready for JSON."""
         ...
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """Clips of captions, alone or behind frames that are there already."""
+    """Clips of captions, either new or continuing given frames."""
 
     pipeline: Pipeline
     config: SampleConfig
     keys: Sequence[SampleKey]
-    before: Tensor | None = None
-    """(clips, K, frame_len): what each clip goes on from, at its frame rate; the last of them is its first frame, and
-    the only one where just that is given."""
+    prompts: Sequence[ClipPrompts]
+    """The captions of `keys`, encoded."""
+    previous_frames: Tensor | None = None
+    """(clips, K, frame_len), at the frame rate of the clips: frames that the clips continue; see `Pipeline.stages`."""
+    samples_per_prompt: int = 1
 
     @property
-    def _frames_before(self) -> int:
-        return 0 if self.before is None else self.before.shape[1] - 1
+    def clips_per_group(self) -> int:
+        return self.config.clips_at_once
 
     @property
     def num_frames(self) -> int:
-        return self._frames_before + self.pipeline.num_frames(self.config)
+        earlier = 0 if self.previous_frames is None else self.previous_frames.shape[1] - 1
+        return earlier + self.pipeline.num_frames(self.config)
 
     @property
     def seconds(self) -> float:
         return (self.num_frames - 1) / self.pipeline.fps(self.config)
 
     @property
-    def tokens_a_clip(self) -> int:
-        frames = self.pipeline.num_frames(self.config) - (self.before is not None)
+    def tokens_per_clip(self) -> int:
+        frames = self.pipeline.num_frames(self.config) - (self.previous_frames is not None)
         return frames * self.pipeline.sequential.config.frame_len
 
-    def stages(self, clips: Sequence[int], keep: Keep, progress: Progress | None) -> Iterator[Stage]:
-        keys = [self.keys[clip] for clip in clips]
-        whole = self.pipeline.num_frames(self.config)
-        before = None if self.before is None else self.before[list(clips)]
-        stages = self.pipeline.stages(
-            keys,
+    def stages(
+        self, clips: Sequence[int], cache: BatchCache | None = None, progress: Progress | None = None
+    ) -> Iterator[StageOutput]:
+        return self.pipeline.stages(
+            [self.keys[clip] for clip in clips],
+            [self.prompts[clip] for clip in clips],
             self.config,
-            first_frames=None if before is None else before[:, -1],
-            start=-(-self._frames_before // 2**self.config.rounds),
-            keep=keep,
+            previous_frames=None if self.previous_frames is None else self.previous_frames[list(clips)],
+            cache=cache,
             progress=progress,
         )
-        for tokens in stages:
-            frames = tokens.shape[1]
-            if before is not None:
-                # as far apart as the new ones are by now, counted back from the first of these
-                apart = (whole - 1) // (frames - 1)
-                tokens = torch.cat([before[:, :-1].flip(1)[:, apart - 1 :: apart].flip(1), tokens], dim=1)
-            yield Stage(tokens, max(frames - 1, 1) / self.config.seconds)
 
     def decode(self, tokens: Tensor) -> np.ndarray:
         return self.pipeline.decode(tokens)
 
     def identity(self) -> dict[str, Any]:
         return {
-            "clips": _say_keys(self.keys),
+            "clips": _captions_and_numbers(self.keys),
             "settings": to_dict(self.config),
-            "given frames": None if self.before is None else _hash(self.before),
+            "given frames": None if self.previous_frames is None else _hash(self.previous_frames),
         }
 
 
 @dataclass(frozen=True)
 class InterpolationJob:
-    """Frames between given ones."""
+    """Frames between given frames."""
 
     pipeline: Pipeline
     config: SampleConfig
-    """`seconds`: that the given frames span."""
+    """`seconds` is the time that the given frames span."""
     keys: Sequence[SampleKey]
+    prompts: Sequence[Sequence[EncodedPrompt]]
+    """The captions of `keys`, encoded for each round."""
     frames: Tensor
     """(clips, K, frame_len)."""
+    samples_per_prompt: int = 1
+
+    @property
+    def clips_per_group(self) -> int:
+        return self.config.clips_at_once
 
     @property
     def num_frames(self) -> int:
@@ -145,33 +154,38 @@ class InterpolationJob:
         return self.config.seconds
 
     @property
-    def tokens_a_clip(self) -> int:
-        return self.pipeline.num_tokens_between(self.config, self.frames.shape[1])
+    def tokens_per_clip(self) -> int:
+        return self.pipeline.num_interpolation_tokens(self.config, self.frames.shape[1])
 
-    def stages(self, clips: Sequence[int], keep: Keep, progress: Progress | None) -> Iterator[Stage]:
-        keys, frames = [self.keys[clip] for clip in clips], self.frames[list(clips)]
-        before = self._rounds_before()
-        for tokens in self.pipeline.between(
-            frames, keys, self.config, rounds_before=before, keep=keep, progress=progress
-        ):
-            yield Stage(tokens, (tokens.shape[1] - 1) / self.config.seconds)
+    def stages(
+        self, clips: Sequence[int], cache: BatchCache | None = None, progress: Progress | None = None
+    ) -> Iterator[StageOutput]:
+        return self.pipeline.interpolate(
+            self.frames[list(clips)],
+            [self.keys[clip] for clip in clips],
+            [self.prompts[clip] for clip in clips],
+            self.config,
+            rounds_before=self._rounds_before(),
+            cache=cache,
+            progress=progress,
+        )
 
     def _rounds_before(self) -> int:
-        """Rounds that key frames went through to be as many as the given frames: then these are taken for such.
+        """Rounds after which key frames are as many as the given frames; 0 if that never happens.
 
-        So key frames interpolated later become what they would have become at once.
+        The given frames are then treated as such, so that interpolating in two commands gives the clip of one.
         """
-        gaps, rounds = self.pipeline.sequential.config.num_frames - 1, 0
-        while gaps < self.frames.shape[1] - 1:
-            gaps, rounds = 2 * gaps, rounds + 1
-        return rounds if gaps == self.frames.shape[1] - 1 else 0
+        intervals, rounds = self.pipeline.sequential.config.num_frames - 1, 0
+        while intervals < self.frames.shape[1] - 1:
+            intervals, rounds = 2 * intervals, rounds + 1
+        return rounds if intervals == self.frames.shape[1] - 1 else 0
 
     def decode(self, tokens: Tensor) -> np.ndarray:
         return self.pipeline.decode(tokens)
 
     def identity(self) -> dict[str, Any]:
         return {
-            "clips": _say_keys(self.keys),
+            "clips": _captions_and_numbers(self.keys),
             "settings": to_dict(self.config),
             "frames": _hash(self.frames),
         }
@@ -179,14 +193,18 @@ class InterpolationJob:
 
 @dataclass(frozen=True)
 class UpsampleJob:
-    """Fine frames of coarse ones."""
+    """High-resolution frames of low-resolution ones."""
 
     upsampler: Upsampler
     keys: Sequence[SampleKey]
+    prompts: Sequence[list[int]]
+    """The captions of `keys`, encoded."""
     frames: Tensor
     """(clips, K, low_res_len)."""
     seconds: float
-    """That the frames span."""
+    """Time that the frames span."""
+    samples_per_prompt: int = 1
+    clips_per_group: int = 1
 
     @property
     def config(self) -> UpsampleConfig:
@@ -197,38 +215,101 @@ class UpsampleJob:
         return self.frames.shape[1]
 
     @property
-    def tokens_a_clip(self) -> int:
-        return self.num_frames * self.upsampler.tokens_a_frame
+    def tokens_per_clip(self) -> int:
+        return self.num_frames * self.upsampler.tokens_per_frame
 
-    def stages(self, clips: Sequence[int], keep: Keep, progress: Progress | None) -> Iterator[Stage]:
-        fine, at_once = [], self.config.frames_at_once
-        for clip in clips:
-            made = []
-            for first in range(0, self.num_frames, at_once):
-                some = range(first, min(first + at_once, self.num_frames))
-
-                def make(clip: int = clip, some: range = some) -> Tensor:
-                    return self.upsampler(self.frames[clip, some.start : some.stop], self.keys[clip], some)
-
-                made.append(keep(f"fine-{clip:06d}-{first:06d}", make))
-                if progress is not None:
-                    progress(len(some) * self.upsampler.tokens_a_frame)
-            fine.append(torch.cat(made))
-        yield Stage(torch.stack(fine), max(self.num_frames - 1, 1) / self.seconds)
+    def stages(
+        self, clips: Sequence[int], cache: BatchCache | None = None, progress: Progress | None = None
+    ) -> Iterator[StageOutput]:
+        tokens = self.upsampler.upsample_clips(self.frames, self.keys, self.prompts, clips, cache, progress)
+        yield StageOutput(tokens, max(self.num_frames - 1, 1) / self.seconds)
 
     def decode(self, tokens: Tensor) -> np.ndarray:
-        return pictures_of(self.upsampler.image_tokenizer, tokens)
+        return decode_frames(self.upsampler.image_tokenizer, tokens)
 
     def identity(self) -> dict[str, Any]:
         return {
-            "clips": _say_keys(self.keys),
+            "clips": _captions_and_numbers(self.keys),
             "settings": to_dict(self.config),
             "coarse frames": _hash(self.frames),
             "super-resolution models": list(self.upsampler.fingerprints),
         }
 
 
-def _say_keys(keys: Sequence[SampleKey]) -> list[list[Any]]:
+def describe_job(job: Job) -> str:
+    """One line for the user: `2 clips of 33 frames, 8 per second`."""
+    clips, fps = len(job.keys), (job.num_frames - 1) / job.seconds
+    return f"{clips} clip{'s' * (clips > 1)} of {job.num_frames} frames, {fps:g} per second"
+
+
+def clip_job(
+    pipeline: Pipeline,
+    config: SampleConfig,
+    prompts: Sequence[str],
+    given: InputClips | None = None,
+    seen: dict[str, int] | None = None,
+) -> ClipJob:
+    """Check a request for clips of `prompts`, or without prompts of the captions saved with the given clips.
+
+    `seen` counts the samples that each prompt already has, as in `sample_keys`: a repeated prompt is a new sample.
+    Raises: ValueError for a prompt that is empty or too long, or if the number of given clips does not fit.
+    """
+    samples_per_prompt = config.samples_per_prompt
+    if not prompts and given is not None:
+        keys, samples_per_prompt = [SampleKey(config.seed, *sample) for sample in given.samples], 1
+    else:
+        keys = sample_keys(config.seed, prompts, config.samples_per_prompt, seen)
+    encoded = pipeline.encode_prompts([key.caption for key in keys], config)
+    previous_frames = None
+    if given is not None:
+        if len(given.tokens) not in (1, len(keys)):
+            raise ValueError(
+                f"the given file holds {len(given.tokens)} clips, but {len(keys)} are requested; give as many prompts"
+            )
+        previous_frames = given.tokens.expand(len(keys), -1, -1)
+    return ClipJob(pipeline, config, keys, encoded, previous_frames, samples_per_prompt)
+
+
+def interpolation_job(
+    pipeline: Pipeline, config: SampleConfig, given: InputClips, caption: str | None
+) -> InterpolationJob:
+    """Check a request to interpolate the given clips.
+
+    Raises: ValueError if there is nothing to interpolate, no caption, or one that is too long.
+    """
+    if config.rounds < 1:
+        raise ValueError("rounds=0 adds no frames; give at least 1")
+    if given.num_frames < 2:
+        raise ValueError(f"interpolation needs at least 2 frames, got {given.num_frames}")
+    keys = _keys_of(given, caption, config.seed)
+    config = config if given.seconds is None else replace(config, seconds=given.seconds)
+    prompts = pipeline.encode_interpolation_prompts([key.caption for key in keys], config, given.num_frames)
+    return InterpolationJob(pipeline, config, keys, prompts, given.tokens)
+
+
+def upsample_job(upsampler: Upsampler, given: InputClips, caption: str | None) -> UpsampleJob:
+    """Check a request to upsample the given clips. Raises: ValueError if a caption is missing or empty."""
+    keys = _keys_of(given, caption, upsampler.config.seed)
+    if not all(key.caption.strip() for key in keys):
+        raise ValueError("the caption is empty; describe what the input shows")
+    seconds = given.seconds or float(max(given.num_frames - 1, 1))  # pictures: one per second
+    prompts = [upsampler.encode_caption(key.caption) for key in keys]
+    return UpsampleJob(upsampler, keys, prompts, given.tokens, seconds)
+
+
+def _keys_of(given: InputClips, caption: str | None, seed: int) -> list[SampleKey]:
+    """Keys of the given clips: of the caption if there is one, else of those saved with the tokens.
+
+    Raises: ValueError if there is neither.
+    """
+    if caption is not None:
+        return sample_keys(seed, [caption], len(given.tokens))
+    if not given.samples:
+        raise ValueError("the input has no caption; pass --caption")
+    return [SampleKey(seed, *sample) for sample in given.samples]
+
+
+def _captions_and_numbers(keys: Sequence[SampleKey]) -> list[list[Any]]:
     return [[key.caption, key.number] for key in keys]
 
 

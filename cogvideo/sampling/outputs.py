@@ -1,9 +1,9 @@
-"""What sampling leaves on disk: a folder of videos, pictures and tokens. Every file appears whole or not at all.
+"""Results on disk: a folder of videos, contact sheets and tokens. Every file appears complete or not at all.
 
-config.yaml            the settings in effect; `cogvideo sample --config` takes it back
-samples.json           version, weights, and for each sample its name, prompt and number; the last file to appear
+config.yaml            the settings in effect; `cogvideo sample --config` reads it
+samples.json           version, weights, and each sample's name, prompt and number; the last file to appear
 tokens.safetensors     `tokens` (samples, frames, frame_len) int64, `seconds` (1,)
-000-the-red-digit.mp4  H.264; .gif: the same, looping; .png: its frames side by side
+000-the-red-digit.mp4  H.264; .gif: the same, looping; .png: frames side by side
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
@@ -27,19 +28,19 @@ from cogvideo.media.video import write_video
 from cogvideo.rng import SampleKey
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 
-WATCHABLE_PIXELS = 240
-"""Smaller pictures are enlarged, pixel by pixel, until players show more than a stamp."""
+MIN_VIDEO_SIDE = 240
+"""Videos smaller than this, in pixels, are enlarged by a whole factor: players show small ones as stamps."""
 FRAMES_ON_SHEET = 9
 GIF_FPS = 50
-"""Frames a second that a GIF can play; of faster clips it leaves frames out."""
+"""Highest frame rate that a GIF can play; faster clips are thinned."""
 GIF_SECONDS = 600
-"""A GIF can show one picture for 655 seconds, and equal ones become one; slower clips play faster there."""
+"""A GIF shows one picture for at most 655 seconds, and equal pictures are merged; longer clips are sped up."""
 
 
 def claim_folder(out: Path, overwrite: bool) -> None:
-    """Make the output folder and prove that it can be written, before hours are spent.
+    """Create the output folder and check that it is writable, before hours are spent.
 
-    Raises: FileExistsError if it holds anything and `overwrite` is not set; OSError if it cannot be written.
+    Raises: FileExistsError if it is not empty and `overwrite` is not set; OSError if it is not writable.
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; --out names a folder")
@@ -50,59 +51,61 @@ def claim_folder(out: Path, overwrite: bool) -> None:
 
 
 def sample_names(captions: Sequence[str]) -> list[str]:
-    """File stems, numbered, so that none repeats; made of letters and digits whatever the captions hold."""
+    """Unique, numbered file stems that keep only letters and digits of the captions."""
     return [f"{index:03d}-{safe_name(caption)}" for index, caption in enumerate(captions)]
 
 
-def describe(names: Sequence[str], keys: Sequence[SampleKey]) -> list[dict[str, Any]]:
-    """Of each sample its name, prompt and number."""
+def describe_samples(names: Sequence[str], keys: Sequence[SampleKey]) -> list[dict[str, Any]]:
+    """Each sample's name, prompt and number, for samples.json and the header of the tokens file."""
     return [{"name": name, "prompt": key.caption, "number": key.number} for name, key in zip(names, keys, strict=True)]
 
 
 def write_summary(
     out: Path,
     config: SampleConfig | UpsampleConfig,
-    about: list[dict[str, Any]],
+    samples: list[dict[str, Any]],
     tokens: Tensor,
     *,
     seconds: float,
-    more: dict[str, Any],
+    extra: dict[str, Any],
 ) -> None:
-    """All files but the clips' own.
+    """Write the files about all clips. `tokens` (samples, frames, frame_len) span `seconds`.
 
-    `tokens` (samples, frames, frame_len) span `seconds`; `more` goes into samples.json.
+    `extra` is added to samples.json.
     """
-    with atomic_write(out / "config.yaml") as part:
-        part.write_text(dump_yaml(config), encoding="utf-8")
-    write_tokens(out / "tokens.safetensors", tokens, seconds, about)
+    with atomic_write(out / "config.yaml") as temporary:
+        temporary.write_text(dump_yaml(config), encoding="utf-8")
+    write_tokens(out / "tokens.safetensors", tokens, seconds, samples)
     fps = (tokens.shape[1] - 1) / seconds
-    write_json(out / "samples.json", {"cogvideo": __version__, **more, "fps": fps, "samples": about})
+    write_json(out / "samples.json", {"cogvideo": __version__, **extra, "fps": fps, "samples": samples})
 
 
-def write_tokens(path: Path, tokens: Tensor, seconds: float, about: list[dict[str, Any]]) -> None:
-    """Tokens (samples, frames, frame_len) and what they are of, as one safetensors file."""
-    with atomic_write(path) as part:
+def write_tokens(path: Path, tokens: Tensor, seconds: float, samples: list[dict[str, Any]]) -> None:
+    """Write tokens (samples, frames, frame_len) and what they show as one safetensors file."""
+    with atomic_write(path) as temporary:
         tensors = {"tokens": tokens.contiguous(), "seconds": torch.tensor([seconds])}
-        # not save_file, which lets nobody else read the file
-        part.write_bytes(save(tensors, metadata={"samples": json.dumps(about, ensure_ascii=False)}))
+        # not save_file, which creates files that only their owner can read
+        temporary.write_bytes(save(tensors, metadata={"samples": json.dumps(samples, ensure_ascii=False)}))
 
 
-def write_clip(stem: Path, frames: np.ndarray, fps: float, caption: str, *, finished: bool = True) -> Iterator[Path]:
-    """One clip (frames, height, width, 3) uint8 as .mp4, .gif and contact sheet, `stem` with these endings.
+def write_clip(
+    stem: Path, frames: NDArray[np.uint8], fps: float, caption: str, *, final: bool = True
+) -> Iterator[Path]:
+    """Write a clip (frames, height, width, 3) as .mp4, .gif and contact sheet; yields each file once it is written.
 
-    A clip that still grows is a contact sheet, and a video once there is more than a frame.
+    `final=False`: a clip that more stages will replace, without .gif, and without .mp4 while it is a single frame.
     """
-    scale = max(1, WATCHABLE_PIXELS // min(frames.shape[1:3]))
-    # not with_suffix: a stem may end in what looks like one
+    scale = max(1, MIN_VIDEO_SIDE // min(frames.shape[1:3]))
+    # not with_suffix: a stem may contain a dot
     video, gif, sheet = (stem.with_name(stem.name + ending) for ending in (".mp4", ".gif", ".png"))
     step = max(1, -(-(len(frames) - 1) // (FRAMES_ON_SHEET - 1)))
     contact_sheet(sheet, [frames[::step]], [caption], scale=max(1, scale // 2))
     yield sheet
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    if finished or len(frames) > 1:
+    if final or len(frames) > 1:
         write_video(video, large, fps)
         yield video
-    if finished:
+    if final:
         every = max(1, math.ceil(fps / GIF_FPS))
         write_gif(gif, large[::every], max(fps / every, len(large) / every / GIF_SECONDS))
         yield gif

@@ -1,21 +1,21 @@
-"""From captions to videos, both stages: what `cogvideo sample`, evaluation and previews call.
+"""From captions to videos: both stages, as `cogvideo sample`, evaluation and users of the Python API call them.
 
     pipeline = Pipeline.load()                                   # the bundled weights, or Pipeline.load(folder)
-    config = replace(pipeline.config, seed=7)                    # what suits these weights, with a seed of yours
+    config = replace(pipeline.config, seed=7)                    # settings that suit these weights, and a seed
     tokens = pipeline.sample(["the red digit 3 moves left slowly"], config)     # (samples, 33, frame_len) int64
     frames = pipeline.decode(tokens)                             # (samples, 33, height, width, 3) uint8
     pipeline.fps(config)                                         # 8.0
 
-Key frames alone, spanning two seconds: `replace(config, seconds=2.0, rounds=0)` gives (samples, 5, frame_len).
-Any number of prompts may be given at once: `config.clips_at_once` bounds the memory. Samples come caption by caption.
-Threads may sample with one pipeline at the same time: they share their forwards (together.py).
+Key frames only, spanning two seconds: `replace(config, seconds=2.0, rounds=0)` gives (samples, 5, frame_len).
+Any number of prompts can be passed at once; `config.clips_at_once` bounds memory. The samples of one caption are
+adjacent. Several threads may use one pipeline: their requests share forward passes (inference/batching.py).
 
-A sample is decided by (seed, its caption, the how-manieth sample of that caption it is): not by other captions, their
-order, the batch size or later rounds. The same call on the same machine repeats to the last bit; another batch size
-changes logits by float rounding only, which very rarely turns a token.
+A sample is determined by (seed, caption, sample index per caption): other captions, their order, the batch size and
+later rounds do not affect it. The same call on the same machine repeats bit for bit; another batch size changes logits
+by float rounding only, which very rarely changes a token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,30 +27,33 @@ from cogvideo.distributed import open_device
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference import schedules
 from cogvideo.inference.batching import Together
-from cogvideo.inference.clip_sampler import ClipSampler
 from cogvideo.inference.clusters import PUBLISHED_CLUSTERS, kmeans_labels
 from cogvideo.inference.engine import Program, Progress, compile_program
 from cogvideo.inference.sampler import ClusterDraw
 from cogvideo.inference.speculative import speculative
 from cogvideo.inference.wavefront import wavefront
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.rng import SampleKey, sample_keys
-from cogvideo.sampling.bundle import bundle_sample_config, open_bundle
-from cogvideo.sampling.config import Part, SampleConfig
-from cogvideo.sampling.interpolate import clips_a_round, sample_between
-from cogvideo.sampling.kept import Keep, KeptSampler, keep_nothing
-from cogvideo.sampling.prompts import Said, Texts, Wording
-from cogvideo.sampling.stage1 import sample_first_frames, sample_key_frames
-from cogvideo.sequence.prompt import PromptFormat
+from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
+from cogvideo.sampling.batches import BatchCache, FrameSampler, StageOutput
+from cogvideo.sampling.bundle import load_sample_config, open_bundle
+from cogvideo.sampling.config import SampleConfig, StageName
+from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt, PromptBuilder
+from cogvideo.sequence.layout import ClipLayout
+from cogvideo.sequence.prompt import Encode, PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
+
+STAGE_1_ROUND = 0
+"""Round number of stage 1 in the keys of its random numbers; rounds of interpolation count from 1."""
 
 
 class Pipeline:
+    """Models, tokenizers and settings that together turn captions into clips."""
+
     def __init__(
         self,
         *,
-        encode: Callable[[str], list[int]],
-        prompt: PromptFormat,
+        encode: Encode,
+        prompt_format: PromptFormat,
         image_tokenizer: ImageTokenizer,
         sequential: CogVideoTransformer,
         trunk: CogVideoTransformer | None = None,
@@ -58,48 +61,43 @@ class Pipeline:
         labels: np.ndarray | None = None,
         config: SampleConfig | None = None,
     ) -> None:
-        """From parts: what training has in hand for a preview. `trunk` None: stage 1's own."""
-        self.encode, self.prompt, self.image_tokenizer = encode, prompt, image_tokenizer
+        """Assemble a pipeline from loaded parts; `load` opens a bundle. `trunk` defaults to stage 1's own."""
+        self.encode, self.prompt_format, self.image_tokenizer = encode, prompt_format, image_tokenizer
         self.trunk, self.sequential, self.interpolation = trunk or sequential, sequential, interpolation
         self.config = config or SampleConfig()
-        """Settings that suit these weights: the published ones where nothing else is known."""
+        """Settings that suit these weights; by default the published ones."""
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
-        self._programs: dict[tuple[Part, bool, str], Program] = {}
-        self.together = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
+        self._programs: dict[tuple[StageName, bool, str], Program] = {}
+        self.schedulers = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
 
     @classmethod
     def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
-        """A bundle's. Of `config` only what says how to load is read, `LOADING`.
+        """Open a bundle (default: the bundled weights). Only the LOADING_KEYS of `config` are used.
 
-        Raises: FileNotFoundError, ValueError as `bundle.open_bundle` and `device.open_device`.
+        Raises: FileNotFoundError, ValueError as `open_bundle` and `open_device`.
         """
         directory, config = directory or BUNDLED_WEIGHTS, config or SampleConfig()
         device = open_device(config.device)
         if config.compile and device.type != "cuda":
-            raise ValueError("compile=true is for a GPU; on a CPU a step is one call already, so leave it out")
-        bundle = open_bundle(directory, config.weights, device, streamed=config.stream_layers)
+            raise ValueError("compile=true needs a GPU; the CPU kernels need no compilation, so leave it out")
+        bundle = open_bundle(directory, config.weights, device, offload=config.stream_layers)
         if config.compile:
             for model in (bundle.trunk, bundle.sequential, bundle.interpolation):
                 if model is not None:
                     model.compile_decoding()
         return cls(
             encode=bundle.text_tokenizer.encode,
-            prompt=bundle.config.prompt,
+            prompt_format=bundle.config.prompt,
             image_tokenizer=bundle.image_tokenizer,
             sequential=bundle.sequential,
             trunk=bundle.trunk,
             interpolation=bundle.interpolation,
             labels=bundle.labels,
-            config=bundle_sample_config(directory, [], []),
+            config=load_sample_config(directory, [], []),
         )
 
-    @property
-    def _trunk_draws_first_frame(self) -> bool:
-        """As published: a text-to-image model does. Else stage 1 has learned first frames itself."""
-        return 0 in self.sequential.config.layout.given_frames
-
     def num_frames(self, config: SampleConfig) -> int:
-        """Frames a sample: key frames, and as many between them as the rounds make."""
+        """Frames per sample: the key frames, and those that the rounds of interpolation add."""
         return (self.sequential.config.num_frames - 1) * 2**config.rounds + 1
 
     def fps(self, config: SampleConfig) -> float:
@@ -110,158 +108,257 @@ class Pipeline:
         frames = num_prompts * config.samples_per_prompt * self.num_frames(config)
         return frames * self.sequential.config.frame_len
 
-    def num_tokens_between(self, config: SampleConfig, num_frames: int) -> int:
-        """Tokens that `between` will draw for a sample of `num_frames` given frames."""
-        clips = sum(self._clips_a_round(num_frames, done) for done in range(config.rounds))
-        return clips * self._tokens_a_clip("interpolation")
+    def num_interpolation_tokens(self, config: SampleConfig, num_frames: int) -> int:
+        """Tokens that `interpolate` will draw per sample of `num_frames` given frames."""
+        model = self._model("interpolation").config
+        counts = [(num_frames - 1) * 2**done + 1 for done in range(config.rounds)]
+        clips = sum(model_clips_per_round(model.layout, count) for count in counts)
+        return clips * len(model.layout.generation_order) * model.frame_len
+
+    def encode_prompts(self, captions: Sequence[str], config: SampleConfig) -> list[ClipPrompts]:
+        """Check and encode captions for all models of a clip. Raises: ValueError as `PromptBuilder.encode_clips`."""
+        return self._prompt_builder.encode_clips(captions, config)
+
+    def encode_interpolation_prompts(
+        self, captions: Sequence[str], config: SampleConfig, num_frames: int
+    ) -> list[list[EncodedPrompt]]:
+        """Check and encode captions for `interpolate`, which starts from `num_frames` frames. Raises: ValueError."""
+        return self._prompt_builder.encode_rounds(captions, config, num_frames)
 
     def sample(
         self, prompts: Sequence[str], config: SampleConfig | None = None, progress: Progress | None = None
     ) -> Tensor:
-        """Tokens of a clip for each sample: (len(prompts) * samples_per_prompt, num_frames, frame_len) int64.
+        """Generate a clip for each sample of each prompt.
 
-        `progress` is told the number of tokens just drawn. Raises: ValueError for a prompt that is empty or too long,
-        before anything is drawn.
+        Shapes: returns (len(prompts) * samples_per_prompt, num_frames, frame_len) int64.
+        `progress` receives the number of tokens just drawn.
+        Raises: ValueError for a prompt that is empty or too long, before anything is drawn.
         """
         config = config or self.config
-        self.texts(prompts, config)
         keys = sample_keys(config.seed, prompts, config.samples_per_prompt)
-        *_, tokens = self.stages(keys, config, progress=progress)
-        return tokens
+        encoded = self.encode_prompts([key.caption for key in keys], config)
+        *_, last = self.stages(keys, encoded, config, progress=progress)
+        return last.tokens
 
     def stages(
         self,
         keys: Sequence[SampleKey],
+        prompts: Sequence[ClipPrompts],
         config: SampleConfig,
         *,
-        first_frames: Tensor | None = None,
-        start: int = 0,
-        keep: Keep = keep_nothing,
+        previous_frames: Tensor | None = None,
+        cache: BatchCache | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Tensor]:
-        """What there is of each key's clip after each stage: (samples, frames so far, frame_len) int64.
+    ) -> Iterator[StageOutput]:
+        """Generate clips, yielding all of them after the first frame, the key frames, and each round.
 
-        One frame, the key frames, then twice as many less one after every round. `first_frames` (samples, frame_len)
-        are given rather than drawn; then the key frames are the first that is yielded. `start` is the number of the
-        clip's first frame in a longer video, in key frames: where its random numbers begin. `keep` is handed every
-        batch, see `kept.py`. Raises: as `sample`.
+        `prompts`: of each key's caption, from `encode_prompts`. `previous_frames` (samples, K, frame_len), at the frame
+        rate of the finished clips, are continued instead of drawing a first frame: the last of them is the new clips'
+        first frame. Outputs then include them, thinned to the stage's frame rate, and the first output has the key
+        frames.
         """
-        texts = self.texts([key.caption for key in keys], config)
-        if first_frames is None:
-            sampler = self._sampler("first frame", config, keep, "first-frame")
-            said = texts.first_frame
-            first_frames = sample_first_frames(sampler, said.texts, said.guide, keys, progress)
-            yield first_frames[:, None]
-        sampler = self._sampler("key frames", config, keep, "key-frames")
-        said = texts.key_frames
-        frames = sample_key_frames(sampler, first_frames, said.texts, said.guide, keys, progress, start=start)
-        yield frames
-        yield from self.between(frames, keys, config, start=start, keep=keep, progress=progress)
+        model, start = self.sequential.config, 0
+        if previous_frames is None:
+            first_frames = self.frame_sampler("first_frame", config).sample(
+                torch.zeros(len(keys), 1, model.frame_len, dtype=torch.int64),
+                [prompt.first_frame for prompt in prompts],
+                sample_uniforms(keys, STAGE_1_ROUND, (0,), model.frame_len),
+                clips_at_once=config.clips_at_once,
+                name="first-frame",
+                cache=cache,
+                progress=progress,
+            )
+            yield StageOutput(first_frames, 1 / config.seconds)
+            previous_frames = first_frames
+        else:
+            # random numbers are counted in key frames of the whole video, and do not repeat those of earlier frames
+            start = -(-(previous_frames.shape[1] - 1) // 2**config.rounds)
 
-    def between(
+        known = previous_frames.new_zeros(len(keys), model.num_frames, model.frame_len)
+        known[:, 0] = previous_frames[:, -1]
+        key_frames = self.frame_sampler("key_frames", config).sample(
+            known,
+            [prompt.key_frames for prompt in prompts],
+            sample_uniforms(keys, STAGE_1_ROUND, range(start, start + model.num_frames), model.frame_len),
+            clips_at_once=config.clips_at_once,
+            name="key-frames",
+            cache=cache,
+            progress=progress,
+        )
+        spacing = 2**config.rounds  # previous frames per frame of the current stage
+        yield StageOutput(prepend(previous_frames, key_frames, spacing), (model.num_frames - 1) / config.seconds)
+
+        rounds = [prompt.rounds for prompt in prompts]
+        for frames, fps in self.interpolate(
+            key_frames, keys, rounds, config, start=start, cache=cache, progress=progress
+        ):
+            spacing //= 2
+            yield StageOutput(prepend(previous_frames, frames, spacing), fps)
+
+    def interpolate(
         self,
         frames: Tensor,
         keys: Sequence[SampleKey],
+        prompts: Sequence[Sequence[EncodedPrompt]],
         config: SampleConfig,
         *,
         rounds_before: int = 0,
         start: int = 0,
-        keep: Keep = keep_nothing,
+        cache: BatchCache | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Tensor]:
-        """Stage 2 alone: frames (samples, K, frame_len) that span `config.seconds`, after each of `config.rounds`.
+    ) -> Iterator[StageOutput]:
+        """Stage 2 alone: interpolate frames (samples, K, frame_len) that span `config.seconds`, yielding every round.
 
-        `rounds_before`, and `start` as in `stages`, say where in a whole clip these frames stand, for their random
-        numbers. Raises: ValueError for fewer than two frames, or as `texts`.
+        `prompts`: a list of rounds per sample, from `encode_interpolation_prompts`. The position of the frames in a
+        longer video decides their random numbers: `rounds_before` rounds have produced them, and the first of them is
+        key frame number `start`.
+        Raises: ValueError for fewer than two frames.
         """
-        captions = [key.caption for key in keys]
-        for number, said in enumerate(self.round_texts(config, captions, frames.shape[1]), rounds_before + 1):
-            sampler = self._sampler("interpolation", config, keep, f"round-{number}")
-            first = start * 2 ** (number - 1)
-            frames = sample_between(sampler, frames, said.texts, said.guide, keys, number, progress, start=first)
-            yield frames
+        for done in range(config.rounds):
+            number = rounds_before + done + 1
+            frames = interpolate_once(
+                self.frame_sampler("interpolation", config),
+                frames,
+                keys,
+                [rounds[done] for rounds in prompts],
+                number,
+                start=start * 2 ** (number - 1),
+                clips_at_once=config.clips_at_once,
+                cache=cache,
+                progress=progress,
+            )
+            yield StageOutput(frames, (frames.shape[1] - 1) / config.seconds)
 
     def decode(self, tokens: Tensor) -> np.ndarray:
-        """Pictures (..., height, width, 3) uint8 of frames (..., frame_len)."""
-        return pictures_of(self.image_tokenizer, tokens)
+        """Decode frames (..., frame_len) to pixels (..., height, width, 3) uint8."""
+        return decode_frames(self.image_tokenizer, tokens)
 
-    @property
-    def _wording(self) -> Wording:
-        return Wording(
-            self.encode,
-            self.prompt,
-            trunk=self.trunk.config if self._trunk_draws_first_frame else None,
-            sequential=self.sequential.config,
-            interpolation=None if self.interpolation is None else self.interpolation.config,
-        )
-
-    def texts(self, prompts: Sequence[str], config: SampleConfig) -> Texts:
-        """Word and check everything that `sample` will say to the models. Raises: ValueError."""
-        return self._wording.clips(prompts, config)
-
-    def round_texts(self, config: SampleConfig, prompts: Sequence[str], num_frames: int) -> list[Said]:
-        """The same for `between`, of `num_frames` frames."""
-        return self._wording.rounds(prompts, config, num_frames)
-
-    def _model(self, part: Part) -> CogVideoTransformer:
-        if part == "first frame":
-            return self.trunk if self._trunk_draws_first_frame else self.sequential
-        model = self.sequential if part == "key frames" else self.interpolation
-        assert model is not None, "asked for interpolation without a stage 2"
-        return model
-
-    def _frames(self, part: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Frames of the model's clip that are given, and those it draws, in their order."""
-        layout = self._model(part).config.layout
-        if part == "first frame":
-            return (), (0,)
-        if part == "key frames":
-            return (0,), tuple(frame for frame in layout.generation_order if frame != 0)
-        return layout.given_frames, layout.generation_order
-
-    def _tokens_a_clip(self, part: Part) -> int:
-        return len(self._frames(part)[1]) * self._model(part).config.frame_len
-
-    def _clips_a_round(self, num_frames: int, done: int) -> int:
-        return clips_a_round(self._model("interpolation").config.layout, (num_frames - 1) * 2**done + 1)
-
-    def _sampler(self, part: Part, config: SampleConfig, keep: Keep, name: str) -> KeptSampler:
-        """Programs are planned once and reused."""
-        model, draw = self._model(part), config.draw_of(part)
+    def frame_sampler(self, stage: StageName, config: SampleConfig) -> FrameSampler:
+        """The model, program and token sampler of a stage; programs are built once."""
+        model, draw = self._model(stage), config.draw_config(stage)
         device = model.final_layernorm.weight.device
-        wrapped = config.published_prefill and part == "interpolation"
-        key = (part, wrapped, config.schedule)
+        wrapped = config.published_prefill and stage == "interpolation"
+        key = (stage, wrapped, config.schedule)
         if key not in self._programs:
             layout = model.config.layout
-            schedule = schedules.sequential(layout, *self._frames(part))
+            given, drawn = layout.given_frames, layout.generation_order
+            if stage == "first_frame":
+                given, drawn = (), (0,)
+            elif stage == "key_frames":
+                given, drawn = (0,), tuple(frame for frame in layout.generation_order if frame != 0)
+            schedule = schedules.sequential(layout, given, drawn)
             if config.schedule == "wavefront":
                 schedule = wavefront(schedule, layout, model.config.window_size)
             elif config.schedule == "speculative":
                 schedule = speculative(schedule, layout)
-            self._programs[key] = compile_program(
+            program = compile_program(
                 model.config,
                 schedule,
-                temporal=not (part == "first frame" and self._trunk_draws_first_frame),
+                temporal=not (stage == "first_frame" and self._trunk_draws_first_frame),
                 given_windows="wrapped" if wrapped else "cut",
-            ).to(device)
+            )
+            self._programs[key] = program.to(device)
         labels = self.labels(config.num_clusters)
-        drawer = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature).to(device)
-        together = self.together[id(model)]
-        sampler = ClipSampler(model, self._programs[key], drawer, draw, config.clips_at_once, together)
-        return KeptSampler(sampler, config.clips_at_once, self._tokens_a_clip(part), name, keep)
+        token_sampler = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
+        return FrameSampler(self.schedulers[id(model)], self._programs[key], token_sampler.to(device), draw)
 
     def labels(self, num_clusters: int | None) -> np.ndarray:
-        """The cluster of each image code, made once: the bundle's own, or k-means of the codebook."""
+        """The cluster of each image code: the bundle's own (None), or k-means of the codebook, computed once."""
         if num_clusters not in self._labels:
             codebook = self.image_tokenizer.codebook.detach().float().cpu().numpy()
             default = min(PUBLISHED_CLUSTERS, len(codebook))
             self._labels[num_clusters] = kmeans_labels(codebook, num_clusters or default)
         return self._labels[num_clusters]
 
+    @property
+    def _trunk_draws_first_frame(self) -> bool:
+        """True as published; False if stage 1 was trained to draw first frames itself."""
+        return 0 in self.sequential.config.layout.given_frames
 
-def pictures_of(tokenizer: ImageTokenizer, tokens: Tensor) -> np.ndarray:
-    """Pictures (..., height, width, 3) uint8 of square frames (..., frame_len)."""
-    flat = tokens.reshape(-1, tokens.shape[-1])
-    pictures = tokenizer.decode(flat).mul(255).round().to(torch.uint8)
-    pictures = rearrange(pictures, "n c h w -> n h w c")
-    return pictures.reshape(*tokens.shape[:-1], *pictures.shape[1:]).numpy(force=True)
+    @property
+    def _prompt_builder(self) -> PromptBuilder:
+        return PromptBuilder(
+            self.encode,
+            self.prompt_format,
+            trunk=self.trunk.config if self._trunk_draws_first_frame else None,
+            sequential=self.sequential.config,
+            interpolation=None if self.interpolation is None else self.interpolation.config,
+        )
+
+    def _model(self, stage: StageName) -> CogVideoTransformer:
+        if stage == "first_frame":
+            return self.trunk if self._trunk_draws_first_frame else self.sequential
+        model = self.sequential if stage == "key_frames" else self.interpolation
+        assert model is not None, "prompts are encoded first, which refuses rounds without a stage 2"
+        return model
+
+
+def interpolate_once(
+    sampler: FrameSampler,
+    frames: Tensor,
+    keys: Sequence[SampleKey],
+    prompts: Sequence[EncodedPrompt],
+    round_number: int,
+    *,
+    start: int = 0,
+    clips_at_once: int,
+    cache: BatchCache | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """One round of interpolation: (samples, K, frame_len) -> (samples, 2 K - 1, frame_len).
+
+    Each of the model's clips takes its given frames from neighbours in `frames` and shares the outer ones with the next
+    clip (published: triplets 2i, 2i+1, 2i+2). The clips are independent of each other, so all of them, of all samples,
+    form one batch. If the last clip lacks frames, the last frame is repeated and what is drawn beyond it is dropped.
+    `round_number` counts from 1; `start` is the index of the first new frame in the whole video: both are part of the
+    key of the random numbers.
+    Raises: ValueError for fewer than two frames.
+    """
+    layout = sampler.scheduler.model.config.layout
+    given, new = list(layout.given_frames), list(layout.supervised_frames)
+    samples, count, frame_len = frames.shape
+    if count < 2:
+        raise ValueError(f"interpolation needs at least 2 frames, got {count}")
+    clips = model_clips_per_round(layout, count)  # per sample
+    stride = len(given) - 1
+    padding = frames[:, -1:].expand(-1, 1 + clips * stride - count, -1)
+    padded = torch.cat([frames, padding], dim=1)
+
+    known = frames.new_zeros(samples * clips, layout.num_frames, frame_len)
+    known[:, given] = rearrange(padded.unfold(1, len(given), stride), "s c n given -> (s c) given n")
+    uniforms = torch.zeros(*known.shape, 2, dtype=torch.float64)
+    numbers = sample_uniforms(keys, round_number, range(start, start + clips * len(new)), frame_len)
+    uniforms[:, new] = rearrange(numbers, "s (c new) n two -> (s c) new n two", c=clips)
+    drawn = sampler.sample(
+        known,
+        [prompt for prompt in prompts for _ in range(clips)],
+        uniforms,
+        clips_at_once=clips_at_once,
+        name=f"round-{round_number}",
+        cache=cache,
+        progress=progress,
+    )
+    # each clip's last frame is the next one's first
+    whole = torch.cat([rearrange(drawn[:, :-1], "(s c) f n -> s (c f) n", s=samples), padded[:, -1:]], dim=1)
+    return whole[:, : 2 * count - 1]
+
+
+def model_clips_per_round(layout: ClipLayout, num_frames: int) -> int:
+    """Clips of the stage 2 model that cover `num_frames` frames; neighbouring clips share a frame."""
+    return -(-(num_frames - 1) // (len(layout.given_frames) - 1))
+
+
+def prepend(previous: Tensor, frames: Tensor, spacing: int) -> Tensor:
+    """Put every `spacing`-th previous frame, counted back from the last one, before the frames that continue it.
+
+    Shapes: previous (samples, K, frame_len), whose last frame is the first of frames (samples, N, frame_len).
+    """
+    earlier = previous[:, :-1].flip(1)[:, spacing - 1 :: spacing].flip(1)
+    return torch.cat([earlier, frames], dim=1)
+
+
+def decode_frames(tokenizer: ImageTokenizer, tokens: Tensor) -> np.ndarray:
+    """Decode square frames (..., frame_len) to pixels (..., height, width, 3) uint8."""
+    images = tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])).mul(255).round().to(torch.uint8)
+    pixels = rearrange(images, "n c h w -> n h w c")
+    return pixels.reshape(*tokens.shape[:-1], *pixels.shape[1:]).numpy(force=True)

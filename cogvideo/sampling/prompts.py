@@ -1,6 +1,7 @@
-"""What the models are told for a list of captions: every text of the first frame, the key frames and each round.
+"""Captions encoded for every model that reads them: for the first frame, the key frames and each round.
 
-How a single text is built is `sequence/prompt.py`; which texts a clip takes is here, and nothing is drawn.
+The prompt format itself is `sequence/prompt.py`. All prompts of a job are encoded here once, before anything is drawn;
+that also checks them.
 """
 
 from collections.abc import Sequence
@@ -8,81 +9,108 @@ from dataclasses import dataclass, replace
 
 from cogvideo.model.config import ModelConfig
 from cogvideo.sampling.config import STYLES, DrawConfig, SampleConfig
-from cogvideo.sampling.interpolate import clip_seconds
+from cogvideo.sequence.layout import ClipLayout
 from cogvideo.sequence.prompt import Encode, PromptFormat
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one model is told: the text of each caption, and of the guide where there is guidance."""
+class EncodedPrompt:
+    """One caption as one model reads it: token ids."""
 
-    texts: list[list[int]]
+    text: list[int]
     guide: list[int] | None
+    """The unconditional text for classifier-free guidance; None without guidance."""
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Every text that sampling a list of captions takes, as token ids; each list goes caption by caption."""
+class ClipPrompts:
+    """One caption as all models of a clip read it."""
 
-    first_frame: Said
-    key_frames: Said
-    rounds: list[Said]
+    first_frame: EncodedPrompt
+    key_frames: EncodedPrompt
+    rounds: list[EncodedPrompt]
+    """One per round of interpolation."""
 
 
 @dataclass(frozen=True)
-class Wording:
-    """How certain models are spoken to."""
+class PromptBuilder:
+    """Encodes captions for certain models."""
 
     encode: Encode
-    prompt: PromptFormat
+    prompt_format: PromptFormat
     trunk: ModelConfig | None
-    """The text-to-image model that draws first frames; None: stage 1 has learned to."""
+    """The text-to-image model that draws first frames; None: stage 1 draws them itself."""
     sequential: ModelConfig
     interpolation: ModelConfig | None
 
-    def clips(self, prompts: Sequence[str], config: SampleConfig) -> Texts:
-        """Raises: ValueError for a prompt that is empty or too long, none at all, or settings that cannot be."""
-        if not prompts:
+    def encode_clips(self, captions: Sequence[str], config: SampleConfig) -> list[ClipPrompts]:
+        """Encode each caption for a whole clip.
+
+        Raises: ValueError for a caption that is empty or too long, no caption at all, or settings that these models
+        do not support.
+        """
+        if not captions:
             raise ValueError("there is no prompt; describe a video in a few words")
-        key_frames = self._clip(self.sequential, config.key_frames, config.seconds, prompts)
+        key_frames = self._encode_clip_texts(self.sequential, config.key_frames, config.seconds, captions)
         if self.trunk is not None:
-            first_frame = self._picture(self.trunk, config, prompts)
+            first_frames = self._encode_image_texts(self.trunk, config, captions)
         elif config.style != SampleConfig.style:
-            raise ValueError(f"style={config.style}: stage 1 of these weights draws the first frame too; leave it out")
+            raise ValueError(
+                f"style={config.style} needs a text-to-image trunk, but stage 1 of these weights draws the first "
+                "frame; leave it out"
+            )
         else:
-            first_frame = self._clip(self.sequential, config.first_frame, config.seconds, prompts)
-        return Texts(first_frame, key_frames, self.rounds(prompts, config, self.sequential.num_frames))
+            first_frames = self._encode_clip_texts(self.sequential, config.first_frame, config.seconds, captions)
+        rounds = self.encode_rounds(captions, config, self.sequential.num_frames)
+        return [ClipPrompts(*prompts) for prompts in zip(first_frames, key_frames, rounds, strict=True)]
 
-    def rounds(self, prompts: Sequence[str], config: SampleConfig, num_frames: int) -> list[Said]:
-        """What stage 2 is told in each round, where the first is of `num_frames` frames. Raises: as `clips`."""
+    def encode_rounds(
+        self, captions: Sequence[str], config: SampleConfig, num_frames: int
+    ) -> list[list[EncodedPrompt]]:
+        """Encode each caption for each round of interpolation, where the first round starts from `num_frames` frames.
+
+        Returns one list per caption. Raises: as `encode_clips`.
+        """
         if not config.rounds:
-            return []
-        if self.interpolation is None:
+            return [[] for _ in captions]
+        model = self.interpolation
+        if model is None:
             raise ValueError(f"these weights have no stage 2 for rounds={config.rounds} of interpolation; set rounds=0")
-        said = []
+        rounds = []
         for done in range(config.rounds):
-            count = (num_frames - 1) * 2**done + 1
-            seconds = clip_seconds(self.interpolation.layout, count, config.seconds)
-            # three digits are as many as a text about a clip's length may have
-            said.append(self._clip(self.interpolation, config.interpolation, float(f"{seconds:.3g}"), prompts))
-        return said
+            seconds = model_clip_seconds(model.layout, (num_frames - 1) * 2**done + 1, config.seconds)
+            # clip lengths are written with at most three digits
+            rounds.append(self._encode_clip_texts(model, config.interpolation, float(f"{seconds:.3g}"), captions))
+        return [list(prompts) for prompts in zip(*rounds, strict=True)]
 
-    def _picture(self, model: ModelConfig, config: SampleConfig, prompts: Sequence[str]) -> Said:
+    def _encode_image_texts(
+        self, model: ModelConfig, config: SampleConfig, captions: Sequence[str]
+    ) -> list[EncodedPrompt]:
         suffix = STYLES[config.style]
-        wording = self.prompt if suffix is None else replace(self.prompt, image_suffix=suffix)
+        format = self.prompt_format if suffix is None else replace(self.prompt_format, image_suffix=suffix)
+        guide = None
+        if config.first_frame.guidance_scale is not None:
+            guide = format.image_text(self.encode, format.unconditional, model.text_len)
+        texts = {
+            caption: format.image_text(self.encode, caption, model.text_len) for caption in dict.fromkeys(captions)
+        }
+        return [EncodedPrompt(texts[caption], guide) for caption in captions]
 
-        def say(caption: str) -> list[int]:
-            return wording.image_text(self.encode, caption, model.text_len)
+    def _encode_clip_texts(
+        self, model: ModelConfig, draw: DrawConfig, seconds: float, captions: Sequence[str]
+    ) -> list[EncodedPrompt]:
+        format, newline, text_len = self.prompt_format, model.vocabulary.newline, model.text_len
+        suffix = format.video_suffix if draw.appends_video_suffix else ""
+        texts = {
+            caption: format.clip_text(self.encode, newline, seconds, caption, text_len, suffix=suffix)
+            for caption in dict.fromkeys(captions)
+        }
+        guide = None
+        if draw.guidance_scale is not None:
+            guide = format.unconditional_text(self.encode, newline, seconds, text_len)
+        return [EncodedPrompt(texts[caption], guide) for caption in captions]
 
-        guided = config.first_frame.guidance_scale is not None
-        return Said([say(prompt) for prompt in prompts], say(wording.unconditional) if guided else None)
 
-    def _clip(self, model: ModelConfig, draw: DrawConfig, seconds: float, prompts: Sequence[str]) -> Said:
-        newline, text_len = model.vocabulary.newline, model.text_len
-        suffix = self.prompt.video_suffix if draw.says_video else ""
-        texts = [
-            self.prompt.clip_text(self.encode, newline, seconds, prompt, text_len, suffix=suffix) for prompt in prompts
-        ]
-        if draw.guidance_scale is None:
-            return Said(texts, None)
-        return Said(texts, self.prompt.unconditional_text(self.encode, newline, seconds, text_len))
+def model_clip_seconds(layout: ClipLayout, num_frames: int, seconds: float) -> float:
+    """Length in seconds of each of stage 2's clips when it interpolates `num_frames` frames that span `seconds`."""
+    return seconds * (len(layout.given_frames) - 1) / (num_frames - 1)

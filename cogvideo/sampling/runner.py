@@ -1,68 +1,231 @@
-"""From a job to a folder of results: group after group, stage after stage, each on disk as soon as it is there."""
+"""Running a job: group after group of clips, every result on disk as soon as it exists, resumable at any point.
 
-from collections.abc import Iterator
+While a run is unfinished its folder holds `unfinished/`:
+
+work.json                            what is being generated; resuming anything else is refused
+000000-round-2-000128.safetensors    a batch of tokens, written once drawn: of the group that starts with clip 0, in
+                                     round 2 of interpolation, the batch that starts with model clip 128
+000000.safetensors                   a finished group, written after its videos; its batches are then deleted
+
+A group is the clips that pass through all stages together. It is as large as a batch: one batch in stage 1, several in
+interpolation, where a clip is cut into more and more clips of the model. Every file is written by one process, and
+appears complete or not at all.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
 
+from cogvideo.distributed import ProcessGroup
+from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.inference.engine import Progress
 from cogvideo.sampling.jobs import Job
-from cogvideo.sampling.outputs import describe, sample_names, write_clip, write_summary
-from cogvideo.sampling.work import Work
+from cogvideo.sampling.outputs import claim_folder, describe_samples, sample_names, write_clip, write_summary
+
+UNFINISHED, RECORD, RESULT = "unfinished", "work.json", "samples.json"
+TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.\w+)?")
+"""Names of temporary files that a killed `files.atomic_write` leaves behind."""
 
 
-class Written(NamedTuple):
-    """A file that was just written whole."""
+class WrittenFile(NamedTuple):
+    """A file that was just written."""
 
     path: Path
-    finished: bool
-    """False: of a clip that still grows; it will be replaced."""
+    final: bool
+    """False for the clip of an early stage, which will be replaced."""
 
 
-def my_groups(job: Job, work: Work, samples_per_prompt: int) -> list[list[int]]:
-    """The clips that this process makes, in groups that go through all stages together.
+def write_clips(
+    job: Job, run: "RunDirectory", *, weights: str = "", progress: Progress | None = None
+) -> Iterator[WrittenFile]:
+    """Generate this process's missing clips into `run`, which has begun; yields each file once it is written.
 
-    A prompt's samples stay with one process. A group is as large as a batch: more would wait longer for their videos.
-    """
-    prompts = work.processes.shard(len(job.keys) // samples_per_prompt)
-    clips = [prompt * samples_per_prompt + number for prompt in prompts for number in range(samples_per_prompt)]
-    size = job.config.clips_at_once
-    return [clips[first : first + size] for first in range(0, len(clips), size)]
-
-
-def produce(
-    job: Job, work: Work, *, samples_per_prompt: int = 1, weights: str = "", progress: Progress | None = None
-) -> Iterator[Written]:
-    """Make what is not yet made of this process's clips; yields each file as it appears. `work` must have begun.
-
-    Videos and contact sheets appear with the first frames and are replaced as more are made. The first process waits
-    for the others and writes what is about all clips.
+    Videos and contact sheets appear with the first frames and are replaced after every stage. Rank 0 waits for the
+    others and writes the files about all clips; `weights` names the bundle in them.
     """
     names = sample_names([key.caption for key in job.keys])
-    for group in my_groups(job, work, samples_per_prompt):
-        if work.is_done(group[0]):
+    for group in clip_groups(job, run.processes):
+        if run.is_finished(group[0]):
             if progress is not None:
-                progress(len(group) * job.tokens_a_clip)
+                progress(len(group) * job.tokens_per_clip)
             continue
-        tokens, made = torch.empty(0), work.batches_made
-        for tokens, fps in job.stages(group, work.keep(group[0]), progress):
-            finished = tokens.shape[1] == job.num_frames
-            if not finished and work.batches_made == made:
-                continue  # all of it was kept: there is a longer video already, or will be in a moment
-            made = work.batches_made
-            for clip, own in zip(group, tokens, strict=True):
-                # one clip at a time, so that its pictures are the same to the bit whatever is made beside it
-                frames, caption = job.decode(own), job.keys[clip].caption
-                for path in write_clip(work.out / names[clip], frames, fps, caption, finished=finished):
-                    yield Written(path, finished)
-        work.finish(group[0], group, tokens)
-    work.processes.barrier()
-    if work.processes.rank == 0:
-        tokens = work.gather(len(job.keys))
-        about = describe(names, job.keys)
-        more = {"weights": weights, "made_from": work.digest}
-        write_summary(work.out, job.config, about, tokens, seconds=job.seconds, more=more)
-        yield Written(work.out / "tokens.safetensors", True)
-        work.end()
-    work.processes.close()
+        cache = run.batch_cache(group[0])
+        tokens, batches_before = torch.empty(0), 0
+        for tokens, fps in job.stages(group, cache, progress):
+            final = tokens.shape[1] == job.num_frames
+            if not final and cache.num_stored == batches_before:
+                continue  # loaded, not drawn: a video of this stage or a later one was written before
+            batches_before = cache.num_stored
+            for clip, clip_tokens in zip(group, tokens, strict=True):
+                # decoded one clip at a time, so that its pixels do not depend on the group
+                frames, caption = job.decode(clip_tokens), job.keys[clip].caption
+                for path in write_clip(run.out / names[clip], frames, fps, caption, final=final):
+                    yield WrittenFile(path, final)
+        run.finish_group(group, tokens)
+    run.processes.barrier()
+    if run.processes.rank == 0:
+        tokens = run.gather(len(job.keys))
+        extra = {"weights": weights, "made_from": run.digest}
+        write_summary(run.out, job.config, describe_samples(names, job.keys), tokens, seconds=job.seconds, extra=extra)
+        yield WrittenFile(run.out / "tokens.safetensors", True)
+        run.end()
+    run.processes.close()
+
+
+def clip_groups(job: Job, processes: ProcessGroup) -> list[list[int]]:
+    """Indices of the clips that this process generates, cut into groups. A prompt's samples stay on one process."""
+    count = job.samples_per_prompt
+    prompts = processes.shard(len(job.keys) // count)
+    clips = [prompt * count + sample for prompt in prompts for sample in range(count)]
+    return [clips[first : first + job.clips_per_group] for first in range(0, len(clips), job.clips_per_group)]
+
+
+class RunDirectory:
+    """The folder of a run, filled by one or more processes; it can be interrupted at any time and resumed."""
+
+    def __init__(self, out: Path, identity: dict[str, Any], processes: ProcessGroup) -> None:
+        """`identity`: everything that determines the result, for JSON, with keys that a user understands."""
+        self.out, self.folder, self.processes = out, out / UNFINISHED, processes
+        self.identity: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the identity; results carry it, so that a finished folder is recognised."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    def begin(self, *, overwrite: bool = False, resume: bool = False) -> bool:
+        """Claim the folder, on all processes; returns False if the run is already finished.
+
+        `resume` also accepts a folder that is empty or does not exist yet.
+        Raises: FileExistsError, ValueError, OSError, before changing anything, if the folder holds something else.
+        """
+        return self.processes.broadcast_from_rank_0(lambda: self._claim(overwrite, resume))
+
+    def _claim(self, overwrite: bool, resume: bool) -> bool:
+        record = {"work": self.identity, "processes": self.processes.size}
+        if resume and (self.folder / RECORD).is_file():
+            self._check_same_run(read_json(self.folder / RECORD))
+            for path in [*self.out.iterdir(), *self.folder.iterdir()]:
+                if TEMPORARY.fullmatch(path.name):
+                    path.unlink()
+            return True
+        if resume and (self.out / RESULT).is_file():
+            if read_json(self.out / RESULT).get("made_from") != self.digest:
+                raise ValueError(f"{self.out} holds finished clips of another run; use the same prompts and settings")
+            return False
+        if resume and self.out.is_dir() and any(not TEMPORARY.fullmatch(path.name) for path in self.out.rglob("*")):
+            if any(path.name != UNFINISHED for path in self.out.iterdir()):
+                raise FileExistsError(f"{self.out} holds no run to resume; choose another folder")
+        elif self.folder.is_dir() and not overwrite:
+            raise FileExistsError(
+                f"{self.out} holds an unfinished run; give --resume to continue it or --overwrite to start over"
+            )
+        else:
+            claim_folder(self.out, overwrite)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        write_json(self.folder / RECORD, record)
+        return True
+
+    def _check_same_run(self, record: Any) -> None:
+        """Raises: ValueError that names the difference."""
+        recorded = record.get("work") if isinstance(record, dict) else None
+        if not isinstance(recorded, dict):
+            raise ValueError(f"{self.folder / RECORD} is damaged; remove {self.folder} to start over")
+        if recorded.keys() != self.identity.keys():
+            raise ValueError(f"{self.out} was started by another command; use the same one")
+        for name, value in self.identity.items():
+            if recorded[name] != value:
+                difference = _describe_difference(name, recorded[name], value)
+                raise ValueError(f"{self.out} was started with {difference}; use the same")
+        if record.get("processes") != self.processes.size:
+            raise ValueError(
+                f"{self.out} was started with {record.get('processes')} processes, not {self.processes.size}; "
+                "start as many"
+            )
+
+    def batch_cache(self, group: int) -> "GroupBatchCache":
+        """The cache of the batches of the group that starts with clip `group`."""
+        return GroupBatchCache(self.folder, group)
+
+    def is_finished(self, group: int) -> bool:
+        return self._group_file(group).is_file()
+
+    def finish_group(self, clips: list[int], tokens: Tensor) -> None:
+        """Keep the tokens (clips, frames, frame_len) of a group whose videos are written, for `gather`."""
+        _save(self._group_file(clips[0]), tokens=tokens, clips=torch.tensor(clips))
+        for path in self.folder.glob(f"{clips[0]:06d}-*.safetensors"):
+            path.unlink()
+
+    def gather(self, num_clips: int) -> Tensor:
+        """The tokens of all groups of all processes, in the order of the clips: (num_clips, frames, frame_len)."""
+        files = [path for path in self.folder.glob("*.safetensors") if path.stem.isdecimal()]
+        groups = [_load(path) for path in files]
+        tokens, clips = (torch.cat([group[name] for group in groups]) for name in ("tokens", "clips"))
+        order = clips.argsort()
+        if not torch.equal(clips[order], torch.arange(num_clips)):
+            raise ValueError(f"{self.folder} does not hold every clip once; remove {self.out} and start over")
+        return tokens[order]
+
+    def end(self) -> None:
+        """Delete what was kept for resuming, after all results are written."""
+        (self.folder / RECORD).unlink(missing_ok=True)  # first: without it the run cannot look unfinished
+        shutil.rmtree(self.folder)
+
+    def _group_file(self, group: int) -> Path:
+        return self.folder / f"{group:06d}.safetensors"
+
+
+@dataclass
+class GroupBatchCache:
+    """The finished batches of one group, as files of a run."""
+
+    folder: Path
+    group: int
+    num_stored: int = 0
+    """Batches stored by this object, that is drawn rather than loaded."""
+
+    def load(self, name: str) -> Tensor | None:
+        path = self._file(name)
+        return _load(path)["tokens"] if path.is_file() else None
+
+    def store(self, name: str, tokens: Tensor) -> None:
+        _save(self._file(name), tokens=tokens)
+        self.num_stored += 1
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{self.group:06d}-{name}.safetensors"
+
+
+def _describe_difference(name: str, recorded: Any, value: Any) -> str:
+    if not isinstance(recorded, Mapping) or not isinstance(value, Mapping):
+        return f"other {name}"
+    for key in value:
+        if recorded.get(key) != value[key]:
+            if isinstance(value[key], Mapping):
+                return _describe_difference(f"{name}: {key}", recorded.get(key), value[key])
+            return f"other {name}: {key}={recorded.get(key)}, not {value[key]}"
+    return f"other {name}"
+
+
+def _save(path: Path, **tensors: Tensor) -> None:
+    with atomic_write(path) as temporary:
+        # not save_file, which creates files that only their owner can read
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); remove it to draw it again") from None

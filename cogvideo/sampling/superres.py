@@ -1,12 +1,13 @@
-"""Drawing fine frames from coarse ones with CogView2's super-resolution: the direct model, then rounds of redrawing.
+"""Super-resolution with CogView2's models: the direct model draws all fine tokens, the iterative one redraws some.
 
-    fine = draw_fine(direct, text, mask, coarse, draw, uniforms)          # (frames, 3600), one forward
-    for number, draw in enumerate(plain_draws(codes, device), 1):         # six more
-        fine = redraw(iterative, text, mask, fine, number, draw, uniforms)
+    fine = draw_fine(direct, text, mask, coarse, token_sampler, uniforms)             # (frames, 3600), one forward pass
+    for number, token_sampler in enumerate(top_k_samplers(codes, device), 1):         # six more
+        fine = redraw(iterative, text, mask, fine, number, token_sampler, uniforms)
 
-Frames are drawn each for itself, as published: nothing holds them together in time but the coarse ones.
+Each frame is drawn independently, as published: only the coarse frames make the fine ones consistent in time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,11 @@ from cogvideo.checkpoint.load import build_superres
 from cogvideo.distributed import open_device
 from cogvideo.files import sha256_file
 from cogvideo.inference.clusters import PUBLISHED_CLUSTERS, kmeans_labels
+from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import ClusterDraw, Draw
-from cogvideo.model.quantize import convert_weights, stream_layers
 from cogvideo.rng import SampleKey, sample_uniforms
-from cogvideo.sampling.bundle import ACTIVATIONS, SUPERRES, open_tokenizers
+from cogvideo.sampling.batches import BatchCache
+from cogvideo.sampling.bundle import SUPERRES, open_tokenizers, place_model
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sequence.prompt import Encode
 from cogvideo.superres.batch import pad_captions
@@ -31,24 +33,25 @@ from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.image import ImageTokenizer
 
-STREAM = 1000
-"""Where the random numbers of super-resolution begin, among rounds: the direct model's, then each round's."""
-ROWS_AT_ONCE = 1024
-"""Places whose scores are held at once: of all 3,600 they would take 288 MB a frame."""
+FIRST_ROUND = 1000
+"""Round number of the direct model in the keys of its random numbers; the iterative model's rounds follow."""
+ROWS_PER_CHUNK = 1024
+"""Rows whose logits are computed at once; for all 3,600 rows they would take 288 MB per frame."""
 
 
 @torch.inference_mode()
 def draw_fine(
-    model: SuperresTransformer, text: Tensor, text_mask: Tensor, low_res: Tensor, draw: Draw, uniforms: Tensor
+    model: SuperresTransformer, text: Tensor, text_mask: Tensor, low_res: Tensor, token_sampler: Draw, uniforms: Tensor
 ) -> Tensor:
-    """All tokens of the fine grid at once, by the direct model.
+    """Draw all tokens of the fine grid at once with the direct model.
 
-    Shapes: text, text_mask as of `pad_captions`, a row a frame; low_res (frames, low_res_len); uniforms (frames,
-    high_res_len, 2) -> (frames, high_res_len).
+    Shapes: text, text_mask as returned by `pad_captions`, one row per frame; low_res (frames, low_res_len); uniforms
+    (frames, high_res_len, 2); returns (frames, high_res_len).
     """
     assert model.config.method == "direct"
-    asked = torch.full((len(low_res), model.config.high_res_len), model.config.vocabulary.start_of_image)
-    return _draw(model, model(text, text_mask, low_res, asked.to(low_res.device)), draw, uniforms)
+    queries = torch.full((len(low_res), model.config.high_res_len), model.config.vocabulary.start_of_image)
+    hidden = model(text, text_mask, low_res, queries.to(low_res.device))
+    return _draw(model, hidden, token_sampler, uniforms)
 
 
 @torch.inference_mode()
@@ -58,82 +61,119 @@ def redraw(
     text_mask: Tensor,
     tokens: Tensor,
     number: int,
-    draw: Draw,
+    token_sampler: Draw,
     uniforms: Tensor,
     only: Tensor | None = None,
 ) -> Tensor:
-    """One round of the iterative model over fine frames: a forward, and new tokens where the round redraws.
+    """Redraw the tokens of one round with the iterative model; `number` counts from 1, see `superres.grid`.
 
-    Shapes: text, text_mask as of `pad_captions`, a row a frame; tokens (frames, high_res_len), which stay as they are;
-    uniforms (frames, high_res_len, 2); only (high_res_len,) bool: places that may change (default: all)
-    -> (frames, high_res_len). `number` counts from 1, see `superres.rounds`.
+    Shapes: text, text_mask as returned by `pad_captions`, one row per frame; tokens (frames, high_res_len), which are not
+    modified; uniforms (frames, high_res_len, 2); only (high_res_len,) bool, positions that may change (default: all);
+    returns (frames, high_res_len).
     """
     config = model.config
     assert config.method == "iterative"
-    asked = redraw_mask(config.high_res_side, number).to(tokens.device)
-    asked = asked if only is None else asked & only
-    places = asked.nonzero().squeeze(1)
-    inputs = tokens.masked_fill(asked, config.vocabulary.start_of_image)
+    changing = redraw_mask(config.high_res_side, number).to(tokens.device)
+    changing = changing if only is None else changing & only
+    positions = changing.nonzero().squeeze(1)
+    inputs = tokens.masked_fill(changing, config.vocabulary.start_of_image)
     hidden = model(text, text_mask, tokens[:, :0], inputs)
-    return tokens.index_copy(1, places, _draw(model, hidden[:, places], draw, uniforms[:, places]))
+    drawn = _draw(model, hidden[:, positions], token_sampler, uniforms[:, positions])
+    return tokens.index_copy(1, positions, drawn)
 
 
-def plain_draws(num_tokens: int, device: torch.device) -> list[Draw]:
-    """What the rounds draw by: plain top-k sampling at temperature 1."""
+def top_k_samplers(num_tokens: int, device: torch.device) -> list[Draw]:
+    """The token sampler of each round: plain top-k at temperature 1."""
     return [ClusterDraw(np.arange(num_tokens), 1.0, top_k, 1.0).to(device) for top_k in ROUND_TOP_K]
 
 
-def _draw(model: SuperresTransformer, hidden: Tensor, draw: Draw, uniforms: Tensor) -> Tensor:
-    parts = zip(hidden.split(ROWS_AT_ONCE, dim=1), uniforms.split(ROWS_AT_ONCE, dim=1), strict=True)
-    return torch.cat([draw(model.logits(rows), numbers) for rows, numbers in parts], dim=1)
+def _draw(model: SuperresTransformer, hidden: Tensor, token_sampler: Draw, uniforms: Tensor) -> Tensor:
+    chunks = zip(hidden.split(ROWS_PER_CHUNK, dim=1), uniforms.split(ROWS_PER_CHUNK, dim=1), strict=True)
+    return torch.cat([token_sampler(model.logits(rows), numbers) for rows, numbers in chunks], dim=1)
 
 
 @dataclass(frozen=True)
 class Upsampler:
-    """The models and all that they are used with."""
+    """The super-resolution models, the tokenizers they share with a bundle, and their settings."""
 
     direct: SuperresTransformer
     iterative: SuperresTransformer | None
     image_tokenizer: ImageTokenizer
     encode: Encode
     labels: np.ndarray
+    """(num_codes,) cluster of each image code."""
     config: UpsampleConfig
     fingerprints: tuple[str, ...] = ()
-    """Of the models, to be told apart by."""
+    """SHA-256 of the models' manifests."""
 
     @property
-    def tokens_a_frame(self) -> int:
+    def tokens_per_frame(self) -> int:
         return self.direct.config.high_res_len
 
     @cached_property
-    def _draws(self) -> list[Draw]:
+    def _token_samplers(self) -> list[Draw]:
+        """The direct model's, then one per round of the iterative model."""
         config, device = self.config, self.direct.final_layernorm.weight.device
         clusters = ClusterDraw(self.labels, config.temperature, config.top_k_clusters, config.token_temperature)
-        return [clusters.to(device), *plain_draws(len(self.labels), device)]
+        return [clusters.to(device), *top_k_samplers(len(self.labels), device)]
 
-    def __call__(self, frames: Tensor, key: SampleKey, numbers: range) -> Tensor:
-        """Fine frames of one clip: (frames, low_res_len) -> (frames, high_res_len), on the CPU.
+    def encode_caption(self, caption: str) -> list[int]:
+        """Token ids of a caption; both models read it without any suffix."""
+        return self.encode(" ".join(caption.split()))
 
-        `numbers` say which frames of the clip they are, for their random numbers.
+    def upsample_clips(
+        self,
+        frames: Tensor,
+        keys: Sequence[SampleKey],
+        prompts: Sequence[list[int]],
+        clips: Sequence[int],
+        cache: BatchCache | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Upsample the clips with these indices, `frames_at_once` frames in a batch.
+
+        Shapes: frames (all clips, K, low_res_len); returns (len(clips), K, high_res_len), on the CPU.
+        `keys` and `prompts` (from `encode_caption`): one per clip.
         """
-        device, ids = self.direct.final_layernorm.weight.device, self.encode(" ".join(key.caption.split()))
+        upsampled = []
+        for clip in clips:
+            for first in range(0, frames.shape[1], self.config.frames_at_once):
+                numbers = range(first, min(first + self.config.frames_at_once, frames.shape[1]))
+                name = f"fine-{clip:06d}-{first:06d}"
+                batch = None if cache is None else cache.load(name)
+                if batch is None:
+                    some = frames[clip, numbers.start : numbers.stop]
+                    batch = self.upsample_frames(some, keys[clip], prompts[clip], numbers)
+                    if cache is not None:
+                        cache.store(name, batch)
+                if progress is not None:
+                    progress(len(numbers) * self.tokens_per_frame)
+                upsampled.append(batch)
+        return torch.cat(upsampled).view(len(clips), frames.shape[1], self.tokens_per_frame)
 
-        def random(stream: int) -> Tensor:
-            return sample_uniforms([key], STREAM + stream, numbers, self.tokens_a_frame)[0].to(device)
+    def upsample_frames(self, frames: Tensor, key: SampleKey, prompt: list[int], numbers: range) -> Tensor:
+        """Upsample some frames of one clip: (frames, low_res_len) -> (frames, high_res_len), on the CPU.
+
+        `numbers` are the frames' indices in the clip, part of the key of their random numbers.
+        """
+        device = self.direct.final_layernorm.weight.device
+
+        def uniforms(number: int) -> Tensor:
+            return sample_uniforms([key], FIRST_ROUND + number, numbers, self.tokens_per_frame)[0].to(device)
 
         def text(model: SuperresTransformer) -> tuple[Tensor, Tensor]:
-            rows, mask = pad_captions([ids] * len(frames), model.config)
+            rows, mask = pad_captions([prompt] * len(frames), model.config)
             return rows.to(device), mask.to(device)
 
-        fine = draw_fine(self.direct, *text(self.direct), frames.to(device), self._draws[0], random(0))
+        fine = draw_fine(self.direct, *text(self.direct), frames.to(device), self._token_samplers[0], uniforms(0))
         if self.iterative is not None:
-            for number, draw in enumerate(self._draws[1:], 1):
-                fine = redraw(self.iterative, *text(self.iterative), fine, number, draw, random(number))
+            for number, token_sampler in enumerate(self._token_samplers[1:], 1):
+                fine = redraw(self.iterative, *text(self.iterative), fine, number, token_sampler, uniforms(number))
         return fine.cpu()
 
 
 def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tuple[Path, Path | None]:
-    """The direct model's folder and the iterative one's: those given, or without a direct one the bundle's.
+    """Folders of the direct and the iterative model: those given, or the bundle's own if no direct one is given.
 
     Raises: ValueError if there is no direct model.
     """
@@ -146,37 +186,38 @@ def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tu
 
 
 def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: UpsampleConfig) -> Upsampler:
-    """Raises: FileNotFoundError; ValueError, in one line, for what is damaged or does not belong together."""
+    """Open the super-resolution models with the tokenizers of a bundle.
+
+    Raises: FileNotFoundError; ValueError, in one line, for parts that are damaged or do not belong together.
+    """
     device = open_device(config.device)
-    text, image, labels = open_tokenizers(bundle)
-    models = {}
-    for method, place in (("direct", direct), ("iterative", iterative)):
-        if place is None:
+    text_tokenizer, image_tokenizer, labels = open_tokenizers(bundle)
+    models: dict[str, SuperresTransformer] = {}
+    for method, folder in (("direct", direct), ("iterative", iterative)):
+        if folder is None:
             continue
-        model = build_superres(load_checkpoint(place))
+        model = build_superres(load_checkpoint(folder))
         known = model.config.vocabulary
         if model.config.method != method:
-            raise ValueError(f"--{method} {place} holds the {model.config.method} model; give the other one")
-        if image.num_tokens != known.num_image_tokens or replace(text.vocabulary, size=known.size) != known:
-            raise ValueError(f"{place} and the tokenizers of {bundle} do not belong together; use one family")
-        convert_weights(model, config.weights, ACTIVATIONS[config.weights] if device.type != "cpu" else torch.float32)
-        if config.stream_layers:
-            stream_layers(model)
-        models[method] = model.to(device)
-    fine = {model.config.high_res_side for model in models.values()}
-    if len(fine) > 1:
+            raise ValueError(f"--{method} {folder} holds the {model.config.method} model; give the other one")
+        vocabulary = replace(text_tokenizer.vocabulary, size=known.size)
+        if image_tokenizer.num_tokens != known.num_image_tokens or vocabulary != known:
+            raise ValueError(f"{folder} and the tokenizers of {bundle} do not belong together; use one family")
+        place_model(model, config.weights, device, offload=config.stream_layers)
+        models[method] = model
+    if len({model.config.high_res_side for model in models.values()}) > 1:
         raise ValueError(f"{direct} and {iterative} make grids of different sizes; use one family")
-    image.model.to(device)
+    image_tokenizer.model.to(device)
     if labels is None or config.num_clusters is not None:
-        codebook = image.codebook.detach().float().cpu().numpy()
+        codebook = image_tokenizer.codebook.detach().float().cpu().numpy()
         labels = kmeans_labels(codebook, config.num_clusters or min(PUBLISHED_CLUSTERS, len(codebook)))
-    places = [place for place in (direct, iterative) if place is not None]
+    folders = [folder for folder in (direct, iterative) if folder is not None]
     return Upsampler(
         models["direct"],
         models.get("iterative"),
-        image,
-        text.encode,
+        image_tokenizer,
+        text_tokenizer.encode,
         labels,
         config,
-        tuple(sha256_file(place / MANIFEST) for place in places),
+        tuple(sha256_file(folder / MANIFEST) for folder in folders),
     )

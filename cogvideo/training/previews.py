@@ -14,13 +14,15 @@ from torch import Tensor
 
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference import schedules
-from cogvideo.inference.clip_sampler import ClipSampler
+from cogvideo.inference.batching import Together
 from cogvideo.inference.engine import compile_program
 from cogvideo.inference.sampler import ClusterDraw
 from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
+from cogvideo.sampling.batches import FrameSampler
 from cogvideo.sampling.config import DrawConfig
-from cogvideo.sampling.superres import draw_fine, plain_draws, redraw
+from cogvideo.sampling.prompts import EncodedPrompt
+from cogvideo.sampling.superres import draw_fine, redraw, top_k_samplers
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
 from cogvideo.training.tasks.clips import ClipTask, Task
@@ -83,11 +85,12 @@ def _generate(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
         temporal=model.config.has_temporal_channel,
     )
     draw = ClusterDraw(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
-    sampler = ClipSampler(model, program.to(task.device), draw.to(task.device), DRAW, clips_at_once=ROWS)
+    sampler = FrameSampler(Together(model), program.to(task.device), draw.to(task.device), DRAW)
+    prompts = [EncodedPrompt(text, None) for text in texts]
     known = batch.frames.clone()
     known[:, list(layout.supervised_frames)] = 0
     numbers = sample_uniforms(sample_keys(0, captions), 0, range(layout.num_frames), layout.frame_len)
-    return batch.frames, sampler(known, texts, None, numbers), captions
+    return batch.frames, sampler.sample(known, prompts, numbers, clips_at_once=ROWS), captions
 
 
 def _sharpened(task: SuperresTask, batch: SuperresBatch) -> Tensor:
@@ -102,7 +105,7 @@ def _sharpened(task: SuperresTask, batch: SuperresBatch) -> Tensor:
         draw = ClusterDraw(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
         return draw_fine(model, *texts, batch.low_res, draw.to(task.device), random(0))
     fine = batch.high_res
-    for number, draw_plainly in enumerate(plain_draws(codes, task.device), 1):
+    for number, draw_plainly in enumerate(top_k_samplers(codes, task.device), 1):
         fine = redraw(model, *texts, fine, number, draw_plainly, random(number))
     return fine
 

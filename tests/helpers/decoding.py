@@ -73,7 +73,7 @@ def image_tokenizer() -> ImageTokenizer:
 def pipeline(config: SampleConfig | None = None, *, learn_first_frame: bool = False) -> Pipeline:
     return Pipeline(
         encode=encode,
-        prompt=PromptFormat(),
+        prompt_format=PromptFormat(),
         image_tokenizer=image_tokenizer(),
         trunk=model("image", seed=1, frame_side=2),
         sequential=model("sequential", seed=2, frame_side=2, learn_first_frame=learn_first_frame),

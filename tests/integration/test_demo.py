@@ -90,7 +90,7 @@ def test_a_clip_grows_on_the_page(page: Page, tmp_path: Path) -> None:
     assert "0 of 36 tokens" in seen[0][0] and "<video" not in seen[0][1]
     line, cards = seen[-1]
     (folder,) = page.out.glob("*-红色的数字3向左缓慢移动")
-    assert f"1 clip of 9 frames, 2 a second, done. Kept in out/{folder.name}" in line
+    assert f"1 clip of 9 frames, 2 per second, done. Saved in out/{folder.name}" in line
     assert torch.equal(tokens(folder), page.sampled(tmp_path / "sampled", CAPTIONS[1], "seed=3", "rounds=1"))
     for path in folder.iterdir():
         if path.name != "samples.json":
@@ -167,8 +167,8 @@ def test_a_file_that_was_not_sent_is_not_read(page: Page, tmp_path: Path, place:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a prompt"], "'a prompt' is no setting; prompts are typed on the page"),
-        (["--at-once", "0"], "--at-once 0 makes nothing"),
+        (["a prompt"], "'a prompt' is not a setting; prompts are typed on the page"),
+        (["--at-once", "0"], "--at-once 0 allows no request"),
         (["--iterative", "x"], "give --direct too"),
         (["--port", "70000"], "--port 70000: cannot listen there"),
         (["--host", "192.0.2.1"], "cannot listen there"),

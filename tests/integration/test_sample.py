@@ -35,7 +35,7 @@ def test_files_and_repeats(bundle: Path, tmp_path: Path, capsys: pytest.CaptureF
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("红色的数字3\n\n../../a; touch `x`\n", encoding="utf-8")
     assert sample(bundle, CAPTIONS[0], "seed=7", "--prompts", str(prompts), "--out", str(tmp_path / "a")) == 0
-    assert "3 clips of 9 frames, 2 a second" in capsys.readouterr().out
+    assert "3 clips of 9 frames, 2 per second" in capsys.readouterr().out
     names = ["000-the-red-digit-3-moves-left-slowly", "001-红色的数字3", "002-a-touch-x"]
     media = {name + ending for name in names for ending in (".mp4", ".gif", ".png")}
     first = contents(tmp_path / "a")
@@ -54,7 +54,7 @@ def test_files_and_repeats(bundle: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_dry_run_writes_nothing(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(bundle, "a red one", "--dry-run", "--out", str(tmp_path / "a")) == 0
-    assert "1 clip of 9 frames, 2 a second: 36 tokens to draw" in capsys.readouterr().out
+    assert "1 clip of 9 frames, 2 per second: 36 tokens to draw" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
 
 

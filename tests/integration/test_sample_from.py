@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video of 9 frames, 2 a second, and pictures of its first four."""
+    """A video of 9 frames, 2 per second, and pictures of its first four."""
     folder = tmp_path_factory.mktemp("given")
     frames = np.random.default_rng(0).integers(0, 255, size=(9, SIDE, SIDE, 3), dtype=np.uint8)
     write_video(folder / "clip.mp4", frames, 2, crf=0, pixel_format="yuv444p")
@@ -59,11 +59,11 @@ def test_image_to_video(bundle: Path, given: Path, tmp_path: Path) -> None:
     assert torch.equal(tokens(tmp_path / "b"), made) and torch.equal(tokens(tmp_path / "c"), made)
 
 
-def test_a_video_goes_on(bundle: Path, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The result holds both, and can be gone on with in turn."""
+def test_a_video_is_continued(bundle: Path, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The result includes the video, and can be continued itself."""
     clip, a, b = given / "clip.mp4", tmp_path / "a", tmp_path / "b"
     assert run(bundle, "sample", CAPTION, "--continue", clip, "--out", a, "rounds=1") == 0
-    assert "1 clip of 17 frames, 2 a second" in capsys.readouterr().out
+    assert "1 clip of 17 frames, 2 per second" in capsys.readouterr().out
     assert run(bundle, "interpolate", clip, "--caption", "x", "--out", tmp_path / "all", "rounds=1") == 0
     made = tokens(a)
     assert made.shape == (1, 17, 4) and torch.equal(made[:, :9], tokens(tmp_path / "all")[:, ::2])
@@ -92,10 +92,10 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
     pictures = [given / f"{index}.png" for index in range(4)]
     words = ["--caption", CAPTION, "seconds=3", "rounds=2"]
     assert run(bundle, "interpolate", *pictures, *words, "--out", tmp_path / "a") == 0
-    assert "1 clip of 13 frames, 4 a second" in capsys.readouterr().out
+    assert "1 clip of 13 frames, 4 per second" in capsys.readouterr().out
     assert run(bundle, "interpolate", *pictures[:2], *words, "--out", tmp_path / "b", "--dry-run") == 0
     # a pair fills one of the model's clips, then 3 frames do: two frames are drawn in each, whatever is kept
-    assert "1 clip of 5 frames, 1.33333 a second: 16 tokens to draw" in capsys.readouterr().out
+    assert "1 clip of 5 frames, 1.33333 per second: 16 tokens to draw" in capsys.readouterr().out
     assert not (tmp_path / "b").exists()
     assert run(bundle, "interpolate", *pictures[:2], *words, "--out", tmp_path / "b") == 0
     assert torch.equal(tokens(tmp_path / "b")[0, [0, -1]], tokens(tmp_path / "a")[0, [0, 4]])
@@ -108,23 +108,26 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
         ("interpolate {given}/none.mp4 --caption a", "none.mp4 is not a file; expected a video"),
         ("interpolate {given}/broken.mp4 --caption a", "broken.mp4 is not a readable video"),
         ("interpolate {given} --caption a", "tokens.safetensors"),
-        ("interpolate {given}/clip.mp4", "nobody says what the input shows; give --caption"),
-        ("interpolate {given}/clip.mp4 --caption a rounds=0", "rounds=0 puts no frame between any"),
-        ("interpolate {given}/clip.mp4 --caption a --fps 3", "has about 2 frames a second, fewer than the 3"),
+        ("interpolate {given}/clip.mp4", "the input has no caption; pass --caption"),
+        ("interpolate {given}/clip.mp4 --caption a rounds=0", "rounds=0 adds no frames"),
+        ("interpolate {given}/clip.mp4 --caption a --fps 3", "has about 2 frames per second, fewer than the 3"),
         ("interpolate {given}/clip.mp4 --caption a --fps x", "argument --fps: invalid float value: 'x'"),
-        ("interpolate {given}/clip.mp4 --caption a seconds=2", "seconds= is for pictures; this input lasts 4 seconds"),
+        (
+            "interpolate {given}/clip.mp4 --caption a seconds=2",
+            "seconds= is for pictures; this input has its own length",
+        ),
         ("interpolate {given}/clip.mp4 --caption " + "a" * 90, "the model reads at most 32; shorten it"),
         ("interpolate {given}/clip.mp4 --caption ''", "the prompt is empty"),
-        ("interpolate {given}/0.png --caption a", "there is nothing between 1 frame"),
+        ("interpolate {given}/0.png --caption a", "interpolation needs at least 2 frames, got 1"),
         ("interpolate {given}/0.png {given}/clip.mp4 --caption a", "clip.mp4 is a video of 9 frames"),
         ("sample a --first-frame {given}/none.png", "none.png is not a file"),
         ("sample a --first-frame {given}/broken.mp4", "broken.mp4 is not a readable video"),
         ("sample --first-frame {given}/0.png", "there is no prompt"),
-        ("sample a --continue {given}/clip.mp4 rounds=3", "fewer than the 8 that are asked for"),
+        ("sample a --continue {given}/clip.mp4 rounds=3", "fewer than the 8 needed"),
         ("sample a --continue {given}/clip.mp4 --first-frame {given}/0.png", "not allowed with argument"),
         ("sample a --resume --overwrite", "--overwrite: not allowed with argument --resume"),
-        ("sample a --interactive", "reads prompts from standard input; it does not go with a prompt"),
-        ("sample --interactive --resume", "it does not go with --resume"),
+        ("sample a --interactive", "reads prompts from standard input; leave out a prompt"),
+        ("sample --interactive --resume", "leave out --resume"),
         ("sample a style=cubist", "style='cubist' does not fit; expected one of none, mainbody"),
     ],
 )
@@ -148,10 +151,10 @@ def test_bad_input(
 def test_more_clips_than_prompts(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bundle, "sample", "a", "b", "--out", tmp_path / "a", "rounds=0") == 0
     assert run(bundle, "sample", *"abc", "--continue", tmp_path / "a", "--out", tmp_path / "b", "rounds=0") == 2
-    assert "the given file holds 2 clips, but 3 are asked for" in capsys.readouterr().err
+    assert "the given file holds 2 clips, but 3 are requested" in capsys.readouterr().err
 
 
-ERRORS = ["not UTF-8", "shorten it", "did you mean 'seed'", "weights= is chosen at the start"]
+ERRORS = ["not UTF-8", "shorten it", "did you mean 'seed'", "weights= cannot change"]
 
 
 def test_interactive(

@@ -39,7 +39,7 @@ def test_two_processes_make_what_one_does(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "unfinished" / "work.json").is_file()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("6 clips of 9 frames, 2 a second: two") == 1
+    assert done.stdout.count("6 clips of 9 frames, 2 per second: two") == 1
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
     refused = [word for word in command if word != "--resume"]

@@ -1,4 +1,4 @@
-"""`cogvideo sample` stopped and gone on with: the same bytes in the end, or one line that says why not."""
+"""`cogvideo sample` interrupted and resumed: the same bytes in the end, or one line that says why not."""
 
 import os
 import signal
@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cogvideo.cli.main import main
-from cogvideo.sampling import runner as produce
-from cogvideo.sampling.work import UNFINISHED, Work
+from cogvideo.sampling import runner
+from cogvideo.sampling.runner import UNFINISHED, GroupBatchCache, RunDirectory
 from tests.helpers.bundles import CAPTIONS, write_bundle
 
 WORDS = [CAPTIONS[0], "a green one", "rounds=1", "num_clusters=32", "clips_at_once=1"]
@@ -38,11 +39,11 @@ def whole(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 
 
 class Stopper:
-    """Interrupts at the n-th file that a run keeps, before or after it is there."""
+    """Interrupts a run at the n-th call of a function, before or after it does its work."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, after: bool) -> None:
         self.left, self.after = 0, after
-        target: object = Work if name in ("finish", "gather", "end") else produce
+        target: object = RunDirectory if name in ("finish_group", "gather", "end") else runner
         original = getattr(target, name)
 
         def stopping(*arguments: object, **named: object) -> object:
@@ -59,7 +60,7 @@ class Stopper:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
-    ("name", "number"), [("write_clip", 1), ("write_clip", 5), ("finish", 1), ("gather", 1), ("end", 1)]
+    ("name", "number"), [("write_clip", 1), ("write_clip", 5), ("finish_group", 1), ("gather", 1), ("end", 1)]
 )
 def test_stopped_anywhere(
     bundle: Path,
@@ -75,39 +76,27 @@ def test_stopped_anywhere(
     with monkeypatch.context() as patch:
         Stopper(patch, name, after).left = number
         assert sample(bundle, out) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert "run the same command with --resume to continue" in capsys.readouterr().err
     assert (out / UNFINISHED).is_dir() or (name, after) == ("end", True)
     assert sample(bundle, out, *WORDS, "--resume") == 0
     assert contents(out) == whole
-    assert sample(bundle, out, *WORDS, "--resume") == 0, "finished already"
-    assert "is finished already" in capsys.readouterr().out and contents(out) == whole
+    assert sample(bundle, out, *WORDS, "--resume") == 0, "already finished"
+    assert "is already finished" in capsys.readouterr().out and contents(out) == whole
 
 
 def test_batches_are_drawn_once(
     bundle: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after every single batch, over and over: each run draws one batch more, and none twice."""
+    """Interrupted after every single batch, over and over: each run draws one batch more, and none twice."""
     drawn: list[str] = []
-    original = Work.keep
+    store = GroupBatchCache.store
 
-    def keep_one(work: Work, group: int):
-        keep = original(work, group)
+    def store_and_stop(cache: GroupBatchCache, name: str, tokens: torch.Tensor) -> None:
+        store(cache, name, tokens)
+        drawn.append(f"{cache.group} {name}")
+        raise KeyboardInterrupt
 
-        def stopping(name, make):
-            known = len(drawn)
-
-            def noted():
-                drawn.append(f"{group} {name}")
-                return make()
-
-            batch = keep(name, noted)
-            if len(drawn) > known:
-                raise KeyboardInterrupt
-            return batch
-
-        return stopping
-
-    monkeypatch.setattr(Work, "keep", keep_one)
+    monkeypatch.setattr(GroupBatchCache, "store", store_and_stop)
     out, runs = tmp_path / "out", 1
     while (code := sample(bundle, out, *WORDS, "--resume")) == 130:
         runs += 1
@@ -127,21 +116,21 @@ def test_signals(bundle: Path, whole: dict[str, bytes], tmp_path: Path, number: 
     _, error = process.communicate(timeout=60)
     assert process.returncode == (143 if number == signal.SIGTERM else -number)
     if number != signal.SIGKILL:
-        assert "Traceback" not in error and "--resume goes on from there" in error
+        assert "Traceback" not in error and "with --resume to continue" in error
         assert not [name for _, _, names in os.walk(tmp_path) for name in names if name.startswith(".")]
     assert sample(bundle, tmp_path / "out", *WORDS, "--resume") == 0
     assert contents(tmp_path / "out") == whole
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_conversation(bundle: Path, tmp_path: Path) -> None:
-    """Prompts that are being made in threads stop, whole batches stay, and nothing half-written does."""
+def test_sigterm_ends_the_interactive_mode(bundle: Path, tmp_path: Path) -> None:
+    """Running jobs stop, finished batches stay, and no temporary file does."""
     settings = ["samples_per_prompt=50", "clips_at_once=1", "num_clusters=32"]
     words = ["sample", "--model", str(bundle), "--interactive", "--out", "talk", *settings]
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-m", "cogvideo", *words], cwd=tmp_path, text=True, **pipes)  # type: ignore[call-overload]
     process.stdin.write("a red one\na green one\na blue one\n")
-    process.stdin.flush()  # and no end of it: a conversation goes on
+    process.stdin.flush()  # and not closed: more prompts could follow
     while process.poll() is None and len(list(tmp_path.glob("talk/*/unfinished/0*"))) < 3:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -149,7 +138,7 @@ def test_sigterm_ends_a_conversation(bundle: Path, tmp_path: Path) -> None:
     assert process.returncode == 143
     assert "Traceback" not in error
     assert not [name for _, _, names in os.walk(tmp_path) for name in names if name.startswith(".")]
-    assert not list(tmp_path.glob("talk/*/samples.json")), "it was stopped before any was finished"
+    assert not list(tmp_path.glob("talk/*/samples.json")), "stopped before any job was finished"
 
 
 def test_refused(
@@ -157,14 +146,14 @@ def test_refused(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        Stopper(patch, "finish", True).left = 1
+        Stopper(patch, "finish_group", True).left = 1
         assert sample(bundle, out) == 130
     left = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     capsys.readouterr()
     for words, said in (
-        ([*WORDS, "--resume", "seed=3"], "was begun with other settings: seed=0, not 3; give the same"),
-        ([*WORDS, "--resume", "another one"], "was begun with other clips"),
-        (WORDS, "holds an unfinished run; --resume goes on, --overwrite begins anew"),
+        ([*WORDS, "--resume", "seed=3"], "was started with other settings: seed=0, not 3; use the same"),
+        ([*WORDS, "--resume", "another one"], "was started with other clips"),
+        (WORDS, "holds an unfinished run; give --resume to continue it or --overwrite to start over"),
     ):
         assert sample(bundle, out, *words) == 2
         error = capsys.readouterr().err
@@ -172,5 +161,5 @@ def test_refused(
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == left
     other = write_bundle(tmp_path / "other", num_layers=1)
     assert sample(other, out, *WORDS, "--resume") == 2
-    assert "was begun with other weights" in capsys.readouterr().err
+    assert "was started with other weights" in capsys.readouterr().err
     assert sample(bundle, out, *WORDS, "--overwrite", "rounds=0") == 0 and not (out / UNFINISHED).exists()

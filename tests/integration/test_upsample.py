@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from cogvideo.checkpoint.format import save_checkpoint
 from cogvideo.cli.main import main
 from cogvideo.config import to_dict
-from cogvideo.sampling import jobs
+from cogvideo.sampling.superres import Upsampler
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import redraw_mask
 from cogvideo.superres.transformer import SuperresTransformer
@@ -84,9 +84,9 @@ def test_clips_that_were_sampled(scene: Path, tmp_path: Path) -> None:
     assert sheet.height % (8 * FINE) == 0 or sheet.height > 8 * FINE
 
 
-def test_stopped_and_gone_on_with(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_and_resumed(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert upsample(scene, tmp_path / "whole", BOTH) == 0
-    real, calls = jobs.Upsampler.__call__, 0
+    real, calls = Upsampler.upsample_frames, 0
 
     def stopping(*arguments):
         nonlocal calls
@@ -96,7 +96,7 @@ def test_stopped_and_gone_on_with(scene: Path, tmp_path: Path, monkeypatch: pyte
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.Upsampler, "__call__", stopping)
+        patch.setattr(Upsampler, "upsample_frames", stopping)
         assert upsample(scene, tmp_path / "parts", BOTH) == 130
     assert upsample(scene, tmp_path / "parts", f"{BOTH} --resume") == 0
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
@@ -119,7 +119,7 @@ def test_a_picture(scene: Path, tmp_path: Path) -> None:
         ("{scene}/clips --direct {scene}/none", "no checkpoint folder at"),
         ("{scene}/clips --direct {scene}/stranger", "do not belong together"),
         ("{scene}/clips --direct {scene}/direct --iterative {scene}/finer", "grids of different sizes"),
-        ("{scene}/picture.png --direct {scene}/direct", "nobody says what the input shows"),
+        ("{scene}/picture.png --direct {scene}/direct", "the input has no caption; pass --caption"),
         ("{scene}/picture.png --caption ' ' --direct {scene}/direct", "the caption is empty"),
         ("{scene}/clips --direct {scene}/direct frames_at_once=0", "frames_at_once=0 must be at least 1"),
         ("{scene}/clips --direct {scene}/direct temperature=0", "temperature=0.0 must be above 0"),

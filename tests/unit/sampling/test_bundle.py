@@ -1,4 +1,4 @@
-"""A bundle in memory: one trunk for all stages that were trained with it frozen, and what it is known again by."""
+"""Bundles: a shared trunk is held once, prompt formats travel with the weights, fingerprints."""
 
 import shutil
 from pathlib import Path
@@ -8,10 +8,10 @@ import torch
 
 from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.config import to_dict
+from cogvideo.dtypes import WeightName
 from cogvideo.model.transformer import is_temporal
-from cogvideo.sampling.assemble import Parts, assemble_bundle
-from cogvideo.sampling.bundle import BundleConfig, fingerprint, open_bundle
-from cogvideo.sampling.config import SampleConfig, Weights
+from cogvideo.sampling.bundle import BundleConfig, Parts, assemble_bundle, fingerprint, open_bundle
+from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sequence.prompt import PromptFormat
 from tests.helpers.bundles import write_bundle
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_frozen_trunk_is_held_once(folder: Path, tmp_path: Path) -> None:
-    """The stage computes with the very tensors, and computes what a stage with a trunk of its own does."""
+    """A stage that was trained with the trunk frozen uses the trunk's own tensors."""
     apart, shared = open_bundle(folder), tmp_path / "shared"
     shutil.copytree(folder, shared)
     shutil.rmtree(shared / "interpolation")
@@ -44,8 +44,8 @@ def test_a_frozen_trunk_is_held_once(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", ["bf16", "fp16", "int8", "int4"])
-def test_narrow_weights(folder: Path, weights: Weights) -> None:
-    """The matrices of all models are held so, and they still make clips."""
+def test_low_precision_weights(folder: Path, weights: WeightName) -> None:
+    """The matrices of all models have that type, and clips can be sampled."""
     bundle = open_bundle(folder, weights)
     stored = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8, "int4": torch.uint8}[weights]
     for model in (bundle.trunk, bundle.sequential, bundle.interpolation):
@@ -57,18 +57,18 @@ def test_narrow_weights(folder: Path, weights: Weights) -> None:
     assert tokens.shape == (1, 9, 4) and tokens.min() >= 0 and tokens.max() < 32
 
 
-def test_the_wording_of_training_travels_with_the_weights(folder: Path, tmp_path: Path) -> None:
-    told = PromptFormat(video_suffix=" film")
+def test_the_prompt_format_of_training_travels_with_the_weights(folder: Path, tmp_path: Path) -> None:
+    trained = PromptFormat(video_suffix=" film")
     for name in ("trunk", "sequential", "interpolation"):
-        extra = {"prompt": to_dict(told)} if name == "sequential" else {}
+        extra = {"prompt": to_dict(trained)} if name == "sequential" else {}
         save_model(tmp_path / name, load_model(folder / name), extra=extra)
     models = {name: tmp_path / name for name in ("trunk", "sequential", "interpolation")}
     parts = Parts(folder / "text.model", folder / "image_tokenizer", **models)
     how = {"config": BundleConfig(), "num_clusters": 4, "dtype": torch.float32}
     assemble_bundle(tmp_path / "bundle", parts, **how)
-    assert open_bundle(tmp_path / "bundle").config.prompt == told
+    assert open_bundle(tmp_path / "bundle").config.prompt == trained
     save_model(tmp_path / "trunk", load_model(folder / "trunk"), extra={"prompt": to_dict(PromptFormat())})
-    with pytest.raises(ValueError, match="trunk and sequential were trained with different wordings"):
+    with pytest.raises(ValueError, match="trunk and sequential were trained with different prompt formats"):
         assemble_bundle(tmp_path / "other", parts, **how)
     assert not (tmp_path / "other").exists()
 

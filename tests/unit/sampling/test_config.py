@@ -1,4 +1,4 @@
-"""Settings: the published defaults, what follows from them, and what is refused."""
+"""Settings: the published defaults, derived values, and values that are refused."""
 
 import dataclasses
 import re
@@ -14,14 +14,18 @@ IN_ROW = ("temperature", "top_k_clusters", "token_temperature", "guidance_scale"
 CONFIGS = Path(__file__).parents[3] / "configs" / "sample"
 
 
+def in_effect(draw: DrawConfig) -> tuple[float, bool]:
+    return draw.effective_text_bonus, draw.appends_video_suffix
+
+
 def test_published_file_spells_out_the_defaults() -> None:
     written, default = load_config(SampleConfig, [CONFIGS / "published.yaml"]), SampleConfig()
     assert (written.seconds, written.rounds) == (default.seconds, default.rounds)
     for name in ("first_frame", "key_frames", "interpolation"):
-        said, meant = getattr(written, name), getattr(default, name)
-        assert (said.bonus, said.says_video) == (meant.bonus, meant.says_video), name
+        written_draw, default_draw = getattr(written, name), getattr(default, name)
+        assert in_effect(written_draw) == in_effect(default_draw), name
         for field in ("temperature", "top_k_clusters", "token_temperature", "guidance_scale"):
-            assert getattr(said, field) == getattr(meant, field), (name, field)
+            assert getattr(written_draw, field) == getattr(default_draw, field), (name, field)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -30,18 +34,18 @@ def test_shipped_files_load(path: Path) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_style_can_be_asked_for(style: str) -> None:
+def test_every_style_is_accepted(style: str) -> None:
     assert load_config(SampleConfig, [], [f"style={style}"]).style == style
 
 
-def test_the_table_of_settings_is_whole() -> None:
-    """docs/sampling.md names every setting, each plain one with its published value, and every style with its words."""
+def test_the_documentation_lists_every_setting() -> None:
+    """docs/sampling.md has every setting with its published value, and every style with its suffix."""
     page = (Path(__file__).parents[3] / "docs" / "sampling.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([\w.*]+)` \| (.*?) \|", page, re.MULTILINE))
     for name, value in to_dict(SampleConfig()).items():
         if isinstance(value, dict):
-            said = ["null" if value[field] is None else str(value[field]) for field in IN_ROW]
-            assert rows[f"{name}.*"] == ", ".join(said)
+            expected = ["null" if value[field] is None else str(value[field]) for field in IN_ROW]
+            assert rows[f"{name}.*"] == ", ".join(expected)
         else:
             assert rows[name] == ("null" if value is None else str(value).lower()), name
     for field in dataclasses.fields(DrawConfig):
@@ -51,18 +55,18 @@ def test_the_table_of_settings_is_whole() -> None:
 
 
 def test_text_bonus_follows_guidance() -> None:
-    assert DrawConfig().bonus == 1.4
-    assert DrawConfig(guidance_scale=3.0).bonus == 0.0
-    assert DrawConfig(guidance_scale=3.0, text_bonus=0.5).bonus == 0.5
+    assert DrawConfig().effective_text_bonus == 1.4
+    assert DrawConfig(guidance_scale=3.0).effective_text_bonus == 0.0
+    assert DrawConfig(guidance_scale=3.0, text_bonus=0.5).effective_text_bonus == 0.5
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "message"),
     [
         ("seed=-1", "seed=-1 is negative"),
         ("rounds=-1", "rounds=-1 must be at least 0"),
-        ("rounds=60", "rounds=60 asks for more than memory holds; give at most 8"),
-        ("samples_per_prompt=1000000000000", "more than memory holds"),
+        ("rounds=60", "rounds=60 needs more memory than there is; give at most 8"),
+        ("samples_per_prompt=1000000000000", "needs more memory than there is"),
         ("seconds=1e9", "at most 3600"),
         ("key_frames.guidance_scale=nan", "key_frames.guidance_scale=nan; expected a finite number"),
         ("interpolation.text_bonus=inf", "expected a finite number"),
@@ -75,6 +79,6 @@ def test_text_bonus_follows_guidance() -> None:
         ("key_frames.guidance=2", "did you mean 'key_frames.guidance_scale'"),
     ],
 )
-def test_refused(word: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said.replace("?", r"\?")):
-        load_config(SampleConfig, [], [word])
+def test_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        load_config(SampleConfig, [], [override])

@@ -1,4 +1,4 @@
-"""What users bring: pictures, videos and saved tokens, and what is none of these."""
+"""Pictures, videos and saved tokens as clips, and files that are none of these."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cogvideo.media.video import write_video
-from cogvideo.sampling.inputs import FootageReader, _at_rate
+from cogvideo.sampling.inputs import InputReader, _times_at_rate
 from cogvideo.sampling.outputs import write_tokens
 from tests.helpers import decoding as tiny
 
-READER = FootageReader(tiny.image_tokenizer(), frame_side=2)
+READER = InputReader(tiny.image_tokenizer(), frame_side=2)
 SIDE = 16
 FRAMES = np.random.default_rng(0).integers(0, 255, size=(9, 1, 1, 3), dtype=np.uint8) * np.ones(
     (1, SIDE, SIDE, 1), np.uint8
@@ -22,11 +22,11 @@ FRAMES = np.random.default_rng(0).integers(0, 255, size=(9, 1, 1, 3), dtype=np.u
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("footage")
+    made = tmp_path_factory.mktemp("inputs")
     write_video(made / "clip.mp4", FRAMES, 4, crf=0, pixel_format="yuv444p")
     for index in range(3):
         wide = np.repeat(FRAMES[index], 2, axis=1)
-        wide[:, :8] = wide[:, -8:] = 0  # what the centre square leaves out
+        wide[:, :8] = wide[:, -8:] = 0  # outside the centre square
         Image.fromarray(wide).save(made / f"{index}.png")
     about = [{"name": "x", "prompt": "a cat", "number": 2}, {"name": "y", "prompt": "b", "number": 0}]
     write_tokens(made / "tokens.safetensors", torch.arange(2 * 9 * 4).view(2, 9, 4) % 48, 2.0, about)
@@ -39,63 +39,63 @@ def encoded(*frames: int) -> torch.Tensor:
 
 
 def test_a_video(folder: Path) -> None:
-    whole = READER.open([folder / "clip.mp4"])
+    whole = READER.read([folder / "clip.mp4"])
     assert whole.tokens.shape == (1, 9, 4) and whole.seconds == pytest.approx(2.0) and whole.samples == ()
-    two_a_second = READER.open([folder / "clip.mp4"], fps=2.0)
-    assert torch.equal(two_a_second.tokens, whole.tokens[:, ::2]) and two_a_second.seconds == 2.0
-    assert torch.equal(READER.first_frame(folder / "clip.mp4").tokens, whole.tokens[:, :1])
+    two_per_second = READER.read([folder / "clip.mp4"], fps=2.0)
+    assert torch.equal(two_per_second.tokens, whole.tokens[:, ::2]) and two_per_second.seconds == 2.0
+    assert torch.equal(READER.read_first_frame(folder / "clip.mp4").tokens, whole.tokens[:, :1])
 
 
 def test_pictures_are_cut_to_the_centre_square(folder: Path) -> None:
-    row = READER.open([folder / f"{index}.png" for index in (2, 0)])
+    row = READER.read([folder / f"{index}.png" for index in (2, 0)])
     assert row.seconds is None and torch.equal(row.tokens, encoded(2, 0))
-    assert torch.equal(READER.first_frame(folder / "1.png").tokens, encoded(1))
+    assert torch.equal(READER.read_first_frame(folder / "1.png").tokens, encoded(1))
 
 
 def test_saved_tokens(folder: Path) -> None:
     for path in (folder, folder / "tokens.safetensors"):
-        found = READER.open([path])
+        found = READER.read([path])
         assert found.tokens.shape == (2, 9, 4) and found.tokens[1, 8, 3] == 71 % 48
         assert found.seconds == 2.0 and found.samples == (("a cat", 2), ("b", 0))
-    assert torch.equal(READER.first_frame(folder).tokens, found.tokens[:, :1])
+    assert torch.equal(READER.read_first_frame(folder).tokens, found.tokens[:, :1])
 
 
 def test_to_continue(folder: Path) -> None:
-    last = READER.to_continue(folder / "clip.mp4", 4 / 3)
-    whole = READER.open([folder / "clip.mp4"]).tokens
+    last = READER.read_to_continue(folder / "clip.mp4", 4 / 3)
+    whole = READER.read([folder / "clip.mp4"]).tokens
     assert torch.equal(last.tokens, whole[:, [2, 5, 8]]), "counted back from the last frame"
-    assert READER.to_continue(folder, 4.0).num_frames == 9
-    assert READER.to_continue(folder / "1.png", 8.0).num_frames == 1
-    with pytest.raises(ValueError, match=r"has 4 frames a second, these settings make 8; set `rounds` to suit"):
-        READER.to_continue(folder, 8.0)
+    assert READER.read_to_continue(folder, 4.0).num_frames == 9
+    assert READER.read_to_continue(folder / "1.png", 8.0).num_frames == 1
+    with pytest.raises(ValueError, match="has 4 frames per second, but these settings generate 8; change rounds="):
+        READER.read_to_continue(folder, 8.0)
 
 
 def test_frames_at_a_rate() -> None:
     uneven = np.array([0.0, 0.26, 0.49, 0.6, 0.76, 1.0])
-    assert _at_rate(Path("x"), uneven, 4.0, from_end=False).tolist() == [0.0, 0.26, 0.49, 0.76, 1.0]
-    assert _at_rate(Path("x"), uneven, 3.0, from_end=True).tolist() == [0.0, 0.26, 0.6, 1.0]
-    few = "x has about 5 frames a second, fewer than the"
+    assert _times_at_rate(Path("x"), uneven, 4.0, from_end=False).tolist() == [0.0, 0.26, 0.49, 0.76, 1.0]
+    assert _times_at_rate(Path("x"), uneven, 3.0, from_end=True).tolist() == [0.0, 0.26, 0.6, 1.0]
+    few = "x has about 5 frames per second, fewer than the"
     for fps, said in ((1e25, few), (8.0, f"{few} 8"), (0.0, "--fps 0 is not a frame rate")):
         with pytest.raises(ValueError, match=said):
-            _at_rate(Path("x"), uneven, fps, from_end=True)
+            _times_at_rate(Path("x"), uneven, fps, from_end=True)
     with pytest.raises(ValueError, match="--fps nan is not a frame rate"):
-        _at_rate(Path("x"), uneven, float("nan"), from_end=True)
+        _times_at_rate(Path("x"), uneven, float("nan"), from_end=True)
 
 
 def test_refused(folder: Path, tmp_path: Path) -> None:
     clip, picture, tokens = folder / "clip.mp4", folder / "0.png", folder / "tokens.safetensors"
     for paths, fps, said in (
         ([clip, picture], None, "clip.mp4 is a video of 9 frames; give one video, or pictures only"),
-        ([picture, picture], 2.0, "--fps is for a video"),
-        ([tokens], 2.0, "leave --fps out"),
-        ([clip], 16.0, "fewer than the 16 that are asked for"),
+        ([picture, picture], 2.0, "--fps needs a video; for pictures set seconds="),
+        ([tokens], 2.0, "leave out --fps"),
+        ([clip], 16.0, "fewer than the 16 needed"),
         ([tokens, picture], None, "tokens.safetensors is not a readable video"),
     ):
         with pytest.raises(ValueError, match=said):
-            READER.open(paths, fps)
+            READER.read(paths, fps)
     for path in (tmp_path / "none.png", tmp_path / "a.safetensors", tmp_path):
         with pytest.raises((ValueError, OSError), match=path.name):
-            READER.open([path])
+            READER.read([path])
 
 
 ZEROS, ONE = torch.zeros(1, 3, 4).int(), torch.ones(1)
@@ -112,12 +112,12 @@ ZEROS, ONE = torch.zeros(1, 3, 4).int(), torch.ones(1)
         (ZEROS, torch.ones(2), None, "expected integers in three axes"),
         (torch.zeros(1, 3, 9).int(), ONE, None, "frames of 9 tokens up to 0"),
         (ZEROS + 48, ONE, None, "up to 48; these weights make 4 tokens below 48"),
-        (ZEROS - 1, ONE, None, "use the weights that it was made with"),
+        (ZEROS - 1, ONE, None, "use the weights that generated it"),
         (ZEROS, 0 * ONE, None, "seconds=0.0; expected the length"),
         (ZEROS, torch.nan * ONE, None, "seconds=nan"),
-        (ZEROS, ONE, "[1", "does not say what each of its 1 clips is of"),
-        (ZEROS, ONE, "[]", "does not say what each of its 1 clips is of"),
-        (ZEROS, ONE, '[{"prompt": 1, "number": 0}]', "does not say what each of its 1 clips is of"),
+        (ZEROS, ONE, "[1", "its header does not list the captions of its 1 clips"),
+        (ZEROS, ONE, "[]", "its header does not list the captions of its 1 clips"),
+        (ZEROS, ONE, '[{"prompt": 1, "number": 0}]', "its header does not list the captions of its 1 clips"),
     ],
 )
 def test_bad_tokens(
@@ -127,7 +127,7 @@ def test_bad_tokens(
     tensors = {"tokens": tokens.contiguous(), **({} if seconds is None else {"seconds": seconds})}
     save_file(tensors, path, metadata=None if about is None else {"samples": about})
     with pytest.raises(ValueError, match=said):
-        READER.open([path])
+        READER.read([path])
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="does not hold tokens"):
-        READER.open([path])
+        READER.read([path])

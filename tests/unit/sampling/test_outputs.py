@@ -1,4 +1,4 @@
-"""Output folders: names made of prompts, files of a clip, and folders that are refused."""
+"""Output folders: names derived from prompts, files of a clip, and folders that are refused."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from cogvideo.config import load_config
 from cogvideo.media.video import read_video
 from cogvideo.rng import sample_keys
 from cogvideo.sampling.config import SampleConfig
-from cogvideo.sampling.outputs import claim_folder, describe, sample_names, write_clip, write_summary
+from cogvideo.sampling.outputs import claim_folder, describe_samples, sample_names, write_clip, write_summary
 
 NASTY = ["../../etc/passwd", "a; rm -rf ~ `x` $(y)", "\0\n/", "红色的数字3" * 40, "CON", "-out"]
 
@@ -35,8 +35,8 @@ def coloured(count: int) -> np.ndarray:
 def test_summary(tmp_path: Path) -> None:
     tokens, config = torch.arange(2 * 9 * 25).view(2, 9, 25), SampleConfig(seed=7, rounds=1)
     keys = sample_keys(7, ["a/b", "c"])
-    about = describe(sample_names(["a/b", "c"]), keys)
-    write_summary(tmp_path, config, about, tokens, seconds=2.0, more={"weights": "tiny"})
+    about = describe_samples(sample_names(["a/b", "c"]), keys)
+    write_summary(tmp_path, config, about, tokens, seconds=2.0, extra={"weights": "tiny"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "samples.json", "tokens.safetensors"]
     assert load_config(SampleConfig, [tmp_path / "config.yaml"]) == config
     found = json.loads((tmp_path / "samples.json").read_text())
@@ -54,38 +54,38 @@ def test_a_clip(tmp_path: Path) -> None:
     video, seconds = read_video(tmp_path / "x.y.mp4")
     assert video.shape == (9, 240, 240, 3)
     np.testing.assert_allclose(seconds, np.arange(9) / 2, atol=1e-6)
-    assert np.abs(video.astype(int) - frames[:, :1, :1]).max() <= 8, "what is played is what was made"
+    assert np.abs(video.astype(int) - frames[:, :1, :1]).max() <= 8, "the video shows the frames"
     with Image.open(tmp_path / "x.y.png") as sheet:
         assert sheet.width > 9 * 40
 
 
 def test_a_growing_clip(tmp_path: Path) -> None:
-    """A first frame is a sheet alone; more are a video too; the .gif comes at the end."""
-    assert [path.suffix for path in write_clip(tmp_path / "a", coloured(1), 1.0, "a", finished=False)] == [".png"]
-    grown = [path.suffix for path in write_clip(tmp_path / "a", coloured(5), 1.0, "a", finished=False)]
+    """A single frame gets a sheet only; more frames a video too; the .gif comes last."""
+    assert [path.suffix for path in write_clip(tmp_path / "a", coloured(1), 1.0, "a", final=False)] == [".png"]
+    grown = [path.suffix for path in write_clip(tmp_path / "a", coloured(5), 1.0, "a", final=False)]
     assert grown == [".png", ".mp4"] and read_video(tmp_path / "a.mp4")[0].shape[0] == 5
 
 
-def test_clips_too_fast_for_a_gif_leave_frames_out_of_it(tmp_path: Path) -> None:
+def test_a_gif_of_a_fast_clip_is_thinned(tmp_path: Path) -> None:
     list(write_clip(tmp_path / "a", coloured(65), 64.0, "a"))
     assert len(read_video(tmp_path / "a.mp4")[0]) == 65
     with Image.open(tmp_path / "a.gif") as gif:
         assert 20 < gif.n_frames <= 33
 
 
-def test_clips_too_slow_for_a_gif_play_faster_there(tmp_path: Path) -> None:
+def test_a_gif_of_a_long_clip_is_sped_up(tmp_path: Path) -> None:
     still = np.broadcast_to(coloured(1), (5, 40, 40, 3))
     for frames in (coloured(5), still):
         list(write_clip(tmp_path / "a", frames, 1 / 900, "a"))
         np.testing.assert_allclose(read_video(tmp_path / "a.mp4")[1], 900 * np.arange(5), rtol=1e-6)
 
 
-def test_large_pictures_are_not_enlarged(tmp_path: Path) -> None:
+def test_large_frames_are_not_enlarged(tmp_path: Path) -> None:
     list(write_clip(tmp_path / "a", np.zeros((2, 248, 256, 3), dtype=np.uint8), 8.0, "a"))
     assert read_video(tmp_path / "a.mp4")[0].shape == (2, 248, 256, 3)
 
 
-def test_folders(tmp_path: Path) -> None:
+def test_claimed_folders(tmp_path: Path) -> None:
     claim_folder(tmp_path / "new" / "deep", overwrite=False)
     assert (tmp_path / "new" / "deep").is_dir() and not any((tmp_path / "new" / "deep").iterdir())
     (tmp_path / "new" / "mine.txt").write_text("keep")

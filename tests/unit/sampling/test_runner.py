@@ -1,103 +1,175 @@
-"""Jobs made into folders: what is shown while a clip grows, and who makes which clips."""
+"""Runs: files while clips grow, who generates which clips, and folders that are resumed, refused or recognised."""
 
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cogvideo.distributed import ProcessGroup
-from cogvideo.rng import sample_keys
 from cogvideo.sampling import runner as module
 from cogvideo.sampling.config import SampleConfig
-from cogvideo.sampling.jobs import ClipJob, InterpolationJob, Job
-from cogvideo.sampling.kept import keep_nothing
-from cogvideo.sampling.runner import my_groups, produce
-from cogvideo.sampling.work import Work
+from cogvideo.sampling.jobs import clip_job
+from cogvideo.sampling.runner import UNFINISHED, RunDirectory, clip_groups, write_clips
 from tests.helpers import decoding as tiny
 
-CONFIG = SampleConfig(rounds=2, num_clusters=8)
+CONFIG = SampleConfig(rounds=1, num_clusters=8)
 PIPELINE = tiny.pipeline(CONFIG)
-KEYS = sample_keys(0, ["a", "b"])
+IDENTITY = {"weights": "abc", "clips": [["a", 0]], "settings": {"seed": 7, "key_frames": {"temperature": 1.0}}}
+TOKENS = torch.arange(6).view(1, 2, 3)
 
 
-def before(frames: int) -> torch.Tensor:
-    return torch.randint(tiny.NUM_CODES, (2, frames, 4), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize(
-    ("job", "shown"),
-    [
-        (ClipJob(PIPELINE, CONFIG, KEYS), [(1, 0.25), (5, 1.0), (9, 2.0), (17, 4.0)]),
-        (ClipJob(PIPELINE, CONFIG, KEYS, before(1)), [(5, 1.0), (9, 2.0), (17, 4.0)]),
-        # 4 frames a second: 6 frames before the first new one, of which every 4th, every 2nd, all are shown
-        (ClipJob(PIPELINE, CONFIG, KEYS, before(7)), [(1 + 5, 1.0), (3 + 9, 2.0), (6 + 17, 4.0)]),
-        (InterpolationJob(PIPELINE, CONFIG, KEYS, before(3)), [(5, 1.0), (9, 2.0)]),
-    ],
-)
-def test_a_clip_as_it_grows(job: Job, shown: list[tuple[int, float]]) -> None:
-    drawn: list[int] = []
-    stages = list(job.stages([0, 1], keep_nothing, drawn.append))
-    assert [(stage.tokens.shape[1], stage.fps) for stage in stages] == shown
-    assert sum(drawn) == 2 * job.tokens_a_clip and stages[-1].tokens.shape[1] == job.num_frames
-    assert (job.num_frames - 1) / job.seconds == stages[-1].fps
-    (alone,) = [stage.tokens for stage in job.stages([1], keep_nothing, None)][-1:]
-    assert torch.equal(alone[0], stages[-1].tokens[1]), "a clip does not see its group"
-
-
-def test_what_was_there_before_stays_before() -> None:
-    given = before(7)
-    *_, last = ClipJob(PIPELINE, CONFIG, KEYS, given).stages([0, 1], keep_nothing, None)
-    assert torch.equal(last.tokens[:, :7], given)
-    first, *_ = ClipJob(PIPELINE, CONFIG, KEYS, given).stages([0, 1], keep_nothing, None)
-    assert torch.equal(first.tokens[:, :2], given[:, [2, 6]]), "as far apart as key frames, and up to them"
-
-
-def test_every_input_is_part_of_what_a_job_is() -> None:
-    jobs: list[Job] = [
-        ClipJob(PIPELINE, CONFIG, KEYS),
-        ClipJob(PIPELINE, CONFIG, KEYS[::-1]),
-        ClipJob(PIPELINE, replace(CONFIG, seed=1), KEYS),
-        ClipJob(PIPELINE, CONFIG, KEYS, before(1)),
-        ClipJob(PIPELINE, CONFIG, KEYS, before(1) + 1),
-        InterpolationJob(PIPELINE, CONFIG, KEYS, before(1)),
-    ]
-    said = [str(job.identity()) for job in jobs]
-    assert len(set(said)) == len(said)
+def directory(out: Path, processes: ProcessGroup | None = None, **changed: Any) -> RunDirectory:
+    return RunDirectory(out, {**IDENTITY, **changed}, processes or ProcessGroup())
 
 
 def test_groups() -> None:
-    """A prompt's samples stay together; a process's clips are cut into batches."""
-    keys = sample_keys(0, list("abcde"), 2)
-    job = ClipJob(PIPELINE, replace(CONFIG, clips_at_once=3), keys)
-    groups = [my_groups(job, Work(Path(), {}, ProcessGroup(rank, 2)), 2) for rank in range(2)]
+    """The samples of a prompt stay on one process, whose clips are cut into batches."""
+    job = clip_job(PIPELINE, replace(CONFIG, clips_at_once=3, samples_per_prompt=2), list("abcde"))
+    groups = [clip_groups(job, ProcessGroup(rank, 2)) for rank in range(2)]
     assert groups == [[[0, 1, 4], [5, 8, 9]], [[2, 3, 6], [7]]]
 
 
-def test_videos_grow_and_are_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, int, float, bool]] = []
+def test_videos_grow_and_are_not_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, int, float, bool]] = []
 
-    def look(stem: Path, frames: np.ndarray, fps: float, caption: str, *, finished: bool) -> Iterator[Path]:
-        seen.append((stem.name, len(frames), fps, finished))
+    def record(stem: Path, frames: np.ndarray, fps: float, caption: str, *, final: bool) -> Iterator[Path]:
+        written.append((stem.name, len(frames), fps, final))
         yield stem
 
-    monkeypatch.setattr(module, "write_clip", look)
-    job = ClipJob(PIPELINE, replace(CONFIG, rounds=1), KEYS)
+    monkeypatch.setattr(module, "write_clip", record)
+    monkeypatch.setattr(RunDirectory, "end", lambda run: None)  # as if killed just before
+    job = clip_job(PIPELINE, CONFIG, ["a", "b"])
 
     def run(resume: bool) -> None:
-        work = Work(tmp_path, job.identity(), ProcessGroup())
-        assert work.begin(resume=resume)
-        seen.clear()
-        list(produce(job, work))
+        folder = RunDirectory(tmp_path, job.identity(), ProcessGroup())
+        assert folder.begin(resume=resume)
+        written.clear()
+        list(write_clips(job, folder))
 
-    monkeypatch.setattr(Work, "end", lambda work: None)  # as if killed just before
     run(resume=False)
     stages = [(1, 0.25, False), (5, 1.0, False), (9, 2.0, True)]
-    assert seen == [(name, *stage) for stage in stages for name in ("000-a", "001-b")]
+    assert written == [(name, *stage) for stage in stages for name in ("000-a", "001-b")]
     run(resume=True)
-    assert seen == []
+    assert written == []
     (tmp_path / "unfinished" / "000000.safetensors").unlink()
     run(resume=True)
-    assert len(seen) == 6, "without its batches all is drawn again"
+    assert len(written) == 6, "without its batches everything is drawn again"
+
+
+def test_batches_are_kept_until_their_group_is_finished(tmp_path: Path) -> None:
+    first = directory(tmp_path / "out")
+    assert first.begin()
+    cache = first.batch_cache(0)
+    assert cache.load("round-1-000000") is None
+    cache.store("round-1-000000", TOKENS)
+    assert cache.num_stored == 1
+    again = directory(tmp_path / "out")
+    assert again.begin(resume=True)
+    assert torch.equal(again.batch_cache(0).load("round-1-000000"), TOKENS)  # type: ignore[arg-type]
+    assert not again.is_finished(0)
+    again.finish_group([1], TOKENS + 1)
+    again.finish_group([0], TOKENS)
+    assert again.is_finished(0)
+    assert sorted(os.listdir(again.folder)) == ["000000.safetensors", "000001.safetensors", "work.json"]
+    assert torch.equal(again.gather(2), torch.cat([TOKENS, TOKENS + 1])), "in the order of the clips"
+    with pytest.raises(ValueError, match="does not hold every clip once"):
+        again.gather(3)
+    again.end()
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_names_on_disk_are_stable(tmp_path: Path) -> None:
+    """Runs that an earlier version started can be resumed."""
+    job = clip_job(PIPELINE, replace(CONFIG, clips_at_once=2), ["a", "b", "c"])
+    run = RunDirectory(tmp_path, job.identity(), ProcessGroup())
+    run.begin()
+    *_, _ = job.stages([0, 1], run.batch_cache(0))
+    names = ["first-frame-000000", "key-frames-000000", "round-1-000000", "round-1-000002"]
+    assert sorted(os.listdir(run.folder)) == [*(f"000000-{name}.safetensors" for name in names), "work.json"]
+    record = json.loads((run.folder / "work.json").read_text())
+    assert list(record) == ["work", "processes"] and list(record["work"]) == ["clips", "settings", "given frames"]
+
+
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    first = directory(tmp_path)
+    first.begin()
+    for path in (tmp_path / ".a.abcd1234.tmp.mp4", first.folder / ".000000-x.abcd_234.tmp.safetensors"):
+        path.write_text("half")
+    assert directory(tmp_path).begin(resume=True)
+    assert os.listdir(tmp_path) == [UNFINISHED] and os.listdir(first.folder) == ["work.json"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weights": "other"}, "was started with other weights; use the same"),
+        ({"given frames": None}, "was started by another command; use the same one"),
+        ({"clips": [["b", 0]]}, "was started with other clips; use the same"),
+        ({"settings": {"seed": 8, "key_frames": {"temperature": 1.0}}}, "other settings: seed=7, not 8"),
+        ({"settings": {"seed": 7, "key_frames": {"temperature": 2.0}}}, "key_frames: temperature=1.0, not 2.0"),
+        ({"processes": ProcessGroup(0, 1)}, None),
+    ],
+)
+def test_resuming_another_run_is_refused(tmp_path: Path, changed: dict[str, Any], message: str | None) -> None:
+    directory(tmp_path).begin()
+    before = sorted(tmp_path.rglob("*"))
+    if message is None:
+        assert directory(tmp_path, **changed).begin(resume=True)
+        return
+    with pytest.raises(ValueError, match=message):
+        directory(tmp_path, **changed).begin(resume=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resuming_with_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    directory(tmp_path).begin()
+    record = tmp_path / UNFINISHED / "work.json"
+    record.write_text(record.read_text().replace('"processes": 1', '"processes": 3'))
+    with pytest.raises(ValueError, match="was started with 3 processes, not 1; start as many"):
+        directory(tmp_path).begin(resume=True)
+
+
+def test_claimed_folders(tmp_path: Path) -> None:
+    assert directory(tmp_path / "new").begin(resume=True), "nothing to resume yet: it starts"
+    (tmp_path / "half" / UNFINISHED).mkdir(parents=True)
+    assert directory(tmp_path / "half").begin(resume=True), "killed before it had started"
+    with pytest.raises(FileExistsError, match="give --resume to continue it or --overwrite to start over"):
+        directory(tmp_path / "new").begin()
+    directory(tmp_path / "new").batch_cache(0).store("x", TOKENS)
+    assert directory(tmp_path / "new", weights="other").begin(overwrite=True)
+    assert os.listdir(tmp_path / "new" / UNFINISHED) == ["work.json"]
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="holds no run to resume"):
+        directory(tmp_path / "foreign").begin(resume=True)
+
+
+def test_a_finished_folder_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "samples.json").write_text(json.dumps({"made_from": directory(tmp_path).digest}))
+    assert not directory(tmp_path).begin(resume=True)
+    with pytest.raises(ValueError, match="holds finished clips of another run"):
+        directory(tmp_path, weights="other").begin(resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"work": 3}'])
+def test_a_damaged_record(tmp_path: Path, text: str) -> None:
+    directory(tmp_path).begin()
+    (tmp_path / UNFINISHED / "work.json").write_text(text)
+    with pytest.raises(ValueError, match=r"work\.json"):
+        directory(tmp_path).begin(resume=True)
+
+
+def test_a_damaged_batch(tmp_path: Path) -> None:
+    run = directory(tmp_path)
+    run.begin()
+    run.batch_cache(0).store("x", TOKENS)
+    path = run.folder / "000000-x.safetensors"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"000000-x\.safetensors is damaged .*; remove it to draw it again"):
+        run.batch_cache(0).load("x")
