@@ -1,8 +1,9 @@
 """Typed configuration: frozen dataclasses filled from YAML files and `key=value` words.
 
-Order, later wins: the dataclass's defaults, each file's `base:` files, the file itself, the command line. Whatever is
-wrong is one ValueError line that says where it stood and what was expected. This file knows no field of any config:
-each part of the package keeps its own dataclass beside the code that uses it. Derived values are properties there.
+Sources in order, later ones win: the dataclass's defaults, each file's `base:` files, the file itself, the command
+line. Every mistake is a ValueError of one line that says where it is and what was expected. No field of any config is
+named here: each part of the package has its own dataclass next to the code that uses it, with derived values as
+properties.
 """
 
 import dataclasses
@@ -30,8 +31,8 @@ def load_config(cls: type[T], files: Sequence[Path | str] = (), overrides: Seque
     """Merge a dataclass's defaults, YAML files and `a.b=c` words into one instance.
 
     A file may name `base: other.yaml` (or a list), relative to its own folder; those are merged before it.
-    Raises: ValueError for an unknown key, a wrong type, a number that is not finite, a missing value or unreadable
-    YAML; OSError for a missing file.
+    Raises: ValueError for an unknown key, a wrong type, NaN or infinity, a missing value or unreadable YAML; OSError
+    for a missing file.
     """
     sources: list[tuple[str, dict[str, Any]]] = []
     for file in files:
@@ -42,27 +43,27 @@ def load_config(cls: type[T], files: Sequence[Path | str] = (), overrides: Seque
 
 
 def from_dict(cls: type[T], values: dict[str, Any], origin: str = "config") -> T:
-    """The inverse of `to_dict`; `origin` (a file name, say) opens the error line.
+    """The inverse of `to_dict`; errors start with `origin`, a file name for example.
 
-    Values are taken literally: a stored config may come from anyone, so OmegaConf's `${...}` is refused.
-    Raises: ValueError as `load_config`.
+    Values are literal: a stored config may come from anyone, so OmegaConf's `${...}` is refused.
+    Raises: ValueError as for `load_config`.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{origin}: expected a mapping of settings, got {type(values).__name__}")
     for key, value in _leaves(values):
         if "${" in str(value):
-            raise ValueError(f"{origin}: {key}={value!r} holds '${{', which a stored config may not")
+            raise ValueError(f"{origin}: {key}={value!r} contains '${{', which is not allowed in a stored config")
     return _build(cls, [(origin, values)])
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dicts, lists, strings and numbers, ready for JSON or YAML."""
+    """A config as plain dicts, lists, strings and numbers, for JSON or YAML."""
     assert dataclasses.is_dataclass(config) and not isinstance(config, type)
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def dump_yaml(config: Any) -> str:
-    """A config as YAML text that `load_config` reads back to an equal config."""
+    """A config as YAML text, from which `load_config` makes an equal config."""
     return yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
 
 
@@ -82,7 +83,7 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
     merged = OmegaConf.structured(cls)
     known = _known_keys(cls)
     for origin, values in sources:
-        values = _listed(values, known)
+        values = _wrap_single_strings(values, known)
         try:
             merged = OmegaConf.merge(merged, values)
         except (OmegaConfBaseException, ValueError):
@@ -104,13 +105,10 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
 
 
 def _explain(merged: Any, origin: str, values: dict[str, Any], known: dict[str, Any]) -> ValueError:
-    """Find the one value that does not fit, by merging one at a time, and say so in a line."""
+    """The error for values that failed to merge: merge them one at a time to find the one that does not fit."""
     for key, value in _leaves(values):
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
         try:
-            OmegaConf.merge(merged, nested)
+            OmegaConf.merge(merged, _nest(key, value))
         except ConfigKeyError:
             return ValueError(f"{origin}: unknown key '{key}'; {_suggest(key, known)}")
         except (OmegaConfBaseException, ValueError) as error:
@@ -119,15 +117,15 @@ def _explain(merged: Any, origin: str, values: dict[str, Any], known: dict[str, 
                 return ValueError(f"{origin}: {key}={value!r} does not fit; it is a group, set {example} and so on")
             expected = _type_name(known[key]) if key in known else _first_line(error)
             return ValueError(f"{origin}: {key}={value!r} does not fit; expected {expected}")
-    raise AssertionError("a merge failed as a whole but not in parts")
+    raise AssertionError("the values merge one by one, but not all together")
 
 
 def _suggest(key: str, known: dict[str, Any]) -> str:
-    """Name the nearest known key: in its own group, else by its whole path, else by its last word in any group."""
+    """Suggest the nearest known key: in the same group, else by its full path, else by its last word in any group."""
     group, _, word = key.rpartition(".")
     siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == group}
     paths = {other: other for other in known if other.count(".") == key.count(".")}
-    anywhere = {other.rpartition(".")[2]: other for other in reversed(known)}  # the first of its name wins
+    anywhere = {other.rpartition(".")[2]: other for other in reversed(known)}  # the first key with a name wins
     for wanted, choices, cutoff in ((word, siblings, 0.6), (key, paths, 0.75), (word, anywhere, 0.6)):
         for near in difflib.get_close_matches(wanted, choices, n=1, cutoff=cutoff):
             return f"did you mean '{choices[near]}'?"
@@ -135,11 +133,11 @@ def _suggest(key: str, known: dict[str, Any]) -> str:
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    here = path.resolve()
-    if here in chain:
-        raise ValueError(f"{path}: `base:` goes round in a circle: {' -> '.join(p.name for p in (*chain, here))}")
+    resolved = path.resolve()
+    if resolved in chain:
+        raise ValueError(f"{path}: `base:` files form a cycle: {' -> '.join(p.name for p in (*chain, resolved))}")
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_FILE_BYTES} bytes; a config file is small YAML text")
+        raise ValueError(f"{path}: larger than {MAX_FILE_BYTES} bytes; give a YAML config file")
     try:
         loaded = OmegaConf.load(path)
         values = OmegaConf.to_container(loaded, resolve=False)
@@ -149,7 +147,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ValueError(f"{path}:{where} not readable as YAML: {_first_line(error)}") from None
-    except OSError as error:  # OmegaConf raises this for a file of one bare word
+    except OSError as error:  # OmegaConf also raises this for a file of one bare word
         raise error if error.errno else ValueError(f"{path}: expected `key: value` lines") from None
     if not isinstance(loaded, DictConfig) or not isinstance(values, dict):
         raise ValueError(f"{path}: expected `key: value` lines, got a list")
@@ -161,7 +159,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str
     for base in bases:
         if not (path.parent / base).is_file():
             raise ValueError(f"{path}: base file {path.parent / base} does not exist")
-        sources += _read_with_bases(path.parent / base, (*chain, here))
+        sources += _read_with_bases(path.parent / base, (*chain, resolved))
     return [*sources, (str(path), {str(key): value for key, value in values.items()})]
 
 
@@ -171,55 +169,61 @@ def _parse_override(word: str, known: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"command line: expected key=value, got {word!r}")
     key, text = match["key"], match["value"]
     hint = known.get(key)
-    if (_wants_text(hint) or (_wants_texts(hint) and not text.startswith("["))) and text != "null":
-        value: Any = text  # as typed: a path or a caption is not YAML
+    is_string = _is_string_type(hint) or (_is_string_list_type(hint) and not text.startswith("["))
+    if is_string and text != "null":
+        value: Any = text  # a path or a caption is not YAML
     else:
         try:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ValueError(f"command line: {key}={text!r} is not readable as YAML: {_first_line(error)}") from None
-    nested: Any = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return nested
+    return _nest(key, value)
+
+
+def _nest(key: str, value: Any) -> Any:
+    """{"a": {"b": value}} for the key a.b."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
 
 
 def _known_keys(cls: type, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key a dataclass and its nested dataclasses take, with its type."""
+    """Every dotted key of a dataclass and its nested dataclasses, with its type."""
     known: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint, name = hints[field.name], prefix + field.name
         known[name] = hint
-        for member in _members(hint):
-            if isinstance(member, type) and dataclasses.is_dataclass(member):
-                known |= _known_keys(member, f"{name}.")
+        for option in _union_members(hint):
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
+                known |= _known_keys(option, f"{name}.")
     return known
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
+def _union_members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def _wants_text(hint: Any) -> bool:
-    return hint is not None and set(_members(hint)) <= {str, Path, types.NoneType}
+def _is_string_type(hint: Any) -> bool:
+    """Whether a type takes strings or paths only, null aside."""
+    return hint is not None and set(_union_members(hint)) <= {str, Path, types.NoneType}
 
 
-def _wants_texts(hint: Any) -> bool:
-    lists = [member for member in _members(hint) if typing.get_origin(member) is list]
-    return any(_wants_text(typing.get_args(member)[0]) for member in lists)
+def _is_string_list_type(hint: Any) -> bool:
+    lists = [option for option in _union_members(hint) if typing.get_origin(option) is list]
+    return any(_is_string_type(typing.get_args(option)[0]) for option in lists)
 
 
-def _listed(values: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[Any, Any]:
-    """With a single text where a list of texts is wanted as a list of one."""
-    listed: dict[Any, Any] = {}
+def _wrap_single_strings(values: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[Any, Any]:
+    """Replace a single string by a list of one where the key's type is a list of strings."""
+    wrapped: dict[Any, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            value = _listed(value, known, f"{prefix}{key}.")
-        elif isinstance(value, str) and _wants_texts(known.get(f"{prefix}{key}")):
+            value = _wrap_single_strings(value, known, f"{prefix}{key}.")
+        elif isinstance(value, str) and _is_string_list_type(known.get(f"{prefix}{key}")):
             value = [value]
-        listed[key] = value
-    return listed
+        wrapped[key] = value
+    return wrapped
 
 
 def _type_name(hint: Any) -> str:
@@ -229,13 +233,14 @@ def _type_name(hint: Any) -> str:
         return "one of " + ", ".join(hint.__members__)
     if hint is types.NoneType:
         return "null"
-    members = _members(hint)
-    if len(members) > 1:
-        return " or ".join(map(_type_name, members))
+    options = _union_members(hint)
+    if len(options) > 1:
+        return " or ".join(map(_type_name, options))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def _leaves(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is not a group."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")

@@ -1,7 +1,7 @@
-"""Writing so that nothing half-made is ever seen, and reading small files of others with care.
+"""Atomic writes, hashes, and reading small files that are not trusted.
 
-Everything the package leaves on disk goes through `atomic_write` or `atomic_directory`: it is complete under its name,
-or absent. Not here: formats (each belongs to the package that owns it).
+Everything the package writes goes through `atomic_write` or `atomic_directory`: under its name it is complete or
+absent. Not here: file formats (each package has its own).
 """
 
 import contextlib
@@ -25,14 +25,14 @@ BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, same suffix; on success it is flushed to disk and takes `path`'s place.
+    """Yield a temporary path in the same folder, with the same suffix; on success it is synced and replaces `path`.
 
-    On an exception the temporary file goes and whatever stood at `path` stays. Missing parent folders are made.
-    Raises: OSError where the folder cannot be written; a disk that fills up names the file.
+    On an exception the temporary file is removed and `path` is left as it was. Missing parent folders are created.
+    Raises: OSError if the folder cannot be written; if the disk is full, the error names `path`.
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; expected a place for a file")
+        raise IsADirectoryError(f"{path} is a folder; expected the path of a file")
     temporary = _temporary_sibling(path)
     try:
         yield temporary
@@ -49,10 +49,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a new temporary folder beside `path`; on success it takes that name.
+    """Yield a new temporary folder in the same parent; on success it is renamed to `path`.
 
-    An existing `path` is an error unless it is an empty folder or `replace` is set; then the old one goes last.
-    Raises: FileExistsError; OSError where the parent cannot be written.
+    An existing `path` is an error unless it is an empty folder or `replace` is set; with `replace` the old folder is
+    removed last. Raises: FileExistsError; OSError if the parent cannot be written.
     """
     path = Path(path)
     if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -71,7 +71,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
 
 
 def remove_leftovers(path: Path | str) -> list[Path]:
-    """Remove what killed writers of `path` left beside it; returns what that was. None other may be at work on it."""
+    """Remove temporary files that killed writers of `path` left, and return them. No other writer may be running."""
     path = Path(path)
     pattern = f".{glob.escape(path.stem[:32])}.*.tmp{glob.escape(path.suffix)}"
     found = sorted(path.parent.glob(pattern))
@@ -84,7 +84,7 @@ def remove_leftovers(path: Path | str) -> list[Path]:
 
 
 def _swap_in(new: Path, path: Path) -> None:
-    """Rename `new` to `path`, moving a non-empty `path` aside first and back again should that fail."""
+    """Rename `new` to `path`, moving an existing `path` aside first, and back again if the rename fails."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         os.rename(new, path)
         return
@@ -102,14 +102,14 @@ def _swap_in(new: Path, path: Path) -> None:
 
 
 def _temporary_sibling(path: Path) -> Path:
-    """A free name in the same folder (so that a rename cannot cross file systems); makes the folder if need be."""
+    """A free name in the same folder (a rename must not cross file systems); creates the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     token = next(tempfile._get_candidate_names())  # type: ignore[attr-defined]
     return path.with_name(f".{path.stem[:32]}.{token}.tmp{path.suffix}")
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or a folder's entries to disk; a file system that cannot sync folders is left alone."""
+    """Flush a file or a folder's entries to disk. Errors for folders are ignored: not all file systems sync them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -121,27 +121,27 @@ def _sync(path: Path) -> None:
 
 
 def sha256_file(path: Path | str) -> str:
-    """The hex SHA-256 of a file's bytes, read in pieces."""
+    """The hex SHA-256 of a file, read in chunks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON with its keys in the order given, readable by people, atomically."""
+    """Write indented JSON atomically, keys in the order given."""
     text = json.dumps(value, ensure_ascii=False, indent=1)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file that anyone may have written.
+    """Read a JSON file that is not trusted.
 
     Raises: OSError if it cannot be opened; ValueError if it is larger than `max_bytes` or not JSON.
     """
     with open(path, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise ValueError(f"{path}: larger than {max_bytes} bytes, which is more than such a file should hold")
+        raise ValueError(f"{path}: larger than {max_bytes} bytes; expected a small JSON file")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -149,10 +149,10 @@ def read_json(path: Path | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
 
 def safe_name(text: str) -> str:
-    """A file stem from any text: letters and digits of every script stay, all else becomes a dash; 96 bytes at most.
+    """A file stem from any text, at most 96 bytes: letters and digits of all scripts stay, the rest become dashes.
 
-    Two texts may share a name; callers that write many files put a number before it.
+    Two texts may have the same name, so callers that write many files prefix a number.
     """
-    kept = "".join(c if c.isalnum() else "-" for c in unicodedata.normalize("NFC", text))
-    name = "-".join(filter(None, kept.split("-")))
+    dashed = "".join(c if c.isalnum() else "-" for c in unicodedata.normalize("NFC", text))
+    name = "-".join(filter(None, dashed.split("-")))
     return name.encode("utf-8", "ignore")[:MAX_NAME_BYTES].decode("utf-8", "ignore").strip("-") or "unnamed"

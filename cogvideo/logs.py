@@ -1,6 +1,6 @@
-"""What the user sees while a command works: one logger and one progress bar, from the first process only.
+"""The logger and the progress bar of all commands, shown on rank 0 only.
 
-Both write to stderr; results go to stdout by the command itself. The rank is read from RANK, as every launcher sets it.
+Both write to stderr; commands print results to stdout. The rank is read from RANK, which every launcher sets.
 """
 
 import logging
@@ -18,11 +18,11 @@ def rank() -> int:
 
 
 def get_logger(name: str = "cogvideo") -> logging.Logger:
-    """A logger whose lines reach stderr from rank 0; other ranks print errors only, marked with their rank."""
+    """A logger that writes to stderr; ranks other than 0 only write errors, with their rank."""
     top = logging.getLogger("cogvideo")
     if not any(isinstance(handler, _StderrHandler) for handler in top.handlers):
         top.addHandler(_StderrHandler())
-        top.propagate = False  # a library that configures the root logger must not print our lines twice
+        top.propagate = False  # or our lines are printed twice if a library configures the root logger
     top.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
     return top if name == "cogvideo" else top.getChild(name.removeprefix("cogvideo."))
 
@@ -35,38 +35,38 @@ def progress(
     initial: int = 0,
     seconds_between_lines: float = 10.0,
 ) -> tqdm:
-    """A progress bar over an iterable, or over `work` steps that the caller reports by `.update(n)`; None if unknown.
+    """A progress bar over an iterable, or over `work` steps (None: unknown) that the caller reports with `.update(n)`.
 
-    On a terminal it is a live bar; elsewhere (a log file, a pipe) a plain line every so many seconds; on ranks above 0
-    nothing. Use it as an iterator or a context manager; `.set_postfix_str(...)` adds a loss to the line.
+    On a terminal it is a live bar; elsewhere (a log file, a pipe) a plain line every `seconds_between_lines`; on ranks
+    above 0 nothing. Use it as an iterator or a context manager; `.set_postfix_str(...)` adds text such as a loss.
     """
     live = sys.stderr.isatty()
-    counted = work is None or isinstance(work, int)
+    is_total = work is None or isinstance(work, int)
     return tqdm(
-        None if counted else work,
-        total=work if counted else None,
+        None if is_total else work,
+        total=work if is_total else None,
         desc=desc,
         unit=unit,
         initial=initial,
         disable=rank() != 0,
         file=sys.stderr if live else _Lines(),
-        position=None if live else 0,  # lines need no moving of the cursor between several bars
+        position=None if live else 0,  # no cursor movement in a log
         mininterval=0.2 if live else seconds_between_lines,
-        miniters=1,  # look at the clock at every step: steps are slow and uneven here
+        miniters=1,  # check the clock at every step: steps are slow and uneven here
         dynamic_ncols=live,
         bar_format=None if live else "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     )
 
 
 def one_line(error: Exception) -> str:
-    """What is said of bad input."""
+    """An error as one line for the user."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 class _StderrHandler(logging.Handler):
-    """Writes above a live bar instead of through it, to whatever sys.stderr is at the time."""
+    """Writes above a live progress bar, to the current sys.stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "

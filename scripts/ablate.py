@@ -1,10 +1,11 @@
-"""Ablations: every variant of a study trained with several seeds at equal steps; a table with spread, and curves.
+"""Ablation studies: train every variant with several seeds for the same number of steps, and compare them.
 
     python scripts/ablate.py [--study configs/ablate/digits.yaml] [--only VARIANT ...] [--seeds N ...] [--steps N]
                              [--out DIR] [key=value ...]
 
-Each run is `cogvideo train` in OUT/runs/VARIANT/PART/seed_N, resumed if it was begun and left alone if it is done, so a
-killed study goes on. OUT gets results.json, results.md and curves.png, from whatever is done so far.
+Each run is `cogvideo train` in OUT/runs/VARIANT/INDEX/seed_N. Finished runs are skipped and unfinished ones resumed, so
+an interrupted study continues. OUT gets results.json, results.md (a table with the spread over seeds) and curves.png,
+updated after every variant.
 """
 
 import argparse
@@ -23,13 +24,13 @@ SCORE = "validation/loss"
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a variant."""
+    """One training run of a variant; a variant may have several, such as its two stages."""
 
-    words: list[str]
+    overrides: list[str]
     frames: int
-    """Frames that its loss is of: its weight in the variant's score."""
+    """Frames that its loss is a mean over: its weight in the variant's score."""
     share: float
-    """Of the steps."""
+    """Its fraction of the study's steps."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,17 @@ class Study:
     out: Path
     seeds: list[int]
     steps: int
-    words: list[str]
+    overrides: list[str]
+    """Settings of every run, before the variant's own."""
     variants: dict[str, tuple[str, list[Run]]]
-    """What it is, and its runs, by name."""
+    """By name: a description and the runs."""
 
 
 def read_study(path: Path) -> Study:
-    """Raises: ValueError in one line for what is missing or not known."""
+    """Read a study file.
+
+    Raises: ValueError in one line for missing or unknown keys.
+    """
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     expected = {"config", "out", "seeds", "steps", "set", "variants"}
     if not isinstance(values, dict) or values.keys() != expected:
@@ -55,27 +60,27 @@ def read_study(path: Path) -> Study:
             raise ValueError(f"{path}: variant {name} needs `what` and `runs`")
         runs = [Run(run["set"], run.get("frames", 1), run.get("share", 1.0)) for run in variant["runs"]]
         if abs(sum(run.share for run in runs) - 1) > 1e-6:
-            raise ValueError(f"{path}: the shares of variant {name} do not make 1; all variants get equal steps")
+            raise ValueError(f"{path}: the shares of variant {name} do not sum to 1; all variants must get equal steps")
         variants[name] = (variant["what"], runs)
     return Study(Path(values["config"]), Path(values["out"]), values["seeds"], values["steps"], values["set"], variants)
 
 
-def train(study: Study, run: Run, seed: int, folder: Path, words: list[str]) -> list[dict[str, Any]]:
-    """One run to its end; returns its metrics."""
+def train(study: Study, run: Run, seed: int, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
+    """Train one run to its end, unless it is finished; returns its metrics."""
     steps = max(1, round(study.steps * run.share))
     metrics = folder / "metrics.jsonl"
-    if not _is_done(metrics, steps):
+    if not _is_finished(metrics, steps):
         fixed = [f"run_dir={folder}", f"train.steps={steps}", f"train.seed={seed}"]
-        every = [f"log.every={min(20, steps)}", f"optimiser.warmup_steps={max(1, min(100, steps // 10))}"]
+        defaults = [f"log.every={min(20, steps)}", f"optimiser.warmup_steps={max(1, min(100, steps // 10))}"]
         command = [sys.executable, "-m", "cogvideo", "train", "--resume", "--config", str(study.config)]
-        subprocess.run([*command, *every, *study.words, *run.words, *words, *fixed], check=True)
+        subprocess.run([*command, *defaults, *study.overrides, *run.overrides, *overrides, *fixed], check=True)
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     if SCORE not in records[-1]:
-        raise ValueError(f"{metrics} ends without {SCORE}; set data.validation, by which variants are compared")
+        raise ValueError(f"{metrics} ends without {SCORE}, which variants are compared by; set data.validation")
     return records
 
 
-def _is_done(metrics: Path, steps: int) -> bool:
+def _is_finished(metrics: Path, steps: int) -> bool:
     if not metrics.is_file():
         return False
     lines = metrics.read_text(encoding="utf-8").splitlines()
@@ -83,25 +88,25 @@ def _is_done(metrics: Path, steps: int) -> bool:
 
 
 def score(runs: list[Run], losses: list[float]) -> float:
-    """Nats a token over the frames of all runs."""
+    """Nats per token, a mean over the frames of all runs."""
     return sum(run.frames * loss for run, loss in zip(runs, losses, strict=True)) / sum(run.frames for run in runs)
 
 
-def summarise(found: dict[str, dict[int, float]], study: Study) -> list[dict[str, Any]]:
-    """A row a variant, the best first."""
+def summarise(scores: dict[str, dict[int, float]], study: Study) -> list[dict[str, Any]]:
+    """One row per variant, the best first. `scores`: by variant and seed."""
     rows = []
-    for name, by_seed in found.items():
+    for name, by_seed in scores.items():
         values = list(by_seed.values())
         spread = statistics.stdev(values) if len(values) > 1 else None
-        about = {"variant": name, "what": study.variants[name][0], "by_seed": by_seed}
-        rows.append(about | {"mean": statistics.mean(values), "spread": spread, "seeds": len(values)})
+        row = {"variant": name, "what": study.variants[name][0], "by_seed": by_seed}
+        rows.append(row | {"mean": statistics.mean(values), "spread": spread, "seeds": len(values)})
     return sorted(rows, key=lambda row: row["mean"])
 
 
 def as_table(rows: list[dict[str, Any]], steps: int) -> str:
-    """Markdown."""
+    """The results in Markdown."""
     lines = [
-        f"Validation loss after {steps} steps, nats a token; the spread is the standard deviation over seeds.",
+        f"Validation loss after {steps} steps, nats per token; the spread is the standard deviation over seeds.",
         "",
         "| variant | what | mean | spread | seeds |",
         "|---|---|---|---|---|",
@@ -113,7 +118,7 @@ def as_table(rows: list[dict[str, Any]], steps: int) -> str:
 
 
 def draw(curves: dict[str, list[list[tuple[int, float]]]], path: Path) -> None:
-    """Validation loss over steps: a line through the seeds' means, a band from least to most. One curve a first run."""
+    """Plot the validation loss of each variant's first run over steps: the mean over seeds, and a band of its range."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -128,14 +133,14 @@ def draw(curves: dict[str, list[list[tuple[int, float]]]], path: Path) -> None:
         axes.plot(steps, means, label=name, linewidth=1.2, marker="." if len(steps) < 3 else None)
         axes.fill_between(steps, [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps], alpha=0.15)
     axes.set_xlabel("step")
-    axes.set_ylabel("validation loss, nats a token")
+    axes.set_ylabel("validation loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
 
 
-def write_results(study: Study, found: dict[str, dict[int, float]], curves: dict[str, Any], out: Path) -> None:
-    rows = summarise(found, study)
+def write_results(study: Study, scores: dict[str, dict[int, float]], curves: dict[str, Any], out: Path) -> None:
+    rows = summarise(scores, study)
     results = {"study": str(study.config), "steps": study.steps, "rows": rows}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / "results.md").write_text(as_table(rows, study.steps), encoding="utf-8")
@@ -145,11 +150,11 @@ def write_results(study: Study, found: dict[str, dict[int, float]], curves: dict
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, default=Path("configs/ablate/digits.yaml"))
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants alone")
-    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the study's")
-    parser.add_argument("--steps", type=int, help="instead of the study's")
-    parser.add_argument("--out", type=Path, help="instead of the study's")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run, after all else")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="only these variants")
+    parser.add_argument("--seeds", nargs="+", type=int, help="replaces the study's")
+    parser.add_argument("--steps", type=int, help="replaces the study's")
+    parser.add_argument("--out", type=Path, help="replaces the study's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run, applied last")
     args = parser.parse_intermixed_args()
     try:
         study = read_study(args.study)
@@ -157,25 +162,26 @@ def main() -> int:
         if unknown:
             raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(study.variants)}")
         seeds, steps, out = args.seeds or study.seeds, args.steps or study.steps, args.out or study.out
-        study = Study(study.config, out, seeds, steps, study.words, study.variants)
-        found: dict[str, dict[int, float]] = {}
+        study = Study(study.config, out, seeds, steps, study.overrides, study.variants)
+        scores: dict[str, dict[int, float]] = {}
         curves: dict[str, list[list[tuple[int, float]]]] = {}
-        for seed in seeds:  # seeds outermost: a study that is cut short has all variants
+        for seed in seeds:  # seeds in the outer loop, so that an interrupted study has every variant
             for name in args.only or study.variants:
                 runs, losses = study.variants[name][1], []
-                for part, run in enumerate(runs):
-                    records = train(study, run, seed, out / "runs" / name / str(part) / f"seed_{seed}", args.overrides)
+                for index, run in enumerate(runs):
+                    folder = out / "runs" / name / str(index) / f"seed_{seed}"
+                    records = train(study, run, seed, folder, args.overrides)
                     losses.append(records[-1][SCORE])
-                    if part == 0:
+                    if index == 0:
                         points = [(r["step"], r[SCORE]) for r in records if SCORE in r]
                         curves.setdefault(name, []).append(points)
-                found.setdefault(name, {})[seed] = score(runs, losses)
-                write_results(study, found, curves, out)
+                scores.setdefault(name, {})[seed] = score(runs, losses)
+                write_results(study, scores, curves, out)
     except (ValueError, OSError) as error:
         print(f"ablate: error: {error}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
-        return error.returncode  # it has said why
+        return error.returncode  # the run printed the reason
     print((out / "results.md").read_text(encoding="utf-8"), end="")
     return 0
 

@@ -32,8 +32,9 @@ import torch
 from published_loop import step_seconds
 from torch import Tensor
 
-from cogvideo.inference.clusters import PUBLISHED_CLUSTERS
 from cogvideo.inference.engine import Progress
+from cogvideo.inference.sampler import PUBLISHED_CLUSTERS
+from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import WeightDtype, convert_weights
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
@@ -49,7 +50,6 @@ FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10, v
 QUICK = replace(FULL, num_layers=2, hidden_size=32, num_heads=2, frame_side=4, window_size=2)
 """The windows are stage 2's alone."""
 CASES = ("first_frame", "stage1", "stage1x4", "late4", "round2", "round4", "round8", "clip")
-SCHEDULES = ("sequential", "wavefront", "speculative")
 DTYPES = ("fp32", "bf16", "fp16", "int8")
 SETTINGS = SampleConfig()
 TEXT, GUIDE = list(range(20100, 20116)), list(range(20100, 20106))
@@ -89,33 +89,28 @@ class Stage:
         start = time.perf_counter()
         self.sampler = self.pipeline.frame_sampler(name, config)
         self.plan_s = time.perf_counter() - start
-        self.model, self.program, self.scheduler = model, self.sampler.program, self.sampler.scheduler
-        self.wall_s, self.with_text, self.tokens = 0.0, 0, 0
+        self.model, self.program, self.engine = model, self.sampler.program, self.sampler.engine
+        self.wall_s, self.tokens = 0.0, 0
         self.batches: list[int] = []
         """Clips of each run."""
 
     def run(self, sample: Callable[[Pipeline, Progress], Tensor]) -> Tensor:
         """`sample(pipeline, progress)`, timed and counted; one batch."""
-        hook = self.model.register_forward_hook(self._count_forward, with_kwargs=True)
         start = time.perf_counter()
         before = self.tokens
         made = sample(self.pipeline, self._count_tokens)
         self.wall_s += time.perf_counter() - start
-        self.batches.append((self.tokens - before) // self.program.tokens_drawn)
-        hook.remove()
+        self.batches.append((self.tokens - before) // self.program.tokens_per_clip)
         return made
-
-    def _count_forward(self, model: object, args: object, kwargs: dict[str, object], hidden: object) -> None:
-        self.with_text += kwargs.get("text") is not None
 
     @property
     def steps(self) -> int:
-        """Forwards that gave tokens: without given frames the one with the text did, else it was prefill."""
-        return self.scheduler.forwards + (self.with_text if self.program.given is None else 0)
+        """Forward passes that gave tokens: prefill does so without given frames only."""
+        return self.engine.forward_passes - (0 if self.program.given is None else self.engine.prefill_passes)
 
     @property
     def forwards(self) -> int:
-        return self.scheduler.forwards + self.with_text
+        return self.engine.forward_passes
 
     def _count_tokens(self, drawn: int) -> None:
         self.tokens += drawn
@@ -222,7 +217,7 @@ def sample_late(
 ) -> Tensor:
     """Key frames, each clip in a thread that begins when the clip before is a quarter done."""
     begins, made = [threading.Event() for _ in range(len(keys) + 1)], dict[int, Tensor]()
-    quarter = pipeline.frame_sampler("key_frames", config).program.tokens_drawn // 4
+    quarter = pipeline.frame_sampler("key_frames", config).program.tokens_per_clip // 4
 
     def work(clip: int) -> None:
         drawn = 0
@@ -255,8 +250,8 @@ def baseline_seconds(stages: list[Stage]) -> float:
         config = stage.model.config
         model = random_model(config, "fp32")  # whatever the stages' own weights are
         guided = 2 if stage.sampler.config.guidance_scale is not None else 1
-        begin = 0 if stage.program.given is None else len(stage.program.given.slots)
-        steps = stage.program.tokens_drawn
+        begin = 0 if stage.program.given is None else len(stage.program.given[0].slots)
+        steps = stage.program.tokens_per_clip
         for clips in stage.batches:
             lengths = [len(TEXT) + begin + steps * part // 4 for part in (1, 2, 3)]
             times = [step_seconds(model, guided * clips, n, temporal=stage.program.temporal) for n in lengths]

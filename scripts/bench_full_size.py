@@ -31,8 +31,8 @@ from cogvideo.checkpoint.load import load_model, stored_config
 from cogvideo.checkpoint.parameters import parameter_shapes
 from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.config import load_config, to_dict
-from cogvideo.inference.engine import Conditioning, compile_program, generate
-from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.engine import Conditioning, Engine, build_program
+from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import Schedule
 from cogvideo.logs import progress
 from cogvideo.model.config import ModelConfig
@@ -91,15 +91,16 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[st
 
     ids = torch.arange(TEXT_TOKENS) % (config.vocabulary.size - config.vocabulary.num_image_tokens)
     text = [(ids[: config.text_len] + config.vocabulary.num_image_tokens).tolist()]
-    conditioning = Conditioning.of(text, [], config.vocabulary.pad, guidance_scale=None, text_bonus=0.0)
+    conditioning = Conditioning.from_tokens(text, [], config.vocabulary.pad, guidance_scale=None, text_bonus=0.0)
     slots = np.arange(num_tokens)
-    program = compile_program(config, Schedule(slots[:0], tuple(slots[:, None])))
+    program = build_program(config, Schedule(slots[:0], tuple(slots[:, None])))
     codes = config.vocabulary.num_image_tokens
-    draw = ClusterDraw(np.arange(codes) % min(500, codes), 1.0, 16, 0.89)
+    sampler = ClusterSampler(np.arange(codes) % min(500, codes), 1.0, 16, 0.89)
     known = torch.zeros(1, config.layout.num_slots, dtype=torch.int64)
     uniforms = torch.rand(
         1, config.layout.num_slots, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
+    engine = Engine(model)
     ticks = [time.perf_counter()]
     with progress(num_tokens, "sampling", "tokens") as bar:
 
@@ -107,7 +108,7 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[st
             ticks.append(time.perf_counter())
             bar.update(tokens)
 
-        tokens = generate(model, program, known, conditioning, draw, uniforms, tick)
+        tokens = engine.generate(program, known, conditioning, sampler, uniforms, tick)
 
     seconds = np.diff(ticks).tolist()
     # text embeddings are looked up, not read through

@@ -36,17 +36,11 @@ class Counted:
     """Counts the forwards of a pipeline's models."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._meetings, self._with_text = pipeline.schedulers.values(), 0
-        for meeting in self._meetings:
-            meeting.model.register_forward_hook(self._count, with_kwargs=True)
-
-    def _count(self, model: object, args: object, kwargs: dict[str, object], hidden: object) -> None:
-        self._with_text += kwargs.get("text") is not None
+        self._engines = pipeline.engines.values()
 
     @property
     def forwards(self) -> int:
-        """So far: of decoding, and those that brought the text."""
-        return sum(meeting.forwards for meeting in self._meetings) + self._with_text
+        return sum(engine.forward_passes for engine in self._engines)
 
 
 def parts(

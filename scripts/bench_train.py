@@ -1,19 +1,19 @@
-"""How fast a training step is, and how much memory it takes: one JSON line.
+"""Speed and memory of a training step: prints one JSON line.
 
     python scripts/bench_train.py --task sequential --baseline
     python scripts/bench_train.py --task interpolation --dtype bf16 --steps 5
-    python scripts/bench_train.py --quick --baseline        # seconds, to try it: tiny, so it says nothing about speed
+    python scripts/bench_train.py --quick --baseline        # seconds, to try the script; too small to measure speed
 
 One clip of 64 text rows and five frames of 20x20 tokens, 20,000 image tokens, a vocabulary of 20,480, the trunk frozen,
-no dropout, AdamW, 2 threads; windows of 10 in interpolation. `--baseline` measures scripts/dense_step.py in the same
-run. Each is measured in a process of its own, the first step left out.
+no dropout, AdamW, 2 threads; windows of 10 in interpolation. `--baseline` also measures scripts/dense_step.py. Each is
+measured in its own process, without the first step.
 
-`step_s_*` and `cpu_s` (median) are seconds of forward, backward and update. `peak_rss_mb` is the process's highest
-resident memory, `idle_rss_mb` what it held with everything imported and nothing made; `memory_part` is what lies
-between them, lean over dense. `loss` is the first step's, before any update. `gflops` counts what the model's
-definition needs (visible keys and supervised rows only, nothing for weights that stay), whatever is really computed;
-`matmul_gflops` is a large matrix product on this machine in the same run, `matmul_ratio` the one over the other.
-Not a test: nothing here passes or fails.
+`step_s_*` and `cpu_s` (median) are seconds of forward, backward and update. `peak_rss_mb` is the process's peak
+resident memory, `idle_rss_mb` its resident memory after the imports; `memory_part` is the difference of the two, lean
+relative to dense. `loss` is the first step's, before any update. `gflops` counts the FLOPs that the model's definition
+needs (visible keys and supervised rows only, none for frozen weights), whatever is really computed; `matmul_gflops` is
+measured on a large matrix product in the same run, and `matmul_ratio` is `gflops` relative to it. Not a test: nothing
+here passes or fails.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import attention_pairs, training_flops
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.vocabulary import Vocabulary
-from cogvideo.training.memory import return_freed_memory
+from cogvideo.training.launch import tune_allocator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -68,7 +68,7 @@ def random_batch(config: ModelConfig) -> Batch:
 
 
 def useful_flops(config: ModelConfig) -> float:
-    """Of a step by definition: `training_flops`, but with the keys that queries see, not those that blocks touch."""
+    """FLOPs of a step by definition: `training_flops`, but counting visible keys instead of whole blocks."""
     spatial, temporal = channel_masks(config.layout, config.window_size)
     slots = np.arange(config.layout.num_slots)
 
@@ -76,13 +76,13 @@ def useful_flops(config: ModelConfig) -> float:
         return int(mask.allowed(slots[:, None], slots[None]).sum()) + len(slots) * config.text_len
 
     pairs = visible(spatial) + sum(map(visible, temporal)) / len(temporal)
-    # forward twice q.k and weights.v, backward two and a half times that, the scores computed anew
-    a_pair = 4 * config.hidden_size * config.num_layers * 3.5
-    return sum(training_flops(config, frozen_trunk=True)) - a_pair * (attention_pairs(config) - pairs)
+    # forward: q.k and weights.v, 2 FLOPs each per channel; backward: 2.5 times that, as scores are recomputed
+    flops_per_pair = 4 * config.hidden_size * config.num_layers * 3.5
+    return sum(training_flops(config, frozen_trunk=True)) - flops_per_pair * (attention_pairs(config) - pairs)
 
 
 def resident_mb(field: str) -> float:
-    """VmRSS (now) or VmHWM (highest) of this process; unlike getrusage's, a parent's memory has no part in it."""
+    """VmRSS (current) or VmHWM (peak) of this process; unlike getrusage's, not inherited from the parent."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
@@ -90,11 +90,11 @@ def resident_mb(field: str) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Steps of one variant, in this process."""
+    """Measure steps of one variant in this process."""
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     if args.recompute != "nothing":
-        return_freed_memory()  # as the trainer does then; for both variants
+        tune_allocator()  # as `cogvideo train` does; for both variants
     if args.variant == "dense":
         from dense_step import DenseStep
     idle_mb = resident_mb("VmRSS")
@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     losses, wall, cpu = [], [], []
     for _ in range(args.steps + 1):
-        start, busy = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         with torch.autocast("cpu", DTYPES[args.dtype], enabled=args.dtype != "fp32"):
             loss = step_loss(batch)
         loss.backward()
@@ -118,7 +118,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         optimiser.zero_grad()
         losses.append(loss.item())
         wall.append(time.perf_counter() - start)
-        cpu.append(time.process_time() - busy)
+        cpu.append(time.process_time() - cpu_start)
     return {
         "step_s_min": round(min(wall[1:]), 4),
         "step_s_median": round(statistics.median(wall[1:]), 4),
@@ -130,7 +130,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def matmul_gflops(args: argparse.Namespace) -> float:
-    """The best of several large matrix products, in billions of operations a second."""
+    """GFLOPS of a large matrix product, the best of several."""
     torch.set_num_threads(args.threads)
     size = 256 if args.quick else 2048
     a, b = (torch.randn(size, size).to(DTYPES[args.dtype]) for _ in range(2))
@@ -142,7 +142,7 @@ def matmul_gflops(args: argparse.Namespace) -> float:
     return 2 * size**3 / best / 1e9
 
 
-def in_own_process(variant: str) -> dict[str, Any]:
+def measure_in_own_process(variant: str) -> dict[str, Any]:
     words = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -157,11 +157,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="bf16: autocast over float32 weights")
-    parser.add_argument("--steps", type=int, default=5, help="measured, after one that is not")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps, after one that is not")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--baseline", action="store_true", help="measure the dense step too")
+    parser.add_argument("--baseline", action="store_true", help="also measure the dense step")
     parser.add_argument(
-        "--recompute", choices=("nothing", "mlp", "layer"), default="nothing", help="in the lean step's backward pass"
+        "--recompute",
+        choices=("nothing", "mlp", "layer"),
+        default="nothing",
+        help="activations recomputed in the lean step's backward pass",
     )
     parser.add_argument("--quick", action="store_true", help="frames of 4x4 and a small vocabulary")
     parser.add_argument("--variant", choices=("lean", "dense"), help=argparse.SUPPRESS)
@@ -178,11 +181,11 @@ def main() -> None:
         return
 
     before = matmul_gflops(args)
-    lean = in_own_process("lean")
+    lean = measure_in_own_process("lean")
     report = {"benchmark": "train", "task": args.task, "dtype": args.dtype, "threads": args.threads}
     report |= {"recompute": args.recompute, **lean}
     if args.baseline:
-        dense = in_own_process("dense")
+        dense = measure_in_own_process("dense")
         report |= {f"baseline_{name}": value for name, value in dense.items()}
         report["speedup"] = round(dense["step_s_min"] / lean["step_s_min"], 2)
         above_idle = [run["peak_rss_mb"] - run["idle_rss_mb"] for run in (lean, dense)]

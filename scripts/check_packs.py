@@ -31,10 +31,11 @@ from cogvideo.checkpoint.parameters import model_parameters
 from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat
 from cogvideo.data.published_rows import PublishedRows
-from cogvideo.inference.engine import Conditioning, compile_program, generate
+from cogvideo.inference.engine import Conditioning, Engine, build_program
 from cogvideo.inference.schedules import Schedule
+from cogvideo.model.inputs import TextBias
 from cogvideo.model.plan import plan_forward
-from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import frame_inputs
 
 LIMIT = 1e-4
@@ -115,7 +116,7 @@ def check_training(pack: Pack) -> dict[str, Any]:
 
     inputs = frame_inputs(batch.frames, config.vocabulary.start_of_image)
     with torch.no_grad():
-        hidden = model(inputs, plan_forward(config), TextBias.of(batch.text_mask), text=batch.text)
+        hidden = model(inputs, plan_forward(config), TextBias.from_mask(batch.text_mask), text=batch.text)
         hidden = hidden[:, tensors["logits_at"]] if "logits_at" in tensors else hidden  # packs cut to some rows
         logit_error = largest(model.logits(hidden) - tensors["logits"])
     loss = model.token_losses(batch).mean()
@@ -140,18 +141,18 @@ def norm_of(parameter: Tensor) -> Tensor:
 
 @dataclass
 class FollowPack:
-    """A draw that takes the pack's tokens and keeps what it was shown."""
+    """A sampler that takes the pack's tokens and records what it was given."""
 
     tokens: Tensor
     """(clips, steps)."""
-    kept_steps: set[int]
+    recorded_steps: set[int]
     logits: list[Tensor] = field(default_factory=list)
     greedy: list[Tensor] = field(default_factory=list)
 
     def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         step = len(self.greedy)
         self.greedy.append(logits[:, 0].argmax(-1))
-        if step in self.kept_steps:
+        if step in self.recorded_steps:
             self.logits.append(logits[:, 0])
         return self.tokens[:, step, None]
 
@@ -173,25 +174,25 @@ def check_decoding(pack: Pack) -> dict[str, Any]:
     guides = []
     if "guider_seq" in tensors:
         guides = tensors["guider_seq"][:, : about["guider_text_len"]].expand(len(sequence), -1).tolist()
-    conditioning = Conditioning.of(
+    conditioning = Conditioning.from_tokens(
         tensors["tokens"][:, :text_len].tolist(),
         guides,
         model.config.vocabulary.pad,
         guidance_scale=float(about["guidance_alpha"]) if guides else None,
         text_bonus=float(about.get("log_text_attention_weights", 0)),
     )
-    program = compile_program(
+    program = build_program(
         model.config,
         Schedule(slots[:known], tuple(slots[known:, None])),
         temporal=num_frames > 1,  # the first frame alone is the trunk's
         given_windows="wrapped" if pack.stage == 2 else "cut",  # packs are made with the published prefill
     )
-    draw = FollowPack(sequence[:, known:], set(tensors["kept_steps"].tolist()))
+    sampler = FollowPack(sequence[:, known:], set(tensors["kept_steps"].tolist()))
     uniforms = torch.zeros(*clip.shape, 2, dtype=torch.float64)
-    generate(model, program, clip, conditioning, draw, uniforms)
-    other = torch.stack(draw.greedy) != sequence[:, known:].T
+    Engine(model).generate(program, clip, conditioning, sampler, uniforms)
+    other = torch.stack(sampler.greedy) != sequence[:, known:].T
     return {
-        "max_logit_error": largest(torch.stack(draw.logits) - tensors["guided_logits"]),
+        "max_logit_error": largest(torch.stack(sampler.logits) - tensors["guided_logits"]),
         "loss_error": None,
         "max_gradient_norm_error": None,
         "tokens_equal": not bool(other.any()),

@@ -122,10 +122,10 @@ def _training(demo: Demo, model: Path, quick: bool) -> None:
 def _report(demo: Demo, figures: str, captions: int, minutes: float) -> None:
     """One page with everything on it."""
     from cogvideo import __version__
-    from cogvideo.evaluation.report import Report
+    from cogvideo.evaluation.html_report import HtmlReport
 
     work = demo.work
-    report = Report("CogVideo: from a caption to a video, on one small machine")
+    report = HtmlReport("CogVideo: from a caption to a video, on one small machine")
     report.text(
         "Captions in Chinese and English become clips of moving handwritten digits: key frames one after another, then "
         "three rounds of interpolation to 33 frames. Every picture on this page was made by this run "

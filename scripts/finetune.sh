@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Goes on from a trained or converted checkpoint on data of your own. Variables: see launch.sh; CONFIG chooses the stage.
+# Finetunes a trained or converted checkpoint on your own data. Variables: see launch.sh; CONFIG chooses the stage.
 #
 #   cogvideo convert --from cogvideo-stage1 --to models/stage1          # published (SAT) files -> ours
 #   cogvideo prepare --config configs/data/paper.yaml ...   # your clips
 #   scripts/finetune.sh models/stage1 runs/my_clips run_dir=runs/mine optimiser.lr=2e-5 train.steps=2000
 #
-# The first word is init.checkpoint. One of the same task is taken whole; of any other only the trunk is, and the temporal
-# channel starts from it (init.temporal=copy takes that too, stage 2 from stage 1).
+# The first argument is init.checkpoint. From a checkpoint of the same task all weights are loaded; from any other only
+# the trunk, and the temporal channel starts from it (init.temporal=copy loads that too: stage 2 from stage 1).
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CHECKPOINT CLIPS [key=value ...] [--resume]" >&2

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Starts `cogvideo train` under DeepSpeed's launcher; the other scripts name the config and call this.
+# Starts `cogvideo train` under DeepSpeed's launcher; the other scripts choose the config and call this.
 #
 #   CONFIG=FILE [MACHINE=8x80gb] [HOSTFILE=FILE] [PROCESSES=N] scripts/launch.sh [key=value ...] [--resume]
 #
-# MACHINE    a file of configs/deepspeed, without .yaml; or a path
-# HOSTFILE   several machines: lines of `host slots=8`; all need the repository, the data and the run folder at the same
-#            paths, and ssh without a password. The master is the first.
-# PROCESSES  on this machine alone; without it, one for each GPU
-# NODE_RANK, MASTER_ADDR   where something else (SLURM) starts this script on every machine of HOSTFILE: no ssh then
+# MACHINE    a file in configs/deepspeed, without .yaml, or a path
+# HOSTFILE   for several machines: lines of `host slots=8`. All machines need the repository, the data and the run
+#            folder at the same paths, and ssh without a password. The first one is the master.
+# PROCESSES  the number of processes on a single machine; by default one per GPU
+# NODE_RANK, MASTER_ADDR   set these if something else (SLURM) starts this script on every machine of HOSTFILE; it then
+#            uses no ssh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [ -z "${CONFIG:-}" ]; then
-    echo "$0: CONFIG is not set; give a training config, configs/train/paper_stage1.yaml say" >&2
+    echo "$0: CONFIG is not set; give a training config, for example configs/train/paper_stage1.yaml" >&2
     exit 2
 fi
 machine=${MACHINE:-8x80gb}
@@ -27,19 +28,19 @@ where=()
 [ -n "${NODE_RANK:-}" ] && where+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
 [ -n "${MASTER_PORT:-}" ] && where+=(--master_port "$MASTER_PORT")
 
-# SIGTERM and Ctrl-C go to the training processes, which save and stop: DeepSpeed's own command would end at once and
-# leave them behind. Hence a process group of its own.
+# SIGTERM and Ctrl-C are passed on to the training processes, which save and stop. DeepSpeed's own command would exit at
+# once and leave them running, so it runs in a process group of its own.
 set -m
 deepspeed "${where[@]}" --module cogvideo train --config "$CONFIG" --config "$machine" "$@" &
 group=$!
-asked=
-trap 'asked=1' TERM INT
+requested=
+trap 'requested=1' TERM INT
 while true; do
     code=0
     wait "$group" || code=$?
-    kill -0 "$group" 2>/dev/null || exit "$code" # else a signal ended the wait, not the run
-    # until they are there to be told
-    while [ -n "$asked" ] && kill -0 "$group" 2>/dev/null; do
-        if pkill -TERM -g "$group" -f -- "-m cogvideo "; then asked=; else sleep 1; fi
+    kill -0 "$group" 2>/dev/null || exit "$code" # otherwise a signal ended the wait, not the run
+    # retry until the processes exist
+    while [ -n "$requested" ] && kill -0 "$group" 2>/dev/null; do
+        if pkill -TERM -g "$group" -f -- "-m cogvideo "; then requested=; else sleep 1; fi
     done
 done

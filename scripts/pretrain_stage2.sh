@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 2 at the paper's size. Give it --resume always: it goes on where it was, or begins. Variables: see launch.sh.
+# Stage 2 at the paper's size. Always pass --resume: it resumes the run, or starts it. Variables: see launch.sh.
 #
 #   scripts/pretrain_stage2.sh --resume
 #   HOSTFILE=hosts MACHINE=13x8x80gb scripts/pretrain_stage2.sh --resume

@@ -1,12 +1,13 @@
-"""The full recipe of the bundled weights, from nothing: data, both tokenizers, the trunk and both stages.
+"""The full recipe of the bundled weights, from scratch: data, both tokenizers, the trunk and both stages.
 
     python scripts/pretrain_tiny.py [--long] [--superres] [--out DIR] [--only STEP ...]
 
-The package's weights are those of --long: both stages then go on, stage 1 on more videos. --superres trains
-both super-resolution models, too, on videos of three times the size, and puts them into the bundle.
+The package's weights were made with --long, which trains both stages longer, stage 1 on more videos. --superres also
+trains both super-resolution models, on videos of three times the size, and adds them to the bundle.
 
-Each step is one `cogvideo` command, printed before it runs. Killed and run again, the recipe goes on where it
-was. The transformers train in two processes, a core each: a step is 15 % sooner done than by two threads of one.
+Each step is one `cogvideo` command, printed before it runs. If interrupted, run it again: finished steps are skipped
+and training resumes. The transformers train in two processes with one core each, 15 % faster than one process with two
+threads.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Path("runs/tiny")
-PORT = "29417"  # not the launcher's own default, which whatever else runs here may want
+PORT = "29417"  # not the launcher's default, which another run on this machine may use
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Step:
     """One command."""
 
     name: str
-    makes: Path | None
-    """There when the step is done; None: it is given again, and goes on from where it was, if it was cut off."""
+    output: Path | None
+    """Exists once the step is finished; None: the command itself resumes or skips what is done."""
     words: list[str]
     processes: int = 1
 
@@ -41,16 +42,16 @@ class Step:
 
 
 def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
-    """All steps, in order. The folders are those that configs/train/tiny_*.yaml name."""
+    """All steps, in order. Folders are those in configs/train/tiny_*.yaml."""
     captions, tokenizer = WORK / "videos/captions.jsonl", WORK / "tokenizer/export/image_tokenizer"
 
-    def videos(name: str, count: int, seed: int, *more: str) -> Step:
+    def videos(name: str, count: int, seed: int, *options: str) -> Step:
         words = ["digits", "--out", str(WORK / name), "--split", "train", "--count", str(count), "--seed", str(seed)]
-        words += more
+        words += options
         return Step(name, WORK / name / "captions.jsonl", words)
 
-    def prepare(name: str, source: Path, *how: str, config: str = "digits") -> Step:
-        words = ["prepare", "--captions", str(source), "--out", str(WORK / name), *how]
+    def prepare(name: str, source: Path, *options: str, config: str = "digits") -> Step:
+        words = ["prepare", "--captions", str(source), "--out", str(WORK / name), *options]
         return Step(name, WORK / name / "manifest.json", [*words, "--config", f"configs/data/{config}.yaml"])
 
     def train(name: str, processes: int = 2) -> Step:
@@ -58,7 +59,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
 
     tokens = ("--tokenizer", str(tokenizer))
     vocabulary = ["vocabulary", "--captions", str(captions), *tokens]
-    parts = {
+    bundle = {
         "--text": WORK / "text.model",
         "--tokenizer": tokenizer,
         "--trunk": WORK / "trunk/export/trunk",
@@ -68,13 +69,13 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
         "--out": out,
     }
     key_frames_alone = ("clips.clip_seconds=[4,2,1]", "clips.max_clips_per_length=1")
-    more = [
+    longer = [
         videos("more_videos", 24000, 3),
         prepare("more_clips", WORK / "more_videos/captions.jsonl", *tokens, *key_frames_alone),
         train("sequential_long"),
         train("interpolation_long"),
     ]
-    fine = [
+    super_resolution = [
         videos("large_videos", 4000, 11, "--pixels", "120"),
         videos("validation_large_videos", 60, 12, "--pixels", "120"),
         prepare("pairs", WORK / "large_videos/captions.jsonl", *tokens, config="digits_pairs"),
@@ -83,7 +84,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
         train("superres_iterative"),
     ]
     if superres:
-        parts |= {
+        bundle |= {
             "--direct": WORK / "superres_direct/export/direct_superres",
             "--iterative": WORK / "superres_iterative/export/iterative_superres",
         }
@@ -98,22 +99,22 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
         train("image"),
         train("sequential"),
         train("interpolation"),
-        *(more if long else []),
-        *(fine if superres else []),
+        *(longer if long else []),
+        *(super_resolution if superres else []),
         Step(
             "bundle",
             None,
-            ["bundle", "--overwrite", "--clusters", "64", *(str(word) for pair in parts.items() for word in pair)],
+            ["bundle", "--overwrite", "--clusters", "64", *(str(word) for pair in bundle.items() for word in pair)],
         ),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("cogvideo/weights/tiny"), help="where the bundle goes")
-    parser.add_argument("--long", action="store_true", help="go on with both stages, stage 1 on more videos")
-    parser.add_argument("--superres", action="store_true", help="train super-resolution, too")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone, whether or not they were done")
+    parser.add_argument("--out", type=Path, default=Path("cogvideo/weights/tiny"), help="folder of the bundle")
+    parser.add_argument("--long", action="store_true", help="train both stages longer, stage 1 on more videos")
+    parser.add_argument("--superres", action="store_true", help="also train super-resolution")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps, even if finished")
     args = parser.parse_args()
     os.chdir(ROOT)
 
@@ -124,7 +125,7 @@ def main() -> None:
             parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(step.name for step in steps)}")
         steps = [step for step in steps if step.name in args.only]
     else:
-        steps = [step for step in steps if not (step.makes and step.makes.exists())]
+        steps = [step for step in steps if not (step.output and step.output.exists())]
     for step in steps:
         run(step)
 
@@ -133,11 +134,11 @@ def run(step: Step) -> None:
     """Run one command on all cores; stop if it fails."""
     threads = max(1, (os.cpu_count() or 1) // step.processes)
     print(f"\n[{step.name}] {shlex.join(step.command)}", flush=True)
-    began = time.time()
+    start = time.time()
     code = subprocess.run(step.command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=False).returncode
     if code:
-        sys.exit(f"[{step.name}] failed with exit code {code}; run again to go on from there")
-    print(f"[{step.name}] took {(time.time() - began) / 60:.1f} min", flush=True)
+        sys.exit(f"[{step.name}] failed with exit code {code}; run again to continue from there")
+    print(f"[{step.name}] took {(time.time() - start) / 60:.1f} min", flush=True)
 
 
 if __name__ == "__main__":

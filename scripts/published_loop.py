@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogvideo.model.attention import Attention
-from cogvideo.model.block import mix_channels
-from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer, mix_channels
 
 
 def _attend(channel: Attention, x: Tensor, cached: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from cogvideo.checkpoint.format import CONFIG, MAX_SHARD_BYTES, Checkpoint, load
 from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, name_list, parameter_shapes
 from cogvideo.config import from_dict, to_dict
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.quantize import Embedding, Linear, quantised
+from cogvideo.model.quantize import Embedding, Linear, quantize_int8
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.transformer import SuperresTransformer
@@ -83,7 +83,7 @@ def save_model(
     }
     if trunk is not None:
         shared = load_checkpoint(trunk, verify=False)
-        extra_names = {name for name, _ in model.added_parameters()}
+        extra_names = {name for name, _ in model.extra_parameters()}
         for name in tensors.keys() - extra_names:
             if name not in shared.infos or not _is_made_from(
                 tensors[name].cpu(), scales.pop(name, None), shared.tensor(name)
@@ -100,7 +100,7 @@ def _is_made_from(weight: Tensor, scale: Tensor | None, stored: Tensor) -> bool:
     """Whether a model's weight, in a training type (bf16, or int8 with its scale), is the stored one cast."""
     if scale is None:
         return torch.equal(stored.to(weight.dtype), weight)
-    stored_scale, stored_weight = quantised(stored)
+    stored_scale, stored_weight = quantize_int8(stored)
     return torch.equal(stored_scale, scale) and torch.equal(stored_weight, weight)
 
 

@@ -1,4 +1,4 @@
-"""What the subcommands share: `--config FILE` and `key=value` words."""
+"""Arguments that commands share: `--config FILE`, `key=value` words, `--device`."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,31 +14,33 @@ T = TypeVar("T")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a subcommand `--config FILE` (repeatable, later files win) and `key=value` words, as `args.overrides`."""
+    """Add `--config FILE` (repeatable, later files win) and `key=value` words, as `args.overrides`."""
     parser.add_argument(
-        "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="a YAML file; may be repeated, later files win",
     )
     parser.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
         default=[],
-        help="set one config key; keys in a group are group.key=value",
+        help="set a config key; keys in a group are group.key=value",
     )
 
 
 def config_from(cls: type[T], args: argparse.Namespace) -> T:
-    """The config that `add_config_arguments` gathered.
-
-    Raises: ValueError, OSError as `load_config`.
-    """
+    """Load the config from the arguments of `add_config_arguments`. Raises: as `load_config`."""
     return load_config(cls, args.config, args.overrides)
 
 
 def device_from(name: str | None) -> "torch.device":
-    """The device of a `--device`; None or "auto": a GPU if there is one, each of several processes its own.
+    """The device for a `--device` option. None or "auto" is a GPU if there is one, a different one for each process.
 
-    Raises: ValueError if it is of no use here.
+    Raises: ValueError if it cannot be used on this machine.
     """
     import torch
 
@@ -51,10 +53,10 @@ def device_from(name: str | None) -> "torch.device":
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or ["it cannot be opened"])[0]
-        raise ValueError(f"--device {name} is of no use here ({reason}); give cpu, cuda or cuda:1") from None
+        raise ValueError(f"--device {name} cannot be used ({reason}); give cpu, cuda or cuda:1") from None
     return device
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part mixed words into plain ones and `key=value` ones; a prompt with spaces before its `=` stays a prompt."""
+    """Split words into plain ones and `key=value` ones. A prompt with a space before its `=` is a plain word."""
     return [w for w in words if not OVERRIDE.fullmatch(w)], [w for w in words if OVERRIDE.fullmatch(w)]

@@ -1,11 +1,12 @@
-"""Convert a published checkpoint (SwissArmyTransformer's folder) to ours, or ours back.
+"""Convert a published checkpoint (a SwissArmyTransformer folder) to a cogvideo checkpoint, or back.
 
     cogvideo convert --from cogvideo-stage1 --to models/stage1
     cogvideo convert --from models/stage1 --to out --to-sat
 
-DIR is found by its `latest`, however nested. CogVideo's two stages, CogView2's trunk and its two super-resolution
-models are told apart by their tensors. Keys: vocab.num_image_tokens, vocab.pad, vocab.newline, vocab.start_of_image
-(default: icetk's), task, num_heads, text_len, frame_side, window_size (default: as the checkpoint says).
+The checkpoint is the folder with a file `latest`; it may be nested in DIR. Which model it is (a CogVideo stage,
+CogView2's trunk or one of its super-resolution models) follows from its tensors. Keys: vocab.num_image_tokens,
+vocab.pad, vocab.newline, vocab.start_of_image (default: icetk's), task, num_heads, text_len, frame_side, window_size
+(default: the checkpoint's).
 """
 
 import argparse
@@ -14,14 +15,18 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR", help="checkpoint to read")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make; it must not exist")
-    parser.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], help="type to store (default: as it is)")
-    parser.add_argument("--to-sat", action="store_true", help="the other way: from ours to the published format")
-    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="with --to-sat: model-parallel files to cut")
-    parser.add_argument("--drop", action="append", default=[], metavar="NAME", help="leave out this tensor of DIR")
-    parser.add_argument("--verbose", action="store_true", help="print every tensor, not a summary")
-    parser.add_argument("--dry-run", action="store_true", help="check all of it and write nothing")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="a setting that the checkpoint does not give")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+    parser.add_argument("--dtype", choices=["fp32", "fp16", "bf16"], help="type to store (default: the source's)")
+    parser.add_argument("--to-sat", action="store_true", help="convert a cogvideo checkpoint to the published format")
+    parser.add_argument(
+        "--ranks", type=int, default=1, metavar="N", help="with --to-sat: number of model-parallel files"
+    )
+    parser.add_argument(
+        "--drop", action="append", default=[], metavar="NAME", help="leave out this tensor of the source"
+    )
+    parser.add_argument("--verbose", action="store_true", help="print every tensor, not just a summary")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="a setting that the checkpoint does not have")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,22 +42,22 @@ def run(args: argparse.Namespace) -> None:
     dtype = FLOAT_DTYPES[args.dtype] if args.dtype else None
     if args.to_sat:
         if args.overrides or args.drop:
-            raise ValueError("--to-sat takes neither key=value nor --drop: the checkpoint says all that is needed")
+            raise ValueError("--to-sat takes neither key=value nor --drop; leave them out")
         conversion = to_sat(args.source, args.to, dtype=dtype, ranks=args.ranks)
     else:
         if args.ranks != 1:
-            raise ValueError("--ranks goes with --to-sat; reading, all ranks' files are merged")
+            raise ValueError("--ranks needs --to-sat; when reading, the files of all ranks are merged")
         settings = load_config(SatSettings, [], args.overrides)
         conversion = from_sat(args.source, args.to, settings, dtype=dtype, drop=tuple(args.drop))
 
     for mapping in conversion.mappings if args.verbose else conversion.dropped:
         print(mapping)
     print(f"{args.source}: {conversion.kind}, {conversion.num_parameters:,} parameters, {conversion.nbytes:,} bytes")
-    print(f"{len(conversion.written)} tensors mapped, {len(conversion.dropped)} dropped, none left over")
+    print(f"{len(conversion.written)} tensors mapped, {len(conversion.dropped)} dropped")
     if args.dry_run:
         return
     for leftover in remove_leftovers(args.to):
-        get_logger().info(f"removed {leftover}, which an interrupted run had left")
+        get_logger().info(f"removed {leftover}, left by an interrupted run")
     get_logger().info("checking the source's checksums, then writing")
     with progress(conversion.num_writes, "converting", "tensors") as bar:
         conversion.run(bar.update)

@@ -1,7 +1,7 @@
-"""The `cogvideo` command: finds the subcommand, runs it, and turns bad input into one line and exit code 2.
+"""The `cogvideo` command: find the subcommand, run it, and turn bad input into one line and exit code 2.
 
-A subcommand is a file beside this one with `add_arguments(parser)` and `run(args) -> int | None`; its docstring is its
-help. It is imported only when asked for, and imports torch only inside `run`, so that `--help` answers at once.
+A subcommand is a file in this folder with `add_arguments(parser)` and `run(args) -> int | None`; its docstring is its
+help text. It is imported only when it is used, and imports torch only inside `run`, so that `--help` is fast.
 """
 
 import argparse
@@ -19,31 +19,31 @@ from cogvideo import __version__
 from cogvideo.logs import one_line
 
 COMMANDS = {
-    "digits": "write the embedded moving digits as videos and captions",
-    "prepare": "videos and captions -> token shards at several frame rates",
-    "vocabulary": "learn a text tokenizer from captions",
-    "train": "train any of the models: one process, or many under the deepspeed launcher",
-    "bundle": "trained parts -> one folder to sample from",
-    "sample": "captions -> videos",
-    "interpolate": "a clip's tokens or a video -> more frames between its own",
-    "upsample": "a clip's tokens or a video -> higher resolution",
-    "eval": "measure a model's clips",
-    "score": "the likelihood of given clips, token by token",
-    "convert": "published checkpoints <-> ours",
-    "inspect": "what a model or checkpoint holds, and what it needs to run",
-    "demo": "the web page",
+    "digits": "write the built-in moving digits as videos and captions",
+    "prepare": "turn videos and captions into token shards at several frame rates",
+    "vocabulary": "train a text tokenizer on captions",
+    "train": "train a model, in one process or in many with the deepspeed launcher",
+    "bundle": "put trained models into one folder to sample from",
+    "sample": "generate videos from captions",
+    "interpolate": "generate frames between those of a clip",
+    "upsample": "raise the resolution of a clip",
+    "eval": "measure the quality of generated clips",
+    "score": "compute the likelihood of clips, token by token",
+    "convert": "convert published checkpoints to ours and back",
+    "inspect": "show a model's or checkpoint's parameters, memory and time",
+    "demo": "serve a web page to generate clips",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    _let_waiting_threads_sleep()
+    """Run a command line and return the exit code."""
+    _shorten_openmp_spinning()
     try:
-        return _dispatch(_drop_launcher_words(list(sys.argv[1:] if argv is None else argv)))
+        return _dispatch(_drop_launcher_options(list(sys.argv[1:] if argv is None else argv)))
     except KeyboardInterrupt:
         print("cogvideo: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `cogvideo inspect ... | head`; Python would complain again when it flushes stdout
+    except BrokenPipeError:  # `cogvideo inspect ... | head`; without this Python fails again when it flushes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
@@ -70,22 +70,22 @@ def _dispatch(words: list[str]) -> int:
         prog=f"cogvideo {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    # Intermixed, so that `train a=1 --config FILE b=2` reads as it looks.
+    # intermixed: options and key=value words in any order, as in `train a=1 --config FILE b=2`
     return module.run(parser.parse_intermixed_args(words[1:])) or 0
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
+    """An argument parser whose errors are one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
-def _let_waiting_threads_sleep() -> None:
-    """Before torch is imported: OpenMP's threads wait for each other some microseconds awake, then asleep.
+def _shorten_openmp_spinning() -> None:
+    """Let waiting OpenMP threads spin for microseconds only, then sleep; has an effect only before torch is imported.
 
-    By default it is milliseconds awake; where another program has one of two cores, a step of decoding, which waits
-    forty times, then takes forty times as long. Whoever has chosen for themselves is left alone.
+    By default they spin for milliseconds. If another program uses one of two cores, a decoding step, which waits forty
+    times, then takes forty times as long. A choice in the environment is kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -99,17 +99,17 @@ def _overview() -> str:
     lines = [f"  {name:<12} {text}" for name, text in _available().items()]
     return "\n".join(
         [
-            "usage: cogvideo COMMAND ... (`cogvideo COMMAND --help` tells more; also `python -m cogvideo`)",
+            "usage: cogvideo COMMAND ... (see `cogvideo COMMAND --help`; also `python -m cogvideo`)",
             "",
             *lines,
             "",
-            "Bad input gives one line and exit code 2; COGVIDEO_TRACEBACK=1 shows where it arose. Also: --version",
+            "Bad input gives one line and exit code 2; COGVIDEO_TRACEBACK=1 adds the traceback. Also: --version",
         ]
     )
 
 
-def _drop_launcher_words(words: list[str]) -> list[str]:
-    """Without the `--local_rank=N` that launchers put before the subcommand (the rank is in the environment too)."""
+def _drop_launcher_options(words: list[str]) -> list[str]:
+    """Remove the `--local_rank=N` that launchers put before the subcommand; the environment has the rank too."""
     while words and re.fullmatch(r"--local[_-]rank(=\d+)?", words[0]):
         words = words[1:] if "=" in words[0] else words[2:]
     return words

@@ -1,31 +1,35 @@
-"""Make training data of videos and captions: clips of five frames at several clip lengths, as image tokens.
+"""Make training data from videos and captions: clips of five frames at several clip lengths, as image tokens.
 
     cogvideo prepare --captions FILE --tokenizer DIR --out DIR [--config FILE] [key=value ...]
-    cogvideo prepare --captions FILE --frames --out DIR ...   single frames, to train an image tokenizer on
-    cogvideo prepare --captions FILE --tokenizer DIR --out DIR frame_pixels=480 low_res_pixels=160 ...   for superres:
-                                                              single frames as image tokens, at both sizes
+    cogvideo prepare --captions FILE --frames --out DIR ...   single frames, to train an image tokenizer
+    cogvideo prepare --captions FILE --tokenizer DIR --out DIR frame_pixels=480 low_res_pixels=160 ...   single frames
+                                                              as image tokens at both sizes, to train super-resolution
 
-FILE is .jsonl, one {"video": "a.mp4", "caption": "..."} a line ("start" and "end" in seconds may be added), or .tsv
-with video, tab, caption. Killed and run again, it goes on where it was. `cogvideo digits` writes videos to try it on.
+FILE is .jsonl with one {"video": "a.mp4", "caption": "..."} per line ("start" and "end" in seconds are optional), or
+.tsv with video, tab, caption. A run that was killed resumes when started again. `cogvideo digits` writes videos to try
+it on.
 
-    torchrun --nproc-per-node 8 -m cogvideo prepare ...       in many processes, also by deepspeed; docs/data.md
+    torchrun --nproc-per-node 8 -m cogvideo prepare ...       in many processes; deepspeed works too, see docs/data.md
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from cogvideo.cli._common import add_config_arguments, config_from, device_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="captions, .jsonl or .tsv")
-    parser.add_argument("--videos", type=Path, metavar="DIR", help="their folder (default: that of the captions)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make, or to go on with")
+    parser.add_argument(
+        "--videos", type=Path, metavar="DIR", help="folder of videos (default: that of the captions)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make, or to resume")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer to encode with")
     kind.add_argument("--frames", action="store_true", help="store single frames as pixels instead")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be made, and make nothing")
+    parser.add_argument("--dry-run", action="store_true", help="count what would be made, and make nothing")
     add_config_arguments(parser)
 
 
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
     config, processes = config_from(PrepareConfig, args), ProcessGroup.from_environment()
     if args.dry_run and processes.rank:
-        return  # the first one looks at all videos
+        return  # rank 0 surveys all videos
     low_res = config.low_res_pixels
     if args.frames and low_res is not None:
         raise ValueError("low_res_pixels makes pairs of tokens; give --tokenizer instead of --frames, or leave it out")
@@ -64,17 +68,17 @@ def run(args: argparse.Namespace) -> None:
     _print_result(args.out, preparation.run(encoder, describe_tokenizer(args.tokenizer, tokenizer)))
 
 
-def _print_survey(survey: dict, bytes_a_row: int) -> None:
+def _print_survey(survey: dict[str, Any], bytes_per_row: int) -> None:
     print(f"{survey['captions']} captions of {survey['videos']} videos; {survey['skipped']} captions would be skipped")
     print(f"{survey['frames']} frames to decode and encode")
-    print(f"{survey['rows']} rows, about {survey['rows'] * bytes_a_row / 2**20:.1f} MiB" + _by_seconds(survey))
+    print(f"{survey['rows']} rows, about {survey['rows'] * bytes_per_row / 2**20:.1f} MiB" + _by_seconds(survey))
 
 
-def _print_result(out: Path, manifest: dict | None) -> None:
+def _print_result(out: Path, manifest: dict[str, Any] | None) -> None:
     if manifest is not None:
         print(f"{out}: {manifest['rows']} rows{_by_seconds(manifest)}")
 
 
-def _by_seconds(counts: dict) -> str:
+def _by_seconds(counts: dict[str, Any]) -> str:
     lengths = {seconds: count for seconds, count in counts["rows_by_seconds"].items() if seconds != "0"}
     return "; " + ", ".join(f"{count} of {seconds} s" for seconds, count in lengths.items()) if lengths else ""

@@ -1,11 +1,13 @@
-"""The likelihood of given clips under a model, token by token: to verify a conversion, or to compare checkpoints.
+"""Score given clips under a model: the negative log-likelihood of every token.
+
+Use it to verify a conversion, or to compare checkpoints.
 
     cogvideo score --model models/stage1 --rows rows.bin --out scores.safetensors
     cogvideo score --model export/sequential --rows data/clips --text-tokenizer text.model --out scores.safetensors
 
-FILE is published training rows (headless int32: text ids, then frames), or a folder that `cogvideo prepare` made. The
-result holds `losses` (clips, frames, tokens a frame), in nats, and with --logits also `logits` (clips, slots, image
-tokens): 160 MB a clip at the published size. Per-frame means are printed.
+--rows is a file of published training rows (int32 without a header: text ids, then frames), or a folder that `cogvideo
+prepare` made. The result holds `losses` (clips, frames, tokens per frame) in nats, and with --logits also `logits`
+(clips, slots, image tokens), which take 160 MB per clip at the published size. Means per frame are printed.
 """
 
 import argparse
@@ -15,30 +17,33 @@ from typing import TYPE_CHECKING
 from cogvideo.cli._common import device_from
 
 if TYPE_CHECKING:
-    from cogvideo.evaluation.clip_source import ClipSource
+    from cogvideo.evaluation.likelihood import ClipSource
     from cogvideo.model.config import ModelConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a checkpoint of ours")
-    parser.add_argument("--rows", type=Path, required=True, metavar="FILE", help="published rows, or a prepared folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file to write")
-    parser.add_argument("--logits", action="store_true", help="keep the scores of all image tokens too")
-    parser.add_argument("--text-tokenizer", type=Path, metavar="FILE", help="for a prepared folder: reads its captions")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="checkpoint folder")
+    parser.add_argument(
+        "--rows", type=Path, required=True, metavar="PATH", help="file of published rows, or prepared folder"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
+    parser.add_argument("--logits", action="store_true", help="also store the logits of all image tokens")
+    parser.add_argument(
+        "--text-tokenizer", type=Path, metavar="FILE", help="for a prepared folder: encodes captions"
+    )
     parser.add_argument("--video-suffix", action="store_true", help="for a prepared folder: append it to captions")
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="clips at once (default 4)")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N clips only")
+    parser.add_argument("--batch", type=int, default=4, metavar="N", help="clips per batch (default 4)")
+    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N clips")
     parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], help="compute in this type (default: as stored)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    parser.add_argument("--dry-run", action="store_true", help="check all of it and score nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check all inputs and write nothing")
 
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.checkpoint.load import load_model
     from cogvideo.dtypes import FLOAT_DTYPES
-    from cogvideo.evaluation.likelihood import FrameMeans, score, score_file
+    from cogvideo.evaluation.likelihood import score_clips
     from cogvideo.logs import progress
-    from cogvideo.model.plan import plan_forward
 
     for name in ("batch", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -50,39 +55,30 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.model, dtype=dtype, device=device)
     config = model.config
     if not config.has_temporal_channel:
-        raise ValueError(f"{args.model} is a text-to-image trunk; score reads clips, give a stage 1 or stage 2 model")
+        raise ValueError(f"{args.model} is a text-to-image model; score reads clips, give a stage 1 or stage 2 model")
     source = _open(args, config)
-    clips = min(source.count, args.limit or source.count)
-    shapes: dict[str, tuple[int, ...]] = {"losses": (clips, config.num_frames, config.frame_len)}
-    if args.logits:
-        shapes["logits"] = (clips, config.layout.num_slots, config.vocabulary.num_image_tokens)
+    count = min(source.count, args.limit or source.count)
     if args.dry_run:
-        print(f"{clips} clips of {config.num_frames} frames; nothing was written")
+        print(f"{count} clips of {config.num_frames} frames; nothing was written")
         return
-
-    plan, means = plan_forward(config).to(device), FrameMeans(config.num_frames)
-    with score_file(args.out, shapes) as arrays, progress(clips, "scoring", "clips") as bar:
-        for start in range(0, clips, args.batch):
-            rows = range(start, min(start + args.batch, clips))
-            kept = arrays["logits"][start : rows.stop] if args.logits else None
-            losses = score(model, plan, source.batch(rows), kept)
-            arrays["losses"][start : rows.stop] = losses
-            means.add(losses)
-            bar.update(len(rows))
-    print(means.report(config))
+    with progress(count, "scoring", "clips") as bar:
+        means = score_clips(
+            model, source, args.out, count=count, batch_size=args.batch, logits=args.logits, progress=bar.update
+        )
+    print(means.summary(config))
     print(args.out)
 
 
 def _open(args: argparse.Namespace, config: "ModelConfig") -> "ClipSource":
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.config import from_dict
-    from cogvideo.evaluation.clip_source import prepared_clips, published_rows
+    from cogvideo.evaluation.likelihood import open_prepared_clips, open_published_rows
     from cogvideo.sequence.prompt import PromptFormat
 
     if not args.rows.is_dir():
-        return published_rows(args.rows, config)
+        return open_published_rows(args.rows, config)
     if args.text_tokenizer is None:
-        raise ValueError(f"{args.rows} is a prepared folder; give --text-tokenizer FILE to read its captions")
-    said = load_checkpoint(args.model, verify=False).extra.get("prompt", {})
-    prompt = from_dict(PromptFormat, said, str(args.model))
-    return prepared_clips(args.rows, config, args.text_tokenizer, prompt, suffix=args.video_suffix)
+        raise ValueError(f"{args.rows} is a prepared folder; give --text-tokenizer FILE to encode its captions")
+    stored = load_checkpoint(args.model, verify=False).extra.get("prompt", {})
+    prompt = from_dict(PromptFormat, stored, str(args.model))
+    return open_prepared_clips(args.rows, config, args.text_tokenizer, prompt, suffix=args.video_suffix)

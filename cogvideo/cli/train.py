@@ -1,10 +1,10 @@
-"""Train any of the models, from random weights, a trunk or an earlier run.
+"""Train a model: the image tokenizer, the trunk, a video stage or super-resolution.
 
     cogvideo train --config configs/train/tiny_sequential.yaml run_dir=runs/stage1 [key=value ...] [--resume]
-    deepspeed --num_accelerators 2 --module cogvideo train --config ...      the same, in two processes
+    deepspeed --num_accelerators 2 --module cogvideo train --config ...      the same in two processes
 
-The run folder gets metrics.jsonl, curves.png, previews/, checkpoints/ to resume from, and export/, which other
-commands read.
+Weights start at random, from a trunk or from an earlier run (init.checkpoint). The run folder gets metrics.jsonl,
+curves.png, previews/, checkpoints/ to resume from, and export/, which other commands read.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from cogvideo.cli._common import add_config_arguments, config_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in run_dir, if any")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config, which shows every key there is, and stop"
+        "--resume", action="store_true", help="continue from the newest checkpoint in run_dir, if there is one"
     )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config, with every key, and exit")
     add_config_arguments(parser)
 
 
@@ -29,12 +29,8 @@ def run(args: argparse.Namespace) -> None:
         print(dump_yaml(config), end="")
         return
 
-    from cogvideo.training.memory import return_freed_memory
+    from cogvideo.training.launch import train, tune_allocator
 
     if config.train.recompute != "nothing":
-        return_freed_memory()  # before any tensor is made, the preview's tokenizer too
-
-    from cogvideo.training.launch import train
-    from cogvideo.training.previews import SheetWriter
-
-    train(config, resume=args.resume, preview=SheetWriter(config.data.image_tokenizer))
+        tune_allocator()  # before the first tensor exists
+    train(config, resume=args.resume)

@@ -1,1 +1,1 @@
-"""The embedded digits, captions files, clips at several frame rates, token shards and the resumable loader."""
+"""Captions files, clips at several frame rates, token shards, datasets and training batches."""

@@ -1,24 +1,157 @@
-"""Prepared folders as one table of clips, of single frames, or of frames at two sizes.
+"""Datasets: clips of tokens, single frames, and frames at two sizes, from prepared folders or from memory.
 
-Order, batches and text are the business of `loader.py` and `pairs.py`. Several folders are read as one, in the order
-given; one that is given twice counts twice. Rows, arrays and captions stay in their files, which are mapped into
-memory: what grows with the data is 8 bytes a caption, where its line lies.
+Batches, their order and text are made in `loader.py`. Several folders are concatenated in the order given; a folder
+listed twice counts twice. Rows, arrays and captions are memory-mapped; memory grows by 8 bytes per caption, for the
+offset of its line.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cogvideo.data.chain import Chain, Lines
 from cogvideo.data.shards import Kind, Shard, open_rows, open_shards, read_manifest
 from cogvideo.files import sha256_file
 
 Folders = str | Path | Sequence[str | Path]
 
+MAX_OPEN_ARRAYS = 256
+"""Arrays that stay open: a process may commonly open 1,024 files, and large data has more shards than that."""
+CHUNK_BYTES = 1 << 24
 
-class _Folder:
+
+class ClipDataset:
+    """Clips of tokens with their lengths and captions, from prepared folders."""
+
+    def __init__(self, folders: Folders, clip_seconds: Sequence[float] | None = None):
+        """Open one folder or several; with `clip_seconds`, use only clips of those lengths.
+
+        Raises: ValueError if a folder is unfinished, damaged or incompatible with the first, or if no clip is left.
+        """
+        self._rows = _PreparedRows(folders, "tokens")
+        self._selected: NDArray[np.int64] | None = None
+        if clip_seconds is not None:
+            self._selected = np.flatnonzero(np.isin(self.seconds, np.array(clip_seconds, np.float32)))
+            if not len(self._selected):
+                lengths = dict.fromkeys(s for f in self._rows.folders for s in f.manifest["rows_by_seconds"])
+                names = ", ".join(str(folder.path) for folder in self._rows.folders)
+                raise ValueError(
+                    f"{names}: no clip of {list(clip_seconds)} s; there are lengths {', '.join(lengths)} s"
+                )
+
+    def __len__(self) -> int:
+        return len(self._rows.table) if self._selected is None else len(self._selected)
+
+    @property
+    def num_frames(self) -> int:
+        return self._rows.folders[0].row_shape[0]
+
+    @property
+    def frame_len(self) -> int:
+        """Tokens per frame."""
+        return self._rows.folders[0].row_shape[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Image-token ids are below this; 0 if the manifest does not say."""
+        return self._rows.num_tokens
+
+    @property
+    def seconds(self) -> NDArray[np.float32]:
+        """(len,) clip lengths, read anew on each access."""
+        seconds = np.concatenate([folder.rows["seconds"] for folder in self._rows.folders])
+        return seconds if self._selected is None else seconds[self._selected]
+
+    def row(self, index: int) -> tuple[NDArray[np.int64], float, str]:
+        """One clip: tokens (num_frames, frame_len), its length in seconds, its caption."""
+        return self.frames([index])[0], *self.texts([index])[0]
+
+    def frames(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """Tokens of several clips: (len(indices), num_frames, frame_len)."""
+        return self._rows.tokens(self._row_numbers(indices))
+
+    def texts(self, indices: ArrayLike) -> list[tuple[float, str]]:
+        """Lengths in seconds and captions of several clips."""
+        return self._rows.texts(self._row_numbers(indices))
+
+    def verify(self) -> None:
+        """Check every file against its hash. Raises: ValueError."""
+        for folder in self._rows.folders:
+            folder.verify()
+
+    def _row_numbers(self, indices: ArrayLike) -> NDArray[np.int64]:
+        rows = np.asarray(indices, np.int64)
+        return rows if self._selected is None else self._selected[rows]
+
+
+class InMemoryClips:
+    """Clips held in memory, with the interface of `ClipDataset`: for small sets that are rendered on the fly."""
+
+    def __init__(self, tokens: NDArray[np.int64], seconds: ArrayLike, captions: Sequence[str], num_tokens: int):
+        """Shapes: tokens (clips, num_frames, frame_len), all below `num_tokens`; seconds (clips,)."""
+        self._tokens, self._captions, self.num_tokens = tokens, captions, num_tokens
+        self.seconds: NDArray[np.float32] = np.asarray(seconds, np.float32)
+        self.num_frames, self.frame_len = tokens.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def frames(self, indices: ArrayLike) -> NDArray[np.int64]:
+        return self._tokens[np.asarray(indices)]
+
+    def texts(self, indices: ArrayLike) -> list[tuple[float, str]]:
+        return [(float(self.seconds[i]), self._captions[i]) for i in np.asarray(indices)]
+
+
+class FrameDataset:
+    """Single frames (H, W, 3) uint8, to train an image tokenizer on."""
+
+    def __init__(self, folders: Folders):
+        """Open one folder or several. Raises: ValueError as `ClipDataset`."""
+        self._rows = _PreparedRows(folders, "frames")
+
+    def __len__(self) -> int:
+        return len(self._rows.table)
+
+    def frames(self, indices: ArrayLike) -> NDArray[np.uint8]:
+        """Several frames: (len(indices), H, W, 3)."""
+        return self._rows.arrays.gather(np.asarray(indices, np.int64))
+
+
+class PairDataset:
+    """Single frames as tokens at two sizes, with captions, to train super-resolution on."""
+
+    def __init__(self, folders: Folders):
+        """Open one folder or several, prepared with `low_res_pixels`. Raises: ValueError as `ClipDataset`."""
+        self._rows = _PreparedRows(folders, "pairs")
+        sides = {folder.path: _pair_sides(folder) for folder in self._rows.folders}
+        (self.high_res_side, self.low_res_side), *others = dict.fromkeys(sides.values())
+        if others:
+            raise ValueError(f"{', '.join(map(str, sides))} hold frames of different sizes; prepare them alike")
+
+    def __len__(self) -> int:
+        return len(self._rows.table)
+
+    @property
+    def num_tokens(self) -> int:
+        """Image-token ids are below this."""
+        return self._rows.num_tokens
+
+    def pairs(self, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Fine tokens (len(indices), high_res_side ** 2) and coarse ones (len(indices), low_res_side ** 2)."""
+        fine, coarse = np.split(self._rows.tokens(np.asarray(indices, np.int64)), [self.high_res_side**2], axis=1)
+        return fine, coarse
+
+    def texts(self, indices: ArrayLike) -> list[str]:
+        """Captions of several frames."""
+        return [text for _, text in self._rows.texts(np.asarray(indices, np.int64))]
+
+
+class _PreparedFolder:
     """One folder that `cogvideo prepare` finished."""
 
     def __init__(self, path: Path, kind: Kind):
@@ -33,13 +166,13 @@ class _Folder:
         first = self.shards[0].load(self.name)
         self.row_shape, self.dtype = first.shape[1:], first.dtype
 
-    def load(self, shard: int) -> NDArray:
+    def load(self, shard: int) -> NDArray[Any]:
         array = self.shards[shard].load(self.name)
         if (array.shape[1:], array.dtype) != (self.row_shape, self.dtype):
             raise ValueError(f"{self.path}: its shards hold arrays of different shapes; prepare it again")
         return array
 
-    def check_goes_with(self, other: "_Folder") -> None:
+    def check_compatible(self, other: "_PreparedFolder") -> None:
         """Raises: ValueError if rows of both cannot be in one batch."""
         if self.row_shape != other.row_shape:
             raise ValueError(
@@ -50,7 +183,7 @@ class _Folder:
             raise ValueError(f"{self.path} and {other.path} were made by different image tokenizers; use one for both")
 
     def verify(self) -> None:
-        """Compare every file's hash with the manifest; sizes are compared on opening. Raises ValueError."""
+        """Compare every file's hash with the manifest; opening compares sizes only. Raises: ValueError."""
         for shard in self.shards:
             for name in shard.info["files"]:
                 shard.check(name, hashes=True)
@@ -61,178 +194,115 @@ class _Folder:
             raise ValueError(f"{captions} has changed since it was written; prepare it again")
 
 
-class _Table:
-    """Rows of several folders, end to end."""
+class _PreparedRows:
+    """The rows of several folders, concatenated."""
 
     def __init__(self, paths: Folders, kind: Kind):
         paths = [paths] if isinstance(paths, str | Path) else paths
         if not paths:
             raise ValueError("an empty list of folders; name one that `cogvideo prepare` made")
-        self.folders = [_Folder(Path(path), kind) for path in paths]
+        self.folders = [_PreparedFolder(Path(path), kind) for path in paths]
         for folder in self.folders[1:]:
-            folder.check_goes_with(self.folders[0])
-        self.rows = Chain([len(folder.rows) for folder in self.folders], lambda which: self.folders[which].rows)
+            folder.check_compatible(self.folders[0])
+        self.table = ConcatenatedArrays([len(f.rows) for f in self.folders], lambda which: self.folders[which].rows)
         shards = [(folder, number) for folder in self.folders for number in range(len(folder.shards))]
-        self.arrays = Chain(
+        self.arrays = ConcatenatedArrays(
             [folder.shards[number].num_rows for folder, number in shards],
             lambda which: shards[which][0].load(shards[which][1]),
         )
-        self._captions = [] if kind == "frames" else [_captions(folder) for folder in self.folders]
-
-    def verify(self) -> None:
-        for folder in self.folders:
-            folder.verify()
+        self._captions = [] if kind == "frames" else [_open_caption_texts(folder) for folder in self.folders]
 
     @property
     def num_tokens(self) -> int:
         """Image-token ids are below this; 0 if the manifest does not say."""
         return int((self.folders[0].manifest.get("tokenizer") or {}).get("num_tokens", 0))
 
-    def tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of image tokens. Raises: ValueError if they are not such."""
-        tokens = self.arrays.gather(places).astype(np.int64)
+    def tokens(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Image tokens of the given rows. Raises: ValueError if an id is out of the tokenizer's range."""
+        tokens = self.arrays.gather(rows).astype(np.int64)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < (self.num_tokens or np.inf):
-            worst = places[tokens.reshape(len(places), -1).max(axis=1).argmax()]
-            folder = self.folders[self.rows.locate(worst)[0]]
+            worst = rows[tokens.reshape(len(rows), -1).max(axis=1).argmax()]
+            folder = self.folders[self.table.locate(worst)[0]]
             raise ValueError(
                 f"{folder.path} holds image token {tokens.max()}, its tokenizer has {self.num_tokens}; prepare it again"
             )
         return tokens
 
-    def texts(self, places: NDArray[np.int64]) -> list[tuple[float, str]]:
-        """Lengths and captions."""
-        rows, (folders, _) = self.rows.gather(places), self.rows.locate(places)
+    def texts(self, rows: NDArray[np.int64]) -> list[tuple[float, str]]:
+        """Lengths in seconds and captions of the given rows."""
+        records, (folders, _) = self.table.gather(rows), self.table.locate(rows)
         return [
-            (float(row["seconds"]), self._captions[folder].text(int(row["caption"])))
-            for row, folder in zip(rows, folders, strict=True)
+            (float(record["seconds"]), self._captions[folder][int(record["caption"])])
+            for record, folder in zip(records, folders, strict=True)
         ]
 
 
-def _captions(folder: _Folder) -> Lines:
-    """Raises: ValueError if there are fewer than rows speak of."""
-    lines = Lines(folder.path / "captions.jsonl")
-    if not 0 <= folder.rows["caption"].min() <= folder.rows["caption"].max() < len(lines):
-        raise ValueError(f"{lines.path} has {len(lines)} captions, the shards speak of more; prepare it again")
-    return lines
+def _open_caption_texts(folder: _PreparedFolder) -> "CaptionTexts":
+    """Raises: ValueError if rows refer to captions that are not there."""
+    texts = CaptionTexts(folder.path / "captions.jsonl")
+    if not 0 <= folder.rows["caption"].min() <= folder.rows["caption"].max() < len(texts):
+        raise ValueError(f"{texts.path} has {len(texts)} captions, the shards refer to more; prepare it again")
+    return texts
 
 
-class ClipDataset:
-    """Clips of tokens with their lengths and captions."""
-
-    def __init__(self, folders: Folders, clip_seconds: Sequence[float] | None = None):
-        """Open one folder or several; with `clip_seconds`, only clips of those lengths.
-
-        Raises: ValueError if one is unfinished, damaged or made otherwise than the first, or if there is no such clip.
-        """
-        self._table = _Table(folders, "tokens")
-        self._chosen: NDArray[np.int64] | None = None
-        if clip_seconds is not None:
-            self._chosen = np.flatnonzero(np.isin(self.seconds, np.array(clip_seconds, np.float32)))
-            if not len(self._chosen):
-                lengths = dict.fromkeys(s for f in self._table.folders for s in f.manifest["rows_by_seconds"])
-                names = ", ".join(str(folder.path) for folder in self._table.folders)
-                raise ValueError(
-                    f"{names}: no clip of {list(clip_seconds)} s; there are lengths {', '.join(lengths)} s"
-                )
-
-    def __len__(self) -> int:
-        return len(self._table.rows) if self._chosen is None else len(self._chosen)
-
-    @property
-    def num_frames(self) -> int:
-        return self._table.folders[0].row_shape[0]
-
-    @property
-    def frame_len(self) -> int:
-        """Tokens a frame."""
-        return self._table.folders[0].row_shape[1]
-
-    @property
-    def num_tokens(self) -> int:
-        """Image-token ids are below this; 0 if the manifest does not say."""
-        return self._table.num_tokens
-
-    @property
-    def seconds(self) -> NDArray[np.float32]:
-        """(len,) clip lengths, gathered anew."""
-        seconds = np.concatenate([folder.rows["seconds"] for folder in self._table.folders])
-        return seconds if self._chosen is None else seconds[self._chosen]
-
-    def row(self, index: int) -> tuple[NDArray[np.int64], float, str]:
-        """One clip: tokens (num_frames, frame_len), its length in seconds, its caption."""
-        return self.frames([index])[0], *self.texts([index])[0]
-
-    def frames(self, indices: ArrayLike) -> NDArray[np.int64]:
-        """Tokens of several clips: (len(indices), num_frames, frame_len)."""
-        return self._table.tokens(self._places(indices))
-
-    def texts(self, indices: ArrayLike) -> list[tuple[float, str]]:
-        """Lengths and captions of several clips."""
-        return self._table.texts(self._places(indices))
-
-    def verify(self) -> None:
-        """Check every file against its hash. Raises ValueError."""
-        self._table.verify()
-
-    def _places(self, indices: ArrayLike) -> NDArray[np.int64]:
-        places = np.asarray(indices, np.int64)
-        return places if self._chosen is None else self._chosen[places]
-
-
-class FrameDataset:
-    """Single frames (H, W, 3) uint8, to train an image tokenizer on."""
-
-    def __init__(self, folders: Folders):
-        """Open one folder or several. Raises: ValueError as `ClipDataset`."""
-        self._table = _Table(folders, "frames")
-
-    def __len__(self) -> int:
-        return len(self._table.rows)
-
-    def frames(self, indices: ArrayLike) -> NDArray[np.uint8]:
-        """Several frames: (len(indices), H, W, 3)."""
-        return self._table.arrays.gather(np.asarray(indices, np.int64))
-
-
-class PairDataset:
-    """Single frames as tokens of two sizes, with captions: what super-resolution learns from."""
-
-    def __init__(self, folders: Folders):
-        """Open one folder or several that `cogvideo prepare` made with `low_res_pixels`. Raises: as `ClipDataset`."""
-        self._table = _Table(folders, "pairs")
-        sizes = {folder.path: _sides(folder) for folder in self._table.folders}
-        (self.high_res_side, self.low_res_side), *others = dict.fromkeys(sizes.values())
-        if others:
-            raise ValueError(f"{', '.join(map(str, sizes))} hold frames of different sizes; prepare them alike")
-
-    def __len__(self) -> int:
-        return len(self._table.rows)
-
-    @property
-    def num_tokens(self) -> int:
-        """Image-token ids are below this."""
-        return self._table.num_tokens
-
-    def pairs(self, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Fine tokens (len(indices), high_res_side ** 2) and coarse ones (len(indices), low_res_side ** 2)."""
-        fine, coarse = np.split(self._table.tokens(np.asarray(indices, np.int64)), [self.high_res_side**2], axis=1)
-        return fine, coarse
-
-    def texts(self, indices: ArrayLike) -> list[str]:
-        """Captions of several frames."""
-        return [text for _, text in self._table.texts(np.asarray(indices, np.int64))]
-
-
-def _sides(folder: _Folder) -> tuple[int, int]:
-    """Tokens a side of the fine and of the coarse grid. Raises: ValueError if the manifest does not say, or lies."""
+def _pair_sides(folder: _PreparedFolder) -> tuple[int, int]:
+    """Sides of the fine and the coarse grid in tokens. Raises: ValueError if the manifest lacks them or is wrong."""
     try:
         config, rate = folder.manifest["config"], folder.manifest["tokenizer"]["compress_rate"]
         high, low = config["frame_pixels"] // rate, config["low_res_pixels"] // rate
     except (KeyError, TypeError, ZeroDivisionError):
-        raise ValueError(f"{folder.path}/manifest.json does not say its frames' two sizes; prepare it again") from None
+        raise ValueError(f"{folder.path}/manifest.json lacks the two sizes of its frames; prepare it again") from None
     if folder.row_shape != (high**2 + low**2,):
         raise ValueError(
             f"{folder.path} holds rows of shape {list(folder.row_shape)}, its manifest.json says "
             f"[{high**2 + low**2}]; prepare it again"
         )
     return high, low
+
+
+class ConcatenatedArrays:
+    """Arrays of equal row shape, read as one along the first axis; an array is opened when a row of it is needed."""
+
+    def __init__(self, lengths: Sequence[int], load: Callable[[int], NDArray[Any]]):
+        """`load(i)` opens array i, which has lengths[i] rows. The last MAX_OPEN_ARRAYS stay open."""
+        self._starts = np.cumsum([0, *lengths], dtype=np.int64)
+        self._load = lru_cache(MAX_OPEN_ARRAYS)(load)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The array that each row is in, and its index within that array."""
+        which = np.searchsorted(self._starts, indices, side="right") - 1
+        return which, indices - self._starts[which]
+
+    def gather(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """The rows at `indices`, in that order: (len(indices), ...)."""
+        which, offsets = self.locate(indices)
+        return np.stack([self._load(int(array))[offset] for array, offset in zip(which, offsets, strict=True)])
+
+
+class CaptionTexts:
+    """The texts in a prepared folder's captions.jsonl by line number, read from the file on each access."""
+
+    def __init__(self, path: Path):
+        """Find the start of every line. Raises: OSError if there is no file."""
+        self.path = path
+        starts, offset = [np.zeros(1, np.int64)], 0
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                starts.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset + 1)
+                offset += len(chunk)
+        self._starts = np.concatenate(starts)
+        self._bytes = np.memmap(path, np.uint8, "r") if offset else np.zeros(0, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> str:
+        """Raises: ValueError if the line is damaged."""
+        try:
+            return str(json.loads(self._bytes[self._starts[index] : self._starts[index + 1]].tobytes())["text"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            problem = "expected an object with `text`; prepare it again"
+            raise ValueError(f"{self.path}, line {index + 1}: {problem}") from None

@@ -1,6 +1,6 @@
-"""What `prepare` does to a batch of frames when it makes tokens: the image tokenizer, from pixels to stored ids.
+"""Frames to image tokens, as `prepare` stores them.
 
-For super-resolution a frame gives two sets of them, one of the frame and one of the same frame made smaller.
+Data for super-resolution has two sets of tokens per frame: of the frame, and of the same frame at a smaller size.
 """
 
 from pathlib import Path
@@ -17,36 +17,36 @@ from cogvideo.tokenizers.image import ImageTokenizer, image_tokenizer_files
 
 
 class TokenEncoder:
-    """Frames (N, H, W, 3) uint8 -> tokens (N, frame_len), uint16 if all ids fit, else int32.
+    """Encodes frames (N, H, W, 3) uint8 -> tokens (N, frame_len), uint16 if all ids fit, else int32.
 
-    With `low_res_pixels` the tokens of each frame scaled to that side come behind its own.
+    With `low_res_pixels`, the tokens of each frame scaled to that side follow its own.
     """
 
     def __init__(self, tokenizer: ImageTokenizer, device: str = "cpu", low_res_pixels: int | None = None):
         self.tokenizer, self.low_res_pixels = tokenizer, low_res_pixels
-        # The stubs do not know memory_format; channels last is a tenth faster on a CPU.
+        # The stubs do not know memory_format; channels last is 10 % faster on a CPU.
         self.tokenizer.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = np.uint16 if tokenizer.num_tokens <= 1 << 16 else np.int32
 
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.integer]:
+    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
         pixels = torch.from_numpy(frames).to(self.tokenizer.device).float() / 255
         pixels = rearrange(pixels, "n h w c -> n c h w", c=3)
         tokens = self.tokenizer.encode(pixels, batch_size=len(frames))
         if self.low_res_pixels is not None:
-            side = (self.low_res_pixels, self.low_res_pixels)
-            small = F.interpolate(pixels, side, mode="bicubic", antialias=True).clamp(0, 1)
+            size = (self.low_res_pixels, self.low_res_pixels)
+            small = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
             tokens = torch.cat([tokens, self.tokenizer.encode(small, batch_size=len(frames))], dim=1)
         return tokens.cpu().numpy().astype(self.dtype)
 
 
 def describe_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
-    """What a manifest says of the tokenizer: enough to tell whether tokens and a tokenizer belong together."""
+    """A manifest's record of the tokenizer: enough to tell whether tokens and a tokenizer belong together."""
     files = {path.name: sha256_file(path) for path in image_tokenizer_files(folder)}
     return {"num_tokens": tokenizer.num_tokens, "compress_rate": tokenizer.compress_rate, "sha256": files}
 
 
 def check_frame_pixels(frame_pixels: int, tokenizer: ImageTokenizer, name: str = "frame_pixels") -> None:
-    """Raises ValueError if a frame's side is not a whole number of tokens."""
+    """Raises: ValueError if a frame's side is not a whole number of tokens."""
     if frame_pixels % tokenizer.compress_rate:
         raise ValueError(
             f"{name}={frame_pixels} is not a multiple of the image tokenizer's compress rate "

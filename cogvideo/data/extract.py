@@ -1,25 +1,36 @@
-"""From one video and its captions to the distinct frames that its clips want. No tokens, no files written."""
+"""From videos and their captions to the rows of one shard: plan clips, decode frames, encode them. Writes no files.
 
-from collections.abc import Callable
+Each distinct frame that a video's clips use is decoded and encoded once. Frames of many videos share an encoder batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.data.captions import Caption
 from cogvideo.data.clips import Clip
+from cogvideo.data.shards import ROW, Kind
 from cogvideo.media.cuts import find_cuts
 from cogvideo.media.video import SAME_TIME, probe_video, read_video
 
-Choose = Callable[[NDArray[np.float64], Caption], list[Clip]]
-"""Which clips a caption's span of a video gives, from the video's frame times."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+ChooseClips = Callable[[NDArray[np.float64], Caption], list[Clip]]
+"""(frame times of a video, caption) -> the clips of the caption's span."""
+Encode = Callable[[NDArray[np.uint8]], NDArray[Any]]
+"""Frames (N, H, W, 3) uint8 -> what is stored per frame: token ids (N, frame_len), or the frames themselves."""
 
 
 @dataclass(frozen=True)
 class VideoJob:
-    """One video and the captions that speak of it, with their ids."""
+    """One video and its captions, each with its index in the captions file."""
 
     video: str
     captions: tuple[tuple[int, Caption], ...]
@@ -27,34 +38,37 @@ class VideoJob:
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """What is wanted of a video."""
+    """The frames that a video's clips need."""
 
     times: NDArray[np.float64]
-    """(N,) the distinct frames' times, ascending."""
+    """(N,) times of the distinct frames, ascending."""
     rows: list[tuple[int, Clip]]
-    """Caption id and a clip whose frames are indices into `times`."""
+    """Caption index and clip; the clip's frames are indices into `times`."""
     skipped: list[dict[str, Any]]
-    """Captions that give nothing, each with the reason."""
+    """Captions without clips, each with the reason."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """How videos of one folder are read."""
+    """Plans and decodes the videos of one folder."""
 
     folder: Path
     side: int
-    """Pixels a side of a frame."""
-    choose: Choose
+    """Height and width of a frame in pixels."""
+    choose_clips: ChooseClips
     strict: bool
-    """Whether a video that cannot be used is an error; else it is skipped."""
+    """Whether a video that cannot be used is an error; otherwise it is skipped."""
     max_bytes: int
-    """Of one video's decoded frames."""
+    """Limit on one video's decoded frames."""
     cut_threshold: float | None = None
-    """As of `ClipConfig`."""
+    """See `ClipConfig`."""
 
     def plan(self, job: VideoJob) -> VideoPlan:
-        """Choose a video's clips by its timestamps. Raises: ValueError if it is bad, or gives nothing and `strict`."""
-        path = self._inside(job.video)
+        """Choose a video's clips by its frame times.
+
+        Raises: ValueError if the video cannot be read, or if `strict` and a caption gives no clip.
+        """
+        path = self._resolve(job.video)
         times = probe_video(path).seconds
         shots = [times]
         if self.cut_threshold is not None:
@@ -63,8 +77,8 @@ class Extractor:
         rows: list[tuple[int, Clip]] = []
         skipped: list[dict[str, Any]] = []
         for index, caption in job.captions:
-            spans = [caption] if len(shots) == 1 else [part for shot in shots for part in _within(caption, shot)]
-            clips = [clip for span in spans for clip in self.choose(times, span)]
+            spans = [caption] if len(shots) == 1 else [part for shot in shots for part in _within_shot(caption, shot)]
+            clips = [clip for span in spans for clip in self.choose_clips(times, span)]
             rows += [(index, clip) for clip in clips]
             if not clips:
                 end = float(times[-1]) if caption.end is None else caption.end
@@ -72,36 +86,105 @@ class Extractor:
                 if self.strict:
                     raise ValueError(reason)
                 skipped.append({"caption": index, "video": job.video, "reason": reason})
-        wanted = np.array(sorted({frame for _, clip in rows for frame in clip.frames}), int)
-        place = {int(frame): position for position, frame in enumerate(wanted)}
-        moved = [(index, Clip(clip.seconds, tuple(place[frame] for frame in clip.frames))) for index, clip in rows]
-        return VideoPlan(times[wanted], moved, skipped)
+        # Renumber frames: clips index into the distinct frames that are decoded instead of all frames of the video.
+        used = np.array(sorted({frame for _, clip in rows for frame in clip.frames}), int)
+        new_index = {int(frame): index for index, frame in enumerate(used)}
+        rows = [(index, Clip(clip.seconds, tuple(new_index[frame] for frame in clip.frames))) for index, clip in rows]
+        return VideoPlan(times[used], rows, skipped)
 
     def decode(self, job: VideoJob) -> tuple[VideoPlan, NDArray[np.uint8]]:
-        """A video's plan and its wanted frames (N, side, side, 3). Raises: ValueError for a bad video, if `strict`."""
-        none = np.zeros((0, self.side, self.side, 3), np.uint8)
+        """Plan a video and decode the frames it needs: (N, side, side, 3).
+
+        Raises: ValueError for a video that cannot be used, if `strict`.
+        """
+        no_frames = np.zeros((0, self.side, self.side, 3), np.uint8)
         try:
             plan = self.plan(job)
             if not len(plan.times):
-                return plan, none
-            frames, _ = read_video(self._inside(job.video), side=self.side, only=plan.times, max_bytes=self.max_bytes)
+                return plan, no_frames
+            frames, _ = read_video(self._resolve(job.video), side=self.side, only=plan.times, max_bytes=self.max_bytes)
             return plan, frames
         except ValueError as error:
             if self.strict:
                 raise
-            reason = str(error).replace(f"{self.folder}/", "")  # prepared data names no machine's folders
+            reason = str(error).replace(f"{self.folder}/", "")  # prepared data holds no paths of this machine
             skipped = [{"caption": index, "video": job.video, "reason": reason} for index, _ in job.captions]
-            return VideoPlan(np.zeros(0), [], skipped), none
+            return VideoPlan(np.zeros(0), [], skipped), no_frames
 
-    def _inside(self, video: str) -> Path:
-        """A video's place. Raises: ValueError if a link leads out of the folder."""
+    def _resolve(self, video: str) -> Path:
+        """The path of a video. Raises: ValueError if a link leads out of the folder."""
         path = self.folder / video
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"{path} is a link that leads out of {self.folder}; give a path inside it")
         return path
 
 
-def _within(caption: Caption, shot: NDArray[np.float64]) -> list[Caption]:
-    """The part of a caption's span that lies between a shot's first frame and its last, if any."""
+def _within_shot(caption: Caption, shot: NDArray[np.float64]) -> list[Caption]:
+    """The part of a caption's span between a shot's first and last frame; empty if there is none."""
     start, end = max(caption.start, float(shot[0])), min(float("inf") if caption.end is None else caption.end, shot[-1])
     return [replace(caption, start=start, end=float(end))] if start < end else []
+
+
+@dataclass(frozen=True)
+class ShardBuilder:
+    """Builds the arrays of a shard in memory."""
+
+    extractor: Extractor
+    encode: Encode
+    kind: Kind
+    encode_batch: int
+    """Frames per call of `encode`."""
+    workers: int
+    """Decoding threads."""
+
+    def build(
+        self, jobs: Sequence[VideoJob], advance: Callable[[int], Any]
+    ) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+        """Returns a shard's arrays by file name, and the skipped captions. Calls `advance(1)` after each video.
+
+        Raises: ValueError for a video that cannot be used, if the extractor is strict.
+        """
+        rows: list[tuple[int, float, float]] = []
+        clips: list[NDArray[Any]] = []
+        skipped: list[dict[str, Any]] = []
+        for plan, codes in self._encoded(jobs):
+            skipped += plan.skipped
+            for caption, clip in plan.rows:
+                rows.append((caption, clip.seconds, float(plan.times[clip.frames[0]])))
+                clips.append(codes[list(clip.frames)] if self.kind == "tokens" else codes[clip.frames[0]])
+            advance(1)
+        array = np.stack(clips) if clips else np.zeros((0,))
+        return {"rows.npy": np.array(rows, ROW), f"{self.kind}.npy": array}, skipped
+
+    def _encoded(self, jobs: Sequence[VideoJob]) -> Iterator[tuple[VideoPlan, NDArray[Any]]]:
+        """Decode ahead in threads and encode across videos; yields each video's plan and encoded frames, in order."""
+        pending: list[tuple[VideoPlan, NDArray[np.uint8]]] = []
+        with ThreadPoolExecutor(self.workers) as pool:
+            for plan, frames in _map_ahead(pool, self.extractor.decode, jobs, 4 * self.workers):
+                pending.append((plan, frames))
+                # Collect four batches before encoding, so that most batches are full.
+                if sum(len(frames) for _, frames in pending) >= 4 * self.encode_batch:
+                    yield from self._encode(pending)
+                    pending = []
+            yield from self._encode(pending)
+
+    def _encode(self, videos: list[tuple[VideoPlan, NDArray[np.uint8]]]) -> Iterator[tuple[VideoPlan, NDArray[Any]]]:
+        codes: NDArray[Any] = np.zeros((0,))
+        if any(len(frames) for _, frames in videos):
+            pixels = np.concatenate([frames for _, frames in videos])
+            batches = np.array_split(pixels, -(-len(pixels) // self.encode_batch))
+            codes = np.concatenate([self.encode(batch) for batch in batches])
+        first = 0
+        for plan, frames in videos:
+            yield plan, codes[first : first + len(frames)]
+            first += len(frames)
+
+
+def _map_ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], ahead: int) -> Iterator[R]:
+    """Like pool.map, in order, but with at most `ahead` results in memory."""
+    iterator = iter(items)
+    pending: list[Future[R]] = [pool.submit(work, item) for item in islice(iterator, ahead)]
+    while pending:
+        result = pending.pop(0).result()
+        pending += [pool.submit(work, item) for item in islice(iterator, 1)]
+        yield result

@@ -1,8 +1,8 @@
-"""Batches by position: which clips step s holds is a function of s alone, so resuming is exact and needs no state.
+"""Training batches by position: the content of step s is a function of s alone, so resuming is exact without state.
 
-Positions count clips since the start of training, over all ranks: step s holds positions s * batch_size up to
-(s + 1) * batch_size, of which rank r takes every world-th from r. The global batch is thus the same on any number of
-ranks. Each epoch is its own keyed permutation, and every choice for a clip is drawn from (seed, stream, position).
+A position counts training samples from the start, over all ranks: step s holds positions s * batch_size up to
+(s + 1) * batch_size, and rank r takes every world_size-th of them, starting at r. So the global batch is the same on
+any number of ranks. Each epoch has its own keyed permutation; every random choice is keyed by (seed, stream, position).
 """
 
 import queue
@@ -16,19 +16,27 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cogvideo.data.dataset import ClipDataset, FrameDataset
+from cogvideo.data.dataset import ClipDataset, FrameDataset, InMemoryClips, PairDataset
 from cogvideo.rng import data_uniforms, epoch_permutation
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.prompt import PromptFormat, left_pad
 from cogvideo.sequence.vocabulary import Vocabulary
-from cogvideo.worlds.digits.embedded import EmbeddedClips
+from cogvideo.superres.batch import SuperresBatch, pad_captions
+from cogvideo.superres.config import SuperresConfig
+from cogvideo.superres.grid import round_masks
 
 T = TypeVar("T")
 
+NO_LIMIT = 1 << 30
+"""As the text length of a prompt: training truncates long texts, where sampling refuses them."""
+CACHED_TEXTS = 1 << 16
+"""Encoded texts that are cached, as captions repeat."""
+
 
 class TextEncoder(Protocol):
-    """What is wanted of a text tokenizer."""
+    """The part of a text tokenizer that loaders use."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
@@ -38,20 +46,20 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """What a batch is made of."""
+    """What a batch of clips is made of."""
 
     task: Literal["image", "sequential", "interpolation"] = "sequential"
-    """image: one frame of a clip at a time, with an image's text; else whole clips with their length in the text."""
+    """image: one frame of each clip, with a picture's text; otherwise whole clips with their length in the text."""
     batch_size: int = 32
-    """Clips a step, over all ranks."""
+    """Clips per step, over all ranks."""
     text_len: int = 64
-    """Text tokens; longer texts are cut, as published."""
+    """Text tokens; longer texts are truncated, as published."""
     guidance_dropout: float = 0.0
-    """How often the caption is replaced by the guide's, so that classifier-free guidance can be used."""
+    """Probability that the unconditional prompt replaces a caption, as classifier-free guidance needs."""
     suffix_probability: float = 1.0
-    """How often a clip's caption gets the video suffix; sampling appends it where it guides."""
+    """Probability that a clip's caption gets the video suffix, which guided sampling appends."""
     balance_lengths: bool = False
-    """Whether every clip length is seen equally often; else as often as it occurs."""
+    """Use every clip length equally often, instead of as often as it occurs."""
     seed: int = 0
     prompt: PromptFormat = field(default_factory=PromptFormat)
 
@@ -62,58 +70,63 @@ class LoaderConfig:
 
 
 def batch_indices(
-    step: int, rank: int, world: int, batch_size: int, dataset_len: int, seed: int
+    step: int, rank: int, world_size: int, batch_size: int, dataset_len: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and positions of one rank's part of a step: two arrays of batch_size / world.
+    """One rank's part of a step -> dataset rows and positions, each (batch_size / world_size,).
 
-    Raises: ValueError if the global `batch_size` cannot be shared out evenly.
+    Raises: ValueError if the ranks cannot share the global `batch_size` evenly.
     """
-    if batch_size < 1 or batch_size % world:
-        raise ValueError(f"batch_size={batch_size} cannot be shared by {world} ranks; choose a multiple of {world}")
-    assert 0 <= rank < world and step >= 0 and dataset_len > 0
-    positions = step * batch_size + np.arange(rank, batch_size, world)
-    epochs, places = np.divmod(positions, dataset_len)
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"batch_size={batch_size} cannot be shared by {world_size} ranks; choose a multiple of {world_size}"
+        )
+    assert 0 <= rank < world_size and step >= 0 and dataset_len > 0
+    positions = step * batch_size + np.arange(rank, batch_size, world_size)
+    epochs, offsets = np.divmod(positions, dataset_len)
     rows = [
-        epoch_permutation(seed, int(epoch), dataset_len)[place] for epoch, place in zip(epochs, places, strict=True)
+        epoch_permutation(seed, int(epoch), dataset_len)[offset] for epoch, offset in zip(epochs, offsets, strict=True)
     ]
     return np.array(rows, np.int64), positions
 
 
 def balanced_rows(seconds: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Row numbers in which every clip length occurs as often as the commonest one; rows of rarer ones repeat."""
+    """Row numbers in which every clip length is as frequent as the commonest; rows of rarer lengths repeat."""
     groups = [np.flatnonzero(seconds == length) for length in np.unique(seconds)]
     most = max(map(len, groups))
     return np.concatenate([np.resize(group, most) for group in groups])
 
 
 class ClipLoader:
-    """Training batches of one rank."""
+    """Training batches of clips for one rank."""
 
     def __init__(
         self,
-        dataset: ClipDataset | EmbeddedClips,
+        dataset: ClipDataset | InMemoryClips,
         text_tokenizer: TextEncoder,
         config: LoaderConfig,
         *,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
-        made, known = dataset.num_tokens, text_tokenizer.vocabulary.num_image_tokens
-        if made > known:
+        """Raises: ValueError if the text tokenizer has no ids for some of the clips' image tokens."""
+        used, available = dataset.num_tokens, text_tokenizer.vocabulary.num_image_tokens
+        if used > available:
             raise ValueError(
-                f"the clips use {made} image tokens, the text tokenizer leaves ids for {known}; "
+                f"the clips use {used} image tokens, the text tokenizer leaves ids for {available}; "
                 "give the text tokenizer that was made for this image tokenizer"
             )
         self.dataset, self.tokenizer, self.config = dataset, text_tokenizer, config
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self._rows = balanced_rows(dataset.seconds) if config.balance_lengths else None
         self._num_rows = len(dataset) if self._rows is None else len(self._rows)
-        self._encode = lru_cache(maxsize=1 << 16)(text_tokenizer.encode)  # captions repeat
+        self._encode = lru_cache(CACHED_TEXTS)(text_tokenizer.encode)
 
     def batch(self, step: int) -> Batch:
         """This rank's clips of a step. Shapes: text (B, text_len), frames (B, num_frames or 1, frame_len)."""
         config = self.config
-        picked, positions = batch_indices(step, self.rank, self.world, config.batch_size, self._num_rows, config.seed)
+        picked, positions = batch_indices(
+            step, self.rank, self.world_size, config.batch_size, self._num_rows, config.seed
+        )
         rows = picked if self._rows is None else self._rows[picked]
         frames = self.dataset.frames(rows)
         lengths_and_captions = self.dataset.texts(rows)
@@ -134,74 +147,126 @@ class ClipLoader:
         return Batch(torch.from_numpy(text), torch.from_numpy(mask), torch.from_numpy(frames), seconds)
 
     def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[Batch]:
-        """Batches from `first_step` on, without end, made `ahead` of use in a thread (0: made when asked for)."""
+        """Batches from `first_step` on, without end; a thread computes up to `ahead` of them in advance."""
         return prefetch(self.batch, first_step, ahead)
 
     def _image_text(self, caption: str, drop: bool) -> list[int]:
         prompt = self.config.prompt
-        return prompt.image_text(self._encode, prompt.unconditional if drop else caption, UNCUT)
+        return prompt.image_text(self._encode, prompt.unconditional if drop else caption, NO_LIMIT)
 
     def _clip_text(self, seconds: float, caption: str, drop: bool, suffix: bool) -> list[int]:
         prompt, newline = self.config.prompt, self.tokenizer.vocabulary.newline
         if drop:
-            return prompt.unconditional_text(self._encode, newline, seconds, UNCUT)
+            return prompt.unconditional_text(self._encode, newline, seconds, NO_LIMIT)
         ending = prompt.video_suffix if suffix else ""
-        return prompt.clip_text(self._encode, newline, seconds, caption, UNCUT, suffix=ending)
+        return prompt.clip_text(self._encode, newline, seconds, caption, NO_LIMIT, suffix=ending)
 
 
-UNCUT = 1 << 30  # training cuts long texts itself, where sampling refuses them
+class PairLoader:
+    """Training batches for super-resolution for one rank. Each frame's round is drawn uniformly."""
+
+    def __init__(
+        self,
+        dataset: PairDataset,
+        text_tokenizer: TextEncoder,
+        config: SuperresConfig,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Raises: ValueError if the data has other grid sizes than the model, or another image tokenizer."""
+        used, available = dataset.num_tokens, config.vocabulary.num_image_tokens
+        if used != available:
+            raise ValueError(
+                f"the pairs are of {used} image tokens, the text tokenizer leaves ids for {available}; "
+                "give the text tokenizer that was made for this image tokenizer"
+            )
+        sides = ("high_res_side", "low_res_side") if config.low_res_len else ("high_res_side",)
+        for name in sides:
+            got, expected = getattr(dataset, name), getattr(config, name)
+            if got != expected:
+                raise ValueError(f"the pairs have {name}={got} tokens, the model reads {expected}; set superres.{name}")
+        self.dataset, self.config, self.batch_size = dataset, config, batch_size
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self._rounds = round_masks(config)
+        self._encode = lru_cache(CACHED_TEXTS)(text_tokenizer.encode)
+
+    def batch(self, step: int) -> SuperresBatch:
+        """This rank's frames of a step."""
+        rows, positions = self._indices(step)
+        fine, coarse = self.dataset.pairs(rows)
+        captions = [" ".join(caption.split()) for caption in self.dataset.texts(rows)]
+        text, text_mask = pad_captions([self._encode(caption) for caption in captions], self.config)
+        drawn = torch.from_numpy(data_uniforms(self.seed, "round", positions) * len(self._rounds)).long()
+        low_res = torch.from_numpy(coarse)[:, : self.config.low_res_len]  # none for the iterative model
+        return SuperresBatch(text, text_mask, low_res, torch.from_numpy(fine), self._rounds[drawn], drawn + 1)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The dataset rows of this rank's frames of a step."""
+        return self._indices(step)[0]
+
+    def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[SuperresBatch]:
+        """See `ClipLoader.batches`."""
+        return prefetch(self.batch, first_step, ahead)
+
+    def _indices(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return batch_indices(step, self.rank, self.world_size, self.batch_size, len(self.dataset), self.seed)
 
 
 class FrameLoader:
-    """Batches of single frames, (B, 3, H, W) float in [0, 1], for the image tokenizer's training."""
+    """Training batches of single frames for one rank, (B, 3, H, W) float in [0, 1], for the image tokenizer."""
 
-    def __init__(self, dataset: FrameDataset, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1):
-        self.dataset, self.batch_size, self.seed, self.rank, self.world = dataset, batch_size, seed, rank, world
+    def __init__(self, dataset: FrameDataset, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.world_size = rank, world_size
 
-    def batch(self, step: int) -> torch.Tensor:
+    def batch(self, step: int) -> Tensor:
         """This rank's frames of a step."""
-        rows, _ = batch_indices(step, self.rank, self.world, self.batch_size, len(self.dataset), self.seed)
+        rows, _ = batch_indices(step, self.rank, self.world_size, self.batch_size, len(self.dataset), self.seed)
         return rearrange(torch.from_numpy(self.dataset.frames(rows)), "b h w c -> b c h w", c=3).float() / 255
 
-    def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[torch.Tensor]:
-        """As `ClipLoader.batches`."""
+    def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[Tensor]:
+        """See `ClipLoader.batches`."""
         return prefetch(self.batch, first_step, ahead)
 
 
-def prefetch(make: Callable[[int], T], first_step: int, ahead: int) -> Iterator[T]:
-    """make(first_step), make(first_step + 1), ... with up to `ahead` of them made in a background thread.
+def prefetch(compute: Callable[[int], T], first_step: int, ahead: int) -> Iterator[T]:
+    """Yield compute(first_step), compute(first_step + 1), ..., up to `ahead` of them computed in a background thread.
 
-    An error in the thread is raised here, at the step that it belongs to; closing the iterator ends the thread.
+    `ahead` = 0 computes each one on demand. An error in the thread is raised here, at the step where it occurred.
+    Closing the iterator stops the thread.
     """
     if ahead <= 0:
         step = first_step
         while True:
-            yield make(step)
+            yield compute(step)
             step += 1
-    made: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue(ahead)
+    results: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue(ahead)
     stop = threading.Event()
 
     def put(item: tuple[T | None, Exception | None]) -> None:
         while not stop.is_set():
             try:
-                return made.put(item, timeout=0.1)
+                return results.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def work() -> None:
+    def produce() -> None:
         step = first_step
         while not stop.is_set():
             try:
-                put((make(step), None))
+                put((compute(step), None))
             except Exception as error:
                 return put((None, error))
             step += 1
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=produce, daemon=True)
     thread.start()
     try:
         while True:
-            item, error = made.get()
+            item, error = results.get()
             if error is not None:
                 raise error
             yield item  # type: ignore[misc]

@@ -1,7 +1,8 @@
-"""From videos and captions to a folder of shards: who makes which, and going on. `make_shard.py` makes one.
+"""From a captions file to a folder of shards, in one process or many, and resuming after a kill.
 
-A shard is made of a fixed run of videos, whole or not at all, so a run that was killed, of one process or many, goes on
-with the shards that are missing, in any number of processes, and ends with the same bytes.
+A shard holds a fixed range of videos and is written whole or not at all. So a run that was killed resumes with the
+missing shards, in any number of processes, and ends with the same bytes. `extract.py` builds a shard's arrays,
+`shards.py` writes them.
 """
 
 import json
@@ -16,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.config import to_dict
-from cogvideo.data.captions import Caption, CaptionsFile
+from cogvideo.data.captions import Caption
 from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
-from cogvideo.data.extract import Extractor, VideoJob
-from cogvideo.data.make_shard import Encode, ShardMaker
+from cogvideo.data.extract import Encode, Extractor, ShardBuilder, VideoJob
+from cogvideo.data.readers import open_captions
 from cogvideo.data.shards import (
     FORMATS,
     VERSION,
     Kind,
+    finished_shards,
     read_shard,
     shard_folder,
-    shards_made,
     write_manifest,
     write_shard,
 )
@@ -37,31 +38,31 @@ from cogvideo.media.cuts import check_installed
 
 log = get_logger("cogvideo.data.prepare")
 
-GO_ON = "when none is at work any more, run the same command again, in as many processes as you like"
+RESUME = "once all processes have ended, run the same command again, in any number of processes"
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What is made of the videos (all but the last four fields), and how the work is done."""
+    """What is made from the videos (all but the last four fields), and how the work is done."""
 
     clips: ClipConfig = field(default_factory=ClipConfig)
     """Which clips are cut from a video."""
     frame_pixels: int = 160
-    """Side of a frame in pixels: videos are scaled by their shorter edge and cut to the centre square."""
+    """Side of a frame in pixels: videos are scaled by their shorter edge and cropped to the centre square."""
     frames_per_video: int = 8
-    """Single frames taken of each captioned span, evenly spread, when frames or pairs rather than clips are made."""
+    """Single frames per captioned span, evenly spread, when preparing frames or pairs instead of clips."""
     low_res_pixels: int | None = None
-    """Make pairs for super-resolution: tokens of single frames at frame_pixels, and of the same at this side."""
+    """Prepare pairs for super-resolution: tokens of single frames at frame_pixels and at this side."""
     videos_per_shard: int = 256
-    """Videos a shard: what a killed run has to do again at most."""
+    """Videos per shard; a killed run repeats at most the shard it was working on."""
     encode_batch: int = 32
-    """Frames that the image tokenizer encodes at once: 32 small ones stay in a CPU's caches; give a GPU hundreds."""
+    """Frames per batch of the image tokenizer: 32 small ones stay in a CPU's caches; give a GPU hundreds."""
     strict: bool = False
-    """Whether a bad video is an error; else it is left out and reported."""
+    """Stop at a video that cannot be used, instead of skipping and reporting it."""
     workers: int = 2
-    """Threads that decode ahead."""
+    """Decoding threads."""
     max_video_mib: int = 1024
-    """Most memory that the frames of one video may take."""
+    """Limit on the memory that the frames of one video may take."""
 
     def __post_init__(self) -> None:
         for name in ("frame_pixels", "frames_per_video", "videos_per_shard", "encode_batch", "workers"):
@@ -73,7 +74,7 @@ class PrepareConfig:
 
 
 class Preparation:
-    """One captions file to be made into one folder, by one process or many."""
+    """The work of turning one captions file into one prepared folder."""
 
     def __init__(
         self,
@@ -84,6 +85,10 @@ class Preparation:
         videos: Path | None = None,
         processes: ProcessGroup | None = None,
     ):
+        """Read and check the captions. `videos`: the folder of videos (default: the captions file's).
+
+        Raises: OSError; ValueError for bad captions, or cut detection without its package.
+        """
         self.out, self.kind, self.config = Path(out), kind, config
         self.processes = processes or ProcessGroup()
         folder = Path(videos) if videos is not None else Path(captions).parent
@@ -91,10 +96,10 @@ class Preparation:
         if cuts is not None:
             check_installed()
         self.extractor = Extractor(
-            folder, config.frame_pixels, self._choose, config.strict, config.max_video_mib << 20, cuts
+            folder, config.frame_pixels, self._choose_clips, config.strict, config.max_video_mib << 20, cuts
         )
-        self.captions = CaptionsFile(captions)
-        self._numbers, self._starts = self.captions.by_video()
+        self.captions = open_captions(captions)
+        self._indices, self._starts = self.captions.group_by_video()
 
     @property
     def num_videos(self) -> int:
@@ -105,10 +110,10 @@ class Preparation:
         return -(-self.num_videos // self.config.videos_per_shard)
 
     def survey(self) -> dict[str, Any]:
-        """What a run would make, from the videos' timestamps alone: a dry run, by this process."""
+        """Count what `run` would make, from the videos' timestamps alone. Runs in this process only."""
         counts: dict[float, int] = {}
         skipped = frames = 0
-        with progress(self.num_videos, "looking at videos", "videos") as bar:
+        with progress(self.num_videos, "surveying videos", "videos") as bar:
             for job in chain.from_iterable(map(self._jobs, range(self.num_shards))):
                 bar.update(1)
                 try:
@@ -129,57 +134,58 @@ class Preparation:
         }
 
     def run(self, encode: Encode, tokenizer: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        """Make this process's part of what is not yet made; the first one waits for all, and writes the manifest.
+        """Make this rank's missing shards. Rank 0 waits for the others, writes the manifest and returns it.
 
-        `tokenizer` describes what encodes, for the record. Returns the manifest, in the first process.
-        Raises: ValueError if the folder holds other work, a video is bad and `strict` is set, no row comes out, or
-        processes failed and left shards to make.
+        `tokenizer` describes the encoder in the manifest.
+        Raises: ValueError if the folder holds other work, a video cannot be used and `strict` is set, no row comes
+        out, or failed processes left shards missing.
         """
         plan = self._plan(tokenizer)
         missing = self.processes.broadcast_from_rank_0(lambda: self._claim(plan))
-        self._check_same(plan)  # where the first process has other files or settings than this one
-        failure = self._make([missing[place] for place in self.processes.shard(len(missing))], encode)
+        self._check_same_plan(plan)  # this rank may have been given other captions or settings than rank 0
+        failure = self._make([missing[index] for index in self.processes.shard(len(missing))], encode)
         if failure is not None and self.processes.size > 1:
-            say = "process %d of %d: %s (the others go on with their shards)"
-            log.error(say, self.processes.rank, self.processes.size, failure)
+            message = "rank %d of %d: %s (the other ranks continue with their shards)"
+            log.error(message, self.processes.rank, self.processes.size, failure)
         lost = None
         try:
-            self.processes.barrier()  # also after a failure: launchers end all processes when one ends badly
+            self.processes.barrier()  # also after a failure, because launchers stop all processes when one fails
         except ConnectionError as error:
             lost = error
-        if self.processes.rank == 0 and lost is None and not shards_made(self.out):
-            self._take_back()
+        if self.processes.rank == 0 and lost is None and not finished_shards(self.out):
+            self._undo_claim()
         if failure is not None:
             raise failure
         if self.processes.rank == 0:
             return self._finish(plan)
         if lost is not None:
-            raise ConnectionError(f"{lost}; {GO_ON}")
+            raise ConnectionError(f"{lost}; {RESUME}")
         return None
 
     def _make(self, shards: Sequence[int], encode: Encode) -> Exception | None:
-        """Make shards, up to the first that fails: the error is returned."""
-        maker = ShardMaker(self.extractor, encode, self.kind, self.config.encode_batch, self.config.workers)
-        ours = sum(len(self._part(index)) for index in shards)
-        with progress(ours, f"preparing {self.kind}", "videos") as bar:
+        """Make shards until one fails, and return its error."""
+        builder = ShardBuilder(self.extractor, encode, self.kind, self.config.encode_batch, self.config.workers)
+        num_videos = sum(len(self._videos(index)) for index in shards)
+        with progress(num_videos, f"preparing {self.kind}", "videos") as bar:
             for index in shards:
                 try:
-                    write_shard(shard_folder(self.out, index), *maker.make(self._jobs(index), bar.update))
+                    write_shard(shard_folder(self.out, index), *builder.build(self._jobs(index), bar.update))
                 except Exception as error:
                     return error
         return None
 
     def _finish(self, plan: dict[str, Any]) -> dict[str, Any]:
-        made = shards_made(self.out)
-        places = [shard_folder(self.out, index) for index in range(self.num_shards)]
-        if missing := sum(place.name not in made for place in places):
+        finished = finished_shards(self.out)
+        folders = [shard_folder(self.out, index) for index in range(self.num_shards)]
+        if missing := sum(folder.name not in finished for folder in folders):
             raise ValueError(
-                f"{self.out}: {missing} of {len(places)} shards are not made, for a process failed or died; {GO_ON}"
+                f"{self.out}: {missing} of {len(folders)} shards are missing, because a process failed or died; "
+                f"{RESUME}"
             )
-        shards = [read_shard(place) for place in places]
+        shards = [read_shard(folder) for folder in folders]
         if not any(shard.num_rows for shard in shards):
             reason = next((entry["reason"] for shard in shards for entry in shard.info["skipped"]), "no clip fits")
-            self._take_back()
+            self._undo_claim()
             raise ValueError(f"{self.out}: none of the {self.num_videos} videos gave a row; the first: {reason}")
         manifest = write_manifest(self.out, plan, shards)
         for entry in islice((entry for shard in shards for entry in shard.info["skipped"]), 10):
@@ -188,30 +194,30 @@ class Preparation:
             log.warning("%d of %d captions skipped; skipped.jsonl lists them", skipped, len(self.captions))
         return manifest
 
-    def _part(self, shard: int) -> range:
-        """The videos of a shard."""
+    def _videos(self, shard: int) -> range:
+        """Indices of a shard's videos."""
         size = self.config.videos_per_shard
         return range(shard * size, min((shard + 1) * size, self.num_videos))
 
     def _jobs(self, shard: int) -> list[VideoJob]:
         """A shard's videos with their captions, read from the captions file."""
-        part = self._part(shard)
-        numbers = self._numbers[self._starts[part.start] : self._starts[part.stop]]
+        videos = self._videos(shard)
+        indices = self._indices[self._starts[videos.start] : self._starts[videos.stop]]
         by_video: dict[str, list[tuple[int, Caption]]] = {}
-        for number, caption in zip(numbers, self.captions.at(numbers), strict=True):
-            by_video.setdefault(caption.video, []).append((int(number), caption))
-        return [VideoJob(video, tuple(found)) for video, found in by_video.items()]
+        for index, caption in zip(indices, self.captions.select(indices), strict=True):
+            by_video.setdefault(caption.video, []).append((int(index), caption))
+        return [VideoJob(video, tuple(captions)) for video, captions in by_video.items()]
 
     def _plan(self, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
-        """All that decides the bytes of the result."""
+        """Everything that determines the bytes of the result; the content of plan.json."""
         settings = to_dict(self.config)
         unused = "frames_per_video" if self.kind == "tokens" else "clips"
         for name in ("encode_batch", "strict", "workers", "max_video_mib", unused):
-            del settings[name]  # they change no byte of what is made
+            del settings[name]  # these change no byte of the result
         if self.kind != "pairs":
             del settings["low_res_pixels"]
         if self.kind == "tokens" and self.config.clips.cut_threshold is None:
-            del settings["clips"]["cut_threshold"]  # as in folders that were begun before there was one
+            del settings["clips"]["cut_threshold"]  # folders begun by versions without the setting can be resumed
         plan = {
             "format": FORMATS[self.kind],
             "version": VERSION,
@@ -219,26 +225,26 @@ class Preparation:
             "config": settings,
             "tokenizer": tokenizer,
         }
-        return json.loads(json.dumps(plan))  # as it reads back: lists for tuples
+        return dict(json.loads(json.dumps(plan)))  # as it is read back, with lists for tuples
 
     def _claim(self, plan: dict[str, Any]) -> list[int]:
-        """Write plan.json and captions.jsonl, or check that those there are the same. Returns the shards to make."""
+        """Write plan.json and captions.jsonl, or check that the same ones are there. Returns the missing shards."""
         if (self.out / "plan.json").is_file():
-            self._check_same(plan)
-        elif self.out.exists() and any(entry for entry in self.out.iterdir() if not _is_left_over(entry)):
+            self._check_same_plan(plan)
+        elif self.out.exists() and any(entry for entry in self.out.iterdir() if not _is_leftover(entry)):
             raise ValueError(f"{self.out} holds other files; choose a new folder")
         write_json(self.out / "plan.json", plan)
-        with atomic_write(self.out / "captions.jsonl") as part, open(part, "w", encoding="utf-8") as file:
-            file.writelines(caption.line for caption in self.captions)
+        with atomic_write(self.out / "captions.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(caption.to_json_line() for caption in self.captions)
         for entry in [*self.out.iterdir(), *self.out.glob("shards/*")]:
-            if _is_left_over(entry):
+            if _is_leftover(entry):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        made = shards_made(self.out)
-        if made:
-            log.info("%s: %d of %d shards are there already", self.out, len(made), self.num_shards)
-        return [index for index in range(self.num_shards) if shard_folder(self.out, index).name not in made]
+        finished = finished_shards(self.out)
+        if finished:
+            log.info("%s: resuming with %d of %d shards finished", self.out, len(finished), self.num_shards)
+        return [index for index in range(self.num_shards) if shard_folder(self.out, index).name not in finished]
 
-    def _check_same(self, plan: dict[str, Any]) -> None:
+    def _check_same_plan(self, plan: dict[str, Any]) -> None:
         """Raises: ValueError that names what differs from the folder's plan."""
         found = read_json(self.out / "plan.json")
         differing = [key for key in plan if not isinstance(found, dict) or found.get(key) != plan[key]]
@@ -248,20 +254,20 @@ class Preparation:
                 "or remove it"
             )
 
-    def _take_back(self) -> None:
-        """Remove what was made, so that the command does its work once the videos are mended."""
+    def _undo_claim(self) -> None:
+        """Remove the folder's files, so that the command can run again once the videos are repaired."""
         shutil.rmtree(self.out / "shards", ignore_errors=True)
         for name in ("plan.json", "captions.jsonl"):
             (self.out / name).unlink()
         if not any(self.out.iterdir()):
             self.out.rmdir()
 
-    def _choose(self, times: NDArray[np.float64], caption: Caption) -> list[Clip]:
+    def _choose_clips(self, times: NDArray[np.float64], caption: Caption) -> list[Clip]:
         if self.kind == "tokens":
             return plan_clips(times, self.config.clips, caption.start, caption.end)
         return plan_frames(times, self.config.frames_per_video, caption.start, caption.end)
 
 
-def _is_left_over(path: Path) -> bool:
-    """Whether a run that was killed while it wrote left this temporary file or folder."""
+def _is_leftover(path: Path) -> bool:
+    """Whether this is a temporary file or folder of a run that was killed while writing."""
     return path.name.startswith(".") and ".tmp" in path.name

@@ -1,7 +1,7 @@
-"""Reads CogVideo's published training rows: a headless int32 memory map of text, then five frames of tokens.
+"""Reads the rows that the published CogVideo was trained on: int32 without a header, text ids, then frames of tokens.
 
-Row: 64 text ids filled up with `<pad>` (encode("4.0秒"), `<n>`, caption), then 5 * 400 image tokens, as the published
-`BinaryDataset` reads it. Nothing here writes them.
+A row holds 64 text ids, padded with `<pad>` (encode("4.0秒"), `<n>`, caption), then 5 * 400 image tokens, as the
+published `BinaryDataset` reads it. Nothing here writes such files.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from cogvideo.sequence.vocabulary import Vocabulary
 
 
 class PublishedRows:
-    """Rows of one file; the sizes are the published ones unless given."""
+    """The rows of one file; sizes default to the published ones."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class PublishedRows:
         frame_len: int = 400,
         vocabulary: Vocabulary | None = None,
     ):
-        """Map the file. Raises: OSError; ValueError if its size is not a whole number of rows."""
+        """Memory-map the file. Raises: OSError; ValueError if its size is not a whole number of rows."""
         self.text_len, self.num_frames, self.frame_len = text_len, num_frames, frame_len
         self.vocabulary = vocabulary or Vocabulary()
         row_len = text_len + num_frames * frame_len
@@ -43,19 +43,19 @@ class PublishedRows:
         return len(self._rows)
 
     def row(self, index: int) -> tuple[list[int], NDArray[np.int64]]:
-        """Text ids without padding, cut to text_len, and frame tokens (num_frames, frame_len). Raises ValueError."""
+        """Text ids without padding, and frame tokens (num_frames, frame_len). Raises: ValueError for invalid ids."""
         row = self._rows[index].astype(np.int64)
         text = [int(token) for token in row[: self.text_len] if token != self.vocabulary.pad]
         frames = row[self.text_len :].reshape(self.num_frames, self.frame_len)
         bad_text = not text or min(text) < 0 or max(text) >= self.vocabulary.size
         if bad_text or frames.min() < 0 or frames.max() >= self.vocabulary.num_image_tokens:
             raise ValueError(
-                f"row {index} holds ids outside the vocabulary; is it a file of another tokenizer or layout?"
+                f"row {index} holds ids outside the vocabulary; is the file of another tokenizer or layout?"
             )
         return text, frames
 
     def batch(self, indices: ArrayLike) -> Batch:
-        """Several rows as the model learns them; `seconds` is nan, for a row holds the length as text only."""
+        """Several rows as a training batch; `seconds` is nan, because a row holds the clip length only as text."""
         rows = [self.row(int(index)) for index in np.asarray(indices)]
         text, mask = left_pad([text for text, _ in rows], self.text_len, self.vocabulary.pad)
         frames = torch.from_numpy(np.stack([frames for _, frames in rows]))

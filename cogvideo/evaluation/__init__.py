@@ -1,1 +1,1 @@
-"""Measures of generated clips. They look at pixels only and know nothing of the model that made them."""
+"""Measures of models and their clips, with their uncertainty, and the HTML report."""

@@ -1,50 +1,121 @@
-"""How likely given clips are to a model, token by token; and the file that keeps it. Nothing is sampled here.
+"""Negative log-likelihood of given clips under a model, per token, and the file that stores it. Samples nothing.
 
-Every frame is scored, given ones too: their numbers verify a conversion, but only supervised frames are what a model
-learned, and given frames of stage 2, which see each other whole, are no likelihoods.
+Every frame is scored, given frames included: their numbers verify a conversion. Only supervised frames are what a model
+has learned, and given frames of stage 2, which attend to each other without causal masks, have no likelihoods.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
+from cogvideo.data.dataset import ClipDataset
+from cogvideo.data.loader import NO_LIMIT
+from cogvideo.data.published_rows import PublishedRows
 from cogvideo.files import atomic_write
+from cogvideo.inference.backends import install_kernels
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.inputs import TextBias
 from cogvideo.model.plan import Plan
-from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch, frame_inputs
+from cogvideo.sequence.prompt import PromptFormat, left_pad
+from cogvideo.tokenizers.text import open_text_tokenizer
 
 CHUNK_ROWS = 2048
-"""Rows whose logits are alive at once: 160 MB at 20,000 image tokens."""
+"""Rows whose logits are in memory at once: 160 MB at 20,000 image tokens."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """`count` clips to score. `batch` reads some of them."""
+
+    count: int
+    batch: Callable[[range], Batch]
+
+
+def open_published_rows(path: Path, config: ModelConfig) -> ClipSource:
+    """Clips from published training rows.
+
+    Raises: OSError; ValueError if the file is not a whole number of rows of the model's sizes.
+    """
+    rows = PublishedRows(
+        path,
+        text_len=config.text_len,
+        num_frames=config.num_frames,
+        frame_len=config.frame_len,
+        vocabulary=config.vocabulary,
+    )
+    return ClipSource(len(rows), lambda indices: rows.batch(np.array(indices)))
+
+
+def open_prepared_clips(
+    path: Path, config: ModelConfig, text_tokenizer: Path, prompt: PromptFormat, *, suffix: bool = False
+) -> ClipSource:
+    """Clips from a folder that `cogvideo prepare` made. `suffix`: append the video suffix, as guided sampling does.
+
+    Raises: OSError; ValueError if the clips, the tokenizer and the model do not belong together.
+    """
+    tokenizer, clips = open_text_tokenizer(text_tokenizer), ClipDataset(path)
+    if tokenizer.vocabulary != config.vocabulary:
+        raise ValueError(f"{text_tokenizer} has other ids than the model was trained with; give the model's own")
+    if (clips.num_frames, clips.frame_len) != (config.num_frames, config.frame_len):
+        raise ValueError(
+            f"{path} holds clips of {clips.num_frames} frames of {clips.frame_len} tokens, the model reads "
+            f"{config.num_frames} of {config.frame_len}; prepare them with the model's sizes"
+        )
+    if clips.num_tokens > config.vocabulary.num_image_tokens:
+        raise ValueError(
+            f"{path} holds tokens of an image tokenizer with {clips.num_tokens} codes, the model knows "
+            f"{config.vocabulary.num_image_tokens}; prepare it with the model's own"
+        )
+    newline, pad, text_len = config.vocabulary.newline, config.vocabulary.pad, config.text_len
+    ending = prompt.video_suffix if suffix else ""
+
+    def batch(indices: range) -> Batch:
+        lengths_and_captions = clips.texts(np.array(indices))
+        texts = [  # long ones are truncated, as in training
+            prompt.clip_text(tokenizer.encode, newline, seconds, caption, NO_LIMIT, suffix=ending)[:text_len]
+            for seconds, caption in lengths_and_captions
+        ]
+        text, mask = (torch.from_numpy(a) for a in left_pad(texts, text_len, pad))
+        seconds = torch.tensor([seconds for seconds, _ in lengths_and_captions])
+        return Batch(text, mask, torch.from_numpy(clips.frames(np.array(indices))), seconds)
+
+    return ClipSource(len(clips), batch)
 
 
 @torch.inference_mode()
-def score(model: CogVideoTransformer, plan: Plan, batch: Batch, logits_out: np.ndarray | None = None) -> np.ndarray:
-    """Negative log-likelihood of every frame token, in nats: (batch, num_frames, frame_len) float32.
+def token_losses(
+    model: CogVideoTransformer, plan: Plan, batch: Batch, logits_out: NDArray[np.float32] | None = None
+) -> Floats:
+    """Negative log-likelihood of every frame token, in nats: (batch, num_frames, frame_len).
 
-    `plan` is `plan_forward(model.config)` on the model's device. `logits_out` (batch, num_frames * frame_len, image
-    tokens) is filled where given.
+    `plan` is `model.plan_clip(device)`. `logits_out` (batch, slots, image tokens) is filled if given.
     """
     assert not model.training, "dropout is on; call model.eval() first"
     device = model.word_embeddings.weight.device
     batch = batch.trim_text().to(device)
     inputs = frame_inputs(batch.frames, model.config.vocabulary.start_of_image)
-    hidden = model(inputs, plan, TextBias.of(batch.text_mask), text=batch.text).flatten(0, 1)
+    hidden = model(inputs, plan, TextBias.from_mask(batch.text_mask), text=batch.text).flatten(0, 1)
     losses = np.empty(len(hidden), np.float32)
-    kept = None if logits_out is None else logits_out.reshape(len(hidden), -1)
+    logit_rows = None if logits_out is None else logits_out.reshape(len(hidden), -1)
     for start in range(0, len(hidden), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         logits = model.logits(hidden[rows])
         losses[rows] = F.cross_entropy(logits, batch.frames.flatten()[rows], reduction="none").cpu().numpy()
-        if kept is not None:
-            kept[rows] = logits.cpu().numpy()
+        if logit_rows is not None:
+            logit_rows[rows] = logits.cpu().numpy()
     return losses.reshape(batch.frames.shape)
 
 
@@ -55,16 +126,16 @@ class FrameMeans:
         self.sums = np.zeros(num_frames)
         self.clips = 0
 
-    def add(self, losses: np.ndarray) -> None:
-        """Losses (clips, num_frames, frame_len)."""
+    def add(self, losses: Floats) -> None:
+        """losses: (clips, num_frames, frame_len)."""
         self.sums += losses.astype(np.float64).mean(2).sum(0)
         self.clips += len(losses)
 
-    def report(self, config: ModelConfig) -> str:
-        """One line a frame, and the mean that training minimises."""
+    def summary(self, config: ModelConfig) -> str:
+        """One line per frame, and the mean over supervised frames, which training minimises."""
         means = self.sums / max(self.clips, 1)
         supervised = list(config.layout.supervised_frames)
-        lines = [f"{self.clips} clips; mean negative log-likelihood a token, in nats"]
+        lines = [f"{self.clips} clips; mean negative log-likelihood per token, in nats"]
         for frame, mean in enumerate(means):
             lines.append(f"  frame {frame}  {'learned' if frame in supervised else 'given':<8}{mean:.6f}")
         mean = float(means[supervised].mean())
@@ -72,12 +143,45 @@ class FrameMeans:
         return "\n".join(lines)
 
 
-@contextmanager
-def score_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[dict[str, np.ndarray]]:
-    """A safetensors file of float32 arrays of these shapes, mapped to be filled row by row; it appears when complete.
+def score_clips(
+    model: CogVideoTransformer,
+    source: ClipSource,
+    path: Path,
+    *,
+    count: int,
+    batch_size: int,
+    logits: bool = False,
+    progress: Callable[[int], object] = lambda clips: None,
+) -> FrameMeans:
+    """Score the first `count` clips into a safetensors file: `losses`, and with `logits` also `logits`.
 
-    So scores of any number of clips need memory for one batch only.
+    Returns the means per frame; `progress` is called with the number of clips of each batch.
     """
+    config = model.config
+    shapes: dict[str, tuple[int, ...]] = {"losses": (count, config.num_frames, config.frame_len)}
+    if logits:
+        shapes["logits"] = (count, config.layout.num_slots, config.vocabulary.num_image_tokens)
+    install_kernels(model)
+    plan = model.plan_clip(model.word_embeddings.weight.device)
+    means = FrameMeans(config.num_frames)
+    with open_score_file(path, shapes) as arrays:
+        for start in range(0, count, batch_size):
+            rows = range(start, min(start + batch_size, count))
+            logits_out = arrays["logits"][start : rows.stop] if logits else None
+            losses = token_losses(model, plan, source.batch(rows), logits_out)
+            arrays["losses"][start : rows.stop] = losses
+            means.add(losses)
+            progress(len(rows))
+    return means
+
+
+@contextmanager
+def open_score_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[dict[str, Floats]]:
+    """Write a safetensors file of float32 arrays of these shapes: yields memory maps to fill.
+
+    Memory is needed for one batch only, however many clips there are. The file appears when it is complete.
+    """
+    # Arrays lie end to end after the header: `spans` holds each one's first and last byte, as the format wants.
     ends = np.cumsum([4 * math.prod(shape) for shape in shapes.values()]).tolist()
     spans = dict(zip(shapes, zip([0, *ends], ends, strict=False), strict=True))
     header = {n: {"dtype": "F32", "shape": list(shapes[n]), "data_offsets": list(spans[n])} for n in shapes}
@@ -87,7 +191,7 @@ def score_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[dict[
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.flush()
-            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + ends[-1])  # a full disk says so now, not by a SIGBUS
+            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + ends[-1])  # a full disk is an error here, not a SIGBUS
         begin = 8 + len(text)
         maps = {
             name: np.memmap(temporary, np.float32, "r+", begin + spans[name][0], shape)

@@ -1,4 +1,4 @@
-"""How sure a figure is: a proportion's interval and a mean's standard error. Nothing here knows what was measured."""
+"""Uncertainty of measured figures: intervals of proportions, standard errors of means."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """`right` of `total` trials, with Wilson's 95 % interval (which stays inside [0, 1] and is honest at 0 and 1)."""
+    """`right` of `total` trials, with Wilson's 95 % interval, which stays inside [0, 1] and is sound at 0 and 1."""
 
     right: int
     total: int
+
+    @classmethod
+    def from_trials(cls, right: ArrayLike) -> Proportion:
+        """right: (trials,) bool."""
+        return cls(int(np.count_nonzero(right)), int(np.size(right)))
 
     @property
     def value(self) -> float:
@@ -21,7 +27,7 @@ class Proportion:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson (1927), z = 1.96."""
+        """Source: Wilson (1927), z = 1.96."""
         if not self.total:
             return math.nan, math.nan
         z2 = 1.96**2
@@ -30,21 +36,25 @@ class Proportion:
         return max(0.0, centre - half), min(1.0, centre + half)
 
     def to_json(self) -> dict[str, float | int | list[float | None] | None]:
-        interval = [_number(end) for end in self.interval]
-        return {"value": _number(self.value), "right": self.right, "total": self.total, "interval95": interval}
+        interval = [_finite_or_none(end) for end in self.interval]
+        return {"value": _finite_or_none(self.value), "right": self.right, "total": self.total, "interval95": interval}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" if self.total else "-"
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `total` clips and its standard error; the clip is the unit, since its frames are not independent."""
+    """A mean over `total` clips and its standard error. The clip is the unit, since its frames are not independent."""
 
     value: float
     standard_error: float
     total: int
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Mean:
-        """values (clips,), any unit."""
+    def from_values(cls, values: ArrayLike) -> Mean:
+        """values: (clips,) in any unit."""
         values = np.asarray(values, dtype=np.float64)
         if not values.size:
             return cls(math.nan, math.nan, 0)
@@ -53,17 +63,17 @@ class Mean:
 
     def to_json(self) -> dict[str, float | int | None]:
         return {
-            "value": _number(self.value),
-            "standard_error": _number(self.standard_error),
+            "value": _finite_or_none(self.value),
+            "standard_error": _finite_or_none(self.standard_error),
             "total": self.total,
         }
 
+    def __str__(self) -> str:
+        if not self.total:
+            return "-"
+        return f"{self.value:.3f} ± {self.standard_error:.3f}" if self.total > 1 else f"{self.value:.3f}"
 
-def _number(value: float) -> float | None:
-    """None for what is not known: JSON has no NaN."""
+
+def _finite_or_none(value: float) -> float | None:
+    """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def proportion(right: np.ndarray) -> Proportion:
-    """right (trials,) bool."""
-    return Proportion(int(np.count_nonzero(right)), int(np.size(right)))

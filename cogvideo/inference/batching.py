@@ -1,32 +1,32 @@
-"""Threads that decode with one model at the same time share their forwards: its weights are read once for all.
+"""Continuous batching: threads that decode with one model share forward passes, so weights are read once for all.
 
-So a prompt that comes while others are being drawn begins at their next step instead of behind them. Each keeps its own
-cache, text, schedule and settings; what is drawn does not change, but for float rounding in large batches. One of the
-threads makes every step of all, and the others sleep.
+A prompt that arrives while others are decoded joins them at their next step instead of waiting for them to finish. Each
+request keeps its own cache, text, schedule and settings. Its tokens do not change, except by float rounding in large
+batches. One of the threads computes the steps of all requests; the others sleep.
 """
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from torch import Tensor
 
-from cogvideo.model.transformer import CogVideoTransformer, Step
+from cogvideo.model.inputs import DecodeInputs
 
-Decoding = Generator[Step, Tensor, None]
-"""Yields what is to be computed next, is sent the scores (batch, rows, image tokens), and draws."""
+Decoding = Generator[DecodeInputs, Tensor, None]
+"""Yields the inputs of its next step, is sent the logits (batch, rows, image tokens), and samples from them."""
 
 
-class _Task:
-    """A thread's decoding, up to its next step."""
+class _Request:
+    """A thread's decoding, advanced to its next step."""
 
     def __init__(self, decoding: Decoding) -> None:
         self.decoding = decoding
         self.step = next(decoding, None)
-        """None: there is no more to come."""
+        """None: finished."""
         self.error: BaseException | None = None
 
-    def take(self, logits: Tensor) -> None:
-        """Go on to the next step. What goes wrong is the thread's own business; only interrupts are everyone's."""
+    def advance(self, logits: Tensor) -> None:
+        """Go on to the next step. An error ends this request only; interrupts are raised here as well."""
         try:
             self.step = self.decoding.send(logits)
         except StopIteration:
@@ -40,32 +40,33 @@ class _Task:
         self.step, self.error = None, error
 
 
-class Together:
-    """The meeting place of one model's decoding threads. One thread alone is never kept waiting."""
+class BatchScheduler:
+    """Runs the decodings of several threads together. A thread that is alone never waits."""
 
-    def __init__(self, model: CogVideoTransformer) -> None:
-        self.model = model
-        self.forwards = 0
-        """Of decoding so far, each for all that shared it; prefill apart."""
+    def __init__(self, forward: Callable[[Sequence[DecodeInputs]], list[Tensor]]) -> None:
+        """`forward` computes the logits of several steps, (batch, rows, image tokens) of each."""
+        self._forward = forward
+        self.forward_passes = 0
+        """So far; a pass that several requests shared counts once."""
         self._changed = threading.Condition()
-        self._tasks: list[_Task] = []
-        self._leader: _Task | None = None
+        self._requests: list[_Request] = []
+        self._leader: _Request | None = None
 
     def run(self, decoding: Decoding) -> None:
-        """Decode to the end, in this thread or in another that does so already. Raises: what the decoding raises."""
-        own = _Task(decoding)
+        """Decode to the end, in this thread or in one that already runs. Raises: what the decoding raises."""
+        own = _Request(decoding)
         try:
             with self._changed:
-                self._tasks.append(own)
+                self._requests.append(own)
                 while own.step is not None and self._leader is not None:
                     self._changed.wait()
                 if own.step is not None:
                     self._leader = own
             while own.step is not None:
                 self._advance()
-        finally:  # of an interrupt, too: another thread then leads, and makes the step anew, with the same outcome
+        finally:  # also after an interrupt: another thread then leads and repeats the step, with the same result
             with self._changed:
-                self._tasks = [task for task in self._tasks if task is not own]
+                self._requests = [request for request in self._requests if request is not own]
                 if self._leader is own:
                     self._leader = None
                 self._changed.notify_all()
@@ -73,22 +74,18 @@ class Together:
             raise own.error
 
     def _advance(self) -> None:
-        """One step of all that are here."""
+        """One step of all requests that are here."""
         with self._changed:
-            tasks = [task for task in self._tasks if task.step is not None]
+            requests = [request for request in self._requests if request.step is not None]
+        self.forward_passes += 1
         try:
-            answers = self._answer([task.step for task in tasks if task.step is not None])
+            results = self._forward([request.step for request in requests if request.step is not None])
         except Exception as error:
-            for task in tasks:
-                task.fail(error)
+            for request in requests:
+                request.fail(error)
         else:
-            for task, logits in zip(tasks, answers, strict=True):
-                task.take(logits)
-        if any(task.step is None for task in tasks):
+            for request, logits in zip(requests, results, strict=True):
+                request.advance(logits)
+        if any(request.step is None for request in requests):
             with self._changed:
                 self._changed.notify_all()
-
-    def _answer(self, steps: Sequence[Step]) -> list[Tensor]:
-        """One forward for all: scores of each step's rows, (batch, rows, image tokens)."""
-        self.forwards += 1
-        return self.model.decode(steps)

@@ -1,73 +1,55 @@
-"""Keys and values of slots already computed: allocated once by whoever decodes, handed to the model, which fills it.
+"""Keys and values of slots already computed: allocated once by the engine's backend, filled and read by the model.
 
-The temporal channel sees the clip, so its cache has a place for every slot; the spatial one sees a slot's own frame, so
-its cache needs room for no more than the frames that are being made. Plans say where a slot is kept.
+The temporal channel sees the whole clip, so its cache has a position for every slot; the spatial channel sees a slot's
+own frame, so its cache needs room for the frames in flight only. Plans say at which position a slot is stored.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
-
-if TYPE_CHECKING:
-    from cogvideo.kernels.decode_cpu import Tie
-    from cogvideo.kernels.graphs import Replay
+from cogvideo.model.inputs import Channel
+from cogvideo.model.transformer import CogVideoTransformer
 
 
-@dataclass
-class ChannelCache:
-    """One channel of one layer: keys and values of text and of frame slots."""
+@dataclass(eq=False)
+class ChannelKV:
+    """`model.inputs.ChannelCache`: keys and values of one channel in one layer."""
 
     key: Tensor
     value: Tensor
-    """(batch, heads, text_len + places, head_dim): text and frames side by side, as attention takes them."""
+    """(batch, heads, text_len + positions, head_dim): text and frames side by side, as attention takes them."""
     text_len: int
 
-    @property
-    def text(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (batch, heads, text_len, head_dim)."""
-        return self.key[:, :, : self.text_len], self.value[:, :, : self.text_len]
-
-    @property
-    def frames(self) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (batch, heads, places, head_dim)."""
-        return self.key[:, :, self.text_len :], self.value[:, :, self.text_len :]
-
-    def clips(self, part: slice) -> "ChannelCache":
-        """The same memory for some clips of the batch."""
-        return ChannelCache(self.key[part], self.value[part], self.text_len)
-
     def store_text(self, key: Tensor, value: Tensor) -> None:
-        for kept, new in zip(self.text, (key, value), strict=True):
-            kept.copy_(new)
+        self.key[:, :, : self.text_len].copy_(key)
+        self.value[:, :, : self.text_len].copy_(value)
 
-    def store_frames(self, places: Tensor, key: Tensor, value: Tensor) -> None:
-        places = places + self.text_len
-        self.key.index_copy_(2, places, key.to(self.key.dtype))
-        self.value.index_copy_(2, places, value.to(self.value.dtype))
+    def store_frames(self, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        positions = positions + self.text_len
+        self.key.index_copy_(2, positions, key.to(self.key.dtype))
+        self.value.index_copy_(2, positions, value.to(self.value.dtype))
+
+    def read_text(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.key[:, :, : self.text_len].to(dtype), self.value[:, :, : self.text_len].to(dtype)
+
+    def read_frames(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.key[:, :, self.text_len :].to(dtype), self.value[:, :, self.text_len :].to(dtype)
+
+    def select(self, clips: slice) -> "ChannelKV":
+        """The same memory for some clips of the batch."""
+        return ChannelKV(self.key[clips], self.value[clips], self.text_len)
 
 
-@dataclass
-class LayerCache:
-    spatial: ChannelCache
-    temporal: ChannelCache | None
-
-    def clips(self, part: slice) -> "LayerCache":
-        return LayerCache(self.spatial.clips(part), None if self.temporal is None else self.temporal.clips(part))
-
-
-@dataclass
+@dataclass(eq=False)
 class KVCache:
-    """Every layer's keys and values for a batch of clips."""
+    """`model.inputs.Cache`: every layer's keys and values for a batch of clips."""
 
-    layers: list[LayerCache]
-    tie: "Tie | None" = None
-    """This memory as decode_step.py wants it, made when it is first asked for."""
-    replay: "Replay | None" = None
-    """Steps that were recorded on it."""
+    spatial: list[ChannelKV]
+    temporal: list[ChannelKV]
+    """By layer; empty if the channel is off."""
 
     @classmethod
     def allocate(
@@ -77,30 +59,40 @@ class KVCache:
         text_len: int,
         *,
         temporal: bool = True,
-        spatial_places: int | None = None,
-        temporal_places: int | None = None,
+        spatial_capacity: int | None = None,
+        temporal_capacity: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "KVCache":
-        """Room for `batch` clips with `text_len` text rows and so many frame slots a channel (default: the clip's)."""
+        """Room for `batch` clips with `text_len` text rows and a number of frame slots per channel (default: all)."""
 
-        def channel(places: int | None) -> ChannelCache:
-            rows = text_len + (config.layout.num_slots if places is None else places)
+        def channels(capacity: int | None) -> list[ChannelKV]:
+            rows = text_len + (config.layout.num_slots if capacity is None else capacity)
             size = (batch, config.num_heads, rows, config.head_dim)
-            key, value = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
-            return ChannelCache(key, value, text_len)
+            buffers = [[torch.zeros(size, dtype=dtype, device=device) for _ in "kv"] for _ in range(config.num_layers)]
+            return [ChannelKV(key, value, text_len) for key, value in buffers]
 
-        def layer() -> LayerCache:
-            both = temporal and config.has_temporal_channel
-            return LayerCache(channel(spatial_places), channel(temporal_places) if both else None)
+        use_temporal = temporal and config.has_temporal_channel
+        return cls(channels(spatial_capacity), channels(temporal_capacity) if use_temporal else [])
 
-        return cls([layer() for _ in range(config.num_layers)])
+    def channel(self, layer: int, channel: Channel) -> ChannelKV | None:
+        channels = self.spatial if channel == "spatial" else self.temporal
+        return channels[layer] if channels else None
 
-    def clips(self, part: slice) -> "KVCache":
+    def select(self, clips: slice) -> "KVCache":
         """The same memory for some clips of the batch."""
-        return KVCache([layer.clips(part) for layer in self.layers])
+        return KVCache([c.select(clips) for c in self.spatial], [c.select(clips) for c in self.temporal])
 
     @property
     def num_bytes(self) -> int:
-        channels = (c for layer in self.layers for c in (layer.spatial, layer.temporal) if c is not None)
-        return sum(c.key.nbytes + c.value.nbytes for c in channels)
+        return sum(c.key.nbytes + c.value.nbytes for c in (*self.spatial, *self.temporal))
+
+
+def cache_dtype(model: CogVideoTransformer) -> torch.dtype:
+    """The activations' dtype; float16 if weights are stored in fewer bits than float32 activations.
+
+    Decoding time is the time to read memory, so the cache is then halved as well.
+    """
+    activations = model.final_layernorm.weight.dtype
+    half = activations == torch.float32 != model.word_embeddings.weight.dtype
+    return torch.float16 if half else activations

@@ -1,146 +1,141 @@
-"""Decoding: a schedule of slots, run step by step over an explicit cache. Knows no stage, no text and no picture.
+"""The engine: runs a model over a schedule of slots with a cache. It knows no stage, no captions and no pixels.
 
-    program = compile_program(model.config, sequential(layout, given=(0,), frames=(1, 2, 3, 4)))     # once
-    tokens = generate(model, program, known, conditioning, draw, uniforms)                           # for each batch
+    program = build_program(model.config, sequential(layout, given=(0,), frames=(1, 2, 3, 4)))      # once
+    engine = Engine(model)                                                                          # once per model
+    tokens = engine.generate(program.to(engine.device), known, conditioning, sampler, uniforms)     # for each batch
 
-Guidance doubles the batch: conditional rows first, their guides behind them, one forward for both.
+Classifier-free guidance doubles the batch: conditional rows first, then their guides, one forward pass for both.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from copy import copy
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo.inference.batching import Decoding, Together
+from cogvideo.inference.backends import open_backend
+from cogvideo.inference.batching import BatchScheduler, Decoding
 from cogvideo.inference.cache import KVCache
-from cogvideo.inference.sampler import Draw
-from cogvideo.inference.schedules import Schedule, spatial_places
+from cogvideo.inference.sampler import TokenSampler
+from cogvideo.inference.schedules import Schedule, check_schedule, spatial_cache_positions
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.plan import Plan, plan_forward
-from cogvideo.model.sight import Sights
-from cogvideo.model.transformer import CogVideoTransformer, Step, TextBias
+from cogvideo.model.inputs import DecodeInputs, TextBias
+from cogvideo.model.masks import channel_masks
+from cogvideo.model.plan import DecodeMasks, GivenWindows, Plan, plan_forward
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.prompt import left_pad
 
 Progress = Callable[[int], object]
-"""Told how many tokens were just drawn."""
+"""Called with the number of tokens just sampled."""
 PREFILL_SLOTS = 2048
-"""Of all clips that a prefill's forward holds; one clip at least."""
+"""Slots of all clips in one prefill forward pass; at least one clip."""
 
 
 @dataclass(frozen=True)
-class Feed:
-    """One forward: which tokens it will give, and where its inputs lie."""
+class StepInputs:
+    """One forward pass: the slots whose tokens it predicts, and where its input tokens are."""
 
     slots: Tensor
     """(rows,) int64."""
     source: Tensor
-    """(rows,) columns of the input row: 0 for BOI, 1 + slot of the left neighbour otherwise."""
+    """(rows,) columns of `ClipState.tokens`: 0 for BOI, else 1 + the slot of the left neighbour."""
 
     @classmethod
-    def of(cls, slots: np.ndarray, frame_len: int) -> "Feed":
+    def from_slots(cls, slots: np.ndarray, frame_len: int) -> "StepInputs":
         slots = slots.astype(np.int64)
+        # the left neighbour of slot s is s - 1, in column s; the first slot of each frame takes BOI
         return cls(torch.from_numpy(slots), torch.from_numpy(np.where(slots % frame_len, slots, 0)))
 
-    def to(self, device: torch.device) -> "Feed":
-        return Feed(self.slots.to(device), self.source.to(device))
+    def to(self, device: torch.device) -> "StepInputs":
+        return StepInputs(self.slots.to(device), self.source.to(device))
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """The slots of speculative decoding in their order; decoding decides where each window of them begins."""
+
+    inputs: StepInputs
+    source: Tensor
+    """(slots,) the slot whose token is the first guess for each; -1: none."""
+    window: int
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.source)
+
+    def window_from(self, start: int) -> StepInputs:
+        """The window that begins with the start-th slot."""
+        window = slice(start, start + self.window)
+        return StepInputs(self.inputs.slots[window], self.inputs.source[window])
+
+    def to(self, device: torch.device) -> "DraftPlan":
+        return DraftPlan(self.inputs.to(device), self.source.to(device), self.window)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A schedule made ready for a model of one configuration; it holds no weights and no state."""
+    """A schedule prepared for models of one configuration; it holds no weights and no state."""
 
-    given: tuple[Feed, Plan] | None
-    """The forward of given frames, and what it attends to."""
-    sights: Sights
-    """What all others attend to."""
-    steps: tuple[Feed, ...]
-    """Empty where tokens are guessed."""
-    guesses: "Guesses | None"
+    given: tuple[StepInputs, Plan] | None
+    """The forward pass over given frames."""
+    masks: DecodeMasks
+    """Of all other forward passes."""
+    steps: tuple[StepInputs, ...]
+    """Empty for speculative decoding."""
+    draft: DraftPlan | None
     temporal: bool
-    spatial_places: int
-    temporal_places: int
-    """What the cache must have room for in each channel."""
+    spatial_capacity: int
+    temporal_capacity: int
+    """Frame slots that each channel's cache must have room for."""
 
     @property
-    def tokens_drawn(self) -> int:
-        """A clip."""
-        return len(self.guesses) if self.guesses else sum(len(step.slots) for step in self.steps)
+    def tokens_per_clip(self) -> int:
+        """Tokens that are sampled for each clip."""
+        return self.draft.num_slots if self.draft else sum(len(step.slots) for step in self.steps)
 
     def to(self, device: torch.device) -> "Program":
-        """For a model that is there."""
         if device.type == "cpu":
             return self
         return replace(
             self,
             given=self.given and (self.given[0].to(device), self.given[1].to(device)),
-            sights=self.sights.to(device),
+            masks=self.masks.to(device),
             steps=tuple(step.to(device) for step in self.steps),
-            guesses=self.guesses and self.guesses.to(device),
+            draft=self.draft and self.draft.to(device),
         )
 
 
-class Guesses:
-    """Windows of a clip's slots: decoding decides where they begin."""
-
-    def __init__(self, schedule: Schedule, frame_len: int) -> None:
-        assert schedule.draft is not None
-        order = np.concatenate(schedule.steps)
-        self.feed = Feed.of(order, frame_len)
-        """Of all slots in their order."""
-        self.source = torch.from_numpy(schedule.draft.source[order])
-        """(slots,) whose token is the first guess."""
-        self.window = schedule.draft.window
-
-    @property
-    def slots(self) -> Tensor:
-        return self.feed.slots
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    def from_(self, start: int) -> Feed:
-        """The window that begins with the start-th slot."""
-        window = slice(start, start + self.window)
-        return Feed(self.feed.slots[window], self.feed.source[window])
-
-    def to(self, device: torch.device) -> "Guesses":
-        moved = copy(self)
-        moved.feed, moved.source = self.feed.to(device), self.source.to(device)
-        return moved
-
-
-def compile_program(
-    config: ModelConfig,
-    schedule: Schedule,
-    *,
-    temporal: bool = True,
-    given_windows: Literal["cut", "wrapped"] = "cut",
+def build_program(
+    config: ModelConfig, schedule: Schedule, *, temporal: bool = True, given_windows: GivenWindows = "cut"
 ) -> Program:
-    """Make a schedule ready. `temporal=False` runs the trunk alone, a text-to-image model of its frame."""
-    places, frame_len = spatial_places(schedule, config.layout), config.frame_len
-    sights = Sights.of(config, temporal=temporal, given_windows=given_windows, spatial_places=places)
+    """Prepare a schedule. `temporal=False` runs the trunk alone, a text-to-image model of its frame.
+
+    Raises: ValueError if the schedule breaks a rule of `check_schedule`.
+    """
+    spatial_mask, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
+    use_temporal = temporal and config.has_temporal_channel
+    check_schedule(schedule, config.layout, (spatial_mask, *(by_layer if use_temporal else ())))
+    positions, frame_len = spatial_cache_positions(schedule, config.layout), config.frame_len
+    masks = DecodeMasks.from_config(config, temporal=temporal, given_windows=given_windows, spatial_positions=positions)
     given = None
     if len(schedule.given):
         plan = plan_forward(
-            config, schedule.given, temporal=temporal, given_windows=given_windows, spatial_places=places
+            config, schedule.given, temporal=temporal, given_windows=given_windows, spatial_positions=positions
         )
-        given = Feed.of(schedule.given, frame_len), plan
-    touched = np.concatenate([schedule.given, *schedule.steps])
-    assert len(np.unique(touched)) == len(touched), "a schedule names a slot twice"
-    return Program(
-        given,
-        sights,
-        () if schedule.draft else tuple(Feed.of(step, frame_len) for step in schedule.steps),
-        Guesses(schedule, frame_len) if schedule.draft else None,
-        temporal,
-        int(places.max()) + 1,
-        int(touched.max()) + 1,
-    )
+        given = StepInputs.from_slots(schedule.given, frame_len), plan
+    steps: tuple[StepInputs, ...] = ()
+    draft = None
+    if schedule.draft is None:
+        steps = tuple(StepInputs.from_slots(step, frame_len) for step in schedule.steps)
+    else:
+        inputs = StepInputs.from_slots(schedule.order, frame_len)
+        draft = DraftPlan(inputs, torch.from_numpy(schedule.draft.source[schedule.order]), schedule.draft.window)
+    last_slot = max(schedule.given.max(initial=-1), schedule.order.max(initial=-1))
+    return Program(given, masks, steps, draft, temporal, int(positions.max()) + 1, int(last_slot) + 1)
 
 
 @dataclass(frozen=True)
@@ -148,17 +143,17 @@ class Conditioning:
     """What steers a batch of clips: their texts, and how strongly."""
 
     text: Tensor
-    """(rows, text_len) int64 padded on the left; rows = clips, or twice that with guidance: the guides come last."""
+    """(rows, text_len) int64 padded on the left; rows = clips, or twice that with guidance: guides come last."""
     text_mask: Tensor
     """(rows, text_len) bool, False on padding."""
     guidance_scale: float | None = None
-    """Logits become guide + scale * (conditional - guide); None: no guide."""
+    """Logits become guide + scale * (conditional - guide); None: no guidance."""
     text_bonus: float = 0.0
-    """Added to the scores of text keys ("attention upweighting"), see `prefill`; guides have none, as published."""
+    """Added to scores of text keys ("attention upweighting"), not for guides, as published; see `Engine.prefill`."""
 
     @property
-    def bonus_of_rows(self) -> Tensor:
-        """(rows, 1), zero for the guides."""
+    def row_bonus(self) -> Tensor:
+        """(rows, 1), zero for guides."""
         bonus = torch.full((len(self.text), 1), self.text_bonus, device=self.text.device)
         if self.guidance_scale is not None:
             bonus[len(bonus) // 2 :] = 0.0
@@ -168,7 +163,7 @@ class Conditioning:
         return replace(self, text=self.text.to(device), text_mask=self.text_mask.to(device))
 
     @classmethod
-    def of(
+    def from_tokens(
         cls,
         texts: Sequence[Sequence[int]],
         guides: Sequence[Sequence[int]],
@@ -177,145 +172,184 @@ class Conditioning:
         guidance_scale: float | None,
         text_bonus: float,
     ) -> "Conditioning":
-        """From token ids. `guides`: as many as `texts`, or none without guidance. Padded to the longest."""
+        """From token ids, padded to the longest text. `guides`: as many as `texts`, or none without guidance."""
         assert len(guides) == (len(texts) if guidance_scale is not None else 0)
         rows = [*texts, *guides]
         text, mask = left_pad(rows, max(map(len, rows)), pad)
         return cls(torch.from_numpy(text), torch.from_numpy(mask), guidance_scale, text_bonus)
 
 
-@torch.inference_mode()
-def generate(
-    model: CogVideoTransformer,
-    program: Program,
-    known: Tensor,
-    conditioning: Conditioning,
-    draw: Draw,
-    uniforms: Tensor,
-    progress: Progress | None = None,
-    together: Together | None = None,
-) -> Tensor:
-    """Draw every token of the program's steps, for a batch of clips at once.
-
-    Shapes: known (clips, num_slots) int64, true at the given slots, anything elsewhere; uniforms (clips, num_slots, 2)
-    -> (clips, num_slots), filled in. num_slots: the clip's, or as many as the program needs. `together`: the model's
-    meeting place, where other threads decode with it too.
-    """
-    assert not model.training, "dropout is on; call model.eval() first"
-    boi = torch.full_like(known[:, :1], model.config.vocabulary.start_of_image)
-    cache = KVCache.allocate(
-        model.config,
-        batch=len(conditioning.text),
-        text_len=conditioning.text.shape[1],
-        temporal=program.temporal,
-        spatial_places=program.spatial_places,
-        temporal_places=program.temporal_places,
-        dtype=cache_dtype(model),
-        device=known.device,
-    )
-    together = together or Together(model)
-    clips = Clips(program, torch.cat([boi, known], dim=1), conditioning, cache, draw, uniforms, progress, together)
-    clips.prefill()
-    together.run(clips.decode() if program.guesses is None else clips.decode_guessing(program.guesses))
-    return clips.tokens[:, 1:]
-
-
-def cache_dtype(model: CogVideoTransformer) -> torch.dtype:
-    """As the activations are; half of float32 where the weights are narrower than that, as reading is what costs."""
-    activations = model.final_layernorm.weight.dtype
-    narrow = activations == torch.float32 != model.word_embeddings.weight.dtype
-    return torch.float16 if narrow else activations
-
-
 @dataclass
-class Clips:
-    """A batch of clips being decoded."""
+class ClipState:
+    """A batch of clips in decoding."""
 
     program: Program
-    tokens: Tensor
-    """(clips, 1 + num_slots) int64: BOI, then what is known or drawn so far."""
     conditioning: Conditioning
+    text_bias: TextBias
+    tokens: Tensor
+    """(clips, 1 + num_slots) int64: BOI, then what is known or sampled so far."""
     cache: KVCache
-    draw: Draw
+    sampler: TokenSampler
     uniforms: Tensor
+    """(clips, num_slots, 2)."""
     progress: Progress | None
-    together: Together
 
-    def __post_init__(self) -> None:
-        bonus = self.conditioning.bonus_of_rows
-        self._bias = TextBias.of(self.conditioning.text_mask, bonus, bonus)
+    def input_tokens(self, inputs: StepInputs) -> Tensor:
+        """(rows, slots), guides after the clips."""
+        tokens = self.tokens.index_select(1, inputs.source)
+        return tokens if self.conditioning.guidance_scale is None else tokens.repeat(2, 1)
 
-    def prefill(self) -> None:
-        """Fill the cache with text and given frames; without given frames do nothing: the first step brings the text.
+    def step(self, inputs: StepInputs) -> DecodeInputs:
+        return DecodeInputs(self.input_tokens(inputs), inputs.slots, self.program.masks, self.text_bias, self.cache)
 
-        The text bonus reaches given frames in the spatial channel only: published inference, which its settings were
-        tuned with.
+    def sample(self, logits: Tensor, slots: Tensor) -> Tensor:
+        """Tokens (clips, slots) from the logits of a step, guides included."""
+        logits = apply_guidance(logits, self.conditioning.guidance_scale)
+        return self.sampler(logits, self.uniforms.index_select(1, slots))
+
+    def report(self, num_tokens: int) -> None:
+        if self.progress is not None:
+            self.progress(num_tokens)
+
+
+class Engine:
+    """One model, ready to decode with one backend. Threads may call `generate` at the same time: they share passes."""
+
+    def __init__(self, model: CogVideoTransformer, backend: str = "auto") -> None:
+        """`backend`: a name of `backends.BACKENDS`, or "auto". Raises: ValueError as `backends.open_backend`."""
+        self.model = model
+        self.backend = open_backend(backend, model)
+        self.scheduler = BatchScheduler(self.backend.decode)
+        self.prefill_passes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.final_layernorm.weight.device
+
+    @property
+    def forward_passes(self) -> int:
+        """Prefill and decoding so far; a pass that several requests shared counts once."""
+        return self.prefill_passes + self.scheduler.forward_passes
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        program: Program,
+        known: Tensor,
+        conditioning: Conditioning,
+        sampler: TokenSampler,
+        uniforms: Tensor,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Sample every token that the program decodes, for one batch of clips.
+
+        Shapes: known (clips, num_slots) int64, true at given slots, anything elsewhere; uniforms (clips, num_slots, 2)
+        -> (clips, num_slots) on the device of `known`. num_slots: the clip's, or as many as the program needs. Program
+        and sampler must be on the engine's device, the rest is moved there.
         """
-        if self.program.given is None:
-            return
-        given, plan = self.program.given
-        rows, inputs = self.conditioning.text, self._inputs(given)
-        # some clips at a time: activations of all would be the peak of sampling's memory
-        at_once = max(1, PREFILL_SLOTS // inputs.shape[1])
-        bias = TextBias.of(self.conditioning.text_mask, self.conditioning.bonus_of_rows, 0.0)
-        for first in range(0, len(rows), at_once):
-            part = slice(first, first + at_once)
-            some = TextBias(bias.spatial[part], bias.temporal[part])
-            self.together.model(inputs[part], plan, some, text=rows[part], cache=self.cache.clips(part))
+        assert not self.model.training, "dropout is on; call model.eval() first"
+        conditioning = conditioning.to(self.device)
+        start_of_image = self.model.config.vocabulary.start_of_image
+        tokens = F.pad(known.to(self.device), (1, 0), value=start_of_image)
+        cache = self.backend.allocate(
+            *conditioning.text.shape,
+            temporal=program.temporal,
+            spatial_capacity=program.spatial_capacity,
+            temporal_capacity=program.temporal_capacity,
+        )
+        text_bias = TextBias.from_mask(conditioning.text_mask, conditioning.row_bonus, conditioning.row_bonus)
+        uniforms = uniforms.to(self.device)
+        state = ClipState(program, conditioning, text_bias, tokens, cache, sampler, uniforms, progress)
+        first_logits = self.prefill(state)
+        decode = decode_steps if program.draft is None else decode_speculative
+        self.scheduler.run(decode(state, first_logits))
+        return state.tokens[:, 1:].to(known.device)
 
-    def decode(self) -> Decoding:
-        """Run the steps."""
-        for number, step in enumerate(self.program.steps):
-            logits = yield from self._logits(step, first=number == 0)
-            drawn = self.draw(logits, self.uniforms.index_select(1, step.slots))
-            self.tokens.index_copy_(1, step.slots + 1, drawn)
-            if self.progress is not None:
-                self.progress(drawn.numel())
+    def prefill(self, state: ClipState) -> Tensor | None:
+        """Fill the cache with text and given frames; without given frames, return the logits of the first step.
 
-    def decode_guessing(self, guesses: Guesses) -> Decoding:
-        """As `decode`, with the same tokens, by checking guesses; why that is exact: speculative.py.
-
-        What a slot leaves in the cache is right once its token is: both came from the same, right, inputs.
+        The text bonus reaches given frames in the spatial channel only, as in published inference, which the published
+        settings were tuned with.
         """
-        tokens = self.tokens
-        sure = torch.zeros_like(tokens[:, 0])
-        """Slots of each clip whose tokens are right, in the order of decoding."""
-        start, guessed = 0, 0
-        while start < len(guesses):
-            window = guesses.from_(start)
-            fresh = slice(guessed, start + len(window.slots))
-            tokens[:, guesses.slots[fresh] + 1] = tokens[:, guesses.source[fresh] + 1]
-            guessed = max(guessed, start + len(window.slots))
+        program, conditioning = state.program, state.conditioning
+        text = conditioning.text
+        if program.given is None:
+            if program.draft is None:
+                first = program.steps[0]
+            else:
+                first = program.draft.window_from(0)
+                guess_tokens(state.tokens, program.draft, 0, len(first.slots))
+            self._count_prefill()
+            plan = program.masks.plan(first.slots)
+            hidden = self.model(state.input_tokens(first), plan, state.text_bias, text=text, cache=state.cache)
+            return self.model.logits(hidden)
+        given, plan = program.given
+        tokens = state.input_tokens(given)
+        # some clips at a time: the activations of all would be sampling's peak in memory
+        clips_at_once = max(1, PREFILL_SLOTS // tokens.shape[1])
+        bias = TextBias.from_mask(conditioning.text_mask, conditioning.row_bonus, 0.0)
+        for first_clip in range(0, len(text), clips_at_once):
+            clips = slice(first_clip, first_clip + clips_at_once)
+            self._count_prefill()
+            clips_bias = TextBias(bias.spatial[clips], bias.temporal[clips])
+            self.model(tokens[clips], plan, clips_bias, text=text[clips], cache=state.cache.select(clips))
+        return None
 
-            logits = yield from self._logits(window, first=start == 0)
-            drawn = self.draw(logits, self.uniforms.index_select(1, window.slots))
-            guess = tokens.index_select(1, window.slots + 1)
-            known = torch.arange(start, guessed, device=tokens.device) < sure[:, None]
-            right = (known | (drawn == guess)).cumprod(1).sum(1)
-            tokens.index_copy_(1, window.slots + 1, torch.where(known, guess, drawn))
-            before, sure = sure, torch.maximum(sure, (start + right + 1).clamp(max=guessed))
-            start = int(sure.min())
-            if self.progress is not None:
-                self.progress(int((sure - before).sum()))
-
-    def _logits(self, forward: Feed, *, first: bool) -> Generator[Step, Tensor, Tensor]:
-        """Scores of a forward's slots, guided: (clips, slots, image tokens)."""
-        inputs, model, sights = self._inputs(forward), self.together.model, self.program.sights
-        if first and self.program.given is None:
-            text, plan = self.conditioning.text, sights.plan(forward.slots)
-            logits = model.logits(model(inputs, plan, self._bias, text=text, cache=self.cache))
-        else:
-            logits = yield Step(inputs, forward.slots, sights, self._bias, self.cache)
-        return guided(logits, self.conditioning.guidance_scale)
-
-    def _inputs(self, forward: Feed) -> Tensor:
-        """The tokens that a forward is fed: (rows, slots), guides behind the clips."""
-        inputs = self.tokens.index_select(1, forward.source)
-        return inputs if self.conditioning.guidance_scale is None else inputs.repeat(2, 1)
+    def _count_prefill(self) -> None:
+        with self._lock:
+            self.prefill_passes += 1
 
 
-def guided(logits: Tensor, scale: float | None) -> Tensor:
-    """Classifier-free guidance: (2 * clips, ...) -> (clips, ...), or as they are without a scale."""
+def decode_steps(state: ClipState, logits: Tensor | None) -> Decoding:
+    """Run the program's steps. `logits`: of the first step, where prefill has computed them."""
+    for inputs in state.program.steps:
+        if logits is None:
+            logits = yield state.step(inputs)
+        sampled = state.sample(logits, inputs.slots)
+        state.tokens.index_copy_(1, inputs.slots + 1, sampled)
+        state.report(sampled.numel())
+        logits = None
+
+
+def decode_speculative(state: ClipState, logits: Tensor | None) -> Decoding:
+    """The same tokens as `decode_steps`, by verifying guesses; `schedules.speculative` says why this is exact.
+
+    Clips of a batch advance at their own pace within a window, which begins at the slowest. Keys in the cache are final
+    once the slot's token is: both were computed from the same, final, inputs.
+    """
+    tokens, draft = state.tokens, state.program.draft
+    assert draft is not None
+    num_final = torch.zeros_like(tokens[:, 0])
+    """(clips,) slots whose tokens are final, in the order of decoding."""
+    start, num_guessed = 0, 0
+    while start < draft.num_slots:
+        window = draft.window_from(start)
+        end = start + len(window.slots)
+        if logits is None:  # else prefill has guessed the first window's tokens
+            guess_tokens(tokens, draft, num_guessed, end)
+            logits = yield state.step(window)
+        num_guessed = max(num_guessed, end)
+        sampled = state.sample(logits, window.slots)
+        logits = None
+        # a clip's tokens are right up to the first that differs from its guess, and that one is right as well
+        guess = tokens.index_select(1, window.slots + 1)
+        final = torch.arange(start, num_guessed, device=tokens.device) < num_final[:, None]
+        right = (final | (sampled == guess)).cumprod(1).sum(1)
+        tokens.index_copy_(1, window.slots + 1, torch.where(final, guess, sampled))
+        before, num_final = num_final, torch.maximum(num_final, (start + right + 1).clamp(max=num_guessed))
+        start = int(num_final.min())
+        state.report(int((num_final - before).sum()))
+
+
+def guess_tokens(tokens: Tensor, draft: DraftPlan, start: int, end: int) -> None:
+    """Write the first guesses for the start-th to end-th slots (end excluded) into tokens (clips, 1 + num_slots)."""
+    fresh = slice(start, end)
+    tokens[:, draft.inputs.slots[fresh] + 1] = tokens[:, draft.source[fresh] + 1]
+
+
+def apply_guidance(logits: Tensor, scale: float | None) -> Tensor:
+    """Classifier-free guidance: (2 * clips, ...) -> (clips, ...); unchanged without a scale."""
     if scale is None:
         return logits
     conditional, guide = rearrange(logits, "(two clips) ... -> two clips ...", two=2)

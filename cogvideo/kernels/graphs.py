@@ -1,67 +1,62 @@
-"""Decoding steps on a GPU, compiled and then replayed as CUDA graphs: launched one by one, a step's thousand kernels
-would wait for Python at each. A step has static shapes and waits for no number (sight.py), so it can be recorded.
+"""Decoding steps on a GPU as CUDA graphs: launched one by one, each of a step's thousand kernels would wait for Python.
+
+A step has static shapes and never reads a number back from the GPU (`model.plan.DecodeMasks`), so it can be recorded
+once per number of rows and replayed for any slots.
 """
 
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from cogvideo.model.transformer import Step
+from cogvideo.model.inputs import DecodeInputs
 
-DecodeOne = Callable[..., Tensor]
-"""`CogVideoTransformer.decode_by_modules`, compiled or as it is."""
-_RECORDING = threading.Lock()
-"""Models decode in threads of their own; PyTorch records one graph at a time, and compiles none beside it."""
-
-
-def replayed(decode: DecodeOne, step: "Step") -> Tensor:
-    """Its scores (batch, rows, num_image_tokens), to be read before the next such step, which overwrites them."""
-    if step.cache.replay is None:
-        step.cache.replay = Replay(decode)
-    return step.cache.replay.run(step)
+DecodeFunction = Callable[[DecodeInputs], Tensor]
+"""`CogVideoTransformer.decode`, compiled or not."""
+_RECORDING_LOCK = threading.Lock()
+"""Models may decode in several threads; PyTorch records one graph at a time, and must not compile meanwhile."""
 
 
-class Replay:
-    """One cache's steps, recorded at the first of each number of rows: what is recorded reads and writes that cache."""
+class StepGraphs:
+    """The recorded steps of one cache, one graph per number of rows: a graph reads and writes that cache's memory."""
 
-    def __init__(self, decode: DecodeOne) -> None:
+    def __init__(self, decode: DecodeFunction) -> None:
         self._decode = decode
-        self._recorded: dict[int, _Recording] = {}
+        self._graphs: dict[int, _StepGraph] = {}
 
-    def run(self, step: "Step") -> Tensor:
-        with torch.cuda.device(step.inputs.device):
-            rows = step.inputs.shape[1]
-            if rows not in self._recorded:
-                with _RECORDING:
-                    self._recorded[rows] = _Recording(self._decode, step)
-            return self._recorded[rows].run(step.inputs, step.slots)
+    def run(self, step: DecodeInputs) -> Tensor:
+        """Logits (batch, rows, num_image_tokens); the next such step overwrites them."""
+        with torch.cuda.device(step.tokens.device):
+            rows = step.tokens.shape[1]
+            if rows not in self._graphs:
+                with _RECORDING_LOCK:
+                    self._graphs[rows] = _StepGraph(self._decode, step)
+            return self._graphs[rows].run(step.tokens, step.slots)
 
 
-class _Recording:
-    def __init__(self, decode: DecodeOne, step: "Step") -> None:
-        self._inputs, self._slots = step.inputs.clone(), step.slots.clone()
-        self._text_bias = step.text_bias
-        """Read by the graph, so it has to stay. Sights stay with their program, the cache keeps this."""
-        step = step._replace(inputs=self._inputs, slots=self._slots)
-        decode(*step)  # compiles, sets up libraries: not to be recorded. The cache gets what the step will bring
+class _StepGraph:
+    def __init__(self, decode: DecodeFunction, step: DecodeInputs) -> None:
+        self._tokens, self._slots = step.tokens.clone(), step.slots.clone()
+        self._text_bias, self._masks = step.text_bias, step.masks  # the graph reads them: keep them alive
+        step = step._replace(tokens=self._tokens, slots=self._slots)
+        # the first run compiles and sets up libraries, which cannot be recorded; it stores the same keys again
+        decode(step)
         self._graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads allocate and copy meanwhile is no error
-        with torch.cuda.graph(self._graph, stream=_aside(step.inputs.device), capture_error_mode="thread_local"):
-            self._scores = decode(*step)
+        # thread_local: other threads may allocate and copy meanwhile
+        stream = _recording_stream(step.tokens.device)
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            self._logits = decode(step)
 
-    def run(self, inputs: Tensor, slots: Tensor) -> Tensor:
-        self._inputs.copy_(inputs)
+    def run(self, tokens: Tensor, slots: Tensor) -> Tensor:
+        self._tokens.copy_(tokens)
         self._slots.copy_(slots)
         self._graph.replay()
-        return self._scores
+        return self._logits
 
 
 @cache
-def _aside(device: torch.device) -> torch.cuda.Stream:
-    """Where that device's steps are recorded: torch's own stream for it is of whichever device came first."""
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream per device: torch's default recording stream belongs to the device that recorded first."""
     return torch.cuda.Stream(device)

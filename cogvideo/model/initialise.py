@@ -19,14 +19,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cogvideo.model.transformer import CogVideoTransformer, is_temporal
-from cogvideo.model.trunk import OnTrunk
+from cogvideo.model.transformer import CogVideoTransformer, TrunkModel, is_temporal
 
 TemporalInit = Literal["qkv", "qkv_and_dense"]
 
 
 @torch.no_grad()
-def initialise(model: OnTrunk, generator: torch.Generator, *, mix_logit: float = 0.0) -> None:
+def initialise(model: TrunkModel, generator: torch.Generator, *, mix_logit: float = 0.0) -> None:
     """Random starting values, drawn in the order of the parameters' names."""
     small = 0.02 / math.sqrt(2 * len(model.layers))
     for name, p in sorted(model.named_parameters()):
@@ -42,7 +41,7 @@ def initialise(model: OnTrunk, generator: torch.Generator, *, mix_logit: float =
 
 
 @torch.no_grad()
-def copy_trunk(model: OnTrunk, trunk: Mapping[str, Tensor]) -> None:
+def copy_trunk(model: TrunkModel, trunk: Mapping[str, Tensor]) -> None:
     """Copy a text-to-image trunk's tensors (our names) into a model that has them; others are ignored.
 
     Raises: ValueError naming a tensor that is missing or of another shape; the model is unchanged then.

@@ -1,13 +1,20 @@
-"""What one forward attends to, as data: for given query slots, which keys each group of them reads, under what mask.
+"""What one forward pass attends to, as data: derived from the masks alone, with no arithmetic of the model.
 
-A plan is derived from the masks alone, once, and then drives training, prefill and decoding alike: the model only
-gathers and attends. Groups of equal shape and equal mask are batched into one block, so that a frame, or a window,
-never meets a score that it would throw away.
+A channel of a layer has one of three types of plan:
+
+    BlockPlan   groups of query rows that share keys and mask, batched: any rows, with a cache or without
+    TilePlan    a whole clip cut into rectangles and triangles, without masks or gathers (tiles.py)
+    TablePlan   a few rows of any slots, each with its row of a table over the cache: decoding
+
+`Plan` holds the plans of all channels and layers of a forward pass; `DecodeMasks` makes one for any slots by tensor
+operations alone, so that every decoding step has the same shapes.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import Literal
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,25 +22,27 @@ from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.masks import Mask, channel_masks
-from cogvideo.model.tiles import TiledChannel, tile_channel
+from cogvideo.model.tiles import TilePlan, plan_tiles
 
-# A group of queries is cut by frame when it is this large: above it, keys of later frames that only the mask would
-# drop cost more than the further call.
-_ROWS_WORTH_SPLITTING = 512
+GivenWindows = Literal["cut", "wrapped"]
+"""How windows of given frames treat the frame's edge; `wrapped` repeats the published stage-2 prefill."""
+# A group of queries is cut by frame when it is this large: above it, scores of later frames that only the mask would
+# drop cost more than another call.
+_SPLIT_ABOVE_ROWS = 512
 # A whole clip's channel is tiled when a query meets this many frame keys: below, one masked softmax beats two merged.
-_KEYS_WORTH_TILING = 256
+_TILE_FROM_KEYS = 256
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Indices (groups, length) into a row axis; a run of consecutive ones is taken as a view."""
+    """Indices (groups, length) into a row axis; consecutive ones are taken as a view."""
 
     index: Tensor
     start: int | None
     """First row where `index` counts up without a gap, else None."""
 
     @classmethod
-    def of(cls, index: np.ndarray) -> "Rows":
+    def from_index(cls, index: np.ndarray) -> "Rows":
         flat = index.reshape(-1)
         consecutive = bool((np.diff(flat) == 1).all())
         return cls(torch.from_numpy(np.ascontiguousarray(index)), int(flat[0]) if consecutive else None)
@@ -41,10 +50,10 @@ class Rows:
     def take(self, x: Tensor) -> Tensor:
         """(batch, heads, rows, head_dim) -> (batch, heads, groups, length, head_dim)."""
         if self.start is not None:
-            picked = x.narrow(2, self.start, self.index.numel())
+            taken = x.narrow(2, self.start, self.index.numel())
         else:
-            picked = x.index_select(2, self.index.flatten())
-        return picked.unflatten(2, tuple(self.index.shape))
+            taken = x.index_select(2, self.index.flatten())
+        return taken.unflatten(2, tuple(self.index.shape))
 
     def to(self, device: torch.device | str) -> "Rows":
         return Rows(self.index.to(device), self.start)
@@ -52,83 +61,87 @@ class Rows:
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Groups of queries with equally many keys and the same mask. Text keys come on top, for every group."""
+    """Groups of queries with equally many keys and the same mask. Every group sees the text keys as well."""
 
     queries: Rows
-    """(groups, num_queries) into the rows of this forward."""
+    """(groups, num_queries) rows of this forward pass."""
     keys: Rows
-    """(groups, num_keys) places in the cache, or rows of this forward; `ChannelPlan.places` says which."""
+    """(groups, num_keys) cache positions, or rows of this forward pass; `BlockPlan.cache_positions` says which."""
     allowed: Tensor | None
-    """(num_queries, num_keys) bool, or None where all is seen."""
+    """(num_queries, num_keys) bool, or None where everything is visible."""
 
     def to(self, device: torch.device | str) -> "AttentionBlock":
-        return AttentionBlock(
-            self.queries.to(device), self.keys.to(device), None if self.allowed is None else self.allowed.to(device)
-        )
+        return AttentionBlock(self.queries.to(device), self.keys.to(device), _to(self.allowed, device))
 
 
 @dataclass(frozen=True)
-class ChannelPlan:
-    """All blocks of one channel in one layer, and the order that puts their outputs back."""
+class BlockPlan:
+    """The blocks of one channel in one layer."""
 
     blocks: tuple[AttentionBlock, ...]
     restore: Tensor | None
-    """(rows,) such that concatenated block outputs, indexed by it, stand in row order; None if they already do."""
-    tiled: TiledChannel | None = None
-    """The same without masks, for whole clips where that is faster."""
-    places: Tensor | None = None
-    """(rows,) where the cache keeps the rows' keys; keys are then places too. None: keys are rows of this forward."""
-    seen: Tensor | None = None
-    """(rows, places) bool, instead of blocks: what a few rows see of the cache, see sight.py."""
+    """(query rows,) index that puts the concatenated outputs of all blocks in row order; None if they are in order."""
+    cache_positions: Tensor | None = None
+    """(rows,) where the cache stores the rows' keys; the blocks' keys are then cache positions. None: they are rows."""
 
-    def to(self, device: torch.device | str) -> "ChannelPlan":
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
+    def to(self, device: torch.device | str) -> "BlockPlan":
+        blocks = tuple(block.to(device) for block in self.blocks)
+        return BlockPlan(blocks, _to(self.restore, device), _to(self.cache_positions, device))
 
-        return ChannelPlan(
-            tuple(b.to(device) for b in self.blocks),
-            moved(self.restore),
-            None if self.tiled is None else self.tiled.to(device),
-            moved(self.places),
-            moved(self.seen),
-        )
+
+@dataclass(frozen=True)
+class TablePlan:
+    """One channel of a decoding step: the keys that each row sees, as a mask over the cache's frame positions."""
+
+    cache_positions: Tensor
+    """(rows,) where the cache stores the rows' keys."""
+    visible: Tensor
+    """(rows, positions) bool."""
+
+    def to(self, device: torch.device | str) -> "TablePlan":
+        return TablePlan(self.cache_positions.to(device), self.visible.to(device))
+
+
+ChannelPlan = BlockPlan | TilePlan | TablePlan
 
 
 @dataclass(frozen=True)
 class LastLayer:
-    """The last layer where not all of its outputs are read: every row is a key, some are queries."""
+    """The last layer of a forward pass that needs only some outputs: every row is a key, only some are queries."""
 
-    answered: Tensor
-    """(answered rows,) of this forward, ascending."""
+    query_rows: Tensor
+    """(query rows,) of this forward pass, ascending."""
     spatial: ChannelPlan
     temporal: ChannelPlan | None
 
     def to(self, device: torch.device | str) -> "LastLayer":
         temporal = None if self.temporal is None else self.temporal.to(device)
-        return LastLayer(self.answered.to(device), self.spatial.to(device), temporal)
+        return LastLayer(self.query_rows.to(device), self.spatial.to(device), temporal)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One forward over `slots`."""
+    """One forward pass over `slots`."""
 
     slots: Tensor
-    """(rows,) clip slots fed, in this order."""
+    """(rows,) slots of the clip, in the order of the input rows."""
     spatial: ChannelPlan
     temporal: tuple[ChannelPlan, ...]
-    """By layer, cyclically (even and odd layers differ in their windows); empty: the channel is off."""
+    """By layer, cyclically (windows differ between even and odd layers); empty: the channel is off."""
     last: LastLayer | None = None
-    """None: the last layer is as the others, and the forward answers every row."""
+    """None: the last layer is like the others and every row has an output."""
 
     @property
     def needs_cache(self) -> bool:
-        return any(channel.places is not None for channel in (self.spatial, *self.temporal))
+        """Whether keys are stored in a cache."""
+        channels = (self.spatial, *self.temporal)
+        return any(not isinstance(c, TilePlan) and c.cache_positions is not None for c in channels)
 
-    def temporal_of(self, layer: int) -> ChannelPlan | None:
+    def temporal_at(self, layer: int) -> ChannelPlan | None:
         return self.temporal[layer % len(self.temporal)] if self.temporal else None
 
     def to(self, device: torch.device | str) -> "Plan":
-        temporal = tuple(t.to(device) for t in self.temporal)
+        temporal = tuple(channel.to(device) for channel in self.temporal)
         last = None if self.last is None else self.last.to(device)
         return Plan(self.slots.to(device), self.spatial.to(device), temporal, last)
 
@@ -138,93 +151,195 @@ def plan_forward(
     slots: np.ndarray | None = None,
     *,
     temporal: bool = True,
-    given_windows: Literal["cut", "wrapped"] = "cut",
-    spatial_places: np.ndarray | None = None,
+    given_windows: GivenWindows = "cut",
+    spatial_positions: np.ndarray | None = None,
 ) -> Plan:
-    """The plan for feeding `slots`; default: the whole clip, as in training, without a cache.
+    """Plan a forward pass over `slots` that stores keys in a cache, or over the whole clip without one (None).
 
-    Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or be fed along. The
-    temporal channel's cache keeps every slot at its number, the spatial one's at `spatial_places` (num_slots,), or not
-    at all where that is -1 (default: at its number).
-    `temporal=False` leaves the trunk alone, which makes a text-to-image model of a frame.
-    `given_windows="wrapped"` repeats the published stage-2 prefill (see docs/differences.md).
+    Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or among `slots`.
+    The temporal channel's cache stores every slot at its own number, the spatial channel's at `spatial_positions`
+    (num_slots,), or not at all where that is -1 (default: at its own number). `temporal=False` turns the channel off,
+    which leaves a text-to-image model of one frame. For `given_windows` see docs/differences.md.
     """
     every_slot = np.arange(config.layout.num_slots)
-    cached, whole = slots is not None, slots is None and given_windows == "cut"
+    cached = slots is not None
     slots = every_slot if slots is None else np.asarray(slots)
-    spatial_places = every_slot if spatial_places is None else spatial_places
+    spatial_positions = every_slot if spatial_positions is None else spatial_positions
     spatial, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
     use_temporal = temporal and config.has_temporal_channel
 
-    def plan(mask: Mask, places: np.ndarray) -> ChannelPlan:
-        return plan_clip(mask) if whole else plan_channel(mask, slots, places=places if cached else None)
+    def plan(mask: Mask, positions: np.ndarray) -> BlockPlan:
+        return plan_blocks(mask, slots, positions=positions if cached else None)
 
     return Plan(
         torch.from_numpy(slots.astype(np.int64)),
-        plan(spatial, spatial_places),
+        plan(spatial, spatial_positions),
         tuple(plan(mask, every_slot) for mask in by_layer) if use_temporal else (),
     )
 
 
-def plan_training(config: ModelConfig) -> Plan:
-    """The plan for a whole clip of which only supervised frames are answered."""
-    plan, layout = plan_forward(config), config.layout
-    if not layout.given_frames:
-        return plan
-    spatial, by_layer = channel_masks(layout, config.window_size)
-    answered = layout.supervised_frames
-    temporal = plan_clip(by_layer[(config.num_layers - 1) % len(by_layer)], answered) if plan.temporal else None
-    rows = torch.from_numpy(layout.slots_of(*answered))
-    return replace(plan, last=LastLayer(rows, plan_clip(spatial, answered), temporal))
+def plan_clip(config: ModelConfig, *, supervised_only: bool = False, tiled: bool = False) -> Plan:
+    """Plan a forward pass over a whole clip without a cache, as in training and scoring.
 
-
-def plan_clip(mask: Mask, answered: tuple[int, ...] | None = None) -> ChannelPlan:
-    """A channel for a whole clip, asked for the frames `answered` (default: all)."""
-    layout = mask.layout
-    slots = np.arange(layout.num_slots)
-    by_blocks = plan_channel(mask, slots, None if answered is None else layout.slots_of(*answered))
-    largest = max(block.keys.index.shape[1] for block in by_blocks.blocks)
-    return replace(by_blocks, tiled=tile_channel(mask, answered)) if largest >= _KEYS_WORTH_TILING else by_blocks
-
-
-def plan_channel(
-    mask: Mask, slots: np.ndarray, answered: np.ndarray | None = None, places: np.ndarray | None = None
-) -> ChannelPlan:
-    """Group query rows by what they can share, find each group's keys, and batch equal groups.
-
-    Rows are those of `slots`, queries are the rows `answered` (ascending; default: all). `places` (num_slots,) is where
-    the cache keeps each slot; None, or -1 for all of `slots`: nowhere.
+    `supervised_only`: the last layer computes rows of supervised frames only. `tiled`: plan large channels by tiles,
+    for an attention implementation that can use them.
     """
-    if places is None or (places[slots] < 0).all():
-        own_places, key_of = None, np.full(mask.layout.num_slots, -1)
-        key_of[slots] = np.arange(len(slots))
-    else:
-        own_places, key_of = torch.from_numpy(places[slots].astype(np.int64)), places
-    answered = np.arange(len(slots)) if answered is None else answered
-    at = mask.layout.locate(slots)
-    group_of = at.frame if mask.scope == "frame" else mask.cell(slots)
-    if mask.scope == "clip" and np.unique(group_of[answered], return_counts=True)[1].max() > _ROWS_WORTH_SPLITTING:
-        # frames of one rank see the same keys: they stay together
-        group_of = group_of * (mask.layout.num_frames + 1) + at.rank
-    every_slot = np.arange(mask.layout.num_slots)
+    layout = config.layout
+    spatial, by_layer = channel_masks(layout, config.window_size)
+    by_layer = by_layer if config.has_temporal_channel else ()
 
-    alike: dict[tuple[int, int, bytes], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = defaultdict(list)
-    for group in np.unique(group_of[answered]):
-        rows = answered[group_of[answered] == group]
+    def plan(mask: Mask, frames: tuple[int, ...] | None = None) -> ChannelPlan:
+        every_slot = np.arange(layout.num_slots)
+        blocks = plan_blocks(mask, every_slot, None if frames is None else layout.slots_of(*frames))
+        most_keys = max(block.keys.index.shape[1] for block in blocks.blocks)
+        tiles = plan_tiles(mask, frames) if tiled and most_keys >= _TILE_FROM_KEYS else None
+        return tiles or blocks
+
+    last = None
+    if supervised_only and layout.given_frames:
+        frames = layout.supervised_frames
+        of_last_layer = by_layer[(config.num_layers - 1) % len(by_layer)] if by_layer else None
+        last = LastLayer(
+            torch.from_numpy(layout.slots_of(*frames)),
+            plan(spatial, frames),
+            None if of_last_layer is None else plan(of_last_layer, frames),
+        )
+    return Plan(torch.arange(layout.num_slots), plan(spatial), tuple(map(plan, by_layer)), last)
+
+
+def plan_blocks(
+    mask: Mask, slots: np.ndarray, query_rows: np.ndarray | None = None, positions: np.ndarray | None = None
+) -> BlockPlan:
+    """Group query rows that can share keys, find each group's keys, and batch equal groups.
+
+    Row i is `slots[i]`; queries are the rows `query_rows` (ascending; default: all). `positions` (num_slots,) is where
+    the cache stores each slot; None, or -1 for all of `slots`: keys are rows of this forward pass.
+    """
+    # key_index maps a slot to where its key is found: a cache position, or a row of this pass (-1: nowhere)
+    if positions is None or (positions[slots] < 0).all():
+        cache_positions, key_index = None, np.full(mask.layout.num_slots, -1)
+        key_index[slots] = np.arange(len(slots))
+    else:
+        cache_positions, key_index = torch.from_numpy(positions[slots].astype(np.int64)), positions
+    query_rows = np.arange(len(slots)) if query_rows is None else query_rows
+
+    # queries share keys within a frame (spatial) or within a window (temporal)
+    at = mask.layout.locate(slots)
+    group_of = at.frame if mask.scope == "frame" else mask.window_index(slots)
+    if mask.scope == "clip" and np.unique(group_of[query_rows], return_counts=True)[1].max() > _SPLIT_ABOVE_ROWS:
+        # large windows are split by generation order: frames of equal order see the same keys and stay together
+        group_of = group_of * (mask.layout.num_frames + 1) + at.order
+
+    # groups with the same numbers of queries and keys and the same mask become one block
+    every_slot = np.arange(mask.layout.num_slots)
+    equal_groups: dict[tuple[int, int, bytes], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = defaultdict(list)
+    for group in np.unique(group_of[query_rows]):
+        rows = query_rows[group_of[query_rows] == group]
         allowed = mask.allowed(slots[rows, None], every_slot[None, :])
         keys = np.flatnonzero(allowed.any(0))
         allowed = allowed[:, keys]
-        alike[(len(rows), len(keys), allowed.tobytes())].append((rows, keys, allowed))
+        equal_groups[(len(rows), len(keys), allowed.tobytes())].append((rows, keys, allowed))
 
     blocks, order = [], []
-    for members in alike.values():
-        rows, keys = np.stack([m[0] for m in members]), key_of[np.stack([m[1] for m in members])]
-        assert (keys >= 0).all(), "what a row sees is neither fed along nor kept in the cache"
+    for members in equal_groups.values():
+        rows, keys = np.stack([m[0] for m in members]), key_index[np.stack([m[1] for m in members])]
+        assert (keys >= 0).all(), "a row sees a slot that is neither an input of this pass nor in the cache"
         allowed = members[0][2]
-        blocks.append(
-            AttentionBlock(Rows.of(rows), Rows.of(keys), None if allowed.all() else torch.from_numpy(allowed))
-        )
+        mask_or_none = None if allowed.all() else torch.from_numpy(allowed)
+        blocks.append(AttentionBlock(Rows.from_index(rows), Rows.from_index(keys), mask_or_none))
         order.append(rows.reshape(-1))
-    restore = np.argsort(np.concatenate(order), kind="stable")  # of answered rows, which ascend
+
+    # the inverse of the order in which blocks put out their query rows
+    restore = np.argsort(np.concatenate(order), kind="stable")
     in_order = bool((restore == np.arange(len(restore))).all())
-    return ChannelPlan(tuple(blocks), None if in_order else torch.from_numpy(restore), places=own_places)
+    return BlockPlan(tuple(blocks), None if in_order else torch.from_numpy(restore), cache_positions)
+
+
+class VisibleKeys:
+    """The frame keys that every slot of a clip sees in one channel, for a cache that stores slot s at positions[s].
+
+    Kernels follow the runs of keys; PyTorch takes rows of `visible` as a mask over the whole cache.
+    """
+
+    starts: Tensor
+    """(num_slots + 1,) int64: slot s sees runs[starts[s]:starts[s + 1]]."""
+    runs: Tensor
+    """(runs, 2) int64: first cache position, and number of keys."""
+    positions: Tensor
+    """(num_slots,) int64 cache positions; -1: not stored."""
+    max_keys: int
+    """Keys of the slot that sees most."""
+
+    def __init__(self, mask: Mask, positions: np.ndarray) -> None:
+        layout = mask.layout
+        every_slot, counts, runs = np.arange(layout.num_slots), [], []
+        for frame in range(layout.num_frames):
+            allowed = mask.allowed(layout.slots_of(frame)[:, None], every_slot)
+            # a run of visible slots begins where the mask's row goes up and ends where it goes down
+            edges = np.diff(allowed.astype(np.int8), axis=1, prepend=0, append=0)
+            (row, first), (_, end) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+            counts.append(np.bincount(row, minlength=layout.frame_len))
+            contiguous = positions[end - 1] - positions[first] == end - 1 - first
+            assert (contiguous | (positions[first] < 0)).all(), "a run of keys is not contiguous in the cache"
+            runs.append(np.stack([positions[first], end - first], axis=1))
+        starts = np.cumsum([0, *np.concatenate(counts)])
+        self.starts, self.runs = torch.from_numpy(starts), torch.from_numpy(np.concatenate(runs))
+        self.positions = torch.from_numpy(positions.astype(np.int64))
+        self.max_keys = int(np.add.reduceat(self.runs[:, 1].numpy(), starts[:-1]).max())
+
+    @cached_property
+    def visible(self) -> Tensor:
+        """(num_slots, positions) bool: the runs as a mask."""
+        slots = torch.arange(len(self.positions)).repeat_interleave(self.starts.diff())
+        stored = self.runs[:, 0] >= 0
+        slots, first, end = slots[stored], self.runs[stored, 0], self.runs[stored].sum(1)
+        # +1 where a run begins and -1 where it ends: the running sum is 1 inside
+        edges = torch.zeros(len(self.positions), int(self.positions.max()) + 2, dtype=torch.int8)
+        one = torch.ones((), dtype=torch.int8)
+        edges.index_put_((slots, first), one, accumulate=True)
+        edges.index_put_((slots, end), -one, accumulate=True)
+        return edges.cumsum(1, dtype=torch.int8)[:, :-1] > 0
+
+    def to(self, device: torch.device) -> "VisibleKeys":
+        """Move what PyTorch reads; the runs stay on the CPU."""
+        moved = copy(self)
+        moved.positions, moved.visible = self.positions.to(device), self.visible.to(device)
+        return moved
+
+    def plan(self, slots: Tensor) -> TablePlan:
+        return TablePlan(self.positions.index_select(0, slots), self.visible.index_select(0, slots))
+
+
+class DecodeMasks(NamedTuple):
+    """The visible keys of all channels and layers, for decoding any slots."""
+
+    spatial: VisibleKeys
+    temporal: tuple[VisibleKeys, ...]
+    """By layer, cyclically; empty: the channel is off."""
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ModelConfig,
+        *,
+        temporal: bool = True,
+        given_windows: GivenWindows = "cut",
+        spatial_positions: np.ndarray | None = None,
+    ) -> "DecodeMasks":
+        """Arguments as in `plan_forward`."""
+        spatial, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
+        every_slot = np.arange(config.layout.num_slots)
+        by_layer = by_layer if temporal and config.has_temporal_channel else ()
+        positions = every_slot if spatial_positions is None else spatial_positions
+        return cls(VisibleKeys(spatial, positions), tuple(VisibleKeys(mask, every_slot) for mask in by_layer))
+
+    def to(self, device: torch.device) -> "DecodeMasks":
+        return DecodeMasks(self.spatial.to(device), tuple(keys.to(device) for keys in self.temporal))
+
+    def plan(self, slots: Tensor) -> Plan:
+        """Plan a forward pass over these slots (rows,) with a cache: the same tensor operations for any slots."""
+        return Plan(slots, self.spatial.plan(slots), tuple(keys.plan(slots) for keys in self.temporal))
+
+
+def _to(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)

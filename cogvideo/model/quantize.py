@@ -1,65 +1,74 @@
 """Linear layers and embeddings whose weights may be stored in fewer bits than the activations have.
 
-    convert_weights(model, "int8")       # for sampling: weights int8, activations float32
-    stream_layers(model)                 # ... and matrices too large for a GPU stay where they are
-    linear.narrow()                      # for training beside it: frozen, int8, activations as they come
+    convert_weights(model, "int8")      # for sampling: int8 weights, float32 activations
+    offload_layers(model)               # ... and matrices too large for a GPU stay where they are
+    linear.quantize()                   # for training beside it: frozen int8 weight, activations as they come
 
-Decoding reads all weights for every step, so its speed is that of their bytes. Matrices are stored as asked for;
-vectors, position tables and all that flows through the model are float32, or what an accelerator computes in. In
-training int8 saves memory alone: a matrix is widened where it is used, and anew in the backward pass.
+Decoding reads all weights in every step, so its speed is that of their bytes. Matrices are stored as asked for;
+vectors, position tables and activations are float32, or the dtype that an accelerator computes in. In training int8
+saves memory only: a matrix is dequantized where it is used, and again in the backward pass.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cogvideo.kernels import cpu as few_rows
-
 WeightDtype = Literal["fp32", "bf16", "fp16", "int8", "int4"]
-_ROWS_AT_ONCE = 4096
-"""Narrowed and widened, so that what is between the types is small beside the result."""
-_STORED = {
+_CHUNK_ROWS = 4096
+"""Rows quantized or dequantized at a time, so that intermediate types stay small beside the result."""
+_STORAGE_DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "int8": torch.int8,
-    "int4": torch.uint8,  # two numbers a byte
+    "int4": torch.uint8,  # two values per byte
 }
-_GROUP = 64
+_INT4_GROUP = 64
 """Columns that share a scale in int4."""
 
 
+class LinearKernel(Protocol):
+    """A product for a few rows that is faster than PyTorch's; used without gradients only."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor | None:
+        """Shapes: x (..., in_features), weight (out_features, in_features) -> (..., out_features) float32.
+
+        None if this product is not supported: the caller then uses PyTorch's.
+        """
+        ...
+
+
 class _Matrix(nn.Module):
-    """A layer whose weight may be int8, or two int4 a byte, to be multiplied by scales."""
+    """A layer whose weight may be int8, or int4 with two values per byte, to be multiplied by scales."""
 
     weight: Tensor
     weight_scale: Tensor | None
-    """float32, of int8 (rows,), of int4 (rows, groups of columns); None: the weight is what it says."""
+    """float32, (rows,) for int8, (rows, groups of columns) for int4; None: the weight is not quantized."""
+    kernel: LinearKernel | None = None
+    offloaded = False
+    """Whether the weight stays where it is when the module moves, and is copied to the input's device for each use."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
         self.register_buffer("weight_scale", None, persistent=False)
 
-    stays = False
-    """Whether the weight stays where it is, when the rest moves, and is copied to where it is used, each time."""
-
-    def narrow(self, bits: Literal[8, 4] = 8) -> None:
-        """Hold the weight in int8 or int4; it learns no more."""
-        scale, narrow = (quantised if bits == 8 else _quantised_to_4)(self.weight.detach())
+    def quantize(self, bits: Literal[8, 4] = 8) -> None:
+        """Store the weight in int8 or int4; it can no longer be trained."""
+        scale, quantized = (quantize_int8 if bits == 8 else _quantize_int4)(self.weight.detach())
         self.weight_scale = scale
-        self.weight = nn.Parameter(narrow, requires_grad=False)
+        self.weight = nn.Parameter(quantized, requires_grad=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Matrix":
-        """Scales move with the weights, but stay float32 where `fn` makes all floats bf16, as some DeepSpeeds do."""
+        """Move scales with the weights, but keep them float32 if `fn` casts floats to bf16, as some DeepSpeeds do."""
         scale, weight = self.weight_scale, self.weight
-        if self.stays:
+        if self.offloaded:
             del self.weight
         super()._apply(fn, recurse)
-        if self.stays:
+        if self.offloaded:
             self.weight = weight
         if scale is not None:
             self.weight_scale = scale.to(self.weight.device)
@@ -67,145 +76,157 @@ class _Matrix(nn.Module):
 
 
 class Linear(_Matrix, nn.Linear):
-    """`nn.Linear`, quick for a few rows; after `convert_weights` its weight may be narrower than input and output."""
+    """`nn.Linear` whose weight may have fewer bits than its input and output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and few_rows.serves(x, self.weight.dtype):
-            return few_rows.linear(x, self.weight, self.bias, self.weight_scale)
+        if self.kernel is not None and not torch.is_grad_enabled():
+            y = self.kernel(x, self.weight, self.bias, self.weight_scale)
+            if y is not None:
+                return y
         weight = self.weight.to(x.device)
         if self.weight_scale is not None:
             scale = self.weight_scale.to(x.device)
-            return _NarrowLinear.apply(x.to(_product_dtype(x)), weight, scale, self.bias)
+            return _QuantizedLinear.apply(x.to(_product_dtype(x)), weight, scale, self.bias)
         return F.linear(x, weight.to(x.dtype), self.bias)
 
 
 class Embedding(_Matrix, nn.Embedding):
-    """`nn.Embedding` whose table also scores: the tied output layer."""
+    """`nn.Embedding` whose table is also the output layer (tied weights)."""
 
-    activations: torch.dtype | None = None
-    """What rows come out in, whatever they are stored in; None: as stored, and float32 for what has scales."""
+    activation_dtype: torch.dtype | None = None
+    """The dtype of looked-up rows; None: as stored, float32 for quantized tables."""
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.weight_scale is None:
             rows = super().forward(ids)
         else:
             flat = ids.flatten()
-            rows = _widened(self.weight[flat], self.weight_scale[flat], torch.float32).view(*ids.shape, -1)
-        return rows if self.activations is None else rows.to(self.activations)
+            rows = _dequantize(self.weight[flat], self.weight_scale[flat], torch.float32).view(*ids.shape, -1)
+        return rows if self.activation_dtype is None else rows.to(self.activation_dtype)
 
     def output_weight(self, hidden: Tensor, count: int) -> Tensor:
-        """The first `count` rows, to multiply with `hidden`, widened if they have scales: (count, embedding_dim)."""
+        """The first `count` rows, dequantized for a product with `hidden`: (count, embedding_dim)."""
         weight = self.weight[:count]
         if self.weight_scale is None:
             return weight
-        return _widened(weight, self.weight_scale[:count], _product_dtype(hidden))
+        return _dequantize(weight, self.weight_scale[:count], _product_dtype(hidden))
 
-    def scores(self, hidden: Tensor, count: int) -> Tensor:
+    def logits(self, hidden: Tensor, count: int) -> Tensor:
         """Products with the first `count` rows, float32: (..., embedding_dim) -> (..., count)."""
         weight, scale = self.weight[:count], None if self.weight_scale is None else self.weight_scale[:count]
-        if not torch.is_grad_enabled() and few_rows.serves(hidden, weight.dtype):
-            return few_rows.linear(hidden, weight, None, scale)
-        return F.linear(hidden, _widened(weight, scale, hidden.dtype)).float()
+        if self.kernel is not None and not torch.is_grad_enabled():
+            y = self.kernel(hidden, weight, None, scale)
+            if y is not None:
+                return y
+        return F.linear(hidden, _dequantize(weight, scale, hidden.dtype)).float()
 
 
-class _NarrowLinear(torch.autograd.Function):
-    """`F.linear` of a frozen narrow weight: what autograd would keep of it, the wide copy, is made twice instead."""
+class _QuantizedLinear(torch.autograd.Function):
+    """`F.linear` with a frozen quantized weight, dequantized again in the backward pass instead of kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, _widened(weight, scale, x.dtype), bias)
+        return F.linear(x, _dequantize(weight, scale, x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale = ctx.saved_tensors
-        return grad @ _widened(weight, scale, grad.dtype), None, None, None
+        return grad @ _dequantize(weight, scale, grad.dtype), None, None, None
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """The type of a matrix product with x: autocast's, where it is on."""
+    """The dtype of a matrix product with x: autocast's where it is on."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
-def _widened(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Multiplied by the scales in float32, then rounded to `dtype`: as weights that were stored so."""
+def _dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Multiply by the scales in float32, then round to `dtype`."""
     if scale is None:
         return weight.to(dtype)
-    packed, rows = weight.dtype == torch.uint8, _ROWS_AT_ONCE
-    wide = weight.new_empty(len(weight), weight.shape[1] * (2 if packed else 1), dtype=dtype)
-    for out, some, its_scale in zip(wide.split(rows), weight.split(rows), scale.split(rows), strict=True):
+    packed, rows = weight.dtype == torch.uint8, _CHUNK_ROWS
+    result = weight.new_empty(len(weight), weight.shape[1] * (2 if packed else 1), dtype=dtype)
+    for out, part, part_scale in zip(result.split(rows), weight.split(rows), scale.split(rows), strict=True):
         if packed:
-            numbers = torch.stack([some & 15, some >> 4], dim=-1).view(*its_scale.shape, -1).to(torch.int8) - 8
-            out.copy_((numbers * its_scale.unsqueeze(-1)).flatten(1))
+            # the low half of a byte is the even column, the high half the odd one; both are offset by 8
+            values = torch.stack([part & 15, part >> 4], dim=-1).view(*part_scale.shape, -1).to(torch.int8) - 8
+            out.copy_((values * part_scale.unsqueeze(-1)).flatten(1))
         else:
-            torch.mul(some, its_scale[:, None], out=out)
-    return wide
+            torch.mul(part, part_scale[:, None], out=out)
+    return result
 
 
 @torch.no_grad()
 def convert_weights(model: nn.Module, dtype: WeightDtype, activations: torch.dtype = torch.float32) -> None:
-    """Store the matrices of `model` in `dtype`, in place, for inference; all else in `activations`, as it computes.
+    """Store the matrices of `model` in `dtype`, in place, for inference, and everything else in `activations`.
 
-    int8 and int4 are weight-only and symmetric, with a scale for each output row, and in int4 for every 64 columns of
-    it. Matrices that are stored so already stay where they are, mapped files included. Raises: ValueError for weights
-    that are int8 or int4 and are to be something else.
+    int8 and int4 are weight-only and symmetric, with a scale per output row, in int4 per 64 columns of a row. Matrices
+    that already have the dtype are left untouched, memory-mapped ones included. Raises: ValueError for weights that are
+    int8 or int4 and are to become something else.
     """
-    stored = _STORED[dtype]
+    storage_dtype = _STORAGE_DTYPES[dtype]
     matrices = [module for module in model.modules() if isinstance(module, Linear | Embedding)]
     owned = {id(module.weight) for module in matrices}
     for module in matrices:
         if isinstance(module, Embedding):
-            module.activations = activations
-        if module.weight.dtype == stored:
+            module.activation_dtype = activations
+        if module.weight.dtype == storage_dtype:
             continue
         if module.weight_scale is not None:
-            held = "int8" if module.weight.dtype == torch.int8 else "int4"
-            raise ValueError(f"the weights are {held} already; load the model again for {dtype}")
+            current = "int8" if module.weight.dtype == torch.int8 else "int4"
+            raise ValueError(f"the weights are {current} already; load the model again for {dtype}")
         if dtype in ("int8", "int4"):
-            module.narrow(8 if dtype == "int8" else 4)
+            module.quantize(8 if dtype == "int8" else 4)
         else:
-            module.weight = nn.Parameter(module.weight.detach().to(stored), requires_grad=False)
+            module.weight = nn.Parameter(module.weight.detach().to(storage_dtype), requires_grad=False)
         owned.add(id(module.weight))
     for parameter in model.parameters():
         if id(parameter) not in owned:
             parameter.data = parameter.data.to(activations)
 
 
-def stream_layers(model: nn.Module) -> None:
-    """Let the layers' matrices stay where they are, on disk if they are mapped: `model.to(gpu)` moves the rest.
+def offload_layers(model: nn.Module) -> None:
+    """Keep the layers' matrices where they are, on disk if memory-mapped, when `model.to(gpu)` moves the rest.
 
-    A GPU then holds one of them at a time, for as long as it is used, and a step takes as long as copying them all.
+    The GPU then holds one matrix at a time, while it is used, and a step takes as long as copying all of them.
     """
     for module in model.modules():
         if isinstance(module, Linear):
-            module.stays = True
+            module.offloaded = True
 
 
-def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales (rows,) float32 and the weights over them, int8."""
-    scales, narrow = weight.new_empty(len(weight), dtype=torch.float32), torch.empty_like(weight, dtype=torch.int8)
-    for start in range(0, len(weight), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        some = weight[part].float()
-        scale = some.abs().amax(dim=1).clamp(min=1e-30) / 127
+def set_linear_kernel(model: nn.Module, kernel: LinearKernel | None) -> None:
+    """Let all matrices of `model` use a kernel where it supports their inputs; None: PyTorch only."""
+    for module in model.modules():
+        if isinstance(module, _Matrix):
+            module.kernel = kernel
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales (rows,) float32, and the weight divided by them, int8."""
+    scales, quantized = weight.new_empty(len(weight), dtype=torch.float32), torch.empty_like(weight, dtype=torch.int8)
+    for start in range(0, len(weight), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        values = weight[part].float()
+        scale = values.abs().amax(dim=1).clamp(min=1e-30) / 127
         scales[part] = scale
-        narrow[part] = (some / scale[:, None]).round().to(torch.int8)
-    return scales, narrow
+        quantized[part] = (values / scale[:, None]).round().to(torch.int8)
+    return scales, quantized
 
 
-def _quantised_to_4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales (rows, groups) float32 and the weights over them, -7 to 7, two a byte: (rows, columns / 2) uint8."""
+def _quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales (rows, groups) float32, and the weight divided by them, -7 to 7, packed: (rows, columns / 2) uint8."""
     rows, columns = weight.shape
-    group = _GROUP if columns % _GROUP == 0 else columns
+    group = _INT4_GROUP if columns % _INT4_GROUP == 0 else columns
     scales = weight.new_empty(rows, columns // group, dtype=torch.float32)
     packed = weight.new_empty(rows, columns // 2, dtype=torch.uint8)
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        some = weight[part].float().unflatten(1, (-1, group))
-        scale = some.abs().amax(dim=-1).clamp(min=1e-30) / 7
-        numbers = ((some / scale[..., None]).round() + 8).to(torch.uint8).flatten(1)
-        scales[part], packed[part] = scale, numbers[:, 0::2] | numbers[:, 1::2] << 4
+    for start in range(0, rows, _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        values = weight[part].float().unflatten(1, (-1, group))
+        scale = values.abs().amax(dim=-1).clamp(min=1e-30) / 7
+        shifted = ((values / scale[..., None]).round() + 8).to(torch.uint8).flatten(1)
+        scales[part], packed[part] = scale, shifted[:, 0::2] | shifted[:, 1::2] << 4
     return scales, packed

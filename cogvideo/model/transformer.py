@@ -1,69 +1,151 @@
-"""The dual-channel text-to-video transformer: embeddings, layers, logits and loss, for training and decoding alike.
+"""The dual-channel text-to-video transformer: MLP, layer, trunk split, embeddings, logits and losses.
 
-What makes it a text-to-image trunk, stage 1 or stage 2 is its config's layout; nothing below asks. Decoding loops,
-guidance and samplers live in `cogvideo.sampling`; optimisation in `cogvideo.training`.
+Whether a model is a text-to-image trunk, stage 1 or stage 2 is decided by its config's layout; nothing below asks.
+Decoding loops, caches and samplers are in `cogvideo.inference`, optimisation in `cogvideo.training`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cogvideo.inference.cache import KVCache
-from cogvideo.kernels.decode_cpu import decode_step, serves
-from cogvideo.kernels.graphs import DecodeOne, replayed
-from cogvideo.model.block import TransformerLayer
+from cogvideo.model.attention import ATTENTION, Attention, ChannelContext
 from cogvideo.model.config import ModelConfig, Recompute
+from cogvideo.model.inputs import Cache, DecodeInputs, TextBias
 from cogvideo.model.loss import token_nll
-from cogvideo.model.plan import Plan, plan_training
-from cogvideo.model.quantize import Embedding
-from cogvideo.model.sight import Sights
-from cogvideo.model.trunk import OnTrunk
+from cogvideo.model.plan import Plan, plan_clip
+from cogvideo.model.quantize import Embedding, Linear
 from cogvideo.sequence.batch import Batch, frame_inputs
 
 
-class TextBias(NamedTuple):
-    """Added to the scores of text keys, -inf on padding; (batch, text_len) a channel."""
+class MLP(nn.Module):
+    def __init__(self, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.dense_h_to_4h = Linear(hidden_size, 4 * hidden_size)
+        self.dense_4h_to_h = Linear(4 * hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
 
-    spatial: Tensor
-    temporal: Tensor
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh")))
+
+
+class TransformerLayer(nn.Module):
+    """Sandwich LayerNorm around dual-channel attention and an MLP.
+
+        x <- x + LN3(Attention(LN1(x)))        x <- x + LN4(MLP(LN2(x)))
+
+    Text and frame rows are two tensors: text attends to text alone, so it never depends on frames, and with a frozen
+    trunk it needs no gradient at all.
+    Source: CogVideo (2205.15868) section 3.2; sandwich LayerNorm from CogView (2105.13290).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        h = config.hidden_size
+        self.input_layernorm = nn.LayerNorm(h, eps=1e-5)
+        self.attention = Attention(h, config.num_heads, config.attention_dropout)
+        self.third_layernorm = nn.LayerNorm(h, eps=1e-5)
+        self.post_attention_layernorm = nn.LayerNorm(h, eps=1e-5)
+        self.mlp = MLP(h, config.dropout)
+        self.fourth_layernorm = nn.LayerNorm(h, eps=1e-5)
+        if config.has_temporal_channel:
+            self.temporal_attention = Attention(h, config.num_heads, config.attention_dropout)
+            self.mix_logit = nn.Parameter(torch.zeros(h))
+
+    def forward(
+        self,
+        text: Tensor | None,
+        frames: Tensor,
+        spatial: ChannelContext,
+        temporal: ChannelContext | None,
+        *,
+        query_rows: Tensor | None = None,
+        update_text: bool = True,
+        recompute: bool = False,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Shapes: text (batch, text_len, hidden) or None; frames (batch, rows, hidden); outputs are alike.
+
+        The last layer skips what is not needed: `query_rows` (query rows,) are the frame rows that have an output
+        (None: all), and without `update_text` text is returned as it is. With `recompute` everything between attention
+        and the MLP's output is computed again in the backward pass instead of being kept.
+        """
+        text_normed = None if text is None else self.input_layernorm(text)
+        frames_normed = self.input_layernorm(frames)
+        text_out, frames_out = self.attention(text_normed, frames_normed, spatial, update_text=update_text)
+        temporal_out = None
+        if temporal is not None:
+            _, temporal_out = self.temporal_attention(text_normed, frames_normed, temporal, update_text=False)
+        if query_rows is not None:
+            frames = frames.index_select(1, query_rows)
+        frames = self._finish(frames, frames_out, temporal_out, recompute)
+        if text is not None and text_out is not None:
+            text = self._finish(text, text_out, None, recompute)
+        return text, frames
+
+    def _finish(self, x: Tensor, spatial: Tensor, temporal: Tensor | None, recompute: bool) -> Tensor:
+        """Add attention's output and the MLP's to the residual stream."""
+        through_mlp = partial(checkpoint, self._through_mlp, use_reentrant=False) if recompute else self._through_mlp
+        x, mlp_out = through_mlp(x, spatial, temporal)
+        return x + self.fourth_layernorm(mlp_out)
+
+    def _through_mlp(self, x: Tensor, spatial: Tensor, temporal: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual stream after attention, and the MLP's output for it."""
+        attended = spatial if temporal is None else mix_channels(spatial, temporal, self.mix_logit)
+        x = x + self.third_layernorm(attended)
+        return x, self.mlp(self.post_attention_layernorm(x))
+
+
+def mix_channels(spatial: Tensor, temporal: Tensor, mix_logit: Tensor) -> Tensor:
+    """Blend the two attention channels on frame rows.
+
+    Shapes: spatial, temporal (batch, rows, hidden); mix_logit (hidden,).
+    Source: CogVideo (2205.15868) section 3.2, alpha = sigmoid(mix_logit); text rows never pass here.
+    """
+    assert spatial.shape == temporal.shape
+    return torch.lerp(temporal, spatial, mix_logit.sigmoid().to(spatial.dtype))
+
+
+class TrunkModel(nn.Module):
+    """A model built on a text-to-image trunk: the trunk's parameters under the trunk's names, and extra ones."""
+
+    extra_names: ClassVar[tuple[str, ...]]
+    """Parts of parameter names that only extra parameters have."""
+    layers: nn.ModuleList
 
     @classmethod
-    def of(
-        cls, text_mask: Tensor, spatial_bonus: float | Tensor = 0.0, temporal_bonus: float | Tensor = 0.0
-    ) -> "TextBias":
-        """From a mask (batch, text_len), False on padding.
+    def is_extra(cls, parameter_name: str) -> bool:
+        """Whether a parameter is not part of the trunk."""
+        return any(part in parameter_name for part in cls.extra_names)
 
-        The bonuses are sampling's "attention upweighting", one for all or (batch, 1); training has none.
-        """
-        padding = ~text_mask
+    def extra_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters that the model adds to the trunk."""
+        return ((name, p) for name, p in self.named_parameters() if self.is_extra(name))
 
-        def biased(bonus: float | Tensor) -> Tensor:
-            return (torch.zeros(text_mask.shape, device=text_mask.device) + bonus).masked_fill_(padding, float("-inf"))
+    def trunk_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters that a text-to-image trunk has under the same names."""
+        return ((name, p) for name, p in self.named_parameters() if not self.is_extra(name))
 
-        return cls(biased(spatial_bonus), biased(temporal_bonus))
+    def freeze_trunk(self, frozen: bool = True) -> None:
+        """Freeze the trunk or make it trainable. Text rows need no gradient while it is frozen, as published."""
+        for _, parameter in self.trunk_parameters():
+            parameter.requires_grad_(not frozen)
 
-
-class Step(NamedTuple):
-    """A forward of a few slots of a batch of clips whose text is in the cache."""
-
-    inputs: Tensor
-    """(batch, rows) token ids."""
-    slots: Tensor
-    """(rows,)."""
-    sights: Sights
-    text_bias: TextBias
-    cache: KVCache
+    def quantize_trunk(self) -> None:
+        """Store the trunk's matrices in int8 with a float32 scale per output row; they can no longer be trained."""
+        for name, module in self.named_modules():
+            if isinstance(module, Linear | Embedding) and not self.is_extra(f"{name}.weight"):
+                module.quantize()
 
 
-class CogVideoTransformer(OnTrunk):
-    """Source: CogVideo (2205.15868). docs/architecture.md lists the parameters; the trunk is all but the temporal."""
+class CogVideoTransformer(TrunkModel):
+    """Source: CogVideo (2205.15868). docs/architecture.md lists the parameters."""
 
-    added = ("extra_position_embeddings.", ".temporal_attention.", ".mix_logit")
+    extra_names = ("extra_position_embeddings.", ".temporal_attention.", ".mix_logit")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -76,9 +158,16 @@ class CogVideoTransformer(OnTrunk):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.recompute: Recompute = "nothing"
-        """What the backward pass computes anew instead of keeping it."""
-        self._compiled: DecodeOne | None = None
-        self._training_plan = plan_training(config)
+        """Which activations the backward pass computes again instead of keeping."""
+        self.use_attention("sdpa")
+        self._clip_plans: dict[tuple[bool, bool], Plan] = {}
+
+    def use_attention(self, name: str) -> None:
+        """Compute attention by an implementation of `attention.ATTENTION`."""
+        self._attention = ATTENTION[name]
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.implementation = self._attention
 
     def forward(
         self,
@@ -87,35 +176,34 @@ class CogVideoTransformer(OnTrunk):
         text_bias: TextBias,
         *,
         text: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states of frame rows after the final LayerNorm.
 
-        Shapes: frame_tokens (batch, rows), the inputs of plan.slots; text (batch, text_len) ids, given once: in
-        training, or in the first forward on a cache; -> (batch, rows that the plan answers, hidden). `logits` turns
-        them into scores.
-        With a cache, keys and values of these rows are added to it, and those of earlier forwards are seen.
+        Shapes: frame_tokens (batch, rows), the input tokens of `plan.slots`; text (batch, text_len) ids, given without
+        a cache and in the first forward pass with one; -> (batch, query rows of the plan, hidden). `logits` maps them
+        to scores. With a cache, keys and values of these rows are added to it, and those of earlier passes are visible.
         """
-        assert cache is not None or not plan.needs_cache, "this plan's rows find their keys in a cache only"
-        frames = self._embedded(frame_tokens, self._frame_positions(plan.slots))
+        assert cache is not None or not plan.needs_cache, "this plan needs a cache: its keys are cache positions"
+        frames = self._embed(frame_tokens, self._frame_positions(plan.slots))
         words = None
         if text is not None:
             # counted from the first real token; padding takes position 0 and is masked
             positions = (text_bias.spatial > float("-inf")).cumsum(1).sub(1).clamp(min=0)
-            words = self._embedded(text, self.position_embeddings(positions))
+            words = self._embed(text, self.position_embeddings(positions))
         final = len(self.layers) - 1
         recompute = self.recompute if self.training and torch.is_grad_enabled() else "nothing"
         for i, layer in enumerate(self.layers):
             last = plan.last if i == final else None
+            spatial, temporal = (last.spatial, last.temporal) if last else (plan.spatial, plan.temporal_at(i))
+            spatial_cache = cache.channel(i, "spatial") if cache else None
+            temporal_cache = cache.channel(i, "temporal") if cache else None
             run = partial(
                 layer,
-                spatial=last.spatial if last else plan.spatial,
-                temporal=last.temporal if last else plan.temporal_of(i),
-                spatial_text_bias=text_bias.spatial,
-                temporal_text_bias=text_bias.temporal,
-                cache=cache.layers[i] if cache else None,
-                answered=last.answered if last else None,
-                answer_text=i < final,
+                spatial=ChannelContext(spatial, text_bias.spatial, spatial_cache),
+                temporal=ChannelContext(temporal, text_bias.temporal, temporal_cache) if temporal else None,
+                query_rows=last.query_rows if last else None,
+                update_text=i < final,
                 recompute=recompute == "mlp",
             )
             if recompute == "layer":
@@ -124,49 +212,46 @@ class CogVideoTransformer(OnTrunk):
                 words, frames = run(words, frames)
         return self.final_layernorm(frames)
 
-    def decode(self, steps: Sequence[Step]) -> list[Tensor]:
-        """Scores of image tokens after steps of several batches: (batch, rows, num_image_tokens) float32 of each.
-
-        A CPU reads the weights once for all. In what is drawn they do not matter to each other.
-        """
-        if serves(self, steps):
-            return decode_step(self, steps)
-        if self._compiled is None:
-            return [self.decode_by_modules(*step) for step in steps]
-        return [replayed(self._compiled, step) for step in steps]
-
-    def compile_decoding(self) -> None:
-        """On a GPU: steps are compiled when they first come, and replayed as CUDA graphs."""
-        self._compiled = torch.compile(self.decode_by_modules)
-
-    def decode_by_modules(
-        self, inputs: Tensor, slots: Tensor, sights: Sights, text_bias: TextBias, cache: KVCache
-    ) -> Tensor:
-        """`decode` of one `Step`, by `forward`: the reference, and what a GPU runs."""
-        return self.logits(self(inputs, sights.plan(slots), text_bias, cache=cache))
+    def decode(self, step: DecodeInputs) -> Tensor:
+        """Logits of image tokens after one decoding step: (batch, rows, num_image_tokens) float32."""
+        hidden = self(step.tokens, step.masks.plan(step.slots), step.text_bias, cache=step.cache)
+        return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of image tokens, float32: (..., hidden) -> (..., num_image_tokens). Text is never predicted."""
-        return self.word_embeddings.scores(hidden, self.config.vocabulary.num_image_tokens)
+        """Logits of image tokens, float32: (..., hidden) -> (..., num_image_tokens). Text is never predicted."""
+        return self.word_embeddings.logits(hidden, self.config.vocabulary.num_image_tokens)
 
     def token_losses(self, batch: Batch) -> Tensor:
         """Negative log-likelihood of every supervised token: (batch, supervised frames, frame_len), float32.
 
-        Logits exist for supervised rows only, a chunk of rows at a time.
+        Logits are computed for supervised rows only, a chunk of rows at a time.
         """
         inputs = frame_inputs(batch.frames, self.config.vocabulary.start_of_image)
-        hidden = self(inputs, self._plan_on(inputs.device), TextBias.of(batch.text_mask), text=batch.text)
+        plan = self.plan_clip(inputs.device, supervised_only=True)
+        hidden = self(inputs, plan, TextBias.from_mask(batch.text_mask), text=batch.text)
         hidden = rearrange(hidden, "b (f n) h -> b f n h", n=self.config.frame_len)
         labels = batch.frames[:, list(self.config.layout.supervised_frames)]
         weight = self.word_embeddings.output_weight(hidden, self.config.vocabulary.num_image_tokens)
         return token_nll(hidden.flatten(0, 2), weight, labels.flatten()).view(labels.shape)
 
-    def _embedded(self, ids: Tensor, positions: Tensor) -> Tensor:
-        words = self.word_embeddings(ids).to(positions.dtype)  # int8 rows come out in float32
+    def plan_clip(self, device: torch.device, *, supervised_only: bool = False) -> Plan:
+        """The plan of a forward pass over a whole clip, of the type that this model's attention runs fastest there."""
+        no_dropout = not self.training or self.config.attention_dropout == 0
+        tiled = self._attention.attend_tiles is not None and device.type != "cuda" and no_dropout
+        key = supervised_only, tiled
+        plan = self._clip_plans.get(key)
+        if plan is None or plan.slots.device != device:
+            with torch.inference_mode(False):  # also used in training, where indices are saved for backward
+                plan = plan_clip(self.config, supervised_only=supervised_only, tiled=tiled).to(device)
+            self._clip_plans[key] = plan
+        return plan
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        words = self.word_embeddings(ids).to(positions.dtype)  # rows of int8 tables are float32
         return self.embedding_dropout(words + positions)
 
     def _frame_positions(self, slots: Tensor) -> Tensor:
-        """Slots of frame 0 read the trunk's table, later ones the extra table: (rows,) -> (rows, hidden)."""
+        """Position embeddings (rows, hidden) of slots (rows,): the trunk's table for frame 0, then the extra table."""
         n = self.config.frame_len
         first = self.position_embeddings(slots.clamp(max=n - 1) + self.config.frame_position_start)
         if not self.config.has_temporal_channel:
@@ -174,13 +259,7 @@ class CogVideoTransformer(OnTrunk):
         later = self.extra_position_embeddings((slots - n).clamp(min=0))
         return torch.where((slots < n)[:, None], first, later)
 
-    def _plan_on(self, device: torch.device) -> Plan:
-        if self._training_plan.slots.device != device:
-            self._training_plan = self._training_plan.to(device)
-        return self._training_plan
-
 
 def is_temporal(parameter_name: str) -> bool:
-    """Whether a parameter belongs to what CogVideo adds to the trunk: the temporal channel, its mixing vectors and the
-    extra positions."""
-    return CogVideoTransformer.is_added(parameter_name)
+    """Whether a parameter is one that CogVideo adds to the trunk: temporal channel, mixing vectors, extra positions."""
+    return CogVideoTransformer.is_extra(parameter_name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
 from cogvideo.model.loss import FROZEN_PART, LOGITS_AT_ONCE
-from cogvideo.model.plan import plan_forward
+from cogvideo.model.plan import BlockPlan, plan_forward
 from cogvideo.planning.machines import Machine
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import QueryTiles, round_masks
@@ -122,7 +122,7 @@ def cache_bytes(config: ModelConfig, batch: int, bytes_per_value: int = 2) -> in
 def attention_pairs(config: ModelConfig) -> int:
     """(query, key) pairs that attention computes per layer and clip: both channels, text keys included."""
     plan = plan_forward(config)
-    channels = [plan.spatial, *plan.temporal]
+    channels = [channel for channel in (plan.spatial, *plan.temporal) if isinstance(channel, BlockPlan)]
     pairs = [
         sum(b.queries.index.numel() * (b.keys.index.shape[1] + config.text_len) for b in c.blocks) for c in channels
     ]

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.masks import Mask, channel_masks, picture, view_from
+from cogvideo.model.masks import Mask, channel_masks, render_mask, render_view
 from cogvideo.planning.budgets import USABLE_MEMORY, TrainingSettings, sampling_budget, training_budget
 from cogvideo.planning.machines import Machine
 
@@ -25,12 +25,12 @@ def describe_layout(config: ModelConfig) -> str:
         whole = [
             str(j)
             for j, other in enumerate(frames)
-            if other.rank < frame.rank or (other.rank == frame.rank and not frame.causal)
+            if other.order < frame.order or (other.order == frame.order and not frame.causal)
         ]
         visible = [f"all of frames {', '.join(whole)}"] if whole else []
         visible += ["its own slots up to the current one"] if frame.causal else []
         role = "generated" if frame.supervised else "given"
-        lines.append(f"  frame {i}: {role:<9}  order {frame.rank}  attends to {' and '.join(visible)}")
+        lines.append(f"  frame {i}: {role:<9}  order {frame.order}  attends to {' and '.join(visible)}")
     if config.has_temporal_channel:
         window = config.window_size
         windows = "in full"
@@ -51,7 +51,7 @@ def draw_masks(config: ModelConfig, side: int | None = None) -> str:
         slot = layout.generation_order[-1] * layout.frame_len + middle * (layout.frame_side + 1)
         numbers = " ".join(map(str, range(layout.num_frames)))
         return "\n\n".join(
-            f"{title}: keys of slot @ in frames {numbers}\n{view_from(mask, slot)}"
+            f"{title}: keys of slot @ in frames {numbers}\n{render_view(mask, slot)}"
             for title, mask in _named_masks(config, config.window_size)
         )
     columns = layout.num_frames * side * side
@@ -65,7 +65,7 @@ def draw_masks(config: ModelConfig, side: int | None = None) -> str:
     small = replace(config, frame_side=side, window_size=window, num_positions=positions)
     windows = f", windows of {window}x{window}" if window else ""
     return "\n\n".join(
-        f"{title}: queries down, keys across, frames of {side}x{side}{windows}\n{picture(mask)}"
+        f"{title}: queries down, keys across, frames of {side}x{side}{windows}\n{render_mask(mask)}"
         for title, mask in _named_masks(small, window)
     )
 

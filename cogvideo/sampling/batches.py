@@ -10,9 +10,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cogvideo.inference.batching import Together
-from cogvideo.inference.engine import Conditioning, Program, Progress, generate
-from cogvideo.inference.sampler import Draw
+from cogvideo.inference.engine import Conditioning, Engine, Program, Progress
+from cogvideo.inference.sampler import TokenSampler
 from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.prompts import EncodedPrompt
 
@@ -39,10 +38,10 @@ class BatchCache(Protocol):
 class FrameSampler:
     """A model set up to draw certain frames of its clips; every stage of generation is one."""
 
-    scheduler: Together
+    engine: Engine
     program: Program
-    token_sampler: Draw
-    """On the model's device, like the program."""
+    token_sampler: TokenSampler
+    """On the engine's device, like the program."""
     config: DrawConfig
 
     def sample(
@@ -64,8 +63,7 @@ class FrameSampler:
         just drawn, or loaded from the cache.
         Raises: ValueError for a cached batch of another shape.
         """
-        model, scale = self.scheduler.model, self.config.guidance_scale
-        device = model.final_layernorm.weight.device
+        scale = self.config.guidance_scale
         batches = []
         for first in range(0, len(known), clips_at_once):
             part = slice(first, first + clips_at_once)
@@ -78,26 +76,24 @@ class FrameSampler:
                         f"{tuple(known[part].shape)}; remove it"
                     )
                 if progress is not None:
-                    progress(len(batch) * self.program.tokens_drawn)
+                    progress(len(batch) * self.program.tokens_per_clip)
             else:
-                conditioning = Conditioning.of(
+                conditioning = Conditioning.from_tokens(
                     [prompt.text for prompt in prompts[part]],
                     [] if scale is None else [prompt.guide or [] for prompt in prompts[part]],
-                    model.config.vocabulary.pad,
+                    self.engine.model.config.vocabulary.pad,
                     guidance_scale=scale,
                     text_bonus=self.config.effective_text_bonus,
                 )
-                tokens = generate(
-                    model,
+                tokens = self.engine.generate(
                     self.program,
-                    known[part].flatten(1).to(device),
-                    conditioning.to(device),
+                    known[part].flatten(1),
+                    conditioning,
                     self.token_sampler,
-                    uniforms[part].flatten(1, 2).to(device),
+                    uniforms[part].flatten(1, 2),
                     progress,
-                    self.scheduler,
                 )
-                batch = tokens.cpu().view_as(known[part])
+                batch = tokens.view_as(known[part])
                 if cache is not None:
                     cache.store(batch_name, batch)
             batches.append(batch)

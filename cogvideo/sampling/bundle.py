@@ -23,9 +23,9 @@ from cogvideo.checkpoint.load import build_model, build_superres, load_model, sa
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
 from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json
-from cogvideo.inference.clusters import kmeans_labels, load_labels
+from cogvideo.inference.sampler import kmeans_labels, load_labels
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.quantize import convert_weights, stream_layers
+from cogvideo.model.quantize import convert_weights, offload_layers
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sequence.prompt import PromptFormat
@@ -134,7 +134,7 @@ def place_model(
     """Convert a model's matrices to `weights` and move it to `device`, with or without its layers' matrices."""
     convert_weights(model, weights, ACTIVATION_DTYPES[weights] if device.type != "cpu" else torch.float32)
     if offload:
-        stream_layers(model)
+        offload_layers(model)
     model.to(device)
 
 

@@ -25,13 +25,9 @@ from torch import Tensor
 
 from cogvideo.distributed import open_device
 from cogvideo.files import BUNDLED_WEIGHTS
-from cogvideo.inference import schedules
-from cogvideo.inference.batching import Together
-from cogvideo.inference.clusters import PUBLISHED_CLUSTERS, kmeans_labels
-from cogvideo.inference.engine import Program, Progress, compile_program
-from cogvideo.inference.sampler import ClusterDraw
-from cogvideo.inference.speculative import speculative
-from cogvideo.inference.wavefront import wavefront
+from cogvideo.inference.engine import Engine, Program, Progress, build_program
+from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, kmeans_labels
+from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
 from cogvideo.sampling.batches import BatchCache, FrameSampler, StageOutput
@@ -60,15 +56,20 @@ class Pipeline:
         interpolation: CogVideoTransformer | None = None,
         labels: np.ndarray | None = None,
         config: SampleConfig | None = None,
+        backend: str = "auto",
     ) -> None:
-        """Assemble a pipeline from loaded parts; `load` opens a bundle. `trunk` defaults to stage 1's own."""
+        """Assemble a pipeline from loaded parts; `load` opens a bundle. `trunk` defaults to stage 1's own.
+
+        `backend`: how the models decode, see `inference.backends`.
+        """
         self.encode, self.prompt_format, self.image_tokenizer = encode, prompt_format, image_tokenizer
         self.trunk, self.sequential, self.interpolation = trunk or sequential, sequential, interpolation
         self.config = config or SampleConfig()
         """Settings that suit these weights; by default the published ones."""
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
         self._programs: dict[tuple[StageName, bool, str], Program] = {}
-        self.schedulers = {id(m): Together(m) for m in (self.trunk, sequential, interpolation) if m is not None}
+        models = {id(model): model for model in (self.trunk, sequential, interpolation) if model is not None}
+        self.engines = {key: Engine(model, backend) for key, model in models.items()}
 
     @classmethod
     def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
@@ -81,10 +82,6 @@ class Pipeline:
         if config.compile and device.type != "cuda":
             raise ValueError("compile=true needs a GPU; the CPU kernels need no compilation, so leave it out")
         bundle = open_bundle(directory, config.weights, device, offload=config.stream_layers)
-        if config.compile:
-            for model in (bundle.trunk, bundle.sequential, bundle.interpolation):
-                if model is not None:
-                    model.compile_decoding()
         return cls(
             encode=bundle.text_tokenizer.encode,
             prompt_format=bundle.config.prompt,
@@ -94,6 +91,7 @@ class Pipeline:
             interpolation=bundle.interpolation,
             labels=bundle.labels,
             config=load_sample_config(directory, [], []),
+            backend="compiled" if config.compile else "auto",
         )
 
     def num_frames(self, config: SampleConfig) -> int:
@@ -236,7 +234,7 @@ class Pipeline:
     def frame_sampler(self, stage: StageName, config: SampleConfig) -> FrameSampler:
         """The model, program and token sampler of a stage; programs are built once."""
         model, draw = self._model(stage), config.draw_config(stage)
-        device = model.final_layernorm.weight.device
+        engine = self.engines[id(model)]
         wrapped = config.published_prefill and stage == "interpolation"
         key = (stage, wrapped, config.schedule)
         if key not in self._programs:
@@ -246,21 +244,17 @@ class Pipeline:
                 given, drawn = (), (0,)
             elif stage == "key_frames":
                 given, drawn = (0,), tuple(frame for frame in layout.generation_order if frame != 0)
-            schedule = schedules.sequential(layout, given, drawn)
-            if config.schedule == "wavefront":
-                schedule = wavefront(schedule, layout, model.config.window_size)
-            elif config.schedule == "speculative":
-                schedule = speculative(schedule, layout)
-            program = compile_program(
+            schedule = SCHEDULES[config.schedule](layout, given, drawn, model.config.window_size)
+            program = build_program(
                 model.config,
                 schedule,
                 temporal=not (stage == "first_frame" and self._trunk_draws_first_frame),
                 given_windows="wrapped" if wrapped else "cut",
             )
-            self._programs[key] = program.to(device)
+            self._programs[key] = program.to(engine.device)
         labels = self.labels(config.num_clusters)
-        token_sampler = ClusterDraw(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
-        return FrameSampler(self.schedulers[id(model)], self._programs[key], token_sampler.to(device), draw)
+        token_sampler = ClusterSampler(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
+        return FrameSampler(engine, self._programs[key], token_sampler.to(engine.device), draw)
 
     def labels(self, num_clusters: int | None) -> np.ndarray:
         """The cluster of each image code: the bundle's own (None), or k-means of the codebook, computed once."""
@@ -314,7 +308,7 @@ def interpolate_once(
     key of the random numbers.
     Raises: ValueError for fewer than two frames.
     """
-    layout = sampler.scheduler.model.config.layout
+    layout = sampler.engine.model.config.layout
     given, new = list(layout.given_frames), list(layout.supervised_frames)
     samples, count, frame_len = frames.shape
     if count < 2:

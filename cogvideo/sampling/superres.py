@@ -20,9 +20,9 @@ from cogvideo.checkpoint.format import MANIFEST, load_checkpoint
 from cogvideo.checkpoint.load import build_superres
 from cogvideo.distributed import open_device
 from cogvideo.files import sha256_file
-from cogvideo.inference.clusters import PUBLISHED_CLUSTERS, kmeans_labels
+from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.engine import Progress
-from cogvideo.inference.sampler import ClusterDraw, Draw
+from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.batches import BatchCache
 from cogvideo.sampling.bundle import SUPERRES, open_tokenizers, place_model
@@ -41,7 +41,12 @@ ROWS_PER_CHUNK = 1024
 
 @torch.inference_mode()
 def draw_fine(
-    model: SuperresTransformer, text: Tensor, text_mask: Tensor, low_res: Tensor, token_sampler: Draw, uniforms: Tensor
+    model: SuperresTransformer,
+    text: Tensor,
+    text_mask: Tensor,
+    low_res: Tensor,
+    token_sampler: TokenSampler,
+    uniforms: Tensor,
 ) -> Tensor:
     """Draw all tokens of the fine grid at once with the direct model.
 
@@ -61,13 +66,13 @@ def redraw(
     text_mask: Tensor,
     tokens: Tensor,
     number: int,
-    token_sampler: Draw,
+    token_sampler: TokenSampler,
     uniforms: Tensor,
     only: Tensor | None = None,
 ) -> Tensor:
     """Redraw the tokens of one round with the iterative model; `number` counts from 1, see `superres.grid`.
 
-    Shapes: text, text_mask as returned by `pad_captions`, one row per frame; tokens (frames, high_res_len), which are not
+    Shapes: text, text_mask as returned by `pad_captions`, one row per frame; tokens (frames, high_res_len), not
     modified; uniforms (frames, high_res_len, 2); only (high_res_len,) bool, positions that may change (default: all);
     returns (frames, high_res_len).
     """
@@ -82,12 +87,12 @@ def redraw(
     return tokens.index_copy(1, positions, drawn)
 
 
-def top_k_samplers(num_tokens: int, device: torch.device) -> list[Draw]:
+def top_k_samplers(num_tokens: int, device: torch.device) -> list[TokenSampler]:
     """The token sampler of each round: plain top-k at temperature 1."""
-    return [ClusterDraw(np.arange(num_tokens), 1.0, top_k, 1.0).to(device) for top_k in ROUND_TOP_K]
+    return [ClusterSampler(np.arange(num_tokens), 1.0, top_k, 1.0).to(device) for top_k in ROUND_TOP_K]
 
 
-def _draw(model: SuperresTransformer, hidden: Tensor, token_sampler: Draw, uniforms: Tensor) -> Tensor:
+def _draw(model: SuperresTransformer, hidden: Tensor, token_sampler: TokenSampler, uniforms: Tensor) -> Tensor:
     chunks = zip(hidden.split(ROWS_PER_CHUNK, dim=1), uniforms.split(ROWS_PER_CHUNK, dim=1), strict=True)
     return torch.cat([token_sampler(model.logits(rows), numbers) for rows, numbers in chunks], dim=1)
 
@@ -111,10 +116,10 @@ class Upsampler:
         return self.direct.config.high_res_len
 
     @cached_property
-    def _token_samplers(self) -> list[Draw]:
+    def _token_samplers(self) -> list[TokenSampler]:
         """The direct model's, then one per round of the iterative model."""
         config, device = self.config, self.direct.final_layernorm.weight.device
-        clusters = ClusterDraw(self.labels, config.temperature, config.top_k_clusters, config.token_temperature)
+        clusters = ClusterSampler(self.labels, config.temperature, config.top_k_clusters, config.token_temperature)
         return [clusters.to(device), *top_k_samplers(len(self.labels), device)]
 
     def encode_caption(self, caption: str) -> list[int]:
@@ -204,6 +209,7 @@ def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: U
         if image_tokenizer.num_tokens != known.num_image_tokens or vocabulary != known:
             raise ValueError(f"{folder} and the tokenizers of {bundle} do not belong together; use one family")
         place_model(model, config.weights, device, offload=config.stream_layers)
+        install_kernels(model)
         models[method] = model
     if len({model.config.high_res_side for model in models.values()}) > 1:
         raise ValueError(f"{direct} and {iterative} make grids of different sizes; use one family")

@@ -1,4 +1,4 @@
-"""What a clip is, as data: vocabulary ids, the layout of frames, prompt text, training examples. No model, no files."""
+"""Clips as data: vocabulary ids, the layout of frames, prompt text, training batches. No model, no files."""
 
 from cogvideo.sequence.layout import ClipLayout, FrameSpec
 from cogvideo.sequence.vocabulary import Vocabulary

@@ -1,4 +1,4 @@
-"""A batch of training clips, and how frames become inputs. Not a loader."""
+"""A batch of training clips, and the model's inputs for frames. Not a loader."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips as the model learns them; labels are `frames` itself."""
+    """Training clips; the labels are `frames` itself."""
 
     text: Tensor
     """(batch, text_len) int64, padded on the left."""
@@ -18,19 +18,19 @@ class Batch:
     frames: Tensor
     """(batch, num_frames, frame_len) int64 image-token ids."""
     seconds: Tensor
-    """(batch,) float32: the span of each clip; for logging only, the model reads it as text."""
+    """(batch,) float32: the length of each clip; for logging only, the model reads it as text."""
 
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(x.to(device, non_blocking=True) for x in (self.text, self.text_mask, self.frames, self.seconds)))
 
     def trim_text(self) -> "Batch":
-        """Without text columns that are padding in every row: the same function, less work."""
+        """Drop text columns that are padding in every row: the same result with less work."""
         longest = int(self.text_mask.sum(1).max())
         return Batch(self.text[:, -longest:], self.text_mask[:, -longest:], self.frames, self.seconds)
 
 
 def frame_inputs(frames: Tensor, start_of_image: int) -> Tensor:
-    """Inputs of all slots: per frame BOI, then its tokens but the last, which is never an input.
+    """Inputs of all slots: for each frame BOI, then all of its tokens except the last, which is never an input.
 
     Shapes: frames (batch, num_frames, frame_len) -> (batch, num_frames * frame_len). Source: CogVideo's clip rows.
     """

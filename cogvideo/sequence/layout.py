@@ -1,11 +1,10 @@
-"""A clip's frames as data: which are seen by which, in which order they come to be, and which are learned.
+"""A clip's frames as data: which frames attend to which, in which order they are generated, and which are learned.
 
-`ClipLayout` is all that tells a text-to-image trunk, stage 1 and stage 2 apart. Every mask, decoding order and loss
-mask follows from it. It holds no tensors and knows no model.
+`ClipLayout` is the only difference between a text-to-image trunk, stage 1 and stage 2. All attention masks, decoding
+orders and loss masks follow from it. It has no tensors and does not depend on a model.
 
-Words used everywhere: a *frame* is a square grid of tokens; a *slot* is one place of the clip, numbered
-frame * frame_len + raster; slot j of a frame takes BOI (j = 0) or token j-1 of that frame as input and predicts
-token j.
+Terms used everywhere: a *frame* is a square grid of tokens; a *slot* is one place in the clip, with the number
+frame * frame_len + raster; slot j of a frame has BOI (j = 0) or token j-1 of that frame as input and predicts token j.
 """
 
 from dataclasses import dataclass
@@ -18,28 +17,28 @@ import numpy as np
 class FrameSpec:
     """One frame of a clip. Source: CogVideo (2205.15868) section 3, as one rule for both stages."""
 
-    rank: int
-    """Generation order: a frame sees every frame of lower rank whole."""
+    order: int
+    """Generation order: a frame sees every frame of lower order whole."""
     causal: bool
-    """Whether a slot sees only slots up to itself in raster order among frames of its own rank; else all of them."""
+    """Whether a slot sees only slots up to itself in raster order among frames of its own order; else all of them."""
     supervised: bool
     """Whether the frame's tokens are learned (and, in sampling, generated)."""
 
 
 class Coordinates(NamedTuple):
-    """Where slots lie, each field an integer (or bool) array of the shape asked for."""
+    """Coordinates of slots; each field is an integer (or bool) array of the same shape as the slots."""
 
     frame: np.ndarray
     raster: np.ndarray
     row: np.ndarray
     column: np.ndarray
-    rank: np.ndarray
+    order: np.ndarray
     causal: np.ndarray
 
 
 @dataclass(frozen=True)
 class ClipLayout:
-    """Text of `text_len` tokens, then `frames` of frame_side x frame_side tokens each, in order of time."""
+    """Text of `text_len` tokens, then `frames` of frame_side x frame_side tokens each, in temporal order."""
 
     text_len: int
     frame_side: int
@@ -48,22 +47,22 @@ class ClipLayout:
     @classmethod
     def image(cls, text_len: int, frame_side: int) -> "ClipLayout":
         """One causal frame: a text-to-image transformer (CogView2's role)."""
-        return cls(text_len, frame_side, (FrameSpec(rank=0, causal=True, supervised=True),))
+        return cls(text_len, frame_side, (FrameSpec(order=0, causal=True, supervised=True),))
 
     @classmethod
     def sequential(
         cls, text_len: int, frame_side: int, num_frames: int, *, learn_first_frame: bool = False
     ) -> "ClipLayout":
-        """Stage 1: frames one after the other. As published frame 0 comes from the trunk, so it is not learned."""
+        """Stage 1: frames in order. As published, the trunk generates frame 0, so it is not learned."""
         first = 0 if learn_first_frame else 1
         return cls(text_len, frame_side, tuple(FrameSpec(i, True, i >= first) for i in range(num_frames)))
 
     @classmethod
     def interpolation(cls, text_len: int, frame_side: int, num_frames: int) -> "ClipLayout":
-        """Stage 2: even frames are given and see each other; odd ones are generated between them, in order."""
+        """Stage 2: even frames are given and attend to each other; odd frames are generated between them, in order."""
         if num_frames < 3 or num_frames % 2 == 0:
             raise ValueError(f"num_frames={num_frames}: interpolation needs an odd number of at least 3 frames")
-        given = FrameSpec(rank=0, causal=False, supervised=False)
+        given = FrameSpec(order=0, causal=False, supervised=False)
         return cls(
             text_len,
             frame_side,
@@ -72,7 +71,7 @@ class ClipLayout:
 
     @property
     def frame_len(self) -> int:
-        """Slots a frame."""
+        """Slots per frame."""
         return self.frame_side**2
 
     @property
@@ -81,7 +80,7 @@ class ClipLayout:
 
     @property
     def num_slots(self) -> int:
-        """Slots of all frames; text is counted apart."""
+        """Slots of all frames, without text."""
         return self.num_frames * self.frame_len
 
     @property
@@ -94,8 +93,8 @@ class ClipLayout:
 
     @property
     def generation_order(self) -> tuple[int, ...]:
-        """Supervised frames by rank: the order in which sampling makes them."""
-        return tuple(sorted(self.supervised_frames, key=lambda i: self.frames[i].rank))
+        """Supervised frames in generation order."""
+        return tuple(sorted(self.supervised_frames, key=lambda i: self.frames[i].order))
 
     def slots_of(self, *frames: int) -> np.ndarray:
         """Slots of the given frames, in the order given. Shape (len(frames) * frame_len,)."""
@@ -104,6 +103,6 @@ class ClipLayout:
     def locate(self, slots: np.ndarray) -> Coordinates:
         """Coordinates of slots; every field has the shape of `slots`."""
         frame, raster = slots // self.frame_len, slots % self.frame_len
-        rank = np.array([f.rank for f in self.frames])[frame]
+        order = np.array([f.order for f in self.frames])[frame]
         causal = np.array([f.causal for f in self.frames])[frame]
-        return Coordinates(frame, raster, raster // self.frame_side, raster % self.frame_side, rank, causal)
+        return Coordinates(frame, raster, raster // self.frame_side, raster % self.frame_side, order, causal)

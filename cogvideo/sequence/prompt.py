@@ -1,6 +1,6 @@
-"""Prompt text: how a clip's length and its caption become the text rows. Not a tokenizer: it is handed one.
+"""Prompt text: the token ids of a clip's length and caption. Not a tokenizer: functions take its `encode`.
 
-The length of the clip in seconds is the frame-rate token of the paper (2205.15868, section 3.1): five frames span it.
+The length of the clip in seconds is the frame-rate token of the paper (2205.15868, section 3.1): its frames span it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,30 +13,30 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """The published wording; training and sampling must agree on it, so it travels with the weights."""
+    """The words around a caption. Training and sampling must agree on them, so they are saved with the weights."""
 
     seconds_unit: str = "秒"
-    """Written behind the clip length: "4.0秒"."""
+    """Follows the clip length: "4.0秒"."""
     image_suffix: str = " 高清摄影"
-    """Appended for a single picture (the first frame)."""
+    """Appended to the caption of a single image (the first frame)."""
     video_suffix: str = " 视频"
-    """Appended for frames of a video when guided."""
+    """Appended to the caption of video frames drawn with guidance."""
     unconditional: str = "视频"
-    """Stands for "any video": the guide's caption."""
+    """The caption of the unconditional branch of guidance: "video"."""
 
     def image_text(self, encode: Encode, caption: str, text_len: int) -> list[int]:
-        """Text ids for one picture, at most text_len of them."""
-        return _checked(encode(_one_line(caption) + self.image_suffix), caption, text_len)
+        """Text ids for one image. Raises: ValueError if there are more than text_len."""
+        return _check_length(encode(_one_line(caption) + self.image_suffix), caption, text_len)
 
     def clip_text(
         self, encode: Encode, newline: int, seconds: float, caption: str, text_len: int, *, suffix: str = ""
     ) -> list[int]:
-        """Text ids for a clip that spans `seconds`: length, line break, caption. Raises ValueError if too long."""
+        """Text ids for a clip of `seconds`: length, line break, caption. Raises: ValueError if there are too many."""
         length = encode(f"{float(seconds)}{self.seconds_unit}")
-        return _checked([*length, newline, *encode(_one_line(caption) + suffix)], caption, text_len)
+        return _check_length([*length, newline, *encode(_one_line(caption) + suffix)], caption, text_len)
 
     def unconditional_text(self, encode: Encode, newline: int, seconds: float, text_len: int) -> list[int]:
-        """Text ids of the guide: the same length, no caption."""
+        """Text ids for guidance's unconditional branch: the clip length, but no caption of its own."""
         return self.clip_text(encode, newline, seconds, self.unconditional, text_len)
 
 
@@ -44,7 +44,7 @@ def left_pad(texts: Sequence[Sequence[int]], text_len: int, pad: int) -> tuple[n
     """Right-align texts of unequal length.
 
     Returns ids (batch, text_len) int64 and a mask (batch, text_len) bool that is False on padding. Padding is masked
-    and positions count from the first real token, so the number of pads never changes a result.
+    and positions count from the first real token, so the amount of padding never changes a result.
     """
     ids = np.full((len(texts), text_len), pad, dtype=np.int64)
     for row, text in zip(ids, texts, strict=True):
@@ -59,7 +59,7 @@ def _one_line(caption: str) -> str:
     return " ".join(caption.split())
 
 
-def _checked(ids: list[int], caption: str, text_len: int) -> list[int]:
+def _check_length(ids: list[int], caption: str, text_len: int) -> list[int]:
     if not caption.strip():
         raise ValueError("the prompt is empty; describe the video in a few words")
     if len(ids) > text_len:

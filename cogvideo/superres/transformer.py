@@ -20,11 +20,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cogvideo.model.block import MLP
 from cogvideo.model.config import Recompute
 from cogvideo.model.loss import token_nll
 from cogvideo.model.quantize import Embedding, Linear
-from cogvideo.model.trunk import OnTrunk
+from cogvideo.model.transformer import MLP, TrunkModel
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import KeySource, QueryTiles, attend_in_tiles, full_tiles, neighbourhood_tiles
@@ -125,10 +124,10 @@ class _Layer(nn.Module):
         return x + self.fourth_layernorm(self.mlp(self.post_attention_layernorm(x)))
 
 
-class SuperresTransformer(OnTrunk):
+class SuperresTransformer(TrunkModel):
     """The trunk's parameters under their names, positions of the fine grid, and the direct model's own projections."""
 
-    added = ("extra_position_embeddings.", ".high_res_attention.")
+    extra_names = ("extra_position_embeddings.", ".high_res_attention.")
 
     def __init__(self, config: SuperresConfig) -> None:
         super().__init__()
@@ -186,7 +185,7 @@ class SuperresTransformer(OnTrunk):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of image tokens, float32: (..., hidden) -> (..., num_image_tokens)."""
-        return self.word_embeddings.scores(hidden, self.config.vocabulary.num_image_tokens)
+        return self.word_embeddings.logits(hidden, self.config.vocabulary.num_image_tokens)
 
     def frame_losses(self, batch: SuperresBatch) -> Tensor:
         """Mean negative log-likelihood of each frame's target tokens: (batch,), float32.

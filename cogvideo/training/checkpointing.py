@@ -1,22 +1,25 @@
-"""Exact state on disk: checkpoints/step_XXXXXXXX, whole or absent, the newest last.
+"""Training state on disk: checkpoints/step_XXXXXXXX, each complete or absent.
 
-    state-00001-of-000NN.safetensors ...   learned weights, moments and buffers, each whole (see `engine_state.py`)
+    state-00001-of-000NN.safetensors ...   weights, moments and buffers by name, each a whole tensor
     state.json       step counts, loss scaler, running averages
     manifest.json    {"step", "world", "files": {name: {sha256, size}}, "tensors": {name: sha256}, "frozen": the same}
 
-A folder is built under a hidden name and renamed once all processes have written and all is flushed, so one that has
-its name is complete. Nothing in it depends on the number of processes or the ZeRO stage. Frozen weights are not in
-it: they come from where the run got them, and must be the same. Several machines need a run folder that they share.
+A checkpoint is built in a hidden folder and renamed when every rank has written its files and all are flushed to disk.
+Nothing in it depends on the number of processes or the ZeRO stage, so a run can resume with others. Frozen weights are
+not saved: they must be loaded from the same source again, which their hashes verify. Runs on several machines need a
+shared run folder. Not here: exports (`export.py`), which other commands read.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -25,186 +28,339 @@ from cogvideo.checkpoint.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.distributed import run_on_all_ranks
 from cogvideo.files import atomic_write, read_json, sha256_file, write_json
 from cogvideo.logs import get_logger
-from cogvideo.training.engine_state import EngineState, tensor_hash
+from cogvideo.training.deepspeed_engine import MOMENTS, gathered, initialise_moments, inner_optimiser
 
 log = get_logger(__name__)
 
 NAME = re.compile(r"step_(\d{8})")
-MANIFEST, NUMBERS = "manifest.json", "state.json"
+LATEST, MANIFEST, NUMBERS = "latest", "manifest.json", "state.json"
 FORMAT = 2
 """1 was DeepSpeed's own files."""
 MAX_FILE_BYTES = 1 << 30
-"""A process holds one file's tensors in memory while it writes them; a tensor larger than this has its own file."""
+"""A rank holds the tensors of one file in memory while it writes them; a larger tensor gets a file of its own."""
+WEIGHTS, BUFFERS = "weights", "buffers"
+ENGINE_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+
+
+class TrainingState:
+    """Reads and sets an engine's weights, moments, buffers and counters; every rank must make the same calls.
+
+    Tensors are whole and named, whatever the ZeRO stage: `weights/NAME` (float32, the master copy where weights are in
+    low precision), `exp_avg/NAME` and `exp_avg_sq/NAME` of every trainable parameter, and `buffers/NAME` for all else
+    that changes. Frozen parameters, and the scales of int8 ones, are not part of it.
+    """
+
+    def __init__(self, engine: Any, updated_without_gradient: Collection[str] = ()) -> None:
+        """`updated_without_gradient`: names of parameters that change but have no gradient."""
+        self._engine = engine
+        module = engine.module
+        self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        others = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        saved = module.state_dict().keys()  # without the scales of int8 weights, which are as frozen as the weights
+        scales = {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+        frozen = {name: p for name, p in others.items() if name not in updated_without_gradient}
+        self._frozen: dict[str, Tensor] = scales | frozen
+        buffers = {name: buffer for name, buffer in module.named_buffers() if name in saved}
+        self._buffers: dict[str, Tensor] = buffers | {name: others[name] for name in updated_without_gradient}
+        self._frozen_hashes: dict[str, str] | None = None
+        initialise_moments(engine)
+
+    def infos(self) -> dict[str, TensorInfo]:
+        """Type and shape of every tensor."""
+        shapes = {name: _whole_shape(p) for name, p in self._trainable.items()}
+        infos = {
+            f"{kind}/{name}": TensorInfo(torch.float32, shape)
+            for name, shape in shapes.items()
+            for kind in (WEIGHTS, *MOMENTS)
+        }
+        return infos | {f"{BUFFERS}/{name}": TensorInfo.of(buffer) for name, buffer in self._buffers.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One whole tensor, on every rank."""
+        kind, _, name = name.partition("/")
+        if kind == BUFFERS:
+            return self._buffers[name].detach()
+        p = self._trainable[name]
+        value: Tensor
+        if not _is_partitioned(p):
+            value = p.detach() if kind == WEIGHTS else self._engine.optimizer.state[p][kind]
+            return value
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        value = safe_get_full_fp32_param(p) if kind == WEIGHTS else safe_get_full_optimizer_state(p, kind)
+        return value
+
+    @torch.no_grad()
+    def write(self, name: str, value: Tensor) -> None:
+        """Set one tensor from its whole value, which every rank passes."""
+        kind, _, name = name.partition("/")
+        if kind == BUFFERS:
+            self._buffers[name].copy_(value)
+            return
+        p = self._trainable[name]
+        if not _is_partitioned(p):
+            (p if kind == WEIGHTS else self._engine.optimizer.state[p][kind]).copy_(value)
+            return
+        if kind == WEIGHTS:
+            _write_low_precision(p, value)
+        _write_partitioned(p, value, None if kind == WEIGHTS else kind)
+
+    def numbers(self) -> dict[str, Any]:
+        """The engine's counters, the optimiser's step count and the loss scaler's numbers, as plain JSON."""
+        counters = {name: getattr(self._engine, name) for name in ENGINE_COUNTERS}
+        steps = int(next(iter(inner_optimiser(self._engine).state.values()))["step"])
+        return {"engine": counters, "optimiser_steps": steps, "scaler": dict(self._scaler_numbers())}
+
+    def set_numbers(self, numbers: dict[str, Any]) -> None:
+        for name in ENGINE_COUNTERS:
+            setattr(self._engine, name, numbers["engine"][name])
+        # micro_steps counts micro-batches, and their number per step may have changed with the number of processes
+        self._engine.micro_steps = self._engine.global_steps * self._engine.gradient_accumulation_steps()
+        for state in inner_optimiser(self._engine).state.values():
+            state["step"].fill_(float(numbers["optimiser_steps"]))
+        for name in self._scaler_numbers().keys() & numbers["scaler"].keys():
+            setattr(self._engine.optimizer.loss_scaler, name, numbers["scaler"][name])
+
+    def frozen_hashes(self) -> dict[str, str]:
+        """SHA-256 of every frozen parameter and scale on rank 0, computed once."""
+        if self._frozen_hashes is None:
+            self._frozen_hashes = {}
+            for name, p in self._frozen.items():
+                with gathered([p]):  # one at a time, so that no rank has to hold them all
+                    self._frozen_hashes[name] = tensor_hash(p) if dist.get_rank() == 0 else ""
+        return self._frozen_hashes
+
+    def _scaler_numbers(self) -> dict[str, Any]:
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return {k: v for k, v in vars(scaler).items() if isinstance(v, int | float)} if scaler is not None else {}
+
+
+def _write_low_precision(p: Any, value: Tensor) -> None:
+    """Set the copy that the forward pass reads."""
+    if not hasattr(p, "ds_id"):
+        p.data.copy_(value)
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
+        p.data.copy_(value)
+
+
+def _write_partitioned(p: Any, value: Tensor, moment: str | None) -> None:
+    """Set a parameter's float32 master copy (`moment` None), or one of its moments."""
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    if not hasattr(p, "ds_id"):
+        flat = value.to(p.device)
+        safe_set_full_fp32_param(p, flat) if moment is None else safe_set_full_optimizer_state(p, flat, moment)
+        return
+    # ZeRO 3's own setter of whole tensors fails if the length is not a multiple of the world size, so partition here:
+    # rank r holds elements r * size to (r + 1) * size, the last rank zero-padded
+    size = p.ds_tensor.numel()
+    piece = value.flatten()[dist.get_rank() * size :][:size]
+    local = torch.zeros(size, dtype=torch.float32, device=p.ds_tensor.device)
+    local[: len(piece)] = piece
+    safe_set_local_fp32_param(p, local) if moment is None else safe_set_local_optimizer_state(p, local, moment)
+
+
+def _is_partitioned(p: Any) -> bool:
+    return hasattr(p, "ds_id") or hasattr(p, "_hp_mapping")
+
+
+def _whole_shape(p: Any) -> tuple[int, ...]:
+    return tuple(p.ds_shape) if hasattr(p, "ds_id") else tuple(p.shape)
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    whole = tensor.detach().cpu().contiguous()
+    return hashlib.sha256(whole.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def save_state(
-    engine: EngineState,
+    state: TrainingState,
     folder: Path,
     step: int,
     numbers: dict[str, Any],
     keep_last: int,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Path:
-    """Write a checkpoint after `step` steps, every process its share of the files; older ones beyond `keep_last` go.
+    """Write a checkpoint after `step` steps, every rank its share of the files; remove all but the last `keep_last`.
 
-    `numbers` is plain JSON, as the first process has it.
-    Raises: OSError on every process if any could not write; what was there before stays.
+    `numbers` is plain JSON, taken from rank 0.
+    Raises: OSError on every rank if any of them cannot write; earlier checkpoints are then left as they are.
     """
-    place = folder / f"step_{step:08d}"
-    building = folder / f".{place.name}.tmp"
-    first = dist.get_rank() == 0
+    target = folder / f"step_{step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    is_first = dist.get_rank() == 0
 
     def start() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        building.mkdir()
+        temporary.mkdir()
 
     def finish() -> None:
-        write_json(building / NUMBERS, numbers | {"engine": engine.numbers()})
-        files[NUMBERS] = {"sha256": sha256_file(building / NUMBERS), "size": (building / NUMBERS).stat().st_size}
-        about = {"format": FORMAT, "step": step, "world": dist.get_world_size()}
-        write_json(building / MANIFEST, about | {"files": files, "tensors": tensors, "frozen": frozen})
-        _flush(building)
-        if place.exists():
-            _remove(place)
-        os.rename(building, place)
-        with atomic_write(folder / "latest") as temporary:
-            temporary.write_text(place.name + "\n", encoding="utf-8")
+        write_json(temporary / NUMBERS, numbers | {"engine": state.numbers()})
+        files[NUMBERS] = {"sha256": sha256_file(temporary / NUMBERS), "size": (temporary / NUMBERS).stat().st_size}
+        header = {"format": FORMAT, "step": step, "world": dist.get_world_size()}
+        write_json(temporary / MANIFEST, header | {"files": files, "tensors": tensors, "frozen": frozen})
+        _flush(temporary)
+        if target.exists():
+            _remove(target)
+        os.rename(temporary, target)
+        with atomic_write(folder / LATEST) as latest:
+            latest.write_text(target.name + "\n", encoding="utf-8")
         saved = _saved(folder)
-        here = saved.index(place)
-        # later ones were damaged, or this run would have gone on from them
-        for other in [*saved[here + 1 :], *saved[: here + 1][:-keep_last]]:
+        index = saved.index(target)
+        # later ones are damaged, or this run would have resumed from them
+        for other in [*saved[index + 1 :], *saved[: index + 1][:-keep_last]]:
             _remove(other)
 
-    frozen = engine.frozen_hashes()
+    frozen = state.frozen_hashes()
     try:
-        run_on_all_ranks(start if first else None)
-        files, tensors = _write_tensors(engine, building, max_file_bytes)
-        run_on_all_ranks(finish if first else None)
+        run_on_all_ranks(start if is_first else None)
+        files, tensors = _write_tensors(state, temporary, max_file_bytes)
+        run_on_all_ranks(finish if is_first else None)
     except OSError:
-        if first:
-            shutil.rmtree(building, ignore_errors=True)  # so that a full disk has room again
+        if is_first:
+            shutil.rmtree(temporary, ignore_errors=True)  # make room on a full disk
         raise
-    return place
+    return target
 
 
-def _write_tensors(engine: EngineState, building: Path, max_file_bytes: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every process gathers all tensors, one at a time, keeps those of its own files and writes them.
+def _write_tensors(state: TrainingState, folder: Path, max_file_bytes: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write all tensors. Every rank gathers them one by one, keeps those of its own files and writes these.
 
-    Returns what the manifest says of files and of tensors, the same on all processes.
+    Returns the manifest's entries for files and for tensors, the same on every rank.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    infos = engine.infos()
-    groups = _cut(infos, max_file_bytes)
+    infos = state.infos()
+    groups = _group_by_size(infos, max_file_bytes)
     files: dict[str, Any] = {}
     tensors: dict[str, str] = {}
-    for begin in range(0, len(groups), world):
+    for begin in range(0, len(groups), world):  # rank r writes file begin + r
         own: dict[str, Tensor] = {}
         for writer, group in enumerate(groups[begin : begin + world]):
             for name in group:
-                value = engine.read(name)
+                value = state.read(name)
                 if writer == rank:
                     own[name] = value.detach().to("cpu", copy=True)
 
         def write(own: dict[str, Tensor] = own, number: int = begin + rank + 1) -> Any:
-            path = building / f"state-{number:05d}-of-{len(groups):05d}.safetensors"
+            path = folder / f"state-{number:05d}-of-{len(groups):05d}.safetensors"
             sha256 = write_tensor_file(path, {name: infos[name] for name in own}, own.__getitem__)
             hashes = {name: tensor_hash(tensor) for name, tensor in own.items()}
             return path.name, {"sha256": sha256, "size": path.stat().st_size}, hashes
 
         for written in run_on_all_ranks(write if own else None):
             if written is not None:
-                files[written[0]] = written[1]
-                tensors |= written[2]
+                file_name, file_entry, hashes = written
+                files[file_name] = file_entry
+                tensors |= hashes
     return dict(sorted(files.items())), {name: tensors[name] for name in infos}
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all as they were written; damaged ones are passed over with a warning.
+    """The newest checkpoint whose files match their hashes; damaged ones are skipped with a warning.
 
-    The first process looks, and tells the others.
+    Rank 0 looks, and the others get its answer.
     """
 
-    def look() -> Path | None:
-        for place in reversed(_saved(folder)):
-            problem = _problem(place)
+    def find() -> Path | None:
+        for path in reversed(_saved(folder)):
+            problem = _find_problem(path)
             if problem is None:
-                return place
-            log.warning("%s is damaged (%s); going back to the one before it", place, problem)
+                return path
+            log.warning("%s is damaged (%s); falling back to the one before it", path, problem)
         return None
 
-    return run_on_all_ranks(look if dist.get_rank() == 0 else None)[0]
+    return run_on_all_ranks(find if dist.get_rank() == 0 else None)[0]
 
 
-def load_state(engine: EngineState, place: Path) -> dict[str, Any]:
+def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
     """Restore a checkpoint that `newest_state` found; returns the numbers that `save_state` was given.
 
     Raises: ValueError if it is of another model, or its run had other frozen weights.
     """
-    manifest, numbers = read_json(place / MANIFEST), read_json(place / NUMBERS)
-    expected = engine.infos()
+    manifest, numbers = read_json(path / MANIFEST), read_json(path / NUMBERS)
+    expected = state.infos()
     for name in sorted(expected.keys() ^ manifest["tensors"].keys()):
-        has = "no such tensor" if name in expected else "more than this run learns:"
-        raise ValueError(f"{place} does not fit this run: {has} {name}; use the settings that it was made with")
-    _check_frozen(engine, manifest["frozen"], place)
-    for name, value in _stored_tensors(place, manifest):
+        problem = f"it lacks {name}" if name in expected else f"it has {name}, which this run does not train"
+        raise ValueError(f"{path} does not fit this run: {problem}; use the settings that the run started with")
+    _check_frozen(state, manifest["frozen"], path)
+    for name, value in _stored_tensors(path, manifest):
         if tuple(value.shape) != expected[name].shape:
             raise ValueError(
-                f"{place} does not fit this run: {name} has shape {tuple(value.shape)}, "
-                f"expected {expected[name].shape}; use the settings that it was made with"
+                f"{path} does not fit this run: {name} has shape {tuple(value.shape)}, expected "
+                f"{expected[name].shape}; use the settings that the run started with"
             )
-        engine.write(name, value)
-    engine.set_numbers(numbers["engine"])
+        state.write(name, value)
+    state.set_numbers(numbers["engine"])
     return numbers
 
 
-def _remove(place: Path) -> None:
-    """Under a hidden name, so that what a kill leaves of it is known for what it is."""
-    hidden = place.with_name(f".{place.name}.old")
-    os.rename(place, hidden)
+def resume_advice(folder: Path) -> str:
+    """What a user can do after a failure, to end an error message with."""
+    try:
+        newest = (folder / LATEST).read_text(encoding="utf-8").strip()
+    except OSError:
+        return "nothing was saved yet; start again"
+    return f"{newest} is saved; continue from it with --resume"
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint, first renaming it so that a kill in between leaves no half of one under its name."""
+    hidden = path.with_name(f".{path.name}.old")
+    os.rename(path, hidden)
     shutil.rmtree(hidden)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a run that was killed while saving left."""
-    for left in folder.glob(".step_*"):
-        shutil.rmtree(left)
+    """Delete what a run that was killed while saving left behind."""
+    for leftover in folder.glob(".step_*"):
+        shutil.rmtree(leftover)
 
 
-def _check_frozen(engine: EngineState, stored: dict[str, str], place: Path) -> None:
-    """The frozen weights, which the checkpoint lacks, must be exactly those that it was trained with."""
-    here = engine.frozen_hashes()
+def _check_frozen(state: TrainingState, stored: dict[str, str], path: Path) -> None:
+    """Raise unless the frozen weights, which a checkpoint lacks, are exactly those that it was trained with."""
+    hashes = state.frozen_hashes()
     problem = None
     if dist.get_rank() == 0:
-        problem = next((name for name in sorted(here.keys() | stored) if here.get(name) != stored.get(name)), None)
+        problem = next((name for name in sorted(hashes.keys() | stored) if hashes.get(name) != stored.get(name)), None)
     problem = run_on_all_ranks((lambda: problem) if dist.get_rank() == 0 else None)[0]
     if problem is not None:
         raise ValueError(
-            f"{place} was trained beside other frozen weights ({problem} differs); set init.checkpoint to what the run "
+            f"{path} was trained with other frozen weights ({problem} differs); set init.checkpoint to what the run "
             "started from, of which export/trunk in its run folder is a copy, and init.trunk_weights as it was"
         )
 
 
-def _stored_tensors(place: Path, manifest: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
-    """All tensors of a checkpoint, mapped from the files, in the order of the files (the same on every process)."""
+def _stored_tensors(path: Path, manifest: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    """All tensors of a checkpoint, memory-mapped, in the same order on every rank."""
     for file in sorted(name for name in manifest["files"] if name.endswith(".safetensors")):
         try:
-            with safe_open(place / file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118, it is no dict
+            with safe_open(path / file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118, not a dict
                     yield name, opened.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{place / file} is damaged: {error}") from None
+            raise ValueError(f"{path / file} is damaged: {error}") from None
 
 
-def _cut(infos: dict[str, TensorInfo], max_bytes: int) -> list[list[str]]:
+def _group_by_size(infos: dict[str, TensorInfo], max_bytes: int) -> list[list[str]]:
+    """Consecutive names in groups of at most `max_bytes` (or one tensor)."""
     groups: list[list[str]] = [[]]
-    filled = 0
+    group_bytes = 0
     for name, info in infos.items():
-        if groups[-1] and filled + info.nbytes > max_bytes:
+        if groups[-1] and group_bytes + info.nbytes > max_bytes:
             groups.append([])
-            filled = 0
+            group_bytes = 0
         groups[-1].append(name)
-        filled += info.nbytes
+        group_bytes += info.nbytes
     return groups
 
 
@@ -212,18 +368,19 @@ def _saved(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
 
 
-def _problem(place: Path) -> str | None:
+def _find_problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if they are as they were written."""
     try:
-        manifest = read_json(place / MANIFEST)
+        manifest = read_json(path / MANIFEST)
         if manifest.get("format") != FORMAT:
             return "it is of an earlier version"
         files = manifest["files"]
         if not (isinstance(manifest["tensors"], dict) and isinstance(manifest["frozen"], dict) and NUMBERS in files):
-            return f"{MANIFEST} is not as it was written"
-        for name, said in files.items():
-            path = place / name
-            if not path.is_file() or path.stat().st_size != said["size"] or sha256_file(path) != said["sha256"]:
-                return f"{name} is not as it was written"
+            return f"{MANIFEST} has changed"
+        for name, entry in files.items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
+                return f"{name} has changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         return str(error)
     return None

@@ -1,40 +1,43 @@
-"""Settings of a training run, grouped by who reads them. Plain data: nothing here imports torch."""
+"""Settings of a training run, grouped by the code that reads them. Plain data: nothing here imports torch."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.superres.config import SuperresConfig
 
-Task = Literal["tokenizer", "image", "sequential", "interpolation", "superres"]
+TaskName = Literal["tokenizer", "image", "sequential", "interpolation", "superres"]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from."""
+    """Training and validation data."""
 
     path: list[Path] | None = None
-    """A folder that `cogvideo prepare` made, or a list of them, read as one: frames (`--frames`) for the tokenizer,
-    pairs (`low_res_pixels=`) for superres, clips of tokens for all else."""
+    """A folder that `cogvideo prepare` wrote, or a list of them, read as one: frames (`--frames`) for the tokenizer,
+    pairs (`low_res_pixels=`) for superres, clips of tokens for all other tasks."""
     embedded_clips: int | None = None
-    """Instead of path: so many moving digits, made at the start by the image tokenizer; to try things out."""
+    """Instead of path, for trying things out: the number of moving-digit clips to generate and encode at the start."""
     validation: list[Path] | None = None
-    """Another such folder, or several, never learned from; the loss is logged."""
+    """One or more such folders, never trained on; their loss is logged."""
     clip_seconds: list[float] | None = None
-    """Clips of these lengths only; null for all."""
+    """Use only clips of these lengths; null: all."""
     balance_lengths: bool = True
     """Whether every clip length is seen equally often."""
     guidance_dropout: float = 0.0
-    """How often the caption is replaced by the guide's."""
+    """Probability that a caption is replaced by the unconditional one, for classifier-free guidance."""
     suffix_probability: float = 1.0
-    """How often a clip's caption gets the video suffix."""
+    """Probability that a clip's caption gets the video suffix."""
     text_tokenizer: Path | None = None
-    """The sentencepiece model, which gives the model its vocabulary; null: that of the bundled weights."""
+    """The sentencepiece model, which also determines the model's vocabulary; null: that of the bundled weights."""
     image_tokenizer: Path | None = None
-    """Decodes tokens for sample sheets; null: that of the bundled weights."""
+    """Decodes tokens for sample sheets, and encodes embedded_clips; null: that of the bundled weights."""
     prompt: PromptFormat = field(default_factory=PromptFormat)
+    """How captions become text tokens."""
 
     def __post_init__(self) -> None:
         if self.embedded_clips is not None and self.embedded_clips < 1:
@@ -43,42 +46,46 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class InitConfig:
-    """Where the weights start."""
+    """Initial weights."""
 
     checkpoint: Path | None = None
-    """One of our checkpoints: of the same task, to go on from it, or one whose trunk is inherited; null: random."""
+    """A checkpoint in our format. Of the same task: all weights are loaded; of another: its trunk. null: random."""
     temporal: Literal["qkv", "qkv_and_dense", "copy"] = "qkv_and_dense"
-    """The temporal channel starts as the trunk's spatial one (`qkv` as published), or as the checkpoint's (`copy`)."""
+    """How the temporal channel starts: as the trunk's spatial one (`qkv`, as published, or `qkv_and_dense`, with the
+    output layer), or as the checkpoint's own temporal channel (`copy`)."""
     mix_logit: float = 0.0
-    """Start of the channels' mixing logit; 0 is the published even mix, large values start as the trunk alone."""
+    """Initial mixing logit of the two channels: 0 mixes evenly, as published; a large one starts as the trunk alone."""
     freeze_trunk: bool = False
-    """Whether only what CogVideo adds to the trunk learns."""
+    """Whether to train only the parameters that CogVideo adds to the trunk."""
     trunk_weights: TrunkWeights = "full"
-    """`int8`: a frozen trunk's matrices are held so, with a float32 scale a row, and widened where they are used."""
+    """`int8`: hold a frozen trunk's matrices in int8 with a float32 scale per row, dequantized where they are used."""
 
     def __post_init__(self) -> None:
         if self.trunk_weights == "int8" and not self.freeze_trunk:
             raise ValueError(
-                "init.trunk_weights=int8 cannot learn, and init.freeze_trunk=false; set init.freeze_trunk=true, "
+                "init.trunk_weights=int8 cannot be trained, and init.freeze_trunk=false; set init.freeze_trunk=true, "
                 "or init.trunk_weights=full"
             )
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW and its learning rate over the steps."""
+    """AdamW and its learning-rate schedule."""
 
     lr: float = 2e-4
+    """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
     eps: float = 1e-8
+    """AdamW's epsilon."""
     weight_decay: float = 0.01
-    """On matrices and embeddings; not on LayerNorm, biases and mixing logits."""
+    """Applied to matrices and embeddings; not to LayerNorms, biases and mixing logits."""
     grad_clip: float = 1.0
-    """Gradients are scaled down to this norm; 0: never."""
+    """Maximum norm of the gradients; 0: no clipping."""
     warmup_steps: int = 500
-    """Steps of linear rise to lr."""
+    """Steps of linear warmup."""
     min_lr_ratio: float = 0.1
-    """The cosine ends at this part of lr."""
+    """The cosine ends at this fraction of lr."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -96,30 +103,31 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, in what portions, with what numbers."""
+    """Length, batch size and precision."""
 
     steps: int = 1000
-    """The schedule ends here."""
+    """Length of the learning-rate schedule."""
     stop_at: int | None = None
-    """Save and stop at this step, the schedule unchanged."""
+    """Save and stop at this step; the schedule stays the same."""
     batch_size: int = 32
-    """Clips (or frames) a step, over all processes."""
+    """Clips (or frames) per step, over all processes."""
     micro_batch_size: int | None = None
-    """Clips that one forward holds; null: as many as a process has. The rest of a step is accumulated."""
+    """Clips per forward pass; gradients of a step are accumulated over them. null: a process's whole share."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Numbers of matrix products; softmax, norms and loss are float32."""
+    """Precision of matrix products; softmax, norms and loss are computed in float32."""
     weights: Literal["fp32", "dtype"] = "fp32"
-    """`dtype`: weights are held in dtype too, with float32 copies in the optimiser alone (large models)."""
+    """`dtype`: hold weights in `dtype` too, and float32 copies only in the optimiser (for large models)."""
     recompute: Recompute = "nothing"
-    """Activations that are computed anew in the backward pass instead of kept: those of each MLP, or all but each
-    layer's input. docs/results.md has what they save and cost."""
+    """Activations recomputed in the backward pass instead of stored: `mlp`, those of each MLP; `layer`, all but each
+    layer's input. docs/results.md has savings and cost."""
     seed: int = 0
+    """Seed of all random numbers."""
     num_threads: int | None = None
-    """CPU threads a process; null: as OMP_NUM_THREADS or the machine says."""
+    """CPU threads per process; null: as OMP_NUM_THREADS or torch decides."""
     time_limit_minutes: float | None = None
-    """Save and stop after so long."""
+    """Save and stop after this time."""
     max_bad_steps: int = 10
-    """Steps with a NaN or infinite loss are skipped; so many in a row end the run."""
+    """Steps with a NaN or infinite loss or gradient are skipped; this many in a row end the run."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "stop_at", "batch_size", "micro_batch_size", "num_threads", "max_bad_steps"):
@@ -134,14 +142,18 @@ class LoopConfig:
 
     @property
     def last_step(self) -> int:
+        """The number of steps after which the run ends."""
         return self.steps if self.stop_at is None else min(self.steps, self.stop_at)
 
     def accumulation(self, world: int) -> int:
-        """Forwards a step in each of `world` processes. Raises ValueError if the batch cannot be cut so."""
+        """Micro-batches per step in each of `world` processes.
+
+        Raises: ValueError if the batch does not divide.
+        """
         micro = self.micro_batch_size or self.batch_size // world
         if micro < 1 or self.batch_size % (world * micro):
             raise ValueError(
-                f"train.batch_size={self.batch_size} cannot be cut into {world} processes with "
+                f"train.batch_size={self.batch_size} cannot be divided among {world} processes with "
                 f"train.micro_batch_size={self.micro_batch_size}; choose a multiple"
             )
         return self.batch_size // (world * micro)
@@ -149,22 +161,26 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is told, and what is kept, how often (in steps)."""
+    """What is logged and saved, and how often (in steps)."""
 
     every: int = 20
-    """Lines of metrics.jsonl, each a mean over the steps since the one before."""
+    """Steps per line of metrics.jsonl; each line has means over these steps."""
     save_every: int = 1000
+    """Steps between checkpoints."""
     keep_last: int = 2
-    """Checkpoints kept."""
+    """Number of checkpoints to keep."""
     preview_every: int = 1000
-    """Sample sheets; 0: none."""
+    """Steps between sample sheets; 0: none."""
     validate_every: int = 500
+    """Steps between validations."""
     validation_batches: int = 8
+    """Batches per validation."""
     wandb: Literal["off", "offline", "online"] = "off"
+    """Whether to log to Weights & Biases."""
     tensorboard: bool = False
-    """Into run_dir/tensorboard; needs the extra `[tensorboard]`."""
+    """Whether to log to run_dir/tensorboard; needs the extra `[tensorboard]`."""
     peak_tflops: float | None = None
-    """What a process's device can do a second in train.dtype, for MFU; null: a matrix product is timed at the start."""
+    """Peak TFLOPS of one process's device in train.dtype, for MFU; null: measured at the start."""
 
     def __post_init__(self) -> None:
         for name in ("every", "save_every", "keep_last", "validate_every", "validation_batches"):
@@ -178,16 +194,17 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class DeepSpeedConfig:
-    """How weights, gradients and the optimiser are spread."""
+    """How weights, gradients and the optimiser are partitioned."""
 
     stage: int = 0
-    """ZeRO: 0 nothing is spread, 1 the optimiser, 2 gradients too, 3 weights too. With train.weights=dtype, 0 is 1."""
+    """ZeRO stage. 0: nothing is partitioned; 1: the optimiser; 2: gradients too; 3: weights too. With
+    train.weights=dtype, 0 means 1."""
     offload_optimizer: bool = False
-    """Keep the optimiser, and float32 weights with it, in CPU memory: needs stage 1, 2 or 3."""
+    """Keep the optimiser and its float32 weights in CPU memory; needs stage 1, 2 or 3."""
     timeout_minutes: float = 30.0
-    """How long a process waits for the others before it gives up."""
+    """How long a process waits for the others before it fails."""
     file: Path | None = None
-    """A DeepSpeed JSON file, merged over what follows from these settings."""
+    """A DeepSpeed JSON file, merged over the settings that follow from this config."""
 
     def __post_init__(self) -> None:
         if self.stage not in (0, 1, 2, 3):
@@ -200,35 +217,49 @@ class DeepSpeedConfig:
 
 @dataclass(frozen=True)
 class TokenizerTraining:
-    """The image tokenizer's own: read by the task `tokenizer` alone."""
+    """Settings of the task `tokenizer` alone; the network's structure is the published one."""
 
     channels: int = 32
-    """Width at full resolution; the structure is the published one."""
+    """Channels at full resolution."""
     channel_multipliers: tuple[int, ...] = (1, 2, 4)
+    """Multiplier of channels per resolution."""
     encoder_num_res_blocks: int = 1
+    """Residual blocks per resolution of the encoder."""
     decoder_num_res_blocks: int = 0
+    """The decoder has one residual block per resolution more than this."""
     z_channels: int = 64
+    """Channels of the encoder's output."""
     embedding_dim: int = 32
+    """Dimension of the codes."""
     norm_groups: int = 8
+    """Groups of each GroupNorm."""
     norm_scope: Literal["image", "pixel"] = "image"
-    """`pixel` keeps what a code says to its own surroundings, so that plain ground takes few codes."""
+    """Whether norms average over the image or per pixel. `pixel` keeps codes local, so that plain background takes few
+    of them."""
     mid_attention: bool = True
+    """Whether there is attention at the lowest resolution."""
     num_codes: int = 1024
+    """Codebook size."""
     level: int = 1
-    """Compress rate 4 * 2**level."""
+    """Compression rate: 4 * 2**level pixels per token side."""
     pixel_mean: tuple[float, float, float] = (0.79093, 0.76271, 0.75340)
+    """Mean of the pixels, per channel, for normalization."""
     pixel_std: tuple[float, float, float] = (0.30379, 0.32279, 0.32800)
+    """Standard deviation of the pixels, per channel."""
     continuous_steps: int = 200
-    """Steps as a plain autoencoder before k-means sets the codebook."""
+    """Steps as a plain autoencoder before k-means initialises the codebook."""
     ema_decay: float = 0.99
+    """Decay of the moving averages that update the codebook."""
     revive_every: int = 20
-    """Steps between revivals of codes that nothing chooses."""
+    """Steps between revivals of unused codes."""
     revive_below: float = 0.03
-    """Codes chosen less often than this a step, on average, count as dead."""
+    """A code used less often than this per step, on average, counts as unused."""
     revive_until: float = 0.8
-    """Part of the run after which no code is revived, so that the rest settle."""
+    """Fraction of the run after which no code is revived, so that the codebook settles."""
     edge_weight: float = 1.0
+    """Weight of the edge loss, on differences of neighbouring pixels."""
     commitment: float = 1.0
+    """Weight of the commitment loss."""
 
     def __post_init__(self) -> None:
         sizes = ("channels", "encoder_num_res_blocks", "z_channels", "embedding_dim", "norm_groups", "num_codes")
@@ -243,21 +274,42 @@ class TokenizerTraining:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run."""
+    """One training run."""
 
-    task: Task = "sequential"
-    """What is trained; `tokenizer` is the image tokenizer, `image` the text-to-image trunk, `superres` what
-    `superres.method` says."""
+    task: TaskName = "sequential"
+    """What to train. `tokenizer`: the image tokenizer; `image`: the text-to-image trunk; `sequential`: stage 1;
+    `interpolation`: stage 2; `superres`: the model that superres.method chooses."""
     run_dir: Path = Path("runs/default")
-    """Everything the run writes goes here."""
+    """The folder for everything that the run writes."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Its task and vocabulary follow from `task` and the text tokenizer."""
+    """The transformer; its task and vocabulary follow from `task` and the text tokenizer."""
     superres: SuperresConfig = field(default_factory=SuperresConfig)
-    """Read instead of `model` by the task `superres`; its vocabulary follows from the text tokenizer."""
+    """Used instead of `model` by the task `superres`; its vocabulary follows from the text tokenizer."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Training and validation data."""
     init: InitConfig = field(default_factory=InitConfig)
+    """Initial weights."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """AdamW and its learning-rate schedule."""
     train: LoopConfig = field(default_factory=LoopConfig)
+    """Length, batch size and precision."""
     log: LogConfig = field(default_factory=LogConfig)
+    """What is logged and saved, and how often."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    """How weights, gradients and the optimiser are partitioned."""
     tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
+    """Settings of the task `tokenizer` alone."""
+
+
+FREE_TO_CHANGE = re.compile(r"run_dir|log\..*|deepspeed\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size)")
+"""Keys that a resumed run may change without notice: they do not affect what is learned, or are meant to prolong it."""
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) of the settings that differ, except those that are FREE_TO_CHANGE."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new, key = before.get(name), now.get(name), f"{group}{name}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from changed_settings(old, new, f"{key}.")
+        elif old != new and not FREE_TO_CHANGE.fullmatch(key):
+            yield key, old, new

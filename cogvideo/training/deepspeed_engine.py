@@ -1,16 +1,21 @@
-"""The DeepSpeed engine of a run: its config from ours, and gathering what ZeRO spread. Not the loop."""
+"""The DeepSpeed engine of a run: its settings, and all that depends on how ZeRO partitions weights and gradients.
+
+Not here: the training loop (`trainer.py`), the state on disk (`checkpointing.py`).
+"""
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from cogvideo.files import read_json
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.optimiser import make_optimiser
+from cogvideo.training.optimiser import GuardedAdamW, make_optimiser
 
 OWNED = {
     "train_batch_size": "train.batch_size",
@@ -24,22 +29,24 @@ OWNED = {
     "zero_optimization.stage": "deepspeed.stage",
     "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",
 }
-"""DeepSpeed's settings that the trainer has to know of too, and where it takes them from."""
+"""DeepSpeed settings that the trainer depends on too, and the config keys that determine them."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's names for its moments."""
 
 
 def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's own settings for a run in `world` processes; `deepspeed.file` has the last word on all but OWNED.
+    """DeepSpeed's own settings for `world` processes; `deepspeed.file` overrides all but OWNED.
 
-    Raises: ValueError for a batch that cannot be cut so, or settings that do not go together.
+    Raises: ValueError if the batch does not divide, or settings contradict each other.
     """
     loop = config.train
     accumulation = loop.accumulation(world)
-    # DeepSpeed's stage 0 has no float32 copies that could be read by name; its stage 1 is the same on one process
-    stage = max(config.deepspeed.stage, 1 if loop.weights == "dtype" else 0)
+    stage = zero_stage(config)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": loop.batch_size // (world * accumulation),
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": 0.0 if clips_itself(config) else config.optimiser.grad_clip,
+        "gradient_clipping": 0.0 if trainer_clips_gradients(config) else config.optimiser.grad_clip,
         "zero_optimization": {"stage": stage} | _offloading(config),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -48,27 +55,40 @@ def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
     if loop.weights == "dtype" and loop.dtype == "bf16":
         settings["bf16"] = {"enabled": True}
     elif loop.weights == "dtype" and loop.dtype == "fp16":
-        # the published scaler
+        # the published loss scaler
         settings["fp16"] = {"enabled": True, "loss_scale": 0, "loss_scale_window": 400, "hysteresis": 2}
     if config.deepspeed.file is not None:
-        over = read_json(config.deepspeed.file)
-        if not isinstance(over, dict):
+        overrides = read_json(config.deepspeed.file)
+        if not isinstance(overrides, dict):
             raise ValueError(f"{config.deepspeed.file}: expected a JSON object of DeepSpeed settings")
-        if "tensor_parallel" in over:
-            raise ValueError(f"{config.deepspeed.file}: no tensor_parallel, see docs/training.md; use deepspeed.stage")
-        for key, ours in OWNED.items():
-            inner = over.get(key.partition(".")[0])
-            if key in over or ("." in key and isinstance(inner, dict) and key.partition(".")[2] in inner):
-                raise ValueError(f"{config.deepspeed.file}: {key} follows from {ours}; set that, and leave it out here")
-        for key, value in over.items():
+        if "tensor_parallel" in overrides:
+            raise ValueError(
+                f"{config.deepspeed.file}: tensor_parallel is not supported, see docs/training.md; use deepspeed.stage"
+            )
+        for key, config_key in OWNED.items():
+            inner = overrides.get(key.partition(".")[0])
+            if key in overrides or ("." in key and isinstance(inner, dict) and key.partition(".")[2] in inner):
+                raise ValueError(
+                    f"{config.deepspeed.file}: {key} follows from {config_key}; set that, and leave it out here"
+                )
+        for key, value in overrides.items():
             nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = settings[key] | value if nested else value
     if config.init.trunk_weights == "int8" and stage == 3:
         raise ValueError(
-            "deepspeed.stage=3 spreads no int8 weights, and init.trunk_weights=int8; use deepspeed.stage=0, 1 or 2, "
-            "or init.trunk_weights=full"
+            "deepspeed.stage=3 cannot partition int8 weights, and init.trunk_weights=int8; use deepspeed.stage=0, 1 "
+            "or 2, or init.trunk_weights=full"
         )
     return settings
+
+
+def zero_stage(config: TrainConfig) -> int:
+    """The ZeRO stage in effect.
+
+    With weights in low precision it is at least 1: DeepSpeed's stage 0 has no float32 copies accessible by name, and
+    stage 1 on a single process is equivalent.
+    """
+    return max(config.deepspeed.stage, 1 if config.train.weights == "dtype" else 0)
 
 
 def _offloading(config: TrainConfig) -> dict[str, Any]:
@@ -77,15 +97,15 @@ def _offloading(config: TrainConfig) -> dict[str, Any]:
     return {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
 
 
-def clips_itself(config: TrainConfig) -> bool:
-    """Whether the trainer clips gradients: DeepSpeed does not tell their norm where nothing is spread or scaled."""
+def trainer_clips_gradients(config: TrainConfig) -> bool:
+    """Whether the trainer clips gradients itself: at ZeRO stage 0 in float32, DeepSpeed does not report their norm."""
     return config.deepspeed.stage == 0 and config.train.weights == "fp32"
 
 
 def make_engine(objective: nn.Module, config: TrainConfig, world: int) -> Any:
-    """Wrap an objective (forward gives the loss) with an optimiser over what learns.
+    """Wrap an objective (its forward returns the loss) and an optimiser over its trainable parameters.
 
-    Raises: ValueError if DeepSpeed cannot take the settings of `deepspeed.file`.
+    Raises: ValueError if DeepSpeed rejects the settings of `deepspeed.file`.
     """
     import deepspeed
 
@@ -95,7 +115,7 @@ def make_engine(objective: nn.Module, config: TrainConfig, world: int) -> Any:
         engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimiser, config=settings, dist_init_required=True
         )
-    except (AssertionError, ValueError, TypeError, KeyError) as error:  # DeepSpeed asserts what its settings must be
+    except (AssertionError, ValueError, TypeError, KeyError) as error:  # DeepSpeed checks its settings by assert
         if config.deepspeed.file is None:
             raise
         reason = " ".join(str(error).split())[:200]
@@ -105,19 +125,93 @@ def make_engine(objective: nn.Module, config: TrainConfig, world: int) -> Any:
 
 @contextlib.contextmanager
 def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Whole values of parameters that ZeRO-3 spread, for reading, on every rank; nothing to do otherwise."""
-    spread = [p for p in parameters if hasattr(p, "ds_id")]
-    if not spread:
+    """Gather parameters that ZeRO 3 partitioned, for reading, on every rank; does nothing for others."""
+    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
+    if not partitioned:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(spread, modifier_rank=None):
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=None):
         yield
 
 
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Matrix products in train.dtype over float32 weights; does nothing where the weights have that type themselves."""
-    enabled = config.train.dtype != "fp32" and config.train.weights == "fp32"
-    dtype = torch.float16 if config.train.dtype == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=enabled)
+def inner_optimiser(engine: Any) -> GuardedAdamW:
+    """The AdamW of `make_optimiser`, inside whatever DeepSpeed wrapped around it."""
+    optimiser: GuardedAdamW = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return optimiser
+
+
+def flat_parameters(engine: Any) -> list[Tensor]:
+    """The tensors that AdamW updates on this rank: the parameters, or ZeRO's flat partitions of them."""
+    partitions = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3
+    if partitions is not None:
+        return list(partitions)
+    return [p for group in inner_optimiser(engine).param_groups for p in group["params"]]
+
+
+def initialise_moments(engine: Any) -> None:
+    """Create AdamW's state at step 0, which it would otherwise create in its first update, so that it can be loaded."""
+    optimiser = inner_optimiser(engine)
+    for p in flat_parameters(engine):
+        if p not in optimiser.state:
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            optimiser.state[p] = {"step": step} | {moment: torch.zeros_like(p) for moment in MOMENTS}
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+class GradientNorms:
+    """Gradient norms by component of the model, read just before AdamW uses the gradients, partitioned or not.
+
+    `add` accumulates squares over this rank's partition; `take` sums them over ranks and clears them.
+    """
+
+    def __init__(self, engine: Any, component_of: Callable[[str], str]) -> None:
+        """`component_of` maps a parameter's name to its component's."""
+        trainable = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+        self._components = sorted({component_of(name) for name, _ in trainable})
+        self._squares = torch.zeros(len(self._components), dtype=torch.float64)
+        self._is_partitioned = False
+        self._slices: dict[int, list[tuple[int, int, int]]] = {}
+        """By id of a tensor that AdamW updates: (component, start, length) of each parameter's slice of it."""
+        flat = flat_parameters(engine)
+        positions = getattr(engine.optimizer, "grad_position", None)
+        for name, p in trainable:
+            component = self._components.index(component_of(name))
+            if hasattr(p, "ds_id") and positions is not None:  # ZeRO 3
+                group, start, length = positions[p.ds_id]
+                self._add_slice(flat[group], component, start, length)
+            elif hasattr(p, "_hp_mapping"):  # ZeRO 1 and 2
+                self._is_partitioned = True
+                if p._hp_mapping is not None:  # None: other ranks hold all of it
+                    address = p._hp_mapping.hp_fragment_address
+                    self._add_slice(flat[p._hp_mapping.param_group_index], component, address.start, address.numel)
+            else:
+                self._add_slice(p, component, 0, p.numel())
+        self._is_partitioned |= any(hasattr(p, "ds_id") for _, p in trainable)
+
+    def add(self, updated: Iterable[Tensor]) -> None:
+        """Add the gradients of the tensors that AdamW is about to update."""
+        for p in updated:
+            if p.grad is None:
+                continue
+            gradient = p.grad.detach().reshape(-1)
+            for component, start, length in self._slices.get(id(p), ()):
+                self._squares[component] += float(gradient[start : start + length].double().square().sum())
+
+    def take(self, total: float) -> dict[str, float]:
+        """grad_norm/COMPONENT, scaled to compose the `total` norm before clipping. Every rank must call this."""
+        squares = self._squares
+        self._squares = torch.zeros_like(squares)
+        if self._is_partitioned and dist.get_world_size() > 1:
+            gathered_squares: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered_squares, squares.tolist())
+            squares = torch.tensor(gathered_squares, dtype=torch.float64).sum(0)
+        clipped_total = math.sqrt(float(squares.sum()))
+        scale = total / clipped_total if clipped_total > 0 else 0.0
+        norms = squares.sqrt() * scale
+        return {f"grad_norm/{name}": float(norm) for name, norm in zip(self._components, norms, strict=True)}
+
+    def _add_slice(self, p: Tensor, component: int, start: int, length: int) -> None:
+        self._slices.setdefault(id(p), []).append((component, start, length))

@@ -1,4 +1,4 @@
-"""What a run exports: the model in our own format; a frozen trunk once, beside it."""
+"""Exports of a run: the model in our checkpoint format, and a frozen trunk once, beside it."""
 
 import shutil
 from pathlib import Path
@@ -17,51 +17,51 @@ from cogvideo.training.deepspeed_engine import gathered
 
 
 class FrozenTrunk(NamedTuple):
-    """A trunk that a run leaves as it is."""
+    """A trunk that a run does not train."""
 
     source: Path
-    """The checkpoint that it is from."""
+    """The checkpoint that it was loaded from."""
     config: ModelConfig
-    """Of the trunk alone."""
+    """The config of the trunk alone."""
 
 
 def export_model(
-    place: Path,
+    folder: Path,
     model: CogVideoTransformer | SuperresTransformer,
     extra: dict[str, Any],
     frozen: FrozenTrunk | None,
 ) -> None:
-    """Write `place`; every process must call this. A frozen trunk goes to trunk/ beside it, to which it then points."""
+    """Write `folder`; every rank must call this. A frozen trunk goes to trunk/ beside it, and `folder` refers to it."""
     with gathered(model.parameters()):
         if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
             return
-        beside = place.parent / "trunk"
-        for left in (place, beside):
-            remove_leftovers(left)  # of a run that was killed here
+        trunk = folder.parent / "trunk"
+        for path in (folder, trunk):
+            remove_leftovers(path)  # of a run that was killed while exporting
         if frozen is not None:
-            _export_trunk(beside, model, frozen)
-        save_model(place, model, extra=extra, trunk=None if frozen is None else beside)
+            _export_trunk(trunk, model, frozen)
+        save_model(folder, model, extra=extra, trunk=None if frozen is None else trunk)
 
 
-def _export_trunk(place: Path, model: CogVideoTransformer | SuperresTransformer, frozen: FrozenTrunk) -> None:
-    if _is_whole(place):
+def _export_trunk(folder: Path, model: CogVideoTransformer | SuperresTransformer, frozen: FrozenTrunk) -> None:
+    if _is_complete(folder):
         return
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     stored = load_checkpoint(frozen.source, verify=False)
     if stored.config.get("model", {}).get("task") == "image":
-        with atomic_directory(place, replace=True) as building:
-            # the same bytes: stages of one trunk can share it
-            shutil.copytree(frozen.source, building, dirs_exist_ok=True)
+        with atomic_directory(folder, replace=True) as temporary:
+            # an exact copy, so that the stages of one trunk can share it
+            shutil.copytree(frozen.source, temporary, dirs_exist_ok=True)
         return
-    # as it is stored, in whichever type the run holds it
+    # the source's tensors, not those in memory, which may be quantized
     infos = {name: stored.infos[name] for name, _ in model.trunk_parameters()}
-    write_checkpoint(place, infos, stored.tensor, {"model": to_dict(frozen.config)})
+    write_checkpoint(folder, infos, stored.tensor, {"model": to_dict(frozen.config)})
 
 
-def _is_whole(place: Path) -> bool:
-    """Whether a checkpoint is there, with all its files."""
+def _is_complete(folder: Path) -> bool:
+    """Whether `folder` is a checkpoint with all its files."""
     try:
-        load_checkpoint(place, verify=False)
+        load_checkpoint(folder, verify=False)
     except (OSError, ValueError):
         return False
     return True

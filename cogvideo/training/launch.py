@@ -1,48 +1,94 @@
-"""Brings up the process group and the device, and runs a trainer."""
+"""Starts training in this process: environment, DeepSpeed, process group, device, then the trainer.
+
+DeepSpeed needs some preparation before it is imported. Without a launcher it would look for MPI. On a CPU it would
+compile a shared-memory reduction (`deepspeed_shm_comm`): 35 seconds without output, a failure where g++ or ninja is
+missing, and an endless wait on the lock that a killed build leaves behind. Only `inference_all_reduce` uses that op,
+with gloo as its fallback, and training never calls it, so the op is disabled.
+"""
 
 import atexit
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+from cogvideo.logs import get_logger
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.deepspeed_cpu import prepare_environment
 
-if TYPE_CHECKING:
-    from cogvideo.training.trainer import Preview
+ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+LARGE_BLOCK_BYTES = 1 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt, from malloc.h."""
 
 
-def train(config: TrainConfig, *, resume: bool = False, preview: "Preview | None" = None) -> dict[str, float]:
-    """Train as `config` says, in this process of however many a launcher started; returns the last metrics."""
+def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
+    """Train as `config` says, as one of however many processes a launcher started; returns the last logged metrics."""
     prepare_environment()
     import deepspeed
     import torch
     import torch.distributed as dist
 
-    from cogvideo.distributed import lost_peer_as_error
+    from cogvideo.distributed import lost_peer_as_error, open_device
     from cogvideo.training.trainer import Trainer
 
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     device = torch.device("cpu")
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+        device = open_device("auto")
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
-        # at exit, not after this run: DeepSpeed keeps groups that a second run in this process would meet again
+        # at exit, not after this run: DeepSpeed keeps groups that a second run in this process would use again
         atexit.register(dist.destroy_process_group)
-    with _denormals_flushed(), lost_peer_as_error(lambda: "see what it said"):
-        return Trainer(config, device, resume=resume, preview=preview).train()
+    with _flush_denormals(), lost_peer_as_error(lambda: "see its error message"):
+        return Trainer(config, device, resume=resume).train()
+
+
+def prepare_environment() -> None:
+    """Prepare DeepSpeed's import; call once, before anything imports deepspeed.
+
+    With RANK set, a launcher started this process and the process group is as its variables say; otherwise this process
+    becomes a group of its own.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(ONE_PROCESS)
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if os.environ.setdefault("DS_ACCELERATOR", "cpu") != "cpu":
+        return  # the user chose another accelerator
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        get_logger(__name__).info("%s processes on CPU, communicating through gloo", os.environ["WORLD_SIZE"])
+
+
+def tune_allocator() -> None:
+    """Make glibc return large blocks to the system when they are freed; does nothing with other allocators.
+
+    By default glibc soon keeps blocks of up to 32 MB, and memory between a step's activations fragments. The price is a
+    new mapping for each large tensor; huge pages, which torch uses if asked before its first tensor, halve it.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    mallopt(M_TRIM_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 @contextlib.contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """Denormal numbers count as zero inside: without it a small model's backward can be ten times slower on a CPU.
+def _flush_denormals() -> Iterator[None]:
+    """Treat denormal numbers as zero inside the block: otherwise a small model's backward can take ten times as long.
 
-    It is the thread's state, not torch's, so a caller that goes on to other arithmetic gets it back as it was.
+    The setting belongs to the thread, not to torch, so it is restored for whatever the caller computes next.
     """
     import torch
 

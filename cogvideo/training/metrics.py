@@ -1,40 +1,56 @@
-"""Numbers of a run: means over steps and processes, metrics.jsonl, and curves as a picture."""
+"""What a run records about itself: running means, metrics.jsonl, wandb and TensorBoard, curves, and its origin.
+
+Not here: measuring speed and memory (`resources.py`), sample sheets (`previews.py`).
+"""
 
 import errno
 import json
 import math
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from cogvideo.files import atomic_write
+from cogvideo import __version__
+from cogvideo.config import dump_yaml, to_dict
+from cogvideo.files import atomic_write, write_json
+from cogvideo.logs import get_logger
+from cogvideo.training.config import TrainConfig
+
+log = get_logger(__name__)
+
+PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "sentencepiece", "omegaconf")
+"""Packages whose versions go into origin.json."""
 
 
 class Averages:
-    """Weighted means, kept as float64 sums so that they can be saved and go on exactly."""
+    """Weighted means, stored as float64 sums so that a resumed run continues them exactly."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
 
     def add(self, values: Mapping[str, tuple[float, float]]) -> None:
-        """Add (sum, weight) by name."""
+        """Add (sum, weight) per name."""
         for name, (total, weight) in values.items():
             old_total, old_weight = self.sums.get(name, (0.0, 0.0))
             self.sums[name] = (old_total + total, old_weight + weight)
 
     def means(self) -> dict[str, float]:
-        """Over all processes (each must call this), by sorted name; names never seen with weight are left out."""
+        """Means over all ranks, sorted by name; every rank must call this. Names without weight are left out."""
         sums = self.sums
         if dist.is_initialized() and dist.get_world_size() > 1:
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, self.sums)
             merged = Averages()
-            for part in gathered:
-                merged.add(part)
+            for rank_sums in gathered:
+                merged.add(rank_sums)
             sums = merged.sums
         return {name: total / weight for name, (total, weight) in sorted(sums.items()) if weight}
 
@@ -43,46 +59,47 @@ class Averages:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, each with its step."""
+    """metrics.jsonl: one JSON object per line, each with its step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._waiting: list[str] = []
+        self._pending: list[str] = []
 
     def rewind(self, step: int) -> None:
-        """Drop lines after `step`, and a last line that was cut: a resumed run writes them again."""
+        """Drop the lines after `step` and a truncated last line; a resumed run writes them again."""
         kept = [record for record in self.read() if record["step"] <= step]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record. A folder that vanished is made anew.
+        """Append a record; recreates the folder if it is gone.
 
-        Raises: OSError if that fails; the line is kept, and goes before the next.
+        Raises: OSError if that fails; the line is kept in memory and written before the next one.
         """
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in record.items()}
-        self._waiting.append(json.dumps(clean) + "\n")
+        self._pending.append(json.dumps(clean) + "\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab", buffering=0) as file:
             end = file.tell()
-            text = "".join(self._waiting).encode()
+            text = "".join(self._pending).encode()
             try:
                 written = file.write(text)
                 if written != len(text):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             except OSError:
-                file.truncate(end)  # no half line, to which the next would be appended
+                file.truncate(end)  # or the next line would be appended to half a line
                 raise
-        self._waiting.clear()
+        self._pending.clear()
 
     def read(self) -> list[dict[str, Any]]:
+        """All records up to the first line that is not one (a crash can truncate the last line)."""
         if not self.path.is_file():
             return []
         records = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:  # the line that a crash cut short
+            except ValueError:
                 break
             if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
                 break
@@ -90,19 +107,96 @@ class MetricsFile:
         return records
 
 
+class MetricsWriter:
+    """Sends each record to metrics.jsonl, and to wandb and TensorBoard if configured. Only rank 0 uses one."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Raises: ValueError if log.tensorboard is set but tensorboard is not installed."""
+        self._config = config
+        self.file = MetricsFile(config.run_dir / "metrics.jsonl")
+        self._wandb: Any = None
+        self._tensorboard: Any = None
+        self._reported_failure = False
+        if config.log.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("log.tensorboard=true needs tensorboard; pip install 'cogvideo[tensorboard]'")
+
+    def open(self, first_step: int) -> None:
+        """Start writing after `first_step` steps; records of later steps, which were lost, are dropped."""
+        self.file.rewind(first_step)
+        if self._config.log.wandb != "off":
+            import wandb
+
+            config = json.loads(json.dumps(to_dict(self._config)))
+            folder = self._config.run_dir
+            self._wandb = wandb.init(project="cogvideo", mode=self._config.log.wandb, dir=folder, config=config)
+        if self._config.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self._config.run_dir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write a record with its `step`. A full disk is reported once; lines stay in memory until there is space."""
+        try:
+            self.file.write(record)
+            self._reported_failure = False
+        except OSError as error:
+            if not self._reported_failure:
+                reason = error.strerror or error
+                log.error("cannot write %s (%s); its lines stay in memory until there is space", self.file.path, reason)
+            self._reported_failure = True
+        numbers = {name: value for name, value in record.items() if name != "step"}
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=record["step"])
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, record["step"])
+
+    def write_image(self, name: str, path: Path, step: int) -> None:
+        """Send an image file to wandb and TensorBoard."""
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(str(path))}, step=step)
+        if self._tensorboard is not None:
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(path) as image:
+                self._tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def progress_text(metrics: Mapping[str, float]) -> str:
+    """Loss, speed and memory for the progress bar."""
+    shown = [f"loss {metrics.get('loss', math.nan):.4f}", f"{metrics['tokens_per_second']:,.0f} tokens/s"]
+    if "mfu" in metrics:
+        shown.append(f"MFU {metrics['mfu']:.1%}")
+    shown.append(f"{metrics['memory_mib'] / 1024:.1f} GiB")
+    return ", ".join(shown)
+
+
 def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
-    """Losses, and losses by part, over steps, as a PNG."""
+    """Plot total losses, and losses by frame, clip length or round, over steps, as a PNG."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=(11, 4), layout="constrained")
-    whole, parts = figure.subplots(1, 2)
+    total_axes, detail_axes = figure.subplots(1, 2)
     names = sorted({name for record in records for name in record})
     for name in names:
         points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
-        axes = whole if name in ("loss", "validation/loss") else parts if name.startswith("loss/") else None
+        axes = None
+        if name in ("loss", "validation/loss"):
+            axes = total_axes
+        elif name.startswith("loss/"):
+            axes = detail_axes
         if axes is not None and points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
-    for axes, title in ((whole, "loss"), (parts, "loss by part")):
+    for axes, title in ((total_axes, "loss"), (detail_axes, "loss by part")):
         axes.set_xlabel("step")
         axes.set_title(title)
         axes.grid(alpha=0.3)
@@ -112,10 +206,39 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has held so far: of the accelerator, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
+def write_origin(run_dir: Path, config: TrainConfig) -> None:
+    """Write what the run was started from: config.yaml (resolved), and origin.json (command, commit, versions)."""
+    with atomic_write(run_dir / "config.yaml") as temporary:
+        temporary.write_text(dump_yaml(config), encoding="utf-8")
+    write_json(
+        run_dir / "origin.json",
+        {
+            "command": sys.argv,
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "packages": {"cogvideo": __version__} | {name: _version(name) for name in PACKAGES},
+        },
+    )
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def _commit() -> str | None:
+    """The commit of the running source tree, marked if it has changes; None for an installed package."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain", "-uno") else commit
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

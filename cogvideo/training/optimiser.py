@@ -1,4 +1,4 @@
-"""Which parameters decay, and the learning rate of every step."""
+"""AdamW for training: parameter groups, the learning-rate schedule, and updates that can be vetoed."""
 
 import math
 from collections.abc import Callable
@@ -11,33 +11,36 @@ from cogvideo.training.config import OptimiserConfig
 
 
 def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
-    """The rate of 0-based `step` of `steps`: a linear rise, then a cosine down to lr * min_lr_ratio."""
+    """The rate at 0-based `step` of `steps`: linear warmup, then a cosine down to lr * min_lr_ratio."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    part = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     low = config.lr * config.min_lr_ratio
-    return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * part))
+    return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices (embeddings too, as published) decay; vectors do not.
+    """Trainable parameters in two groups: matrices (embeddings too, as published) decay, vectors do not.
 
-    Vectors are LayerNorms, biases and mixing logits: decay would pull a scale towards silence, not towards simplicity.
+    Vectors are LayerNorm scales, biases and mixing logits; decaying LayerNorm scales and biases shrinks activations
+    without regularizing.
+    Raises: ValueError if nothing is trainable.
     """
-    learned = [p for p in module.parameters() if p.requires_grad]
-    if not learned:
-        raise ValueError("nothing is left to learn: every parameter is frozen; set init.freeze_trunk=false")
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("nothing left to train: every parameter is frozen; set init.freeze_trunk=false")
     groups = [
-        {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that asks before each update, so that a bad step leaves weights and moments alone.
+    """AdamW whose updates can be vetoed: if `allow_update` returns False, weights and moments stay as they are.
 
-    DeepSpeed calls `step` deep inside its own, once all gradients are reduced, unscaled and clipped.
+    DeepSpeed calls `step` deep inside its own `engine.step()`, after gradients are reduced, unscaled and clipped. It is
+    the last place where an update can still be stopped, and the first where the final gradients exist.
     """
 
     allow_update: Callable[["GuardedAdamW"], bool] | None = None
@@ -49,6 +52,11 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 def make_optimiser(module: nn.Module, config: OptimiserConfig) -> GuardedAdamW:
-    """AdamW over what learns. Fused: seven times the plain one's speed on CPU, and no compiler as DeepSpeed's needs."""
+    """AdamW over the trainable parameters. Fused: seven times as fast on a CPU, and needs no compiler."""
     groups = parameter_groups(module, config.weight_decay)
     return GuardedAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def is_finite_norm(norm: float | None) -> bool:
+    """Whether a gradient norm is finite. DeepSpeed reports NaN and infinity as -1 in places; None: not reported."""
+    return norm is None or (math.isfinite(norm) and norm >= 0)

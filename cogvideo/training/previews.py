@@ -1,22 +1,23 @@
-"""Sample sheets during training: real clips beside what the model makes of them. Not a command; `train` hands it over.
+"""Sample sheets during training: real data beside what the model makes of it, always from the same random numbers.
 
-For the transformer, what it generates from the text and the given frames; for super-resolution, frames in coarse
-tokens, in fine ones, and in those that the model draws; for the image tokenizer, its reconstructions.
+For the transformer, clips that it generates from the text and the given frames; for super-resolution, frames as coarse
+tokens, as fine tokens, and as the model draws them; for the image tokenizer, reconstructions.
 """
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cogvideo.files import BUNDLED_WEIGHTS
-from cogvideo.inference import schedules
-from cogvideo.inference.batching import Together
-from cogvideo.inference.engine import compile_program
-from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.engine import Engine, build_program
+from cogvideo.inference.sampler import ClusterSampler
+from cogvideo.inference.schedules import sequential
 from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
 from cogvideo.sampling.batches import FrameSampler
@@ -25,20 +26,21 @@ from cogvideo.sampling.prompts import EncodedPrompt
 from cogvideo.sampling.superres import draw_fine, redraw, top_k_samplers
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
-from cogvideo.training.tasks.clips import ClipTask, Task
+from cogvideo.training.tasks.base import Task
+from cogvideo.training.tasks.clips import ClipTask
 from cogvideo.training.tasks.superres import SuperresTask
 from cogvideo.training.tasks.tokenizer import TokenizerTask
 
 ROWS, SCALE = 8, 3
 DRAW = DrawConfig(temperature=1.0, token_temperature=1.0, top_k_clusters=16, text_bonus=0.0)
-"""Plain top-k, unguided: what the model believes, not its best face."""
+"""Plain top-k without guidance: shows what the model has learned, not its best-looking samples."""
 
 
-class SheetWriter:
-    """Called by the trainer every so many steps; always with the same clips and the same random numbers."""
+class PreviewWriter:
+    """Writes a sample sheet for a task at some step."""
 
     def __init__(self, image_tokenizer: Path | None) -> None:
-        """`image_tokenizer`: its folder, opened now, to fail before training does; None: the bundled one.
+        """`image_tokenizer` (a folder) is opened now, so that a bad path fails before training; None: the bundled one.
 
         Raises: as `ImageTokenizer.load`.
         """
@@ -51,65 +53,66 @@ class SheetWriter:
         return open_image_tokenizer(self._path)
 
     @torch.no_grad()
-    def __call__(self, task: Task, step: int, path: Path) -> None:
+    def write(self, task: Task[Any], step: int, path: Path) -> None:
+        """Write the sheet of `task` after `step` steps to `path`."""
         if isinstance(task, TokenizerTask):
-            images = task.sheet_batch(4 * ROWS).to(task.device)
-            rows_of_tokens = images.shape[2] // task.tokenizer.compress_rate
-            rebuilt = task.tokenizer.decode(task.tokenizer.encode(images), rows_of_tokens)
+            images = task.preview_batch(4 * ROWS).to(task.device)
+            side = images.shape[2] // task.tokenizer.compress_rate
+            rebuilt = task.tokenizer.decode(task.tokenizer.encode(images), side)
             pairs = zip(images.split(ROWS), rebuilt.split(ROWS), strict=True)
             rows = [_pixels(part) for pair in pairs for part in pair]
             contact_sheet(path, rows, ["original", "reconstruction"] * (len(rows) // 2), scale=SCALE)
         elif isinstance(task, ClipTask):
-            real, made, captions = _generate(task)
-            rows = [self._decode(clip) for pair in zip(real, made, strict=True) for clip in pair]
+            real, generated, captions = _generate_clips(task)
+            rows = [self._decode(clip) for pair in zip(real, generated, strict=True) for clip in pair]
             labels = [text for caption in captions for text in (f"real: {caption}", f"step {step}")]
             contact_sheet(path, rows, labels, scale=SCALE)
         elif isinstance(task, SuperresTask):
-            batch, coarse = task.sheet_batch(ROWS)
-            rows = [self._decode(frames) for frames in (coarse, batch.high_res, _sharpened(task, batch))]
+            batch, coarse = task.preview_batch(ROWS)
+            rows = [self._decode(frames) for frames in (coarse, batch.high_res, _draw_fine_tokens(task, batch))]
             contact_sheet(path, rows, ["coarse", "fine", f"step {step}"], scale=1)
 
-    def _decode(self, frames: Tensor) -> np.ndarray:
+    def _decode(self, frames: Tensor) -> NDArray[np.uint8]:
         return _pixels(self._tokenizer.decode(frames))
 
 
-def _generate(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
-    """Real and generated tokens (clips, frames, frame_len), and captions."""
-    batch, model = task.sheet_batch(ROWS), task.model
+def _generate_clips(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
+    """Real and generated tokens, each (clips, frames, frame_len), and captions."""
+    batch, model = task.preview_batch(ROWS), task.model
     texts = [row[mask].tolist() for row, mask in zip(batch.text, batch.text_mask, strict=True)]
     captions = [" ".join(task.text_tokenizer.decode(text).split()) for text in texts]
     layout, codes = model.config.layout, model.config.vocabulary.num_image_tokens
-    program = compile_program(
+    program = build_program(
         model.config,
-        schedules.sequential(layout, layout.given_frames, layout.generation_order),
+        sequential(layout, layout.given_frames, layout.generation_order),
         temporal=model.config.has_temporal_channel,
     )
-    draw = ClusterDraw(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
-    sampler = FrameSampler(Together(model), program.to(task.device), draw.to(task.device), DRAW)
+    draw = ClusterSampler(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
+    sampler = FrameSampler(Engine(model), program.to(task.device), draw.to(task.device), DRAW)
     prompts = [EncodedPrompt(text, None) for text in texts]
     known = batch.frames.clone()
     known[:, list(layout.supervised_frames)] = 0
-    numbers = sample_uniforms(sample_keys(0, captions), 0, range(layout.num_frames), layout.frame_len)
-    return batch.frames, sampler.sample(known, prompts, numbers, clips_at_once=ROWS), captions
+    uniforms = sample_uniforms(sample_keys(0, captions), 0, range(layout.num_frames), layout.frame_len)
+    return batch.frames, sampler.sample(known, prompts, uniforms, clips_at_once=ROWS), captions
 
 
-def _sharpened(task: SuperresTask, batch: SuperresBatch) -> Tensor:
-    """Fine tokens by the direct model from coarse ones, or what all rounds of the iterative model make of real ones."""
+def _draw_fine_tokens(task: SuperresTask, batch: SuperresBatch) -> Tensor:
+    """Fine tokens drawn by the direct model from coarse ones, or real ones redrawn by all rounds of the iterative."""
     model, texts = task.model, (batch.text, batch.text_mask)
-    codes, (frames, places) = model.config.vocabulary.num_image_tokens, batch.high_res.shape
+    codes, (num_frames, frame_len) = model.config.vocabulary.num_image_tokens, batch.high_res.shape
 
-    def random(stream: int) -> Tensor:
-        return sample_uniforms([SampleKey(0, "", 0)], stream, range(frames), places)[0].to(task.device)
+    def uniforms(round_number: int) -> Tensor:
+        return sample_uniforms([SampleKey(0, "", 0)], round_number, range(num_frames), frame_len)[0].to(task.device)
 
     if model.config.method == "direct":
-        draw = ClusterDraw(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
-        return draw_fine(model, *texts, batch.low_res, draw.to(task.device), random(0))
+        draw = ClusterSampler(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
+        return draw_fine(model, *texts, batch.low_res, draw.to(task.device), uniforms(0))
     fine = batch.high_res
-    for number, draw_plainly in enumerate(top_k_samplers(codes, task.device), 1):
-        fine = redraw(model, *texts, fine, number, draw_plainly, random(number))
+    for number, token_sampler in enumerate(top_k_samplers(codes, task.device), 1):
+        fine = redraw(model, *texts, fine, number, token_sampler, uniforms(number))
     return fine
 
 
-def _pixels(images: Tensor) -> np.ndarray:
+def _pixels(images: Tensor) -> NDArray[np.uint8]:
     """(n, 3, H, W) in [0, 1] -> (n, H, W, 3) uint8."""
     return rearrange(images.mul(255).round().to(torch.uint8), "n c h w -> n h w c").numpy(force=True)

@@ -1,42 +1,62 @@
-"""The loop: one for every task, in one process or under DeepSpeed's launcher. What is learned the task knows."""
+"""The training loop for every task, in one process or several: set up, build, resume, then step after step.
 
+Not here: what is trained (`tasks/`), the optimiser and DeepSpeed's engine (`optimiser.py`, `deepspeed_engine.py`), the
+files of a checkpoint (`checkpointing.py`).
+"""
+
+import contextlib
 import math
-import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from cogvideo.config import to_dict
 from cogvideo.distributed import any_rank, lost_peer_as_error, run_on_all_ranks
+from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.logs import get_logger, progress
-from cogvideo.training.checkpointing import load_state, newest_state, save_state
-from cogvideo.training.config import TrainConfig
-from cogvideo.training.deepspeed_engine import deepspeed_settings, make_engine
-from cogvideo.training.engine_state import EngineState
-from cogvideo.training.metrics import Averages, draw_curves
-from cogvideo.training.record import write_record
-from cogvideo.training.sinks import Sinks
-from cogvideo.training.step import Stepper, StepResult
-from cogvideo.training.tasks.clips import ClipTask, Task
+from cogvideo.rng import seed_dropout
+from cogvideo.training.checkpointing import TrainingState, load_state, newest_state, resume_advice, save_state
+from cogvideo.training.config import TrainConfig, changed_settings
+from cogvideo.training.deepspeed_engine import (
+    GradientNorms,
+    deepspeed_settings,
+    inner_optimiser,
+    make_engine,
+    trainer_clips_gradients,
+)
+from cogvideo.training.metrics import Averages, MetricsWriter, draw_curves, progress_text, write_origin
+from cogvideo.training.optimiser import GuardedAdamW, is_finite_norm, learning_rate
+from cogvideo.training.previews import PreviewWriter
+from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
+from cogvideo.training.tasks.base import Task
+from cogvideo.training.tasks.clips import ClipTask
 from cogvideo.training.tasks.superres import SuperresTask
 from cogvideo.training.tasks.tokenizer import TokenizerTask
-from cogvideo.training.throughput import Throughput, compute_dtype, measured_peak, warn_of_slow_products
 
 log = get_logger(__name__)
 
-Preview = Callable[[Task, int, Path], None]
-"""Called with the task, the number of steps done, and the file to write a sample sheet to."""
-
 CURVES_SECONDS = 60.0
-"""Curves are drawn no more often than this, but at the end."""
+"""Curves are redrawn no more often than this, except at the end."""
 
 
-def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> Task:
+@dataclass(frozen=True)
+class StepResult:
+    grad_norm: float | None
+    """Before clipping; None if DeepSpeed does not report it."""
+    is_finite: bool
+    """Whether loss and gradients were finite on every rank; if not, weights and moments are unchanged."""
+    overflowed: bool = False
+    """fp16's loss scaler skipped the update, as it does occasionally, and lowers its scale."""
+
+
+def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> Task[Any]:
     if config.task == "tokenizer":
         return TokenizerTask(config, device, rank, world)
     if config.task == "superres":
@@ -47,161 +67,193 @@ def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world: i
 class Trainer:
     """One run in its folder. Call `train` once."""
 
-    def __init__(
-        self, config: TrainConfig, device: torch.device, *, resume: bool = False, preview: Preview | None = None
-    ) -> None:
-        """Raises: ValueError, OSError before anything is written, for whatever does not fit."""
-        self.config, self.preview, self.device = config, preview, device
+    def __init__(self, config: TrainConfig, device: torch.device, *, resume: bool = False) -> None:
+        """Set up, build, resume.
+
+        Raises: ValueError, OSError before anything is written, if settings, data or checkpoints do not fit.
+        """
+        # set up: fail on contradictory settings and occupied folders before reading data or weights
+        self.config, self.device = config, device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        deepspeed_settings(config, self.world)  # refuses what does not go together, before anything is read
-        self.sinks = Sinks(config)
-        found = newest_state(self._states)
-        if not resume and (found or self.sinks.file.path.exists()):
-            raise ValueError(f"{config.run_dir} holds a run already; give --resume to go on, or another run_dir")
-        warn_of_slow_products(device, config.train)
+        deepspeed_settings(config, self.world)
+        self.accumulation = config.train.accumulation(self.world)
+        self.previews = PreviewWriter(config.data.image_tokenizer)
+        self.writer = MetricsWriter(config)
+        self.checkpoints = config.run_dir / "checkpoints"
+        newest = newest_state(self.checkpoints)
+        if not resume and (newest or self.writer.file.path.exists()):
+            raise ValueError(f"{config.run_dir} already holds a run; give --resume to continue it, or another run_dir")
+        warn_if_emulated(device, config.train)
+
+        # build
         self.task = make_task(config, device, self.rank, self.world)
         self.engine = make_engine(self.task.objective, config, self.world)
-        self.state = EngineState(self.engine, self.task.moving)
+        self.state = TrainingState(self.engine, self.task.updated_without_gradient)
         self.averages = Averages()
-        self.stepper = Stepper(self.engine, self.task, config, device, self.averages)
+        self.gradient_norms = GradientNorms(self.engine, self.task.component_of)
+        inner_optimiser(self.engine).allow_update = self._allow_update
+        self._is_finite = True
+        self._clipped_norm: float | None = None
+
+        # resume
         self.step = self.skipped = self.bad_in_a_row = 0
-        if found:
-            self._restore(found)
+        if newest:
+            self._resume(newest)
         elif resume:
             log.info("%s holds no checkpoint; starting from the beginning", config.run_dir)
-        self._saved_at: int | None = None  # a run killed between its last checkpoint and its export makes both again
-        self._stop_asked = False
-        self._drawn_at = -math.inf
+        self._saved_at: int | None = None  # None even now: a run killed between its checkpoint and export redoes both
+        self._stop_requested = False
+        self._curves_drawn_at = -math.inf
 
-    @property
-    def _states(self) -> Path:
-        return self.config.run_dir / "checkpoints"
+    def _resume(self, checkpoint: Path) -> None:
+        numbers = load_state(self.state, checkpoint)
+        if self.rank == 0:
+            for key, old, new in changed_settings(numbers["config"], to_dict(self.config)):
+                log.warning("the run had %s=%s so far and continues with %s", key, old, new)
+        self.step, self.skipped, self.bad_in_a_row = (numbers[k] for k in ("step", "skipped", "bad_in_a_row"))
+        sums_by_rank = numbers["averages"]
+        if len(sums_by_rank) == self.world:
+            self.averages.add(sums_by_rank[self.rank])
+        elif self.rank == 0:  # saved by another number of processes: means are over all ranks, so any one may hold them
+            for sums in sums_by_rank:
+                self.averages.add(sums)
+        log.info("resuming at step %d", self.step)
 
     def train(self) -> dict[str, float]:
-        """Run to the last step, a signal or the time limit, save, export; returns the last logged metrics.
+        """Train until the last step, a signal or the time limit; save and export; return the last logged metrics.
 
-        Raises: OSError if the last checkpoint cannot be written, or another process is lost; ValueError after too many
-        bad steps in a row.
+        Raises: OSError if the last checkpoint cannot be written or another process is lost; ValueError after too many
+        non-finite steps in a row.
         """
         if self.rank == 0:
             self.config.run_dir.mkdir(parents=True, exist_ok=True)
-            write_record(self.config.run_dir, self.config)
-            self.sinks.open(self.step)
-        restore_signals = self._catch_signals()
-        batches = self.task.batches(self.step)
-        try:
-            with lost_peer_as_error(self._how_to_go_on):
-                return self._loop(batches)
-        finally:
-            restore_signals()
-            getattr(batches, "close", lambda: None)()
-            self.sinks.close()
+            write_origin(self.config.run_dir, self.config)
+            self.writer.open(self.step)
+        with self._signals_request_stop():
+            batches = self.task.batches(self.step)
+            try:
+                with lost_peer_as_error(lambda: resume_advice(self.checkpoints)):
+                    return self._loop(batches)
+            finally:
+                getattr(batches, "close", lambda: None)()
+                self.writer.close()
 
-    def _loop(self, batches: Any) -> dict[str, float]:
+    def _loop(self, batches: Iterator[Any]) -> dict[str, float]:
         loop, logs = self.config.train, self.config.log
         deadline = math.inf if loop.time_limit_minutes is None else time.monotonic() + 60 * loop.time_limit_minutes
-        last: dict[str, float] = {}
-        peak = 1e12 * logs.peak_tflops if logs.peak_tflops else measured_peak(self.device, compute_dtype(loop))
-        throughput = Throughput(self.device, self.world, peak)
-        bar = progress(loop.last_step, f"training {self.config.task}", "steps", initial=self.step)
-        with bar:
+        metrics: dict[str, float] = {}
+        peak_flops = 1e12 * logs.peak_tflops if logs.peak_tflops else None
+        if peak_flops is None:
+            peak_flops = measure_peak_flops(self.device, FLOAT_DTYPES[loop.dtype])
+        throughput = Throughput(self.device, self.world, peak_flops)
+        with progress(loop.last_step, f"training {self.config.task}", "steps", initial=self.step) as bar:
             while self.step < loop.last_step:
                 batch = next(batches)
-                logged = self._is_logged(self.step + 1)
-                result = self._one_step(batch)
-                self._count_bad(result)
-                self.task.after_step(self.step, result.good)
+                is_logged = self._is_logged(self.step)
+                result = self.train_step(batch)
+                self._count_skipped(result)
+                self.task.after_step(self.step, result.is_finite)
                 self.step += 1
-                final = self.step == loop.steps  # not at stop_at, from which another run goes on as if nothing were
+                is_final = self.step == loop.steps  # not at stop_at: the run continued from there must look the same
                 throughput.add(self.task.tokens(batch), self.task.flops(batch))
                 if result.grad_norm is not None and math.isfinite(result.grad_norm):
                     self.averages.add({"grad_norm": (result.grad_norm, 1.0)})
-                if logged:
-                    norms = self.stepper.gradient_norms.take(result.grad_norm or 0.0) if result.good else {}
-                    last = self._log_line(norms | throughput.take(loop.last_step - self.step))
-                    bar.set_postfix_str(_postfix(last), refresh=False)
+                if is_logged:
+                    norms = self.gradient_norms.take(result.grad_norm or 0.0) if result.is_finite else {}
+                    metrics = self._log_metrics(norms | throughput.take(loop.last_step - self.step))
+                    bar.set_postfix_str(progress_text(metrics), refresh=False)
                 bar.update(1)
-                stop = any_rank(self._stop_asked or time.monotonic() > deadline, self.device)
-                if self.step % logs.validate_every == 0 or final:
+                stop = any_rank(self._stop_requested or time.monotonic() > deadline, self.device)
+                if self.step % logs.validate_every == 0 or is_final:
                     self._validate()
-                ends = stop or self.step == loop.last_step
-                if self.step % logs.save_every == 0 or ends:
-                    self.save(must=ends)
-                if logs.preview_every and (self.step % logs.preview_every == 0 or final):
-                    self._preview()
+                is_last = stop or self.step == loop.last_step
+                if self.step % logs.save_every == 0 or is_last:
+                    self.save(required=is_last)
+                if logs.preview_every and (self.step % logs.preview_every == 0 or is_final):
+                    self._write_preview()
                 if stop:
-                    log.warning("stopped at step %d as asked; --resume goes on from here", self.step)
+                    log.warning("stopped at step %d as requested; --resume continues from here", self.step)
                     break
             if self._saved_at != self.step:
                 self.save()
-        return last
+        return metrics
 
-    def _is_logged(self, step: int) -> bool:
-        return step % self.config.log.every == 0 or step == self.config.train.steps
+    def train_step(self, batch: Any) -> StepResult:
+        """One optimiser step: forward and backward over the micro-batches, then the update. Every rank takes it.
 
-    def save(self, *, must: bool = True) -> None:
-        """A checkpoint to resume from, the model in our own format, and the curves so far.
-
-        Where a disk is full, say, a run goes on unless it `must` be saved now: the next time there may be room.
-        Raises: OSError, if it must.
+        A non-finite loss or gradient must not reach weights or moments. A bad loss shows here, and is replaced by a
+        zero loss so that all ranks still run the same collectives. A bad gradient only shows inside `engine.step()`:
+        there DeepSpeed reduces, unscales, measures and clips the gradients before it calls the optimiser. So the
+        decision is made at that point: the optimiser is a `GuardedAdamW`, which asks `_allow_update` before it changes
+        anything. All ranks decide alike, because the loss flag is combined over ranks and the norm is global.
         """
-        try:
-            self._save(whole=must)
-            self._saved_at = self.step
-        except OSError as error:
-            if must:
-                reason = f"step {self.step} could not be saved: {error}; {self._how_to_go_on()}"
-                raise OSError(error.errno, reason) from error
-            wait = self.config.log.save_every
-            log.error("step %d could not be saved: %s; trying again %d steps on", self.step, error, wait)
+        loop, engine = self.config.train, self.engine
+        engine.train()
+        is_finite = True
+        for index in range(self.accumulation):
+            # micro-batches are numbered over all ranks, so dropout does not depend on the number of processes
+            seed_dropout(loop.seed, self.step, self.rank + self.world * index)
+            loss, metrics = engine(self.task.micro_batch(batch, index, self.accumulation))
+            if torch.isfinite(loss):
+                self.averages.add(metrics)
+            else:
+                is_finite = False
+                loss = _zero_loss(engine.module)
+            engine.backward(loss)  # loss.backward(), divided by the number of micro-batches and reduced over ranks
+            if index < self.accumulation - 1:
+                engine.step()  # counts the micro-batch; nothing is updated before the last one
 
-    def _save(self, whole: bool) -> None:
-        averages: list[Any] = run_on_all_ranks(lambda: self.averages.sums)
-        numbers = {
-            "step": self.step,
-            "skipped": self.skipped,
-            "bad_in_a_row": self.bad_in_a_row,
-            "averages": averages,
-            "config": to_dict(self.config),
-        }
-        run_on_all_ranks(self._record_again if self.rank == 0 else None)
-        save_state(self.state, self._states, self.step, numbers, self.config.log.keep_last)
-        run_on_all_ranks(lambda: self.task.export(self.config.run_dir / "export", self.step))
-        draws = self.rank == 0 and (whole or time.monotonic() - self._drawn_at > CURVES_SECONDS)
-        run_on_all_ranks(self._draw if draws else None)
+        self._is_finite = not any_rank(not is_finite, self.device)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, loop.steps, self.config.optimiser)
+        self._clipped_norm = self._clip_gradients() if trainer_clips_gradients(self.config) else None
+        engine.step()  # calls GuardedAdamW.step, and that _allow_update
+        norm = engine.get_global_grad_norm() if self._clipped_norm is None else self._clipped_norm
+        if loop.dtype == "fp16" and self._is_finite and not is_finite_norm(norm):
+            return StepResult(None, is_finite=True, overflowed=True)
+        return StepResult(None if norm is None else float(norm), self._is_finite and is_finite_norm(norm))
 
-    def _record_again(self) -> None:
-        if not (self.config.run_dir / "config.yaml").is_file():
-            log.warning("%s has vanished; it is made anew", self.config.run_dir)
-            write_record(self.config.run_dir, self.config)
+    def _allow_update(self, optimiser: GuardedAdamW) -> bool:
+        """Whether AdamW may update weights and moments; called with the final gradients in place, on every rank."""
+        norm = self._clipped_norm
+        if not trainer_clips_gradients(self.config):
+            norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
+        if not (self._is_finite and is_finite_norm(norm)):
+            return False
+        if self._is_logged(self.step):
+            self.gradient_norms.add(p for group in optimiser.param_groups for p in group["params"])
+        return True
 
-    def _draw(self) -> None:
-        draw_curves(self.sinks.file.read(), self.config.run_dir / "curves.png")
-        self._drawn_at = time.monotonic()
+    def _clip_gradients(self) -> float:
+        """Clip by global norm; returns the norm before clipping."""
+        max_norm = self.config.optimiser.grad_clip or math.inf
+        trainable = [p for p in self.engine.module.parameters() if p.requires_grad]
+        return float(nn.utils.clip_grad_norm_(trainable, max_norm))
 
-    def _one_step(self, batch: Any) -> StepResult:
-        return self.stepper.take(batch, self.step, with_norms=self._is_logged(self.step + 1))
-
-    def _count_bad(self, result: StepResult) -> None:
-        self.skipped += result.overflowed or not result.good
-        if result.good:
+    def _count_skipped(self, result: StepResult) -> None:
+        self.skipped += result.overflowed or not result.is_finite
+        if result.is_finite:
             self.bad_in_a_row = 0
             return
         self.bad_in_a_row += 1
-        log.warning("step %d has a loss or gradient that is not finite; it is skipped", self.step + 1)
+        log.warning("step %d has a non-finite loss or gradient and is skipped", self.step + 1)
         if self.bad_in_a_row >= self.config.train.max_bad_steps:
             raise ValueError(
-                f"{self.bad_in_a_row} steps in a row had a NaN or infinite loss or gradient, at step {self.step + 1}; "
-                "lower optimiser.lr and --resume from the last checkpoint"
+                f"{self.bad_in_a_row} steps in a row had a NaN or infinite loss or gradient, up to step "
+                f"{self.step + 1}; lower optimiser.lr and --resume from the last checkpoint"
             )
 
-    def _log_line(self, numbers: dict[str, float]) -> dict[str, float]:
-        means = self.averages.means()
+    def _is_logged(self, step: int) -> bool:
+        """Whether 0-based `step` ends with a line of metrics."""
+        return (step + 1) % self.config.log.every == 0 or step + 1 == self.config.train.steps
+
+    def _log_metrics(self, numbers: dict[str, float]) -> dict[str, float]:
+        metrics = self.averages.means()
         self.averages.clear()
-        rate = {"lr": self.engine.optimizer.param_groups[0]["lr"], "skipped": float(self.skipped)}
-        means |= rate | numbers | self.task.report()
-        self._write({"step": self.step} | means)
-        return means
+        schedule = {"lr": self.engine.optimizer.param_groups[0]["lr"], "skipped": float(self.skipped)}
+        metrics |= schedule | numbers | self.task.weight_metrics()
+        self._write({"step": self.step} | metrics)
+        return metrics
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -209,85 +261,86 @@ class Trainer:
         if not batches:
             return
         self.engine.eval()
-        averages, parts = Averages(), self.config.train.accumulation(self.world)
+        averages = Averages()
         for batch in batches:
-            for index in range(parts):
-                averages.add(self.engine(self.task.part(batch, index, parts)).metrics)
-        means = averages.means()
-        self._write({"step": self.step} | {f"validation/{name}": value for name, value in means.items()})
+            for index in range(self.accumulation):
+                _, metrics = self.engine(self.task.micro_batch(batch, index, self.accumulation))
+                averages.add(metrics)
+        self._write({"step": self.step} | {f"validation/{name}": mean for name, mean in averages.means().items()})
 
-    def _preview(self) -> None:
-        if self.preview is None or self.rank != 0 or (self.world > 1 and self.config.deepspeed.stage == 3):
-            return  # with its weights spread, one process cannot draw a sheet alone
+    def _write_preview(self) -> None:
+        if self.rank != 0 or (self.world > 1 and self.config.deepspeed.stage == 3):
+            return  # with partitioned weights one rank cannot sample alone
         self.engine.eval()
         path = self.config.run_dir / "previews" / f"step_{self.step:08d}.png"
         try:
-            self.preview(self.task, self.step, path)
-            self.sinks.picture("preview", path, self.step)
+            self.previews.write(self.task, self.step, path)
+            self.writer.write_image("preview", path, self.step)
         except (ValueError, OSError) as error:
             log.warning("no sample sheet at step %d: %s", self.step, error)
-        except Exception:  # of any kind: a picture to look at must not end a long run
+        except Exception:  # whatever it is, a sample sheet must not end a long run
             log.warning("no sample sheet at step %d", self.step, exc_info=True)
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.rank == 0:
-            self.sinks.write(record)
+            self.writer.write(record)
 
-    def _restore(self, place: Path) -> None:
-        numbers = load_state(self.state, place)
-        if self.rank == 0:
-            _warn_of_changes(numbers["config"], to_dict(self.config))
-        self.step, self.skipped, self.bad_in_a_row = (numbers[k] for k in ("step", "skipped", "bad_in_a_row"))
-        shares = numbers["averages"]
-        if len(shares) == self.world:
-            self.averages.add(shares[self.rank])
-        elif self.rank == 0:  # of another number of processes: means are over all of them anyway
-            for share in shares:
-                self.averages.add(share)
-        log.info("resuming at step %d", self.step)
+    def save(self, *, required: bool = True) -> None:
+        """Write a checkpoint to resume from, the exported model and the curves so far.
 
-    def _how_to_go_on(self) -> str:
+        Unless `required`, a failure (a full disk, say) is only logged: there may be space the next time.
+        Raises: OSError if it is required and fails.
+        """
         try:
-            newest = (self._states / "latest").read_text(encoding="utf-8").strip()
-        except OSError:
-            return "nothing was saved yet; start again"
-        return f"{newest} is saved; go on from it with --resume"
+            self._save(is_last=required)
+            self._saved_at = self.step
+        except OSError as error:
+            if required:
+                reason = f"step {self.step} could not be saved: {error}; {resume_advice(self.checkpoints)}"
+                raise OSError(error.errno, reason) from error
+            every = self.config.log.save_every
+            log.error("step %d could not be saved: %s; trying again in %d steps", self.step, error, every)
 
-    def _catch_signals(self) -> Callable[[], None]:
-        """SIGTERM and a first Ctrl-C end the run after the current step, saved; returns what undoes this."""
+    def _save(self, is_last: bool) -> None:
+        numbers = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "bad_in_a_row": self.bad_in_a_row,
+            "averages": run_on_all_ranks(lambda: self.averages.sums),
+            "config": to_dict(self.config),
+        }
+        run_on_all_ranks(self._restore_run_folder if self.rank == 0 else None)
+        save_state(self.state, self.checkpoints, self.step, numbers, self.config.log.keep_last)
+        run_on_all_ranks(lambda: self.task.export(self.config.run_dir / "export", self.step))
+        draws = self.rank == 0 and (is_last or time.monotonic() - self._curves_drawn_at > CURVES_SECONDS)
+        run_on_all_ranks(self._draw_curves if draws else None)
 
-        def ask(number: int, frame: Any) -> None:
-            if self._stop_asked and number == signal.SIGINT:  # SIGTERM is repeated by launchers, which mean it once
+    def _restore_run_folder(self) -> None:
+        if not (self.config.run_dir / "config.yaml").is_file():
+            log.warning("%s is gone; creating it again", self.config.run_dir)
+            write_origin(self.config.run_dir, self.config)
+
+    def _draw_curves(self) -> None:
+        draw_curves(self.writer.file.read(), self.config.run_dir / "curves.png")
+        self._curves_drawn_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def _signals_request_stop(self) -> Iterator[None]:
+        """SIGTERM and the first Ctrl-C stop the run after the current step, saved; a second Ctrl-C interrupts it."""
+
+        def request_stop(number: int, frame: Any) -> None:
+            if self._stop_requested and number == signal.SIGINT:  # launchers repeat SIGTERM without meaning more
                 raise KeyboardInterrupt
-            self._stop_asked = True
+            self._stop_requested = True
 
-        old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def undo() -> None:
-            for number, handler in old.items():
+        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-        return undo
 
-
-FREE_TO_CHANGE = re.compile(r"run_dir|log\..*|deepspeed\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size)")
-"""Settings that a run may go on with in another way; what it learns stays the same, or is meant to be longer."""
-
-
-def _warn_of_changes(before: dict[str, Any], now: dict[str, Any], group: str = "") -> None:
-    """Say which settings differ from those that the run had so far."""
-    for name in sorted(before.keys() | now.keys()):
-        old, new, key = before.get(name), now.get(name), f"{group}{name}"
-        if isinstance(old, dict) and isinstance(new, dict):
-            _warn_of_changes(old, new, f"{key}.")
-        elif old != new and not FREE_TO_CHANGE.fullmatch(key):
-            log.warning("the run had %s=%s so far and goes on with %s", key, old, new)
-
-
-def _postfix(numbers: dict[str, float]) -> str:
-    """Loss, speed and memory for the progress line."""
-    shown = [f"loss {numbers.get('loss', math.nan):.4f}", f"{numbers['tokens_per_second']:,.0f} tokens/s"]
-    if "mfu" in numbers:
-        shown.append(f"MFU {numbers['mfu']:.1%}")
-    shown.append(f"{numbers['memory_mib'] / 1024:.1f} GiB")
-    return ", ".join(shown)
+def _zero_loss(module: nn.Module) -> Tensor:
+    """A loss of zero whose gradient is zero for every trainable parameter."""
+    return sum((p.sum() * 0.0 for p in module.parameters() if p.requires_grad), start=torch.zeros(()))

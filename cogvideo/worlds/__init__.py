@@ -1,1 +1,1 @@
-"""Made worlds: captioned clips whose truth is known."""
+"""Synthetic worlds: captioned videos whose ground truth is known, and benchmarks on them."""

@@ -1,4 +1,4 @@
-"""scripts/ablate.py on a study of two variants: trains, scores, goes on; every variant shipped is a run that loads."""
+"""scripts/ablate.py on a study of two variants: trains, scores, resumes; every shipped variant is a valid config."""
 
 import importlib.util
 import json
@@ -26,10 +26,10 @@ def test_every_shipped_variant_loads() -> None:
     assert len(study.seeds) == 3
     for _, runs in study.variants.values():
         for run in runs:
-            config = load_config(TrainConfig, [ROOT / study.config], [*study.words, *run.words])
+            config = load_config(TrainConfig, [ROOT / study.config], [*study.overrides, *run.overrides])
             assert config.data.validation is not None
     single = study.variants["single_channel"][1][0]
-    assert load_config(TrainConfig, [], single.words).init.mix_logit == -100
+    assert load_config(TrainConfig, [], single.overrides).init.mix_logit == -100
 
 
 def test_scores_weigh_frames_and_spread_is_over_seeds(tmp_path: Path) -> None:

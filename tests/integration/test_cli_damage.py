@@ -11,7 +11,7 @@ import pytest
 from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
 from cogvideo.config import dump_yaml
-from cogvideo.training.deepspeed_cpu import prepare_environment
+from cogvideo.training.launch import prepare_environment
 from tests.helpers.bundles import write_bundle
 from tests.helpers.training import prepare_data, settings
 

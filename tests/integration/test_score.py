@@ -72,7 +72,7 @@ def test_a_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     manifest = data / "manifest.json"
     manifest.write_text(manifest.read_text(encoding="utf-8").replace('"num_tokens": 20', '"num_tokens": 2000'))
     assert main([*words, "--text-tokenizer", str(tmp_path / "text.model")]) == 2
-    assert "of 2000 codes, the model knows" in capsys.readouterr().err
+    assert "with 2000 codes, the model knows" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,4 +106,4 @@ def test_bad_input(
 def test_an_image_model_is_refused(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "trunk", tiny_model(tiny_config("image")))
     assert main([*tiny, "--model", str(tmp_path / "trunk"), "--out", str(tmp_path / "a.safetensors")]) == 2
-    assert "text-to-image trunk" in capsys.readouterr().err
+    assert "text-to-image model" in capsys.readouterr().err

@@ -33,9 +33,9 @@ def before_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any, int
 
     def install(act: Callable[[Any, int], None]) -> None:
         class Disturbed(PLAIN):  # type: ignore[valid-type, misc]
-            def _one_step(self, batch):
+            def train_step(self, batch):
                 act(self, self.step + 1)
-                return super()._one_step(batch)
+                return super().train_step(batch)
 
         monkeypatch.setattr(trainer, "Trainer", Disturbed)
 
@@ -179,7 +179,7 @@ def test_what_was_frozen_must_be_what_it_was(data: Path, tmp_path: Path) -> None
     learned = {name.partition("/")[2] for name in manifest["tensors"]}
     assert not learned & manifest["frozen"].keys()
     assert any("temporal" in name for name in learned) and "model.word_embeddings.weight" in manifest["frozen"]
-    with pytest.raises(ValueError, match="beside other frozen weights"):
+    with pytest.raises(ValueError, match="with other frozen weights"):
         train(settings(data, tmp_path / "run", init=frozen | {"checkpoint": trunks[1]}), resume=True)
     with pytest.raises(ValueError, match="does not fit this run"):
         train(settings(data, tmp_path / "run", init={"checkpoint": trunks[0]}), resume=True)

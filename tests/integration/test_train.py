@@ -11,7 +11,7 @@ import torch
 
 from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.load import load_model
-from cogvideo.model.quantize import quantised
+from cogvideo.model.quantize import quantize_int8
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training import trainer
 from cogvideo.training.launch import train
@@ -107,7 +107,7 @@ def _rounded(trunk: Path, folder: Path) -> Path:
     tensors = {}
     for name, tensor in stored.tensors().items():
         matrix = tensor.ndim == 2 and name != "position_embeddings.weight"
-        scale, narrow = quantised(tensor) if matrix else (None, tensor)
+        scale, narrow = quantize_int8(tensor) if matrix else (None, tensor)
         tensors[name] = tensor if scale is None else narrow * scale[:, None]
     save_checkpoint(folder / "rounded_trunk", tensors, stored.config)
     return folder / "rounded_trunk"
@@ -217,12 +217,12 @@ def test_a_signal_saves_and_stops(data: Path, tmp_path: Path) -> None:
     steps = 0
 
     class Killer(trainer.Trainer):
-        def _one_step(self, batch):
+        def train_step(self, batch):
             nonlocal steps
             steps += 1
             if steps == 2:
                 signal.raise_signal(signal.SIGTERM)
-            return super()._one_step(batch)
+            return super().train_step(batch)
 
     whole, stopped = settings(data, tmp_path / "whole"), settings(data, tmp_path / "stopped")
     train(whole)
@@ -277,18 +277,18 @@ def test_going_on_with_other_settings_is_said(data: Path, tmp_path: Path, capsys
     train(settings(data, tmp_path / "run", train={"stop_at": 2}))
     capsys.readouterr()
     train(settings(data, tmp_path / "run", train={"seed": 7}), resume=True)
-    said = [line for line in capsys.readouterr().err.splitlines() if "goes on with" in line]
-    assert len(said) == 1 and "train.seed=" in said[0] and said[0].endswith("goes on with 7")
+    said = [line for line in capsys.readouterr().err.splitlines() if "continues with" in line]
+    assert len(said) == 1 and "train.seed=" in said[0] and said[0].endswith("continues with 7")
 
 
 def test_a_bad_step_leaves_the_codebook_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, seen = trainer.TokenizerTask, 0
 
     class Poisoned(real):  # type: ignore[misc, valid-type]
-        def part(self, batch, index, count):
+        def micro_batch(self, batch, index, count):
             nonlocal seen
             seen += 1
-            images = super().part(batch, index, count)
+            images = super().micro_batch(batch, index, count)
             return images * float("nan") if seen == 7 else images  # the fourth step, when there are codes
 
     monkeypatch.setattr(trainer, "TokenizerTask", Poisoned)
@@ -301,10 +301,10 @@ def test_a_bad_step_leaves_the_codebook_alone(data: Path, tmp_path: Path, monkey
 BAD = {
     "data.path is not set": {"data": {"path": None}},
     "model.frame_side": {"model": {"frame_side": 2}},
-    "cannot be cut": {"train": {"micro_batch_size": 3}},
+    "cannot be divided": {"train": {"micro_batch_size": 3}},
     "set init.checkpoint": {"init": {"freeze_trunk": True}},
-    "int8 cannot learn": {"init": {"trunk_weights": "int8"}},
-    "spreads no int8": {"init": {"trunk_weights": "int8", "freeze_trunk": True}, "deepspeed": {"stage": 3}},
+    "int8 cannot be trained": {"init": {"trunk_weights": "int8"}},
+    "cannot partition int8": {"init": {"trunk_weights": "int8", "freeze_trunk": True}, "deepspeed": {"stage": 3}},
     "no clip of": {"data": {"clip_seconds": [8.0]}},
 }
 

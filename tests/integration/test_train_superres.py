@@ -15,7 +15,7 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.cli.main import main
 from cogvideo.config import from_dict
 from cogvideo.data.dataset import ClipDataset, PairDataset
-from cogvideo.data.pairs import PairLoader
+from cogvideo.data.loader import PairLoader
 from cogvideo.media.video import read_video
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
@@ -23,7 +23,6 @@ from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.launch import train
-from cogvideo.training.previews import SheetWriter
 from tests.helpers import ranks
 from tests.helpers.bundles import NUM_CODES, write_bundle
 from tests.helpers.training import WALL_CLOCK
@@ -106,7 +105,7 @@ def test_a_batch_follows_from_its_step_and_meets_every_round(scene: Path) -> Non
     assert batch.low_res.shape == (60, 0) and torch.equal(batch.text, whole.batch(3).text)
     assert set(batch.round.tolist()) == set(range(1, 7))
     assert torch.equal(batch.target_mask, round_masks(config)[batch.round - 1])
-    parts = [PairLoader(whole.dataset, text, config, 60, rank=rank, world=2).batch(3) for rank in range(2)]
+    parts = [PairLoader(whole.dataset, text, config, 60, rank=rank, world_size=2).batch(3) for rank in range(2)]
     assert torch.equal(torch.stack([part.high_res for part in parts], 1).flatten(0, 1), batch.high_res)
     assert torch.equal(torch.stack([part.round for part in parts], 1).flatten(), batch.round)
     first = PairDataset(scene / "pairs").texts(whole.rows(3)[:1])[0]
@@ -171,9 +170,9 @@ def test_exports_go_into_a_bundle_and_draw_and_a_sheet_shows_it(scene: Path, tmp
     for method in ("direct", "iterative"):
         config = settings(
             scene, tmp_path / method, method, train={"steps": 2}, log={"preview_every": 2},
-            data={"validation": str(scene / "pairs")},
+            data={"validation": str(scene / "pairs"), "image_tokenizer": str(scene / "bundle/image_tokenizer")},
         )  # fmt: skip
-        last = train(config, preview=SheetWriter(scene / "bundle/image_tokenizer"))
+        last = train(config)
         assert np.isfinite(last["loss"]) and (config.run_dir / "previews/step_00000002.png").stat().st_size > 1000
         assert any("validation/loss" in line for line in numbers(config.run_dir))
         words += [f"--{method}", str(config.run_dir / "export" / f"{method}_superres")]

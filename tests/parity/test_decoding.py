@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogvideo.inference.engine import Conditioning, compile_program, generate, guided
+from cogvideo.inference.engine import Conditioning, Engine, apply_guidance, build_program
 from cogvideo.inference.schedules import sequential
+from cogvideo.model.inputs import TextBias
 from cogvideo.model.plan import plan_forward
-from cogvideo.model.transformer import TextBias
 from cogvideo.sequence.batch import frame_inputs
 from tests.helpers.packs import Pack, open_pack, published_model
 
@@ -40,22 +40,22 @@ CASES = [
 
 @dataclass
 class FollowPack:
-    """A draw that takes the tokens of the pack, and keeps the logits it was shown."""
+    """A sampler that takes the tokens of the pack, and records the logits it was given."""
 
     tokens: Tensor
     """(clips, steps)."""
-    seen: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
 
     def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         assert logits.shape[:2] == uniforms.shape[:2] == (len(self.tokens), 1)
-        self.seen.append(logits[:, 0])
-        return self.tokens[:, len(self.seen) - 1, None]
+        self.logits.append(logits[:, 0])
+        return self.tokens[:, len(self.logits) - 1, None]
 
 
 def conditioning_of(pack: Pack) -> Conditioning:
     texts = pack["tokens"][:, : pack.about["text_len"]].tolist()
     guides = pack["guide_text"].tolist() if "guide_text" in pack.tensors else []
-    return Conditioning.of(
+    return Conditioning.from_tokens(
         texts,
         guides,
         pack.about["special"]["<pad>"],
@@ -75,22 +75,22 @@ def test_logits_along_the_published_tokens(case: Case) -> None:
 
     known = torch.full_like(clip, -1)
     known[:, list(case.given)] = clip[:, list(case.given)]
-    draw = FollowPack(clip[:, list(case.frames)].flatten(1))
-    program = compile_program(
+    sampler = FollowPack(clip[:, list(case.frames)].flatten(1))
+    program = build_program(
         model.config,
         sequential(model.config.layout, case.given, case.frames),
         temporal=case.temporal,
         given_windows="wrapped",
     )
     uniforms = torch.zeros(*known.flatten(1).shape, 2, dtype=torch.float64)
-    out = generate(model, program, known.flatten(1), conditioning, draw, uniforms)
+    out = Engine(model).generate(program, known.flatten(1), conditioning, sampler, uniforms)
     assert torch.equal(out, clip.flatten(1))
 
-    cached = torch.stack(draw.seen)
+    cached = torch.stack(sampler.logits)
     first = pack.about["text_len"] + 1 + len(case.given) * FRAME_LEN
     torch.testing.assert_close(cached[pack["index"] - first], pack["logits"], atol=1e-4, rtol=0)
 
-    if conditioning.text_bonus == 0:  # else rows of given frames have a bonus of their own, and one forward has one
+    if conditioning.text_bonus == 0:  # else given frames have a bonus of their own, which one pass cannot have
         torch.testing.assert_close(cached, uncached_logits(case, pack, clip), atol=1e-4, rtol=0)
 
 
@@ -103,6 +103,6 @@ def uncached_logits(case: Case, pack: Pack, clip: Tensor) -> Tensor:
     inputs = frame_inputs(clip, model.config.vocabulary.start_of_image)
     if conditioning.guidance_scale is not None:
         inputs = inputs.repeat(2, 1)
-    hidden = model(inputs, plan, TextBias.of(conditioning.text_mask), text=conditioning.text)
-    logits = guided(model.logits(hidden), conditioning.guidance_scale)
+    hidden = model(inputs, plan, TextBias.from_mask(conditioning.text_mask), text=conditioning.text)
+    logits = apply_guidance(model.logits(hidden), conditioning.guidance_scale)
     return logits[:, model.config.layout.slots_of(*case.frames)].transpose(0, 1)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogvideo.model.inputs import TextBias
 from cogvideo.model.plan import plan_forward
-from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch, frame_inputs
 from cogvideo.sequence.prompt import left_pad
 from tests.helpers.packs import Pack, open_pack, our_name, published_model
@@ -42,7 +43,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     hooks = [layer.register_forward_hook(lambda _m, _i, out: states.append(out[1].detach())) for layer in model.layers]
     inputs = frame_inputs(batch.frames, model.config.vocabulary.start_of_image)
     with torch.no_grad():
-        final = model(inputs, plan_forward(model.config), TextBias.of(batch.text_mask), text=batch.text)
+        final = model(inputs, plan_forward(model.config), TextBias.from_mask(batch.text_mask), text=batch.text)
     for hook in hooks:
         hook.remove()
     losses = model.token_losses(batch)

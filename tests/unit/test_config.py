@@ -127,7 +127,7 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(word: str, message: str
         ("word", "unknown key 'word'"),
         ("base: 3", "base=3; expected a file name or a list"),
         ("base: nowhere.yaml", "nowhere.yaml does not exist"),
-        ("base: here.yaml", "goes round in a circle: here.yaml -> here.yaml"),
+        ("base: here.yaml", "files form a cycle: here.yaml -> here.yaml"),
         ("note: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("note: ${note}", "interpolation"),
         ("note: '\x00'", "not readable as YAML"),

@@ -55,8 +55,8 @@ def test_a_long_chinese_name_still_has_room_for_the_temporary_one(tmp_path: Path
     assert read_json(target) == {"字": 1}
 
 
-def test_a_directory_is_no_place_for_a_file(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError, match="expected a place for a file"), atomic_write(tmp_path):
+def test_a_folder_cannot_be_replaced_by_a_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="expected the path of a file"), atomic_write(tmp_path):
         pass
     (tmp_path / "file").touch()
     with pytest.raises(OSError), atomic_write(tmp_path / "file" / "below"):

@@ -1,1 +1,1 @@
-"""What is trained: clips, super-resolution, image tokenizers."""
+"""What can be trained: the video transformer, super-resolution and the image tokenizer, each as a task."""

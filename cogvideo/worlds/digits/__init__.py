@@ -1,1 +1,1 @@
-"""Moving digits: rendering, files, probes and the benchmark."""
+"""Moving digits: rendering, data sets, probes and the benchmark."""

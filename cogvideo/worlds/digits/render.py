@@ -1,8 +1,8 @@
-"""The embedded problem "moving digits": real handwritten digits moving over a dark canvas, with captions.
+"""Moving digits: handwritten digits that move over a dark canvas, with captions in English or Chinese.
 
-A clip is a value (`DigitClip`), drawn by `draw_clip`, drawn as pixels by `render`. The 1,797 digits are the ones that
-scikit-learn ships; test clips show digit images that no training clip shows. This file makes pixels and words;
-`digit_files.py` writes them as .mp4 and captions, and from there on they are videos like any user's.
+A clip is a value (`DigitClip`), sampled by `draw_clip` and drawn by `render`. The 1,797 digits are those that
+scikit-learn ships; test clips show digit images that no training clip shows. This file makes pixels and captions;
+`files.py` writes them as videos, which are then treated like any user's.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 Split = Literal["train", "test"]
 Language = Literal["zh", "en"]
 
-CANVAS = 40  # pixels a side
-GROUND = (16, 16, 24)
-SCALE = 1.75  # canvas pixels for one pixel of scikit-learn's 8x8 digits, so ink is 14 px high
+CANVAS = 40  # side in pixels
+BACKGROUND = (16, 16, 24)
+SCALE = 1.75  # canvas pixels per pixel of scikit-learn's 8x8 digits; ink is 14 px high
 INK_THRESHOLD = 2  # of 16; fainter marks do not widen the ink box
 SPLIT_SEED = 20220529
 NUM_TEST_DIGITS = 360  # of 1,797
@@ -25,7 +25,7 @@ NUM_TEST_DIGITS = 360  # of 1,797
 FPS = 8
 NUM_FRAMES = 33
 SECONDS = (NUM_FRAMES - 1) / FPS  # 4.0: frame k is at k / 8 s
-FREE_FRACTION = 7 / 8  # of the clip that passes before a digit may touch an edge, where the range allows it
+FREE_FRACTION = 7 / 8  # of the clip, before which no digit touches an edge if the canvas is large enough
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (232, 52, 48),
@@ -36,7 +36,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (236, 236, 236),
 }
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-SPEEDS: dict[str, float] = {"slowly": 2.0, "quickly": 6.0}  # pixels a second
+SPEEDS: dict[str, float] = {"slowly": 2.0, "quickly": 6.0}  # pixels per second
 CHINESE: dict[str, str] = {
     **{"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "white": "白色"},
     **{"left": "左", "right": "右", "up": "上", "down": "下"},
@@ -63,13 +63,13 @@ class DigitClip:
 
     @property
     def velocity(self) -> tuple[float, float]:
-        """Pixels a second, rightwards and downwards."""
+        """Pixels per second, rightwards and downwards."""
         step = SPEEDS[self.speed]
         across, down = DIRECTIONS[self.direction]
         return across * step, down * step
 
     def caption(self, language: Language) -> str:
-        """The clip in words, e.g. "红色的数字3向左快速移动" or "the red digit 3 moves left quickly"."""
+        """The clip's caption, such as "红色的数字3向左快速移动" or "the red digit 3 moves left quickly"."""
         if language == "en":
             return f"the {self.colour} digit {self.label} moves {self.direction} {self.speed}"
         return f"{CHINESE[self.colour]}的数字{self.label}向{CHINESE[self.direction]}{CHINESE[self.speed]}移动"
@@ -83,22 +83,25 @@ class DigitClip:
         return np.stack([left, top], axis=-1)
 
 
-def bounce(start: ArrayLike, velocity: ArrayLike, time: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray:
-    """Position after `time` of a point that moves at a constant speed and is reflected at `low` and `high`."""
+def bounce(
+    start: ArrayLike, velocity: ArrayLike, time: ArrayLike, low: ArrayLike, high: ArrayLike
+) -> NDArray[np.float64]:
+    """Position after `time` of a point that moves at constant speed and is reflected at `low` and `high`."""
     span = np.maximum(np.asarray(high, float) - low, 1e-9)
     phase = np.mod(np.asarray(start, float) - low + np.asarray(velocity, float) * np.asarray(time, float), 2 * span)
-    return low + np.where(phase > span, 2 * span - phase, phase)
+    folded: NDArray[np.float64] = low + np.where(phase > span, 2 * span - phase, phase)
+    return folded
 
 
 def frame_times() -> NDArray[np.float64]:
-    """The seconds of the 33 frames of a clip file."""
+    """Times in seconds of a clip's 33 frames."""
     return np.arange(NUM_FRAMES) / FPS
 
 
 @lru_cache(maxsize=1)
 def load_images() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """scikit-learn's digits: images (1797, 8, 8) of 0..16 and labels (1797,)."""
-    from sklearn.datasets import load_digits  # a second to import, so only when pixels are wanted
+    """scikit-learn's digits: images (1797, 8, 8) with values 0..16, and labels (1797,)."""
+    from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
     return digits.images.astype(np.float32), digits.target.astype(np.int64)
@@ -106,7 +109,7 @@ def load_images() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 @cache
 def digit_ink(image: int) -> NDArray[np.float32]:
-    """One digit cut to its ink box: (rows, columns) of 0..1."""
+    """One digit cropped to its ink box: (rows, columns) in 0..1."""
     pixels = load_images()[0][image]
     rows = np.flatnonzero((pixels > INK_THRESHOLD).any(axis=1))
     columns = np.flatnonzero((pixels > INK_THRESHOLD).any(axis=0))
@@ -115,7 +118,7 @@ def digit_ink(image: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=2)
 def split_images(split: Split) -> NDArray[np.int64]:
-    """The digit images of a split, by index; the split is fixed by SPLIT_SEED."""
+    """Indices of a split's digit images; SPLIT_SEED fixes the split. Raises: ValueError for an unknown split."""
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r} is not a split of the moving digits; choose train or test")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(load_images()[1]))
@@ -123,11 +126,12 @@ def split_images(split: Split) -> NDArray[np.int64]:
 
 
 def draw_clip(rng: np.random.Generator, split: Split) -> DigitClip:
-    """Draw a clip: digit image, colour, direction and speed uniformly, then a start that keeps bounces to the end."""
+    """Sample a clip: image, colour, direction and speed uniformly, then a start that delays bounces to the end."""
     image = int(rng.choice(split_images(split)))
     colour, direction, speed = (str(rng.choice(list(table))) for table in (COLOURS, DIRECTIONS, SPEEDS))
     rows, columns = digit_ink(image).shape
     start = [0.0, 0.0]
+    # Per axis: `travel` is what the digit covers before it may bounce; start so far from the edge it moves towards.
     for axis, (span, sign) in enumerate(
         zip((CANVAS - columns * SCALE, CANVAS - rows * SCALE), DIRECTIONS[direction], strict=True)
     ):
@@ -138,33 +142,37 @@ def draw_clip(rng: np.random.Generator, split: Split) -> DigitClip:
 
 
 def draw_language(rng: np.random.Generator) -> Language:
-    """Half of the captions are Chinese, half English."""
+    """Sample the caption's language: half are Chinese, half English."""
     return "zh" if rng.random() < 0.5 else "en"
 
 
 def render(clip: DigitClip, times: ArrayLike, pixels: int = CANVAS) -> NDArray[np.uint8]:
     """Draw a clip at `times` (N,) seconds -> (N, pixels, pixels, 3) uint8, with sub-pixel positions.
 
-    The whole picture grows with `pixels`, what a clip says in pixels is of the canvas of 40.
-    Bilinear interpolation of the digit is separable: two small matrix products a frame.
+    `pixels` scales the whole picture; a clip's own numbers are in pixels of the 40x40 canvas.
+    Bilinear interpolation of the digit is separable, so a frame takes two small matrix products.
     """
     ink = digit_ink(clip.image)
     positions = clip.positions(np.atleast_1d(np.asarray(times, float)))
-    columns = _hat_weights(positions[:, 0], ink.shape[1], pixels)
-    rows = _hat_weights(positions[:, 1], ink.shape[0], pixels)
+    columns = _bilinear_weights(positions[:, 0], ink.shape[1], pixels)
+    rows = _bilinear_weights(positions[:, 1], ink.shape[0], pixels)
     coverage = np.matmul(np.matmul(rows, ink), columns.transpose(0, 2, 1))[..., None]
-    ground, colour = np.array(GROUND, np.float32), np.array(COLOURS[clip.colour], np.float32)
-    return np.rint(ground + coverage * (colour - ground)).astype(np.uint8)
+    background, colour = np.array(BACKGROUND, np.float32), np.array(COLOURS[clip.colour], np.float32)
+    return np.rint(background + coverage * (colour - background)).astype(np.uint8)
 
 
-def _hat_weights(offsets: NDArray[np.float64], length: int, pixels: int) -> NDArray[np.float32]:
-    """Bilinear weights (N, pixels, length) of a source's pixels at a picture's, its box beginning at `offsets`."""
+def _bilinear_weights(offsets: NDArray[np.float64], length: int, pixels: int) -> NDArray[np.float32]:
+    """Weights (N, pixels, length) of the digit's pixels at each picture pixel along one axis.
+
+    `offsets` (N,): where the digit's box begins, in canvas pixels.
+    """
+    # Picture pixel centres in the digit's own pixel coordinates, then 1 at distance 0, falling to 0 at distance 1.
     centres = ((np.arange(pixels) + 0.5) * (CANVAS / pixels) - offsets[:, None]) / SCALE - 0.5
     return np.maximum(0, 1 - np.abs(centres[..., None] - np.arange(length))).astype(np.float32)
 
 
 def sample_frames(rng: np.random.Generator, count: int, split: Split) -> NDArray[np.uint8]:
-    """Single frames of clips drawn anew, each at a uniform time: (count, 40, 40, 3) uint8."""
+    """Sample single frames, each of its own clip at a uniform time: (count, 40, 40, 3) uint8."""
     frames = np.empty((count, CANVAS, CANVAS, 3), np.uint8)
     for index in range(count):
         frames[index] = render(draw_clip(rng, split), rng.uniform(0, SECONDS))[0]

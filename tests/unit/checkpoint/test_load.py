@@ -118,7 +118,7 @@ def test_an_int8_trunk_is_left_to_the_one_it_was_made_from(tmp_path: Path) -> No
     save_model(tmp_path / "trunk", trunk)
     save_model(tmp_path / "another", build("image", seed=3))
     stage.freeze_trunk()
-    stage.narrow_trunk()
+    stage.quantize_trunk()
     save_model(tmp_path / "stage", stage, trunk=tmp_path / "trunk")
     loaded = load_model(tmp_path / "stage")
     assert all(torch.equal(p, trunk.state_dict()[name]) for name, p in loaded.trunk_parameters())

@@ -1,11 +1,12 @@
-"""Captions files: both forms, and each way in which a line can be wrong."""
+"""Captions files: each format, each kind of bad line, and access by index and by video."""
 
 import json
 from itertools import pairwise
 
 import pytest
 
-from cogvideo.data.captions import MAX_LINE_BYTES, Caption, CaptionsFile
+from cogvideo.data.captions import Caption
+from cogvideo.data.readers import MAX_LINE_BYTES, open_captions
 
 
 def write(path, *lines):
@@ -22,16 +23,16 @@ def test_json_lines_with_spans(tmp_path):
         "\n",
         {"video": "b/c.mp4", "caption": "x", "start": 2, "end": 6.5},
     )
-    assert list(CaptionsFile(file)) == [Caption("a.mp4", "红色的 数字 3"), Caption("b/c.mp4", "x", 2.0, 6.5)]
+    assert list(open_captions(file)) == [Caption("a.mp4", "红色的 数字 3"), Caption("b/c.mp4", "x", 2.0, 6.5)]
 
 
 def test_tab_separated(tmp_path):
-    assert list(CaptionsFile(write(tmp_path / "c.tsv", "a.mp4\ta red digit\n"))) == [Caption("a.mp4", "a red digit")]
+    assert list(open_captions(write(tmp_path / "c.tsv", "a.mp4\ta red digit\n"))) == [Caption("a.mp4", "a red digit")]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / "c.tsv").write_bytes(b"\xef\xbb\xbfa.mp4\tx\n")
-    assert CaptionsFile(tmp_path / "c.tsv").at([0])[0].video == "a.mp4"
+    assert open_captions(tmp_path / "c.tsv").select([0])[0].video == "a.mp4"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
         ({"video": "a.mp4", "caption": "x", "start": -1}, "0 <= start"),
         ({"video": "a.mp4", "caption": "x", "end": 10**400}, "larger than any video"),
         ({"video": "a.mp4", "caption": "\ud800"}, "lone surrogate"),
-        ({"video": f"{'a' * 300}.mp4", "caption": "x"}, "no file has so long a name"),
+        ({"video": f"{'a' * 300}.mp4", "caption": "x"}, "a file name has at most 255 bytes"),
         ('{"video": "a.mp4", "caption": "x", "start": NaN}\n', "0 <= start"),
         ("[" * 20000 + "\n", "not JSON"),
         ("x" * (MAX_LINE_BYTES + 1), "longer than"),
@@ -62,31 +63,31 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
 def test_a_bad_line_is_named(tmp_path, line, message):
     file = write(tmp_path / "c.jsonl", {"video": "ok.mp4", "caption": "fine"}, line)
     with pytest.raises(ValueError, match=f"line 2: .*{message}") as caught:
-        CaptionsFile(file)
+        open_captions(file)
     assert "\n" not in str(caught.value)
 
 
-def test_captions_by_number_and_by_video(tmp_path):
+def test_captions_by_index_and_by_video(tmp_path):
     names = ["b", "a", "c", "a", "b", "a"]
     lines = [{"video": f"{name}.mp4", "caption": f"数字 {number}"} for number, name in enumerate(names)]
-    captions = CaptionsFile(write(tmp_path / "c.jsonl", lines[0], "\n", *lines[1:]))
-    assert [caption.text for caption in captions.at([5, 0, 2])] == ["数字 5", "数字 0", "数字 2"]
-    numbers, starts = captions.by_video()
-    assert [numbers[a:b].tolist() for a, b in pairwise(starts)] == [[0, 4], [1, 3, 5], [2]]
+    captions = open_captions(write(tmp_path / "c.jsonl", lines[0], "\n", *lines[1:]))
+    assert [caption.text for caption in captions.select([5, 0, 2])] == ["数字 5", "数字 0", "数字 2"]
+    indices, starts = captions.group_by_video()
+    assert [indices[a:b].tolist() for a, b in pairwise(starts)] == [[0, 4], [1, 3, 5], [2]]
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_an_empty_file_is_an_error(tmp_path, text):
     (tmp_path / "c.jsonl").write_text(text)
     with pytest.raises(ValueError, match="holds no captions"):
-        CaptionsFile(tmp_path / "c.jsonl")
+        open_captions(tmp_path / "c.jsonl")
 
 
-def test_not_text_and_not_there(tmp_path):
+def test_files_that_are_not_utf8_unknown_or_missing(tmp_path):
     (tmp_path / "c.tsv").write_bytes(b"a.mp4\t\xff\xfe\n")
     with pytest.raises(ValueError, match="not UTF-8"):
-        CaptionsFile(tmp_path / "c.tsv")
-    with pytest.raises(ValueError, match=r"\.jsonl or \.tsv"):
-        CaptionsFile(tmp_path / "c.csv")
+        open_captions(tmp_path / "c.tsv")
+    with pytest.raises(ValueError, match=r"expected a captions file in \.jsonl or \.tsv, got '\.csv'"):
+        open_captions(tmp_path / "c.csv")
     with pytest.raises(FileNotFoundError):
-        CaptionsFile(tmp_path / "none.jsonl")
+        open_captions(tmp_path / "none.jsonl")

@@ -1,4 +1,4 @@
-"""Multi-frame-rate clips: what is picked for given times, and what holds for any."""
+"""Multi-frame-rate clips: which frames are picked for given times, and properties that hold for any times."""
 
 import numpy as np
 import pytest
@@ -30,19 +30,19 @@ def test_a_length_fits_to_the_end_of_the_last_frames_display():
     assert plan_clips(np.arange(98) / 25, ClipConfig((4.0,))) == []
 
 
-def test_captioned_span_bounds_the_clips():
+def test_clips_stay_inside_the_captioned_span():
     clips = plan_clips(np.arange(400) / 25, ClipConfig((8.0, 2.0, 1.0)), start=4.0, end=7.0)
     assert {clip.seconds for clip in clips} == {2.0}
     assert min(clip.frames[0] for clip in clips) == 100 and max(clip.frames[-1] for clip in clips) == 175
 
 
-def test_too_low_a_frame_rate_for_a_length_repeats_no_frame():
+def test_no_frame_repeats_where_the_frame_rate_is_too_low():
     assert plan_clips(np.arange(20) / 2, ClipConfig((1.0,), "all")) == []
     assert plan_clips(np.arange(20) / 4, ClipConfig((1.0,), "all")) != []
 
 
 @pytest.mark.parametrize("times", [[], [0.0], [0.0, 1.0, 2.0, 3.0]])
-def test_fewer_frames_than_a_clip_has(times):
+def test_too_few_frames_give_no_clip(times):
     assert plan_clips(np.array(times), ClipConfig((1.0,))) == []
 
 
@@ -54,7 +54,7 @@ def test_fewer_frames_than_a_clip_has(times):
     start=st.floats(0, 3),
     span=st.none() | st.floats(0.1, 10),
 )
-def test_every_clip_holds_what_it_promises(steps, lengths, policy, most, start, span):
+def test_every_clip_fits_its_length_span_and_tolerance(steps, lengths, policy, most, start, span):
     times = np.cumsum([0.0, *steps])
     config = ClipConfig(lengths, policy, max_clips_per_length=most)
     end = None if span is None else start + span
@@ -80,7 +80,7 @@ def test_single_frames_are_spread_over_the_span():
 
 
 @given(rate=st.integers(4, 60), seconds=st.sampled_from([1.0, 2.0, 4.0, 8.0]))
-def test_a_constant_rate_gives_the_clip_whenever_its_spacing_is_two_frames(rate, seconds):
+def test_a_constant_rate_gives_a_clip_if_its_spacing_is_two_frames_or_more(rate, seconds):
     times = np.arange(int(10 * rate)) / rate
     found = plan_clips(times, ClipConfig((seconds,)))
     assert found or seconds / 4 * rate < 2
@@ -96,6 +96,6 @@ def test_a_constant_rate_gives_the_clip_whenever_its_spacing_is_two_frames(rate,
         {"tolerance": 0.5},
     ],
 )
-def test_settings_out_of_range(settings):
+def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         ClipConfig(**settings)

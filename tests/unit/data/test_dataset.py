@@ -1,4 +1,4 @@
-"""Several prepared folders as one, those that do not go together, and how many files stay open."""
+"""Datasets of one or several prepared folders, damaged and incompatible ones, and how many files stay open."""
 
 import json
 
@@ -6,15 +6,71 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo.data.chain import MAX_OPEN, Chain, Lines
-from cogvideo.data.dataset import ClipDataset, FrameDataset
+from cogvideo.data.dataset import (
+    MAX_OPEN_ARRAYS,
+    CaptionTexts,
+    ClipDataset,
+    ConcatenatedArrays,
+    FrameDataset,
+    InMemoryClips,
+)
 from cogvideo.data.loader import ClipLoader, LoaderConfig
-from tests.unit.data.test_loader import Letters, decode, make_prepared
+from tests.helpers.data import ByteTokenizer, decode, make_prepared
+
+
+@pytest.fixture
+def clips(tmp_path):
+    return ClipDataset(make_prepared(tmp_path / "prepared"))
 
 
 @pytest.fixture
 def two(tmp_path):
     return [make_prepared(tmp_path / "a"), make_prepared(tmp_path / "b", first_row=24)]
+
+
+def test_rows_of_a_prepared_folder(clips):
+    assert len(clips) == 24 and clips.num_frames == 5 and clips.frame_len == 4 and clips.num_tokens == 64
+    frames, seconds, caption = clips.row(13)
+    assert frames.dtype == np.int64 and frames[2].tolist() == [13, 2, 13, 13]
+    assert (seconds, caption) == (2.0, "clip 3")
+    clips.verify()
+
+
+def test_clips_of_chosen_lengths(clips):
+    folder = clips._rows.folders[0].path
+    chosen = ClipDataset(folder, clip_seconds=[4.0])
+    assert len(chosen) == 6 and set(chosen.seconds) == {4.0}
+    assert [chosen.row(i)[0][0, 0] for i in range(6)] == [0, 4, 8, 12, 16, 20]
+    with pytest.raises(ValueError, match="there are lengths 2, 4 s"):
+        ClipDataset(folder, clip_seconds=[8.0])
+
+
+def test_damaged_shards_are_refused(tmp_path):
+    folder = make_prepared(tmp_path / "prepared")
+    tokens = folder / "shards" / "00001" / "tokens.npy"
+    data = bytearray(tokens.read_bytes())
+    data[-1] ^= 1
+    tokens.write_bytes(data)
+    opened = ClipDataset(folder)
+    with pytest.raises(ValueError, match="has changed"):
+        opened.verify()
+    tokens.write_bytes(data[:-3])
+    with pytest.raises(ValueError, match="bytes, expected"):
+        ClipDataset(folder)
+    tokens.unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        ClipDataset(folder)
+
+
+def test_folders_that_are_not_prepared_clips_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not prepared data"):
+        ClipDataset(tmp_path)
+    folder = make_prepared(tmp_path / "frames", "frames")
+    with pytest.raises(ValueError, match="expected format 'cogvideo-tokens'"):
+        ClipDataset(folder)
+    (folder / "manifest.json").rename(folder / "plan.json")
+    with pytest.raises(ValueError, match="not finished"):
+        ClipDataset(folder)
 
 
 def test_folders_are_read_end_to_end(two):
@@ -28,28 +84,30 @@ def test_folders_are_read_end_to_end(two):
     clips.verify()
 
 
-def test_a_mixture_is_in_proportion_to_rows_and_resumes_exactly(two):
+def test_folders_are_mixed_in_proportion_to_rows_and_resume_exactly(two):
     config = LoaderConfig(batch_size=16, text_len=32, guidance_dropout=0.3)
-    batches = [ClipLoader(ClipDataset(two), Letters(), config).batch(step) for step in range(3)]
+    batches = [ClipLoader(ClipDataset(two), ByteTokenizer(), config).batch(step) for step in range(3)]
     assert sorted(torch.cat([batch.frames[:, 0, 0] for batch in batches]).tolist()) == list(range(48))
-    again = ClipLoader(ClipDataset(two), Letters(), config, rank=1, world=2).batch(2)
+    again = ClipLoader(ClipDataset(two), ByteTokenizer(), config, rank=1, world_size=2).batch(2)
     assert torch.equal(again.frames, batches[2].frames[1::2]) and torch.equal(again.text, batches[2].text[1::2])
 
 
 def test_balancing_is_over_all_folders(two):
-    loader = ClipLoader(ClipDataset(two), Letters(), LoaderConfig(batch_size=72, text_len=32, balance_lengths=True))
+    loader = ClipLoader(
+        ClipDataset(two), ByteTokenizer(), LoaderConfig(batch_size=72, text_len=32, balance_lengths=True)
+    )
     batch = loader.batch(0)
     assert (batch.seconds == 4).sum() == (batch.seconds == 2).sum() == 36
     assert decode(batch.text[0][batch.text_mask[0]]).endswith(f"clip {int(batch.frames[0, 0, 0]) // 4} 视频")
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [({"frame_len": 9}, "holds rows of 5x9, .*a of 5x4; prepare"), ({"codes": "b"}, "different image tokenizers")],
 )
-def test_folders_that_do_not_go_together(tmp_path, other, said):
+def test_incompatible_folders_are_refused(tmp_path, other, message):
     folders = [make_prepared(tmp_path / "a"), make_prepared(tmp_path / "b", **other)]
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         ClipDataset(folders)
     assert "\n" not in str(caught.value)
 
@@ -61,7 +119,7 @@ def test_single_frames_of_two_folders(tmp_path):
         FrameDataset([])
 
 
-def test_a_folder_from_before_the_rows_were_gathered(two):
+def test_a_folder_without_the_common_rows_file_is_read(two):
     (two[0] / "rows.npy").unlink()
     manifest = json.loads((two[0] / "manifest.json").read_text())
     del manifest["files"]
@@ -69,27 +127,37 @@ def test_a_folder_from_before_the_rows_were_gathered(two):
     assert ClipDataset(two).row(13)[1:] == (2.0, "clip 3")
 
 
-def test_few_files_stay_open():
+def test_a_limited_number_of_arrays_stays_open():
     opened = []
 
     def load(index):
         opened.append(index)
         return np.array([2 * index, 2 * index + 1])
 
-    count = 2 * MAX_OPEN
-    chain = Chain([2] * count, load)
-    order = np.random.default_rng(0).permutation(len(chain))
-    assert (chain.gather(order) == order).all()
-    assert len(opened) > count, "some were closed, and opened again"
+    count = 2 * MAX_OPEN_ARRAYS
+    array = ConcatenatedArrays([2] * count, load)
+    order = np.random.default_rng(0).permutation(len(array))
+    assert (array.gather(order) == order).all()
+    assert len(opened) > count, "some were closed and opened again"
     opened.clear()
-    chain.gather(np.array([7, 7, 6]))
-    chain.gather(np.array([6]))
+    array.gather(np.array([7, 7, 6]))
+    array.gather(np.array([6]))
     assert opened in ([], [3])
 
 
-def test_captions_by_number(tmp_path):
+def test_caption_texts_by_line(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"text": "数字"}\n{"text": "b"}\n[]\n', encoding="utf-8")
-    lines = Lines(tmp_path / "c.jsonl")
-    assert len(lines) == 3 and [lines.text(1), lines.text(0)] == ["b", "数字"]
+    texts = CaptionTexts(tmp_path / "c.jsonl")
+    assert len(texts) == 3 and [texts[1], texts[0]] == ["b", "数字"]
     with pytest.raises(ValueError, match="line 3: expected an object with `text`"):
-        lines.text(2)
+        texts[2]
+
+
+def test_clips_in_memory_read_like_prepared_ones(clips):
+    indices = np.arange(24)
+    seconds, captions = zip(*clips.texts(indices), strict=True)
+    memory = InMemoryClips(clips.frames(indices), seconds, captions, clips.num_tokens)
+    assert (len(memory), memory.num_frames, memory.frame_len) == (24, 5, 4)
+    config = LoaderConfig(batch_size=8, text_len=32, balance_lengths=True)
+    one, other = (ClipLoader(dataset, ByteTokenizer(), config).batch(2) for dataset in (memory, clips))
+    assert torch.equal(one.frames, other.frames) and torch.equal(one.text, other.text)

@@ -1,4 +1,4 @@
-"""Batches by position: the same on any number of ranks, exact on resuming, every clip once an epoch."""
+"""Batches by position: the same on any number of ranks, exact on resuming, every clip once per epoch."""
 
 import time
 
@@ -17,43 +17,8 @@ from cogvideo.data.loader import (
     batch_indices,
     prefetch,
 )
-from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
 from cogvideo.sequence.vocabulary import Vocabulary
-
-VOCABULARY = Vocabulary(size=400, num_image_tokens=64, pad=64, newline=65, start_of_image=66)
-
-
-class Letters:
-    """A text tokenizer of single bytes."""
-
-    vocabulary = VOCABULARY
-
-    def encode(self, text):
-        return [100 + byte for byte in text.encode()]
-
-
-def decode(ids):
-    return bytes(i - 100 if i >= 100 else ord("|") for i in ids.tolist()).decode()
-
-
-def make_prepared(folder, kind="tokens", first_row=0, frame_len=4, codes="a"):
-    """Two shards: captions 0..5, lengths 4 s once and 2 s three times a caption; tokens tell the row."""
-    shards = []
-    for index in range(2):
-        rows = [(3 * index + c, s, 0.0) for c in range(3) for s in (4.0, 2.0, 2.0, 2.0)]
-        first = first_row + 12 * index
-        if kind == "tokens":
-            array = (first + np.arange(12)[:, None, None] + 0 * np.zeros((12, 5, frame_len))).astype(np.uint16)
-            array[:, :, 1] = np.arange(5)
-        else:
-            array = np.full((12, 6, 6, 3), first, np.uint8) + np.arange(12, dtype=np.uint8)[:, None, None, None]
-        write_shard(shard_folder(folder, index), {"rows.npy": np.array(rows, ROW), f"{kind}.npy": array}, [])
-        shards.append(read_shard(shard_folder(folder, index)))
-    (folder / "captions.jsonl").write_text("".join(f'{{"text": "clip {first_row // 4 + c}"}}\n' for c in range(6)))
-    tokenizer = {"num_tokens": 64, "sha256": {"model": codes}} if kind == "tokens" else None
-    plan = {"format": FORMATS[kind], "version": VERSION, "tokenizer": tokenizer}
-    write_manifest(folder, plan, shards)
-    return folder
+from tests.helpers.data import VOCABULARY, ByteTokenizer, decode, make_prepared
 
 
 @pytest.fixture
@@ -64,20 +29,20 @@ def clips(tmp_path):
 @given(
     step=st.integers(0, 500),
     share=st.integers(1, 6),
-    world=st.integers(1, 5),
+    world_size=st.integers(1, 5),
     length=st.integers(1, 40),
     seed=st.integers(0, 2**32),
 )
-def test_the_global_batch_does_not_depend_on_the_ranks(step, share, world, length, seed):
-    batch = share * world
+def test_the_global_batch_does_not_depend_on_the_ranks(step, share, world_size, length, seed):
+    batch = share * world_size
     alone, positions = batch_indices(step, 0, 1, batch, length, seed)
-    for rank in range(world):
-        part, part_positions = batch_indices(step, rank, world, batch, length, seed)
-        assert (part == alone[rank::world]).all() and (part_positions == positions[rank::world]).all()
+    for rank in range(world_size):
+        part, part_positions = batch_indices(step, rank, world_size, batch, length, seed)
+        assert (part == alone[rank::world_size]).all() and (part_positions == positions[rank::world_size]).all()
 
 
 @given(batch=st.integers(1, 12), length=st.integers(1, 30), epochs=st.integers(1, 3), seed=st.integers(0, 99))
-def test_every_row_comes_once_an_epoch(batch, length, epochs, seed):
+def test_every_row_occurs_once_per_epoch(batch, length, epochs, seed):
     steps = -(-epochs * length // batch)
     seen = np.concatenate([batch_indices(step, 0, 1, batch, length, seed)[0] for step in range(steps)])
     for epoch in range(epochs):
@@ -89,7 +54,7 @@ def test_epochs_are_in_different_orders():
     assert (first != second).any()
 
 
-def test_a_batch_that_ranks_cannot_share():
+def test_a_batch_that_ranks_cannot_share_is_refused():
     with pytest.raises(ValueError, match="multiple of 3"):
         batch_indices(0, 0, 3, 8, 10, 0)
 
@@ -101,25 +66,8 @@ def test_balancing_repeats_the_rarer_lengths():
     assert (seconds[rows] == 4).sum() == (seconds[rows] == 2).sum() == 5
 
 
-def test_rows_of_the_dataset(clips):
-    assert len(clips) == 24 and clips.num_frames == 5 and clips.frame_len == 4 and clips.num_tokens == 64
-    frames, seconds, caption = clips.row(13)
-    assert frames.dtype == np.int64 and frames[2].tolist() == [13, 2, 13, 13]
-    assert (seconds, caption) == (2.0, "clip 3")
-    clips.verify()
-
-
-def test_only_some_lengths(clips):
-    folder = clips._table.folders[0].path
-    chosen = ClipDataset(folder, clip_seconds=[4.0])
-    assert len(chosen) == 6 and set(chosen.seconds) == {4.0}
-    assert [chosen.row(i)[0][0, 0] for i in range(6)] == [0, 4, 8, 12, 16, 20]
-    with pytest.raises(ValueError, match="there are lengths 2, 4 s"):
-        ClipDataset(folder, clip_seconds=[8.0])
-
-
 def test_clip_batches_hold_length_and_caption(clips):
-    batch = ClipLoader(clips, Letters(), LoaderConfig(batch_size=4, text_len=32)).batch(3)
+    batch = ClipLoader(clips, ByteTokenizer(), LoaderConfig(batch_size=4, text_len=32)).batch(3)
     assert batch.text.shape == (4, 32) and batch.frames.shape == (4, 5, 4) and batch.frames.dtype == torch.int64
     for text, mask, frames, seconds in zip(batch.text, batch.text_mask, batch.frames, batch.seconds, strict=True):
         row = int(frames[0, 0])
@@ -129,49 +77,49 @@ def test_clip_batches_hold_length_and_caption(clips):
 
 
 def test_image_batches_hold_one_frame(clips):
-    batch = ClipLoader(clips, Letters(), LoaderConfig("image", batch_size=24, text_len=32)).batch(0)
+    batch = ClipLoader(clips, ByteTokenizer(), LoaderConfig("image", batch_size=24, text_len=32)).batch(0)
     assert batch.frames.shape == (24, 1, 4)
     assert set(batch.frames[:, 0, 1].tolist()) == {0, 1, 2, 3, 4}
     assert decode(batch.text[0][batch.text_mask[0]]) == f"clip {int(batch.frames[0, 0, 0]) // 4} 高清摄影"
 
 
 def test_guidance_dropout_replaces_captions_at_its_rate(clips):
-    loader = ClipLoader(clips, Letters(), LoaderConfig(batch_size=200, text_len=32, guidance_dropout=0.25))
+    loader = ClipLoader(clips, ByteTokenizer(), LoaderConfig(batch_size=200, text_len=32, guidance_dropout=0.25))
     batch = loader.batch(0)
     dropped = [decode(text[mask]).endswith("秒|视频") for text, mask in zip(batch.text, batch.text_mask, strict=True)]
     assert 30 < sum(dropped) < 70
 
 
-def test_ranks_see_parts_of_the_same_batch(clips):
+def test_ranks_get_parts_of_the_same_batch(clips):
     config = LoaderConfig(batch_size=6, text_len=32, guidance_dropout=0.5, suffix_probability=0.5, balance_lengths=True)
-    whole = ClipLoader(clips, Letters(), config).batch(5)
+    whole = ClipLoader(clips, ByteTokenizer(), config).batch(5)
     for rank in range(3):
-        part = ClipLoader(clips, Letters(), config, rank=rank, world=3).batch(5)
+        part = ClipLoader(clips, ByteTokenizer(), config, rank=rank, world_size=3).batch(5)
         for a, b in zip(vars(part).values(), vars(whole).values(), strict=True):
             assert torch.equal(a, b[rank::3])
 
 
-def test_resuming_is_asking_for_a_later_step(clips):
+def test_a_resumed_loader_yields_the_same_batches(clips):
     config = LoaderConfig(batch_size=5, text_len=32, guidance_dropout=0.3)
-    running = ClipLoader(clips, Letters(), config).batches()
+    running = ClipLoader(clips, ByteTokenizer(), config).batches()
     ran = [next(running) for _ in range(8)]
     running.close()
-    resumed = ClipLoader(clips, Letters(), config).batches(first_step=6, ahead=0)
+    resumed = ClipLoader(clips, ByteTokenizer(), config).batches(first_step=6, ahead=0)
     for step in (6, 7):
         batch = next(resumed)
         assert torch.equal(batch.text, ran[step].text) and torch.equal(batch.frames, ran[step].frames)
 
 
-def test_long_captions_are_cut(tmp_path):
+def test_long_captions_are_truncated(tmp_path):
     folder = make_prepared(tmp_path / "prepared")
     (folder / "captions.jsonl").write_text('{"text": "a very long caption"}\n' * 6)
     clips = ClipDataset(folder)
-    batch = ClipLoader(clips, Letters(), LoaderConfig(batch_size=2, text_len=10)).batch(0)
+    batch = ClipLoader(clips, ByteTokenizer(), LoaderConfig(batch_size=2, text_len=10)).batch(0)
     assert batch.text_mask.all() and {decode(text)[1:] for text in batch.text} == {".0秒|a v"}
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(clips):
-    class Small(Letters):
+    class Small(ByteTokenizer):
         vocabulary = Vocabulary(size=400, num_image_tokens=32, pad=64, newline=65, start_of_image=66)
 
     with pytest.raises(ValueError, match="64 image tokens"):
@@ -185,62 +133,34 @@ def test_frame_batches(tmp_path):
     assert batch.max() <= 1
 
 
-def test_prefetching_is_in_order_and_stops():
-    made = []
+def test_prefetching_keeps_order_and_stops():
+    computed = []
 
-    def make(step):
-        made.append(step)
+    def compute(step):
+        computed.append(step)
         return step
 
-    steps = prefetch(make, 3, ahead=2)
+    steps = prefetch(compute, 3, ahead=2)
     assert [next(steps) for _ in range(4)] == [3, 4, 5, 6]
     steps.close()
-    count = len(made)
+    count = len(computed)
     time.sleep(0.05)
-    assert len(made) == count <= 8
+    assert len(computed) == count <= 8
 
 
-def test_an_error_surfaces_at_its_step():
-    def make(step):
+def test_an_error_is_raised_at_its_step():
+    def compute(step):
         if step == 2:
             raise ValueError("row 2 is bad")
         return step
 
-    steps = prefetch(make, 0, ahead=4)
+    steps = prefetch(compute, 0, ahead=4)
     assert [next(steps), next(steps)] == [0, 1]
     with pytest.raises(ValueError, match="row 2 is bad"):
         next(steps)
 
 
-def test_damage_is_found(tmp_path):
-    folder = make_prepared(tmp_path / "prepared")
-    tokens = folder / "shards" / "00001" / "tokens.npy"
-    data = bytearray(tokens.read_bytes())
-    data[-1] ^= 1
-    tokens.write_bytes(data)
-    opened = ClipDataset(folder)
-    with pytest.raises(ValueError, match="has changed"):
-        opened.verify()
-    tokens.write_bytes(data[:-3])
-    with pytest.raises(ValueError, match="bytes, expected"):
-        ClipDataset(folder)
-    tokens.unlink()
-    with pytest.raises(ValueError, match="is missing"):
-        ClipDataset(folder)
-
-
-def test_what_is_not_prepared_data(tmp_path):
-    with pytest.raises(ValueError, match="not prepared data"):
-        ClipDataset(tmp_path)
-    folder = make_prepared(tmp_path / "frames", "frames")
-    with pytest.raises(ValueError, match="expected format 'cogvideo-tokens'"):
-        ClipDataset(folder)
-    (folder / "manifest.json").rename(folder / "plan.json")
-    with pytest.raises(ValueError, match="not finished"):
-        ClipDataset(folder)
-
-
 @pytest.mark.parametrize("settings", [{"guidance_dropout": 1.5}, {"suffix_probability": -0.1}])
-def test_probabilities_out_of_range(settings):
+def test_probabilities_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match="between 0 and 1"):
         LoaderConfig(**settings)

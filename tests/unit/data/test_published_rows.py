@@ -1,4 +1,4 @@
-"""Published training rows: padding, shapes, and files that are none."""
+"""Published training rows: padding, shapes, and files of another layout."""
 
 import numpy as np
 import pytest
@@ -32,12 +32,12 @@ def test_rows_and_batches(file):
     assert batch.frames.shape == (2, 5, 4) and batch.seconds.isnan().all()
 
 
-def test_a_file_of_another_shape(file):
+def test_a_file_of_another_layout_is_refused(file):
     with pytest.raises(ValueError, match="multiple of 8256"):
         PublishedRows(file)
 
 
-def test_ids_of_another_vocabulary(file):
+def test_ids_of_another_vocabulary_are_refused(file):
     small = Vocabulary(size=50, num_image_tokens=30, pad=40, newline=41, start_of_image=42)
     with pytest.raises(ValueError, match="outside the vocabulary"):
         PublishedRows(file, **{**SIZES, "vocabulary": small}).row(0)

@@ -194,7 +194,7 @@ def test_closing_the_service_stops_all_requests(service: DemoService, monkeypatc
         (Request("a\nb", {"rounds": 8}), "2050 frames are more than the limit of 1100 per request; lower rounds"),
         (Request("a" * 30_000), "the prompts have 30000 characters; give at most 20000"),
         (Request("a", {"sed": 3}), "did you mean 'seed'?"),
-        (Request("a", {"seed": "${oc.env:HOME}"}), "which a stored config may not"),
+        (Request("a", {"seed": "${oc.env:HOME}"}), "not allowed in a stored config"),
         (Request("a", {"key_frames.temperature": None}), "key_frames.temperature=None does not fit; expected float"),
         (Request("a", {"key_frames.temperature": -1.0}), "temperature=-1.0 must be above 0"),
         (Request("a", {"weights": "int8"}), "weights= cannot change"),

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogvideo.inference.engine import Conditioning, compile_program, generate, guided
-from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.engine import Conditioning, Engine, apply_guidance, build_program
+from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import Schedule, sequential
+from cogvideo.model.inputs import TextBias
 from cogvideo.model.plan import plan_forward
-from cogvideo.model.transformer import CogVideoTransformer, TextBias
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import frame_inputs
 from cogvideo.sequence.layout import ClipLayout
 from tests.helpers import decoding as tiny
@@ -22,7 +23,7 @@ GUIDES = [tiny.encode("any")] * 2
 MODELS = {"sequential": ("sequential", None), "windowed": ("sequential", 2), "interpolation": ("interpolation", 2)}
 
 
-class Recording(ClusterDraw):
+class Recording(ClusterSampler):
     """Draws, and keeps the logits."""
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ def model(request: pytest.FixtureRequest) -> CogVideoTransformer:
 
 def conditioning(scale: float | None = 3.0, bonus: float = 0.0, rows: slice = slice(None)) -> Conditioning:
     guides = GUIDES[rows] if scale is not None else []
-    return Conditioning.of(TEXTS[rows], guides, PAD, guidance_scale=scale, text_bonus=bonus)
+    return Conditioning.from_tokens(TEXTS[rows], guides, PAD, guidance_scale=scale, text_bonus=bonus)
 
 
 def clips(model: CogVideoTransformer) -> tuple[Tensor, Tensor]:
@@ -59,12 +60,12 @@ def plain(layout: ClipLayout) -> Schedule:
 def test_cached_is_uncached(model: CogVideoTransformer) -> None:
     layout = model.config.layout
     draw, (known, uniforms) = Recording(), clips(model)
-    tokens = generate(model, compile_program(model.config, plain(layout)), known, conditioning(), draw, uniforms)
+    tokens = Engine(model).generate(build_program(model.config, plain(layout)), known, conditioning(), draw, uniforms)
     with torch.inference_mode():
         inputs = frame_inputs(tokens.view(2, -1, layout.frame_len), tiny.VOCABULARY.start_of_image).repeat(2, 1)
         some = conditioning()
-        hidden = model(inputs, plan_forward(model.config), TextBias.of(some.text_mask), text=some.text)
-        whole = guided(model.logits(hidden), 3.0)[:, layout.slots_of(*layout.generation_order)]
+        hidden = model(inputs, plan_forward(model.config), TextBias.from_mask(some.text_mask), text=some.text)
+        whole = apply_guidance(model.logits(hidden), 3.0)[:, layout.slots_of(*layout.generation_order)]
     torch.testing.assert_close(torch.cat(draw.seen, dim=1), whole, atol=1e-4, rtol=1e-4)
     given = layout.slots_of(*layout.given_frames)
     assert torch.equal(tokens[:, given], known[:, given])
@@ -73,12 +74,12 @@ def test_cached_is_uncached(model: CogVideoTransformer) -> None:
 
 def test_clips_do_not_see_their_batch(model: CogVideoTransformer) -> None:
     """Alone, a clip's text is not padded; in the batch it is."""
-    program = compile_program(model.config, plain(model.config.layout))
-    known, uniforms = clips(model)
-    together = generate(model, program, known, conditioning(bonus=1.4), Recording(), uniforms)
+    program = build_program(model.config, plain(model.config.layout))
+    engine, (known, uniforms) = Engine(model), clips(model)
+    together = engine.generate(program, known, conditioning(bonus=1.4), Recording(), uniforms)
     for i in range(2):
         row = slice(i, i + 1)
-        alone = generate(model, program, known[row], conditioning(bonus=1.4, rows=row), Recording(), uniforms[row])
+        alone = engine.generate(program, known[row], conditioning(bonus=1.4, rows=row), Recording(), uniforms[row])
         assert torch.equal(alone[0], together[i])
 
 
@@ -97,7 +98,7 @@ def test_any_order_of_slots_gives_the_same_tokens() -> None:
 
     known, uniforms = clips(model)
     results = [
-        generate(model, compile_program(model.config, schedule), known, conditioning(None), Recording(), uniforms)
+        Engine(model).generate(build_program(model.config, schedule), known, conditioning(None), Recording(), uniforms)
         for schedule in (plain(layout), together)
     ]
     assert torch.equal(*results)
@@ -105,29 +106,29 @@ def test_any_order_of_slots_gives_the_same_tokens() -> None:
 
 def test_guidance() -> None:
     both = torch.tensor([[[3.0, 1.0]], [[1.0, 2.0]]])
-    assert guided(both, 3.0).tolist() == [[[7.0, -1.0]]]
-    assert guided(both, 1.0).tolist() == [[[3.0, 1.0]]]
-    assert guided(both, None) is both
+    assert apply_guidance(both, 3.0).tolist() == [[[7.0, -1.0]]]
+    assert apply_guidance(both, 1.0).tolist() == [[[3.0, 1.0]]]
+    assert apply_guidance(both, None) is both
 
 
 def test_guide_with_the_same_text_changes_nothing() -> None:
     model = tiny.model("sequential")
-    program = compile_program(model.config, plain(model.config.layout))
+    program = build_program(model.config, plain(model.config.layout))
     known, uniforms = clips(model)
-    same = Conditioning.of(TEXTS, TEXTS, PAD, guidance_scale=3.0, text_bonus=0.0)
-    with_guide = generate(model, program, known, same, Recording(), uniforms)
-    assert torch.equal(with_guide, generate(model, program, known, conditioning(None), Recording(), uniforms))
+    same = Conditioning.from_tokens(TEXTS, TEXTS, PAD, guidance_scale=3.0, text_bonus=0.0)
+    with_guide = Engine(model).generate(program, known, same, Recording(), uniforms)
+    assert torch.equal(with_guide, Engine(model).generate(program, known, conditioning(None), Recording(), uniforms))
 
 
 def test_guides_have_no_text_bonus() -> None:
     """Only the prompt's text is turned up: a scale of 0 leaves the guide alone, whatever the bonus."""
     model = tiny.model("sequential")
-    program = compile_program(model.config, plain(model.config.layout))
+    program = build_program(model.config, plain(model.config.layout))
     known, uniforms = clips(model)
 
     def run(scale: float, bonus: float) -> Tensor:
-        some = Conditioning.of(TEXTS, GUIDES, PAD, guidance_scale=scale, text_bonus=bonus)
-        return generate(model, program, known, some, Recording(), uniforms)
+        some = Conditioning.from_tokens(TEXTS, GUIDES, PAD, guidance_scale=scale, text_bonus=bonus)
+        return Engine(model).generate(program, known, some, Recording(), uniforms)
 
     assert torch.equal(run(0.0, 1.4), run(0.0, 0.0))
     assert not torch.equal(run(1.0, 1.4), run(1.0, 0.0))
@@ -139,17 +140,17 @@ def test_trunk_alone_is_the_image_model() -> None:
     trunk.load_state_dict({name: stage1.state_dict()[name] for name in trunk.state_dict()})
     outputs = []
     for model in (stage1, trunk):
-        program = compile_program(model.config, sequential(model.config.layout, (), (0,)), temporal=False)
-        assert program.spatial_places == program.tokens_drawn == 16
+        program = build_program(model.config, sequential(model.config.layout, (), (0,)), temporal=False)
+        assert program.spatial_capacity == program.tokens_per_clip == 16
         uniforms = torch.from_numpy(np.random.default_rng(1).random((2, 16, 2)))
         draw = Recording()
-        generate(model, program, torch.zeros(2, 16, dtype=torch.int64), conditioning(None, 1.4), draw, uniforms)
+        Engine(model).generate(program, torch.zeros(2, 16, dtype=torch.int64), conditioning(None, 1.4), draw, uniforms)
         outputs.append(torch.cat(draw.seen, dim=1))
     torch.testing.assert_close(*outputs)
 
 
 def test_training_mode_is_refused() -> None:
     model = tiny.model("sequential").train()
-    program = compile_program(replace(model.config), plain(model.config.layout))
+    program = build_program(replace(model.config), plain(model.config.layout))
     with pytest.raises(AssertionError, match="eval"):
-        generate(model, program, *clips(model)[:1], conditioning(), Recording(), clips(model)[1])
+        Engine(model).generate(program, *clips(model)[:1], conditioning(), Recording(), clips(model)[1])

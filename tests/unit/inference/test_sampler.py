@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogvideo.inference.sampler import ClusterDraw, keep_top, pick
-from cogvideo.kernels import cpu as few_rows
+from cogvideo.inference.sampler import ClusterSampler, invert_cdf, keep_top, kmeans_labels, load_labels
+from cogvideo.kernels import cpu
 
 T1, K, T2 = 1.3, 2, 0.7
 LABELS = np.array([0, 1, 2, 0, 1, 2, 2, 3])
@@ -24,11 +25,11 @@ both_ways = pytest.mark.parametrize("compiled", [True, False])
 @contextmanager
 def drawing(compiled: bool) -> Iterator[None]:
     """By the compiled kernel, or by PyTorch's operations."""
-    if compiled and few_rows.library() is None:
+    if compiled and cpu.library() is None:
         pytest.skip("no C++ compiler here")
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(few_rows, "library", lambda: None)
+            patch.setattr(cpu, "library", lambda: None)
         yield
 
 
@@ -85,7 +86,7 @@ def test_equals_slow_reference(
     logits = torch.from_numpy(rng.normal(size=(*batch, len(labels)), scale=3).astype(np.float32))
     uniforms = torch.from_numpy(rng.random((*batch, 2)))
     with drawing(compiled):
-        drawn = ClusterDraw(labels, t1, k, t2)(logits, uniforms)
+        drawn = ClusterSampler(labels, t1, k, t2)(logits, uniforms)
     assert drawn.shape == batch and drawn.dtype == torch.int64
     for index in np.ndindex(*batch):
         u = tuple(uniforms[index].tolist())
@@ -97,7 +98,7 @@ def test_distribution_by_chi_square(compiled: bool) -> None:
     number = 40_000
     uniforms = torch.from_numpy(np.random.default_rng(0).random((number, 2)))
     with drawing(compiled):
-        drawn = ClusterDraw(LABELS, T1, K, T2)(torch.tensor(LOGITS).expand(number, -1), uniforms)
+        drawn = ClusterSampler(LABELS, T1, K, T2)(torch.tensor(LOGITS).expand(number, -1), uniforms)
     counts, expected = np.bincount(drawn, minlength=8), exact_probabilities() * number
     assert (counts[expected == 0] == 0).all()
     possible = expected > 0
@@ -113,15 +114,15 @@ def test_broken_logits_still_give_codes_that_there_are(compiled: bool, broken: f
     logits[0], logits[1, ::2], logits[2, 5] = broken, broken, broken
     uniforms = torch.tensor([[0.0, 0.999], [0.5, 0.5], [0.999, 0.0]], dtype=torch.float64)
     with drawing(compiled):
-        drawn = ClusterDraw(LABELS, T1, K, T2)(logits, uniforms)
+        drawn = ClusterSampler(LABELS, T1, K, T2)(logits, uniforms)
     assert ((drawn >= 0) & (drawn < len(LABELS))).all()
 
 
 def test_codes_as_clusters_are_plain_top_k() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, 5.0]])
-    greedy = ClusterDraw(np.arange(4), 1.0, 1, 1.0)
+    greedy = ClusterSampler(np.arange(4), 1.0, 1, 1.0)
     assert all(greedy(logits, torch.tensor([[u, u]])).item() == 3 for u in (0.0, 0.5, 0.999))
-    two = ClusterDraw(np.arange(4), 1.0, 2, 1.0)
+    two = ClusterSampler(np.arange(4), 1.0, 2, 1.0)
     drawn = two(logits.expand(1000, -1), torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)))
     assert set(drawn.tolist()) == {1, 3}
 
@@ -129,9 +130,36 @@ def test_codes_as_clusters_are_plain_top_k() -> None:
 def test_pick_never_takes_what_has_no_weight() -> None:
     weights = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0], dtype=torch.float64) / 7
     ends = torch.tensor([0.0, 1 / 3 - 1e-12, 1 / 3 + 1e-12, 1 - 2.0**-32], dtype=torch.float64)
-    assert pick(weights.expand(4, -1), ends).tolist() == [1, 1, 3, 3]
+    assert invert_cdf(weights.expand(4, -1), ends).tolist() == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize(("k", "kept"), [(1, [0, 5, 0, 0]), (2, [0, 5, 3, 3]), (4, [1, 5, 3, 3])])
 def test_keep_top_keeps_ties(k: int, kept: list[float]) -> None:
     assert keep_top(torch.tensor([1.0, 5.0, 3.0, 3.0]), k).tolist() == kept
+
+
+def test_kmeans_finds_groups_and_repeats() -> None:
+    centres = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    truth = np.arange(60) % 3
+    codebook = centres[truth] + np.random.default_rng(0).normal(size=(60, 2))
+    labels = kmeans_labels(codebook, 3)
+    assert labels.dtype == np.int64 and set(labels) == {0, 1, 2}
+    assert len({(a, b) for a, b in zip(labels, truth, strict=True)}) == 3
+    assert (labels == kmeans_labels(codebook, 3)).all()
+
+
+def test_as_many_clusters_as_codes() -> None:
+    assert kmeans_labels(np.zeros((5, 2)), 9).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([4, 4, 9, 0]))
+    assert load_labels(tmp_path / "a.npy", 4).tolist() == [1, 1, 2, 0]
+    with pytest.raises(ValueError, match="each of 5 codes"):
+        load_labels(tmp_path / "a.npy", 5)
+    np.save(tmp_path / "b.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"b\.npy is not a readable"):
+        load_labels(tmp_path / "b.npy", 2)
+    (tmp_path / "c.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"c\.npy is not a readable"):
+        load_labels(tmp_path / "c.npy", 2)

@@ -1,4 +1,4 @@
-"""A step in one call, against the modules that it stands for."""
+"""A decoding step in one call, against the model that it stands for."""
 
 from dataclasses import replace
 from functools import cache
@@ -8,17 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogvideo.inference.backends import CpuBackend, EagerBackend
 from cogvideo.inference.cache import KVCache
-from cogvideo.kernels import cpu as few_rows
+from cogvideo.kernels import cpu
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
-from cogvideo.model.plan import plan_forward
+from cogvideo.model.inputs import DecodeInputs, TextBias
+from cogvideo.model.plan import DecodeMasks, plan_forward
 from cogvideo.model.quantize import convert_weights
-from cogvideo.model.sight import Sights
-from cogvideo.model.transformer import CogVideoTransformer, Step, TextBias
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.vocabulary import Vocabulary
 
-pytestmark = pytest.mark.skipif(few_rows.library() is None, reason="no C++ compiler here: the modules serve")
+pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
 
 CONFIG = ModelConfig(
     num_layers=3,
@@ -51,71 +52,69 @@ def model_of(task: str, dtype: str) -> CogVideoTransformer:
 
 
 @torch.inference_mode()
-def last_scores(task: str, dtype: str, cache_dtype: torch.dtype, *, batch: int = 3, rows: int = 2) -> Tensor:
-    """Scores of the last frame's first slots, decoded `rows` at a time on what came before."""
+def last_logits(
+    task: str,
+    dtype: str,
+    cache_dtype: torch.dtype,
+    backend: type[EagerBackend] = CpuBackend,
+    *,
+    batch: int = 3,
+    rows: int = 2,
+) -> Tensor:
+    """Logits of the last frame's first slots, decoded `rows` at a time after everything before them."""
     model, config = model_of(task, dtype), TASKS[task]
+    decoder = backend(model)
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(103, 120, (3, 8), generator=generator)[:batch]
     mask = (torch.arange(8) >= torch.tensor([[0], [3], [5]]))[:batch]
     tokens = torch.randint(100, (3, config.layout.num_slots), generator=generator)[:batch]
-    memory = KVCache.allocate(config, batch=batch, text_len=8, dtype=cache_dtype)
+    cache = KVCache.allocate(config, batch=batch, text_len=8, dtype=cache_dtype)
     order = np.concatenate(
         [config.layout.slots_of(f) for f in (*config.layout.given_frames, *config.layout.generation_order)]
     )
     begin = len(order) - config.frame_len
-    bias = TextBias.of(mask, 0.5, 0.25)
+    bias = TextBias.from_mask(mask, 0.5, 0.25)
     before = np.sort(order[:begin]) if begin else order[:1]
-    model(tokens[:, before], plan_forward(config, before), bias, text=text, cache=memory)
-    sights, scores = Sights.of(config), []
+    model(tokens[:, before], plan_forward(config, before), bias, text=text, cache=cache)
+    masks, logits = DecodeMasks.from_config(config), []
     for start in range(len(before), len(order) - rows, rows):
         slots = torch.from_numpy(order[start : start + rows])
-        scores += model.decode([Step(tokens.index_select(1, slots), slots, sights, bias, memory)])
-    return torch.cat(scores, dim=1)
+        logits += decoder.decode([DecodeInputs(tokens.index_select(1, slots), slots, masks, bias, cache)])
+    return torch.cat(logits, dim=1)
 
 
 @pytest.mark.parametrize(
     ("token", "slot", "frames"), [(-1, 16, 4), (120, 16, 4), (0, -1, 4), (0, 64, 4), (0, 48, 3), (0, 16, 1)]
 )
 @torch.inference_mode()
-def test_nothing_outside_is_read(token: int, slot: int, frames: int) -> None:
-    """Neither of the table, nor of the clip, nor of a cache that holds fewer frames than the slot is of or sees."""
+def test_tokens_and_slots_out_of_range_are_refused(token: int, slot: int, frames: int) -> None:
+    """Outside the vocabulary, the clip, or a cache that has no room for the slot or for what it attends to."""
     config = replace(TASKS["sequential"], num_frames=4)
     model = CogVideoTransformer(config).eval()
-    cache = KVCache.allocate(config, batch=1, text_len=2, temporal_places=frames * config.frame_len)
-    bias, sights = TextBias.of(torch.ones(1, 2, dtype=torch.bool)), Sights.of(config)
+    cache = KVCache.allocate(config, batch=1, text_len=2, temporal_capacity=frames * config.frame_len)
+    bias, masks = TextBias.from_mask(torch.ones(1, 2, dtype=torch.bool)), DecodeMasks.from_config(config)
     with pytest.raises(IndexError):
-        model.decode([Step(torch.tensor([[token]]), torch.tensor([slot]), sights, bias, cache)])
-    assert not any(layer.spatial.key.any() for layer in cache.layers)
-
-
-def by_modules(monkeypatch: pytest.MonkeyPatch, *args: object, **kwargs: int) -> Tensor:
-    with monkeypatch.context() as patch:
-        patch.setattr(few_rows, "library", lambda: None)
-        return last_scores(*args, **kwargs)  # type: ignore[arg-type]
+        CpuBackend(model).decode([DecodeInputs(torch.tensor([[token]]), torch.tensor([slot]), masks, bias, cache)])
+    assert not any(channel.key.any() for channel in cache.spatial)
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.float16])
-def test_as_the_modules(task: str, cache_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_the_models(task: str, cache_dtype: torch.dtype) -> None:
     close = {"atol": 2e-5, "rtol": 2e-5} if cache_dtype == torch.float32 else {"atol": 2e-3, "rtol": 2e-3}
-    torch.testing.assert_close(
-        last_scores(task, "fp32", cache_dtype), by_modules(monkeypatch, task, "fp32", cache_dtype), **close
-    )
+    expected = last_logits(task, "fp32", cache_dtype, EagerBackend)
+    torch.testing.assert_close(last_logits(task, "fp32", cache_dtype), expected, **close)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "int8"])
-def test_narrow_weights_as_the_modules(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.testing.assert_close(
-        last_scores("windowed", dtype, torch.float32),
-        by_modules(monkeypatch, "windowed", dtype, torch.float32),
-        atol=2e-5,
-        rtol=2e-5,
-    )
+def test_logits_are_the_models_with_weights_of_fewer_bits(dtype: str) -> None:
+    expected = last_logits("windowed", dtype, torch.float32, EagerBackend)
+    torch.testing.assert_close(last_logits("windowed", dtype, torch.float32), expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_a_row_depends_neither_on_its_batch_nor_on_its_step(dtype: str) -> None:
-    """What schedules that feed other rows at once owe their equal tokens to, to the last bit."""
-    alone = last_scores("sequential", dtype, torch.float32, rows=1)
-    assert torch.equal(last_scores("sequential", dtype, torch.float32, rows=5), alone[:, :15])
-    assert torch.equal(last_scores("sequential", dtype, torch.float32, batch=1, rows=1), alone[:1])
+    """To the last bit: schedules with other rows per step therefore give the same tokens."""
+    alone = last_logits("sequential", dtype, torch.float32, rows=1)
+    assert torch.equal(last_logits("sequential", dtype, torch.float32, rows=5), alone[:, :15])
+    assert torch.equal(last_logits("sequential", dtype, torch.float32, batch=1, rows=1), alone[:1])

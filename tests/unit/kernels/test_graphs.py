@@ -1,4 +1,4 @@
-"""What compiling and recording steps rests on: one graph for all slots and caches, which can be seen without a GPU."""
+"""What the compiled backend relies on, as far as it shows without a GPU: one graph for all slots and caches."""
 
 import threading
 import time
@@ -13,50 +13,47 @@ import pytest
 import torch
 
 from cogvideo.inference.cache import KVCache
-from cogvideo.kernels import cpu as few_rows
-from cogvideo.kernels import graphs as replay
-from cogvideo.model.plan import plan_forward
-from cogvideo.model.quantize import convert_weights
-from cogvideo.model.sight import Sights
-from cogvideo.model.transformer import Step, TextBias
+from cogvideo.kernels import graphs
+from cogvideo.model.inputs import DecodeInputs, TextBias
+from cogvideo.model.plan import DecodeMasks, plan_forward
+from cogvideo.model.quantize import WeightDtype, convert_weights
 from tests.helpers import decoding as tiny
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
 @torch.inference_mode()
-def test_all_steps_of_a_clip_are_one_graph(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few_rows, "library", lambda: None)  # as on a GPU, by operations of PyTorch alone
+def test_all_steps_of_a_clip_are_one_graph(weights: WeightDtype) -> None:
     torch._dynamo.reset()
-    graphs: list[int] = []
+    traced: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[object]) -> Callable:
-        graphs.append(len(graph.graph.nodes))
+        traced.append(len(graph.graph.nodes))
         return graph.forward
 
     model = tiny.model("interpolation", window_size=2)
-    convert_weights(model, weights)  # type: ignore[arg-type]
+    convert_weights(model, weights)
     config, layout = model.config, model.config.layout
-    compiled = torch.compile(model.decode_by_modules, backend=backend, fullgraph=True)
+    compiled = torch.compile(model.decode, backend=backend, fullgraph=True)
     mask = torch.ones(2, 5, dtype=torch.bool)
-    bias, text = TextBias.of(mask, 0.3), torch.full(mask.shape, tiny.VOCABULARY.newline)
+    bias, text = TextBias.from_mask(mask, 0.3), torch.full(mask.shape, tiny.VOCABULARY.newline)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(tiny.NUM_CODES, size=(2, layout.num_slots)))
     given = layout.slots_of(*layout.given_frames)
     caches = [KVCache.allocate(config, batch=2, text_len=5) for _ in range(3)]
     for cache in caches:
         model(tokens[:, given], plan_forward(config, given), bias, text=text, cache=cache)
-    sights = Sights.of(config)
+    masks = DecodeMasks.from_config(config)
     for cache in caches[:2]:  # a second clip brings a cache of its own
         for slot in layout.slots_of(*layout.generation_order)[:20]:
             slots = torch.tensor([slot])
-            step = Step(tokens.index_select(1, slots), slots, sights, bias, cache)
-            expected = model.decode_by_modules(*step._replace(cache=caches[2]))
-            torch.testing.assert_close(compiled(*step), expected)
-    assert len(graphs) == 1
+            step = DecodeInputs(tokens.index_select(1, slots), slots, masks, bias, cache)
+            expected = model.decode(step._replace(cache=caches[2]))
+            torch.testing.assert_close(compiled(step), expected)
+    assert len(traced) == 1
     torch._dynamo.reset()
 
 
 def test_threads_record_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As PyTorch demands of a process, while other threads go on allocating; against a stand-in for torch.cuda."""
+    """PyTorch requires it, and must be told that other threads allocate meanwhile; torch.cuda is replaced."""
     busy, modes = threading.Lock(), []
 
     @contextmanager
@@ -67,13 +64,13 @@ def test_threads_record_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> 
         busy.release()
 
     @contextmanager
-    def graph(made: Any, *, capture_error_mode: str = "global", **where: Any) -> Iterator[None]:
+    def graph(recorded: Any, *, capture_error_mode: str = "global", **where: Any) -> Iterator[None]:
         modes.append(capture_error_mode)
         yield
 
-    def decode(inputs: torch.Tensor, *others: Any) -> torch.Tensor:
+    def decode(step: DecodeInputs) -> torch.Tensor:
         with alone():
-            return inputs * 2
+            return step.tokens * 2
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
     for name, stand_in in {
@@ -85,12 +82,12 @@ def test_threads_record_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> 
         "graph": graph,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    replay._aside.cache_clear()
-    slots, bias = torch.zeros(1, dtype=torch.int64), TextBias.of(torch.ones(1, 1, dtype=torch.bool))
-    sights: Any = None
-    steps = [Step(torch.full((1, 1), n), slots, sights, bias, KVCache([])) for n in range(4)]
+    graphs._recording_stream.cache_clear()
+    slots, bias = torch.zeros(1, dtype=torch.int64), TextBias.from_mask(torch.ones(1, 1, dtype=torch.bool))
+    masks: Any = None
+    steps = [DecodeInputs(torch.full((1, 1), n), slots, masks, bias, KVCache([], [])) for n in range(4)]
     with ThreadPoolExecutor(4) as threads:
-        scores = list(threads.map(lambda step: replay.replayed(decode, step), steps))
-    assert torch.cat(scores).flatten().tolist() == [0, 2, 4, 6]
+        logits = list(threads.map(lambda step: graphs.StepGraphs(decode).run(step), steps))
+    assert torch.cat(logits).flatten().tolist() == [0, 2, 4, 6]
     assert modes == ["thread_local"] * 4
-    replay._aside.cache_clear()
+    graphs._recording_stream.cache_clear()

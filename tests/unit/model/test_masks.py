@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cogvideo.model.masks import Mask, channel_masks, picture
+from cogvideo.model.masks import Mask, channel_masks, render_mask
 from cogvideo.sequence.layout import ClipLayout
 from tests.reference.masks import spatial_mask, temporal_mask
 
@@ -41,7 +41,7 @@ def test_full_masks(task: str, num_frames: int) -> None:
 def test_shifted_windows_cut_at_the_shift_and_do_not_wrap() -> None:
     """Groups of 20 by 10 in shifted layers: 0-4, 5-14, 15-19."""
     _, (_, shifted) = channel_masks(build("sequential", 20, 1), 10)
-    along_a_row = shifted.cell(np.arange(20))
+    along_a_row = shifted.window_index(np.arange(20))
     starts = np.flatnonzero(np.diff(along_a_row)) + 1
     assert starts.tolist() == [5, 15]
     assert along_a_row[0] != along_a_row[19]
@@ -72,9 +72,9 @@ def dense_at(mask: Mask, query: int, key: int) -> bool:
     return bool(mask.allowed(np.array(query), np.array(key)))
 
 
-def test_picture() -> None:
+def test_mask_as_text() -> None:
     mask = Mask(ClipLayout.sequential(1, 2, 2), "clip", window_size=1)
-    assert picture(mask) == "\n".join(
+    assert render_mask(mask) == "\n".join(
         [
             "#... ....",
             ".#.. ....",
@@ -87,4 +87,4 @@ def test_picture() -> None:
             "...# ...#",
         ]
     )
-    assert picture(mask, np.array([0, 4])) == "# .\n\n# #"
+    assert render_mask(mask, np.array([0, 4])) == "# .\n\n# #"

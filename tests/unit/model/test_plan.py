@@ -1,4 +1,4 @@
-"""Plans: whatever is fed, each allowed pair of slots is attended once and no other is."""
+"""Plans: for any input slots, each allowed pair of slots is attended to once, and no other pair is."""
 
 import numpy as np
 import pytest
@@ -8,18 +8,30 @@ from hypothesis import strategies as st
 
 from cogvideo.model import plan as plan_module
 from cogvideo.model.masks import Mask, channel_masks
-from cogvideo.model.plan import ChannelPlan, Rows, plan_channel, plan_forward, plan_training
+from cogvideo.model.plan import (
+    BlockPlan,
+    DecodeMasks,
+    Plan,
+    Rows,
+    TablePlan,
+    VisibleKeys,
+    plan_blocks,
+    plan_clip,
+    plan_forward,
+)
+from cogvideo.model.tiles import TilePlan
 from cogvideo.sequence.layout import ClipLayout, FrameSpec
 from tests.helpers.models import tiny_config
 
 
-def pairs(plan: ChannelPlan, num_rows: int, num_slots: int) -> np.ndarray:
-    """(rows, slots): how often each pair is attended."""
+def pairs(plan: object, num_rows: int, num_slots: int) -> np.ndarray:
+    """(rows, slots): how often a block plan attends to each pair."""
+    assert isinstance(plan, BlockPlan)
     count = np.zeros((num_rows, num_slots), int)
     for block in plan.blocks:
         for queries, keys in zip(block.queries.index.tolist(), block.keys.index.tolist(), strict=True):
-            seen = np.ones((len(queries), len(keys)), int) if block.allowed is None else block.allowed.int().numpy()
-            np.add.at(count, np.ix_(queries, keys), seen)
+            allowed = np.ones((len(queries), len(keys)), int) if block.allowed is None else block.allowed.int().numpy()
+            np.add.at(count, np.ix_(queries, keys), allowed)
     return count
 
 
@@ -38,21 +50,21 @@ def masks(draw: st.DrawFn) -> Mask:
 
 
 @given(masks(), st.data())
-def test_blocks_tile_the_mask(mask: Mask, data: st.DataObject) -> None:
+def test_blocks_cover_the_mask(mask: Mask, data: st.DataObject) -> None:
     slots = np.array(
         data.draw(st.lists(st.integers(0, mask.layout.num_slots - 1), min_size=1, max_size=40, unique=True)), dtype=int
     )
     large = data.draw(st.sampled_from([1, 8, 512]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "_ROWS_WORTH_SPLITTING", large)
-        answered = np.array(sorted(data.draw(st.sets(st.integers(0, len(slots) - 1), min_size=1))))
-        plan = plan_channel(mask, slots, answered, places=np.arange(mask.layout.num_slots))
+        patch.setattr(plan_module, "_SPLIT_ABOVE_ROWS", large)
+        query_rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(slots) - 1), min_size=1))))
+        plan = plan_blocks(mask, slots, query_rows, positions=np.arange(mask.layout.num_slots))
     wanted = mask.allowed(slots[:, None], np.arange(mask.layout.num_slots)[None, :])
-    wanted &= np.isin(np.arange(len(slots)), answered)[:, None]
+    wanted &= np.isin(np.arange(len(slots)), query_rows)[:, None]
     assert np.array_equal(pairs(plan, len(slots), mask.layout.num_slots), wanted.astype(int))
 
     order = torch.cat([block.queries.index.flatten() for block in plan.blocks])
-    assert torch.equal(order if plan.restore is None else order[plan.restore], torch.from_numpy(answered))
+    assert torch.equal(order if plan.restore is None else order[plan.restore], torch.from_numpy(query_rows))
 
 
 @pytest.mark.parametrize("task", ["sequential", "interpolation"])
@@ -62,6 +74,7 @@ def test_published_size_wastes_little(task: str, window: int | None) -> None:
     config = tiny_config(task, frame_side=20, num_positions=512, window_size=window)  # type: ignore[arg-type]
     plan = plan_forward(config)
     for channel in (plan.spatial, *plan.temporal):
+        assert isinstance(channel, BlockPlan)
         computed = sum(b.queries.index.numel() * b.keys.index.shape[1] for b in channel.blocks)
         used = int(pairs(channel, 2000, 2000).sum())
         assert computed <= 2.2 * used
@@ -69,7 +82,7 @@ def test_published_size_wastes_little(task: str, window: int | None) -> None:
 
 def test_rows_take_consecutive_ones_as_a_view() -> None:
     x = torch.randn(2, 3, 8, 4)
-    view, copy = Rows.of(np.array([[2, 3], [4, 5]])), Rows.of(np.array([[2, 3], [5, 4]]))
+    view, copy = Rows.from_index(np.array([[2, 3], [4, 5]])), Rows.from_index(np.array([[2, 3], [5, 4]]))
     assert view.start == 2
     assert copy.start is None
     assert view.take(x).data_ptr() == x[:, :, 2].data_ptr()
@@ -79,32 +92,77 @@ def test_rows_take_consecutive_ones_as_a_view() -> None:
 
 def test_temporal_plans_alternate_by_layer() -> None:
     plan = plan_forward(tiny_config(window_size=2))
-    assert plan.temporal_of(0) is plan.temporal_of(2) is not plan.temporal_of(1)
-    assert plan_forward(tiny_config(window_size=2), temporal=False).temporal_of(0) is None
-    assert plan_forward(tiny_config("image")).temporal_of(0) is None
+    assert plan.temporal_at(0) is plan.temporal_at(2) is not plan.temporal_at(1)
+    assert plan_forward(tiny_config(window_size=2), temporal=False).temporal_at(0) is None
+    assert plan_forward(tiny_config("image")).temporal_at(0) is None
 
 
-def test_training_answers_supervised_slots_only() -> None:
+def test_the_last_layer_computes_supervised_frames_only() -> None:
     config = tiny_config("interpolation", window_size=2)
-    last = plan_training(config).last
+    last = plan_clip(config, supervised_only=True).last
     assert last is not None
-    assert last.answered.tolist() == [*range(16, 32), *range(48, 64)]
+    assert last.query_rows.tolist() == [*range(16, 32), *range(48, 64)]
     assert last.temporal is not None
     shifted = channel_masks(config.layout, 2)[1][(config.num_layers - 1) % 2]
     wanted = shifted.allowed(np.arange(80)[:, None], np.arange(80)[None])
-    assert np.array_equal(pairs(last.temporal, 80, 80)[last.answered], wanted[last.answered].astype(int))
-    assert plan_training(tiny_config("image")).last is None
+    assert np.array_equal(pairs(last.temporal, 80, 80)[last.query_rows], wanted[last.query_rows].astype(int))
+    assert plan_clip(config).last is None
+    assert plan_clip(tiny_config("image"), supervised_only=True).last is None
 
 
-def test_what_is_kept_nowhere_must_be_fed_along() -> None:
+def test_keys_that_are_not_cached_must_be_in_the_same_pass() -> None:
     config = tiny_config("interpolation", window_size=2)
     assert not plan_forward(config).needs_cache
     assert plan_forward(config, np.arange(16)).needs_cache
 
     whole, nowhere = config.layout.slots_of(0, 2, 4), np.full(80, -1)
-    plan = plan_forward(config, whole, spatial_places=nowhere)
-    assert plan.spatial.places is None and plan.temporal[0].places is not None
+    plan = plan_forward(config, whole, spatial_positions=nowhere)
+    assert isinstance(plan.spatial, BlockPlan) and isinstance(plan.temporal[0], BlockPlan)
+    assert plan.spatial.cache_positions is None and plan.temporal[0].cache_positions is not None
     rows = {tuple(keys.tolist()) for block in plan.spatial.blocks for keys in block.keys.index}
     assert rows == {tuple(range(start, start + 16)) for start in (0, 16, 32)}
-    with pytest.raises(AssertionError, match="nor kept in the cache"):
-        plan_forward(config, whole[8:], spatial_places=nowhere)
+    with pytest.raises(AssertionError, match="nor in the cache"):
+        plan_forward(config, whole[8:], spatial_positions=nowhere)
+
+
+def kinds(plan: Plan) -> set[type]:
+    last = [plan.last.spatial, plan.last.temporal] if plan.last else []
+    return {type(channel) for channel in (plan.spatial, *plan.temporal, *last)}
+
+
+def test_whole_clips_are_tiled_only_on_request_and_where_queries_see_many_keys() -> None:
+    large = tiny_config("interpolation", frame_side=16, num_positions=512)
+    assert kinds(plan_clip(large, supervised_only=True, tiled=True)) == {TilePlan}
+    assert kinds(plan_clip(large, supervised_only=True)) == {BlockPlan}
+    assert kinds(plan_clip(tiny_config("interpolation"), supervised_only=True, tiled=True)) == {BlockPlan}
+    # the spatial channel sees 16 keys here, the temporal one 80
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "_TILE_FROM_KEYS", 80)
+        mixed = plan_clip(tiny_config("sequential"), tiled=True)
+        assert isinstance(mixed.spatial, BlockPlan) and isinstance(mixed.temporal[0], TilePlan)
+
+
+@given(masks())
+def test_decode_masks_are_the_masks_at_the_cache_positions(mask: Mask) -> None:
+    layout = mask.layout
+    slots = np.arange(layout.num_slots)
+    # frames stored in reverse order, which keeps each frame's keys together
+    positions = slots % layout.frame_len + (layout.num_frames - 1 - slots // layout.frame_len) * layout.frame_len
+    if mask.scope == "clip":
+        positions = slots
+    keys = VisibleKeys(mask, positions)
+    expected = np.zeros((layout.num_slots, layout.num_slots), bool)
+    expected[:, positions] = mask.allowed(slots[:, None], slots[None])
+    assert np.array_equal(keys.visible.numpy(), expected)
+    assert keys.max_keys == expected.sum(1).max()
+
+
+def test_a_decoding_step_attends_to_what_its_block_plan_does() -> None:
+    config = tiny_config("interpolation", window_size=2)
+    slots = config.layout.slots_of(3)[:5]
+    blocks, step = plan_forward(config, slots), DecodeMasks.from_config(config).plan(torch.from_numpy(slots))
+    for by_blocks, table in zip((blocks.spatial, *blocks.temporal), (step.spatial, *step.temporal), strict=True):
+        assert isinstance(table, TablePlan) and isinstance(by_blocks, BlockPlan)
+        assert np.array_equal(pairs(by_blocks, 5, 80), table.visible.numpy().astype(int))
+        assert by_blocks.cache_positions is not None and torch.equal(table.cache_positions, by_blocks.cache_positions)
+    assert step.needs_cache

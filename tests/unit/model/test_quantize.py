@@ -1,53 +1,54 @@
-"""Products of a few rows with weights of every type, against plain matrix products."""
+"""Weights of every storage type against plain matrix products, and training beside an int8 trunk.
+
+That is as beside the weights that it stands for, and autograd keeps no dequantized copy.
+"""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from cogvideo.kernels import cpu as few_rows
-from cogvideo.model.quantize import Embedding, Linear, convert_weights
+from cogvideo.model.config import Recompute
+from cogvideo.model.quantize import Embedding, Linear, WeightDtype, convert_weights, set_linear_kernel
+from cogvideo.model.transformer import CogVideoTransformer, is_temporal
+from cogvideo.sequence.batch import Batch
+from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
 
-needs_kernels = pytest.mark.skipif(few_rows.library() is None, reason="no C++ compiler here: PyTorch's products serve")
+TYPES = ("fp32", "autocast", "bf16_weights")
 
 
-def layer(ins: int = 37, outs: int = 21) -> Linear:
+def layer(in_features: int = 37, out_features: int = 21) -> Linear:
     torch.manual_seed(0)
-    return Linear(ins, outs).eval()
+    return Linear(in_features, out_features).eval()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 32, 40])
-def test_product_is_that_of_the_stored_weights(dtype: str, rows: int) -> None:
+def test_product_is_that_of_the_stored_weights(dtype: WeightDtype) -> None:
     linear = layer()
-    convert_weights(linear, dtype)  # type: ignore[arg-type]
+    convert_weights(linear, dtype)
     stored = linear.weight.double()
     if linear.weight_scale is not None:
         stored = stored * linear.weight_scale[:, None].double()
-    x = torch.randn(rows, 37)
+    x = torch.randn(3, 37)
     expected = F.linear(x.double(), stored, linear.bias.double())
     torch.testing.assert_close(linear(x).double(), expected, atol=1e-5, rtol=1e-5)
 
 
-@needs_kernels
 @torch.no_grad()
-def test_a_row_does_not_depend_on_the_others() -> None:
-    linear, x = layer(), torch.randn(9, 37)
-    assert all(torch.equal(linear(x[i : i + 1])[0], linear(x)[i]) for i in range(9))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("ins", "groups"), [(128, 2), (38, 1)])
-def test_int4_is_within_half_a_step(ins: int, groups: int) -> None:
-    linear, x = layer(ins), torch.randn(3, ins)
+@pytest.mark.parametrize(("in_features", "groups"), [(128, 2), (38, 1)])
+def test_int4_is_within_half_a_step(in_features: int, groups: int) -> None:
+    linear, x = layer(in_features), torch.randn(3, in_features)
     before = linear.weight.clone()
     convert_weights(linear, "int4")
-    assert linear.weight.dtype == torch.uint8 and linear.weight.shape == (21, ins // 2)
+    assert linear.weight.dtype == torch.uint8 and linear.weight.shape == (21, in_features // 2)
     assert linear.weight_scale is not None and linear.weight_scale.shape == (21, groups)
-    wide = linear(torch.eye(ins)).T - linear.bias[:, None]
-    step = linear.weight_scale.repeat_interleave(ins // groups, dim=1)
-    assert ((wide - before).abs() <= step * 0.5001 + 1e-6).all()
-    torch.testing.assert_close(linear(x), F.linear(x, wide, linear.bias), atol=1e-5, rtol=1e-5)
+    dequantized = linear(torch.eye(in_features)).T - linear.bias[:, None]
+    step = linear.weight_scale.repeat_interleave(in_features // groups, dim=1)
+    assert ((dequantized - before).abs() <= step * 0.5001 + 1e-6).all()
+    torch.testing.assert_close(linear(x), F.linear(x, dequantized, linear.bias), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="int4 already"):
         convert_weights(linear, "int8")
 
@@ -67,17 +68,131 @@ def test_int8_is_within_half_a_step() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
-def test_table_gives_and_scores_the_same_rows(dtype: str) -> None:
+def test_an_embedding_and_its_logits_use_the_same_rows(dtype: WeightDtype) -> None:
     torch.manual_seed(0)
     table = Embedding(30, 16)
-    convert_weights(table, dtype)  # type: ignore[arg-type]
+    convert_weights(table, dtype)
     rows, hidden = table(torch.arange(30)), torch.randn(3, 16)
     assert rows.dtype == torch.float32
-    torch.testing.assert_close(table.scores(hidden, 20), hidden @ rows[:20].T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(table.logits(hidden, 20), hidden @ rows[:20].T, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_go_by_plain_products() -> None:
+def test_kernels_are_not_used_with_gradients() -> None:
     linear, x = layer(), torch.randn(2, 37)
+    set_linear_kernel(linear, lambda x, weight, bias, scale: torch.full((2, 21), 7.0))
+    with torch.no_grad():
+        assert (linear(x) == 7).all()
     linear(x).sum().backward()
     assert linear.weight.grad is not None
     torch.testing.assert_close(linear.weight.grad, x.sum(0).expand(21, 37))
+
+
+def matrices(module: nn.Module) -> Iterator[Linear | Embedding]:
+    """The int8 ones."""
+    return (m for m in module.modules() if isinstance(m, Linear | Embedding) and m.weight_scale is not None)
+
+
+@torch.no_grad()
+def dequantize(module: nn.Module) -> None:
+    """Replace int8 weights by float32 ones of the same values."""
+    for matrix in list(matrices(module)):
+        assert matrix.weight_scale is not None
+        values = matrix.weight * matrix.weight_scale[:, None]
+        matrix.weight_scale = None
+        matrix.weight = nn.Parameter(values, requires_grad=False)
+
+
+def pair(variant: str = "sequential", **changes: float) -> tuple[CogVideoTransformer, CogVideoTransformer]:
+    """Two models, one with an int8 trunk, the other with float32 weights of the same values."""
+    config = tiny_config(**VARIANTS[variant] | changes)
+    quantized, full = tiny_model(config).train(), tiny_model(config).train()
+    for model in (quantized, full):
+        model.freeze_trunk()
+        model.quantize_trunk()
+    dequantize(full)
+    return quantized, full
+
+
+def gradients_of(model: CogVideoTransformer, batch: Batch, kind: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses, and the gradients of all trainable parameters."""
+    if kind == "bf16_weights":
+        model.bfloat16()
+    torch.manual_seed(0)  # dropout
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        losses = model.token_losses(batch)
+    losses.mean().backward()
+    return losses.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("variant", ["sequential", "interpolation"])
+def test_training_beside_an_int8_trunk_is_as_beside_dequantized_weights(variant: str, kind: str) -> None:
+    quantized, full = pair(variant)
+    batch = tiny_batch(quantized.config)
+    (losses, gradients), (expected, expected_gradients) = (
+        gradients_of(model, batch, kind) for model in (quantized, full)
+    )
+    close = {"atol": 1e-6, "rtol": 1e-5} if kind == "fp32" else {"atol": 1e-3, "rtol": 1e-2}
+    torch.testing.assert_close(losses, expected, **close)
+    learned = {name for name, _ in quantized.extra_parameters()}
+    assert gradients.keys() == expected_gradients.keys() == learned
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], **close)
+        assert gradient.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("what", ["mlp", "layer"])
+@pytest.mark.parametrize("kind", ["fp32", "autocast"])
+def test_recomputing_beside_an_int8_trunk_changes_no_gradient(what: Recompute, kind: str) -> None:
+    kept, again = (pair("interpolation", dropout=0.2, attention_dropout=0.2)[0] for _ in range(2))
+    again.recompute = what
+    batch = tiny_batch(kept.config)
+    (losses, gradients), (expected, expected_gradients) = (gradients_of(model, batch, kind) for model in (again, kept))
+    torch.testing.assert_close(losses, expected)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_autograd_saves_the_int8_weight_only(kind: str) -> None:
+    linear = Linear(37, 21)
+    linear.requires_grad_(False).quantize()
+    if kind == "bf16_weights":
+        linear.bfloat16()
+    x = torch.randn(2, 3, 37, dtype=torch.bfloat16 if kind == "bf16_weights" else torch.float32, requires_grad=True)
+    saved: list[Tensor] = []
+
+    def save(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        y = linear(x)
+    assert {(t.dtype, t.shape) for t in saved} == {(torch.int8, (21, 37)), (torch.float32, (21,))}
+    assert y.dtype == (torch.float32 if kind == "fp32" else torch.bfloat16)
+    y.sum().backward()
+    assert x.grad is not None and x.grad.dtype == x.dtype and linear.weight_scale is not None
+    dequantized = linear.weight * linear.weight_scale[:, None]
+    torch.testing.assert_close(x.grad.float(), dequantized.sum(0).expand(2, 3, 37), atol=2e-2, rtol=2e-2)
+
+
+def test_quantize_trunk_changes_the_trunks_matrices_only() -> None:
+    model, _ = pair()
+    quantized = {name for name, p in model.named_parameters() if p.dtype == torch.int8}
+    parts = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+    of_layers = {f"layers.{i}.{part}.weight" for i in range(model.config.num_layers) for part in parts}
+    assert quantized == of_layers | {"word_embeddings.weight"} and not any(map(is_temporal, quantized))
+    with pytest.raises(RuntimeError, match="floating point"):
+        model.freeze_trunk(False)
+
+
+def test_scales_stay_float32_when_the_model_becomes_bfloat16() -> None:
+    model, full = pair()
+    scales = [matrix.weight_scale for matrix in matrices(model)]
+    model.bfloat16()
+    assert model.layers[0].mlp.dense_h_to_4h.bias.dtype == torch.bfloat16
+    for before, matrix in zip(scales, matrices(model), strict=True):
+        assert before is not None and matrix.weight_scale is not None and torch.equal(before, matrix.weight_scale)
+    rows, expected = model.word_embeddings(torch.arange(5)), full.word_embeddings(torch.arange(5))
+    assert torch.equal(rows, expected)

@@ -1,12 +1,13 @@
-"""The whole model: against the dense reference, its loss, what learns, and what never changes a result."""
+"""The whole model: against the dense reference, its losses, which parameters learn, and what changes no result."""
 
 import pytest
 import torch
 from torch import Tensor
 
+from cogvideo.inference.backends import install_kernels
 from cogvideo.model import plan as plan_module
 from cogvideo.model.config import Recompute
-from cogvideo.model.transformer import CogVideoTransformer, is_temporal
+from cogvideo.model.transformer import CogVideoTransformer, is_temporal, mix_channels
 from cogvideo.sequence.batch import Batch
 from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
 from tests.reference import transformer as reference
@@ -30,8 +31,9 @@ def reference_losses(model: CogVideoTransformer, batch: Batch) -> Tensor:
 def test_token_losses_equal_the_dense_reference(
     variant: str, smallest_tiled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "_KEYS_WORTH_TILING", smallest_tiled)
+    monkeypatch.setattr(plan_module, "_TILE_FROM_KEYS", smallest_tiled)
     model = tiny_model(tiny_config(**VARIANTS[variant]))
+    install_kernels(model)
     batch = tiny_batch(model.config)
     losses = model.double().token_losses(batch)
     assert losses.shape == (2, len(model.config.layout.supervised_frames), model.config.frame_len)
@@ -54,7 +56,7 @@ def test_padding_never_changes_a_result(model: CogVideoTransformer, trimmed: boo
     torch.testing.assert_close(model.token_losses(other), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_rows_of_a_batch_do_not_meet(model: CogVideoTransformer) -> None:
+def test_clips_of_a_batch_are_independent(model: CogVideoTransformer) -> None:
     batch = tiny_batch(model.config, batch=3)
     one = Batch(*(x[1:2] for x in (batch.text, batch.text_mask, batch.frames, batch.seconds)))
     torch.testing.assert_close(model.token_losses(batch)[1:2], model.token_losses(one), atol=1e-5, rtol=1e-5)
@@ -63,7 +65,7 @@ def test_rows_of_a_batch_do_not_meet(model: CogVideoTransformer) -> None:
 @pytest.mark.parametrize(
     ("variant", "frozen"), [("image", False), ("sequential", False), ("sequential", True), ("interpolation", True)]
 )
-def test_every_trainable_parameter_learns_and_frozen_ones_stay(variant: str, frozen: bool) -> None:
+def test_every_trainable_parameter_learns_and_frozen_ones_do_not(variant: str, frozen: bool) -> None:
     model = tiny_model(tiny_config(**VARIANTS[variant]))
     model.train().freeze_trunk(frozen)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -79,7 +81,7 @@ def test_every_trainable_parameter_learns_and_frozen_ones_stay(variant: str, fro
 
 
 def test_parameters_are_either_trunk_or_temporal(model: CogVideoTransformer) -> None:
-    temporal, trunk = (dict(part) for part in (model.added_parameters(), model.trunk_parameters()))
+    temporal, trunk = (dict(part) for part in (model.extra_parameters(), model.trunk_parameters()))
     assert {*temporal, *trunk} == {name for name, _ in model.named_parameters()}
     image = tiny_config("image", frame_side=model.config.frame_side, num_positions=model.config.num_positions)
     assert {n: p.shape for n, p in trunk.items()} == {
@@ -99,8 +101,9 @@ def gradients(model: CogVideoTransformer, batch: Batch) -> dict[str, Tensor]:
 def test_gradients_equal_the_dense_references(
     variant: str, smallest_tiled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "_KEYS_WORTH_TILING", smallest_tiled)
+    monkeypatch.setattr(plan_module, "_TILE_FROM_KEYS", smallest_tiled)
     model = tiny_model(tiny_config(**VARIANTS[variant])).double()
+    install_kernels(model)
     batch = tiny_batch(model.config)
     mine = gradients(model, batch)
     leaves = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
@@ -114,7 +117,7 @@ def test_gradients_equal_the_dense_references(
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("what", ["mlp", "layer"])
-def test_recomputing_changes_nothing(frozen: bool, what: Recompute) -> None:
+def test_recomputing_activations_changes_no_gradient(frozen: bool, what: Recompute) -> None:
     model = tiny_model(tiny_config(window_size=2, dropout=0.2, attention_dropout=0.2)).train()
     model.freeze_trunk(frozen)
     batch = tiny_batch(model.config)
@@ -126,7 +129,7 @@ def test_recomputing_changes_nothing(frozen: bool, what: Recompute) -> None:
         torch.testing.assert_close(recomputed[name], kept[name], atol=1e-6, rtol=1e-5)
 
 
-def test_a_frozen_trunk_changes_no_gradient_of_what_learns() -> None:
+def test_freezing_the_trunk_changes_no_gradient_of_other_parameters() -> None:
     model = tiny_model(tiny_config("interpolation", window_size=2))
     batch = tiny_batch(model.config)
     all_learn, losses = gradients(model, batch), model.token_losses(batch)
@@ -136,7 +139,7 @@ def test_a_frozen_trunk_changes_no_gradient_of_what_learns() -> None:
         torch.testing.assert_close(grad, all_learn[name], atol=1e-6, rtol=1e-5)
 
 
-def test_dropout_is_of_training_only() -> None:
+def test_dropout_is_on_in_training_only() -> None:
     model = tiny_model(tiny_config(dropout=0.3, attention_dropout=0.3))
     batch = tiny_batch(model.config)
     assert torch.equal(model.token_losses(batch), model.token_losses(batch))
@@ -153,11 +156,29 @@ def test_bfloat16_is_close() -> None:
     assert rough.mean().item() == pytest.approx(exact.item(), rel=0.02)
 
 
-def test_given_frames_of_stage_two_see_no_generated_one() -> None:
-    """So their states can be kept however often the frames between them are drawn."""
+def test_given_frames_of_stage_two_do_not_depend_on_generated_ones() -> None:
+    """So their keys can be cached while the frames between them are sampled."""
     model = tiny_model(tiny_config("interpolation", window_size=2))
     batch = tiny_batch(model.config)
     changed = batch.frames.clone()
     changed[:, 3] = (changed[:, 3] + 1) % 20
     other = Batch(batch.text, batch.text_mask, changed, batch.seconds)
     assert torch.equal(model.token_losses(batch)[:, 0], model.token_losses(other)[:, 0])
+
+
+def test_mixing_is_a_weighted_mean_by_channel() -> None:
+    spatial, temporal = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4).double()
+    logit = torch.tensor([-50.0, 0.0, 1.0, 50.0], dtype=torch.float64)
+    alpha = logit.sigmoid()
+    torch.testing.assert_close(mix_channels(spatial, temporal, logit), alpha * spatial + (1 - alpha) * temporal)
+
+
+def test_a_plan_made_for_scoring_serves_training_too() -> None:
+    """Plans are kept by the model; tensors made in inference mode could not be saved for a backward pass."""
+    model = tiny_model(tiny_config("interpolation", window_size=2))
+    batch = tiny_batch(model.config)
+    with torch.inference_mode():
+        losses = model.token_losses(batch)
+    trained = model.token_losses(batch)
+    assert torch.equal(losses, trained)
+    trained.mean().backward()

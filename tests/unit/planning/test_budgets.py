@@ -40,13 +40,13 @@ def test_parameter_counts_match_the_model(variant: str) -> None:
     counts = count_parameters(config)
     assert counts.total == sum(p.numel() for p in model.parameters())
     extra = config.num_extra_positions * config.hidden_size
-    assert counts.temporal + extra == sum(p.numel() for _, p in model.added_parameters())
+    assert counts.temporal + extra == sum(p.numel() for _, p in model.extra_parameters())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cache_size_is_what_is_allocated(variant: str) -> None:
     config = tiny_config(**VARIANTS[variant])
-    cache = KVCache.allocate(config, batch=3, text_len=config.text_len, spatial_places=config.frame_len)
+    cache = KVCache.allocate(config, batch=3, text_len=config.text_len, spatial_capacity=config.frame_len)
     assert cache_bytes(config, 3, bytes_per_value=4) == cache.num_bytes
 
 
@@ -86,7 +86,7 @@ def test_int8_trunk_size_matches_the_model() -> None:
     model = CogVideoTransformer(config)
     full = sum(p.nbytes for p in model.parameters())
     model.freeze_trunk()
-    model.narrow_trunk()
+    model.quantize_trunk()
     narrow = [p for p in model.parameters() if p.dtype == torch.int8]
     scales = sum(buffer.nbytes for buffer in model.buffers())
     count, count_bytes = int8_trunk_size(config)

@@ -6,12 +6,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogvideo.dtypes import ACTIVATION_DTYPES
-from cogvideo.inference import schedules
-from cogvideo.inference.batching import Together
-from cogvideo.inference.engine import compile_program
-from cogvideo.inference.sampler import ClusterDraw
-from cogvideo.inference.wavefront import wavefront
-from cogvideo.model.quantize import Linear, convert_weights, stream_layers
+from cogvideo.inference.engine import Engine, build_program
+from cogvideo.inference.sampler import ClusterSampler
+from cogvideo.inference.schedules import wavefront
+from cogvideo.model.quantize import Linear, convert_weights, offload_layers
 from cogvideo.sampling.batches import FrameSampler
 from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.prompts import EncodedPrompt
@@ -29,7 +27,7 @@ def sampler() -> FrameSampler:
 
 
 def inputs(sampler: FrameSampler) -> tuple[torch.Tensor, list[EncodedPrompt], torch.Tensor]:
-    layout = sampler.scheduler.model.config.layout
+    layout = sampler.engine.model.config.layout
     generator = torch.Generator().manual_seed(0)
     known = torch.randint(tiny.NUM_CODES, (CLIPS, layout.num_frames, layout.frame_len), generator=generator)
     prompts = [EncodedPrompt(tiny.encode("a" * (clip + 1)), tiny.encode("any")) for clip in range(CLIPS)]
@@ -51,7 +49,7 @@ def test_a_batch_is_one_file_and_is_drawn_once(sampler: FrameSampler) -> None:
     cache.stored.clear()
     again = sampler.sample(*inputs(sampler), clips_at_once=2, name="x", cache=cache, progress=counted.append)
     assert torch.equal(again, whole) and cache.stored == ["x-000002"]
-    assert sum(counted) == CLIPS * sampler.program.tokens_drawn, "loaded tokens count as well"
+    assert sum(counted) == CLIPS * sampler.program.tokens_per_clip, "loaded tokens count as well"
 
 
 def test_a_cached_batch_of_another_shape_is_refused(sampler: FrameSampler) -> None:
@@ -70,20 +68,19 @@ def test_steps_stay_on_the_device_without_host_syncs(
     model = tiny.model(task, window_size=1, frame_side=2)  # type: ignore[arg-type]
     convert_weights(model, weights, ACTIVATION_DTYPES[weights])  # type: ignore[arg-type]
     if offloaded:
-        stream_layers(model)
+        offload_layers(model)
     layout = model.config.layout
-    order = schedules.sequential(layout, layout.given_frames, layout.generation_order)
-    program = compile_program(model.config, wavefront(order, layout, 1))
-    for sight in (program.sights.spatial, *program.sights.temporal):
-        assert sight.seen.any()  # computed here: it needs values
+    program = build_program(model.config, wavefront(layout, layout.given_frames, layout.generation_order, 1))
+    for keys in (program.masks.spatial, *program.masks.temporal):
+        assert keys.visible.any()  # computed here: it needs values
     config = DrawConfig(guidance_scale=guidance)
-    draw = ClusterDraw(np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
+    draw = ClusterSampler(np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
     known = torch.zeros(2, layout.num_frames, layout.frame_len, dtype=torch.int64)
     uniforms = torch.zeros(*known.shape, 2, dtype=torch.float64)
     prompts = [EncodedPrompt(tiny.encode(text), tiny.encode("any")) for text in ("left", "quickly right")]
     with FakeTensorMode(allow_non_fake_inputs=True):
         elsewhere = model.to(ELSEWHERE), program.to(ELSEWHERE), draw.to(ELSEWHERE)
-        sampler = FrameSampler(Together(elsewhere[0]), *elsewhere[1:], config)
+        sampler = FrameSampler(Engine(elsewhere[0]), *elsewhere[1:], config)
         tokens = sampler.sample(known, prompts, uniforms, clips_at_once=2)
     assert tokens.shape == known.shape
     assert tokens.device.type == "cpu"

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo.inference.batching import Together
-from cogvideo.inference.engine import compile_program
-from cogvideo.inference.sampler import ClusterDraw
+from cogvideo.inference.engine import Engine, build_program
+from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import sequential
-from cogvideo.kernels import cpu as few_rows
+from cogvideo.kernels import cpu
 from cogvideo.rng import sample_keys, sample_uniforms
 from cogvideo.sampling.batches import FrameSampler
 from cogvideo.sampling.config import DrawConfig, SampleConfig
@@ -70,12 +69,12 @@ def test_without_a_compiler_the_same_tokens_are_drawn(
     """PyTorch's own functions are used where the CPU kernels cannot be compiled."""
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    few_rows.library.cache_clear()
+    cpu.library.cache_clear()
     try:
-        assert few_rows.library() is None
+        assert cpu.library() is None
         assert torch.equal(pipeline.sample(PROMPTS), tokens)
     finally:
-        few_rows.library.cache_clear()
+        cpu.library.cache_clear()
 
 
 def test_samples_of_a_prompt_differ(pipeline: Pipeline, tokens: torch.Tensor) -> None:
@@ -152,9 +151,9 @@ def test_stage_1_draws_first_frames_that_it_was_trained_on() -> None:
     pipeline = tiny.pipeline(config, learn_first_frame=True)
     model, prompts = pipeline.sequential, pipeline.encode_prompts(PROMPTS, config)
     assert all(prompt.first_frame == prompt.key_frames for prompt in prompts)
-    program = compile_program(model.config, sequential(model.config.layout, (), range(5)))
-    draw = ClusterDraw(pipeline.labels(8), config.key_frames.temperature, config.key_frames.top_k_clusters, 0.89)
-    sampler = FrameSampler(Together(model), program, draw, config.key_frames)
+    program = build_program(model.config, sequential(model.config.layout, (), range(5)))
+    draw = ClusterSampler(pipeline.labels(8), config.key_frames.temperature, config.key_frames.top_k_clusters, 0.89)
+    sampler = FrameSampler(Engine(model), program, draw, config.key_frames)
     numbers = sample_uniforms(sample_keys(config.seed, PROMPTS, 1), 0, range(5), model.config.frame_len)
     blank = torch.zeros(3, 5, model.config.frame_len, dtype=torch.int64)
     whole = sampler.sample(blank, [prompt.key_frames for prompt in prompts], numbers, clips_at_once=8)
@@ -175,8 +174,8 @@ class CountingSampler:
 def interpolated(frames: torch.Tensor, token_sampler: CountingSampler) -> torch.Tensor:
     model = tiny.model("interpolation", 2)
     layout = model.config.layout
-    program = compile_program(model.config, sequential(layout, layout.given_frames, layout.generation_order))
-    sampler = FrameSampler(Together(model), program, token_sampler, DrawConfig(text_bonus=0.0))
+    program = build_program(model.config, sequential(layout, layout.given_frames, layout.generation_order))
+    sampler = FrameSampler(Engine(model), program, token_sampler, DrawConfig(text_bonus=0.0))
     captions = ["a", "b"][: len(frames)]
     prompts = [EncodedPrompt(tiny.encode(caption), None) for caption in captions]
     return interpolate_once(sampler, frames, sample_keys(0, captions), prompts, 2, clips_at_once=3)

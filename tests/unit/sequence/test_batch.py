@@ -1,4 +1,4 @@
-"""Batches and the inputs made of them."""
+"""Batches, and the model inputs for their frames."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Clip layouts: frames as data for the three tasks, and where their slots lie."""
+"""Clip layouts: the frames of the three tasks, and coordinates of their slots."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from cogvideo.sequence.layout import ClipLayout, FrameSpec
 
 def test_image_is_one_causal_frame() -> None:
     layout = ClipLayout.image(text_len=4, frame_side=3)
-    assert layout.frames == (FrameSpec(rank=0, causal=True, supervised=True),)
+    assert layout.frames == (FrameSpec(order=0, causal=True, supervised=True),)
     assert (layout.num_frames, layout.frame_len, layout.num_slots) == (1, 9, 9)
 
 
-def test_sequential_frames_come_one_after_the_other() -> None:
+def test_sequential_frames_are_generated_in_order() -> None:
     layout = ClipLayout.sequential(4, 3, 5)
-    assert [f.rank for f in layout.frames] == [0, 1, 2, 3, 4]
+    assert [f.order for f in layout.frames] == [0, 1, 2, 3, 4]
     assert all(f.causal for f in layout.frames)
     assert layout.given_frames == (0,)
     assert layout.supervised_frames == layout.generation_order == (1, 2, 3, 4)
@@ -24,7 +24,7 @@ def test_sequential_frames_come_one_after_the_other() -> None:
 
 def test_interpolation_gives_even_frames_and_learns_odd_ones() -> None:
     layout = ClipLayout.interpolation(4, 3, 5)
-    assert [f.rank for f in layout.frames] == [0, 1, 0, 2, 0]
+    assert [f.order for f in layout.frames] == [0, 1, 0, 2, 0]
     assert [f.causal for f in layout.frames] == [False, True, False, True, False]
     assert layout.given_frames == (0, 2, 4)
     assert layout.generation_order == (1, 3)
@@ -48,11 +48,11 @@ def test_locate_numbers_slots_frame_by_frame_in_raster_order() -> None:
     assert at.raster.tolist() == [0, 8, 0, 5, 8]
     assert at.row.tolist() == [0, 2, 0, 1, 2]
     assert at.column.tolist() == [0, 2, 0, 2, 2]
-    assert at.rank.tolist() == [0, 0, 1, 1, 0]
+    assert at.order.tolist() == [0, 0, 1, 1, 0]
     assert at.causal.tolist() == [False, False, True, True, False]
 
 
-def test_locate_keeps_the_shape_asked_for() -> None:
+def test_locate_keeps_the_shape_of_its_slots() -> None:
     layout = ClipLayout.sequential(4, 3, 2)
     assert layout.locate(np.arange(18).reshape(2, 1, 9)).row.shape == (2, 1, 9)
 

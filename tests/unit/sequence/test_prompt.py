@@ -1,4 +1,4 @@
-"""Prompt text as ids, with a toy encoder of one id a character."""
+"""Prompt text as ids, with a toy encoder of one id per character."""
 
 import pytest
 
@@ -21,10 +21,10 @@ def test_clip_text_keeps_fractions_of_a_second() -> None:
 
 
 def test_suffixes() -> None:
-    wording = PromptFormat()
-    assert wording.image_text(encode, "cat", 64) == encode("cat 高清摄影")
-    assert wording.clip_text(encode, NEWLINE, 2.0, "cat", 64, suffix=wording.video_suffix)[-3:] == encode(" 视频")
-    assert wording.unconditional_text(encode, NEWLINE, 2.0, 64) == [*encode("2.0秒"), NEWLINE, *encode("视频")]
+    prompt = PromptFormat()
+    assert prompt.image_text(encode, "cat", 64) == encode("cat 高清摄影")
+    assert prompt.clip_text(encode, NEWLINE, 2.0, "cat", 64, suffix=prompt.video_suffix)[-3:] == encode(" 视频")
+    assert prompt.unconditional_text(encode, NEWLINE, 2.0, 64) == [*encode("2.0秒"), NEWLINE, *encode("视频")]
 
 
 def test_line_breaks_in_a_caption_become_spaces() -> None:

@@ -15,5 +15,5 @@ def test_defaults_are_the_published_ids() -> None:
 @pytest.mark.parametrize("value", [0, 19, 30, -1])
 def test_special_ids_are_text_ids(name: str, value: int) -> None:
     ids = {"pad": 20, "newline": 21, "start_of_image": 29} | {name: value}
-    with pytest.raises(ValueError, match=rf"vocabulary.{name}={value} lies outside the text ids \[20, 30\)"):
+    with pytest.raises(ValueError, match=rf"vocabulary.{name}={value} is not in the text ids \[20, 30\)"):
         Vocabulary(30, 20, **ids)

@@ -126,7 +126,7 @@ def test_trainable_parameters_get_gradients_and_a_frozen_trunk_stays(method: str
         model.frame_losses(tiny_superres_batch(TINY_CONFIGS[method])).mean().backward()
         optimiser.step()
     for name, p in model.named_parameters():
-        if method == "iterative" or model.is_added(name):
+        if method == "iterative" or model.is_extra(name):
             assert p.grad is not None and p.grad.abs().max() > 0, name
             assert not torch.equal(p, before[name]), name
         else:

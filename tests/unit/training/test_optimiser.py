@@ -39,7 +39,7 @@ def test_vectors_do_not_decay_and_nothing_frozen_is_there() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     assert all("bias" in names[id(p)] or "mix_logit" in names[id(p)] for p in plain["params"])
-    expected = {name for name, _ in model.added_parameters()}
+    expected = {name for name, _ in model.extra_parameters()}
     assert {names[id(p)] for group in (decayed, plain) for p in group["params"]} == expected
 
 
@@ -53,7 +53,7 @@ def test_every_learned_parameter_is_in_one_group() -> None:
 
 
 def test_a_frozen_module_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing is left to learn"):
+    with pytest.raises(ValueError, match="nothing left to train"):
         parameter_groups(nn.Linear(2, 2).requires_grad_(False), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark around the probes: the captions drawn, the columns, the targets and the table."""
+"""The benchmark around the probes: captions, sources, targets and the table."""
 
 import json
 
@@ -10,22 +10,20 @@ from cogvideo.worlds.digits.benchmark import (
     WHOLE,
     DigitBenchmarkConfig,
     draw_captions,
+    format_table,
     real_frames,
     reconstruct,
     run_benchmark,
-    seconds_of,
     set_name,
-    table,
-    targets_of,
-    times_of,
+    set_seconds,
 )
-from cogvideo.worlds.digits.render import GROUND, split_images
+from cogvideo.worlds.digits.render import BACKGROUND, split_images
 
 CONFIG = DigitBenchmarkConfig(num_prompts=8, seed=3)
 
 
 class DimTokenizer:
-    """Stands for a tokenizer: keeps every pixel but darkens it a little."""
+    """A stand-in for a tokenizer, which darkens every pixel a little."""
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return images
@@ -37,10 +35,10 @@ class DimTokenizer:
 def real(texts, name, config=CONFIG):
     captions = draw_captions(config.num_prompts, config.seed)
     assert texts == [caption.text for caption in captions]
-    return real_frames(captions, times_of(config)[name])
+    return real_frames(captions, config.frame_times[name])
 
 
-def test_captions_are_of_test_digits_in_both_languages_and_repeat():
+def test_captions_show_test_digits_in_both_languages_and_repeat_with_the_seed():
     captions = draw_captions(60, 0)
     assert captions == draw_captions(60, 0) and captions[:20] == draw_captions(20, 0) != draw_captions(20, 1)
     assert {caption.clip.image for caption in captions} <= set(split_images("test").tolist())
@@ -55,7 +53,7 @@ def test_reconstruct_keeps_order_and_shape():
     assert np.abs(out.astype(int) - frames * 0.98).max() <= 1
 
 
-def test_reconstructions_leave_the_gpu(monkeypatch):
+def test_reconstructions_are_copied_from_the_gpu(monkeypatch):
     plain = torch.Tensor.numpy
 
     def of_a_gpu(self, *, force=False):
@@ -72,38 +70,38 @@ def test_a_perfect_generator_meets_every_target():
     lines: list[str] = []
     results = run_benchmark(CONFIG, DimTokenizer(), real, lines.append)
     assert len(lines) == 4
-    checks = [results.check(target) for target in targets_of(CONFIG)]
+    checks = [results.check(target) for target in CONFIG.targets]
     assert len(checks) == 7 and all(check is not None and check[1] for check in checks)
-    text = table(results)
+    text = format_table(results)
     assert text.count(": met") == 7 and "NOT" not in text and "nan" not in text
     assert json.loads(json.dumps(results.to_json()))["generated"][WHOLE]["direction"]["right"] == 8
 
 
 def test_a_generator_of_nothing_fails_every_target():
     def nothing(texts, name):
-        return np.broadcast_to(np.array(GROUND, np.uint8), real(texts, name).shape)
+        return np.broadcast_to(np.array(BACKGROUND, np.uint8), real(texts, name).shape)
 
     results = run_benchmark(CONFIG, DimTokenizer(), nothing)
-    assert table(results).count("NOT met") == 7
+    assert format_table(results).count("NOT met") == 7
     assert not any(check["met"] for check in results.to_json()["targets"])
 
 
-def test_a_set_that_cannot_be_generated_is_left_open():
+def test_targets_of_sets_that_cannot_be_generated_are_not_checked():
     results = run_benchmark(CONFIG, DimTokenizer(), lambda texts, name: None if name == WHOLE else real(texts, name))
-    assert table(results).count(": met") == 3 and "NOT" not in table(results)
+    assert format_table(results).count(": met") == 3 and "NOT" not in format_table(results)
 
 
-def test_set_names_read_back():
-    assert [seconds_of(set_name(seconds)) for seconds in (4.0, 0.5)] == [4.0, 0.5]
+def test_set_names_can_be_parsed():
+    assert [set_seconds(set_name(seconds)) for seconds in (4.0, 0.5)] == [4.0, 0.5]
 
 
 def test_real_clips_alone_have_no_targets():
     results = run_benchmark(DigitBenchmarkConfig(num_prompts=1), None, None)
-    assert "nan" not in table(results) and "NaN" not in json.dumps(results.to_json())
-    assert "target" not in table(results) and results.to_json()["targets"] == []
+    assert "nan" not in format_table(results) and "NaN" not in json.dumps(results.to_json())
+    assert "target" not in format_table(results) and results.to_json()["targets"] == []
 
 
 @pytest.mark.parametrize("bad", [{"num_prompts": 0}, {"clip_seconds": (4.0, 5.0)}])
-def test_settings_that_make_no_sense_are_refused(bad):
+def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DigitBenchmarkConfig(**bad)

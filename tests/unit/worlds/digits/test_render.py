@@ -1,4 +1,4 @@
-"""Moving digits: the split, the motion, the pixels and the words."""
+"""Moving digits: the split, the motion, the pixels and the captions."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from cogvideo.worlds.digits import render as digits
 
 
 def centroid(frames):
-    """Centre of what differs from the ground, weighted by how much: (N, 2) as x, y."""
-    weight = np.abs(frames.astype(float) - np.array(digits.GROUND)).sum(-1)
+    """Centre of what differs from the background, weighted by how much: (N, 2) as x, y."""
+    weight = np.abs(frames.astype(float) - np.array(digits.BACKGROUND)).sum(-1)
     ys, xs = np.mgrid[: digits.CANVAS, : digits.CANVAS] + 0.5
     total = weight.sum((1, 2))
     return np.stack([(weight * xs).sum((1, 2)) / total, (weight * ys).sum((1, 2)) / total], axis=1)
@@ -56,7 +56,7 @@ def test_no_digit_meets_an_edge_in_the_first_seven_eighths(seed):
     assert (everywhere >= 0).all() and (everywhere <= inside + 1e-9).all()
 
 
-def test_rendered_centroid_follows_the_positions_by_parts_of_a_pixel():
+def test_the_rendered_centroid_follows_positions_to_a_tenth_of_a_pixel():
     clip = digits.DigitClip(0, 0, "white", "right", "slowly", (5.0, 10.0))
     times = digits.frame_times()
     moved = centroid(digits.render(clip, times)) - centroid(digits.render(clip, times[:1]))
@@ -64,11 +64,11 @@ def test_rendered_centroid_follows_the_positions_by_parts_of_a_pixel():
     assert np.abs(moved - expected).max() < 0.1
 
 
-def test_render_shape_ground_and_colour():
+def test_render_shape_background_and_colour():
     clip = digits.DigitClip(3, int(digits.load_images()[1][3]), "red", "up", "quickly", (12.0, 25.0))
     frames = digits.render(clip, [0.0, 1.5])
     assert frames.shape == (2, 40, 40, 3) and frames.dtype == np.uint8
-    assert tuple(frames[0, 0, 0]) == digits.GROUND
+    assert tuple(frames[0, 0, 0]) == digits.BACKGROUND
     assert frames[..., 0].max() > 200 and frames[..., 1].max() < 70
 
 
@@ -84,7 +84,7 @@ def test_every_word_has_a_translation():
     assert set(digits.CHINESE) == {*digits.COLOURS, *digits.DIRECTIONS, *digits.SPEEDS}
 
 
-def test_draws_repeat_with_their_seed():
+def test_the_same_seed_gives_the_same_frames():
     first = digits.sample_frames(np.random.default_rng(5), 12, "test")
     again = digits.sample_frames(np.random.default_rng(5), 12, "test")
     assert first.shape == (12, 40, 40, 3) and (first == again).all()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 START = """
-from cogvideo.training.deepspeed_cpu import prepare_environment
+from cogvideo.training.launch import prepare_environment
 prepare_environment()
 import deepspeed, torch
 deepspeed.init_distributed("gloo", verbose=False)
@@ -34,7 +34,7 @@ def test_one_process_starts_without_launcher_compiler_or_stale_lock(tmp_path: Pa
 
 
 def test_a_launchers_group_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cogvideo.training.deepspeed_cpu import ONE_PROCESS, prepare_environment
+    from cogvideo.training.launch import ONE_PROCESS, prepare_environment
 
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the environment alone is looked at here

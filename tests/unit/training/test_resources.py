@@ -7,9 +7,9 @@ import torch
 
 from cogvideo.model.config import ModelConfig
 from cogvideo.planning.budgets import attention_pairs, training_flops
-from cogvideo.training import throughput
+from cogvideo.training import resources
 from cogvideo.training.config import LoopConfig
-from cogvideo.training.throughput import Throughput, measured_peak, warn_of_slow_products
+from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_rates_are_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_peak_is_measured() -> None:
-    peak = measured_peak(CPU, torch.float32)
+    peak = measure_peak_flops(CPU, torch.float32)
     assert peak is not None and 1e8 < peak < 1e14
 
 
@@ -42,9 +42,9 @@ def test_emulated_bf16_is_told_once_at_the_start(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     told: list[str] = []
-    monkeypatch.setattr(throughput.log, "warning", lambda text, *rest: told.append(text % rest))
-    warn_of_slow_products(CPU, LoopConfig(dtype="bf16"))
-    warn_of_slow_products(CPU, LoopConfig(dtype="fp32"))
+    monkeypatch.setattr(resources.log, "warning", lambda text, *rest: told.append(text % rest))
+    warn_if_emulated(CPU, LoopConfig(dtype="bf16"))
+    warn_if_emulated(CPU, LoopConfig(dtype="fp32"))
     assert len(told) == (0 if fast else 1)
     assert fast or "train.dtype=fp32" in told[0]
 

@@ -1,6 +1,6 @@
-"""A report as one HTML file: text, commands, tables and pictures, all inside it, nothing fetched from anywhere.
+"""A report as one self-contained HTML file: text, commands, tables and pictures. Nothing is fetched from elsewhere.
 
-All text is escaped. What a report says is its writer's affair (see `scripts/demo.py`); this file is paper and pen.
+All text is escaped. The content is up to the caller (see `scripts/demo.py`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ figcaption { color: var(--mute); font-size: .85rem; margin-top: .3rem; overflow-
 """
 
 
-class Report:
-    """Parts in the order they are added; `write` makes the file."""
+class HtmlReport:
+    """Collects parts in the order they are added; `write` makes the file."""
 
     def __init__(self, title: str, language: str = "en") -> None:
         self._title = title
@@ -49,11 +49,11 @@ class Report:
         self._parts.append(f"<p>{escape(paragraph)}</p>")
 
     def preformatted(self, text: str) -> None:
-        """Commands, logs and tables that are already aligned."""
+        """Add commands, logs or tables that are already aligned."""
         self._parts.append(f"<pre>{escape(text)}</pre>")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """The first row is the head."""
+        """Add a table; its first row is the header."""
         head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
         self._parts.append(
@@ -61,10 +61,10 @@ class Report:
         )
 
     def pictures(self, pictures: Sequence[tuple[Path, str]], width: int | None = None) -> None:
-        """Picture files beside each other, each with its caption.
+        """Add picture files side by side, each with its caption.
 
-        width: in CSS pixels; enlarged pictures show their pixels as squares. None keeps each picture's own size.
-        Raises: ValueError for a file that is no known kind of picture or too large; OSError for one that is missing.
+        `width` in CSS pixels enlarges pictures so that their pixels show as squares; None keeps each one's own size.
+        Raises: ValueError for a file that is too large or of an unknown type; OSError for a missing one.
         """
         size = "" if width is None else f' class="pixels" style="width:{int(width)}px"'
         box = "" if width is None else f' style="width:{int(width)}px"'
@@ -80,23 +80,25 @@ class Report:
         return (
             f'<!doctype html>\n<html lang="{escape(self._language, quote=True)}">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            # Nothing may load from outside, even if a later part should try.
+            # Forbids loading anything from outside, should a part ever try to.
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
             "style-src 'unsafe-inline'\">\n"
             f"<title>{escape(self._title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
         )
 
     def write(self, path: Path) -> None:
-        """Write the page atomically. Raises: OSError where the folder cannot be written."""
+        """Write the page atomically. Raises: OSError if the folder cannot be written."""
         with atomic_write(path) as temporary:
             temporary.write_text(self.html(), encoding="utf-8")
 
 
 def _inline(path: Path) -> str:
-    """A picture as a data address."""
+    """A picture as a data URI."""
     mime = MIME.get(path.suffix.lower())
     if mime is None:
-        raise ValueError(f"{path} is no picture that a page shows; expected one of {', '.join(MIME)}")
+        raise ValueError(f"{path} is not a picture that browsers show; expected one of {', '.join(MIME)}")
     if path.stat().st_size > MAX_PICTURE_BYTES:
-        raise ValueError(f"{path} holds {path.stat().st_size} bytes; a report takes pictures up to {MAX_PICTURE_BYTES}")
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes; a report takes pictures of at most {MAX_PICTURE_BYTES}"
+        )
     return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""A report is one file: everything escaped, pictures inside, nothing fetched."""
+"""A report is one file: all text escaped, pictures inlined, nothing fetched."""
 
 import base64
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cogvideo.evaluation.report import Report
+from cogvideo.evaluation.html_report import HtmlReport
 
 VOID = {"meta", "img"}
 
@@ -39,8 +39,8 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "a.png"
 
 
-def test_a_report_holds_everything_itself(tmp_path: Path, picture: Path):
-    report = Report("Clips & tokens")
+def test_a_report_is_self_contained(tmp_path: Path, picture: Path):
+    report = HtmlReport("Clips & tokens")
     report.section("<b>One</b>")
     report.text("红色的数字3向左快速移动 <script>alert(1)</script>")
     report.preformatted("$ cogvideo sample 'a < b'")
@@ -60,9 +60,9 @@ def test_a_report_holds_everything_itself(tmp_path: Path, picture: Path):
     assert "http://" not in page and "https://" not in page and "url(" not in page
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path):
+def test_files_that_are_not_pictures_are_refused(tmp_path: Path):
     (tmp_path / "a.html").write_text("<p>")
-    with pytest.raises(ValueError, match="no picture"):
-        Report("x").pictures([(tmp_path / "a.html", "")])
+    with pytest.raises(ValueError, match="not a picture"):
+        HtmlReport("x").pictures([(tmp_path / "a.html", "")])
     with pytest.raises(OSError):
-        Report("x").pictures([(tmp_path / "missing.png", "")])
+        HtmlReport("x").pictures([(tmp_path / "missing.png", "")])

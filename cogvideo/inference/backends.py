@@ -1,0 +1,131 @@
+"""Backends: how decoding steps run. Each allocates its caches and keeps its own native handles or recorded graphs.
+
+    eager      PyTorch's operations alone: the reference, and the default on a GPU
+    cpu        the kernels of `cogvideo.kernels`, a step in one call: the default on a CPU
+    compiled   torch.compile and CUDA graphs
+
+An engine chooses one by name, once. Training and scoring have no backend; they call `install_kernels` for the parts
+that speed them up.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cogvideo.inference.cache import KVCache, cache_dtype
+from cogvideo.model.inputs import Cache, DecodeInputs
+from cogvideo.model.quantize import set_linear_kernel
+from cogvideo.model.transformer import CogVideoTransformer
+
+try:
+    from cogvideo.kernels import cpu, decode_cpu
+except ModuleNotFoundError:  # kernels are optional
+    cpu = decode_cpu = None  # type: ignore[assignment]
+
+
+class Backend(Protocol):
+    """Runs one model."""
+
+    def allocate(
+        self, batch: int, text_len: int, *, temporal: bool, spatial_capacity: int, temporal_capacity: int
+    ) -> KVCache:
+        """A cache for a batch of clips; arguments as in `KVCache.allocate`."""
+        ...
+
+    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
+        """Logits of each step's rows: (batch, rows, num_image_tokens) float32, valid until the next call."""
+        ...
+
+
+class EagerBackend:
+    def __init__(self, model: CogVideoTransformer) -> None:
+        self.model = model
+        set_linear_kernel(model, None)
+
+    def allocate(
+        self, batch: int, text_len: int, *, temporal: bool, spatial_capacity: int, temporal_capacity: int
+    ) -> KVCache:
+        return KVCache.allocate(
+            self.model.config,
+            batch,
+            text_len,
+            temporal=temporal,
+            spatial_capacity=spatial_capacity,
+            temporal_capacity=temporal_capacity,
+            dtype=cache_dtype(self.model),
+            device=self.model.final_layernorm.weight.device,
+        )
+
+    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
+        return [self.model.decode(step) for step in steps]
+
+
+class CpuBackend(EagerBackend):
+    """Steps that the kernels do not support run as in `EagerBackend`, with the kernels' products of few rows."""
+
+    def __init__(self, model: CogVideoTransformer) -> None:
+        super().__init__(model)
+        set_linear_kernel(model, cpu.linear)
+        self._handles: WeakKeyDictionary[Cache, decode_cpu.NativeHandle] = WeakKeyDictionary()
+
+    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
+        if not decode_cpu.is_supported(self.model, steps):
+            return super().decode(steps)
+        for step in steps:
+            if step.cache not in self._handles:
+                self._handles[step.cache] = decode_cpu.NativeHandle(self.model, step.cache)
+        return decode_cpu.decode_step(self.model, steps, [self._handles[step.cache] for step in steps])
+
+
+class CompiledBackend(EagerBackend):
+    """On a GPU: steps are compiled when they first occur, recorded as CUDA graphs and replayed."""
+
+    def __init__(self, model: CogVideoTransformer) -> None:
+        from cogvideo.kernels.graphs import StepGraphs
+
+        super().__init__(model)
+        self._decode, self._new_graphs = torch.compile(model.decode), StepGraphs
+        self._graphs: WeakKeyDictionary[Cache, StepGraphs] = WeakKeyDictionary()
+
+    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
+        for step in steps:
+            if step.cache not in self._graphs:
+                self._graphs[step.cache] = self._new_graphs(self._decode)
+        return [self._graphs[step.cache].run(step) for step in steps]
+
+
+BACKENDS: dict[str, Callable[[CogVideoTransformer], Backend]] = {"eager": EagerBackend}
+if decode_cpu is not None:
+    BACKENDS |= {"cpu": CpuBackend, "compiled": CompiledBackend}
+
+
+def open_backend(name: str, model: CogVideoTransformer) -> Backend:
+    """A backend of `BACKENDS`; "auto" chooses by the model's device.
+
+    Raises: ValueError for a name that is not available, or that is not for this device.
+    """
+    device = model.final_layernorm.weight.device.type
+    if name == "auto":
+        name = "cpu" if device == "cpu" and "cpu" in BACKENDS else "eager"
+    if name not in BACKENDS:
+        raise ValueError(f"backend={name} is not available; choose among auto, {', '.join(BACKENDS)}")
+    if (name == "compiled" and device == "cpu") or (name == "cpu" and device != "cpu"):
+        raise ValueError(f"backend={name} is not for a model on {device}; choose auto or eager")
+    return BACKENDS[name](model)
+
+
+def install_kernels(model: nn.Module) -> None:
+    """Let a model's layers use the kernels outside an engine, wherever those support the inputs (on a CPU).
+
+    Nothing happens if `cogvideo.kernels` is not installed.
+    """
+    if cpu is None:
+        return
+    set_linear_kernel(model, cpu.linear)
+    if isinstance(model, CogVideoTransformer):
+        from cogvideo.kernels import tiled_attention  # noqa: F401  (adds itself to ATTENTION)
+
+        model.use_attention("cpu")

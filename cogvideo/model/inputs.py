@@ -1,0 +1,78 @@
+"""What callers hand to the model besides weights: text biases, a cache, and the inputs of a decoding step. Plain data.
+
+The model defines what it needs of a cache; `cogvideo.inference.cache` allocates one.
+"""
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from cogvideo.model.plan import DecodeMasks
+
+Channel = Literal["spatial", "temporal"]
+
+
+class TextBias(NamedTuple):
+    """Added to the attention scores of text keys, -inf on padding; one (batch, text_len) tensor per channel."""
+
+    spatial: Tensor
+    temporal: Tensor
+
+    @classmethod
+    def from_mask(
+        cls, text_mask: Tensor, spatial_bonus: float | Tensor = 0.0, temporal_bonus: float | Tensor = 0.0
+    ) -> "TextBias":
+        """From a mask (batch, text_len), False on padding.
+
+        The bonuses are sampling's "attention upweighting", one for all clips or (batch, 1); training has none.
+        """
+        padding = ~text_mask
+
+        def bias(bonus: float | Tensor) -> Tensor:
+            return (torch.zeros(text_mask.shape, device=text_mask.device) + bonus).masked_fill_(padding, float("-inf"))
+
+        return cls(bias(spatial_bonus), bias(temporal_bonus))
+
+
+class ChannelCache(Protocol):
+    """Keys and values of one channel in one layer."""
+
+    key: Tensor
+    value: Tensor
+    """(batch, heads, text_len + positions, head_dim): text first, then frame slots."""
+    text_len: int
+
+    def store_text(self, key: Tensor, value: Tensor) -> None:
+        """Shapes: (batch, heads, text_len, head_dim)."""
+
+    def store_frames(self, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        """Shapes: positions (rows,); key, value (batch, heads, rows, head_dim)."""
+
+    def read_text(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of text as they were stored, possibly rounded to fewer bits."""
+        ...
+
+    def read_frames(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of all frame positions."""
+        ...
+
+
+class Cache(Protocol):
+    """Keys and values of a batch of clips in all layers."""
+
+    def channel(self, layer: int, channel: Channel) -> ChannelCache | None:
+        """None where the cache was made without that channel."""
+        ...
+
+
+class DecodeInputs(NamedTuple):
+    """One decoding step: a few slots of a batch of clips whose text is in the cache."""
+
+    tokens: Tensor
+    """(batch, rows) input token ids."""
+    slots: Tensor
+    """(rows,) int64, of any slots."""
+    masks: DecodeMasks
+    text_bias: TextBias
+    cache: Cache

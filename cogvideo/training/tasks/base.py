@@ -1,0 +1,141 @@
+"""What the trainer knows of a task, and what the tasks share. The trainer never asks which task it runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
+from cogvideo.dtypes import FLOAT_DTYPES
+from cogvideo.model.initialise import initialise
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.rng import generator_for
+from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.training.config import TrainConfig
+
+B = TypeVar("B")
+
+COMPONENTS = (
+    ("embeddings", "embeddings"),
+    ("layernorm", "layernorm"),
+    ("mix_logit", "mix"),
+    ("temporal_attention", "temporal"),
+    ("high_res_attention", "high_res"),
+    ("attention", "spatial"),
+    ("mlp", "mlp"),
+)
+"""(word, component): a transformer's parameter belongs to the component of the first word in its name."""
+
+
+class LossAndMetrics(NamedTuple):
+    """The result of an objective's forward; a tuple, since DeepSpeed looks for tensors in what a module returns."""
+
+    loss: Tensor
+    """A scalar to differentiate."""
+    metrics: Mapping[str, tuple[float, float]]
+    """(sum, weight) by name."""
+
+
+class Task(Protocol[B]):
+    """All that the trainer knows of what it trains; B is the type of its batches."""
+
+    @property
+    def objective(self) -> nn.Module:
+        """Its forward takes a micro-batch and returns LossAndMetrics."""
+
+    @property
+    def updated_without_gradient(self) -> tuple[str, ...]:
+        """Names of parameters of `objective` that change without a gradient."""
+
+    def batches(self, first_step: int) -> Iterator[B]:
+        """This rank's share of every step's batch, from `first_step` on."""
+
+    def validation_batches(self) -> list[B]:
+        """Fixed batches that are never trained on; empty without validation data."""
+
+    def micro_batch(self, batch: B, index: int, count: int) -> B:
+        """Micro-batch `index` of `count` (every count-th row), on the device."""
+
+    def tokens(self, batch: B) -> int:
+        """The number of text and frame tokens in a batch."""
+
+    def flops(self, batch: B) -> float:
+        """FLOPs of the model's forward and backward over a batch, nothing recomputed; 0 if unknown."""
+
+    def component_of(self, parameter: str) -> str:
+        """The component that a parameter of `objective` counts towards in gradient norms."""
+
+    def after_step(self, step: int, is_finite: bool) -> None:
+        """Update what has no gradient after 0-based `step`; not from a step that was skipped as not finite."""
+
+    def weight_metrics(self) -> dict[str, float]:
+        """Metrics of the weights themselves."""
+
+    def export(self, folder: Path, step: int) -> Path:
+        """Write the model into `folder` in our checkpoint format; returns its path. Every rank must call this."""
+
+
+def component_of(parameter: str) -> str:
+    """The component of a transformer's parameter: embeddings, layernorm, mix, temporal, high_res, spatial or mlp."""
+    return next(component for word, component in COMPONENTS if word in parameter)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Matrix products in train.dtype over float32 weights; a no-op where the weights have that type themselves."""
+    enabled = config.train.dtype != "fp32" and config.train.weights == "fp32"
+    dtype = FLOAT_DTYPES[config.train.dtype] if enabled else torch.bfloat16  # torch warns about float32 here
+    return torch.autocast(device.type, dtype, enabled=enabled)
+
+
+def initialise_weights(
+    model: CogVideoTransformer | SuperresTransformer, config: TrainConfig, load: Callable[[Path], None]
+) -> None:
+    """Initialise a model as `config.init` says; `load` loads init.checkpoint into it."""
+    init = config.init
+    initialise(model, generator_for(config.train.seed, "initialise"), mix_logit=init.mix_logit)
+    if init.checkpoint is not None:
+        load(init.checkpoint)
+    if init.freeze_trunk:
+        model.freeze_trunk()
+    if init.trunk_weights == "int8":
+        model.quantize_trunk()
+
+
+@torch.no_grad()
+def start_from(
+    model: nn.Module,
+    folder: Path,
+    *,
+    is_same_model: Callable[[Checkpoint], bool],
+    inherit: Callable[[Checkpoint], None],
+) -> None:
+    """Load a checkpoint into a model: all weights if it is of the same model, else what `inherit` takes (a trunk).
+
+    Raises: ValueError, FileNotFoundError in one line, if it is damaged or does not fit.
+    """
+    checkpoint = load_checkpoint(folder)
+    if is_same_model(checkpoint):
+        _copy_parameters(dict(model.named_parameters()), checkpoint.tensors(), folder)
+        return
+    try:
+        inherit(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{folder} does not fit the model: {error}") from None
+
+
+def _copy_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy tensors into the parameters of their names, after checking them all.
+
+    Raises: ValueError, about `folder`, if one is missing or has another shape.
+    """
+    for name, p in parameters.items():
+        if name not in tensors or tensors[name].shape != p.shape:
+            got = f"shape {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
+            raise ValueError(
+                f"{folder} does not fit the model: {name} should have shape {tuple(p.shape)}, got {got}; "
+                "use equal sizes, vocabularies and num_frames"
+            )
+    for name, p in parameters.items():
+        p.copy_(tensors[name])
