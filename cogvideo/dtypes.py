@@ -1,4 +1,4 @@
-"""The number types that the package knows, by every name they go by: torch's, a file's, and that of a config.
+"""Number types in one table: their names in torch, in files, and in configs.
 
 Configs and commands name types `fp32`, `bf16`, `fp16`, `int8` and `int4`. Not here: which type to use where, and how
 weights are quantized (`model/quantize.py`).

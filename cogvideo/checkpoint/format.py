@@ -251,8 +251,8 @@ def _load_trunk(directory: Path, pointer: Any, verify: bool) -> Checkpoint:
     directory = directory.resolve()
     path = pointer["path"]
     target = (directory / path).resolve() if "\0" not in path and len(path) < 1024 else directory
-    beside = target.is_relative_to(directory.parent) and target not in (directory, directory.parent)
-    if Path(path).is_absolute() or not beside:
+    is_beside = target.is_relative_to(directory.parent) and target not in (directory, directory.parent)
+    if Path(path).is_absolute() or not is_beside:
         raise ValueError(
             f"{config_path} points to the trunk {path[:200]!r}, which is not beside it in {directory.parent}"
         )

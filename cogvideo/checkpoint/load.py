@@ -71,7 +71,7 @@ def save_model(
     trunk: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a model's tensors and config. With `trunk`, a checkpoint beside this one, the trunk's tensors are left out.
+    """Write a model's tensors and config; without the tensors of `trunk` (a checkpoint beside it) if given.
 
     Raises: ValueError if the model's trunk is not the one in `trunk`, or if a weight to be written is int8.
     """
@@ -88,7 +88,7 @@ def save_model(
             if name not in shared.infos or not _is_made_from(
                 tensors[name].cpu(), scales.pop(name, None), shared.tensor(name)
             ):
-                raise ValueError(f"{trunk} does not hold this model's {name}; save the model whole")
+                raise ValueError(f"{trunk} does not hold this model's {name}; save the model without trunk=")
         tensors = {name: tensor for name, tensor in tensors.items() if name in extra_names}
     if scales:
         raise ValueError(f"{min(scales)} is int8, which checkpoints do not hold; save the model it was quantized from")

@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("protocol", choices=["digits"], help="what to measure")
     parser.add_argument("--model", metavar="DIR", type=Path, help="bundle of weights (default: the one in the package)")
     parser.add_argument("--num-prompts", metavar="N", type=int, default=200, help="test captions (default 200)")
-    parser.add_argument(
-        "--captions-seed", metavar="N", type=int, default=0, help="seed of the captions (default 0)"
-    )
+    parser.add_argument("--captions-seed", metavar="N", type=int, default=0, help="seed of the captions (default 0)")
     parser.add_argument("--real", action="store_true", help="measure real clips and their reconstructions only")
     parser.add_argument("--tokenizer", metavar="DIR", type=Path, help="with --real: another image tokenizer")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write all figures to this file")

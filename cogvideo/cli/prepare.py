@@ -21,9 +21,7 @@ from cogvideo.cli._common import add_config_arguments, config_from, device_from
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="captions, .jsonl or .tsv")
-    parser.add_argument(
-        "--videos", type=Path, metavar="DIR", help="folder of videos (default: that of the captions)"
-    )
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of videos (default: that of the captions)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make, or to resume")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer to encode with")

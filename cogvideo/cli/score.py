@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     parser.add_argument("--logits", action="store_true", help="also store the logits of all image tokens")
-    parser.add_argument(
-        "--text-tokenizer", type=Path, metavar="FILE", help="for a prepared folder: encodes captions"
-    )
+    parser.add_argument("--text-tokenizer", type=Path, metavar="FILE", help="for a prepared folder: encodes captions")
     parser.add_argument("--video-suffix", action="store_true", help="for a prepared folder: append it to captions")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="clips per batch (default 4)")
     parser.add_argument("--limit", type=int, metavar="N", help="score only the first N clips")

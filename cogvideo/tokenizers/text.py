@@ -38,7 +38,7 @@ class TextTokenizer:
             self._pieces.LoadFromSerializedProto(model)
         except (RuntimeError, ValueError, TypeError) as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
-            raise ValueError(f"not a whole sentencepiece model ({reason})") from None
+            raise ValueError(f"not a complete sentencepiece model ({reason})") from None
         self.num_image_tokens = num_image_tokens
         pad, newline, start_of_image = (self._special_id(piece) for piece in (PAD, NEWLINE, START_OF_IMAGE))
         size = num_image_tokens + self._pieces.get_piece_size()
@@ -196,9 +196,9 @@ def parse_model(model: bytes) -> ModelProto:
     try:
         proto.ParseFromString(model)
     except DecodeError:
-        raise ValueError("not a whole sentencepiece model (its bytes do not parse)") from None
+        raise ValueError("not a complete sentencepiece model (its bytes do not parse)") from None
     if not proto.pieces:
-        raise ValueError("not a whole sentencepiece model (it has no pieces)")
+        raise ValueError("not a complete sentencepiece model (it has no pieces)")
     return proto
 
 

@@ -71,13 +71,11 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_writes_nothing_and_a_killed_ones_traces_go(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_writes_nothing_and_leftovers_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["convert", "--from", str(GOLDEN / "sat-stage1"), "--to", str(tmp_path / "out"), *VOCABULARY]
     assert main([*arguments, "--dry-run"]) == 0
     assert list(tmp_path.iterdir()) == []
-    killed = tmp_path / ".out.abcd.tmp"  # as a killed run leaves it
+    killed = tmp_path / ".out.abcd.tmp"  # as left by a killed run
     killed.mkdir()
     (killed / "model.safetensors").write_bytes(b"half")
     assert main(arguments) == 0

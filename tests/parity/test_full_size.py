@@ -1,4 +1,4 @@
-"""The shipped configurations at full size: names and shapes of the published checkpoints, without a byte of weights."""
+"""The shipped full-size configs have the names and shapes of the published checkpoints; no weights are allocated."""
 
 import json
 import math

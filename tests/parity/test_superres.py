@@ -1,6 +1,6 @@
-"""CogView2's super-resolution against the published code: its checkpoints, converted by the command, and its numbers.
+"""CogView2's super-resolution compared with the published code, from checkpoints converted by the command.
 
-Places where the published code's best and second-best lie closer than float32's noise may turn; nothing else may.
+Tokens may differ only where the published code's two best scores are closer than float32 noise.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def iterative(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuperresTransfo
     return convert("iterative", tmp_path_factory.mktemp("iterative"))
 
 
-def texts_of(model: SuperresTransformer, pack: Pack) -> tuple[Tensor, Tensor]:
+def captions_of(model: SuperresTransformer, pack: Pack) -> tuple[Tensor, Tensor]:
     lengths = pack["text_length"].tolist()
     return pad_captions(
         [row[len(row) - n :].tolist() for row, n in zip(pack["text"], lengths, strict=True)], model.config
@@ -48,21 +48,21 @@ def texts_of(model: SuperresTransformer, pack: Pack) -> tuple[Tensor, Tensor]:
 
 
 def ranked(scores: Tensor, rank: Tensor) -> Tensor:
-    """The choice of that rank; the first is the best."""
+    """The index with the given rank; rank 0 is the highest score."""
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     return order.gather(-1, rank.expand(scores.shape[:-1])[..., None])[..., 0]
 
 
 class Ranks:
-    """A draw that takes clusters and tokens by rank, as the packs were made; keeps the scores that it was given."""
+    """A sampler that picks clusters and tokens by rank, as in the packs, and records the logits it gets."""
 
     def __init__(self, clusters: Tensor | None, cluster_rank: Tensor, token_rank: Tensor) -> None:
         self.clusters, self.cluster_rank, self.token_rank = clusters, cluster_rank, token_rank
-        self.seen: list[Tensor] = []
+        self.recorded: list[Tensor] = []
 
     def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        some = slice(first := sum(part.shape[1] for part in self.seen), first + logits.shape[1])
-        self.seen.append(logits)
+        some = slice(first := sum(part.shape[1] for part in self.recorded), first + logits.shape[1])
+        self.recorded.append(logits)
         if self.clusters is not None:
             mass = logits.new_zeros(*logits.shape[:-1], int(self.clusters.max()) + 1)
             best = ranked(mass.index_add_(-1, self.clusters, logits.softmax(-1)), self.cluster_rank[some])
@@ -71,7 +71,7 @@ class Ranks:
 
     @property
     def logits(self) -> Tensor:
-        return torch.cat(self.seen, dim=1)
+        return torch.cat(self.recorded, dim=1)
 
 
 @pytest.mark.parametrize("kind", ["greedy", "ranked"])
@@ -79,15 +79,15 @@ def test_direct(direct: tuple[SuperresTransformer, Pack], kind: str) -> None:
     model, pack = direct
     row = 496 + torch.arange(3600) if kind == "ranked" else torch.zeros(3600, dtype=torch.int64)
     draw = Ranks(pack["cluster_labels"], row % 6, row % 2)
-    made = draw_fine(model, *texts_of(model, pack), pack["low_res"].long(), draw, UNUSED)
+    tokens = draw_fine(model, *captions_of(model, pack), pack["low_res"].long(), draw, UNUSED)
     logits = draw.logits
     torch.testing.assert_close(logits[:, pack["rows"]], pack["logits"], atol=NOISE, rtol=0)
     torch.testing.assert_close(logits.logsumexp(-1), pack["logsumexp"], atol=NOISE, rtol=0)
-    turned = made != pack[kind].long()
+    differing = tokens != pack[kind].long()
     if kind == "greedy":
         assert (logits.argmax(-1) == pack["argmax"].long()).float().mean() > 0.999
-        assert (pack["cluster_margin"][turned] < 1e-3).all()
-    assert turned.sum() <= 4
+        assert (pack["cluster_margin"][differing] < 1e-3).all()
+    assert differing.sum() <= 4
 
 
 @pytest.mark.parametrize("kind", ["greedy", "ranked", "greedy_boxed"])
@@ -101,13 +101,13 @@ def test_iterative_rounds(iterative: tuple[SuperresTransformer, Pack], kind: str
         rank = (16 + torch.arange(3600)) * 5 + number - 1 if kind == "ranked" else torch.zeros(3600, dtype=torch.int64)
         draw = Ranks(None, rank, (rank % ROUND_TOP_K[number - 1])[places])
         given = before.clone()
-        made = redraw(model, *texts_of(model, pack), before, number, draw, UNUSED, only)
+        tokens = redraw(model, *captions_of(model, pack), before, number, draw, UNUSED, only)
         assert torch.equal(before, given), "the caller's tokens stay"
         after = pack[f"{kind}.after"][:, number - 1].long()
-        turned = (made != after)[:, places]
-        gaps = draw.logits.gather(-1, made[:, places, None]) - draw.logits.gather(-1, after[:, places, None])
-        assert (gaps[..., 0][turned].abs() < NOISE).all()
-        assert torch.equal(made[:, ~places], after[:, ~places])
+        differing = (tokens != after)[:, places]
+        gaps = draw.logits.gather(-1, tokens[:, places, None]) - draw.logits.gather(-1, after[:, places, None])
+        assert (gaps[..., 0][differing].abs() < NOISE).all()
+        assert torch.equal(tokens[:, ~places], after[:, ~places])
         if kind == "greedy":
             assert int(places.sum()) == pack.about["redrawn_per_round"][number - 1]
             shared = [i for i, row in enumerate(pack["round_rows"].tolist()) if places[row]]
@@ -117,6 +117,6 @@ def test_iterative_rounds(iterative: tuple[SuperresTransformer, Pack], kind: str
             torch.testing.assert_close(draw.logits[:, at], theirs, atol=NOISE, rtol=0)
 
 
-def test_how_often_a_place_is_redrawn(iterative: tuple[SuperresTransformer, Pack]) -> None:
+def test_number_of_redraws_of_each_place(iterative: tuple[SuperresTransformer, Pack]) -> None:
     _, pack = iterative
     assert torch.equal(sum(redraw_mask(60, number).long() for number in range(1, 7)), pack["rounds_redrawn"].long())

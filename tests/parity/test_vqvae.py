@@ -1,4 +1,4 @@
-"""The image tokenizer against numbers that the published code gave for seeded weights (tests/golden/vqvae*)."""
+"""The image tokenizer compared with the published code's values for seeded weights (tests/golden/vqvae*)."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-# pack, key in vqvae.json, step between the kept rows and columns of the decoded images
+# pack, key in vqvae.json, step between the stored rows and columns of the decoded images
 PACKS = [("vqvae_small_64", "small", 2), ("vqvae_default_32", "default", 1)]
 
 
@@ -63,16 +63,15 @@ def test_names_shapes_ids_and_pixels(file, key, step):
         tokenizer = ImageTokenizer(ImageTokenizerConfig(config, level=level), model)
         ids = golden[f"ids_l{level}"].long()
         flat = rearrange(ids, "b h w -> b (h w)")
-        sure = (
-            golden[f"gap_l{level}"].reshape(flat.shape) > 1e-3
-        )  # nearer second choices may fall either way in float32
+        # closer second choices may win in float32
+        sure = golden[f"gap_l{level}"].reshape(flat.shape) > 1e-3
         assert torch.equal(tokenizer.encode(image)[sure], flat[sure])
 
         expected = golden[f"decode_raw_l{level}"]
         decoded = model.decode(ids, level)
         assert decoded.shape == image.shape
         torch.testing.assert_close(decoded[:, :, ::step, ::step], expected, atol=1e-4, rtol=0)
-        torch.testing.assert_close(  # flat ids of a whole batch, denormalised and clamped
+        torch.testing.assert_close(  # flat ids of a batch, denormalised and clamped
             tokenizer.decode(flat)[:, :, ::step, ::step], tokenizer.denormalise(expected).clamp(0, 1), atol=1e-4, rtol=0
         )
 

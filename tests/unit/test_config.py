@@ -1,4 +1,4 @@
-"""Configs: the order of sources, what each kind of mistake says, and that a config survives being written and read."""
+"""Configs: order of sources, the error for each kind of mistake, and round trips through files."""
 
 import json
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ def write(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("words", [["tags=[a b]"], ["tags=a b"]])
-def test_one_text_is_a_list_of_one(tmp_path: Path, words: list[str]) -> None:
+def test_a_single_string_becomes_a_list_of_one(tmp_path: Path, words: list[str]) -> None:
     assert load_config(Training, [], words).tags == ["a b"]
     assert load_config(Training, [write(tmp_path / "c.yaml", "tags: a b")]).tags == ["a b"]
     assert from_dict(Training, {"tags": "a b"}).tags == ["a b"]
@@ -82,7 +82,7 @@ def test_null_and_optional_groups() -> None:
     assert load_config(Training, [], ["fallback.name=sgd", "fallback=null"]).fallback is None
 
 
-def test_text_on_the_command_line_is_taken_as_typed() -> None:
+def test_strings_on_the_command_line_are_not_parsed() -> None:
     config = load_config(Training, [], ["note=a: [b] = 1e3", "out=/tmp/a: b.mp4"])
     assert config.note == "a: [b] = 1e3" and config.out == Path("/tmp/a: b.mp4")
 
@@ -108,7 +108,7 @@ def test_text_on_the_command_line_is_taken_as_typed() -> None:
         ("steps=${nothing}", "nothing"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_clear_line(word: str, message: str) -> None:
+def test_a_mistake_on_the_command_line_is_an_error_of_one_line(word: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         load_config(Training, [], [word])
     assert message in str(caught.value) and str(caught.value).startswith("command line: ")
@@ -165,7 +165,7 @@ def test_a_missing_value_is_named() -> None:
     assert load_config(Required, [], ["data=clips"]).data == Path("clips")
 
 
-def test_a_config_checks_itself_in_its_own_words() -> None:
+def test_a_configs_own_check_is_passed_on() -> None:
     with pytest.raises(ValueError, match=r"^steps=0; expected 1 or more$"):
         load_config(Training, [], ["steps=0"])
 
@@ -179,7 +179,7 @@ def test_a_stored_config_is_taken_literally() -> None:
         from_dict(Training, [1], "config.json")  # type: ignore[arg-type]
 
 
-# Characters that YAML cannot hold as they are (controls, surrogates) are no part of a config.
+# without characters that YAML cannot hold unescaped: controls and surrogates
 CHARACTERS = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="$")
 TEXT = st.text(CHARACTERS, max_size=20).filter(lambda t: t != "???")
 OPTIMISERS = st.builds(
@@ -202,7 +202,7 @@ TRAININGS = st.builds(
 
 
 @given(TRAININGS)
-def test_a_config_survives_json_and_yaml(config: Training) -> None:
+def test_round_trip_through_json_and_yaml(config: Training) -> None:
     assert from_dict(Training, json.loads(json.dumps(to_dict(config)))) == config
     assert from_dict(Training, yaml.safe_load(dump_yaml(config))) == config
 

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; names made from any text are safe; JSON of others is read with care."""
+"""Atomic writes of files and folders, safe file names, and reading untrusted JSON."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert target.read_text() == "old" and names(tmp_path) == ["file.txt"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     target = tmp_path / "clip.mp4"
     with pytest.raises(OSError, match=r"No space left on device.*clip\.mp4"), atomic_write(target):
@@ -63,24 +63,24 @@ def test_a_folder_cannot_be_replaced_by_a_file(tmp_path: Path) -> None:
         pass
 
 
-def test_atomic_directory_appears_whole(tmp_path: Path) -> None:
-    target = tmp_path / "made"
+def test_atomic_directory_appears_complete(tmp_path: Path) -> None:
+    target = tmp_path / "target"
     with atomic_directory(target) as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "x").write_text("x")
         assert not target.exists()
-    assert (target / "sub" / "x").read_text() == "x" and names(tmp_path) == ["made"]
+    assert (target / "sub" / "x").read_text() == "x" and names(tmp_path) == ["target"]
 
 
 def test_a_failed_directory_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "made") as temporary:
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "target") as temporary:
         (temporary / "x").touch()
         raise RuntimeError
     assert names(tmp_path) == []
 
 
-def test_an_existing_directory_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
-    target = tmp_path / "made"
+def test_an_existing_directory_is_replaced_only_on_request(tmp_path: Path) -> None:
+    target = tmp_path / "target"
     target.mkdir()
     with atomic_directory(target) as temporary:  # empty: nothing to lose
         (temporary / "old").touch()
@@ -91,10 +91,10 @@ def test_an_existing_directory_is_kept_unless_told_otherwise(tmp_path: Path) -> 
     assert names(target) == ["old"]
     with atomic_directory(target, replace=True) as temporary:
         (temporary / "new").touch()
-    assert names(target) == ["new"] and names(tmp_path) == ["made"]
+    assert names(target) == ["new"] and names(tmp_path) == ["target"]
 
 
-def test_what_a_killed_writer_left_can_be_removed(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     file, folder, other = tmp_path / "a.json", tmp_path / "a", tmp_path / "b.json"
     for path in (file, folder, other):  # a killed process runs no `finally`: its temporary stays
         with atomic_write(path) as temporary:
@@ -130,7 +130,7 @@ def test_oversized_json_is_refused_unread(tmp_path: Path) -> None:
 
 
 @given(st.text())
-def test_a_safe_name_is_one_plain_path_part(text: str) -> None:
+def test_a_safe_name_is_a_single_path_component(text: str) -> None:
     name = safe_name(text)
     assert 0 < len(os.fsencode(name)) <= 96
     assert all(c.isalnum() or c == "-" for c in name) and not name.startswith("-")
@@ -139,9 +139,9 @@ def test_a_safe_name_is_one_plain_path_part(text: str) -> None:
 
 @given(st.text(st.characters(categories=("Lo", "Nd")), min_size=1, max_size=20))
 def test_a_safe_name_keeps_letters_of_every_script(text: str) -> None:
-    kept = unicodedata.normalize("NFC", text)
-    if all(c.isalnum() for c in kept) and len(kept.encode()) <= 96:
-        assert safe_name(text) == kept
+    normalized = unicodedata.normalize("NFC", text)
+    if all(c.isalnum() for c in normalized) and len(normalized.encode()) <= 96:
+        assert safe_name(text) == normalized
 
 
 def test_safe_names_by_example() -> None:

@@ -1,4 +1,4 @@
-"""One process speaks; a progress bar off a terminal is plain lines."""
+"""Only rank 0 logs; off a terminal a progress bar is plain lines."""
 
 import logging
 
@@ -15,7 +15,7 @@ def first_rank_again(monkeypatch: pytest.MonkeyPatch):
     get_logger()
 
 
-def test_rank_0_speaks_once_and_plainly(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rank_0_logs_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:
     get_logger("cogvideo.a")
     get_logger("cogvideo.b").info("step %d", 3)
     get_logger("cogvideo.a").warning("low disk")
@@ -23,7 +23,7 @@ def test_rank_0_speaks_once_and_plainly(capsys: pytest.CaptureFixture[str]) -> N
     assert out == "" and err == "step 3\nwarning: low disk\n"
 
 
-def test_other_ranks_speak_only_of_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_log_only_errors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     log = get_logger("cogvideo.a")
     log.info("step")
@@ -32,7 +32,7 @@ def test_other_ranks_speak_only_of_errors(capsys: pytest.CaptureFixture[str], mo
     assert capsys.readouterr().err == "[rank 2] error: lost\n"
 
 
-def test_the_root_loggers_handlers_do_not_repeat_us(capsys: pytest.CaptureFixture[str]) -> None:
+def test_root_handlers_do_not_repeat_lines(capsys: pytest.CaptureFixture[str]) -> None:
     handler = logging.StreamHandler()
     logging.getLogger().addHandler(handler)
     try:
@@ -52,13 +52,13 @@ def test_off_a_terminal_progress_is_lines(capsys: pytest.CaptureFixture[str]) ->
     assert "loss 1.5" in lines[-1] and all("\r" not in line for line in lines)
 
 
-def test_seldom_lines_still_show_start_and_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_infrequent_lines_still_show_start_and_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(progress(range(1000), "count", seconds_between_lines=60)) == 499_500
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" ")[1] for line in lines] == ["0/1000", "1000/1000"]
 
 
-def test_progress_may_begin_in_the_middle(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_can_start_in_the_middle(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(10, "resumed", initial=7) as bar:
         bar.update(3)
     assert "10/10" in capsys.readouterr().err

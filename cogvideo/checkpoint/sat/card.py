@@ -1,4 +1,4 @@
-"""The README.md beside a converted checkpoint: what it is, where it came from, and how to use it."""
+"""The README.md of a converted checkpoint: what it is, where it came from, and how to use it."""
 
 import json
 

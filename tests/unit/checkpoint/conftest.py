@@ -1,4 +1,4 @@
-"""Tiny published-format checkpoints, made here: the names of all five models, random values."""
+"""Tiny checkpoints in the published format, with the tensor names of every kind of model and random values."""
 
 import json
 from collections.abc import Callable
@@ -8,21 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from cogvideo.checkpoint.parameters import ModelKind, Sizes, model_parameters
+from cogvideo.checkpoint.parameters import ModelKind, model_parameters
 from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.shard import shard
-
-WriteSat = Callable[..., Path]
-EXTRA = {"image": 0, "video": 20, "direct_superres": 36, "iterative_superres": 36}
-
-
-def sat_tensors(kind: ModelKind, *, num_layers: int = 2, hidden_size: int = 8) -> dict[str, torch.Tensor]:
-    sizes = Sizes(num_layers, hidden_size, vocabulary=24, num_positions=64, num_extra_positions=EXTRA[kind])
-    generator = torch.Generator().manual_seed(3)
-    return {
-        p.sat_name: torch.randn(sizes.shape_of(p), generator=generator).half()
-        for p in model_parameters(kind, num_layers)
-    }
+from tests.helpers.sat import WriteSat, sat_tensors
 
 
 @pytest.fixture

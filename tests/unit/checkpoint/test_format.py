@@ -1,4 +1,4 @@
-"""The checkpoint folder: round trips, shards, frozen trunks, and one clear line for whatever is wrong."""
+"""The checkpoint folder: round trips, shards, frozen trunks, and one line for every kind of damage."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def some_tensors() -> dict[str, torch.Tensor]:
 
 
 def seal(directory: Path) -> None:
-    """Make the manifest agree with what the folder now holds: for tests of what lies behind the hashes."""
+    """Make the manifest agree with the folder's files, for tests of checks other than the hashes."""
     names = [path.name for path in directory.iterdir() if path.name not in ("manifest.json", "README.md")]
     files = {
         name: {"sha256": sha256_file(directory / name), "size": (directory / name).stat().st_size} for name in names
@@ -63,12 +63,12 @@ def test_our_files_are_ordinary_safetensors(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], tensor) for name, tensor in some_tensors().items())
 
 
-def test_tensors_that_are_no_contiguous_rows_are_written_by_value(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).reshape(3, 4)
-    save_checkpoint(tmp_path / "c", {"t": whole.T, "s": whole[:, 1]}, {})
+def test_non_contiguous_tensors_are_written_by_value(tmp_path: Path) -> None:
+    matrix = torch.arange(12.0).reshape(3, 4)
+    save_checkpoint(tmp_path / "c", {"t": matrix.T, "s": matrix[:, 1]}, {})
     loaded = load_checkpoint(tmp_path / "c")
-    assert torch.equal(loaded.tensor("t"), whole.T)
-    assert torch.equal(loaded.tensor("s"), whole[:, 1])
+    assert torch.equal(loaded.tensor("t"), matrix.T)
+    assert torch.equal(loaded.tensor("s"), matrix[:, 1])
 
 
 def test_a_checkpoint_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
     assert (tmp_path / "home" / "letter.txt").exists()
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", {"x": torch.zeros(2)}, {})
 
     def fail(name: str) -> torch.Tensor:
@@ -109,7 +109,7 @@ def test_a_stage_is_merged_with_its_trunk(tmp_path: Path) -> None:
     assert loaded.config == {"task": "sequential"}
 
 
-def test_another_trunk_in_its_place_is_refused(tmp_path: Path) -> None:
+def test_a_changed_trunk_is_refused(tmp_path: Path) -> None:
     stage = stage_on_trunk(tmp_path)
     save_checkpoint(tmp_path / "trunk", {"shared": torch.zeros(4)}, {"task": "image"})
     with pytest.raises(ValueError, match="not the one"):
@@ -145,7 +145,7 @@ def test_trunks_do_not_chain_or_overlap(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "fourth")
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_folders_that_are_not_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
         load_checkpoint(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
@@ -193,7 +193,7 @@ def test_a_tensor_in_two_shards(sharded: Path) -> None:
     shutil.copy(first, second)
     weight_map = {"t0": first.name, "t1": first.name}
     index = sharded / "model.safetensors.index.json"
-    # JSON with a name given twice, which a plain reader would not notice.
+    # JSON with a repeated key, which a plain reader would not notice
     text = json.dumps({"weight_map": weight_map})
     index.write_text(text.replace('"t0"', f'"t0": "{second.name}", "t1": "{second.name}", "t0"', 1))
     seal(sharded)

@@ -23,7 +23,7 @@ quick = settings(max_examples=80, deadline=None)
 
 @contextmanager
 def restored(folder: Path) -> Iterator[Path]:
-    """The folder, to be damaged; afterwards it is whole again."""
+    """Yield the folder to be damaged; restore it afterwards."""
     before = {path: path.read_bytes() for path in folder.iterdir()}
     try:
         yield folder
@@ -34,8 +34,8 @@ def restored(folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module", params=[1 << 20, 32], ids=["single", "sharded"])
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "c"
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "c"
     save_checkpoint(folder, TENSORS, {"model": {"num_layers": 1}}, max_shard_bytes=request.param)
     return folder
 
@@ -73,9 +73,9 @@ def damage(data: st.DataObject, content: bytes) -> bytes:
 
 @quick
 @given(data=st.data())
-def test_damaged_files(whole: Path, data: st.DataObject) -> None:
-    with restored(whole) as folder:
-        path = folder / data.draw(st.sampled_from(sorted(p.name for p in whole.iterdir())))
+def test_damaged_files(checkpoint: Path, data: st.DataObject) -> None:
+    with restored(checkpoint) as folder:
+        path = folder / data.draw(st.sampled_from(sorted(p.name for p in checkpoint.iterdir())))
         before = path.read_bytes()
         path.write_bytes(damage(data, before))
         error = refused_or_same(folder)
@@ -85,10 +85,10 @@ def test_damaged_files(whole: Path, data: st.DataObject) -> None:
 
 @quick
 @given(data=st.data())
-def test_damage_that_the_hashes_agree_with(whole: Path, data: st.DataObject) -> None:
-    """As if whoever damaged the file had made the manifest too."""
-    with restored(whole) as folder:
-        path = folder / data.draw(st.sampled_from(sorted(p.name for p in whole.glob("model*"))))
+def test_damage_with_matching_hashes(checkpoint: Path, data: st.DataObject) -> None:
+    """As if the manifest had been written by whoever damaged the file."""
+    with restored(checkpoint) as folder:
+        path = folder / data.draw(st.sampled_from(sorted(p.name for p in checkpoint.glob("model*"))))
         path.write_bytes(damage(data, path.read_bytes()))
         seal(folder)
         try:
@@ -98,9 +98,9 @@ def test_damage_that_the_hashes_agree_with(whole: Path, data: st.DataObject) -> 
             assert str(folder) in str(error)
 
 
-def test_a_missing_file_is_named(whole: Path) -> None:
-    for name in sorted(path.name for path in whole.iterdir()):
-        with restored(whole) as folder:
+def test_a_missing_file_is_named(checkpoint: Path) -> None:
+    for name in sorted(path.name for path in checkpoint.iterdir()):
+        with restored(checkpoint) as folder:
             (folder / name).unlink()
             assert name in (refused_or_same(folder) or "")
 
@@ -154,7 +154,7 @@ def test_huge_headers_are_not_read(tmp_path: Path, length: int) -> None:
     path = tensor_file(tmp_path / "x.safetensors", {"x": entry()}, bytes(8), length=length)
     with pytest.raises(ValueError, match=r"cut short|damaged"):
         read_header(path)
-    with open(path, "wb") as file:  # sparse: as large as it says
+    with open(path, "wb") as file:  # sparse
         file.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
         file.truncate(MAX_HEADER_BYTES + 100)
     with pytest.raises(ValueError, match="expected at most"):
@@ -186,15 +186,15 @@ def test_any_header_is_read_or_refused(
 
 
 @pytest.mark.parametrize("value", [[], None, 5, {"files": 5}, {"files": {"config.json": {"size": "1", "sha256": 1}}}])
-def test_hostile_manifests(whole: Path, value: Any) -> None:
-    with restored(whole) as folder:
+def test_hostile_manifests(checkpoint: Path, value: Any) -> None:
+    with restored(checkpoint) as folder:
         (folder / "manifest.json").write_text(json.dumps(value))
         assert "damaged" in (refused_or_same(folder) or "")
 
 
 @pytest.mark.parametrize("value", [[], {}, {"format": 1}, {"format": 1, "config": [], "extra": {}}, {"format": "x"}])
-def test_hostile_configs(whole: Path, value: Any) -> None:
-    with restored(whole) as folder:
+def test_hostile_configs(checkpoint: Path, value: Any) -> None:
+    with restored(checkpoint) as folder:
         (folder / "config.json").write_text(json.dumps(value))
         seal(folder)
         assert "config.json" in (refused_or_same(folder) or "")

@@ -1,4 +1,4 @@
-"""What `cogvideo inspect` says of a checkpoint, and of models that could be one."""
+"""What `cogvideo inspect` prints about checkpoints and configs."""
 
 from pathlib import Path
 
@@ -50,6 +50,6 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
         describe_parameters(tiny_config("sequential", num_layers=2), load_checkpoint(tmp_path / "stage1"))
 
 
-def test_tensors_of_anything_else(tmp_path: Path) -> None:
+def test_tensors_of_other_checkpoints(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other", {"a.weight": torch.zeros(2, 3)}, {})
     assert "a.weight" in describe_tensors(load_checkpoint(tmp_path / "other"))

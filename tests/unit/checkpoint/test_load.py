@@ -68,7 +68,7 @@ def test_round_trip(tmp_path: Path, task: Task) -> None:
         assert torch.equal(loaded.token_losses(batch()), model.token_losses(batch()))
 
 
-def test_parameters_are_the_files_pages(tmp_path: Path) -> None:
+def test_parameters_are_memory_mapped(tmp_path: Path) -> None:
     """One mapping a file, not a copy a tensor; writing to a parameter leaves the file alone."""
     save_model(tmp_path / "m", build())
     before = sha256_file(tmp_path / "m" / "model.safetensors")
@@ -85,20 +85,20 @@ def test_parameters_are_the_files_pages(tmp_path: Path) -> None:
     assert_same(load_model(tmp_path / "m"), build())
 
 
-def test_a_loaded_model_learns(tmp_path: Path) -> None:
+def test_a_loaded_model_can_be_trained(tmp_path: Path) -> None:
     save_model(tmp_path / "m", build())
     loaded = load_model(tmp_path / "m").train()
     loaded.token_losses(batch()).mean().backward()
     assert all(parameter.grad is not None for parameter in loaded.parameters())
 
 
-def test_type(tmp_path: Path) -> None:
+def test_dtype_can_be_chosen(tmp_path: Path) -> None:
     save_model(tmp_path / "m", build())
     loaded = load_model(tmp_path / "m", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
 
 
-def test_a_stage_stores_its_own_and_finds_its_trunk(tmp_path: Path) -> None:
+def test_a_stage_stores_only_its_extra_parameters(tmp_path: Path) -> None:
     trunk, stage = build("image", seed=1), build(seed=2)
     inherit_trunk(stage, trunk.state_dict())
     save_model(tmp_path / "trunk", trunk)
@@ -112,7 +112,7 @@ def test_a_stage_stores_its_own_and_finds_its_trunk(tmp_path: Path) -> None:
         save_model(tmp_path / "other", stage, trunk=tmp_path / "trunk")
 
 
-def test_an_int8_trunk_is_left_to_the_one_it_was_made_from(tmp_path: Path) -> None:
+def test_an_int8_trunk_is_stored_as_a_pointer_to_its_source(tmp_path: Path) -> None:
     trunk, stage = build("image", seed=1), build(seed=2)
     inherit_trunk(stage, trunk.state_dict())
     save_model(tmp_path / "trunk", trunk)
@@ -157,14 +157,14 @@ def test_a_config_that_does_not_fit(tmp_path: Path, change: dict, wrong: str) ->
 @pytest.mark.parametrize(
     "config", [{}, {"model": 5}, {"model": {"layers": 2}}, {"superres": {}}, {"model": {"task": "${oc.env:HOME}"}}]
 )
-def test_a_config_that_is_none(tmp_path: Path, config: dict) -> None:
+def test_stored_configs_of_other_models(tmp_path: Path, config: dict) -> None:
     save_checkpoint(tmp_path / "m", build().state_dict(), config)
     with pytest.raises(ValueError, match=str(tmp_path / "m")) as caught:
         load_model(tmp_path / "m")
     assert "\n" not in str(caught.value)
 
 
-def test_our_own_model_to_the_published_format_and_back(tmp_path: Path) -> None:
+def test_round_trip_through_the_published_format(tmp_path: Path) -> None:
     model = build("interpolation")
     save_model(tmp_path / "m", model)
     to_sat(tmp_path / "m", tmp_path / "sat").run(lambda: None)
@@ -175,7 +175,7 @@ def test_our_own_model_to_the_published_format_and_back(tmp_path: Path) -> None:
     assert again.config == model.config
 
 
-def test_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_models_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
     save_pretrained(tmp_path / "m", model)
     assert_same(from_pretrained(str(tmp_path / "m")), model)
@@ -184,14 +184,14 @@ def test_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from_pretrained("someone/cogvideo")
 
 
-def test_pretrained_asks_the_hub_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_models_are_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import types
 
     save_pretrained(tmp_path / "snapshot", build())
-    asked = []
+    requested = []
 
     def snapshot_download(repo: str, **options: object) -> str:
-        asked.append(repo)
+        requested.append(repo)
         if repo == "someone/absent":
             raise RuntimeError("404\nNot found")
         return str(tmp_path / "snapshot")
@@ -201,4 +201,4 @@ def test_pretrained_asks_the_hub_where_it_is_installed(tmp_path: Path, monkeypat
     assert_same(from_pretrained("someone/cogvideo"), build())
     with pytest.raises(ValueError, match=r"could not be fetched: 404$"):
         from_pretrained("someone/absent")
-    assert asked == ["someone/cogvideo", "someone/absent"]
+    assert requested == ["someone/cogvideo", "someone/absent"]

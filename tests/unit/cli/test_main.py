@@ -1,4 +1,4 @@
-"""The dispatcher: what it lists, how fast, and how each kind of failure ends."""
+"""The dispatcher: the commands it lists, fast help, and the exit code and message of each kind of failure."""
 
 import argparse
 import os
@@ -52,13 +52,13 @@ def test_failures_are_one_line_and_a_code(command, capsys, error: BaseException,
     assert out == "" and err.endswith(line) and err.count("\n") == 1
 
 
-def test_our_own_mistakes_are_not_hidden(command) -> None:
+def test_internal_errors_are_not_hidden(command) -> None:
     command(fail_with(AssertionError("broken invariant")))
     with pytest.raises(AssertionError):
         main(["toy"])
 
 
-def test_the_traceback_can_be_asked_for(command, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_is_shown_on_request(command, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     command(fail_with(ValueError("bad")))
     monkeypatch.setenv("COGVIDEO_TRACEBACK", "1")
     assert main(["toy"]) == 2
@@ -67,19 +67,19 @@ def test_the_traceback_can_be_asked_for(command, capsys, monkeypatch: pytest.Mon
 
 
 def test_words_and_options_mix_in_any_order(command) -> None:
-    seen = []
-    command(lambda args: seen.append((args.overrides, [str(file) for file in args.config])))
+    received = []
+    command(lambda args: received.append((args.overrides, [str(file) for file in args.config])))
     assert main(["toy", "a=1", "--config", "x.yaml", "b.c=2", "--config", "y.yaml"]) == 0
     assert main(["toy"]) == 0
-    assert seen == [(["a=1", "b.c=2"], ["x.yaml", "y.yaml"]), ([], [])]
+    assert received == [(["a=1", "b.c=2"], ["x.yaml", "y.yaml"]), ([], [])]
 
 
 @pytest.mark.parametrize("words", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])
-def test_a_launchers_rank_before_the_command_is_dropped(command, words: list[str]) -> None:
-    seen = []
-    command(lambda args: seen.append(args.overrides))
+def test_a_launchers_rank_option_is_dropped(command, words: list[str]) -> None:
+    received = []
+    command(lambda args: received.append(args.overrides))
     assert main([*words, "toy", "a=1"]) == 0
-    assert seen == [["a=1"]]
+    assert received == [["a=1"]]
 
 
 def test_an_unknown_command_or_option_is_one_line(command, capsys) -> None:
@@ -99,7 +99,7 @@ def test_only_commands_that_exist_are_listed(capsys) -> None:
     assert listed == list(main_module._available()) and set(listed) <= set(COMMANDS)
 
 
-def test_prompts_and_overrides_part() -> None:
+def test_prompts_and_overrides_are_split() -> None:
     prompts, overrides = ["the red digit 3", "x = 3 is a caption", "红色的数字 = 3"], ["seed=7", "guidance.scale=2"]
     assert split_overrides([*overrides, *prompts]) == (prompts, overrides)
 
@@ -124,14 +124,14 @@ sys.exit(f"imported {{heavy}}" if heavy else code)
     ("chosen", "spins"),
     [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
-def test_threads_wait_asleep_unless_told_otherwise(
+def test_openmp_spin_count_is_lowered_unless_set(
     command, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], spins: str | None
 ) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
-    seen = []
-    command(lambda args: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    received = []
+    command(lambda args: received.append(os.environ.get("GOMP_SPINCOUNT")))
     main(["toy"])
-    assert seen == [spins]
+    assert received == [spins]

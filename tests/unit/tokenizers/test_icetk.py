@@ -125,7 +125,7 @@ def test_the_word_icetk_means_the_package_folder(monkeypatch, tmp_path):
 
 def test_text_model_cut_short(published, tmp_path):
     (tmp_path / TEXT_FILE).write_bytes((published / TEXT_FILE).read_bytes()[:100_001])
-    with pytest.raises(ValueError, match=r"ice_text\.model: not a whole sentencepiece model"):
+    with pytest.raises(ValueError, match=r"ice_text\.model: not a complete sentencepiece model"):
         load_icetk_text(tmp_path)
 
 
@@ -154,12 +154,12 @@ def test_image_weights_of_another_kind(tmp_path):
     save_weights(tmp_path, config=replace(TINY, num_codes=17))
     with pytest.raises(ValueError, match=r"quantize\.\w+.* expected floats"):
         load_icetk_image(tmp_path, 8, TINY)
-    whole = (tmp_path / IMAGE_FILE).read_bytes()
+    complete = (tmp_path / IMAGE_FILE).read_bytes()
     odd = io.BytesIO()
     with zipfile.ZipFile(odd, "w") as archive:  # a list as a key: the unpickler raises TypeError
         for name, data in (("data.pkl", b"\x80\x02}]K\x01s."), ("byteorder", b"little"), ("version", b"3\n")):
             archive.writestr(f"x/{name}", data)
-    for content in (b"", b"nonsense", whole[: len(whole) // 2], odd.getvalue()):
+    for content in (b"", b"nonsense", complete[: len(complete) // 2], odd.getvalue()):
         (tmp_path / IMAGE_FILE).write_bytes(content)
         with pytest.raises(ValueError, match="refused") as error:
             load_icetk_image(tmp_path, 8, TINY)

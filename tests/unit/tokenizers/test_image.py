@@ -1,4 +1,4 @@
-"""ImageTokenizer: shapes, ranges, its folder, and folders that are not whole."""
+"""ImageTokenizer: shapes, ranges, saving, and damaged folders."""
 
 import json
 
@@ -142,8 +142,8 @@ def saved(tmp_path_factory):
 @settings(max_examples=25)
 @given(cut=st.floats(0, 0.999), flip=st.integers(0, 200))
 def test_damaged_weights_are_an_error_of_one_line(saved, cut, flip):
-    folder, whole = saved
-    data = bytearray(whole)
+    folder, complete = saved
+    data = bytearray(complete)
     data[flip] ^= 0xFF  # the header's length or its text
     (folder / "model.safetensors").write_bytes(data[: int(len(data) * cut)])
     with pytest.raises(ValueError) as error:

@@ -1,4 +1,4 @@
-"""TextTokenizer: ids, special pieces, round trips, and model files that are not whole."""
+"""TextTokenizer: ids, special pieces, round trips, damaged model files, and opening by path."""
 
 import unicodedata
 
@@ -109,9 +109,9 @@ def test_training_errors(tmp_path):
 
 
 def test_files_that_are_not_models(model_file, tmp_path, monkeypatch):
-    whole = model_file.read_bytes()
+    complete = model_file.read_bytes()
     bad = tmp_path / "bad.model"
-    for content in (b"", b"not a model", whole[: len(whole) // 2], whole[:-3]):
+    for content in (b"", b"not a model", complete[: len(complete) // 2], complete[:-3]):
         bad.write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.model: ") as error:
             TextTokenizer.load(bad)
@@ -131,9 +131,9 @@ def test_a_model_trained_elsewhere_needs_the_number_of_image_tokens(model_file, 
     with pytest.raises(ValueError, match="the number of image tokens"):
         TextTokenizer.load(foreign)
     assert TextTokenizer.load(foreign, num_image_tokens=8).vocabulary.num_image_tokens == 8
-    kept = [piece for piece in proto.pieces if piece.piece != "<start_of_image>"]
+    others = [piece for piece in proto.pieces if piece.piece != "<start_of_image>"]
     del proto.pieces[:]
-    proto.pieces.extend(kept)
+    proto.pieces.extend(others)
     foreign.write_bytes(proto.SerializeToString())
     with pytest.raises(ValueError, match="no piece <start_of_image>"):
         TextTokenizer.load(foreign, num_image_tokens=8)

@@ -61,10 +61,10 @@ def test_we_read_what_torch_writes(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], tensor) for name, tensor in some_tensors().items())
 
 
-def test_what_deepspeed_keeps_beside_the_module_is_read(tmp_path: Path) -> None:
+def test_objects_that_deepspeed_stores_with_the_module_are_read(tmp_path: Path) -> None:
     """As its engine writes it under ZeRO: shapes of the flattened parameters, names of sparse modules, its settings."""
     shapes = {name: tensor.shape for name, tensor in some_tensors().items()}
-    beside = {
+    others = {
         "buffer_names": [],
         "param_shapes": [OrderedDict(shapes)],
         "csr_tensor_module_names": set(),
@@ -76,7 +76,7 @@ def test_what_deepspeed_keeps_beside_the_module_is_read(tmp_path: Path) -> None:
         "torch_rng_state": torch.get_rng_state(),
         "lr_scheduler": None,
     }
-    torch.save({"module": OrderedDict(some_tensors()), **beside}, tmp_path / "x.pt")
+    torch.save({"module": OrderedDict(some_tensors()), **others}, tmp_path / "x.pt")
     assert list(read_module(tmp_path / "x.pt")) == list(some_tensors())
 
 
@@ -97,8 +97,8 @@ class RunsCode:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("place", ["module", "tensor", "beside"])
-def test_a_planted_pickle_does_not_run(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("place", ["module", "tensor", "sibling"])
+def test_code_in_a_pickle_does_not_run(tmp_path: Path, place: str) -> None:
     planted = RunsCode(tmp_path / "it ran")
     state: dict[str, Any] = {"module": some_tensors()}
     if place == "module":
@@ -115,7 +115,7 @@ def test_a_planted_pickle_does_not_run(tmp_path: Path, place: str) -> None:
     assert (tmp_path / "it ran").exists()
 
 
-def test_a_planted_pickle_outside_an_archive_does_not_run(tmp_path: Path) -> None:
+def test_code_in_a_pickle_outside_an_archive_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(pickle.dumps(RunsCode(tmp_path / "it ran")))
     torch.save({"module": RunsCode(tmp_path / "it ran")}, tmp_path / "y.pt", _use_new_zipfile_serialization=False)
     for name in ("x.pt", "y.pt"):
@@ -161,13 +161,13 @@ MODULE, TUPLE1, TUPLE2 = b"\x80\x02}X\x06\x00\x00\x00module}", b"\x85", b"\x86"
     ],
     ids=["deep", "deep by pairs", "shared"],
 )
-def test_keys_that_cannot_be_hashed_in_reason(tmp_path: Path, key: bytes) -> None:
+def test_keys_too_deep_to_hash_are_refused(tmp_path: Path, key: bytes) -> None:
     path = bare_pickle(tmp_path / "x.pt", MODULE + key + b"K\x01ss.")
     with pytest.raises(ValueError, match="nests tuples too deep"):
         read_module(path)
 
 
-def test_a_pickle_of_many_small_objects_is_not_made(tmp_path: Path) -> None:
+def test_a_pickle_of_many_small_objects_is_refused_unread(tmp_path: Path) -> None:
     path = bare_pickle(tmp_path / "x.pt", b"\x80\x02(" + b"]" * (MAX_PICKLE_BYTES + 1) + b"l.")
     with pytest.raises(ValueError, match=r"a pickle of \d+ bytes"):
         read_module(path)
@@ -193,10 +193,10 @@ def test_a_flipped_byte_of_data_is_found(tmp_path: Path) -> None:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_damage_is_one_clear_line(tmp_path: Path, data: st.DataObject) -> None:
-    if not (tmp_path / "whole.pt").exists():
-        write(tmp_path / "whole.pt", some_tensors())
-    content = bytearray((tmp_path / "whole.pt").read_bytes())
+def test_damage_is_an_error_of_one_line(tmp_path: Path, data: st.DataObject) -> None:
+    if not (tmp_path / "undamaged.pt").exists():
+        write(tmp_path / "undamaged.pt", some_tensors())
+    content = bytearray((tmp_path / "undamaged.pt").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(content) - 1))
         what = data.draw(st.sampled_from(["set", "cut", "remove", "insert"]))
