@@ -19,7 +19,7 @@ from typing import Any, Literal
 from cogvideo.config import from_dict, to_dict
 from cogvideo.distributed import ProcessGroup
 from cogvideo.files import BUNDLED_WEIGHTS, safe_name
-from cogvideo.media.untrusted import check_untrusted
+from cogvideo.media.video import check_untrusted
 from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
 from cogvideo.sampling.inputs import InputClips, InputReader

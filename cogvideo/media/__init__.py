@@ -1,1 +1,1 @@
-"""Video files in and out, GIFs and contact sheets. It knows nothing of clips or tokens."""
+"""Video files in and out, cut detection and contact sheets. Nothing here knows of clips or tokens."""

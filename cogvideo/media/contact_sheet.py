@@ -1,4 +1,4 @@
-"""Draws clips as rows of frames with their captions beside them, one picture to look at."""
+"""Contact sheets: clips as rows of frames, with their captions, in one picture."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -15,8 +15,8 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 PAPER, INK = (250, 250, 250), (30, 30, 30)
 GAP = 2  # pixels between frames
-LINE = 16  # pixels per line of text
-SIZE = 12  # of the letters
+LINE_HEIGHT = 16  # pixels per line of text
+FONT_SIZE = 12
 MAX_PIXELS = 100_000_000
 FONT_FOLDERS = (
     *("/usr/share/fonts", "/usr/local/share/fonts"),
@@ -32,16 +32,16 @@ CJK_FONTS = (
 def contact_sheet(
     path: str | Path, rows: Sequence[NDArray[np.uint8]], captions: Sequence[str] | None = None, *, scale: int = 1
 ) -> None:
-    """Write a .png with one clip (N, H, W, 3) uint8 a row, its caption above it; rows may differ in length and size.
+    """Write a .png with one row per clip (N, H, W, 3) uint8, its caption above it. Rows may differ in length and size.
 
-    `scale` repeats pixels. A caption that no font at hand can draw is written as `[caption 2]`, counted from 1.
+    `scale` repeats pixels. A caption that no installed font can draw is written as `[caption 2]`, counted from 1.
     Raises: ValueError if there is nothing to draw, or too much.
     """
     if not rows or any(row.ndim != 4 or not row.size for row in rows):
         raise ValueError("no frames to draw; expected rows of frames (N, H, W, 3)")
     if captions is not None and len(captions) != len(rows):
         raise ValueError(f"{len(captions)} captions for {len(rows)} rows of frames; expected one each")
-    text_height = LINE + GAP if captions is not None else 0
+    text_height = LINE_HEIGHT + GAP if captions is not None else 0
     width = max(len(row) * (row.shape[2] * scale + GAP) for row in rows) + GAP
     height = sum(row.shape[1] * scale + text_height + GAP for row in rows) + GAP
     if width * height > MAX_PIXELS:
@@ -52,19 +52,19 @@ def contact_sheet(
         if captions is not None:
             draw.text((GAP, top), *_drawable(captions[index], index + 1, width))
             top += text_height
-        for place, frame in enumerate(row.repeat(scale, axis=1).repeat(scale, axis=2)):
-            sheet.paste(Image.fromarray(frame), (GAP + place * (frame.shape[1] + GAP), top))
+        for column, frame in enumerate(row.repeat(scale, axis=1).repeat(scale, axis=2)):
+            sheet.paste(Image.fromarray(frame), (GAP + column * (frame.shape[1] + GAP), top))
         top += row.shape[1] * scale + GAP
-    with atomic_write(path) as part:
-        sheet.save(part, "PNG")
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def _drawable(caption: str, number: int, width: int) -> tuple[str, tuple[int, int, int], Font]:
-    """A caption in a font that has all of its letters, cut to `width`, with its colour.
+    """A caption truncated to `width`, its colour, and a font that has all of its letters.
 
-    Where no font has them, `[caption number]` stands for the part from the first missing letter on.
+    If no font has them, `[caption number]` replaces the part from the first missing letter on.
     """
-    text = " ".join(caption.split())[: 4 * width]  # far more than fits; measuring a novel would be slow
+    text = " ".join(caption.split())[: 4 * width]  # far more than fits; measuring long texts is slow
     fonts = _fonts()
     font = next((font for font in fonts if _first_missing(font, text) is None), None)
     if font is None:
@@ -78,7 +78,7 @@ def _drawable(caption: str, number: int, width: int) -> tuple[str, tuple[int, in
 
 
 def _first_missing(font: Font, text: str) -> int | None:
-    """The index of the first letter that `font` draws as its missing-glyph box; None if it has all of them."""
+    """Index of the first letter that `font` draws as its missing-glyph box; None if it has all of them."""
     box = bytes(font.getmask("\uffff"))  # a noncharacter, which no font has
     return next(
         (i for i, letter in enumerate(text) if not letter.isspace() and bytes(font.getmask(letter)) == box), None
@@ -87,16 +87,16 @@ def _first_missing(font: Font, text: str) -> int | None:
 
 @cache
 def _fonts() -> tuple[Font, ...]:
-    """Pillow's own font, matplotlib's (accents, Greek, Cyrillic), and a system font with Chinese, if there is one."""
-    fonts: list[Font] = [ImageFont.load_default(size=SIZE)]
+    """Pillow's font, matplotlib's (accents, Greek, Cyrillic), and a system font with Chinese if there is one."""
+    fonts: list[Font] = [ImageFont.load_default(size=FONT_SIZE)]
     dejavu = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     system = (path for folder in map(Path, FONT_FOLDERS) for path in sorted(folder.expanduser().rglob("*.[to]t[cf]")))
     chinese = [path for path in system if path.stem.lower().replace("-", "").startswith(CJK_FONTS)]
-    chinese.sort(key=lambda path: "bold" in path.stem.lower())  # stable: a regular weight first
+    chinese.sort(key=lambda path: "bold" in path.stem.lower())  # prefer a regular weight; the sort is stable
     for candidates in ([dejavu], chinese):
         for path in candidates:
             try:
-                fonts.append(ImageFont.truetype(str(path), SIZE))
+                fonts.append(ImageFont.truetype(str(path), FONT_SIZE))
             except OSError:
                 continue  # a broken or missing font file; another may do
             break

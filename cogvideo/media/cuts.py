@@ -1,4 +1,4 @@
-"""Where a video cuts from one shot to another, by PySceneDetect's content detector: the extra `[data]`."""
+"""Detection of cuts between shots with PySceneDetect's content detector, which the extra `[data]` installs."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from cogvideo.media.video import iterate_frames
 
 SIDE = 64
-"""Pixels of the shorter edge at which frames are compared; PySceneDetect too looks at small ones."""
+"""Shorter edge in pixels at which frames are compared; PySceneDetect itself also downscales."""
 
 
 def check_installed() -> None:
-    """Raises: ValueError naming the extra where PySceneDetect is missing."""
+    """Raises: ValueError that names the extra, if PySceneDetect is missing."""
     try:
         import scenedetect.detectors  # noqa: F401
     except ImportError:
@@ -22,18 +22,18 @@ def check_installed() -> None:
 
 
 def find_cuts(path: str | Path, threshold: float) -> NDArray[np.float64]:
-    """Times in seconds of the frames that begin a new shot, ascending; decodes the whole video.
+    """Times in seconds of the frames that begin a new shot, ascending. Decodes the whole video.
 
-    `threshold`: mean difference of neighbouring frames in hue, saturation and brightness, 0 to 255.
-    Raises: ValueError as `read_video`, or where PySceneDetect is missing.
+    `threshold`: mean difference between consecutive frames in hue, saturation and brightness, 0 to 255.
+    Raises: ValueError as `read_video`, or if PySceneDetect is missing.
     """
     check_installed()
     from scenedetect.detectors import ContentDetector
 
-    detector: Any = ContentDetector(threshold=threshold, min_scene_len=0)  # every cut counts, however close to the last
+    detector: Any = ContentDetector(threshold=threshold, min_scene_len=0)  # report cuts however close to the last one
     cuts = []
     for index, (frame, time) in enumerate(iterate_frames(path, side=SIDE)):
-        # It passes the number through, and wants OpenCV's order of colours.
+        # The detector expects OpenCV's BGR order; it only passes the index through.
         if detector.process_frame(index, np.ascontiguousarray(frame[:, :, ::-1])):
             cuts.append(time)
     return np.array(cuts)

@@ -23,8 +23,7 @@ from cogvideo import __version__
 from cogvideo.config import dump_yaml
 from cogvideo.files import atomic_write, safe_name, write_json
 from cogvideo.media.contact_sheet import contact_sheet
-from cogvideo.media.gif import write_gif
-from cogvideo.media.video import write_video
+from cogvideo.media.video import write_gif, write_video
 from cogvideo.rng import SampleKey
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 

@@ -199,7 +199,7 @@ def test_closing_the_service_stops_all_requests(service: DemoService, monkeypatc
         (Request("a", {"key_frames.temperature": -1.0}), "temperature=-1.0 must be above 0"),
         (Request("a", {"weights": "int8"}), "weights= cannot change"),
         (Request("a", upsample=True), "super-resolution is not available here"),
-        (Request("a", file=Path("text.mp4")), "text.mp4 is no picture or video that can be read"),
+        (Request("a", file=Path("text.mp4")), "text.mp4 is not a readable picture or video"),
         (Request("a", file=Path("bad.safetensors")), "bad.safetensors does not hold tokens of clips"),
         (Request("", file=Path("clip.mp4"), file_use="interpolate"), "there is no prompt"),
         (Request("a\nb", file=Path("clip.mp4"), file_use="interpolate"), "one video, but 2 prompts"),

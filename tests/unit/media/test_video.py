@@ -1,16 +1,18 @@
-"""Video files: pixels, exact times, and files that are damaged or none."""
+"""Video files: pixels, exact times, GIFs, uploads from strangers, and damaged or foreign files."""
 
 from contextlib import nullcontext
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 from weakref import WeakSet
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from cogvideo.media import video
-from cogvideo.media.video import probe_video, read_video, write_video
+from cogvideo.media.video import check_untrusted, probe_video, read_video, write_gif, write_video
 
 
 def moving(count=20, height=48, width=64):
@@ -47,7 +49,7 @@ def test_rates_are_exact(tmp_path, rate):
     assert np.allclose(seconds, np.arange(9) / float(rate), atol=1e-4)
 
 
-def test_variable_rates_keep_each_frames_own_time(tmp_path):
+def test_variable_rates_keep_each_frames_timestamp(tmp_path):
     ticks = [0, 90, 100, 350, 351, 600, 1000]
     with av.open(str(tmp_path / "v.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=30)
@@ -77,7 +79,7 @@ def test_seeking_finds_the_same_frames(tmp_path):
     assert np.array_equal(seconds, times[250:261]) and np.array_equal(part, whole[250:261])
 
 
-def test_resizing_cuts_the_centre_square(tmp_path):
+def test_resizing_crops_to_the_centre_square(tmp_path):
     wide = np.zeros((3, 40, 120, 3), np.uint8)
     wide[:, :, 40:80] = 200
     write_video(tmp_path / "wide.mp4", wide, 5, pixel_format="yuv444p", crf=2)
@@ -100,7 +102,7 @@ def test_memory_is_bounded(clip):
     assert len(read_video(clip, side=8, max_bytes=100_000)[0]) == 20
 
 
-def test_probing_holds_no_packets(tmp_path, monkeypatch):
+def test_probing_keeps_no_packets_in_memory(tmp_path, monkeypatch):
     class Packet:
         size, is_corrupt, is_discard = 1, False, False
 
@@ -122,7 +124,7 @@ def test_probing_holds_no_packets(tmp_path, monkeypatch):
     assert max(most) <= 2
 
 
-def test_a_frame_larger_than_the_file_says_is_bounded(tmp_path, monkeypatch):
+def test_frames_larger_than_the_header_says_are_bounded(tmp_path, monkeypatch):
     def jpeg(side):
         encoder = av.CodecContext.create("mjpeg", "w")
         encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = side, side, "yuvj420p", Fraction(1, 5)
@@ -141,30 +143,30 @@ def test_a_frame_larger_than_the_file_says_is_bounded(tmp_path, monkeypatch):
             container.mux(packet)
     assert probe_video(path).width == 16
     assert read_video(path, side=8)[0].shape == (2, 8, 8, 3)
-    monkeypatch.setattr(video, "MAX_PIXELS", 100 * 100)
+    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 100 * 100)
     with pytest.raises(ValueError, match="not a readable video"):
         read_video(path, side=8)
 
 
-@pytest.mark.parametrize("kept", [0, 60, 0.3, 0.6, -1])
-def test_a_file_cut_short_is_an_error(clip, tmp_path, kept):
+@pytest.mark.parametrize("size", [0, 60, 0.3, 0.6, -1])
+def test_a_truncated_file_is_an_error(clip, tmp_path, size):
     data = clip.read_bytes()
     cut = tmp_path / "cut.mp4"
-    cut.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    cut.write_bytes(data[: size if isinstance(size, int) else int(size * len(data))])
     for read in (probe_video, read_video):
         with pytest.raises(ValueError, match=str(cut)) as caught:
             read(cut)
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_video(tmp_path):
+def test_files_that_are_not_videos_are_refused(tmp_path):
     (tmp_path / "text.mp4").write_text("hello " * 100)
     for path, message in [("none.mp4", "not a file"), ("", "not a file"), ("text.mp4", "not a readable video")]:
         with pytest.raises(ValueError, match=message):
             read_video(tmp_path / path)
 
 
-def test_sound_alone_is_no_video(tmp_path):
+def test_sound_without_video_is_refused(tmp_path):
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
@@ -174,12 +176,12 @@ def test_sound_alone_is_no_video(tmp_path):
         probe_video(tmp_path / "sound.wav")
 
 
-def test_an_empty_span(clip):
+def test_an_empty_span_is_refused(clip):
     with pytest.raises(ValueError, match="no frame between 5 s and 6 s"):
         read_video(clip, start=5, end=6)
 
 
-def test_nothing_half_written(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     def frames():
         yield from moving(3)
         raise RuntimeError("the model failed")
@@ -191,3 +193,88 @@ def test_nothing_half_written(tmp_path):
         with pytest.raises(ValueError, match=message):
             write_video(tmp_path / "v.mp4", *bad)
     assert list(tmp_path.iterdir()) == []
+
+
+def noise(count, side=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (count, side, side, 3)).astype(np.uint8)
+
+
+def durations(path):
+    with Image.open(path) as picture:
+        times = []
+        for index in range(picture.n_frames):
+            picture.seek(index)
+            times.append(picture.info["duration"])
+        return times
+
+
+@pytest.mark.parametrize("fps", [4, 8, 12, 30])
+def test_a_gif_lasts_as_long_as_its_frames(tmp_path, fps):
+    write_gif(tmp_path / "a.gif", noise(33), fps)
+    times = durations(tmp_path / "a.gif")
+    assert len(times) == 33 and abs(sum(times) / 1000 - 33 / fps) <= 0.01
+    assert max(times) - min(times) <= 10
+
+
+def test_merged_equal_frames_keep_their_time(tmp_path):
+    write_gif(tmp_path / "a.gif", np.repeat(noise(3), 4, axis=0), 4)
+    assert sum(durations(tmp_path / "a.gif")) == 3000
+
+
+def test_gif_colours_and_scale(tmp_path):
+    frames = np.full((2, 8, 10, 3), (16, 16, 24), np.uint8)
+    frames[1, 2:5] = (230, 50, 48)
+    write_gif(tmp_path / "a.gif", frames, 8, scale=3)
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.size == (30, 24)
+        picture.seek(1)
+        found = np.array(picture.convert("RGB"))[::3, ::3]
+    assert np.abs(found.astype(int) - frames[1]).max() <= 4
+
+
+@pytest.mark.parametrize(("count", "fps"), [(0, 8), (2, 0), (2, 60)])
+def test_invalid_gifs_are_refused(tmp_path, count, fps):
+    with pytest.raises(ValueError, match=r"no frames|frames per second"):
+        write_gif(tmp_path / "a.gif", noise(count), fps)
+    assert not (tmp_path / "a.gif").exists()
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "webp", "bmp", "tiff", "mp4"])
+def test_plain_containers_are_accepted(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    if ending == "mp4":
+        write_video(path, np.zeros((4, 16, 24, 3), np.uint8), 2)
+    else:
+        Image.new("RGB", (24, 16)).save(path)
+    info = check_untrusted(path)
+    assert (info.width, info.height, len(info.seconds)) == (24, 16, 4 if ending == "mp4" else 1)
+
+
+@pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.ffconcat", "list.png"])
+def test_files_that_refer_to_others_are_refused(tmp_path: Path, name: str) -> None:
+    """By default FFmpeg would read the video that these lists name."""
+    write_video(tmp_path / "secret.mp4", np.zeros((4, 16, 16, 3), np.uint8), 2)
+    for text in ("ffconcat version 1.0\nfile secret.mp4\n", "#EXTM3U\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match="is not a readable picture or video"):
+            check_untrusted(tmp_path / name)
+
+
+def test_large_and_long_uploads_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 20)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match=r"wide\.png has 300x20 pixels; send at most 5999 in all"):
+        check_untrusted(tmp_path / "wide.png", max_pixels=5999)
+    moves = [Image.new("RGB", (300, 20), colour) for colour in ("red", "blue")]
+    moves[0].save(tmp_path / "moves.webp", save_all=True, append_images=moves[1:])  # FFmpeg takes its size for 0x0
+    with pytest.raises(ValueError, match="is not a readable picture or video"):
+        check_untrusted(tmp_path / "moves.webp", max_pixels=5999)
+    write_video(tmp_path / "long.mp4", np.zeros((9, 16, 16, 3), np.uint8), 2)
+    with pytest.raises(ValueError, match=r"long\.mp4 lasts 4 seconds; send at most 3"):
+        check_untrusted(tmp_path / "long.mp4", max_seconds=3)
+
+
+def test_a_name_with_an_image_sequence_pattern_is_refused(tmp_path: Path) -> None:
+    for name in ("a001.png", "a%03d.png"):
+        Image.new("RGB", (24, 16)).save(tmp_path / name)
+    with pytest.raises(ValueError, match="is not a readable picture or video"):
+        check_untrusted(tmp_path / "a%03d.png")
