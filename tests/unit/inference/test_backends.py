@@ -1,0 +1,100 @@
+"""Backends: which there are, that they agree, and that they keep nothing of a cache that is gone."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from cogvideo.inference import backends
+from cogvideo.inference.backends import BACKENDS, CpuBackend, EagerBackend, install_kernels, open_backend
+from cogvideo.inference.engine import Conditioning, Engine, build_program
+from cogvideo.inference.sampler import ClusterSampler
+from cogvideo.inference.schedules import wavefront
+from cogvideo.kernels import cpu
+from cogvideo.model.attention import ATTENTION
+from cogvideo.model.quantize import Linear, WeightDtype, convert_weights
+from tests.helpers import decoding as tiny
+from tests.helpers.models import tiny_config, tiny_model
+
+SAMPLER = ClusterSampler(np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
+
+
+def generate(engine: Engine) -> torch.Tensor:
+    config, layout = engine.model.config, engine.model.config.layout
+    program = build_program(config, wavefront(layout, layout.given_frames, layout.generation_order, config.window_size))
+    rng = np.random.default_rng(0)
+    known = torch.from_numpy(rng.integers(tiny.NUM_CODES, size=(2, layout.num_slots)))
+    uniforms = torch.from_numpy(rng.random((2, layout.num_slots, 2)))
+    conditioning = Conditioning.from_tokens(
+        [tiny.encode("left"), tiny.encode("up")], [], tiny.VOCABULARY.pad, guidance_scale=None, text_bonus=0.5
+    )
+    return engine.generate(program, known, conditioning, SAMPLER, uniforms)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
+def test_eager_and_cpu_sample_the_same_tokens(dtype: WeightDtype) -> None:
+    tokens = []
+    for name in ("eager", "cpu"):
+        model = tiny.model("sequential", window_size=2)
+        convert_weights(model, dtype)
+        tokens.append(generate(Engine(model, name)))
+    assert torch.equal(*tokens)
+    assert len(tokens[0].unique()) > 10, "the test means nothing if all tokens are alike"
+
+
+def test_auto_chooses_by_device() -> None:
+    assert isinstance(open_backend("auto", tiny.model("image")), CpuBackend)
+    assert type(open_backend("auto", tiny.model("image").to("meta"))) is EagerBackend
+
+
+def test_backends_that_do_not_fit_are_refused() -> None:
+    model = tiny.model("image")
+    with pytest.raises(ValueError, match="backend=fast is not available; choose among auto, eager, cpu, compiled"):
+        open_backend("fast", model)
+    with pytest.raises(ValueError, match="backend=compiled is not for a model on cpu"):
+        open_backend("compiled", model)
+    with pytest.raises(ValueError, match="backend=cpu is not for a model on meta"):
+        open_backend("cpu", model.to("meta"))
+
+
+def test_without_kernels_auto_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BACKENDS", {"eager": BACKENDS["eager"]})
+    assert type(open_backend("auto", tiny.model("image"))) is EagerBackend
+    with pytest.raises(ValueError, match=r"backend=cpu is not available; choose among auto, eager$"):
+        open_backend("cpu", tiny.model("image"))
+
+
+def test_the_backend_decides_about_the_kernels_of_linear_layers() -> None:
+    """So an eager engine is PyTorch alone, whatever the model was used for before."""
+    model = tiny_model(tiny_config())
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    install_kernels(model)
+    assert all(linear.kernel is cpu.linear for linear in linears)
+    assert model.layers[0].attention.implementation is ATTENTION["cpu"]
+    open_backend("eager", model)
+    assert all(linear.kernel is None for linear in linears)
+    open_backend("cpu", model)
+    assert all(linear.kernel is cpu.linear for linear in linears)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
+def test_native_handles_live_as_long_as_their_cache() -> None:
+    engine = Engine(tiny.model("sequential"), "cpu")
+    backend = engine.backend
+    assert isinstance(backend, CpuBackend)
+    handles = []
+    decode = backend.decode
+    engine.scheduler._forward = lambda steps: (decode(steps), handles.append(len(backend._handles)))[0]  # type: ignore[func-returns-value]
+    generate(engine)
+    assert set(handles) == {1}
+    gc.collect()
+    assert len(backend._handles) == 0
+
+
+def test_forward_passes_are_counted() -> None:
+    engine = Engine(tiny.model("sequential", window_size=2))
+    generate(engine)
+    assert engine.prefill_passes == 1
+    steps = 16 + 3 * (2 - 1) * (4 + 1)  # each of four frames starts five steps after the one before
+    assert engine.forward_passes == 1 + steps
