@@ -1,4 +1,4 @@
-"""The transformer's sizes. Plain data: printing or checking it needs no torch."""
+"""The transformer's configuration. Plain data: it needs no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,36 +6,36 @@ from typing import Literal
 from cogvideo.sequence.layout import ClipLayout
 from cogvideo.sequence.vocabulary import Vocabulary
 
-Task = Literal["image", "sequential", "interpolation"]
+ModelTask = Literal["image", "sequential", "interpolation"]
 Recompute = Literal["nothing", "mlp", "layer"]
-"""Activations that a backward pass computes anew: none, those from attention to the MLP's output, or all but each
+"""Activations that the backward pass computes again: none, those from attention to the MLP's output, or all but each
 layer's input."""
 TrunkWeights = Literal["full", "int8"]
-"""How a frozen trunk's matrices are held in training."""
+"""How a frozen trunk's matrices are stored in training."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Defaults are the published CogVideo stage 1 (2205.15868; 7.72 B parameters)."""
 
-    task: Task = "sequential"
+    task: ModelTask = "sequential"
     """`image`: the text-to-image trunk; `sequential`: stage 1; `interpolation`: stage 2."""
     num_layers: int = 48
     hidden_size: int = 3072
     num_heads: int = 48
     text_len: int = 64
-    """Text rows at most; shorter texts are padded on the left and masked."""
+    """Most text tokens; shorter texts are padded on the left and masked."""
     frame_side: int = 20
     """Tokens along each side of a frame."""
     num_frames: int = 5
-    """Frames a clip; an image model has one whatever this says."""
+    """Frames per clip; an image model always has one."""
     learn_first_frame: bool = False
-    """Of a sequential model: it learns and draws frame 0 too, knowing the clip's length; false, as published, leaves
-    that frame to the trunk."""
+    """Sequential models only: train on and sample frame 0 as well, with the clip's length in the text; false, as
+    published, leaves that frame to the trunk."""
     window_size: int | None = None
     """Side of the temporal channel's windows in tokens, shifted by half on odd layers; null for full attention."""
     num_positions: int = 1024
-    """Rows of the trunk's position table: text from 0, frame 0 from frame_position_start."""
+    """Rows of the trunk's position table: text begins at 0, frame 0 at frame_position_start."""
     frame_position_start: int = 512
     dropout: float = 0.1
     """After embeddings and on the MLP's output, in training."""
@@ -71,7 +71,7 @@ class ModelConfig:
                 f"model.num_positions={self.num_positions} leaves no room for a frame of {self.frame_side**2} slots "
                 f"from model.frame_position_start={self.frame_position_start}; raise it"
             )
-        _ = self.layout  # refuses numbers of frames that the task cannot have
+        _ = self.layout  # raises for numbers of frames that the task cannot have
 
     @property
     def head_dim(self) -> int:
@@ -87,7 +87,7 @@ class ModelConfig:
 
     @property
     def num_extra_positions(self) -> int:
-        """Rows of the extra position table. The published table has num_frames * frame_len, its last frame unread."""
+        """Rows of the extra position table. As in the published one, the last frame_len rows are never read."""
         return self.num_frames * self.frame_len if self.has_temporal_channel else 0
 
     @property

@@ -1,14 +1,14 @@
-"""Starting values: random ones, and those inherited from a text-to-image trunk. All of them are set here.
+"""Initial weights, all set here: random ones, and those inherited from a text-to-image trunk.
 
-| parameter                                   | random start            | inherited from a trunk                      |
+| parameter                                   | random                  | inherited from a trunk                      |
 |---------------------------------------------|-------------------------|---------------------------------------------|
 | embeddings, query_key_value, dense_h_to_4h  | N(0, 0.02)              | trunk: copied                               |
 | attention.dense, dense_4h_to_h              | N(0, 0.02 / sqrt(2 L))  | trunk: copied                               |
 | LayerNorm                                   | weight 1, bias 0        | trunk: copied                               |
 | temporal query_key_value                    | N(0, 0.02)              | the trunk's, layer by layer                 |
-| temporal dense                              | N(0, 0.02)              | `qkv`: left; `qkv_and_dense`: the trunk's   |
+| temporal dense                              | N(0, 0.02)              | `qkv`: kept; `qkv_and_dense`: the trunk's   |
 | extra positions                             | N(0, 0.02)              | the trunk's frame positions, tiled by frame |
-| mix_logit                                   | the start value given   | the start value given                       |
+| mix_logit                                   | the given value         | kept                                        |
 | other biases                                | 0                       | as their weights                            |
 """
 
@@ -26,7 +26,7 @@ TemporalInit = Literal["qkv", "qkv_and_dense"]
 
 @torch.no_grad()
 def initialise(model: TrunkModel, generator: torch.Generator, *, mix_logit: float = 0.0) -> None:
-    """Random starting values, drawn in the order of the parameters' names."""
+    """Set random weights, drawn in the order of the parameters' names."""
     small = 0.02 / math.sqrt(2 * len(model.layers))
     for name, p in sorted(model.named_parameters()):
         if name.endswith("mix_logit"):
@@ -65,9 +65,8 @@ def inherit_trunk(
 ) -> None:
     """Start a video model from a text-to-image trunk's tensors (our names).
 
-    `qkv` is what the published code does; `qkv_and_dense` copies the output layer too, so that the temporal channel
-    starts as the function it inherits. Raises ValueError naming what is missing or of another shape; nothing has
-    changed then.
+    `qkv` is what the published code does; `qkv_and_dense` copies the output layer as well, so that the temporal channel
+    starts as the same function as the spatial one. Raises: ValueError as `copy_trunk`.
     """
     config = model.config
     copy_trunk(model, trunk)
@@ -78,5 +77,5 @@ def inherit_trunk(
             for kind in ("weight", "bias"):
                 own[f"layers.{i}.temporal_attention.{part}.{kind}"].copy_(own[f"layers.{i}.attention.{part}.{kind}"])
     first = config.frame_position_start
-    of_a_frame = own["position_embeddings.weight"][first : first + config.frame_len]
-    own["extra_position_embeddings.weight"].copy_(of_a_frame.repeat(config.num_frames, 1))
+    frame_positions = own["position_embeddings.weight"][first : first + config.frame_len]
+    own["extra_position_embeddings.weight"].copy_(frame_positions.repeat(config.num_frames, 1))

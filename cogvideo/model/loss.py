@@ -1,7 +1,7 @@
-"""Cross-entropy of image tokens from hidden states, a chunk of rows at a time. Not which rows count: transformer.py.
+"""Cross-entropy of image tokens from hidden states, a chunk of rows at a time. Which rows count: transformer.py.
 
-While the output weights are frozen, a row's gradient follows from its own logits, so it is made right when they are
-there: no logits are kept and none are computed twice. Weights that learn need the logits again in the backward pass.
+With frozen output weights a row's gradient depends on its own logits only, so the forward pass computes it as well: no
+logits are kept and none are computed twice. Trainable output weights need the logits again in the backward pass.
 """
 
 from typing import Any
@@ -12,23 +12,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = 40_000_000
-"""Numbers in the logits alive at once: 160 MB of them in float32, and as much again of their gradient."""
-FROZEN_PART = 8
-"""Where output weights are frozen, this part of them at once: scores stay in a CPU's cache between two products."""
+MAX_LOGITS = 40_000_000
+"""Logits in memory at once: 160 MB in float32, and as much again for their gradient."""
+FROZEN_FRACTION = 8
+"""With frozen output weights, one part in so many of them: logits stay in a CPU's cache between two products."""
 
 
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each row's target, float32 whatever the hidden states are.
+    """Negative log-likelihood of each row's target, float32 for hidden states of any dtype.
 
     Shapes: hidden (rows, hidden), weight (image tokens, hidden), targets (rows,) -> (rows,).
     """
-    rows = max(1, LOGITS_AT_ONCE // len(weight))
+    rows = max(1, MAX_LOGITS // len(weight))
     chunks = list(zip(hidden.split(rows), targets.split(rows), strict=True))
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
         return torch.cat([_nll(h, weight, t) for h, t in chunks])
     if not weight.requires_grad:
-        losses: Tensor = _FrozenOutput.apply(hidden, weight, targets)
+        losses: Tensor = _FrozenOutputLoss.apply(hidden, weight, targets)
         return losses
     if len(chunks) == 1:
         return _nll(hidden, weight, targets)
@@ -39,22 +39,23 @@ def _nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
 
 
-class _FrozenOutput(torch.autograd.Function):
-    """The gradient of row i's loss by its hidden state, (softmax - one hot) @ weight, is made in the forward pass."""
+class _FrozenOutputLoss(torch.autograd.Function):
+    """Computes the gradient of each row's hidden state, (softmax - one hot) @ weight, in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         if torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(torch.get_autocast_dtype(hidden.device.type))  # once, not in every chunk
-        rows = max(1, LOGITS_AT_ONCE // FROZEN_PART // len(weight))
+        rows = max(1, MAX_LOGITS // FROZEN_FRACTION // len(weight))
         losses, gradient = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(hidden)
         for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
-            target = targets[part, None]
-            scores = F.linear(hidden[part], weight).float().log_softmax(-1)
-            losses[part] = -scores.gather(1, target)[:, 0]
-            scores = scores.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=scores.dtype))
-            gradient[part] = scores.to(weight.dtype) @ weight
+            chunk = slice(start, start + rows)
+            target = targets[chunk, None]
+            log_probs = F.linear(hidden[chunk], weight).float().log_softmax(-1)
+            losses[chunk] = -log_probs.gather(1, target)[:, 0]
+            # in place: softmax - one hot
+            d_logits = log_probs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=log_probs.dtype))
+            gradient[chunk] = d_logits.to(weight.dtype) @ weight
         ctx.save_for_backward(gradient)
         return losses
 

@@ -7,7 +7,7 @@ machine by. `training_flops` and `superres_training_flops` count what the traini
 from dataclasses import dataclass
 
 from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
-from cogvideo.model.loss import FROZEN_PART, LOGITS_AT_ONCE
+from cogvideo.model.loss import FROZEN_FRACTION, MAX_LOGITS
 from cogvideo.model.plan import BlockPlan, plan_forward
 from cogvideo.planning.machines import Machine
 from cogvideo.superres.config import SuperresConfig
@@ -194,8 +194,8 @@ def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSet
     kept = per_layer[settings.recompute]
     recomputed = per_layer["nothing"] - kept  # alive for one layer at a time, during its backward pass
     activations = (config.num_layers * kept + recomputed) * rows * h * 2
-    logits_at_once = min(supervised * settings.micro_batch * config.vocabulary.num_image_tokens, LOGITS_AT_ONCE)
-    logits = 3 * 4 * logits_at_once / (FROZEN_PART if frozen_trunk else 1)
+    logits_at_once = min(supervised * settings.micro_batch * config.vocabulary.num_image_tokens, MAX_LOGITS)
+    logits = 3 * 4 * logits_at_once / (FROZEN_FRACTION if frozen_trunk else 1)
 
     forward, backward = training_flops(config, frozen_trunk=frozen_trunk)
     mlps = config.num_layers * 16 * h * h * rows

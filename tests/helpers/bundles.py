@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from cogvideo.checkpoint.load import save_model
-from cogvideo.model.config import ModelConfig, Task
+from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
@@ -15,7 +15,7 @@ from cogvideo.tokenizers.vqvae import VQVAEConfig
 
 CAPTIONS = ["the red digit 3 moves left slowly", "红色的数字3向左缓慢移动", "a green one turns right, quickly"] * 20
 NUM_CODES = 32
-TASKS: dict[str, Task] = {"trunk": "image", "sequential": "sequential", "interpolation": "interpolation"}
+TASKS: dict[str, ModelTask] = {"trunk": "image", "sequential": "sequential", "interpolation": "interpolation"}
 
 
 def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2) -> Path:

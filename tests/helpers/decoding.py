@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from cogvideo.model.config import ModelConfig, Task
+from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling.config import SampleConfig
@@ -37,7 +37,7 @@ def encode(text: str) -> list[int]:
 
 
 def model(
-    task: Task,
+    task: ModelTask,
     window_size: int | None = None,
     seed: int = 0,
     frame_side: int = 4,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo.model.config import ModelConfig, Task
+from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch
@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(task: Task = "sequential", **changes: Any) -> ModelConfig:
+def tiny_config(task: ModelTask = "sequential", **changes: Any) -> ModelConfig:
     return replace(TINY, task=task, **changes)
 
 

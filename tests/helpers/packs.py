@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cogvideo.model.config import ModelConfig, Task
+from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.vocabulary import Vocabulary
 
@@ -60,7 +60,7 @@ def published_weights(stage: int) -> dict[str, Tensor]:
     return {our_name(name): tensor.float() for name, tensor in loaded["module"].items()}
 
 
-def published_config(task: Task, window_size: int | None = None) -> ModelConfig:
+def published_config(task: ModelTask, window_size: int | None = None) -> ModelConfig:
     """The model that made all transformer packs, without dropout."""
     sizes = json.loads((GOLDEN / "sat-stage1" / "model_config.json").read_text(encoding="utf-8"))
     return ModelConfig(

@@ -6,7 +6,7 @@ from typing import Any
 
 from cogvideo.checkpoint.sat.reader import SatCheckpoint
 from cogvideo.config import to_dict
-from cogvideo.model.config import ModelConfig, Task
+from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.superres.config import SuperresConfig
 
@@ -29,7 +29,7 @@ class SatSettings:
     """What `cogvideo convert` takes as key=value. Null: the checkpoint's value, else the published one."""
 
     vocab: VocabularyIds = field(default_factory=VocabularyIds)
-    task: Task | None = None
+    task: ModelTask | None = None
     """For CogVideo: `sequential` (stage 1) or `interpolation` (stage 2); their tensors look alike."""
     num_heads: int | None = None
     text_len: int | None = None
@@ -74,7 +74,7 @@ def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
     if settings.frame_side:
         frame_len = settings.frame_side**2
     side = math.isqrt(frame_len)
-    task: Task = "image" if sat.kind == "image" else _task(sat, settings)
+    task: ModelTask = "image" if sat.kind == "image" else _task(sat, settings)
     num_frames = 1
     if task != "image":
         num_frames, remainder = divmod(sizes.num_extra_positions, frame_len)
@@ -126,7 +126,7 @@ def _lengths_from_layout(sat_config: dict[str, Any]) -> tuple[int, int]:
     return ModelConfig.text_len, ModelConfig.frame_side**2
 
 
-def _task(sat: SatCheckpoint, settings: SatSettings) -> Task:
+def _task(sat: SatCheckpoint, settings: SatSettings) -> ModelTask:
     if settings.task == "image":
         raise ValueError(
             f"{sat.directory} has temporal channels, so task=image does not fit; convert the trunk's own checkpoint"
@@ -142,7 +142,7 @@ def _task(sat: SatCheckpoint, settings: SatSettings) -> Task:
     return "sequential" if stage == 1 else "interpolation"
 
 
-def _window_size(sat_config: dict[str, Any], settings: SatSettings, task: Task, side: int) -> int | None:
+def _window_size(sat_config: dict[str, Any], settings: SatSettings, task: ModelTask, side: int) -> int | None:
     if task == "image" or settings.window_size == 0:
         return None
     window = settings.window_size or _positive_int(sat_config, "window_size")

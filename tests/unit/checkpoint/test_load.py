@@ -13,7 +13,7 @@ from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat, to_sat
 from cogvideo.config import to_dict
 from cogvideo.files import sha256_file
-from cogvideo.model.config import ModelConfig, Task
+from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch
@@ -33,7 +33,7 @@ CONFIG = ModelConfig(
 )
 
 
-def build(task: Task = "sequential", seed: int = 0) -> CogVideoTransformer:
+def build(task: ModelTask = "sequential", seed: int = 0) -> CogVideoTransformer:
     model = CogVideoTransformer(dataclasses.replace(CONFIG, task=task))
     initialise(model, torch.Generator().manual_seed(seed))
     return model.eval()
@@ -57,7 +57,7 @@ def assert_same(left: CogVideoTransformer, right: CogVideoTransformer) -> None:
 
 
 @pytest.mark.parametrize("task", ["image", "sequential", "interpolation"])
-def test_round_trip(tmp_path: Path, task: Task) -> None:
+def test_round_trip(tmp_path: Path, task: ModelTask) -> None:
     model = build(task)
     save_model(tmp_path / "m", model, extra={"step": 3})
     loaded = load_model(tmp_path / "m")

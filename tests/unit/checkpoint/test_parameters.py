@@ -5,14 +5,14 @@ import math
 import pytest
 
 from cogvideo.checkpoint.parameters import ModelKind, Sizes, model_parameters, parameter_shapes
-from cogvideo.model.config import ModelConfig, Task
+from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.transformer import SuperresTransformer
 
 
 @pytest.mark.parametrize("task", ["image", "sequential", "interpolation"])
-def test_table_matches_the_model(task: Task) -> None:
+def test_table_matches_the_model(task: ModelTask) -> None:
     config = ModelConfig(task=task, num_layers=3, hidden_size=16, num_heads=2, text_len=8, frame_side=4)
     model = CogVideoTransformer(config)
     shapes = parameter_shapes(config)

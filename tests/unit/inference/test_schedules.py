@@ -19,7 +19,7 @@ from cogvideo.inference.schedules import (
     speculative,
     wavefront,
 )
-from cogvideo.model.config import Task
+from cogvideo.model.config import ModelTask
 from cogvideo.model.initialise import initialise
 from cogvideo.model.quantize import WeightDtype, convert_weights
 from cogvideo.model.transformer import CogVideoTransformer
@@ -32,7 +32,7 @@ GRIDS = [(8, 4), (8, 2), (6, 3)]
 """Frame side and window size."""
 
 
-def layout_of(task: Task, side: int, num_frames: int = 5) -> ClipLayout:
+def layout_of(task: ModelTask, side: int, num_frames: int = 5) -> ClipLayout:
     build = ClipLayout.sequential if task == "sequential" else ClipLayout.interpolation
     return build(4, side, num_frames)
 
@@ -60,7 +60,7 @@ def steps_of(schedule: Schedule, layout: ClipLayout) -> np.ndarray:
     ],
 )
 def test_number_of_wavefront_steps_at_the_published_grid(
-    task: Task, given: tuple[int, ...], frames: tuple[int, ...], window: int | None, steps: int, in_flight: int
+    task: ModelTask, given: tuple[int, ...], frames: tuple[int, ...], window: int | None, steps: int, in_flight: int
 ) -> None:
     layout = layout_of(task, 20)
     schedule = wavefront(layout, given, frames, window)
@@ -71,7 +71,7 @@ def test_number_of_wavefront_steps_at_the_published_grid(
 
 @pytest.mark.parametrize("grid", [*GRIDS, (4, 4), (4, 1), (5, 5), (10, 2)])
 @pytest.mark.parametrize("task", ["sequential", "interpolation"])
-def test_wavefront_frames_lag_by_the_windows(task: Task, grid: tuple[int, int]) -> None:
+def test_wavefront_frames_lag_by_the_windows(task: ModelTask, grid: tuple[int, int]) -> None:
     side, window = grid
     layout = layout_of(task, side)
     steps = steps_of(build("wavefront", layout, window), layout)
@@ -81,7 +81,7 @@ def test_wavefront_frames_lag_by_the_windows(task: Task, grid: tuple[int, int]) 
     assert (steps[list(layout.given_frames)] == -1).all()
 
 
-def first_steps_by_search(task: Task, side: int, window: int, num_layers: int) -> np.ndarray:
+def first_steps_by_search(task: ModelTask, side: int, window: int, num_layers: int) -> np.ndarray:
     """The earliest step of each slot, found by following dense masks through every layer.
 
     It waits for tokens only: the inputs of the slots that it depends on.
@@ -103,7 +103,7 @@ def first_steps_by_search(task: Task, side: int, window: int, num_layers: int) -
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("task", ["sequential", "interpolation"])
-def test_no_schedule_has_fewer_steps_than_the_wavefront(task: Task, grid: tuple[int, int]) -> None:
+def test_no_schedule_has_fewer_steps_than_the_wavefront(task: ModelTask, grid: tuple[int, int]) -> None:
     layout = layout_of(task, grid[0])
     assert np.array_equal(
         steps_of(build("wavefront", layout, grid[1]), layout), first_steps_by_search(task, *grid, num_layers=6)
@@ -138,7 +138,7 @@ def missing_keys(program: Program, frame_len: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("grid", [*GRIDS, (4, None)])
 @pytest.mark.parametrize("task", ["sequential", "interpolation"])
-def test_every_key_is_in_the_cache_when_it_is_read(task: Task, grid: tuple[int, int | None]) -> None:
+def test_every_key_is_in_the_cache_when_it_is_read(task: ModelTask, grid: tuple[int, int | None]) -> None:
     side, window = grid
     config = replace(tiny.CONFIG, task=task, frame_side=side, window_size=window, num_positions=128)
     layout = config.layout
@@ -242,7 +242,7 @@ def test_without_the_temporal_channel_a_frame_needs_no_other() -> None:
     ],
 )
 def test_wavefront_tokens_are_those_of_sequential_decoding(
-    task: Task, num_frames: int, side: int, window: int, guidance_scale: float | None
+    task: ModelTask, num_frames: int, side: int, window: int, guidance_scale: float | None
 ) -> None:
     config = replace(
         tiny.CONFIG,
@@ -298,7 +298,7 @@ def test_given_frames_delay_no_other() -> None:
     ],
 )
 def test_the_spatial_cache_has_room_for_the_frames_in_flight_only(
-    task: Task, given: tuple[int, ...], frames: tuple[int, ...], window: int | None, regions: dict[str, int]
+    task: ModelTask, given: tuple[int, ...], frames: tuple[int, ...], window: int | None, regions: dict[str, int]
 ) -> None:
     layout = layout_of(task, 20)
     for name, build_schedule in SCHEDULES.items():
@@ -333,7 +333,7 @@ def random_clips(layout: ClipLayout) -> Tensor:
 @pytest.mark.parametrize("scale", [None, 3.0])
 @pytest.mark.parametrize("draft_window", [1, 3, 16])
 def test_speculative_tokens_are_those_of_sequential_decoding(
-    task: Task, window_size: int | None, scale: float | None, draft_window: int
+    task: ModelTask, window_size: int | None, scale: float | None, draft_window: int
 ) -> None:
     model = tiny.model(task, window_size)
     layout = model.config.layout

@@ -1,4 +1,4 @@
-"""Starting values: random ones, and those inherited from a trunk."""
+"""Initial weights: random ones, and those inherited from a trunk."""
 
 import math
 
@@ -20,13 +20,13 @@ def fresh(seed: int, **changes: object) -> dict[str, Tensor]:
 def test_a_seed_repeats_bitwise() -> None:
     torch.manual_seed(0)
     first = fresh(5)
-    torch.manual_seed(1)  # the global generator has no say
+    torch.manual_seed(1)  # the global generator does not matter
     again, other = fresh(5), fresh(6)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["word_embeddings.weight"], other["word_embeddings.weight"])
 
 
-def test_random_start_is_the_table() -> None:
+def test_random_weights_are_as_in_the_table() -> None:
     values = fresh(0, hidden_size=64)
     small = 0.02 / math.sqrt(2 * 3)
     for name, tensor in values.items():
@@ -39,7 +39,7 @@ def test_random_start_is_the_table() -> None:
             assert tensor.std().item() == pytest.approx(small if trunk_output else 0.02, rel=0.1), name
 
 
-def test_mix_logit_starts_where_asked() -> None:
+def test_mix_logit_has_the_given_value() -> None:
     model = CogVideoTransformer(tiny_config())
     initialise(model, torch.Generator().manual_seed(0), mix_logit=2.0)
     assert all((p == 2).all() for name, p in model.named_parameters() if name.endswith("mix_logit"))
@@ -63,8 +63,8 @@ def test_inheritance(temporal_init: str) -> None:
             which = "temporal_attention" if temporal_init == "qkv" else "attention"
             assert torch.equal(now[part % "temporal_attention"], source[part % which])
         assert torch.equal(now[f"layers.{i}.mix_logit"], before[f"layers.{i}.mix_logit"])
-    of_a_frame = trunk["position_embeddings.weight"][8:24]
-    assert torch.equal(now["extra_position_embeddings.weight"], torch.cat([of_a_frame] * 5))
+    frame_positions = trunk["position_embeddings.weight"][8:24]
+    assert torch.equal(now["extra_position_embeddings.weight"], torch.cat([frame_positions] * 5))
 
 
 def test_inheriting_from_another_depth_or_width_is_refused() -> None:
@@ -72,9 +72,9 @@ def test_inheriting_from_another_depth_or_width_is_refused() -> None:
     shallow = dict(tiny_model(tiny_config("image", num_layers=2)).state_dict())
     with pytest.raises(ValueError, match=r"the trunk lacks layers\.2\."):
         inherit_trunk(model, shallow)
-    narrow = dict(tiny_model(tiny_config("image", hidden_size=16)).state_dict())
+    smaller = dict(tiny_model(tiny_config("image", hidden_size=16)).state_dict())
     with pytest.raises(ValueError, match=r"the trunk's .* has shape"):
-        inherit_trunk(model, narrow)
+        inherit_trunk(model, smaller)
 
 
 def test_a_refused_trunk_changes_nothing() -> None:

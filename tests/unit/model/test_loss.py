@@ -1,4 +1,4 @@
-"""The loss by chunks, its gradient made in the forward pass or in the backward, against plain cross-entropy."""
+"""The chunked loss, with gradients computed in the forward or the backward pass, against plain cross-entropy."""
 
 import pytest
 import torch
@@ -10,32 +10,32 @@ from cogvideo.model.loss import token_nll
 
 
 def case(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states, weights, targets, and a weight for each row's loss."""
+    """Hidden states, output weights, targets, and a weight for each row's loss."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 8, dtype=dtype, generator=generator) for n in (13, 30))
     return hidden, weight, torch.randint(30, (13,), generator=generator), torch.rand(13, generator=generator)
 
 
-@pytest.mark.parametrize("at_once", [1, 30 * 5, 30 * 8 * 4, 10**6])
-@pytest.mark.parametrize("learns", [(True, False), (False, True), (True, True), (False, False)])
-def test_chunks_equal_the_loss_at_once(
-    at_once: int, learns: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_logits", [1, 30 * 5, 30 * 8 * 4, 10**6])
+@pytest.mark.parametrize("trainable", [(True, False), (False, True), (True, True), (False, False)])
+def test_chunks_equal_the_loss_of_all_rows(
+    max_logits: int, trainable: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss, "MAX_LOGITS", max_logits)
     hidden, weight, targets, row_weight = case()
-    wanted_leaves = [x.clone().requires_grad_(on) for x, on in zip((hidden, weight), learns, strict=True)]
-    leaves = [x.clone().requires_grad_(on) for x, on in zip((hidden, weight), learns, strict=True)]
-    wanted = F.cross_entropy(F.linear(*wanted_leaves), targets, reduction="none")
+    expected_leaves = [x.clone().requires_grad_(on) for x, on in zip((hidden, weight), trainable, strict=True)]
+    leaves = [x.clone().requires_grad_(on) for x, on in zip((hidden, weight), trainable, strict=True)]
+    expected = F.cross_entropy(F.linear(*expected_leaves), targets, reduction="none")
     got = token_nll(*leaves, targets)
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
-    if any(learns):
-        (wanted * row_weight).sum().backward()
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+    if any(trainable):
+        (expected * row_weight).sum().backward()
         (got * row_weight).sum().backward()
-    for mine, theirs in zip(leaves, wanted_leaves, strict=True):
-        assert (mine.grad is None) == (theirs.grad is None)
+    for mine, other in zip(leaves, expected_leaves, strict=True):
+        assert (mine.grad is None) == (other.grad is None)
         if mine.grad is not None:
-            torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
