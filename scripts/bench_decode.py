@@ -32,11 +32,12 @@ import torch
 from published_loop import step_seconds
 from torch import Tensor
 
+from cogvideo.dtypes import WeightName
 from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS
 from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.quantize import WeightDtype, convert_weights
+from cogvideo.model.quantize import convert_weights
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.config import SampleConfig, StageName
@@ -58,7 +59,7 @@ PROMPT = EncodedPrompt(TEXT, GUIDE)
 PROMPTS = ClipPrompts(EncodedPrompt(TEXT, None), PROMPT, [PROMPT] * SETTINGS.rounds)
 
 
-def random_model(config: ModelConfig, dtype: WeightDtype) -> CogVideoTransformer:
+def random_model(config: ModelConfig, dtype: WeightName) -> CogVideoTransformer:
     """Logits lie as far apart as trained ones."""
     model = CogVideoTransformer(config).eval()
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +132,7 @@ class Stage:
 class Bench:
     """The stages of a clip, each made when a case first needs it."""
 
-    def __init__(self, base: ModelConfig, dtype: WeightDtype, schedule: str) -> None:
+    def __init__(self, base: ModelConfig, dtype: WeightName, schedule: str) -> None:
         self.base, self.dtype = base, dtype
         self.config = replace(SETTINGS, schedule=schedule)
         self.stages: list[Stage] = []

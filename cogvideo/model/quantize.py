@@ -17,16 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-WeightDtype = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+from cogvideo.dtypes import STORED_DTYPES, WeightName
+
 _CHUNK_ROWS = 4096
 """Rows quantized or dequantized at a time, so that intermediate types stay small beside the result."""
-_STORAGE_DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "int8": torch.int8,
-    "int4": torch.uint8,  # two values per byte
-}
 _INT4_GROUP = 64
 """Columns that share a scale in int4."""
 
@@ -160,14 +154,14 @@ def _dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ten
 
 
 @torch.no_grad()
-def convert_weights(model: nn.Module, dtype: WeightDtype, activations: torch.dtype = torch.float32) -> None:
+def convert_weights(model: nn.Module, dtype: WeightName, activations: torch.dtype = torch.float32) -> None:
     """Store the matrices of `model` in `dtype`, in place, for inference, and everything else in `activations`.
 
     int8 and int4 are weight-only and symmetric, with a scale per output row, in int4 per 64 columns of a row. Matrices
     that already have the dtype are left untouched, memory-mapped ones included. Raises: ValueError for weights that are
     int8 or int4 and are to become something else.
     """
-    storage_dtype = _STORAGE_DTYPES[dtype]
+    storage_dtype = STORED_DTYPES[dtype]
     matrices = [module for module in model.modules() if isinstance(module, Linear | Embedding)]
     owned = {id(module.weight) for module in matrices}
     for module in matrices:

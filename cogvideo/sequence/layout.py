@@ -18,11 +18,11 @@ class FrameSpec:
     """One frame of a clip. Source: CogVideo (2205.15868) section 3, as one rule for both stages."""
 
     order: int
-    """Generation order: a frame sees every frame of lower order whole."""
+    """Generation order: a frame attends to all slots of frames with a lower order."""
     causal: bool
-    """Whether a slot sees only slots up to itself in raster order among frames of its own order; else all of them."""
+    """Among frames of its own order, whether a slot attends only up to itself in raster order, or to all slots."""
     supervised: bool
-    """Whether the frame's tokens are learned (and, in sampling, generated)."""
+    """Whether the frame's tokens are learned, and generated in sampling; else they are given."""
 
 
 class Coordinates(NamedTuple):

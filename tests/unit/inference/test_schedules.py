@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogvideo.dtypes import WeightName
 from cogvideo.inference.engine import Conditioning, Engine, Program, build_program
 from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import (
@@ -21,7 +22,7 @@ from cogvideo.inference.schedules import (
 )
 from cogvideo.model.config import ModelTask
 from cogvideo.model.initialise import initialise
-from cogvideo.model.quantize import WeightDtype, convert_weights
+from cogvideo.model.quantize import convert_weights
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.layout import ClipLayout
 from tests.helpers import decoding as tiny
@@ -369,7 +370,7 @@ def test_right_guesses_save_forward_passes() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "int8"])
-def test_speculative_tokens_are_the_same_with_weights_of_fewer_bits(dtype: WeightDtype) -> None:
+def test_speculative_tokens_are_the_same_with_weights_of_fewer_bits(dtype: WeightName) -> None:
     model = tiny.model("sequential")
     convert_weights(model, dtype)
     layout = model.config.layout

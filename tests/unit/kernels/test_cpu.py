@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cogvideo.dtypes import WeightName
 from cogvideo.kernels import cpu
-from cogvideo.model.quantize import Linear, WeightDtype, convert_weights
+from cogvideo.model.quantize import Linear, convert_weights
 
 needs_kernels = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
 
@@ -18,7 +19,7 @@ needs_kernels = pytest.mark.skipif(cpu.library() is None, reason="no C++ compile
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 32])
-def test_a_product_is_that_of_the_stored_weights(dtype: WeightDtype, rows: int) -> None:
+def test_a_product_is_that_of_the_stored_weights(dtype: WeightName, rows: int) -> None:
     torch.manual_seed(0)
     linear = Linear(37, 21).requires_grad_(False)
     convert_weights(linear, dtype)

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.dtypes import WeightName
 from cogvideo.inference.cache import KVCache
 from cogvideo.kernels import graphs
 from cogvideo.model.inputs import DecodeInputs, TextBias
 from cogvideo.model.plan import DecodeMasks, plan_forward
-from cogvideo.model.quantize import WeightDtype, convert_weights
+from cogvideo.model.quantize import convert_weights
 from tests.helpers import decoding as tiny
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
 @torch.inference_mode()
-def test_all_steps_of_a_clip_are_one_graph(weights: WeightDtype) -> None:
+def test_all_steps_of_a_clip_are_one_graph(weights: WeightName) -> None:
     torch._dynamo.reset()
     traced: list[int] = []
 

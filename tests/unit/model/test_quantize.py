@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogvideo.dtypes import WeightName
 from cogvideo.model.config import Recompute
-from cogvideo.model.quantize import Embedding, Linear, WeightDtype, convert_weights, set_linear_kernel
+from cogvideo.model.quantize import Embedding, Linear, convert_weights, set_linear_kernel
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sequence.batch import Batch
 from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
@@ -26,7 +27,7 @@ def layer(in_features: int = 37, out_features: int = 21) -> Linear:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
-def test_product_is_that_of_the_stored_weights(dtype: WeightDtype) -> None:
+def test_product_is_that_of_the_stored_weights(dtype: WeightName) -> None:
     linear = layer()
     convert_weights(linear, dtype)
     stored = linear.weight.double()
@@ -68,7 +69,7 @@ def test_int8_is_within_half_a_step() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
-def test_an_embedding_and_its_logits_use_the_same_rows(dtype: WeightDtype) -> None:
+def test_an_embedding_and_its_logits_use_the_same_rows(dtype: WeightName) -> None:
     torch.manual_seed(0)
     table = Embedding(30, 16)
     convert_weights(table, dtype)
