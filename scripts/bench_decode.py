@@ -1,20 +1,20 @@
-"""How fast clips are decoded: one JSON line for a case, a schedule and a number type.
+"""Time the decoding of clips: one JSON line for a case, a schedule and a weight type.
 
     python scripts/bench_decode.py --case stage1
     python scripts/bench_decode.py --case clip --schedule wavefront --dtype bf16
-    python scripts/bench_decode.py --case clip --quick        # seconds, to try it: tiny, so it says nothing about speed
+    python scripts/bench_decode.py --case clip --quick        # tiny, to try the script; says nothing about speed
 
-Random weights: hidden 512, 6 layers, 8 heads, 20,000 image tokens of a vocabulary of 20,480, frames of 20x20, five a
-clip, windows of 10 in stage 2, 2 threads; settings as published. The cases are the parts of one guided clip of 33
-frames, and the whole of it: first_frame, stage1 (guided; stage1x4: four clips at once; late4: the same four, each in a
-thread that begins when the one before is a quarter done), round2, round4, round8 (stage 2 on so many triplets), clip.
+Random weights: hidden 512, 6 layers, 8 heads, 20,000 image tokens of a vocabulary of 20,480, frames of 20x20, five per
+clip, windows of 10 in stage 2, 2 threads; published settings. The cases are the parts of one guided clip of 33 frames,
+and the whole clip: first_frame; stage1 (guided; stage1x4: four clips at once; late4: the same four, each in a thread
+that starts when the one before is a quarter done); round2, round4, round8 (stage 2 on that many triplets); clip.
 
-`wall_s` is decoding, prefill included; `plan_s`, what is done once for any number of clips, is apart from it.
-`bandwidth_share` is the time that reading every forward's weights would take, at the speed at which this machine was
-then seen to read memory, over `wall_s`: at 1 only fewer forwards or fewer bytes would help. `tokens` is a hash, equal
-where the same tokens were drawn. With --baseline, `baseline_wall_s` is what the published loop would take in fp32: some
-of its steps (published_loop.py), timed here and now, times their number, prefill left out; `speedup` is over it.
-Not a test: nothing here passes or fails.
+`wall_s` is the time of decoding, prefill included; `plan_s` that of what is done once for any number of clips.
+`bandwidth_share` is the time that reading the weights in every forward pass would take, at the memory bandwidth
+measured afterwards, over `wall_s`: at 1 only fewer passes or fewer bytes would help. `tokens` is a hash, equal if the
+same tokens were sampled. With --baseline, `baseline_wall_s` is an estimate for the published loop in fp32: the time of
+some of its steps (published_loop.py) times their number, without prefill; `speedup` is relative to it.
+This is not a test: it neither passes nor fails.
 """
 
 import argparse
@@ -49,18 +49,18 @@ from cogvideo.sequence.vocabulary import Vocabulary
 WORDS = Vocabulary(20480, 20000, pad=20000, newline=20001, start_of_image=20002)
 FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10, vocabulary=WORDS)
 QUICK = replace(FULL, num_layers=2, hidden_size=32, num_heads=2, frame_side=4, window_size=2)
-"""The windows are stage 2's alone."""
+"""Windows are used in stage 2 only."""
 CASES = ("first_frame", "stage1", "stage1x4", "late4", "round2", "round4", "round8", "clip")
 DTYPES = ("fp32", "bf16", "fp16", "int8")
 SETTINGS = SampleConfig()
 TEXT, GUIDE = list(range(20100, 20116)), list(range(20100, 20106))
-"""Token ids of the caption and of its guide; any will do."""
+"""Token ids of the caption and of its guide, chosen arbitrarily."""
 PROMPT = EncodedPrompt(TEXT, GUIDE)
 PROMPTS = ClipPrompts(EncodedPrompt(TEXT, None), PROMPT, [PROMPT] * SETTINGS.rounds)
 
 
 def random_model(config: ModelConfig, dtype: WeightName) -> CogVideoTransformer:
-    """Logits lie as far apart as trained ones."""
+    """Random weights whose logits are spread like those of trained ones."""
     model = CogVideoTransformer(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -99,10 +99,10 @@ class Stage:
         """`sample(pipeline, progress)`, timed and counted; one batch."""
         start = time.perf_counter()
         before = self.tokens
-        made = sample(self.pipeline, self._count_tokens)
+        tokens = sample(self.pipeline, self._count_tokens)
         self.wall_s += time.perf_counter() - start
         self.batches.append((self.tokens - before) // self.program.tokens_per_clip)
-        return made
+        return tokens
 
     @property
     def steps(self) -> int:
@@ -118,7 +118,7 @@ class Stage:
 
     @property
     def bytes_read(self) -> int:
-        """Weights that forwards cannot do without: the layers', and the rows of the table that score image tokens."""
+        """Weights that all forward passes read: the layers', and the embeddings of image tokens, for their logits."""
         model = self.model
         layers = (
             p
@@ -130,7 +130,7 @@ class Stage:
 
 
 class Bench:
-    """The stages of a clip, each made when a case first needs it."""
+    """The stages of a clip, each built when a case first needs it."""
 
     def __init__(self, base: ModelConfig, dtype: WeightName, schedule: str) -> None:
         self.base, self.dtype = base, dtype
@@ -138,7 +138,7 @@ class Bench:
         self.stages: list[Stage] = []
 
     def run(self, case: str) -> Tensor:
-        """Tokens of a case, (samples, frames, frame_len). Frames that it begins with are random."""
+        """Tokens of a case, (samples, frames, frame_len). Its given frames are random."""
         keys = sample_keys(0, [""], 4 if case in ("stage1x4", "late4") else 1)
         prompts = [PROMPTS] * len(keys)
 
@@ -216,8 +216,8 @@ def sample_late(
     first_frames: Tensor,
     progress: Progress,
 ) -> Tensor:
-    """Key frames, each clip in a thread that begins when the clip before is a quarter done."""
-    begins, made = [threading.Event() for _ in range(len(keys) + 1)], dict[int, Tensor]()
+    """Key frames, each clip in a thread that starts when the clip before is a quarter done."""
+    start, sampled = [threading.Event() for _ in range(len(keys) + 1)], dict[int, Tensor]()
     quarter = pipeline.frame_sampler("key_frames", config).program.tokens_per_clip // 4
 
     def work(clip: int) -> None:
@@ -227,25 +227,25 @@ def sample_late(
             nonlocal drawn
             drawn += tokens
             if drawn >= quarter:
-                begins[clip + 1].set()
+                start[clip + 1].set()
             progress(tokens)
 
-        begins[clip].wait()
+        start[clip].wait()
         own = slice(clip, clip + 1)
         stages = pipeline.stages(keys[own], prompts[own], config, previous_frames=first_frames[own], progress=count)
-        made[clip] = next(stages).tokens
+        sampled[clip] = next(stages).tokens
 
     threads = [threading.Thread(target=work, args=(clip,)) for clip in range(len(keys))]
-    begins[0].set()
+    start[0].set()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return torch.cat([made[clip] for clip in range(len(keys))])
+    return torch.cat([sampled[clip] for clip in range(len(keys))])
 
 
 def baseline_seconds(stages: list[Stage]) -> float:
-    """The published loop's time for what the stages drew: one step a token, clips of a batch together."""
+    """The published loop's time for the stages' tokens: one step per token, for all clips of a batch."""
     total = 0.0
     for stage in stages:
         config = stage.model.config
@@ -261,7 +261,7 @@ def baseline_seconds(stages: list[Stage]) -> float:
 
 
 def read_speed() -> float:
-    """Bytes a second at which this machine reads memory, at best."""
+    """Memory bandwidth in bytes per second: the best of several sums."""
     data, best = torch.ones(1 << 26), float("inf")  # 256 MB: more than caches hold
     for _ in range(8):
         start = time.perf_counter()

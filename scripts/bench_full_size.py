@@ -1,11 +1,11 @@
-"""Does a full-size stage run on a machine without a GPU? Peak memory, and seconds a token, as one JSON line.
+"""Sample from a full-size stage on a machine without a GPU: peak memory and seconds per token, as one JSON line.
 
     python scripts/bench_full_size.py [--config configs/model/cogvideo_stage1.yaml] [--work DIR] [model.key=value ...]
 
-Random bf16 weights are written shard by shard (15.4 GB at full size; kept in --work, and used again), then a fresh
-process maps them and samples the first row of a frame's tokens, both channels on. It first measures how fast this
-machine reads memory: reading all weights once at that speed is what a token costs at best. A first reading fetches
-the file from the disk; the time of a token is the median of the others. Run it on an otherwise quiet machine.
+Random bf16 weights are written shard by shard (15.4 GB at full size; kept in --work and reused), then a new process
+maps them into memory and samples the first row of a frame's tokens, with both channels. It first measures the memory
+bandwidth: at best a token takes the time to read all weights once. The first token reads the file from disk; the time
+per token is the median of the others. Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Settings:
 
 
 def write_random(directory: Path, config: ModelConfig) -> None:
-    """A checkpoint of random bf16 weights, one tensor in memory at a time, each drawn from its own seed."""
+    """Write a checkpoint of random bf16 weights, one tensor in memory at a time, each from its own seed."""
     infos = {name: TensorInfo(torch.bfloat16, shape) for name, shape in parameter_shapes(config).items()}
     seeds = {name: seed for seed, name in enumerate(infos)}
 
@@ -66,7 +66,7 @@ def write_random(directory: Path, config: ModelConfig) -> None:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second at which this process reads memory: the best of several sums over 1 GiB."""
+    """Memory bandwidth of this process in bytes per second: the best of several sums over 1 GiB."""
     block = torch.ones(1 << 27, dtype=torch.int64)
     best = min(timed(block.sum) for _ in range(6))
     return block.nbytes / best
@@ -79,13 +79,13 @@ def timed(work: Any) -> float:
 
 
 def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[str, Any]:
-    """What the fresh process does."""
+    """Load the weights and sample; runs in the new process."""
     if threads:
         torch.set_num_threads(threads)
     bandwidth = read_bandwidth()
     before = time.perf_counter()
     model = load_model(directory, verify=False)
-    convert_weights(model, "bf16")  # matrices stay where the file is mapped
+    convert_weights(model, "bf16")  # no copy: the matrices are memory-mapped
     load_seconds = time.perf_counter() - before
     config = model.config
 
@@ -111,7 +111,7 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[st
         tokens = engine.generate(program, known, conditioning, sampler, uniforms, tick)
 
     seconds = np.diff(ticks).tolist()
-    # text embeddings are looked up, not read through
+    # text embeddings are looked up, not read as a whole
     read = sum(p.nbytes for p in model.parameters())
     read -= (config.vocabulary.size - codes) * config.hidden_size * model.word_embeddings.weight.element_size()
     token_seconds = statistics.median(seconds[1:])

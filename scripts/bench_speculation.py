@@ -1,13 +1,13 @@
-"""What guessing ahead saves: a JSON line for each part, with trained weights, on captions or on a video's frames.
+"""What speculative decoding saves: one JSON line per stage, with trained weights, on captions or a video's frames.
 
     python scripts/bench_speculation.py                         # bundled weights, moving digits
     python scripts/bench_speculation.py --model DIR --caption "a man" --video talk.mp4 --fps 4 rounds=2
 
-Clips are drawn one at a time by both schedules. A video's frames, `--fps` of them a second, are interpolated; without
-one the caption's whole clip is made. `tokens_a_forward` is what a guessing forward settles of a clip on average
-(sequential decoding's forwards, each of which settles one, over guessing's), `gain` sequential decoding's CPU seconds
-over guessing's, the least of `--repeats` each; `equal` that the tokens are the same.
-Not a test: nothing here passes or fails.
+Clips are sampled one at a time by both schedules. With a video, its frames, `--fps` per second, are interpolated;
+without, whole clips are sampled. `tokens_a_forward` is the mean number of tokens that a speculative forward pass
+settles per clip (passes of sequential decoding, which settle one each, over those of speculative decoding); `gain` is
+the CPU seconds of sequential over those of speculative decoding, the minimum of `--repeats` each; `equal` says whether
+the tokens are the same. This is not a test: it neither passes nor fails.
 """
 
 import argparse
@@ -32,36 +32,31 @@ from cogvideo.sampling.pipeline import Pipeline
 DIGITS = ("the red digit 3 moves left slowly", "蓝色的数字5向上快速移动", "the green digit 8 moves down quickly")
 
 
-class Counted:
-    """Counts the forwards of a pipeline's models."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._engines = pipeline.engines.values()
-
-    @property
-    def forwards(self) -> int:
-        return sum(engine.forward_passes for engine in self._engines)
+def forward_passes(pipeline: Pipeline) -> int:
+    """Of all models so far."""
+    return sum(engine.forward_passes for engine in pipeline.engines.values())
 
 
-def parts(
-    pipeline: Pipeline, counted: Counted, caption: str, config: SampleConfig, given: InputClips | None
+def measure_stages(
+    pipeline: Pipeline, caption: str, config: SampleConfig, given: InputClips | None
 ) -> Iterator[tuple[str, int, int, float, Tensor]]:
-    """Each part's name, the tokens it drew, its forwards, CPU seconds of this thread, and the clip after it."""
-    keys, before = sample_keys(config.seed, [caption], 1), 0
+    """For each stage its name, number of tokens, forward passes, CPU seconds of this thread, and the clip after it."""
+    keys, num_frames = sample_keys(config.seed, [caption], 1), 0
     if given is None:
         stages = pipeline.stages(keys, pipeline.encode_prompts([caption], config), config)
         names = ["first frame", "key frames"]
     else:
-        before, names = given.num_frames, []
-        prompts = pipeline.encode_interpolation_prompts([caption], config, before)
+        num_frames, names = given.num_frames, []
+        prompts = pipeline.encode_interpolation_prompts([caption], config, num_frames)
         stages = pipeline.interpolate(given.tokens, keys, prompts, config)
     names += [f"round {number}" for number in range(1, config.rounds + 1)]
     for name in names:
-        forwards, began = counted.forwards, time.thread_time()
+        passes, start = forward_passes(pipeline), time.thread_time()
         clip = next(stages).tokens
-        seconds = time.thread_time() - began
-        yield name, (clip.shape[1] - before) * clip.shape[2], counted.forwards - forwards, seconds, clip
-        before = clip.shape[1]
+        seconds = time.thread_time() - start
+        new_tokens = (clip.shape[1] - num_frames) * clip.shape[2]
+        yield name, new_tokens, forward_passes(pipeline) - passes, seconds, clip
+        num_frames = clip.shape[1]
 
 
 def main() -> int:
@@ -77,7 +72,7 @@ def main() -> int:
         parser.error(f"--repeats {args.repeats}; expected at least 1")
     if args.video and not args.caption:
         parser.error("the video has no caption; pass --caption")
-    torch.set_num_threads(1)  # whose time is then all there is
+    torch.set_num_threads(1)  # the time of this thread is then all of it
     try:
         report(args)
     except (ValueError, OSError) as error:
@@ -90,7 +85,7 @@ def report(args: argparse.Namespace) -> None:
     directory = args.model or BUNDLED_WEIGHTS
     config = load_sample_config(directory, [], args.override)
     pipeline = Pipeline.load(directory, config)
-    counted, given = Counted(pipeline), None
+    given = None
     if args.video is not None:
         reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
         given = reader.read([args.video], args.fps)
@@ -98,31 +93,39 @@ def report(args: argparse.Namespace) -> None:
         if config.rounds < 1:
             raise ValueError("rounds=0 puts no frame between any; give at least 1")
     tokens: dict[str, int] = defaultdict(int)
-    forwards: dict[tuple[str, str], int] = defaultdict(int)
+    passes: dict[tuple[str, str], int] = defaultdict(int)
     seconds: dict[tuple[str, str], float] = defaultdict(float)
     equal = True
     for caption in args.caption or DIGITS:
-        made: dict[str, Tensor] = {}
-        least: dict[tuple[str, str], float] = {}
+        clips: dict[str, Tensor] = {}
+        fastest: dict[tuple[str, str], float] = {}
         for repeat in range(args.repeats):
             for schedule in ("sequential", "speculative"):
-                drawn = parts(pipeline, counted, caption, replace(config, schedule=schedule), given)
-                for name, count, calls, took, made[schedule] in drawn:
+                stages = measure_stages(pipeline, caption, replace(config, schedule=schedule), given)
+                for name, new_tokens, stage_passes, stage_seconds, clips[schedule] in stages:
                     key = name, schedule
-                    least[key] = min(took, least.get(key, took))
+                    fastest[key] = min(stage_seconds, fastest.get(key, stage_seconds))
                     if not repeat:
-                        forwards[key] += calls
-                        tokens[name] += count if schedule == "speculative" else 0
-        for key, took in least.items():
-            seconds[key] += took
-        equal &= torch.equal(made["sequential"], made["speculative"])
+                        passes[key] += stage_passes
+                        tokens[name] += new_tokens if schedule == "speculative" else 0
+        for key, stage_seconds in fastest.items():
+            seconds[key] += stage_seconds
+        equal &= torch.equal(clips["sequential"], clips["speculative"])
     for name in tokens:
-        one, ahead = (name, "sequential"), (name, "speculative")
-        line = {"benchmark": "speculation", "part": name, "tokens": tokens[name]}
-        line |= {"forwards_sequential": forwards[one], "forwards": forwards[ahead]}
-        line |= {"tokens_a_forward": round(forwards[one] / forwards[ahead], 2)}
-        line |= {"seconds_sequential": round(seconds[one], 3), "seconds": round(seconds[ahead], 3)}
-        print(json.dumps(line | {"gain": round(seconds[one] / seconds[ahead], 2), "equal": equal}))
+        sequential, speculative = (name, "sequential"), (name, "speculative")
+        line = {
+            "benchmark": "speculation",
+            "part": name,
+            "tokens": tokens[name],
+            "forwards_sequential": passes[sequential],
+            "forwards": passes[speculative],
+            "tokens_a_forward": round(passes[sequential] / passes[speculative], 2),
+            "seconds_sequential": round(seconds[sequential], 3),
+            "seconds": round(seconds[speculative], 3),
+            "gain": round(seconds[sequential] / seconds[speculative], 2),
+            "equal": equal,
+        }
+        print(json.dumps(line))
 
 
 if __name__ == "__main__":

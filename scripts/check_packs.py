@@ -3,11 +3,11 @@
     python scripts/check_packs.py DIR [--dtype float32] [--only NAME]
 
 DIR holds packs (NAME.json + NAME.safetensors; training packs have `rows`, decoding packs have `seq`) and SAT
-checkpoint folders `sat-stage1`, `sat-stage2`, which are converted first. One JSON line a pack; exit code 1 if a logit
-or loss, or a gradient's norm relative to it, is off by more than 1e-4. Decoding is checked along the pack's
-tokens: they are equal to ours if each is our greedy choice, and where a pack gives the margins of its own choices,
-one that we would not make is an error unless it was a tie. Arithmetic is float64 unless asked otherwise, so that what
-is left is the published code's own rounding. Other packs (tokenizer, super-resolution) are not this script's.
+checkpoint folders `sat-stage1`, `sat-stage2`, which are converted first. Prints one JSON line per pack; the exit code
+is 1 if a logit, a loss, or a gradient's norm relative to its size is off by more than 1e-4. Decoding is checked along
+the pack's tokens: they equal ours if each is our greedy choice, and where a pack gives the margins of its own choices,
+one that we would not make is an error unless it was a tie. The default dtype is float64, so that only the published
+code's own rounding remains. Other packs (tokenizer, super-resolution) are ignored.
 """
 
 import argparse
@@ -39,14 +39,14 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import frame_inputs
 
 LIMIT = 1e-4
-"""Of logits, losses, and gradients' norms relative to their size."""
+"""Largest error of logits, losses, and relative error of gradient norms."""
 SMALL_GRADIENT = 1e-3
-"""Of the largest norm: gradients below are compared with this instead, since what is left of them is rounding."""
+"""Fraction of the largest norm. Smaller gradients are compared with it instead, as they are mostly rounding."""
 
 
 @dataclass
 class Pack:
-    """One pack and the converted checkpoint that belongs to it."""
+    """A pack and its converted checkpoint."""
 
     path: Path
     """Its .json."""
@@ -69,14 +69,14 @@ class Pack:
 
     @property
     def frame_side(self) -> int | None:
-        """None: as the checkpoint says."""
+        """None: as in the checkpoint."""
         if "layout" in self.about:
             text_end, frame_end = self.about["layout"][:2]
             return math.isqrt(frame_end - text_end)
         return self.about.get("frame_side")
 
     def load_model(self) -> CogVideoTransformer:
-        """Convert the checkpoint and load it, as a user would; then what the pack itself says of windows counts."""
+        """Convert the checkpoint and load it, as a user would, with the pack's own window size."""
         special = self.about["special"]
         ids = VocabularyIds(
             self.about["num_image_tokens"], special["<pad>"], special["<n>"], special["<start_of_image>"]
@@ -92,13 +92,13 @@ class Pack:
         with tempfile.TemporaryDirectory() as folder:
             converted = Path(folder) / "model"
             from_sat(source, converted, settings).run(lambda: None)
-            # with dropout off in training too: packs have none
+            # no dropout in training either: packs have none
             config = dataclasses.replace(load_model(converted).config, dropout=0.0, attention_dropout=0.0)
             return load_model(converted, config=config).to(self.dtype)
 
 
 def check_training(pack: Pack) -> dict[str, Any]:
-    """Logits of every frame row, the loss, and every parameter's gradient norm."""
+    """Check logits of every frame row, the loss, and every parameter's gradient norm."""
     model = pack.load_model().train()
     config, tensors, about = model.config, pack.tensors, pack.about
     text_len = tensors["rows"].shape[1] - config.layout.num_slots
@@ -125,7 +125,7 @@ def check_training(pack: Pack) -> dict[str, Any]:
     names = {parameter.sat_name: parameter.name for parameter in model_parameters("video", config.num_layers)}
     norms = about["grad_norms"]
     least = max(max(norms.values()) * SMALL_GRADIENT, 1e-12)
-    errors = [abs(norm_of(ours[names[name]]).item() - norm) / max(norm, least) for name, norm in norms.items()]
+    errors = [abs(gradient_norm(ours[names[name]]).item() - norm) / max(norm, least) for name, norm in norms.items()]
     return {
         "max_logit_error": logit_error,
         "loss_error": abs(loss.item() - about["loss"]),
@@ -134,8 +134,8 @@ def check_training(pack: Pack) -> dict[str, Any]:
     }
 
 
-def norm_of(parameter: Tensor) -> Tensor:
-    """Norm of a gradient, zero where there is none."""
+def gradient_norm(parameter: Tensor) -> Tensor:
+    """Norm of a gradient, zero if there is none."""
     return torch.zeros(()) if parameter.grad is None else parameter.grad.norm()
 
 
@@ -158,7 +158,7 @@ class FollowPack:
 
 
 def check_decoding(pack: Pack) -> dict[str, Any]:
-    """Guided logits at the kept steps, and whether each of the pack's tokens is our greedy choice."""
+    """Check guided logits at the pack's steps, and whether each of its tokens is our greedy choice."""
     model, tensors, about = pack.load_model(), pack.tensors, pack.about
     layout, n = model.config.layout, model.config.frame_len
     frames_first = [*layout.given_frames, *layout.generation_order] if pack.stage == 2 else range(layout.num_frames)
@@ -184,8 +184,8 @@ def check_decoding(pack: Pack) -> dict[str, Any]:
     program = build_program(
         model.config,
         Schedule(slots[:known], tuple(slots[known:, None])),
-        temporal=num_frames > 1,  # the first frame alone is the trunk's
-        given_windows="wrapped" if pack.stage == 2 else "cut",  # packs are made with the published prefill
+        temporal=num_frames > 1,  # a first frame alone comes from the trunk
+        given_windows="wrapped" if pack.stage == 2 else "cut",  # packs come from the published prefill
     )
     sampler = FollowPack(sequence[:, known:], set(tensors["kept_steps"].tolist()))
     uniforms = torch.zeros(*clip.shape, 2, dtype=torch.float64)
@@ -201,7 +201,7 @@ def check_decoding(pack: Pack) -> dict[str, Any]:
 
 
 def largest(difference: Tensor) -> float:
-    """Largest absolute value; infinity for anything that is not a number."""
+    """Largest absolute value; infinity if any is NaN."""
     return float(difference.abs().nan_to_num(nan=float("inf")).max())
 
 
@@ -209,7 +209,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
-    parser.add_argument("--only", metavar="NAME", help="check this pack alone")
+    parser.add_argument("--only", metavar="NAME", help="check this pack only")
     args = parser.parse_args()
     if not args.directory.is_dir():
         print(f"check_packs: no folder at {args.directory}", file=sys.stderr)
@@ -232,7 +232,7 @@ def main() -> int:
             line |= check(pack)
             errors = (line["max_logit_error"], line["loss_error"] or 0.0, line["max_gradient_norm_error"] or 0.0)
             within = all(e <= LIMIT for e in errors) and not line.get("tokens_other_than_ties")
-        except Exception as error:  # whatever is wrong with one pack, the others are still checked
+        except Exception as error:  # the other packs are checked all the same
             line["error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             within = False
         print(json.dumps({**line, "ok": within, "seconds": round(time.perf_counter() - start, 1)}), flush=True)

@@ -1,9 +1,9 @@
 """The training step as the first CogVideo trainers had it, to measure against: everything dense, nothing skipped.
 
-Text and frames are one sequence; each channel has its (rows x rows) scores for every head with an additive mask, and
-the softmax that kept fp16 in range ("PB-relax"); text rows go through the temporal channel too; logits are of the whole
-vocabulary at all rows, and all rows have a loss, in float32, before a mask picks. It reads the parameters of our model
-and gives the same loss. A stand-in: written for scripts/bench_train.py from the paper's description alone.
+Text and frames are one sequence. Each channel computes (rows x rows) scores for every head, with an additive mask and
+the softmax that kept fp16 in range ("PB-relax"); text rows go through the temporal channel too. Logits are computed for
+the whole vocabulary at all rows, and float32 losses for all rows, before a loss mask is applied. It uses our model's
+parameters and gives the same loss. Written for scripts/bench_train.py from the paper's description alone.
 """
 
 import math
@@ -23,7 +23,7 @@ HIDDEN_SCORE = -1e4
 
 
 class DenseStep:
-    """Call it on a batch without padding for the mean loss of supervised tokens."""
+    """Computes the mean loss of supervised tokens of a batch without padding."""
 
     def __init__(self, model: CogVideoTransformer) -> None:
         self.model, config = model, model.config

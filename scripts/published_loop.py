@@ -1,7 +1,8 @@
-"""A stand-in for the published decoding loop, to time beside ours on the same machine: not its code, but what it does.
+"""A stand-in for the published decoding loop, to time beside ours on the same machine: the same work, other code.
 
-One token a forward; a cache that torch.cat makes anew in every layer; a dense mask over all of it in both channels;
-a guide as a second row; the cluster sampler by full softmax and sort. Image tokens alone are scored, as its speed says.
+One token per forward pass; a cache that torch.cat copies in every layer; a dense mask over all of it in both channels;
+a guide as a second row; the cluster sampler by full softmax and sort. Logits are computed for image tokens only, as the
+published speed implies.
 """
 
 import statistics
@@ -32,9 +33,9 @@ def _attend(channel: Attention, x: Tensor, cached: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def step_seconds(model: CogVideoTransformer, rows: int, cached: int, *, temporal: bool, repeats: int = 4) -> float:
-    """Median time of a step on a batch of `rows` (guides counted) with `cached` slots behind it."""
+    """Median time of a step on a batch of `rows` (guides included) with `cached` slots in the cache."""
     hidden, codes = model.config.hidden_size, model.config.vocabulary.num_image_tokens
-    # each layer's and channel's own, or reading them would cost nothing
+    # one per layer and channel: a shared one would stay in the processor's cache
     caches = [torch.randn(2 if temporal else 1, rows, cached, 2 * hidden) for _ in model.layers]
     times = []
     for _ in range(repeats + 1):
