@@ -1,4 +1,4 @@
-"""`cogvideo eval digits` end to end on random weights: the table, the JSON, and one line for bad input."""
+"""`cogvideo eval digits` end to end on random weights: the table, the JSON, and errors in one line."""
 
 import json
 import shutil
@@ -17,7 +17,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("weights") / "bundle", frame_side=5, num_layers=1)
 
 
-def test_random_weights_fail_and_real_clips_do_not(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_random_weights_miss_targets_and_real_clips_score_well(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     file = tmp_path / "figures.json"
     assert main(["eval", "digits", "--model", str(bundle), "--json", str(file), *SMALL]) == 0
     text = capsys.readouterr().out
@@ -28,13 +30,13 @@ def test_random_weights_fail_and_real_clips_do_not(bundle: Path, tmp_path: Path,
     assert figures["sampling"]["key_frames"]["top_k_clusters"] == 4
 
 
-def test_without_stage_2_key_frames_alone_are_judged(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_without_stage_2_only_key_frames_are_scored(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(bundle, tmp_path / "stage1", ignore=shutil.ignore_patterns("interpolation"))
     assert main(["eval", "digits", "--model", str(tmp_path / "stage1"), *SMALL]) == 0
     assert capsys.readouterr().out.count("NOT met") == 3
 
 
-def test_real_clips_alone_need_the_tokenizer_only(bundle: Path, capsys: pytest.CaptureFixture[str]):
+def test_real_clips_need_only_the_tokenizer(bundle: Path, capsys: pytest.CaptureFixture[str]):
     tokenizer = str(bundle / "image_tokenizer")
     assert main(["eval", "digits", "--real", "--tokenizer", tokenizer, "--num-prompts", "2"]) == 0
     text = capsys.readouterr().out
@@ -58,7 +60,7 @@ def test_bad_input_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str],
     assert message in error and error.count("\n") == 1
 
 
-def test_weights_of_another_canvas_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_weights_for_another_frame_size_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     bundle = write_bundle(tmp_path / "bundle", frame_side=2, num_layers=1)
     assert main(["eval", "digits", "--model", str(bundle), *SMALL]) == 2
     assert "16x16" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def prepared(tmp_path_factory, digits, tokenizer):
     return out
 
 
-def test_rows_are_the_tokens_of_the_videos_own_frames(prepared, digits, tokenizer):
+def test_rows_are_the_tokens_of_the_videos_frames(prepared, digits, tokenizer):
     clips = ClipDataset(prepared)
     clips.verify()
     assert len(clips) == 6 * 7 and clips.num_frames == 5 and clips.frame_len == 25 and clips.num_tokens == 64
@@ -83,29 +83,29 @@ def test_rows_are_the_tokens_of_the_videos_own_frames(prepared, digits, tokenize
 
 
 def test_each_frame_is_encoded_once(digits, tmp_path, tokenizer):
-    seen = []
+    batch_sizes = []
     encode = TokenEncoder(ImageTokenizer.load(tokenizer))
 
     def counting(frames):
-        seen.append(len(frames))
+        batch_sizes.append(len(frames))
         return encode(frames)
 
     config = PrepareConfig(frame_pixels=40, encode_batch=50)
     manifest = Preparation(digits, tmp_path / "out", "tokens", config).run(counting)
-    assert manifest["rows"] == 6 and sum(seen) == 6 * 5 and max(seen) <= 50
+    assert manifest["rows"] == 6 and sum(batch_sizes) == 6 * 5 and max(batch_sizes) <= 50
 
 
-def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(prepared, digits, tokenizer, tmp_path):
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(prepared, digits, tokenizer, tmp_path):
     out = tmp_path / "clips"
     words = ["--tokenizer", str(tokenizer), *CLIPS, "videos_per_shard=2"]
     command = [sys.executable, "-m", "cogvideo", "prepare", "--captions", str(digits), "--out", str(out), *words]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    began = time.monotonic()
-    while not (out / "shards" / "00000").is_dir() and process.poll() is None and time.monotonic() - began < 120:
+    start = time.monotonic()
+    while not (out / "shards" / "00000").is_dir() and process.poll() is None and time.monotonic() - start < 120:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (out / "shards" / ".00002.abc.tmp").mkdir()  # what a kill inside the next shard leaves
+    (out / "shards" / ".00002.abc.tmp").mkdir()  # left by a kill while writing the next shard
     (out / "manifest.json").unlink(missing_ok=True)
     with pytest.raises(ValueError, match="not finished"):
         ClipDataset(out)
@@ -115,7 +115,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(prepared, dig
     assert contents(out) == contents(prepared)
 
 
-def test_a_folder_of_other_work_is_left_alone(prepared, digits, tokenizer, tmp_path, capsys):
+def test_a_folder_with_other_content_is_not_touched(prepared, digits, tokenizer, tmp_path, capsys):
     before = contents(prepared)
     assert prepare(digits, prepared, "--tokenizer", tokenizer, *CLIPS, "clips.num_frames=3") == 2
     assert "begun with other config" in capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_a_folder_of_other_work_is_left_alone(prepared, digits, tokenizer, tmp_p
 
 @pytest.fixture
 def mixed(tmp_path, digits):
-    """Two good videos, one cut short, one missing, one no video, one too short a span; one video with two captions."""
+    """Two good videos, one of them with two captions; one truncated, one missing, one not a video; one short span."""
     folder = tmp_path / "mixed"
     folder.mkdir()
     good = [(digits.parent / f"clips/00000{index}.mp4").read_bytes() for index in range(2)]
@@ -146,7 +146,7 @@ def mixed(tmp_path, digits):
     return folder / "c.jsonl"
 
 
-def test_bad_videos_are_left_out_and_reported(mixed, tokenizer, tmp_path, capsys):
+def test_bad_videos_are_skipped_and_reported(mixed, tokenizer, tmp_path, capsys):
     out = tmp_path / "out"
     assert prepare(mixed, out, "--tokenizer", tokenizer, "frame_pixels=40") == 0
     clips = ClipDataset(out)
@@ -174,7 +174,7 @@ def test_a_link_out_of_the_folder_is_not_followed(mixed, digits, tmp_path):
 def test_strict_makes_a_bad_video_an_error(mixed, tokenizer, tmp_path, capsys):
     assert prepare(mixed, tmp_path / "out", "--tokenizer", tokenizer, "frame_pixels=40", "strict=true") == 2
     assert "cut.mp4 is cut short" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "out").exists(), "nothing is in the way of the mended command"
+    assert not (tmp_path / "out").exists(), "the command can run again once the video is repaired"
 
 
 def test_frames_for_the_image_tokenizer(digits, tmp_path):
@@ -185,16 +185,16 @@ def test_frames_for_the_image_tokenizer(digits, tmp_path):
     assert np.array_equal(frames.frames([0, 1, 2]), whole[[0, 16, 32]])
 
 
-def test_a_dry_run_counts_and_makes_nothing(mixed, tokenizer, tmp_path, capsys):
+def test_a_dry_run_counts_and_writes_nothing(mixed, tokenizer, tmp_path, capsys):
     words = ["--tokenizer", tokenizer, "frame_pixels=40", "--dry-run"]
     assert prepare(mixed, tmp_path / "out", *words) == 0
-    said = capsys.readouterr().out
-    assert "7 captions of 5 videos; 4 captions would be skipped" in said
-    assert "3 rows" in said and "1 of 2 s, 2 of 4 s" in said
+    out_text = capsys.readouterr().out
+    assert "7 captions of 5 videos; 4 captions would be skipped" in out_text
+    assert "3 rows" in out_text and "1 of 2 s, 2 of 4 s" in out_text
     assert not (tmp_path / "out").exists()
 
 
-def test_a_size_that_is_no_whole_number_of_tokens(digits, tokenizer, tmp_path, capsys):
+def test_frames_that_are_not_a_whole_number_of_tokens_are_refused(digits, tokenizer, tmp_path, capsys):
     assert prepare(digits, tmp_path / "out", "--tokenizer", tokenizer, "frame_pixels=41") == 2
     assert "not a multiple of the image tokenizer's compress rate 8" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

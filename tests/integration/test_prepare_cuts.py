@@ -1,4 +1,4 @@
-"""Clips and cuts between shots: with PySceneDetect where it is installed, and what is said where it is not."""
+"""Clips and cuts between shots, with PySceneDetect if it is installed, and the error if it is not."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from cogvideo.media.video import write_video
 
 @pytest.fixture
 def video(tmp_path):
-    """Eight frames a second: 2.5 s of red ground, then 1.5 s of blue, with a small square that moves."""
+    """Eight frames per second: 2.5 s on red, then 1.5 s on blue, with a small moving square."""
     frames = np.zeros((32, 64, 64, 3), np.uint8)
     frames[:20, :, :, 0] = frames[20:, :, :, 2] = 200
     for index in range(32):
@@ -25,7 +25,7 @@ def video(tmp_path):
     return tmp_path / "v.mp4"
 
 
-def clips_of(video, cuts, monkeypatch, end=None):
+def plan(video, cuts, monkeypatch, end=None):
     if cuts is not None:
         monkeypatch.setattr("cogvideo.data.extract.find_cuts", lambda path, threshold: np.array(cuts))
     config = ClipConfig(clip_seconds=(4.0, 2.0, 1.0), max_clips_per_length=1)
@@ -37,18 +37,18 @@ def clips_of(video, cuts, monkeypatch, end=None):
         1 << 30,
         None if cuts is None else 27.0,
     )
-    plan = extractor.plan(VideoJob(video.name, ((0, Caption(video.name, "x", 0.0, end)),)))
-    return [(clip.seconds, *plan.times[list(clip.frames)][[0, -1]]) for _, clip in plan.rows]
+    found = extractor.plan(VideoJob(video.name, ((0, Caption(video.name, "x", 0.0, end)),)))
+    return [(clip.seconds, *found.times[list(clip.frames)][[0, -1]]) for _, clip in found.rows]
 
 
-def test_no_clip_spans_a_cut(video, monkeypatch):
-    assert clips_of(video, None, monkeypatch) == [(4.0, 0.0, 3.875)]
-    assert clips_of(video, [2.5], monkeypatch) == [(2.0, 0.0, 2.0), (1.0, 2.5, 3.5)]
-    assert clips_of(video, [2.5], monkeypatch, end=2.75) == [(2.0, 0.0, 2.0)]
-    assert clips_of(video, [], monkeypatch) == [(4.0, 0.0, 3.875)]
+def test_no_clip_crosses_a_cut(video, monkeypatch):
+    assert plan(video, None, monkeypatch) == [(4.0, 0.0, 3.875)]
+    assert plan(video, [2.5], monkeypatch) == [(2.0, 0.0, 2.0), (1.0, 2.5, 3.5)]
+    assert plan(video, [2.5], monkeypatch, end=2.75) == [(2.0, 0.0, 2.0)]
+    assert plan(video, [], monkeypatch) == [(4.0, 0.0, 3.875)]
 
 
-def test_cuts_are_found(video):
+def test_cuts_are_detected(video):
     pytest.importorskip("scenedetect", reason="needs the extra [data]")
     assert find_cuts(video, 27.0).tolist() == [2.5]
     assert find_cuts(video, 250.0).tolist() == []

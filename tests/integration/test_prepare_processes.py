@@ -1,4 +1,4 @@
-"""`cogvideo prepare` in several processes: one folder, the same bytes, whatever failed or was killed between."""
+"""`cogvideo prepare` in several processes: the same bytes in the folder, whatever failed or was killed before."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from cogvideo.cli.main import main
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cogvideo"]
 SETTINGS = ["--frames", "frame_pixels=40", "frames_per_video=2", "videos_per_shard=1"]
-"""Frames rather than tokens: the same work, and no image tokenizer to load."""
+"""Frames rather than tokens: the same code, without an image tokenizer to load."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -49,16 +49,16 @@ def start(words: list[str], **variables: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, *words], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def by_hand(*words: list[str]) -> "list[subprocess.Popen[str]]":
-    """Two processes as on two machines, their variables set, and no launcher that watches over both."""
+def without_launcher(*words: list[str]) -> "list[subprocess.Popen[str]]":
+    """Start two processes as on two machines: with the launcher's variables, but without a launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    return [start(words[rank % len(words)], RANK=str(rank), **place) for rank in range(2)]
+        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [start(words[rank % len(words)], RANK=str(rank), **variables) for rank in range(2)]
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_with_what_one_left(videos: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+def test_two_processes_resume_what_one_left(videos: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "frames"
     process = start(["-m", "cogvideo", *command(videos, out)])
     deadline = time.monotonic() + 120
@@ -69,48 +69,52 @@ def test_two_processes_go_on_with_what_one_left(videos: Path, alone: dict[str, b
     (out / "manifest.json").unlink(missing_ok=True)
     first = (out / "shards/00000/frames.npy").stat().st_mtime_ns
     two = start([*TORCHRUN, *command(videos, out)])
-    said, errors = two.communicate(timeout=240)
+    output, errors = two.communicate(timeout=240)
     assert two.returncode == 0, errors
-    assert said.count(f"{out}: 14 rows") == 1 and "1 of 8 captions skipped" in errors
+    assert output.count(f"{out}: 14 rows") == 1 and "1 of 8 captions skipped" in errors
     assert contents(out) == alone and (out / "shards/00000/frames.npy").stat().st_mtime_ns == first
 
 
 @pytest.mark.slow
-def test_others_finish_theirs_when_one_fails(videos: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+def test_the_other_rank_finishes_its_shards_when_one_fails(
+    videos: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
     out = tmp_path / "frames"
     strict = start([*TORCHRUN, *command(videos, out, "strict=true")])
     _, errors = strict.communicate(timeout=240)
     assert strict.returncode != 0
-    assert "process 1 of 2: " in errors and "cut.mp4 is cut short" in errors  # video 7, so shard 7, is process 1's
-    assert "1 of 8 shards are not made" in errors and "run the same command again" in errors
+    assert "rank 1 of 2: " in errors and "cut.mp4 is cut short" in errors  # video 7, thus shard 7, belongs to rank 1
+    assert "1 of 8 shards are missing" in errors and "run the same command again" in errors
     assert len(list((out / "shards").iterdir())) == 7 and not (out / "manifest.json").exists()
     assert main(command(videos, out)) == 0
     assert contents(out) == alone
 
 
-DIES = """
+KILLED_AT_SHARD_3 = """
 import os, signal, sys
 from cogvideo.cli.main import main
 from cogvideo.data import prepare
-whole = prepare.write_shard
+write_shard = prepare.write_shard
 def write(folder, *shard):
     if os.environ["RANK"] == "1" and folder.name == "00003":
         folder.with_name(".00003.killed.tmp").mkdir()
         os.kill(os.getpid(), signal.SIGKILL)
-    whole(folder, *shard)
+    write_shard(folder, *shard)
 prepare.write_shard = write
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
-def test_others_finish_theirs_when_one_is_killed(videos: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
-    """No launcher: nobody but the others themselves can notice."""
+def test_the_other_rank_finishes_its_shards_when_one_is_killed(
+    videos: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Without a launcher, only the other rank can notice."""
     out = tmp_path / "frames"
-    first, second = by_hand(["-c", DIES, *command(videos, out)])
+    first, second = without_launcher(["-c", KILLED_AT_SHARD_3, *command(videos, out)])
     errors = first.communicate(timeout=240)[1]
     assert second.wait(timeout=240) == -signal.SIGKILL and first.returncode == 2
-    assert "3 of 8 shards are not made, for a process failed or died" in errors and "Traceback" not in errors
+    assert "3 of 8 shards are missing, because a process failed or died" in errors and "Traceback" not in errors
     assert {path.name for path in (out / "shards").iterdir()} == {
         *("00000", "00002", "00004", "00006"),
         *("00001", ".00003.killed.tmp"),
@@ -120,13 +124,13 @@ def test_others_finish_theirs_when_one_is_killed(videos: Path, alone: dict[str, 
 
 
 @pytest.mark.slow
-def test_processes_with_other_captions_are_refused(videos: Path, tmp_path: Path) -> None:
-    """As machines that do not share the captions file might have."""
+def test_a_rank_with_other_captions_is_refused(videos: Path, tmp_path: Path) -> None:
+    """As can happen on machines that do not share the captions file."""
     other = tmp_path / "captions.jsonl"
     other.write_text(json.dumps({"video": "clips/000000.mp4", "caption": "another"}) + "\n")
     out = tmp_path / "frames"
     words = ["prepare", "--captions", str(other), "--videos", str(videos), "--out", str(out), *SETTINGS]
-    first, second = by_hand(["-m", "cogvideo", *command(videos, out)], ["-m", "cogvideo", *words])
+    first, second = without_launcher(["-m", "cogvideo", *command(videos, out)], ["-m", "cogvideo", *words])
     errors = second.communicate(timeout=240)[1]
     assert second.returncode == 2 and "was begun with other captions" in errors
-    assert "4 of 8 shards are not made" in first.communicate(timeout=240)[1] and first.returncode == 2
+    assert "4 of 8 shards are missing" in first.communicate(timeout=240)[1] and first.returncode == 2

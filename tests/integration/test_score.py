@@ -1,4 +1,4 @@
-"""`cogvideo score` on published rows and a converted checkpoint, on prepared folders, and on bad input."""
+"""`cogvideo score` on published rows with a converted checkpoint, on prepared folders, and on bad input."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ VOCABULARY = ("vocab.num_image_tokens=200", "vocab.pad=200", "vocab.newline=201"
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> list[str]:
-    """A model and three published rows of its sizes, as words of the command."""
+    """A model and three published rows of its sizes, as command-line arguments."""
     model = tiny_model(tiny_config("sequential"))
     save_model(tmp_path / "model", model)
     batch = tiny_batch(model.config, batch=3)
@@ -41,14 +41,14 @@ def test_published_rows_score_as_published(tmp_path: Path, capsys: pytest.Captur
     assert first == pytest.approx(pack.about["partial"]["AR_f1_loss"], abs=1e-5)
 
 
-def test_batches_change_nothing_and_logits_are_kept(tiny: list[str], tmp_path: Path) -> None:
-    one, all_ = tmp_path / "one.safetensors", tmp_path / "all.safetensors"
-    assert main([*tiny, "--out", str(one), "--batch", "1"]) == 0
-    assert main([*tiny, "--out", str(all_), "--logits", "--limit", "2"]) == 0
-    singly, together = load_file(one), load_file(all_)
-    torch.testing.assert_close(singly["losses"][:2], together["losses"], atol=1e-5, rtol=1e-4)
+def test_batch_size_changes_nothing_and_logits_are_stored(tiny: list[str], tmp_path: Path) -> None:
+    single, batched = tmp_path / "single.safetensors", tmp_path / "batched.safetensors"
+    assert main([*tiny, "--out", str(single), "--batch", "1"]) == 0
+    assert main([*tiny, "--out", str(batched), "--logits", "--limit", "2"]) == 0
+    one_by_one, together = load_file(single), load_file(batched)
+    torch.testing.assert_close(one_by_one["losses"][:2], together["losses"], atol=1e-5, rtol=1e-4)
     assert together["logits"].shape == (2, 80, 20)
-    assert "logits" not in singly
+    assert "logits" not in one_by_one
 
 
 def test_a_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +103,7 @@ def test_bad_input(
     assert error.count("\n") == 1
 
 
-def test_an_image_model_is_refused(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_to_image_model_is_refused(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "trunk", tiny_model(tiny_config("image")))
     assert main([*tiny, "--model", str(tmp_path / "trunk"), "--out", str(tmp_path / "a.safetensors")]) == 2
     assert "text-to-image model" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`cogvideo inspect` end to end: configs as shipped, checkpoints, and bad input."""
+"""`cogvideo inspect` end to end: shipped configs, checkpoints, and bad input."""
 
 from pathlib import Path
 
