@@ -1,4 +1,4 @@
-"""Our checkpoint folder: safetensors (one file, or shards and an index), config.json, manifest.json. Knows no model.
+"""Our checkpoint folder, for any model: safetensors (one file, or shards and an index), config.json, manifest.json.
 
     config.json      {"format": 1, "config": settings, "extra": anything else, "trunk": see below}
     model.safetensors, or model-00001-of-000NN.safetensors ... and model.safetensors.index.json
