@@ -163,6 +163,11 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str
     return [*sources, (str(path), {str(key): value for key, value in values.items()})]
 
 
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split command-line words into plain ones and `key=value` ones; a prompt with spaces before its `=` is plain."""
+    return [w for w in words if not OVERRIDE.fullmatch(w)], [w for w in words if OVERRIDE.fullmatch(w)]
+
+
 def _parse_override(word: str, known: dict[str, Any]) -> dict[str, Any]:
     match = OVERRIDE.fullmatch(word)
     if not match:

@@ -1,11 +1,10 @@
 """Arguments that commands share: `--config FILE`, `key=value` words, `--device`."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cogvideo.config import OVERRIDE, load_config
+from cogvideo.config import load_config
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +54,3 @@ def device_from(name: str | None) -> "torch.device":
         reason = (str(error).splitlines() or ["it cannot be opened"])[0]
         raise ValueError(f"--device {name} cannot be used ({reason}); give cpu, cuda or cuda:1") from None
     return device
-
-
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split words into plain ones and `key=value` ones. A prompt with a space before its `=` is a plain word."""
-    return [w for w in words if not OVERRIDE.fullmatch(w)], [w for w in words if OVERRIDE.fullmatch(w)]

@@ -17,7 +17,7 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
-from cogvideo.cli._common import split_overrides
+from cogvideo.config import split_overrides
 
 ABOUT_BUNDLED = (
     "These small weights know one thing: a moving digit, in English or Chinese. "

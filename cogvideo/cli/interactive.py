@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cogvideo.cli._common import split_overrides
 from cogvideo.cli._sampling import read_given_clips, run_job, sigterm_as_exit
+from cogvideo.config import split_overrides
 from cogvideo.logs import one_line
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: l
     from cogvideo.sampling.bundle import load_sample_config
     from cogvideo.sampling.config import LOADING_KEYS
     from cogvideo.sampling.jobs import clip_job
-    from cogvideo.sampling.outputs import claim_folder
+    from cogvideo.sampling.runner import claim_folder
 
     directory = args.model or BUNDLED_WEIGHTS
     config = load_sample_config(directory, args.config, overrides)

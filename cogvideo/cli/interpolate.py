@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.cli._common import split_overrides
+    from cogvideo.config import split_overrides
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.bundle import load_sample_config

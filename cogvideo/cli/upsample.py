@@ -24,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.cli._common import split_overrides
-    from cogvideo.config import load_config
+    from cogvideo.config import load_config, split_overrides
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.config import UpsampleConfig

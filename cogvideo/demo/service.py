@@ -24,9 +24,8 @@ from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
 from cogvideo.sampling.inputs import InputClips, InputReader
 from cogvideo.sampling.jobs import Job, clip_job, describe_job, interpolation_job, upsample_job
-from cogvideo.sampling.outputs import claim_folder, sample_names
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.sampling.runner import RunDirectory, write_clips
+from cogvideo.sampling.runner import RunDirectory, claim_folder, sample_names, write_clips
 from cogvideo.sampling.superres import Upsampler
 
 MAX_CHARACTERS = 20_000

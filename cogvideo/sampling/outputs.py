@@ -8,7 +8,6 @@ tokens.safetensors     `tokens` (samples, frames, frame_len) int64, `seconds` (1
 
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from cogvideo import __version__
 from cogvideo.config import dump_yaml
-from cogvideo.files import atomic_write, safe_name, write_json
+from cogvideo.files import atomic_write, write_json
 from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.media.video import write_gif, write_video
 from cogvideo.rng import SampleKey
@@ -34,24 +33,6 @@ GIF_FPS = 50
 """Highest frame rate that a GIF can play; faster clips are thinned."""
 GIF_SECONDS = 600
 """A GIF shows one picture for at most 655 seconds, and equal pictures are merged; longer clips are sped up."""
-
-
-def claim_folder(out: Path, overwrite: bool) -> None:
-    """Create the output folder and check that it is writable, before hours are spent.
-
-    Raises: FileExistsError if it is not empty and `overwrite` is not set; OSError if it is not writable.
-    """
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise FileExistsError(f"{out} is not empty; choose another folder, or --overwrite to replace files in it")
-    out.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=out).close()
-
-
-def sample_names(captions: Sequence[str]) -> list[str]:
-    """Unique, numbered file stems that keep only letters and digits of the captions."""
-    return [f"{index:03d}-{safe_name(caption)}" for index, caption in enumerate(captions)]
 
 
 def describe_samples(names: Sequence[str], keys: Sequence[SampleKey]) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +28,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cogvideo.distributed import ProcessGroup
-from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.files import atomic_write, read_json, safe_name, write_json
 from cogvideo.inference.engine import Progress
 from cogvideo.sampling.jobs import Job
-from cogvideo.sampling.outputs import claim_folder, describe_samples, sample_names, write_clip, write_summary
+from cogvideo.sampling.outputs import describe_samples, write_clip, write_summary
 
 UNFINISHED, RECORD, RESULT = "unfinished", "work.json", "samples.json"
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.\w+)?")
@@ -88,6 +89,24 @@ def clip_groups(job: Job, processes: ProcessGroup) -> list[list[int]]:
     prompts = processes.shard(len(job.keys) // count)
     clips = [prompt * count + sample for prompt in prompts for sample in range(count)]
     return [clips[first : first + job.clips_per_group] for first in range(0, len(clips), job.clips_per_group)]
+
+
+def claim_folder(out: Path, overwrite: bool) -> None:
+    """Create the output folder and check that it is writable, before hours are spent.
+
+    Raises: FileExistsError if it is not empty and `overwrite` is not set; OSError if it is not writable.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; --out names a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise FileExistsError(f"{out} is not empty; choose another folder, or --overwrite to replace files in it")
+    out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()
+
+
+def sample_names(captions: Sequence[str]) -> list[str]:
+    """Unique, numbered file stems that keep only letters and digits of the captions."""
+    return [f"{index:03d}-{safe_name(caption)}" for index, caption in enumerate(captions)]
 
 
 class RunDirectory:

@@ -9,8 +9,9 @@ from types import ModuleType
 import pytest
 
 from cogvideo.cli import main as main_module
-from cogvideo.cli._common import add_config_arguments, split_overrides
+from cogvideo.cli._common import add_config_arguments
 from cogvideo.cli.main import COMMANDS, main
+from cogvideo.config import split_overrides
 
 
 @pytest.fixture

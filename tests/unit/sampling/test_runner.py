@@ -15,7 +15,7 @@ from cogvideo.distributed import ProcessGroup
 from cogvideo.sampling import runner as module
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.jobs import clip_job
-from cogvideo.sampling.runner import UNFINISHED, RunDirectory, clip_groups, write_clips
+from cogvideo.sampling.runner import UNFINISHED, RunDirectory, claim_folder, clip_groups, sample_names, write_clips
 from tests.helpers import decoding as tiny
 
 CONFIG = SampleConfig(rounds=1, num_clusters=8)
@@ -26,6 +26,29 @@ TOKENS = torch.arange(6).view(1, 2, 3)
 
 def directory(out: Path, processes: ProcessGroup | None = None, **changed: Any) -> RunDirectory:
     return RunDirectory(out, {**IDENTITY, **changed}, processes or ProcessGroup())
+
+
+NASTY = ["../../etc/passwd", "a; rm -rf ~ `x` $(y)", "\0\n/", "红色的数字3" * 40, "CON", "-out"]
+
+
+def test_names_cannot_leave_the_folder() -> None:
+    names = sample_names([nasty for nasty in NASTY for _ in range(2)])
+    assert len(set(names)) == 12
+    for name in names:
+        assert name[:4].rstrip("-").isdigit() and len(name.encode()) < 128
+        assert all(c.isalnum() or c == "-" for c in name)
+
+
+def test_output_folders(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "new" / "deep", overwrite=False)
+    assert (tmp_path / "new" / "deep").is_dir() and not any((tmp_path / "new" / "deep").iterdir())
+    (tmp_path / "new" / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="is not empty; choose another folder, or --overwrite"):
+        claim_folder(tmp_path / "new", overwrite=False)
+    claim_folder(tmp_path / "new", overwrite=True)
+    assert (tmp_path / "new" / "mine.txt").read_text() == "keep"
+    with pytest.raises(FileExistsError, match="is a file"):
+        claim_folder(tmp_path / "new" / "mine.txt", overwrite=True)
 
 
 def test_groups() -> None:
@@ -135,7 +158,7 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path: Path) ->
         directory(tmp_path).begin(resume=True)
 
 
-def test_claimed_folders(tmp_path: Path) -> None:
+def test_folders_of_runs(tmp_path: Path) -> None:
     assert directory(tmp_path / "new").begin(resume=True), "nothing to resume yet: it starts"
     (tmp_path / "half" / UNFINISHED).mkdir(parents=True)
     assert directory(tmp_path / "half").begin(resume=True), "killed before it had started"
