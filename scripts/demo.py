@@ -1,10 +1,9 @@
-"""`make demo`: the whole pipeline in a few minutes on two cores, and a page that shows what came of it.
+"""`make demo`: the whole pipeline in a few minutes on two cores, and an HTML report of the results.
 
     python scripts/demo.py [--work DIR] [--model DIR] [--quick]
 
-Every step is one `cogvideo` command, printed before it runs; a reader could type each. Training starts from the bundled
-weights and is short: it shows that each part learns and resumes its curve, not how the weights were made (that is
-scripts/pretrain_tiny.py).
+Every step is one `cogvideo` command, printed before it runs. Training starts from the bundled weights and is short: it
+shows that each part trains, not how the weights were made (scripts/pretrain_tiny.py does).
 """
 
 import argparse
@@ -29,38 +28,39 @@ PROMPTS = (
     "白色的数字2向左快速移动",
 )
 STEPS = {"tokenizer": 40, "image": 60, "sequential": 40, "interpolation": 30}
-MOST_MINUTES = 1.0  # of training a task, however slow the machine
+MAX_TRAINING_MINUTES = 1.0
+"""Per task, however slow the machine."""
 
 
 class Demo:
-    """Runs commands, remembers them and how long they took."""
+    """Runs commands and records how long they took."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
         self.done: list[tuple[str, float]] = []
 
     def cogvideo(self, *words: str | Path) -> str:
-        """Run one command; returns what it printed. Its progress shows as it goes. A failure ends the demo."""
-        line = "cogvideo " + shlex.join(_shown(word) for word in words)
+        """Run one command and return its output; progress is shown live. A failure ends the demo."""
+        line = "cogvideo " + shlex.join(_relative(word) for word in words)
         print(f"\n$ {line}", flush=True)
-        began = time.monotonic()
+        started = time.monotonic()
         command = [sys.executable, "-m", "cogvideo", *map(str, words)]
         result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         print(result.stdout, end="", flush=True)
         if result.returncode:
             sys.exit(f"demo: this command ended with exit code {result.returncode}; its message is above")
-        self.done.append((line, time.monotonic() - began))
+        self.done.append((line, time.monotonic() - started))
         return result.stdout
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/demo", help="where everything is made")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/demo", help="folder for everything")
     parser.add_argument("--model", type=Path, default=ROOT / "cogvideo/weights/tiny", help="the weights to start from")
-    parser.add_argument("--quick", action="store_true", help="a few steps and clips only, to see that all parts run")
+    parser.add_argument("--quick", action="store_true", help="a few steps and clips only, to check that all parts run")
     args = parser.parse_args()
 
-    began = time.monotonic()
+    started = time.monotonic()
     work, model = args.work.resolve(), args.model.resolve()
     _fresh_folder(work)
     demo = Demo(work)
@@ -73,13 +73,13 @@ def main() -> None:
     figures = demo.cogvideo(
         *("eval", "digits", "--model", work / "weights", "--num-prompts", str(captions), "--json", work / "eval.json")
     )
-    minutes = (time.monotonic() - began) / 60
+    minutes = (time.monotonic() - started) / 60
     _report(demo, figures, captions, minutes)
     print(f"\nDone in {minutes:.1f} minutes. Open this in a browser:\n\n    {work / 'report.html'}\n")
 
 
 def _data(demo: Demo, model: Path, clips: int) -> None:
-    """Real .mp4 files and captions, made into frames for the tokenizer and clips of tokens for all else."""
+    """Real .mp4 files and captions, prepared as frames for the tokenizer and as clips of tokens for the transformers."""
     captions = demo.work / "videos/captions.jsonl"
     digits = ("--config", CONFIGS / "data/digits.yaml")
     demo.cogvideo("digits", "--out", demo.work / "videos", "--count", str(clips), "--seed", "7")
@@ -89,7 +89,7 @@ def _data(demo: Demo, model: Path, clips: int) -> None:
 
 
 def _training(demo: Demo, model: Path, quick: bool) -> None:
-    """Each task for a short while from the bundled weights, then all of them as one bundle."""
+    """Train each task briefly from the bundled weights, then assemble a bundle."""
     work = demo.work
     starts = {"tokenizer": model / "image_tokenizer", "image": model / "trunk"}
     for task, steps in STEPS.items():
@@ -101,8 +101,8 @@ def _training(demo: Demo, model: Path, quick: bool) -> None:
             *("train", "--config", CONFIGS / f"train/tiny_{task}.yaml", f"run_dir={work / task}", *data),
             f"init.checkpoint={starts.get(task, model / task)}",
             "data.validation=null",
-            *(f"train.steps={steps}", f"train.time_limit_minutes={MOST_MINUTES}"),
-            # Gently: the weights are trained, and these steps are few.
+            *(f"train.steps={steps}", f"train.time_limit_minutes={MAX_TRAINING_MINUTES}"),
+            # a small learning rate: the weights are already trained, and these steps are few
             *("optimiser.lr=5e-5", "optimiser.warmup_steps=5", "log.every=1", f"log.preview_every={steps}"),
         )
     parts = {
@@ -120,7 +120,7 @@ def _training(demo: Demo, model: Path, quick: bool) -> None:
 
 
 def _report(demo: Demo, figures: str, captions: int, minutes: float) -> None:
-    """One page with everything on it."""
+    """Write one page with all results."""
     from cogvideo import __version__
     from cogvideo.evaluation.html_report import HtmlReport
 
@@ -137,26 +137,26 @@ def _report(demo: Demo, figures: str, captions: int, minutes: float) -> None:
     report.section("The same clips, frame by frame")
     report.pictures([(work / f"samples/{clip['name']}.png", clip["prompt"]) for clip in samples[:3]])
 
-    report.section("Do they show what was asked for?")
+    report.section("Do the clips show what the captions say?")
     report.text(
-        f"Probes that know nothing of the model judge clips of {captions} test captions, whose handwritten digits no "
-        "training clip shows. Beside them: the real clips after the image tokenizer's round trip, which is the most "
-        "that any model could reach, and the real clips themselves. So few captions leave wide margins; "
-        "`cogvideo eval digits` alone judges 200."
+        f"Independent probes judge clips of {captions} test captions, whose handwritten digits are not in the training "
+        "clips. For comparison: the real clips after encoding and decoding by the image tokenizer, an upper bound for "
+        "any model, and the real clips themselves. So few captions give wide error margins; `cogvideo eval digits` "
+        "judges 200 by default."
     )
     report.preformatted(figures)
 
-    report.section("What the image tokenizer keeps")
-    report.text("Frames of real test clips above; below, the same frames as 25 tokens each and back.")
+    report.section("Image tokenizer reconstructions")
+    report.text("Above, frames of real test clips; below, the same frames encoded as 25 tokens each and decoded.")
     report.pictures([(_reconstructions(work), "real and reconstructed")])
 
-    report.section("Training, a little further than the bundled weights")
+    report.section("A little more training of the bundled weights")
     for task in STEPS:
         report.text(f"{task}: {_steps_and_losses(work / task / 'metrics.jsonl')}")
         previews = sorted((work / task / "previews").glob("*.png"))[-1:]
         report.pictures([(path, path.stem) for path in [work / task / "curves.png", *previews]])
 
-    report.section("What ran")
+    report.section("Commands")
     report.preformatted("\n".join(f"{seconds:6.1f} s  {line}" for line, seconds in demo.done))
     report.text(f"Everything is in {work}.")
     report.write(work / "report.html")
@@ -166,13 +166,13 @@ def _steps_and_losses(metrics: Path) -> str:
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = [record for record in records if record.get("loss") is not None]
     if not losses:
-        return "no step was finished in time"
+        return "no step finished within the time limit"
     first, last = losses[0], losses[-1]
     return f"loss {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}"
 
 
 def _reconstructions(work: Path) -> Path:
-    """A sheet of real frames above the same frames encoded and decoded."""
+    """A contact sheet of real frames above their reconstructions."""
     import numpy as np
 
     from cogvideo.media.contact_sheet import contact_sheet
@@ -187,17 +187,17 @@ def _reconstructions(work: Path) -> Path:
 
 
 def _fresh_folder(work: Path) -> None:
-    """Empty the folder if an earlier demo made it; touch nobody else's files."""
+    """Empty the folder if an earlier demo made it; refuse any other."""
     if work.is_dir() and any(work.iterdir()):
         if not (work / MARK).is_file():
-            sys.exit(f"demo: {work} holds files of another kind; give another folder with --work")
+            sys.exit(f"demo: {work} was not made by this script; give another folder with --work")
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
     (work / MARK).touch()
 
 
-def _shown(word: str | Path) -> str:
-    """A word as a reader would type it from the repository's root."""
+def _relative(word: str | Path) -> str:
+    """A word as typed from the root of the repository."""
     return str(word).replace(f"{ROOT}/", "")
 
 
