@@ -14,10 +14,9 @@ from torch import Tensor
 from cogvideo.config import to_dict
 from cogvideo.inference.engine import Progress
 from cogvideo.rng import SampleKey, sample_keys
-from cogvideo.sampling.batches import BatchCache, StageOutput
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.inputs import InputClips
-from cogvideo.sampling.pipeline import Pipeline, decode_frames
+from cogvideo.sampling.pipeline import BatchCache, Pipeline, StageOutput, decode_frames
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
 from cogvideo.sampling.superres import Upsampler
 

@@ -16,7 +16,9 @@ by float rounding only, which very rarely changes a token.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,14 +27,13 @@ from torch import Tensor
 
 from cogvideo.distributed import open_device
 from cogvideo.files import BUNDLED_WEIGHTS
-from cogvideo.inference.engine import Engine, Program, Progress, build_program
-from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, kmeans_labels
+from cogvideo.inference.engine import Conditioning, Engine, Program, Progress, build_program
+from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
-from cogvideo.sampling.batches import BatchCache, FrameSampler, StageOutput
 from cogvideo.sampling.bundle import load_sample_config, open_bundle
-from cogvideo.sampling.config import SampleConfig, StageName
+from cogvideo.sampling.config import DrawConfig, SampleConfig, StageName
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt, PromptBuilder
 from cogvideo.sequence.layout import ClipLayout
 from cogvideo.sequence.prompt import Encode, PromptFormat
@@ -40,6 +41,94 @@ from cogvideo.tokenizers.image import ImageTokenizer
 
 STAGE_1_ROUND = 0
 """Round number of stage 1 in the keys of its random numbers; rounds of interpolation count from 1."""
+
+
+class StageOutput(NamedTuple):
+    """Clips after one stage of generation."""
+
+    tokens: Tensor
+    """(clips, frames so far, frame_len) int64."""
+    fps: float
+
+
+class BatchCache(Protocol):
+    """Keeps finished batches, so that a resumed run does not draw them again."""
+
+    def load(self, name: str) -> Tensor | None:
+        """The batch stored under this name; None if there is none."""
+        ...
+
+    def store(self, name: str, tokens: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class FrameSampler:
+    """A model set up to draw certain frames of its clips; every stage of generation is one."""
+
+    engine: Engine
+    program: Program
+    token_sampler: TokenSampler
+    """On the engine's device, like the program."""
+    config: DrawConfig
+
+    def sample(
+        self,
+        known: Tensor,
+        prompts: Sequence[EncodedPrompt],
+        uniforms: Tensor,
+        *,
+        clips_at_once: int,
+        name: str = "",
+        cache: BatchCache | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Draw the program's frames for any number of clips, `clips_at_once` of them in a batch.
+
+        Batches are cut here and nowhere else: a batch is one call of the engine and one file of a resumable run. A
+        resumed run must cut the same batches, since their size affects rounding in the logits.
+
+        Shapes: known (clips, frames, frame_len) int64, valid at given frames; uniforms (clips, frames, frame_len, 2);
+        returns (clips, frames, frame_len). Input and output are on the CPU. `prompts`: one per clip.
+        `cache` holds batches under `name` and the index of their first clip. `progress` receives the number of tokens
+        just drawn, or loaded from the cache.
+        Raises: ValueError for a cached batch of another shape.
+        """
+        scale = self.config.guidance_scale
+        batches = []
+        for first in range(0, len(known), clips_at_once):
+            part = slice(first, first + clips_at_once)
+            batch_name = f"{name}-{first:06d}"
+            batch = None if cache is None else cache.load(batch_name)
+            if batch is not None:
+                if batch.shape != known[part].shape:
+                    raise ValueError(
+                        f"the cached batch {batch_name} has shape {tuple(batch.shape)}, expected "
+                        f"{tuple(known[part].shape)}; remove it"
+                    )
+                if progress is not None:
+                    progress(len(batch) * self.program.tokens_per_clip)
+            else:
+                guides = [prompt.guide for prompt in prompts[part] if prompt.guide is not None]
+                conditioning = Conditioning.from_tokens(
+                    [prompt.text for prompt in prompts[part]],
+                    [] if scale is None else guides,
+                    self.engine.model.config.vocabulary.pad,
+                    guidance_scale=scale,
+                    text_bonus=self.config.effective_text_bonus,
+                )
+                tokens = self.engine.generate(
+                    self.program,
+                    known[part].flatten(1),
+                    conditioning,
+                    self.token_sampler,
+                    uniforms[part].flatten(1, 2),
+                    progress,
+                )
+                batch = tokens.view_as(known[part])
+                if cache is not None:
+                    cache.store(batch_name, batch)
+            batches.append(batch)
+        return torch.cat(batches)
 
 
 class Pipeline:

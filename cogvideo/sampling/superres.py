@@ -24,9 +24,9 @@ from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.rng import SampleKey, sample_uniforms
-from cogvideo.sampling.batches import BatchCache
 from cogvideo.sampling.bundle import SUPERRES, open_tokenizers, place_model
 from cogvideo.sampling.config import UpsampleConfig
+from cogvideo.sampling.pipeline import BatchCache
 from cogvideo.sequence.prompt import Encode
 from cogvideo.superres.batch import pad_captions
 from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask

@@ -20,8 +20,8 @@ from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import sequential
 from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
-from cogvideo.sampling.batches import FrameSampler
 from cogvideo.sampling.config import DrawConfig
+from cogvideo.sampling.pipeline import FrameSampler
 from cogvideo.sampling.prompts import EncodedPrompt
 from cogvideo.sampling.superres import draw_fine, redraw, top_k_samplers
 from cogvideo.superres.batch import SuperresBatch

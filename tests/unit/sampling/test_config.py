@@ -3,10 +3,12 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from cogvideo.config import load_config, to_dict
+from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.sampling.config import STYLES, DrawConfig, SampleConfig
 from cogvideo.sequence.prompt import PromptFormat
 
@@ -31,6 +33,10 @@ def test_published_file_spells_out_the_defaults() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_files_load(path: Path) -> None:
     assert isinstance(load_config(SampleConfig, [path]), SampleConfig)
+
+
+def test_every_schedule_of_the_engine_can_be_chosen() -> None:
+    assert get_args(get_type_hints(SampleConfig)["schedule"]) == tuple(SCHEDULES)
 
 
 @pytest.mark.parametrize("style", STYLES)
