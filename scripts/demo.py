@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _data(demo: Demo, model: Path, clips: int) -> None:
-    """Real .mp4 files and captions, prepared as frames for the tokenizer and as clips of tokens for the transformers."""
+    """Real .mp4 files and captions, prepared as frames for the tokenizer and as token clips for the transformers."""
     captions = demo.work / "videos/captions.jsonl"
     digits = ("--config", CONFIGS / "data/digits.yaml")
     demo.cogvideo("digits", "--out", demo.work / "videos", "--count", str(clips), "--seed", "7")
