@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cogvideo.training.launch import train
-from tests.helpers.training import numbers, prepare_data, settings
+from tests.helpers.training import prepare_data, read_metrics, settings
 
 pytestmark = pytest.mark.gpu
 
@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_type_learns_what_float32_does_and_resumes(variant: str, tmp_path: Path) -> None:
+def test_every_dtype_trains_like_float32_and_resumes(variant: str, tmp_path: Path) -> None:
     data = prepare_data(tmp_path / "prepared")
     plain = settings(data, tmp_path / "plain", train={"steps": 40}, log={"every": 10})
     train(plain)
@@ -32,7 +32,7 @@ def test_every_type_learns_what_float32_does_and_resumes(variant: str, tmp_path:
     train(whole)
     train(settings(data, tmp_path / "parts", **longer | {"train": longer["train"] | {"stop_at": 15}}))
     train(parts, resume=True)
-    expected, found = ([line["loss"] for line in numbers(c.run_dir)] for c in (whole, parts))
+    expected, found = ([line["loss"] for line in read_metrics(c.run_dir)] for c in (whole, parts))
     assert found == pytest.approx(expected, rel=1e-2)  # kernels that add with atomics are not bitwise repeatable
     # fp16 skips its first steps while the loss scale falls, so only the end is compared
-    assert numbers(whole.run_dir)[-1]["loss"] == pytest.approx(numbers(plain.run_dir)[-1]["loss"], abs=0.3)
+    assert read_metrics(whole.run_dir)[-1]["loss"] == pytest.approx(read_metrics(plain.run_dir)[-1]["loss"], abs=0.3)

@@ -1,6 +1,6 @@
-"""`cogvideo` commands in real processes that start in a fraction of a second, alone or as a group of several.
+"""Run `cogvideo` commands in real processes, alone or in a group, that start in a fraction of a second.
 
-They are forked from a server process that has imported torch and deepspeed, so that a test can start and kill dozens.
+They are forked from a server process that has imported torch and deepspeed, so a test can start and kill dozens.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ from cogvideo.config import dump_yaml
 from cogvideo.training.config import TrainConfig
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.integration.ranks_preload"])
+_context.set_forkserver_preload(["tests.helpers.ranks_preload"])
 
 
 def free_port() -> int:
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def start(words: list[str], world: int, folder: Path, environment: dict[str, str] | None = None) -> list[BaseProcess]:
-    """Start `cogvideo WORDS` as every rank of a group; what rank r says on stderr goes to folder/stderr_r.txt."""
+    """Start `cogvideo WORDS` on every rank of a group; rank r's stderr goes to folder/stderr_r.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
@@ -39,7 +39,7 @@ def start(words: list[str], world: int, folder: Path, environment: dict[str, str
 
 
 def train_words(config: TrainConfig, *more: str) -> list[str]:
-    """The command that trains as `config` says; its file goes beside the run folder."""
+    """The command that trains with `config`; its file is written beside the run folder."""
     file = config.run_dir.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(dump_yaml(config), encoding="utf-8")
@@ -47,7 +47,7 @@ def train_words(config: TrainConfig, *more: str) -> list[str]:
 
 
 def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
-    """Exit codes by rank; a process that has not ended after so long is killed, and has None."""
+    """Exit codes by rank; None for a process that was killed because it ran longer than `seconds`."""
     deadline = time.monotonic() + seconds
     codes = []
     for process in processes:
@@ -59,9 +59,9 @@ def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | Non
     return codes
 
 
-def run(words: list[str], world: int, folder: Path, **how: dict[str, str]) -> None:
-    """Run a command to its end, which must be a good one."""
-    codes = finish(start(words, world, folder, **how))
+def run(words: list[str], world: int, folder: Path, **options: dict[str, str]) -> None:
+    """Run a command, which must succeed on every rank."""
+    codes = finish(start(words, world, folder, **options))
     assert codes == [0] * world, [path.read_text(encoding="utf-8")[-2000:] for path in folder.glob("stderr_*.txt")]
 
 
@@ -74,7 +74,7 @@ def _work(words: list[str], environment: dict[str, str], stderr: Path) -> None:
 
     code = main(words)
     sys.stderr.flush()
-    # as the interpreter's own end, which multiprocessing leaves out: groups are taken down, then all is over
+    # as at the interpreter's exit, which multiprocessing skips: destroys process groups
     import atexit
 
     atexit._run_exitfuncs()

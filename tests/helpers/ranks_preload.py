@@ -1,4 +1,4 @@
-"""Imported by the server that `ranks.py` forks from: all that takes long to import, and no thread."""
+"""Imported by the server process that `ranks.py` forks from: slow imports that start no threads."""
 
 import os
 
@@ -10,5 +10,4 @@ import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import cogvideo.training.previews
 import cogvideo.training.trainer  # noqa: F401

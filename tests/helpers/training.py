@@ -1,4 +1,4 @@
-"""Prepared data of a few random clips and frames, a text tokenizer and small run settings: enough to train on."""
+"""Small training runs: prepared data of a few random clips and frames, a text tokenizer, and settings."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,18 @@ from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.config import TrainConfig
 
 CODES = 64
-COLOURS, WAYS = ("red", "green", "blue"), ("left", "right", "up", "down")
-CAPTIONS = [f"the {colour} digit {digit} moves {way}" for colour in COLOURS for digit in range(10) for way in WAYS]
+COLOURS, DIRECTIONS = ("red", "green", "blue"), ("left", "right", "up", "down")
+CAPTIONS = [
+    f"the {colour} digit {digit} moves {direction}"
+    for colour in COLOURS
+    for digit in range(10)
+    for direction in DIRECTIONS
+]
 WALL_CLOCK = {"tokens_per_second", "seconds_per_step", "minutes_left", "memory_mib", "mfu"}
 
 
 def prepare_data(folder: Path) -> Path:
-    """Make clips/ (5 frames of 3x3 tokens), frames/ (16x16 pixels) and text.model in `folder`."""
+    """Write clips/ (5 frames of 3x3 tokens), frames/ (16x16 pixels) and text.model into `folder`."""
     rng = np.random.default_rng(0)
     tokens = np.cumsum(rng.integers(0, 3, (60, 5, 9)), axis=2).astype(np.uint16)
     _write(folder / "clips", "tokens", tokens, np.resize([4.0, 2.0, 1.0], 60))
@@ -29,7 +34,7 @@ def prepare_data(folder: Path) -> Path:
 
 
 def settings(data: Path, run_dir: Path, /, task: str = "sequential", **groups: dict[str, Any]) -> TrainConfig:
-    """A run of six steps; `groups` change single settings: train={"dtype": "bf16"}."""
+    """A run of six steps; `groups` override single settings: train={"dtype": "bf16"}."""
     values: dict[str, dict[str, Any]] = {
         "model": {
             "num_layers": 2,
@@ -57,12 +62,11 @@ def settings(data: Path, run_dir: Path, /, task: str = "sequential", **groups: d
     }
     names = [*values, *(name for name in groups if name not in values)]
     merged = {name: values.get(name, {}) | groups.get(name, {}) for name in names}
-    config = from_dict(TrainConfig, _plain({"task": task, "run_dir": run_dir} | merged))
-    return config
+    return from_dict(TrainConfig, _plain({"task": task, "run_dir": run_dir} | merged))
 
 
-def numbers(run_dir: Path) -> list[dict[str, Any]]:
-    """A run's metrics without what a clock says."""
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """A run's metrics without those that depend on the clock."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
 
@@ -74,7 +78,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write(folder: Path, kind: Kind, array: np.ndarray, seconds: np.ndarray) -> None:
-    """Prepared data as `cogvideo prepare` leaves it."""
+    """Write prepared data as `cogvideo prepare` does."""
     folder.mkdir(parents=True)
     lines = [json.dumps({"video": f"{index}.mp4", "text": text}) for index, text in enumerate(CAPTIONS)]
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

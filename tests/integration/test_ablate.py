@@ -32,7 +32,7 @@ def test_every_shipped_variant_loads() -> None:
     assert load_config(TrainConfig, [], single.overrides).init.mix_logit == -100
 
 
-def test_scores_weigh_frames_and_spread_is_over_seeds(tmp_path: Path) -> None:
+def test_scores_are_weighted_by_frames_and_the_spread_is_over_seeds(tmp_path: Path) -> None:
     runs = [ablate.Run([], 4, 0.5), ablate.Run([], 4, 0.5)]
     assert ablate.score(runs, [1.0, 2.0]) == 1.5
     study = ablate.Study(Path("c"), tmp_path, [0, 1], 5, [], {"a": ("A", runs), "b": ("B", runs)})
@@ -42,7 +42,7 @@ def test_scores_weigh_frames_and_spread_is_over_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_small_study_runs_and_goes_on(tmp_path: Path) -> None:
+def test_a_small_study_runs_and_resumes(tmp_path: Path) -> None:
     data = prepare_data(tmp_path / "prepared")
     config = settings(data, tmp_path / "run", data={"validation": data / "clips"}, log={"validation_batches": 1})
     (tmp_path / "small.yaml").write_text(dump_yaml(config), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""scripts/bench_train.py at a size that says nothing: its report, and that the dense step gives the lean one's loss."""
+"""scripts/bench_train.py at a tiny size: its report, and that the dense and the lean step have the same loss."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def bench(*words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", ["sequential", "interpolation"])
-def test_lean_and_dense_steps_have_one_loss(task: str) -> None:
+def test_lean_and_dense_steps_have_the_same_loss(task: str) -> None:
     report = bench("--task", task, "--baseline")
     assert report.keys() >= KEYS
     assert report["loss"] == pytest.approx(report["baseline_loss"], abs=1e-5)
@@ -29,12 +29,12 @@ def test_lean_and_dense_steps_have_one_loss(task: str) -> None:
     assert report["speedup"] > 0
 
 
-def test_bfloat16_and_recomputed_layers_run_close() -> None:
+def test_bfloat16_and_recomputed_layers_have_a_similar_loss() -> None:
     assert bench("--dtype", "bf16", "--recompute", "layer")["loss"] == pytest.approx(bench()["loss"], rel=0.02)
 
 
 @pytest.mark.parametrize("words", [["--steps", "0"], ["--hidden", "30", "--heads", "4"]])
-def test_impossible_sizes_are_one_line(words: list[str]) -> None:
+def test_invalid_sizes_are_a_one_line_error(words: list[str]) -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""A change that is not meant to change numbers keeps the debug run's twenty losses: bitwise on one processor."""
+"""The debug run keeps its twenty losses: bitwise on the CPU model that they were recorded on."""
 
 import pytest
 
@@ -10,7 +10,7 @@ AGAIN = "run `python tests/golden/make_losses.py` and say why in docs/log.md"
 
 def test_the_debug_run_keeps_its_losses() -> None:
     golden = read_json(FILE)
-    assert tokenizers() == golden["tokenizers"], f"the bundled tokenizers are others; {AGAIN}"
+    assert tokenizers() == golden["tokenizers"], f"the bundled tokenizers have changed; {AGAIN}"
     found = numbers()
     assert len(found["losses"]) == 20 and found["losses"][-1] < found["losses"][0] - 0.5
     if made_on() == golden["made_on"]:

@@ -1,4 +1,4 @@
-"""Training under the `deepspeed` command, and by the scripts that call it: two processes learn what one does."""
+"""Training with the `deepspeed` command, and with the shell scripts that call it."""
 
 import os
 import shutil
@@ -12,23 +12,23 @@ import pytest
 from cogvideo.config import dump_yaml
 from cogvideo.files import read_json
 from tests.helpers.ranks import free_port
-from tests.helpers.training import numbers, prepare_data, settings
+from tests.helpers.training import prepare_data, read_metrics, settings
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
 def run(words: list[str], **environment: str) -> str:
-    """Run a command; returns what it said on stderr."""
+    """Run a command; returns its stderr."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    everything = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"} | environment
-    done = subprocess.run(words, env=everything, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"} | environment
+    done = subprocess.run(words, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
     data = prepare_data(tmp_path / "prepared")
     runs = []
     two_processes = ["--num_accelerators", "2", "--master_port", str(free_port()), "--no_local_rank"]
@@ -41,7 +41,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         file = tmp_path / f"{name}.yaml"
         file.write_text(dump_yaml(config), encoding="utf-8")
         run([*launcher, "train", "--config", str(file)])
-        runs.append(numbers(config.run_dir))
+        runs.append(read_metrics(config.run_dir))
     one, two = runs
     assert [line["step"] for line in two] == [line["step"] for line in one] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=1e-4)
@@ -51,7 +51,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["cogvideo", "deepspeed"])
-def test_stopping_the_debug_run_and_going_on_is_the_same_as_not_stopping(launcher: str, tmp_path: Path) -> None:
+def test_the_debug_run_resumes_bitwise(launcher: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cogvideo"]
     if launcher == "deepspeed":
         where = ["--num_accelerators", "2", "--master_port", str(free_port())]
@@ -61,16 +61,16 @@ def test_stopping_the_debug_run_and_going_on_is_the_same_as_not_stopping(launche
     run([*command, f"run_dir={whole}"])
     run([*command, f"run_dir={parts}", "train.stop_at=5"])
     run([*command, f"run_dir={parts}", "--resume"])
-    assert numbers(whole) == numbers(parts)
-    assert [line["step"] for line in numbers(whole)] == list(range(1, 11))
+    assert read_metrics(whole) == read_metrics(parts)
+    assert [line["step"] for line in read_metrics(whole)] == list(range(1, 11))
     tensors = [read_json(run_dir / "checkpoints/step_00000010/manifest.json")["tensors"] for run_dir in (whole, parts)]
     assert tensors[0] == tensors[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["pretrain_stage1.sh", "pretrain_stage2.sh", "finetune.sh"])
-def test_the_scripts_start_runs(script: str, tmp_path: Path) -> None:
-    """As on a cluster, by a hostfile and without ssh, in small."""
+def test_the_shell_scripts_start_runs(script: str, tmp_path: Path) -> None:
+    """As on a cluster, with a hostfile and without ssh, at small scale."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     data = prepare_data(tmp_path / "prepared")
@@ -88,9 +88,9 @@ def test_the_scripts_start_runs(script: str, tmp_path: Path) -> None:
     hosts.write_text("localhost slots=2\n", encoding="utf-8")
     cluster = {"HOSTFILE": str(hosts), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     environment = {"CONFIG": str(file), "MACHINE": "cpu", "MASTER_PORT": str(free_port())} | cluster
-    said = run([f"scripts/{script}", *words, "--resume"], **environment)
-    assert "2 processes on CPU" in said
-    assert [line["step"] for line in numbers(config.run_dir)] == [1, 2]
+    stderr = run([f"scripts/{script}", *words, "--resume"], **environment)
+    assert "2 processes on CPU" in stderr
+    assert [line["step"] for line in read_metrics(config.run_dir)] == [1, 2]
     assert read_json(config.run_dir / "checkpoints/step_00000002/manifest.json")["world"] == 2
 
 
@@ -102,15 +102,15 @@ def test_sigterm_to_a_script_saves_and_stops_its_processes(tmp_path: Path) -> No
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     launch = {"CONFIG": str(file), "MACHINE": "cpu", "PROCESSES": "2", "MASTER_PORT": str(free_port())}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"} | launch
-    with open(tmp_path / "said.txt", "w+", encoding="utf-8") as said:
-        script = subprocess.Popen([ROOT / "scripts/launch.sh"], env=environment, stdout=said, stderr=said)
+    with open(tmp_path / "stderr.txt", "w+", encoding="utf-8") as stderr:
+        script = subprocess.Popen([ROOT / "scripts/launch.sh"], env=environment, stdout=stderr, stderr=stderr)
         deadline = time.monotonic() + 120
-        while not (config.run_dir / "metrics.jsonl").is_file() or not numbers(config.run_dir):
+        while not (config.run_dir / "metrics.jsonl").is_file() or not read_metrics(config.run_dir):
             assert time.monotonic() < deadline and script.poll() is None
             time.sleep(0.1)
         script.terminate()
         assert script.wait(120) == 0
-        said.seek(0)
-        assert "stopped at step" in said.read()
+        stderr.seek(0)
+        assert "stopped at step" in stderr.read()
     latest = (config.run_dir / "checkpoints/latest").read_text().strip()
-    assert latest == f"step_{numbers(config.run_dir)[-1]['step']:08d}"
+    assert latest == f"step_{read_metrics(config.run_dir)[-1]['step']:08d}"

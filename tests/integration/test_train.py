@@ -1,4 +1,4 @@
-"""Training end to end, in this process: every task learns, resuming is exact, bad steps and bad input are survived."""
+"""Training end to end in this process: every task trains and resumes bitwise; bad steps and bad input are handled."""
 
 import hashlib
 import json
@@ -15,7 +15,8 @@ from cogvideo.model.quantize import quantize_int8
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training import trainer
 from cogvideo.training.launch import train
-from tests.helpers.training import numbers, prepare_data, settings
+from cogvideo.training.tasks.base import LossAndMetrics
+from tests.helpers.training import prepare_data, read_metrics, settings
 
 
 @pytest.fixture(scope="module")
@@ -47,35 +48,35 @@ VARIANTS = {
     "checkpointed": {"train": {"recompute": "layer"}},
 }
 
-FROZEN_TOO = [("fp32", True), ("zero2_bf16_weights", True), ("zero3", True)]
+FROZEN_VARIANTS = [("fp32", True), ("zero2_bf16_weights", True), ("zero3", True)]
 
 
-@pytest.mark.parametrize(("variant", "frozen"), [*((name, False) for name in VARIANTS), *FROZEN_TOO])
-def test_resuming_is_bitwise_the_same_as_not_stopping(
-    variant: str, frozen: bool, data: Path, trunk: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("variant", "frozen"), [*((name, False) for name in VARIANTS), *FROZEN_VARIANTS])
+def test_resuming_is_bitwise_exact(variant: str, frozen: bool, data: Path, trunk: Path, tmp_path: Path) -> None:
     groups = VARIANTS[variant] | {"init": {"checkpoint": trunk, "freeze_trunk": frozen}}
     whole, parts = (settings(data, tmp_path / name, **groups) for name in ("whole", "parts"))
     train(whole)
     stopped = settings(data, tmp_path / "parts", **groups | {"train": groups.get("train", {}) | {"stop_at": 3}})
     train(stopped)
     train(parts, resume=True)
-    assert [line["step"] for line in numbers(parts.run_dir)] == [1, 2, 3, 4, 5, 6]
-    assert numbers(whole.run_dir) == numbers(parts.run_dir)
+    assert [line["step"] for line in read_metrics(parts.run_dir)] == [1, 2, 3, 4, 5, 6]
+    assert read_metrics(whole.run_dir) == read_metrics(parts.run_dir)
     exports = [config.run_dir / "export" / "sequential" for config in (whole, parts)]
     assert digest(exports[0]) == digest(exports[1])
     tensors = load_checkpoint(exports[0]).tensors()
     before = load_checkpoint(trunk).tensors()
-    moved = {name for name in before if not torch.equal(before[name], tensors[name].to(before[name].dtype))}
+    changed = {name for name in before if not torch.equal(before[name], tensors[name].to(before[name].dtype))}
     if frozen and "weights" not in variant:
-        assert not moved
+        assert not changed
     elif not frozen:
-        assert len(moved) == len(before)
+        assert len(changed) == len(before)
 
 
 @pytest.mark.parametrize("variant", ["fp32", "bf16", "zero2_bf16_weights", "checkpointed"])
-def test_an_int8_trunk_is_as_the_weights_it_stands_for(variant: str, data: Path, trunk: Path, tmp_path: Path) -> None:
-    """The same losses; resuming is exact; what is exported is the trunk as it was."""
+def test_an_int8_trunk_trains_like_its_dequantized_weights(
+    variant: str, data: Path, trunk: Path, tmp_path: Path
+) -> None:
+    """The losses are the same, resuming is bitwise exact, and the exported trunk is the original one."""
     groups = VARIANTS[variant] | {"init": {"checkpoint": trunk, "freeze_trunk": True, "trunk_weights": "int8"}}
     whole, parts = (settings(data, tmp_path / name, **groups) for name in ("whole", "parts"))
     train(whole)
@@ -83,18 +84,18 @@ def test_an_int8_trunk_is_as_the_weights_it_stands_for(variant: str, data: Path,
         data, tmp_path / "rounded", **groups | {"init": {"checkpoint": _rounded(trunk, tmp_path), "freeze_trunk": True}}
     )
     train(rounded)
-    losses, expected = ([line["loss"] for line in numbers(config.run_dir)] for config in (whole, rounded))
+    losses, expected = ([line["loss"] for line in read_metrics(config.run_dir)] for config in (whole, rounded))
     assert losses == pytest.approx(expected, abs=1e-4 if variant in ("fp32", "checkpointed") else 1e-2)
     train(settings(data, tmp_path / "parts", **groups | {"train": groups.get("train", {}) | {"stop_at": 3}}))
     full = groups | {"init": groups["init"] | {"trunk_weights": "full"}}
     with pytest.raises(ValueError, match=r"other frozen weights .* init\.trunk_weights"):
         train(settings(data, tmp_path / "parts", **full), resume=True)
     train(parts, resume=True)
-    assert numbers(whole.run_dir) == numbers(parts.run_dir)
+    assert read_metrics(whole.run_dir) == read_metrics(parts.run_dir)
     exports = [config.run_dir / "export" / "sequential" for config in (whole, parts)]
     assert digest(exports[0]) == digest(exports[1])
     _same_trunk(exports[0], trunk)
-    if variant == "fp32":  # a stage 2 that has its trunk from stage 1
+    if variant == "fp32":  # stage 2 with the trunk of stage 1
         init = groups["init"] | {"checkpoint": exports[0], "temporal": "copy"}
         second = settings(data, tmp_path / "second", "interpolation", init=init, train={"steps": 1})
         train(second)
@@ -102,7 +103,7 @@ def test_an_int8_trunk_is_as_the_weights_it_stands_for(variant: str, data: Path,
 
 
 def _rounded(trunk: Path, folder: Path) -> Path:
-    """A trunk of the values that int8 would stand for."""
+    """A trunk of quantized and dequantized weights."""
     stored = load_checkpoint(trunk)
     tensors = {}
     for name, tensor in stored.tensors().items():
@@ -119,13 +120,13 @@ def _same_trunk(export: Path, trunk: Path) -> None:
     load_model(export)
 
 
-def test_zero_stages_and_layer_recomputation_learn_the_same(data: Path, tmp_path: Path) -> None:
+def test_zero_stages_and_recomputation_have_the_same_losses_and_gradient_norms(data: Path, tmp_path: Path) -> None:
     losses, norms = {}, {}
     for variant in ("fp32", "zero1", "zero2", "zero3", "checkpointed"):
         config = settings(data, tmp_path / variant, **VARIANTS[variant])
         train(config)
-        losses[variant] = [line["loss"] for line in numbers(config.run_dir)]
-        last = numbers(config.run_dir)[-1]
+        losses[variant] = [line["loss"] for line in read_metrics(config.run_dir)]
+        last = read_metrics(config.run_dir)[-1]
         norms[variant] = {name: value for name, value in last.items() if name.startswith("grad_norm")}
     for variant, found in losses.items():
         assert found == pytest.approx(losses["fp32"], abs=1e-4), variant
@@ -137,18 +138,18 @@ def test_zero_stages_and_layer_recomputation_learn_the_same(data: Path, tmp_path
     assert sum(norm**2 for norm in parts.values()) == pytest.approx(total**2, rel=1e-5)
 
 
-def test_the_image_tokenizer_resumes_exactly_and_its_codebook_moves(data: Path, tmp_path: Path) -> None:
+def test_the_image_tokenizer_resumes_bitwise_and_updates_its_codebook(data: Path, tmp_path: Path) -> None:
     whole, parts = (settings(data, tmp_path / name, "tokenizer") for name in ("whole", "parts"))
     train(whole)
     train(settings(data, tmp_path / "parts", "tokenizer", train={"stop_at": 4}))
     train(parts, resume=True)
-    assert numbers(whole.run_dir) == numbers(parts.run_dir)
+    assert read_metrics(whole.run_dir) == read_metrics(parts.run_dir)
     exports = [config.run_dir / "export" / "image_tokenizer" for config in (whole, parts)]
     assert digest(exports[0]) == digest(exports[1])
     tokenizer = ImageTokenizer.load(exports[0])
     ids = tokenizer.encode(torch.rand(2, 3, 16, 16))
     assert tokenizer.decode(ids).shape == (2, 3, 16, 16)
-    assert "loss/perplexity" in numbers(whole.run_dir)[-1]
+    assert "loss/perplexity" in read_metrics(whole.run_dir)[-1]
 
 
 def test_the_loss_falls_and_every_frame_and_length_is_logged(data: Path, tmp_path: Path) -> None:
@@ -156,11 +157,11 @@ def test_the_loss_falls_and_every_frame_and_length_is_logged(data: Path, tmp_pat
         data, tmp_path / "run", data={"validation": data / "clips"}, train={"steps": 40}, log={"every": 10}
     )
     train(config)
-    lines = [line for line in numbers(config.run_dir) if "loss" in line]
+    lines = [line for line in read_metrics(config.run_dir) if "loss" in line]
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
     names = {"loss/frame_1", "loss/frame_4", "loss/4s", "loss/1s", "grad_norm", "lr", "alpha/layer_1"}
     assert names <= lines[-1].keys()
-    assert any("validation/loss" in line for line in numbers(config.run_dir))
+    assert any("validation/loss" in line for line in read_metrics(config.run_dir))
     for name in ("curves.png", "config.yaml", "origin.json"):
         assert (config.run_dir / name).stat().st_size > 0
     origin = json.loads((config.run_dir / "origin.json").read_text())
@@ -182,32 +183,32 @@ def test_stage_two_copies_stage_one_and_shares_its_frozen_trunk(data: Path, trun
         torch.testing.assert_close(before, after, atol=1e-6, rtol=0, msg=name)
 
 
-def test_a_bad_step_leaves_the_weights_alone_and_many_end_the_run(
+def test_a_non_finite_step_is_skipped_and_many_end_the_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = 0
-    bad_forwards = {5, 6}  # the third step's two micro-batches
+    forwards = 0
+    bad_forwards = {5, 6}  # the two micro-batches of the third step
     real = trainer.ClipTask
 
-    class Poisoned(real):  # type: ignore[misc, valid-type]
+    class NonFinite(real):  # type: ignore[misc, valid-type]
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             forward = self.objective.forward
 
-            def poisoned(batch):
-                nonlocal seen
-                seen += 1
-                outcome = forward(batch)
-                return type(outcome)(outcome.loss * float("nan"), outcome.metrics) if seen in bad_forwards else outcome
+            def non_finite(batch):
+                nonlocal forwards
+                forwards += 1
+                loss, metrics = forward(batch)
+                return LossAndMetrics(loss * float("nan") if forwards in bad_forwards else loss, metrics)
 
-            self.objective.forward = poisoned
+            self.objective.forward = non_finite
 
-    monkeypatch.setattr(trainer, "ClipTask", Poisoned)
+    monkeypatch.setattr(trainer, "ClipTask", NonFinite)
     config = settings(data, tmp_path / "run")
     last = train(config)
     assert last["skipped"] == 1
-    assert [line.get("loss") is None for line in numbers(config.run_dir)] == [False, False, True, False, False, False]
-    seen, bad_forwards = 0, set(range(1, 100))
+    assert [line["step"] for line in read_metrics(config.run_dir) if line.get("loss") is None] == [3]
+    forwards, bad_forwards = 0, set(range(1, 100))
     with pytest.raises(ValueError, match="3 steps in a row"):
         train(settings(data, tmp_path / "all_bad", train={"max_bad_steps": 3}))
     assert not (tmp_path / "all_bad" / "checkpoints").exists()
@@ -216,7 +217,7 @@ def test_a_bad_step_leaves_the_weights_alone_and_many_end_the_run(
 def test_a_signal_saves_and_stops(data: Path, tmp_path: Path) -> None:
     steps = 0
 
-    class Killer(trainer.Trainer):
+    class Terminating(trainer.Trainer):
         def train_step(self, batch):
             nonlocal steps
             steps += 1
@@ -227,27 +228,27 @@ def test_a_signal_saves_and_stops(data: Path, tmp_path: Path) -> None:
     whole, stopped = settings(data, tmp_path / "whole"), settings(data, tmp_path / "stopped")
     train(whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "Trainer", Killer)
+        patch.setattr(trainer, "Trainer", Terminating)
         train(stopped)
     assert (stopped.run_dir / "checkpoints" / "latest").read_text().strip() == "step_00000002"
     train(stopped, resume=True)
-    assert numbers(whole.run_dir) == numbers(stopped.run_dir)
+    assert read_metrics(whole.run_dir) == read_metrics(stopped.run_dir)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(data: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_skipped_and_old_ones_deleted(data: Path, tmp_path: Path) -> None:
     whole = settings(data, tmp_path / "whole", log={"save_every": 1, "keep_last": 3})
     train(whole)
-    kept = sorted((whole.run_dir / "checkpoints").glob("step_*"))
-    assert [place.name for place in kept] == ["step_00000004", "step_00000005", "step_00000006"]
-    expected = numbers(whole.run_dir)
-    for place in kept[1:]:
+    saved = sorted((whole.run_dir / "checkpoints").glob("step_*"))
+    assert [place.name for place in saved] == ["step_00000004", "step_00000005", "step_00000006"]
+    expected = read_metrics(whole.run_dir)
+    for place in saved[1:]:
         file = next(place.glob("*.safetensors"))
         file.write_bytes(file.read_bytes()[:-1] + b"x")
     train(whole, resume=True)
-    assert numbers(whole.run_dir) == expected
+    assert read_metrics(whole.run_dir) == expected
 
 
-def test_later_checkpoints_that_were_damaged_do_not_outlive_new_ones(data: Path, tmp_path: Path) -> None:
+def test_damaged_later_checkpoints_are_deleted_by_the_next_save(data: Path, tmp_path: Path) -> None:
     log = {"save_every": 1, "keep_last": 1}
     train(settings(data, tmp_path / "run", log=log))
     states = tmp_path / "run" / "checkpoints"
@@ -258,40 +259,42 @@ def test_later_checkpoints_that_were_damaged_do_not_outlive_new_ones(data: Path,
     assert (states / "latest").read_text().strip() == "step_00000002"
 
 
-def test_an_export_that_was_cut_off_is_made_again(data: Path, trunk: Path, tmp_path: Path) -> None:
-    """Killed after its last checkpoint, or while the trunk was copied."""
+def test_an_incomplete_export_is_written_again(data: Path, trunk: Path, tmp_path: Path) -> None:
+    """As after a kill between the last checkpoint and its export, or while the trunk was copied."""
     config = settings(data, tmp_path / "run", init={"checkpoint": trunk, "freeze_trunk": True})
     train(config)
     exported = config.run_dir / "export"
-    made = digest(exported / "sequential")
+    exported_digest = digest(exported / "sequential")
     (exported / "trunk" / "manifest.json").unlink()
     shutil.rmtree(exported / "sequential")
     (exported / ".sequential.abcd1234.tmp").mkdir()
     train(config, resume=True)
-    assert digest(exported / "sequential") == made
+    assert digest(exported / "sequential") == exported_digest
     assert (exported / "trunk" / "manifest.json").read_bytes() == (trunk / "manifest.json").read_bytes()
     assert sorted(place.name for place in exported.iterdir()) == ["sequential", "trunk"]
 
 
-def test_going_on_with_other_settings_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_settings_are_logged_on_resume(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(settings(data, tmp_path / "run", train={"stop_at": 2}))
     capsys.readouterr()
     train(settings(data, tmp_path / "run", train={"seed": 7}), resume=True)
-    said = [line for line in capsys.readouterr().err.splitlines() if "continues with" in line]
-    assert len(said) == 1 and "train.seed=" in said[0] and said[0].endswith("continues with 7")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "continues with" in line]
+    assert len(warnings) == 1 and "train.seed=" in warnings[0] and warnings[0].endswith("continues with 7")
 
 
-def test_a_bad_step_leaves_the_codebook_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, seen = trainer.TokenizerTask, 0
+def test_a_non_finite_step_leaves_the_codebook_unchanged(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, micro_batches = trainer.TokenizerTask, 0
 
-    class Poisoned(real):  # type: ignore[misc, valid-type]
+    class NonFinite(real):  # type: ignore[misc, valid-type]
         def micro_batch(self, batch, index, count):
-            nonlocal seen
-            seen += 1
+            nonlocal micro_batches
+            micro_batches += 1
             images = super().micro_batch(batch, index, count)
-            return images * float("nan") if seen == 7 else images  # the fourth step, when there are codes
+            return images * float("nan") if micro_batches == 7 else images  # in the fourth step, with a codebook
 
-    monkeypatch.setattr(trainer, "TokenizerTask", Poisoned)
+    monkeypatch.setattr(trainer, "TokenizerTask", NonFinite)
     config = settings(data, tmp_path / "run", "tokenizer")
     assert train(config)["skipped"] == 1
     quantizer = ImageTokenizer.load(config.run_dir / "export" / "image_tokenizer").model.quantize
@@ -310,7 +313,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_settings_are_one_line_before_anything_is_written(message: str, data: Path, tmp_path: Path) -> None:
+def test_bad_settings_are_a_one_line_error_before_anything_is_written(message: str, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         train(settings(data, tmp_path / "run", **BAD[message]))
     assert "\n" not in str(caught.value)

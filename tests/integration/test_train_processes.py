@@ -1,4 +1,4 @@
-"""Training in several processes: going on in another number of them, and what happens when one of them dies."""
+"""Training in several processes: resuming with another number of them, and what happens when one dies."""
 
 import shutil
 import time
@@ -8,7 +8,7 @@ import pytest
 
 from cogvideo.files import read_json
 from tests.helpers.ranks import finish, run, start, train_words
-from tests.helpers.training import numbers, prepare_data, settings
+from tests.helpers.training import prepare_data, read_metrics, settings
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_resuming_in_two_processes_is_exact_and_in_one_is_close(variant: str, data: Path, tmp_path: Path) -> None:
+def test_resuming_is_bitwise_in_two_processes_and_close_in_one(variant: str, data: Path, tmp_path: Path) -> None:
     groups = VARIANTS[variant]
-    # means over two steps: the running averages of both processes are part of the state
+    # means over two steps, so that the running averages of both processes are part of the state
     groups = groups | {"log": {"every": 2}, "model": {"dropout": 0.0, "attention_dropout": 0.0}}
     whole = settings(data, tmp_path / "whole", **groups)
     stopped = settings(data, tmp_path / "parts", **groups | {"train": groups.get("train", {}) | {"stop_at": 3}})
@@ -40,17 +40,17 @@ def test_resuming_in_two_processes_is_exact_and_in_one_is_close(variant: str, da
     run(train_words(parts, "--resume"), 2, tmp_path / "stderr")
     run(train_words(fewer, "--resume"), 1, tmp_path / "stderr")
 
-    assert numbers(parts.run_dir) == numbers(whole.run_dir)
+    assert read_metrics(parts.run_dir) == read_metrics(whole.run_dir)
     manifests = [read_json(c.run_dir / "checkpoints/step_00000006/manifest.json") for c in (whole, parts, fewer)]
     assert manifests[0]["tensors"] == manifests[1]["tensors"]
     assert [m["world"] for m in manifests] == [2, 2, 1]
-    expected, found = ([line["loss"] for line in numbers(c.run_dir)] for c in (whole, fewer))
+    expected, found = ([line["loss"] for line in read_metrics(c.run_dir)] for c in (whole, fewer))
     assert found == pytest.approx(expected, abs=1e-3)
-    assert numbers(fewer.run_dir)[-1]["step"] == 6
+    assert read_metrics(fewer.run_dir)[-1]["step"] == 6
 
 
 @pytest.mark.slow
-def test_when_a_process_dies_the_others_end_with_a_line_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
+def test_when_a_process_dies_the_others_exit_with_one_line_and_the_run_resumes(data: Path, tmp_path: Path) -> None:
     config = settings(data, tmp_path / "run", train={"steps": 100_000}, log={"save_every": 3})
     processes = start(train_words(config), 2, tmp_path / "stderr")
     latest, deadline = config.run_dir / "checkpoints/latest", time.monotonic() + 120
@@ -59,8 +59,8 @@ def test_when_a_process_dies_the_others_end_with_a_line_and_the_run_goes_on(data
         time.sleep(0.05)
     processes[1].kill()
     assert finish(processes) == [2, -9]
-    said = (tmp_path / "stderr/stderr_0.txt").read_text(encoding="utf-8")
-    last = said.strip().splitlines()[-1]
+    stderr = (tmp_path / "stderr/stderr_0.txt").read_text(encoding="utf-8")
+    last = stderr.strip().splitlines()[-1]
     assert last.startswith("cogvideo: error: rank 0 lost another process") and "--resume" in last
     saved = int(latest.read_text().strip().removeprefix("step_"))
     again = settings(data, tmp_path / "run", train={"steps": 100_000, "stop_at": saved + 3})

@@ -1,4 +1,4 @@
-"""Super-resolution end to end on small random weights: pairs, training that resumes exactly, exports that draw."""
+"""Super-resolution end to end on small random weights: pairs, bitwise resuming, exports that sample."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def settings(scene: Path, run_dir: Path, method: str = "direct", **groups: dict[
     return from_dict(TrainConfig, {"task": "superres", "run_dir": str(run_dir)} | merged)
 
 
-def numbers(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
 
@@ -94,7 +94,7 @@ def test_pairs_are_the_tokens_of_frames_at_both_sizes(scene: Path) -> None:
     assert pairs.texts([0, 3]) == [ClipDataset(scene / "clips").texts([i])[0][1] for i in (0, 1)]
 
 
-def test_a_batch_follows_from_its_step_and_meets_every_round(scene: Path) -> None:
+def test_a_batch_is_a_function_of_its_step_and_covers_every_round(scene: Path) -> None:
     text = TextTokenizer.load(scene / "bundle/text.model")
     config = SuperresConfig(
         "iterative", 2, 16, 2, text_len=16, low_res_side=LOW, high_res_side=HIGH, num_positions=64,
@@ -123,7 +123,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_resuming_is_bitwise_the_same_as_not_stopping(variant: str, scene: Path, tmp_path: Path) -> None:
+def test_resuming_is_bitwise_exact(variant: str, scene: Path, tmp_path: Path) -> None:
     method = variant.partition("_")[0]
 
     def run(name: str, **train_settings: Any) -> TrainConfig:
@@ -136,32 +136,32 @@ def test_resuming_is_bitwise_the_same_as_not_stopping(variant: str, scene: Path,
     train(run("whole"))
     train(run("parts", stop_at=3))
     train(run("parts"), resume=True)
-    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "parts")
     exports = [tmp_path / name / "export" / f"{method}_superres" for name in ("whole", "parts")]
     assert digest(exports[0]) == digest(exports[1])
-    trunk, made = load_checkpoint(scene / "bundle/trunk").tensors(), load_checkpoint(exports[0])
-    moved = {name for name in trunk if not torch.equal(made.tensor(name), trunk[name])}
-    assert not moved if method == "direct" else len(moved) == len(trunk)
-    assert (made.trunk is not None) == (method == "direct")
-    logged = {name for line in numbers(tmp_path / "whole") for name in line}
+    trunk, exported = load_checkpoint(scene / "bundle/trunk").tensors(), load_checkpoint(exports[0])
+    changed = {name for name in trunk if not torch.equal(exported.tensor(name), trunk[name])}
+    assert not changed if method == "direct" else len(changed) == len(trunk)
+    assert (exported.trunk is not None) == (method == "direct")
+    logged = {name for line in read_metrics(tmp_path / "whole") for name in line}
     assert {"loss", "grad_norm", "grad_norm/high_res" if method == "direct" else "loss/round_1"} <= logged
 
 
-def test_a_checkpoint_of_the_same_model_is_gone_on_with_whole(scene: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_same_model_is_loaded_whole(scene: Path, tmp_path: Path) -> None:
     for method in ("direct", "iterative"):
         train(settings(scene, tmp_path / method, method, train={"steps": 2}))
-        made = tmp_path / method / "export" / f"{method}_superres"
-        init = {"checkpoint": str(made), "freeze_trunk": method == "direct"}
+        export = tmp_path / method / "export" / f"{method}_superres"
+        init = {"checkpoint": str(export), "freeze_trunk": method == "direct"}
         again = settings(
             scene, tmp_path / f"{method}_on", method, init=init, train={"steps": 1}, optimiser={"lr": 1e-9}
         )
         train(again)
         after = load_checkpoint(again.run_dir / "export" / f"{method}_superres").tensors()
-        for name, tensor in load_checkpoint(made).tensors().items():
+        for name, tensor in load_checkpoint(export).tensors().items():
             torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-def test_exports_go_into_a_bundle_and_draw_and_a_sheet_shows_it(scene: Path, tmp_path: Path) -> None:
+def test_exports_work_in_a_bundle_and_previews_are_written(scene: Path, tmp_path: Path) -> None:
     words = ["bundle", "--out", str(tmp_path / "bundle"), "--clusters", "8", "--dtype", "fp32"]
     for option, name in (("text", "text.model"), ("tokenizer", "image_tokenizer")):
         words += [f"--{option}", str(scene / "bundle" / name)]
@@ -174,7 +174,7 @@ def test_exports_go_into_a_bundle_and_draw_and_a_sheet_shows_it(scene: Path, tmp
         )  # fmt: skip
         last = train(config)
         assert np.isfinite(last["loss"]) and (config.run_dir / "previews/step_00000002.png").stat().st_size > 1000
-        assert any("validation/loss" in line for line in numbers(config.run_dir))
+        assert any("validation/loss" in line for line in read_metrics(config.run_dir))
         words += [f"--{method}", str(config.run_dir / "export" / f"{method}_superres")]
     assert main(words) == 0
     assert load_checkpoint(tmp_path / "bundle/direct_superres").trunk is not None
@@ -187,7 +187,7 @@ def test_exports_go_into_a_bundle_and_draw_and_a_sheet_shows_it(scene: Path, tmp
     assert drawn[0].shape[-1] == HIGH**2 and torch.equal(*drawn)
 
 
-def test_two_processes_learn_what_one_does(scene: Path, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(scene: Path, tmp_path: Path) -> None:
     losses = []
     for world in (1, 2):
         config = settings(
@@ -195,7 +195,7 @@ def test_two_processes_learn_what_one_does(scene: Path, tmp_path: Path) -> None:
         )
         group = ranks.start(ranks.train_words(config), world, tmp_path / f"said_{world}")
         assert ranks.finish(group, 300) == [0] * world
-        losses.append([line["loss"] for line in numbers(config.run_dir)])
+        losses.append([line["loss"] for line in read_metrics(config.run_dir)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
@@ -217,7 +217,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_settings_are_one_line_before_anything_is_written(message: str, scene: Path, tmp_path: Path) -> None:
+def test_bad_settings_are_a_one_line_error_before_anything_is_written(
+    message: str, scene: Path, tmp_path: Path
+) -> None:
     groups: dict[str, Any] = dict(BAD[message])
     if "superres" in groups:
         groups["superres"] = {"method": "direct", **_sizes(scene), **groups["superres"]}
@@ -231,15 +233,15 @@ def test_bad_settings_are_one_line_before_anything_is_written(message: str, scen
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["frame_pixels=48", "low_res_pixels=20"], "expected a divisor of frame_pixels=48"),
         (["frame_pixels=48", "low_res_pixels=12"], "low_res_pixels=12 is not a multiple of"),
     ],
 )
-def test_pairs_of_no_use_are_refused(
-    scene: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_unusable_pair_sizes_are_refused(
+    scene: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(scene, tmp_path / "out", *words) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

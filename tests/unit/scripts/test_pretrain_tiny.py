@@ -1,4 +1,4 @@
-"""scripts/pretrain_tiny.py as data: every step finds what steps before it made, under the names that configs have."""
+"""scripts/pretrain_tiny.py as data: the inputs of every step, as configs name them, are outputs of earlier steps."""
 
 import importlib.util
 import sys
@@ -18,8 +18,8 @@ _spec.loader.exec_module(pretrain_tiny)
 
 
 @pytest.mark.parametrize(("long", "superres"), [(False, False), (True, False), (True, True)])
-def test_every_step_finds_what_it_needs(long: bool, superres: bool) -> None:
-    made: list[Path] = []
+def test_every_step_has_its_inputs(long: bool, superres: bool) -> None:
+    outputs: list[Path] = []
     for step in pretrain_tiny.recipe(Path("out"), long, superres):
         needed = [Path(word) for word in step.words if word.startswith("runs/tiny/")]
         if step.words[0] == "train":
@@ -28,11 +28,11 @@ def test_every_step_finds_what_it_needs(long: bool, superres: bool) -> None:
             named = [*(data.path or []), *(data.validation or [])]
             named += [data.text_tokenizer, data.image_tokenizer, init.checkpoint]
             needed = [Path(path) for path in named if path is not None]
-            makes = config.run_dir
+            output = config.run_dir
         else:
-            makes = Path(step.words[step.words.index("--out") + 1])
-            needed = [path for path in needed if path != makes]
+            output = Path(step.words[step.words.index("--out") + 1])
+            needed = [path for path in needed if path != output]
         for path in needed:
-            assert any(path.is_relative_to(folder) for folder in made), f"{step.name} needs {path}"
-        made.append(makes)
-    assert made[-1] == Path("out")
+            assert any(path.is_relative_to(folder) for folder in outputs), f"{step.name} needs {path}"
+        outputs.append(output)
+    assert outputs[-1] == Path("out")

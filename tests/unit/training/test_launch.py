@@ -1,4 +1,4 @@
-"""A group of one process starts by itself on a CPU, even where DeepSpeed's own start would wait for ever."""
+"""A single process starts on a CPU without a launcher, even where DeepSpeed itself would wait forever."""
 
 import os
 import subprocess
@@ -33,11 +33,11 @@ def test_one_process_starts_without_launcher_compiler_or_stale_lock(tmp_path: Pa
     assert [p.name for p in tmp_path.rglob("*")] == ["deepspeed_shm_comm", "lock"], "something was built"
 
 
-def test_a_launchers_group_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launchers_process_group_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from cogvideo.training.launch import ONE_PROCESS, prepare_environment
 
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the environment alone is looked at here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # only the environment is tested here
     for key in ONE_PROCESS:
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("RANK", "3")

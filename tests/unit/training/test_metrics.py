@@ -13,7 +13,7 @@ from cogvideo.training.config import LogConfig, TrainConfig
 from cogvideo.training.metrics import Averages, MetricsFile, MetricsWriter, draw_curves
 
 
-def test_means_are_weighted_and_survive_saving() -> None:
+def test_means_are_weighted_and_continue_from_saved_sums() -> None:
     averages = Averages()
     averages.add({"loss": (6.0, 2.0), "loss/4s": (5.0, 1.0)})
     saved = dict(averages.sums)
@@ -27,7 +27,7 @@ def test_means_are_weighted_and_survive_saving() -> None:
     assert averages.means() == {}
 
 
-def test_rewinding_drops_later_and_cut_lines(tmp_path: Path) -> None:
+def test_rewinding_drops_later_and_truncated_lines(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     assert file.read() == []
     for step in range(1, 6):
@@ -41,7 +41,7 @@ def test_rewinding_drops_later_and_cut_lines(tmp_path: Path) -> None:
     assert file.read()[-1] == {"step": 4, "loss": None}
 
 
-def test_curves_are_a_picture_even_of_nothing(tmp_path: Path) -> None:
+def test_curves_are_drawn_even_without_records(tmp_path: Path) -> None:
     records = [{"step": s, "loss": 3.0 / s, "loss/frame_1": 1.0, "validation/loss": None} for s in range(1, 4)]
     for name, some in (("some.png", records), ("none.png", [])):
         draw_curves(some, tmp_path / name)
@@ -49,10 +49,10 @@ def test_curves_are_a_picture_even_of_nothing(tmp_path: Path) -> None:
             assert picture.width > 500
 
 
-def test_lines_wait_for_room_and_none_is_cut(tmp_path: Path) -> None:
+def test_on_a_full_disk_lines_are_delayed_but_never_truncated(tmp_path: Path) -> None:
     out = MetricsWriter(TrainConfig(run_dir=tmp_path / "run"))
     out.open(0)
-    out.write({"step": 1, "loss": 1.0, "note": "x" * 200_000})  # longer than what a test runner writes meanwhile
+    out.write({"step": 1, "loss": 1.0, "note": "x" * 200_000})  # larger than anything the test runner writes meanwhile
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (out.file.path.stat().st_size + 5, old[1]))
@@ -66,13 +66,13 @@ def test_lines_wait_for_room_and_none_is_cut(tmp_path: Path) -> None:
     assert [r["loss"] for r in out.file.read()] == [1.0, 0.5, 0.25, 0.125]
 
 
-def test_tensorboard_that_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"cogvideo\[tensorboard\]"):
         MetricsWriter(TrainConfig(run_dir=tmp_path, log=LogConfig(tensorboard=True)))
 
 
-def test_all_get_the_same_numbers(tmp_path: Path) -> None:
+def test_every_destination_gets_the_same_record(tmp_path: Path) -> None:
     class Recorder:
         def __init__(self) -> None:
             self.seen: list[Any] = []

@@ -1,4 +1,4 @@
-"""The learning rate's shape, and which parameters decay."""
+"""The learning-rate schedule, parameter groups, and the division into micro-batches."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ def small_model() -> CogVideoTransformer:
     return CogVideoTransformer(ModelConfig(**sizes, frame_position_start=8, vocabulary=vocabulary))
 
 
-def test_the_rate_rises_then_falls_to_its_floor() -> None:
+def test_the_learning_rate_warms_up_then_decays_to_its_minimum() -> None:
     config = OptimiserConfig(lr=1.0, warmup_steps=4, min_lr_ratio=0.1)
     assert [learning_rate(step, 10, config) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert learning_rate(4, 10, config) == 1.0
@@ -27,12 +27,12 @@ def test_the_rate_rises_then_falls_to_its_floor() -> None:
 
 
 @given(st.integers(0, 300), st.integers(1, 200), st.integers(0, 250))
-def test_the_rate_stays_between_zero_and_its_peak(step: int, steps: int, warmup: int) -> None:
+def test_the_learning_rate_stays_between_zero_and_its_peak(step: int, steps: int, warmup: int) -> None:
     config = OptimiserConfig(lr=3e-4, warmup_steps=warmup)
     assert 0 < learning_rate(step, steps, config) <= 3e-4
 
 
-def test_vectors_do_not_decay_and_nothing_frozen_is_there() -> None:
+def test_vectors_do_not_decay_and_frozen_parameters_are_left_out() -> None:
     model = small_model()
     model.freeze_trunk()
     decayed, plain = parameter_groups(model, 0.1)
@@ -43,7 +43,7 @@ def test_vectors_do_not_decay_and_nothing_frozen_is_there() -> None:
     assert {names[id(p)] for group in (decayed, plain) for p in group["params"]} == expected
 
 
-def test_every_learned_parameter_is_in_one_group() -> None:
+def test_every_trainable_parameter_is_in_one_group() -> None:
     model = small_model()
     optimiser = make_optimiser(model, OptimiserConfig())
     grouped = [id(p) for group in optimiser.param_groups for p in group["params"]]
@@ -58,10 +58,10 @@ def test_a_frozen_module_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("world", "micro", "expected"), [(1, None, 1), (2, None, 1), (1, 4, 6), (2, 4, 3), (3, 8, 1)])
-def test_a_batch_is_cut_evenly(world: int, micro: int | None, expected: int) -> None:
+def test_a_batch_divides_into_micro_batches(world: int, micro: int | None, expected: int) -> None:
     assert LoopConfig(batch_size=24, micro_batch_size=micro).accumulation(world) == expected
 
 
-def test_a_batch_that_cannot_be_cut_is_refused() -> None:
+def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match=r"train\.batch_size=24"):
         LoopConfig(batch_size=24, micro_batch_size=5).accumulation(1)

@@ -1,4 +1,4 @@
-"""Speed and MFU between log lines, and the warning where a processor emulates a type."""
+"""Throughput and MFU between log lines, and the warning if a CPU emulates a dtype."""
 
 import time
 
@@ -14,7 +14,7 @@ from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_
 CPU = torch.device("cpu")
 
 
-def test_rates_are_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_is_measured_since_the_last_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     meter = Throughput(CPU, world=2, peak_flops=1e9)
@@ -30,27 +30,27 @@ def test_rates_are_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["tokens_per_second"] == 10 and "mfu" not in found
 
 
-def test_a_peak_is_measured() -> None:
+def test_peak_flops_are_measured() -> None:
     peak = measure_peak_flops(CPU, torch.float32)
     assert peak is not None and 1e8 < peak < 1e14
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_emulated_bf16_is_told_once_at_the_start(
+def test_emulated_bf16_is_warned_about(
     fast: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    told: list[str] = []
-    monkeypatch.setattr(resources.log, "warning", lambda text, *rest: told.append(text % rest))
+    warnings: list[str] = []
+    monkeypatch.setattr(resources.log, "warning", lambda text, *rest: warnings.append(text % rest))
     warn_if_emulated(CPU, LoopConfig(dtype="bf16"))
     warn_if_emulated(CPU, LoopConfig(dtype="fp32"))
-    assert len(told) == (0 if fast else 1)
-    assert fast or "train.dtype=fp32" in told[0]
+    assert len(warnings) == (0 if fast else 1)
+    assert fast or "train.dtype=fp32" in warnings[0]
 
 
-def test_flops_are_those_that_torch_counts() -> None:
-    """Between those of the products of weights alone and all: torch does not count every attention kernel."""
+def test_planned_flops_match_torchs_count() -> None:
+    """Between the FLOPs of weight products alone and all FLOPs: torch does not count every attention kernel."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from cogvideo.model.transformer import CogVideoTransformer
