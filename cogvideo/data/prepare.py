@@ -186,7 +186,7 @@ class Preparation:
         if not any(shard.num_rows for shard in shards):
             reason = next((entry["reason"] for shard in shards for entry in shard.info["skipped"]), "no clip fits")
             self._undo_claim()
-            raise ValueError(f"{self.out}: none of the {self.num_videos} videos gave a row; the first: {reason}")
+            raise ValueError(f"{self.out}: none of the {self.num_videos} videos gave a row; the first reason: {reason}")
         manifest = write_manifest(self.out, plan, shards)
         for entry in islice((entry for shard in shards for entry in shard.info["skipped"]), 10):
             log.warning("skipped %s: %s", entry["video"], entry["reason"])

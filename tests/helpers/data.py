@@ -22,7 +22,7 @@ def decode(ids):
 
 
 def make_prepared(folder, kind="tokens", first_row=0, frame_len=4, codes="a"):
-    """Two shards: captions 0..5, lengths 4 s once and 2 s three times a caption; tokens tell the row."""
+    """Write two shards: captions 0..5, each with one row of 4 s and three of 2 s; tokens hold the row's number."""
     shards = []
     for index in range(2):
         rows = [(3 * index + c, s, 0.0) for c in range(3) for s in (4.0, 2.0, 2.0, 2.0)]

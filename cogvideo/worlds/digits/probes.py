@@ -80,7 +80,7 @@ class ProbeScores:
 def probe_clips(
     frames: NDArray[np.uint8], clips: Sequence[DigitClip], times: Floats, num_key_frames: int | None = None
 ) -> ProbeScores:
-    """Judge clips against their captions' facts (label, colour, direction, speed; nothing else of `clips` is read).
+    """Score clips against their captions' facts (label, colour, direction, speed; nothing else of `clips` is read).
 
     Shapes: frames (clips, frames, CANVAS, CANVAS, 3) uint8; times (frames,) seconds. `num_key_frames`: how many frames
     stage 1 made, where the others were interpolated; None if none were.

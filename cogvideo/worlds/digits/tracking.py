@@ -2,7 +2,7 @@
 
 Positions are (x, y) in pixels in the continuous frame [0, width] x [0, height]; the centre of the top left pixel is
 (0.5, 0.5), so a box that touches the left edge has left = 0. The expected path starts where the clip's first frame
-shows the digit: a clip is judged by how it moves, not by where it begins. Pure functions on arrays.
+shows the digit: a clip is scored by how it moves, not by where it begins. Pure functions on arrays.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def net_displacement(path: Floats, free: Bools) -> Floats:
     """Displacement before the first expected bounce: (clips, 2) pixels.
 
     Shapes: path (clips, frames, 2); free (clips, frames). At least one step is counted, so a clip that starts at the
-    edge it should move towards is judged as well, by its first step.
+    edge it should move towards is scored as well, by its first step.
     """
     last = np.maximum(_last_free(free), 1)
     return path[np.arange(len(path)), last] - path[:, 0]

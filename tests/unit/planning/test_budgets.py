@@ -87,10 +87,10 @@ def test_int8_trunk_size_matches_the_model() -> None:
     full = sum(p.nbytes for p in model.parameters())
     model.freeze_trunk()
     model.quantize_trunk()
-    narrow = [p for p in model.parameters() if p.dtype == torch.int8]
+    quantized = [p for p in model.parameters() if p.dtype == torch.int8]
     scales = sum(buffer.nbytes for buffer in model.buffers())
     count, count_bytes = int8_trunk_size(config)
-    assert (count, count_bytes) == (sum(p.numel() for p in narrow), sum(p.nbytes for p in narrow) + scales)
+    assert (count, count_bytes) == (sum(p.numel() for p in quantized), sum(p.nbytes for p in quantized) + scales)
     assert sum(p.nbytes for p in model.parameters()) + scales == full - 4 * count + count_bytes
     assert published().weights - published(trunk_weights="int8").weights == pytest.approx(5.9e9, rel=0.01)
     for wrong in ({"frozen_trunk": False}, {"zero_stage": 3}):

@@ -37,7 +37,7 @@ def test_shorter_clips_move_less_per_frame(clips, seconds):
     times = np.linspace(0, seconds, 5)
     short = np.stack([render(clip, times) for clip in clips])
     assert summarise(probe_clips(short, clips, times)).step_error.value < 0.1
-    # The same clips judged as if 4 s had been asked for: too little motion.
+    # The same clips scored as if 4 s had been requested: too little motion.
     error = summarise(probe_clips(short, clips, TIMES)).step_error.value
     assert error > 0.8
 
@@ -55,7 +55,7 @@ def test_whole_clips_are_smooth_and_a_jerk_is_detected(clips):
 def test_reversed_motion_is_wrong(clips, frames):
     backwards = [replace(clip, direction=REVERSE[clip.direction]) for clip in clips]
     scores = probe_clips(frames, backwards, TIMES)
-    # A clip drawn to move left starts at the right; asked to move right it is expected to bounce, mostly at once.
+    # A clip drawn to move left starts at the right; with "right" in its caption it should bounce, mostly at once.
     assert scores.direction.mean() == 0 and scores.step.max() < 0
     assert summarise(scores).step_error.value > 1
 
