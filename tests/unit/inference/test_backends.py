@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.dtypes import WeightName
 from cogvideo.inference import backends
 from cogvideo.inference.backends import BACKENDS, CpuBackend, EagerBackend, install_kernels, open_backend
 from cogvideo.inference.engine import Conditioning, Engine, build_program
@@ -13,7 +14,7 @@ from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import wavefront
 from cogvideo.kernels import cpu
 from cogvideo.model.attention import ATTENTION
-from cogvideo.model.quantize import Linear, WeightDtype, convert_weights
+from cogvideo.model.quantize import Linear, convert_weights
 from tests.helpers import decoding as tiny
 from tests.helpers.models import tiny_config, tiny_model
 
@@ -33,7 +34,7 @@ def generate(engine: Engine) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
-def test_eager_and_cpu_sample_the_same_tokens(dtype: WeightDtype) -> None:
+def test_eager_and_cpu_sample_the_same_tokens(dtype: WeightName) -> None:
     tokens = []
     for name in ("eager", "cpu"):
         model = tiny.model("sequential", window_size=2)

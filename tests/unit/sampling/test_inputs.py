@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from cogvideo.media.video import write_video
 from cogvideo.sampling.inputs import InputReader, _times_at_rate
 from cogvideo.sampling.outputs import write_tokens
-from tests.helpers import decoding as tiny
+from tests.helpers import pipelines
 
-READER = InputReader(tiny.image_tokenizer(), frame_side=2)
+READER = InputReader(pipelines.image_tokenizer(), frame_side=2)
 SIDE = 16
 FRAMES = np.random.default_rng(0).integers(0, 255, size=(9, 1, 1, 3), dtype=np.uint8) * np.ones(
     (1, SIDE, SIDE, 1), np.uint8

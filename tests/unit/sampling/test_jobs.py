@@ -10,9 +10,10 @@ from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.inputs import InputClips
 from cogvideo.sampling.jobs import ClipJob, InterpolationJob, Job, clip_job, describe_job, interpolation_job
 from tests.helpers import decoding as tiny
+from tests.helpers import pipelines
 
 CONFIG = SampleConfig(rounds=2, num_clusters=8)
-PIPELINE = tiny.pipeline(CONFIG)
+PIPELINE = pipelines.pipeline(CONFIG)
 
 
 def given(frames: int, seconds: float | None = None) -> InputClips:

@@ -19,6 +19,7 @@ from cogvideo.sampling.config import DrawConfig, SampleConfig
 from cogvideo.sampling.pipeline import FrameSampler, Pipeline, interpolate_once
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
 from tests.helpers import decoding as tiny
+from tests.helpers import pipelines
 from tests.helpers.batches import DictCache
 
 PROMPTS = ["the red digit 3", "数字", "quickly"]
@@ -31,7 +32,7 @@ NUM_CLIPS = 5
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return tiny.pipeline(SHORT)
+    return pipelines.pipeline(SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_interpolation_alone_continues_a_clip(pipeline: Pipeline, tokens: torch.
 def test_stage_1_draws_first_frames_that_it_was_trained_on() -> None:
     """In two stages, with settings of their own if wanted, it draws what one pass over all five frames draws."""
     config = replace(SHORT, rounds=0, first_frame=SHORT.key_frames)
-    pipeline = tiny.pipeline(config, learn_first_frame=True)
+    pipeline = pipelines.pipeline(config, learn_first_frame=True)
     model, prompts = pipeline.sequential, pipeline.encode_prompts(PROMPTS, config)
     assert all(prompt.first_frame == prompt.key_frames for prompt in prompts)
     program = build_program(model.config, sequential(model.config.layout, (), range(5)))
@@ -229,7 +230,7 @@ def test_a_schedule_changes_no_token(pipeline: Pipeline, schedule: str, guidance
 
 def test_the_text_changes_the_clip(pipeline: Pipeline) -> None:
     """Same random numbers, another text."""
-    changed = tiny.pipeline(SHORT)
+    changed = pipelines.pipeline(SHORT)
     changed.prompt_format = replace(pipeline.prompt_format, image_suffix=" other")
     assert (changed.sample(PROMPTS[:1]) != pipeline.sample(PROMPTS[:1])).any()
 
@@ -249,7 +250,7 @@ def test_without_stage_2(pipeline: Pipeline) -> None:
 
 @pytest.fixture(scope="module")
 def sampler() -> FrameSampler:
-    return tiny.pipeline().frame_sampler("key_frames", tiny.pipeline().config)
+    return pipelines.pipeline().frame_sampler("key_frames", pipelines.pipeline().config)
 
 
 def inputs(sampler: FrameSampler) -> tuple[torch.Tensor, list[EncodedPrompt], torch.Tensor]:

@@ -9,8 +9,9 @@ from cogvideo.sampling.config import DrawConfig, SampleConfig
 from cogvideo.sampling.prompts import ClipPrompts, model_clip_seconds
 from cogvideo.sequence.layout import ClipLayout
 from tests.helpers import decoding as tiny
+from tests.helpers import pipelines
 
-PIPELINE = tiny.pipeline()
+PIPELINE = pipelines.pipeline()
 NEWLINE = tiny.VOCABULARY.newline
 
 
@@ -54,7 +55,7 @@ def test_styles_change_the_text_of_the_first_frame_only() -> None:
     assert photo == encoded("a", config)
     assert oil.first_frame.text == tiny.encode("a 油画风格") and none.first_frame.text == tiny.encode("a")
     assert oil.key_frames == photo.key_frames and oil.rounds == photo.rounds
-    own = tiny.pipeline(learn_first_frame=True)
+    own = pipelines.pipeline(learn_first_frame=True)
     with pytest.raises(ValueError, match="style=oil needs a text-to-image trunk, but stage 1 of these weights"):
         own.encode_prompts(["a"], replace(config, style="oil"))
 
@@ -66,7 +67,7 @@ def test_each_caption_is_encoded_once_per_text(monkeypatch: pytest.MonkeyPatch) 
         texts.append(text)
         return tiny.encode(text)
 
-    pipeline = tiny.pipeline()
+    pipeline = pipelines.pipeline()
     monkeypatch.setattr(pipeline, "encode", encode)
     pipeline.sample(["a", "b"], SampleConfig(rounds=1, num_clusters=8, samples_per_prompt=3))
     captions = [text for text in texts if not text.endswith("秒")]

@@ -16,10 +16,10 @@ from cogvideo.sampling import runner as module
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.jobs import clip_job
 from cogvideo.sampling.runner import UNFINISHED, RunDirectory, claim_folder, clip_groups, sample_names, write_clips
-from tests.helpers import decoding as tiny
+from tests.helpers import pipelines
 
 CONFIG = SampleConfig(rounds=1, num_clusters=8)
-PIPELINE = tiny.pipeline(CONFIG)
+PIPELINE = pipelines.pipeline(CONFIG)
 IDENTITY = {"weights": "abc", "clips": [["a", 0]], "settings": {"seed": 7, "key_frames": {"temperature": 1.0}}}
 TOKENS = torch.arange(6).view(1, 2, 3)
 
