@@ -49,7 +49,7 @@ class WrittenFile(NamedTuple):
 def write_clips(
     job: Job, run: "RunDirectory", *, weights: str = "", progress: Progress | None = None
 ) -> Iterator[WrittenFile]:
-    """Generate this process's missing clips into `run`, which has begun; yields each file once it is written.
+    """Generate this process's missing clips into `run`, after `run.begin()`; yields each file once it is written.
 
     Videos and contact sheets appear with the first frames and are replaced after every stage. Rank 0 waits for the
     others and writes the files about all clips; `weights` names the bundle in them.

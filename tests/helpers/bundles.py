@@ -1,4 +1,4 @@
-"""A bundle of small random weights: quick to write and to sample from, and of no other use."""
+"""A bundle of small random weights, quick to write and to sample from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ TASKS: dict[str, ModelTask] = {"trunk": "image", "sequential": "sequential", "in
 
 
 def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2) -> Path:
-    """Frames are of frame_side x frame_side tokens, 8 pixels each; the benchmark's canvas takes 5 x 5."""
+    """Frames have frame_side x frame_side tokens of 8x8 pixels; the digits benchmark needs 5 x 5."""
     folder.mkdir(parents=True)
     text = TextTokenizer.train(CAPTIONS, folder / "text.model", num_pieces=400, num_image_tokens=NUM_CODES)
     torch.manual_seed(0)

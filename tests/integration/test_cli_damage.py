@@ -1,4 +1,4 @@
-"""Damaged weights, as commands meet them: every file cut short, with a flipped bit, or missing is refused in one line.
+"""Damaged weights: every file cut short, with a flipped bit, or missing is refused in one line.
 
 `cogvideo sample` has the same in test_sample.py, checkpoints to resume from in test_train.py.
 """

@@ -1,6 +1,6 @@
-"""Bad input, as a user meets it: one clear line on stderr, exit code 2, and nothing half-written.
+"""Bad input: one clear line on stderr, exit code 2, and nothing half-written.
 
-One table a command: words, and what the line must hold. Damaged checkpoints are in `test_cli_damage.py`.
+One table per command: arguments, and what the line must contain. Damaged checkpoints are in `test_cli_damage.py`.
 """
 
 import shlex
@@ -24,7 +24,7 @@ VIDEO_LINE = '{{"video": "{name}", "caption": "a red digit"}}\n'
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of good and bad things; the tests may only look at it."""
+    """A folder of valid and invalid inputs, which tests only read."""
     folder = tmp_path_factory.mktemp("scene")
     frames = np.zeros((33, 40, 40, 3), np.uint8)
     write_video(folder / "good.mp4", frames, 8)
@@ -57,7 +57,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _bundles(folder: Path) -> None:
-    """A good bundle, and others each with one thing wrong."""
+    """A valid bundle, and others with one thing wrong each."""
     good, small = (write_bundle(folder / f"bundle{side}", side, num_layers=1) for side in (3, 2))
     good = good.rename(folder / "bundle")
     for name in ("mixed", "swapped", "foreign", "clusters", "settings", "wording", "textless"):
@@ -78,7 +78,7 @@ def everything(folder: Path) -> list[tuple[str, int]]:
 
 
 def refused(scene: Path, here: Path, words: str, expected: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    """Run a command in the empty folder `here`; see exit code 2, one last line that says why, and no trace."""
+    """Run a command in the empty folder `here`; check exit code 2, a last line that says why, and that nothing is written."""
     before = everything(scene)
     assert main(shlex.split(words.format(scene=scene))) == 2
     error = capfd.readouterr().err

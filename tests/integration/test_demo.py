@@ -1,4 +1,4 @@
-"""`cogvideo demo` as visitors meet it: a server of its own process, asked through gradio's client and plain HTTP."""
+"""`cogvideo demo` in a process of its own, through gradio's client and plain HTTP."""
 
 import json
 import os
@@ -53,7 +53,7 @@ class Page:
         return self.get(f"gradio_api/file={quote(str(path))}")
 
     def sampled(self, out: Path, *words: str | Path) -> torch.Tensor:
-        """Tokens that the command makes."""
+        """Tokens that `cogvideo sample` draws."""
         assert main(["sample", *map(str, words), "--model", str(self.bundle), "--out", str(out), *SETTINGS]) == 0
         return tokens(out)
 
@@ -81,11 +81,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     left = {path.name for path in folder.iterdir()} - {"torchinductor_root"}
-    assert left == {"bundle", "out"}, "uploads go with the server"
+    assert left == {"bundle", "out"}, "uploads are deleted with the server"
 
 
-def test_a_clip_grows_on_the_page(page: Page, tmp_path: Path) -> None:
-    """What the command draws, and every file of it can be fetched."""
+def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
+    """It is the clip that the command draws, and every file of it can be downloaded."""
     seen = list(page.client.submit(CAPTIONS[1], seed=3, rounds=1, api_name="/generate"))
     assert "0 of 36 tokens" in seen[0][0] and "<video" not in seen[0][1]
     line, cards = seen[-1]
@@ -98,7 +98,7 @@ def test_a_clip_grows_on_the_page(page: Page, tmp_path: Path) -> None:
         assert page.file(path)[::2] == (200, path.read_bytes())
 
 
-def test_a_picture_of_the_visitor(page: Page, tmp_path: Path) -> None:
+def test_an_uploaded_picture(page: Page, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
     picture = tmp_path / "picture.png"
@@ -109,8 +109,8 @@ def test_a_picture_of_the_visitor(page: Page, tmp_path: Path) -> None:
     assert torch.equal(tokens(folder), expected)
 
 
-def test_visitors_at_the_same_time(page: Page, tmp_path: Path) -> None:
-    """Two are made at once, the third waits; one of them leaves, and the others are none the worse for it."""
+def test_concurrent_requests(page: Page, tmp_path: Path) -> None:
+    """Two run and the third waits; cancelling one does not affect the others."""
     leaving = page.client.submit("leaving", samples_per_prompt=16, rounds=4, api_name="/generate")
     staying = [page.client.submit(f"staying {n}", rounds=2, api_name="/generate") for n in range(2)]
     while not list(page.out.glob("*-leaving/unfinished/0*")):
@@ -121,17 +121,17 @@ def test_visitors_at_the_same_time(page: Page, tmp_path: Path) -> None:
         (folder,) = page.out.glob(f"*-staying-{number}")
         assert torch.equal(tokens(folder), page.sampled(tmp_path / str(number), f"staying {number}", "rounds=2"))
     (folder,) = page.out.glob("*-leaving")
-    assert not (folder / "samples.json").exists(), "the work was stopped"
+    assert not (folder / "samples.json").exists(), "its job was stopped"
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [({"prompts": " "}, "there is no prompt"), ({"key_frames_guidance_scale": "much"}, "expected float or null")],
 )
-def test_what_is_wrong_is_said(page: Page, settings: dict[str, Any], said: str) -> None:
+def test_errors_are_shown(page: Page, settings: dict[str, Any], message: str) -> None:
     from gradio_client.exceptions import AppError
 
-    with pytest.raises(AppError, match=said) as error:
+    with pytest.raises(AppError, match=message) as error:
         page.client.predict(**{"prompts": "a", **settings}, api_name="/generate")
     assert "\n" not in str(error.value)
 
@@ -142,7 +142,7 @@ def test_nothing_else_is_served_or_fetched(page: Page, tmp_path: Path) -> None:
     for path in (tmp_path / "secret", code, f"{page.out}/../bundle/text.model", page.bundle / "bundle.json", page.out):
         assert page.file(path)[0] == 403, path
     for place in ("file=http://127.0.0.1:1/", "file/http://127.0.0.1:1/", "file/http%3A%2F%2F127.0.0.1:1/"):
-        assert page.get(f"gradio_api/{place}")[0] == 403, "and addresses are not fetched for visitors"
+        assert page.get(f"gradio_api/{place}")[0] == 403, "the server is no proxy"
     status, headers, html = page.get("")
     assert status == 200 and b"gradio" in html
     policy = headers["content-security-policy"]
@@ -153,19 +153,19 @@ def test_nothing_else_is_served_or_fetched(page: Page, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["{folder}/secret.png", "http://127.0.0.1:1/a.png"])
-def test_a_file_that_was_not_sent_is_not_read(page: Page, tmp_path: Path, place: str) -> None:
+def test_a_file_that_was_not_uploaded_is_not_read(page: Page, tmp_path: Path, place: str) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "secret.png")
     file = {"path": place.format(folder=tmp_path), "meta": {"_type": "gradio.FileData"}}
     about = json.loads(page.get("gradio_api/info")[2])["named_endpoints"]["/generate"]["parameters"]
     values = ["not sent", file, *(parameter.get("parameter_default") for parameter in about[2:])]
-    _, _, begun = page.get("gradio_api/call/generate", {"data": values})
-    _, _, events = page.get(f"gradio_api/call/generate/{json.loads(begun)['event_id']}")
+    _, _, started = page.get("gradio_api/call/generate", {"data": values})
+    _, _, events = page.get(f"gradio_api/call/generate/{json.loads(started)['event_id']}")
     assert events.startswith(b"event: error")
     assert not list(page.out.glob("*-not-sent"))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["a prompt"], "'a prompt' is not a setting; prompts are typed on the page"),
         (["--at-once", "0"], "--at-once 0 allows no request"),
@@ -175,18 +175,18 @@ def test_a_file_that_was_not_sent_is_not_read(page: Page, tmp_path: Path, place:
         (["sed=3"], "did you mean 'seed'?"),
     ],
 )
-def test_bad_words(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_bad_arguments(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "find_spec", lambda name: True)
     assert main(["demo", *words]) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert os.listdir(tmp_path) == []
 
 
-def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

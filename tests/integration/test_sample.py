@@ -1,4 +1,4 @@
-"""`cogvideo sample` end to end, on a bundle of small random weights: files, repeats, and one line for bad input."""
+"""`cogvideo sample` end to end with small random weights: files, repeatability, one line for bad input."""
 
 import shutil
 from pathlib import Path
@@ -42,10 +42,10 @@ def test_files_and_repeats(bundle: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert set(first) == media | {"config.yaml", "samples.json", "tokens.safetensors"}
     assert load_file(tmp_path / "a" / "tokens.safetensors")["tokens"].shape == (3, 9, 4)
     assert len(read_video(tmp_path / "a" / f"{names[1]}.mp4")[0]) == 9
-    assert b"text_bonus: 0.0" in first["config.yaml"], "the bundle's own settings hold"
+    assert b"text_bonus: 0.0" in first["config.yaml"], "the bundle's own settings apply"
 
     assert sample(bundle, CAPTIONS[0], "seed=7", "--prompts", str(prompts), "--out", str(tmp_path / "b")) == 0
-    assert contents(tmp_path / "b") == first, "a seed repeats to the last byte"
+    assert contents(tmp_path / "b") == first, "the same seed gives the same bytes"
 
     config = str(tmp_path / "a" / "config.yaml")
     assert main(["sample", CAPTIONS[0], "--model", str(bundle), "--config", config, "--out", str(tmp_path / "c")]) == 0
@@ -59,7 +59,7 @@ def test_dry_run_writes_nothing(bundle: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "there is no prompt"),
         ([" "], "the prompt is empty"),
@@ -77,7 +77,7 @@ def test_bad_input(
     bundle: Path,
     tmp_path: Path,
     words: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -87,7 +87,7 @@ def test_bad_input(
     (tmp_path / "bad.yaml").write_text("rouns: 1\n")
     assert sample(bundle, *words, "--out", "new") == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 

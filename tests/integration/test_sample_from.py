@@ -102,7 +102,7 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("interpolate", "there is nothing to interpolate; give a video, saved tokens, or pictures"),
         ("interpolate {given}/none.mp4 --caption a", "none.mp4 is not a file; expected a video"),
@@ -136,7 +136,7 @@ def test_bad_input(
     given: Path,
     tmp_path: Path,
     words: str,
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -144,7 +144,7 @@ def test_bad_input(
     monkeypatch.chdir(tmp_path)
     assert run(bundle, *shlex.split(words.format(given=given)), "--out", "new") == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert os.listdir(tmp_path) == []
 
 
@@ -166,11 +166,11 @@ def test_interactive(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert run(bundle, "sample", "--interactive", "rounds=1", "--out", tmp_path / "talk") == 0
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert [said in line for said, line in zip(ERRORS, errors, strict=True)]
+    assert [message in line for message, line in zip(ERRORS, errors, strict=True)]
     names = ["000-the-red-digit-3-moves-left-slowly", "001-the-red-digit-3-moves-left-slowly", "002-数字"]
     assert sorted(os.listdir(tmp_path / "talk")) == names
     assert run(bundle, "sample", CAPTION, CAPTION, "rounds=1", "--out", tmp_path / "both") == 0
     again = torch.cat([tokens(tmp_path / "talk" / name) for name in names[:2]])
-    assert torch.equal(tokens(tmp_path / "both"), again), "a prompt said again is another sample of it"
+    assert torch.equal(tokens(tmp_path / "both"), again), "a repeated prompt is another sample of it"
     assert run(bundle, "sample", "数字", "seed=4", "rounds=0", "--out", tmp_path / "one") == 0
     assert torch.equal(tokens(tmp_path / "one"), tokens(tmp_path / "talk" / names[2]))

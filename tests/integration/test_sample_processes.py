@@ -1,4 +1,4 @@
-"""`cogvideo sample` under torchrun: two processes leave the very files that one does, also when they were stopped."""
+"""`cogvideo sample` under torchrun: two processes write the same files as one, also after an interruption."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_processes_make_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_write_the_files_of_one(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     (tmp_path / "prompts.txt").write_text("\n".join([CAPTIONS[0], "a", CAPTIONS[0]]), encoding="utf-8")
     words = ["--model", str(bundle), "--prompts", str(tmp_path / "prompts.txt"), "rounds=1", "num_clusters=32"]

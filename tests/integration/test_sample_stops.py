@@ -150,14 +150,14 @@ def test_refused(
         assert sample(bundle, out) == 130
     left = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     capsys.readouterr()
-    for words, said in (
+    for words, message in (
         ([*WORDS, "--resume", "seed=3"], "was started with other settings: seed=0, not 3; use the same"),
         ([*WORDS, "--resume", "another one"], "was started with other clips"),
         (WORDS, "holds an unfinished run; give --resume to continue it or --overwrite to start over"),
     ):
         assert sample(bundle, out, *words) == 2
         error = capsys.readouterr().err
-        assert said in error and error.count("\n") == 1
+        assert message in error and error.count("\n") == 1
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == left
     other = write_bundle(tmp_path / "other", num_layers=1)
     assert sample(other, out, *WORDS, "--resume") == 2

@@ -1,4 +1,4 @@
-"""`cogvideo upsample` on small random weights: files as of `sample`, the same at every call, refusals in one line."""
+"""`cogvideo upsample` with small random weights: the files of `sample`, repeatability, refusals in one line."""
 
 import json
 import shlex
@@ -66,7 +66,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 BOTH = "{scene}/clips --direct {scene}/direct --iterative {scene}/iterative"
 
 
-def test_clips_that_were_sampled(scene: Path, tmp_path: Path) -> None:
+def test_sampled_clips(scene: Path, tmp_path: Path) -> None:
     assert upsample(scene, tmp_path / "both", BOTH) == 0
     assert upsample(scene, tmp_path / "again", f"{BOTH} frames_at_once=3") == 0
     assert upsample(scene, tmp_path / "drawn", "{scene}/clips --direct {scene}/direct") == 0
@@ -110,7 +110,7 @@ def test_a_picture(scene: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--direct {scene}/direct", "there is nothing to upsample"),
         ("{scene}/clips", "--direct"),
@@ -125,8 +125,8 @@ def test_a_picture(scene: Path, tmp_path: Path) -> None:
         ("{scene}/clips --direct {scene}/direct temperature=0", "temperature=0.0 must be above 0"),
     ],
 )
-def test_refused(scene: Path, tmp_path: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused(scene: Path, tmp_path: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert upsample(scene, tmp_path / "out", words) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -48,7 +48,7 @@ def service(bundle: Path, pipeline: Pipeline, tmp_path: Path) -> Iterator[DemoSe
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """9 frames, 2 a second."""
+    """9 frames, 2 per second."""
     path = tmp_path_factory.mktemp("given") / "clip.mp4"
     frames = np.random.default_rng(0).integers(0, 255, size=(9, 16, 16, 3), dtype=np.uint8)
     write_video(path, frames, 2, crf=0, pixel_format="yuv444p")

@@ -75,8 +75,8 @@ def test_frames_at_a_rate() -> None:
     assert _times_at_rate(Path("x"), uneven, 4.0, from_end=False).tolist() == [0.0, 0.26, 0.49, 0.76, 1.0]
     assert _times_at_rate(Path("x"), uneven, 3.0, from_end=True).tolist() == [0.0, 0.26, 0.6, 1.0]
     few = "x has about 5 frames per second, fewer than the"
-    for fps, said in ((1e25, few), (8.0, f"{few} 8"), (0.0, "--fps 0 is not a frame rate")):
-        with pytest.raises(ValueError, match=said):
+    for fps, message in ((1e25, few), (8.0, f"{few} 8"), (0.0, "--fps 0 is not a frame rate")):
+        with pytest.raises(ValueError, match=message):
             _times_at_rate(Path("x"), uneven, fps, from_end=True)
     with pytest.raises(ValueError, match="--fps nan is not a frame rate"):
         _times_at_rate(Path("x"), uneven, float("nan"), from_end=True)
@@ -84,14 +84,14 @@ def test_frames_at_a_rate() -> None:
 
 def test_refused(folder: Path, tmp_path: Path) -> None:
     clip, picture, tokens = folder / "clip.mp4", folder / "0.png", folder / "tokens.safetensors"
-    for paths, fps, said in (
+    for paths, fps, message in (
         ([clip, picture], None, "clip.mp4 is a video of 9 frames; give one video, or pictures only"),
         ([picture, picture], 2.0, "--fps needs a video; for pictures set seconds="),
         ([tokens], 2.0, "leave out --fps"),
         ([clip], 16.0, "fewer than the 16 needed"),
         ([tokens, picture], None, "tokens.safetensors is not a readable video"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             READER.read(paths, fps)
     for path in (tmp_path / "none.png", tmp_path / "a.safetensors", tmp_path):
         with pytest.raises((ValueError, OSError), match=path.name):
@@ -102,7 +102,7 @@ ZEROS, ONE = torch.zeros(1, 3, 4).int(), torch.ones(1)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "seconds", "about", "said"),
+    ("tokens", "seconds", "about", "message"),
     [
         (ZEROS, None, None, "does not hold tokens of clips"),
         (ZEROS.float(), ONE, None, "expected integers in three axes"),
@@ -121,12 +121,12 @@ ZEROS, ONE = torch.zeros(1, 3, 4).int(), torch.ones(1)
     ],
 )
 def test_bad_tokens(
-    tmp_path: Path, tokens: torch.Tensor, seconds: torch.Tensor | None, about: str | None, said: str
+    tmp_path: Path, tokens: torch.Tensor, seconds: torch.Tensor | None, about: str | None, message: str
 ) -> None:
     path = tmp_path / "tokens.safetensors"
     tensors = {"tokens": tokens.contiguous(), **({} if seconds is None else {"seconds": seconds})}
     save_file(tensors, path, metadata=None if about is None else {"samples": about})
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         READER.read([path])
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="does not hold tokens"):
