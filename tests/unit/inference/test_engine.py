@@ -1,4 +1,4 @@
-"""Decoding at small sizes: what the batch, the padding, the schedule and guidance may and may not change."""
+"""Decoding at small sizes: what batch, padding, schedule and guidance change, and what they do not."""
 
 from dataclasses import replace
 
@@ -23,15 +23,15 @@ GUIDES = [tiny.encode("any")] * 2
 MODELS = {"sequential": ("sequential", None), "windowed": ("sequential", 2), "interpolation": ("interpolation", 2)}
 
 
-class Recording(ClusterSampler):
-    """Draws, and keeps the logits."""
+class RecordingSampler(ClusterSampler):
+    """Samples, and records the logits."""
 
     def __init__(self) -> None:
         super().__init__(np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
-        self.seen: list[Tensor] = []
+        self.logits: list[Tensor] = []
 
     def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        self.seen.append(logits)
+        self.logits.append(logits)
         return super().__call__(logits, uniforms)
 
 
@@ -57,34 +57,38 @@ def plain(layout: ClipLayout) -> Schedule:
     return sequential(layout, layout.given_frames, layout.generation_order)
 
 
-def test_cached_is_uncached(model: CogVideoTransformer) -> None:
+def test_cached_decoding_equals_one_uncached_pass(model: CogVideoTransformer) -> None:
     layout = model.config.layout
-    draw, (known, uniforms) = Recording(), clips(model)
-    tokens = Engine(model).generate(build_program(model.config, plain(layout)), known, conditioning(), draw, uniforms)
+    sampler, (known, uniforms) = RecordingSampler(), clips(model)
+    tokens = Engine(model).generate(
+        build_program(model.config, plain(layout)), known, conditioning(), sampler, uniforms
+    )
     with torch.inference_mode():
         inputs = frame_inputs(tokens.view(2, -1, layout.frame_len), tiny.VOCABULARY.start_of_image).repeat(2, 1)
         some = conditioning()
         hidden = model(inputs, plan_forward(model.config), TextBias.from_mask(some.text_mask), text=some.text)
         whole = apply_guidance(model.logits(hidden), 3.0)[:, layout.slots_of(*layout.generation_order)]
-    torch.testing.assert_close(torch.cat(draw.seen, dim=1), whole, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(sampler.logits, dim=1), whole, atol=1e-4, rtol=1e-4)
     given = layout.slots_of(*layout.given_frames)
     assert torch.equal(tokens[:, given], known[:, given])
     assert len(tokens.unique()) > 10, "the test means nothing if all tokens are alike"
 
 
-def test_clips_do_not_see_their_batch(model: CogVideoTransformer) -> None:
+def test_a_clip_does_not_depend_on_its_batch(model: CogVideoTransformer) -> None:
     """Alone, a clip's text is not padded; in the batch it is."""
     program = build_program(model.config, plain(model.config.layout))
     engine, (known, uniforms) = Engine(model), clips(model)
-    together = engine.generate(program, known, conditioning(bonus=1.4), Recording(), uniforms)
+    batch = engine.generate(program, known, conditioning(bonus=1.4), RecordingSampler(), uniforms)
     for i in range(2):
         row = slice(i, i + 1)
-        alone = engine.generate(program, known[row], conditioning(bonus=1.4, rows=row), Recording(), uniforms[row])
-        assert torch.equal(alone[0], together[i])
+        alone = engine.generate(
+            program, known[row], conditioning(bonus=1.4, rows=row), RecordingSampler(), uniforms[row]
+        )
+        assert torch.equal(alone[0], batch[i])
 
 
 def test_any_order_of_slots_gives_the_same_tokens() -> None:
-    """Frames in flight together, each so many slots behind the one before that all it sees is there (spec 6)."""
+    """Frames in flight at the same time, each lagging far enough that all keys it needs are there."""
     model = tiny.model("interpolation", 2)
     layout = model.config.layout
     lag = (2 - 1) * (layout.frame_side + 1)
@@ -94,12 +98,14 @@ def test_any_order_of_slots_gives_the_same_tokens() -> None:
         slots = [f * layout.frame_len + time - at for f, at in starts.items() if 0 <= time - at < layout.frame_len]
         steps.append(np.array(slots))
     assert len(steps) == 21 < 32 and max(map(len, steps)) == 2
-    together = Schedule(layout.slots_of(*layout.given_frames), tuple(steps))
+    overlapping = Schedule(layout.slots_of(*layout.given_frames), tuple(steps))
 
     known, uniforms = clips(model)
     results = [
-        Engine(model).generate(build_program(model.config, schedule), known, conditioning(None), Recording(), uniforms)
-        for schedule in (plain(layout), together)
+        Engine(model).generate(
+            build_program(model.config, schedule), known, conditioning(None), RecordingSampler(), uniforms
+        )
+        for schedule in (plain(layout), overlapping)
     ]
     assert torch.equal(*results)
 
@@ -111,31 +117,33 @@ def test_guidance() -> None:
     assert apply_guidance(both, None) is both
 
 
-def test_guide_with_the_same_text_changes_nothing() -> None:
+def test_a_guide_with_the_same_text_changes_nothing() -> None:
     model = tiny.model("sequential")
     program = build_program(model.config, plain(model.config.layout))
     known, uniforms = clips(model)
     same = Conditioning.from_tokens(TEXTS, TEXTS, PAD, guidance_scale=3.0, text_bonus=0.0)
-    with_guide = Engine(model).generate(program, known, same, Recording(), uniforms)
-    assert torch.equal(with_guide, Engine(model).generate(program, known, conditioning(None), Recording(), uniforms))
+    with_guide = Engine(model).generate(program, known, same, RecordingSampler(), uniforms)
+    assert torch.equal(
+        with_guide, Engine(model).generate(program, known, conditioning(None), RecordingSampler(), uniforms)
+    )
 
 
 def test_guides_have_no_text_bonus() -> None:
-    """Only the prompt's text is turned up: a scale of 0 leaves the guide alone, whatever the bonus."""
+    """With a scale of 0 only the guide counts, and the bonus changes nothing."""
     model = tiny.model("sequential")
     program = build_program(model.config, plain(model.config.layout))
     known, uniforms = clips(model)
 
     def run(scale: float, bonus: float) -> Tensor:
         some = Conditioning.from_tokens(TEXTS, GUIDES, PAD, guidance_scale=scale, text_bonus=bonus)
-        return Engine(model).generate(program, known, some, Recording(), uniforms)
+        return Engine(model).generate(program, known, some, RecordingSampler(), uniforms)
 
     assert torch.equal(run(0.0, 1.4), run(0.0, 0.0))
     assert not torch.equal(run(1.0, 1.4), run(1.0, 0.0))
 
 
-def test_trunk_alone_is_the_image_model() -> None:
-    """Stage 1 with its temporal channel off makes the first frame that its trunk makes."""
+def test_the_trunk_alone_is_the_image_model() -> None:
+    """Stage 1 without its temporal channel samples the same first frame as its trunk."""
     stage1, trunk = tiny.model("sequential"), tiny.model("image")
     trunk.load_state_dict({name: stage1.state_dict()[name] for name in trunk.state_dict()})
     outputs = []
@@ -143,9 +151,11 @@ def test_trunk_alone_is_the_image_model() -> None:
         program = build_program(model.config, sequential(model.config.layout, (), (0,)), temporal=False)
         assert program.spatial_capacity == program.tokens_per_clip == 16
         uniforms = torch.from_numpy(np.random.default_rng(1).random((2, 16, 2)))
-        draw = Recording()
-        Engine(model).generate(program, torch.zeros(2, 16, dtype=torch.int64), conditioning(None, 1.4), draw, uniforms)
-        outputs.append(torch.cat(draw.seen, dim=1))
+        sampler = RecordingSampler()
+        Engine(model).generate(
+            program, torch.zeros(2, 16, dtype=torch.int64), conditioning(None, 1.4), sampler, uniforms
+        )
+        outputs.append(torch.cat(sampler.logits, dim=1))
     torch.testing.assert_close(*outputs)
 
 
@@ -153,4 +163,4 @@ def test_training_mode_is_refused() -> None:
     model = tiny.model("sequential").train()
     program = build_program(replace(model.config), plain(model.config.layout))
     with pytest.raises(AssertionError, match="eval"):
-        Engine(model).generate(program, *clips(model)[:1], conditioning(), Recording(), clips(model)[1])
+        Engine(model).generate(program, *clips(model)[:1], conditioning(), RecordingSampler(), clips(model)[1])

@@ -1,4 +1,4 @@
-"""The token sampler against a plain slow one, and against the distribution that it stands for."""
+"""The cluster sampler against a slow reference and its exact distribution; cluster labels by k-means and from files."""
 
 import math
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ LABELS = np.array([0, 1, 2, 0, 1, 2, 2, 3])
 LOGITS = [0.3, 1.2, -0.5, 0.9, 0.1, 1.5, -1.0, 0.2]
 
 
-both_ways = pytest.mark.parametrize("compiled", [True, False])
+with_and_without_kernel = pytest.mark.parametrize("compiled", [True, False])
 
 
 @contextmanager
-def drawing(compiled: bool) -> Iterator[None]:
-    """By the compiled kernel, or by PyTorch's operations."""
+def sampling(compiled: bool) -> Iterator[None]:
+    """Use the compiled kernel, or PyTorch's operations."""
     if compiled and cpu.library() is None:
         pytest.skip("no C++ compiler here")
     with pytest.MonkeyPatch.context() as patch:
@@ -47,8 +47,8 @@ def first_beyond(weights: list[float], uniform: float) -> int:
     raise AssertionError
 
 
-def slow_draw(logits: list[float], labels: np.ndarray, t1: float, k: int, t2: float, u: tuple[float, float]) -> int:
-    """The spec, word by word: clusters' masses, the top k of them, one of those, then a token of it."""
+def slow_sample(logits: list[float], labels: np.ndarray, t1: float, k: int, t2: float, u: tuple[float, float]) -> int:
+    """By definition: the clusters' masses, the top k of them, one of those, then one of its tokens."""
     p = softmax([l / t1 for l in logits])
     mass = [sum(p[i] for i in range(len(p)) if labels[i] == c) for c in range(max(labels) + 1)]
     best = sorted(range(len(mass)), key=lambda c: -mass[c])[:k]
@@ -69,7 +69,7 @@ def exact_probabilities() -> np.ndarray:
     return out
 
 
-@both_ways
+@with_and_without_kernel
 @given(
     seed=st.integers(0, 2**16),
     clusters=st.integers(1, 9),
@@ -85,21 +85,21 @@ def test_equals_slow_reference(
     labels = np.concatenate([np.arange(clusters), rng.integers(clusters, size=20)])
     logits = torch.from_numpy(rng.normal(size=(*batch, len(labels)), scale=3).astype(np.float32))
     uniforms = torch.from_numpy(rng.random((*batch, 2)))
-    with drawing(compiled):
-        drawn = ClusterSampler(labels, t1, k, t2)(logits, uniforms)
-    assert drawn.shape == batch and drawn.dtype == torch.int64
+    with sampling(compiled):
+        sampled = ClusterSampler(labels, t1, k, t2)(logits, uniforms)
+    assert sampled.shape == batch and sampled.dtype == torch.int64
     for index in np.ndindex(*batch):
         u = tuple(uniforms[index].tolist())
-        assert drawn[index].item() == slow_draw(logits[index].tolist(), labels, t1, min(k, clusters), t2, u)
+        assert sampled[index].item() == slow_sample(logits[index].tolist(), labels, t1, min(k, clusters), t2, u)
 
 
-@both_ways
+@with_and_without_kernel
 def test_distribution_by_chi_square(compiled: bool) -> None:
     number = 40_000
     uniforms = torch.from_numpy(np.random.default_rng(0).random((number, 2)))
-    with drawing(compiled):
-        drawn = ClusterSampler(LABELS, T1, K, T2)(torch.tensor(LOGITS).expand(number, -1), uniforms)
-    counts, expected = np.bincount(drawn, minlength=8), exact_probabilities() * number
+    with sampling(compiled):
+        sampled = ClusterSampler(LABELS, T1, K, T2)(torch.tensor(LOGITS).expand(number, -1), uniforms)
+    counts, expected = np.bincount(sampled, minlength=8), exact_probabilities() * number
     assert (counts[expected == 0] == 0).all()
     possible = expected > 0
     chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
@@ -107,35 +107,35 @@ def test_distribution_by_chi_square(compiled: bool) -> None:
     assert chi_square < 18.5  # 4 degrees of freedom: one run in a thousand is beyond
 
 
-@both_ways
+@with_and_without_kernel
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
-def test_broken_logits_still_give_codes_that_there_are(compiled: bool, broken: float) -> None:
+def test_broken_logits_still_give_valid_tokens(compiled: bool, broken: float) -> None:
     logits = torch.tensor(LOGITS).repeat(3, 1)
     logits[0], logits[1, ::2], logits[2, 5] = broken, broken, broken
     uniforms = torch.tensor([[0.0, 0.999], [0.5, 0.5], [0.999, 0.0]], dtype=torch.float64)
-    with drawing(compiled):
-        drawn = ClusterSampler(LABELS, T1, K, T2)(logits, uniforms)
-    assert ((drawn >= 0) & (drawn < len(LABELS))).all()
+    with sampling(compiled):
+        sampled = ClusterSampler(LABELS, T1, K, T2)(logits, uniforms)
+    assert ((sampled >= 0) & (sampled < len(LABELS))).all()
 
 
-def test_codes_as_clusters_are_plain_top_k() -> None:
+def test_one_token_per_cluster_is_plain_top_k() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, 5.0]])
     greedy = ClusterSampler(np.arange(4), 1.0, 1, 1.0)
     assert all(greedy(logits, torch.tensor([[u, u]])).item() == 3 for u in (0.0, 0.5, 0.999))
     two = ClusterSampler(np.arange(4), 1.0, 2, 1.0)
-    drawn = two(logits.expand(1000, -1), torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)))
-    assert set(drawn.tolist()) == {1, 3}
+    sampled = two(logits.expand(1000, -1), torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)))
+    assert set(sampled.tolist()) == {1, 3}
 
 
-def test_pick_never_takes_what_has_no_weight() -> None:
+def test_invert_cdf_never_returns_an_index_without_weight() -> None:
     weights = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0], dtype=torch.float64) / 7
     ends = torch.tensor([0.0, 1 / 3 - 1e-12, 1 / 3 + 1e-12, 1 - 2.0**-32], dtype=torch.float64)
     assert invert_cdf(weights.expand(4, -1), ends).tolist() == [1, 1, 3, 3]
 
 
-@pytest.mark.parametrize(("k", "kept"), [(1, [0, 5, 0, 0]), (2, [0, 5, 3, 3]), (4, [1, 5, 3, 3])])
-def test_keep_top_keeps_ties(k: int, kept: list[float]) -> None:
-    assert keep_top(torch.tensor([1.0, 5.0, 3.0, 3.0]), k).tolist() == kept
+@pytest.mark.parametrize(("k", "expected"), [(1, [0, 5, 0, 0]), (2, [0, 5, 3, 3]), (4, [1, 5, 3, 3])])
+def test_keep_top_keeps_ties(k: int, expected: list[float]) -> None:
+    assert keep_top(torch.tensor([1.0, 5.0, 3.0, 3.0]), k).tolist() == expected
 
 
 def test_kmeans_finds_groups_and_repeats() -> None:
@@ -152,7 +152,7 @@ def test_as_many_clusters_as_codes() -> None:
     assert kmeans_labels(np.zeros((5, 2)), 9).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_files(tmp_path: Path) -> None:
+def test_labels_from_files(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([4, 4, 9, 0]))
     assert load_labels(tmp_path / "a.npy", 4).tolist() == [1, 1, 2, 0]
     with pytest.raises(ValueError, match="each of 5 codes"):

@@ -36,7 +36,7 @@ TASKS = {
     "sequential": replace(CONFIG, task="sequential"),
     "windowed": replace(CONFIG, task="sequential", window_size=2),
     "interpolation": replace(CONFIG, task="interpolation", window_size=2),
-    "narrow": replace(CONFIG, task="sequential", hidden_size=9, num_heads=3),
+    "small": replace(CONFIG, task="sequential", hidden_size=9, num_heads=3),
 }
 
 

@@ -145,10 +145,12 @@ def test_training_beside_an_int8_trunk_is_as_beside_dequantized_weights(variant:
 @pytest.mark.parametrize("what", ["mlp", "layer"])
 @pytest.mark.parametrize("kind", ["fp32", "autocast"])
 def test_recomputing_beside_an_int8_trunk_changes_no_gradient(what: Recompute, kind: str) -> None:
-    kept, again = (pair("interpolation", dropout=0.2, attention_dropout=0.2)[0] for _ in range(2))
-    again.recompute = what
-    batch = tiny_batch(kept.config)
-    (losses, gradients), (expected, expected_gradients) = (gradients_of(model, batch, kind) for model in (again, kept))
+    plain, recomputed = (pair("interpolation", dropout=0.2, attention_dropout=0.2)[0] for _ in range(2))
+    recomputed.recompute = what
+    batch = tiny_batch(plain.config)
+    (losses, gradients), (expected, expected_gradients) = (
+        gradients_of(model, batch, kind) for model in (recomputed, plain)
+    )
     torch.testing.assert_close(losses, expected)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-6, rtol=1e-5)

@@ -121,12 +121,12 @@ def test_recomputing_activations_changes_no_gradient(frozen: bool, what: Recompu
     model = tiny_model(tiny_config(window_size=2, dropout=0.2, attention_dropout=0.2)).train()
     model.freeze_trunk(frozen)
     batch = tiny_batch(model.config)
-    kept = gradients(model, batch)
+    expected = gradients(model, batch)
     model.recompute = what
     recomputed = gradients(model, batch)
-    assert kept.keys() == recomputed.keys()
-    for name in kept:
-        torch.testing.assert_close(recomputed[name], kept[name], atol=1e-6, rtol=1e-5)
+    assert expected.keys() == recomputed.keys()
+    for name in expected:
+        torch.testing.assert_close(recomputed[name], expected[name], atol=1e-6, rtol=1e-5)
 
 
 def test_freezing_the_trunk_changes_no_gradient_of_other_parameters() -> None:
