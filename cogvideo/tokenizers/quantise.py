@@ -1,52 +1,19 @@
-"""The codebook and its training: straight-through codes, EMA updates, k-means initialisation, dead-code revival.
+"""Training of the image tokenizer's codebook and the loss: EMA updates, k-means initialisation, dead-code revival.
 
 The functions keep no state except the buffers of `Quantizer` (`cluster_size`, `embed_avg`). With several processes, all
-of them get the same codebook. Sources: van den Oord et al. 1711.00937
-appendix A.1 (EMA), Dhariwal et al. 2005.00341 section 2 (revival from encoder outputs).
+of them get the same codebook. Sources: van den Oord et al. 1711.00937 appendix A.1 (EMA), Dhariwal et al. 2005.00341
+section 2 (revival from encoder outputs).
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-CHUNK_ROWS = 4096
-
-
-class Quantizer(nn.Module):
-    """The codebook. `update_codebook` changes it, gradients never do; the buffers are the state of its averages."""
-
-    cluster_size: Tensor
-    embed_avg: Tensor
-
-    def __init__(self, z_channels: int, embedding_dim: int, num_codes: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(z_channels, embedding_dim, kernel_size=1)
-        self.embed = nn.Embedding(num_codes, embedding_dim)
-        self.embed.weight.requires_grad_(False)
-        self.register_buffer("cluster_size", torch.zeros(num_codes))
-        self.register_buffer("embed_avg", self.embed.weight.detach().clone())
-
-    def nearest(self, vectors: Tensor, chunk: int = CHUNK_ROWS) -> Tensor:
-        """The nearest code of every vector by Euclidean distance. Shapes: vectors (rows, embedding_dim) -> (rows,)."""
-        codes = self.embed.weight.float()
-        squares = codes.square().sum(1)
-        # |v - c|^2 without |v|^2, which is the same for every code; in chunks, as rows x 20,000 codes is large
-        ids = [torch.addmm(squares, rows, codes.T, alpha=-2).argmin(1) for rows in vectors.float().split(chunk)]
-        return torch.cat(ids)
-
-
-def quantise(quantizer: Quantizer, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace each feature by its nearest code; gradients pass straight through.
-
-    Shapes: features (batch, dim, h, w) -> codes (batch, dim, h, w), ids (batch, h, w), commitment loss ().
-    """
-    rows = rearrange(features.detach(), "b c h w -> (b h w) c")
-    ids = rearrange(quantizer.nearest(rows), "(b h w) -> b h w", b=features.shape[0], h=features.shape[2])
-    codes = rearrange(quantizer.embed(ids), "b h w c -> b c h w").to(features.dtype)
-    commitment = F.mse_loss(features.float(), codes.float())
-    return features + (codes - features).detach(), ids, commitment
+from cogvideo.tokenizers.vqvae import CHUNK_ROWS, VQVAE, Quantizer, quantise
 
 
 @torch.no_grad()
@@ -142,3 +109,63 @@ def _set_codes(quantizer: Quantizer, which: Tensor, codes: Tensor, cluster_size:
 
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Weights of the terms; each term is a mean over pixels of normalised images."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    edge: float = 1.0  # differences of neighbouring pixels, at each of edge_scales
+    edge_scales: int = 2  # full resolution, then halved
+    commitment: float = 1.0
+
+
+@dataclass(frozen=True)
+class TokenizerLoss:
+    """Loss of one batch; `features` (rows, dim) and `ids` (rows,) are for the codebook update that follows."""
+
+    loss: Tensor
+    metrics: dict[str, float]
+    features: Tensor
+    ids: Tensor | None  # None while codes are not used yet
+
+
+def edge_loss(output: Tensor, target: Tensor, scales: int) -> Tensor:
+    """Mean absolute error of neighbouring pixels' differences, over scales. Shapes: two (batch, 3, h, w) -> ()."""
+    error = output - target
+    total = error.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            error = F.avg_pool2d(error, 2)
+        total = total + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return total / scales
+
+
+def tokenizer_loss(
+    model: VQVAE, images: Tensor, level: int, config: TokenizerLossConfig, use_codes: bool = True
+) -> TokenizerLoss:
+    """The loss of one batch of normalised images: reconstruction with an edge term, plus the commitment loss.
+
+    There is no perceptual or adversarial network: small images on mostly plain backgrounds need their edges in the
+    right place, and the edge term penalises misplaced ones at several scales. Without `use_codes` it trains a plain
+    autoencoder, from whose features the codebook is initialised.
+    """
+    features = model.features(images, level)
+    rows = rearrange(features.detach(), "b c h w -> (b h w) c").float()
+    ids = None
+    commitment = images.new_zeros(())
+    codes = features
+    if use_codes:
+        codes, ids, commitment = quantise(model.quantize, features)
+    error = (model.decode_codes(codes, level) - images).float()
+    l1, l2 = error.abs().mean(), error.square().mean()
+    edge = edge_loss(error, torch.zeros_like(error), config.edge_scales)
+    loss = config.l1 * l1 + config.l2 * l2 + config.edge * edge + config.commitment * commitment
+    terms = {"loss": loss, "l1": l1, "l2": l2, "edge": edge, "commitment": commitment}
+    metrics = {name: float(value.detach()) for name, value in terms.items()}
+    if ids is not None:
+        metrics["codebook_used"], metrics["perplexity"] = codebook_usage(ids, model.config.num_codes)
+        ids = ids.flatten()
+    return TokenizerLoss(loss, metrics, rows, ids)

@@ -11,8 +11,15 @@ from cogvideo.data.dataset import FrameDataset
 from cogvideo.data.loader import FrameLoader
 from cogvideo.rng import generator_for
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
-from cogvideo.tokenizers.quantise import initialise_codebook, revive_dead_codes, update_codebook
-from cogvideo.tokenizers.vqvae import TokenizerLoss, TokenizerLossConfig, VQVAEConfig, tokenizer_loss
+from cogvideo.tokenizers.quantise import (
+    TokenizerLoss,
+    TokenizerLossConfig,
+    initialise_codebook,
+    revive_dead_codes,
+    tokenizer_loss,
+    update_codebook,
+)
+from cogvideo.tokenizers.vqvae import VQVAEConfig
 from cogvideo.training.config import TokenizerTraining, TrainConfig
 from cogvideo.training.tasks.base import LossAndMetrics, autocast
 

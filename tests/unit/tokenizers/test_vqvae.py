@@ -5,8 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cogvideo.tokenizers.quantise import initialise_codebook, revive_dead_codes, update_codebook
-from cogvideo.tokenizers.vqvae import VQVAE, TokenizerLossConfig, VQVAEConfig, edge_loss, tokenizer_loss
+from cogvideo.tokenizers.quantise import (
+    TokenizerLossConfig,
+    edge_loss,
+    initialise_codebook,
+    revive_dead_codes,
+    tokenizer_loss,
+    update_codebook,
+)
+from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
 
 SMALL = VQVAEConfig(
     channels=8,
