@@ -1,7 +1,6 @@
-# `make demo` and `make test` on a fresh clone make .venv, install, and run; later calls reuse it.
+# `make demo` and `make test` work on a fresh clone: they create .venv, install into it, and run; later calls reuse it.
 #
-# TORCH says what to install as torch where .venv has none. Where the default is a CUDA build, a machine without a GPU
-# saves 2 GB with:
+# TORCH is the torch to install into a new .venv. The default may be a CUDA build; a machine without a GPU saves 2 GB with
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
@@ -10,21 +9,30 @@ TORCH ?= torch==2.13.0
 # Tools that start tools by name (DeepSpeed's launcher, ninja) must find those of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test lint pretrained clean
+.PHONY: demo test quick lint docs pretrained clean
 
 demo: .venv/.installed
 	python scripts/demo.py
 
+# Every test, on all cores.
 test: .venv/.installed
-	python -m pytest
+	python -m pytest -n logical --dist worksteal
+
+# The loop while developing: lint, and the unit tests that take less than ten seconds each.
+quick: lint
+	python -m pytest -n logical --dist worksteal -m "not slow" tests/unit
 
 lint: .venv/.installed
 	ruff check .
 	mypy
 	lint-imports
 
-# Weights from nothing: text and image tokenizer, trunk, both stages; replaces the bundled ones, for which stage 1 went on
-# longer (pretrain_tiny.py --long). Hours on two cores.
+# The site, into site/; it needs no network.
+docs: .venv/.docs
+	mkdocs build --strict
+
+# Train from nothing: text and image tokenizer, trunk, both stages, in hours on two cores. Replaces the bundled weights,
+# whose stages were trained longer (pretrain_tiny.py --long).
 pretrained: .venv/.installed
 	python scripts/pretrain_tiny.py
 
@@ -34,5 +42,9 @@ pretrained: .venv/.installed
 	python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+.venv/.docs: .venv/.installed
+	python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

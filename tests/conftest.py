@@ -5,8 +5,8 @@ import os
 import hypothesis
 import pytest
 
-# A tokenizers or BLAS pool of many threads makes tiny tensors slower, many times so on a shared machine.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Many OpenMP threads make tiny tensors slower, many times so on a shared machine; pytest-xdist's workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line has it
 os.environ.setdefault("WANDB_MODE", "offline")
 
