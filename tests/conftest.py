@@ -5,7 +5,7 @@ import os
 import hypothesis
 import pytest
 
-# Many OpenMP threads make tiny tensors slower, many times so on a shared machine; pytest-xdist's workers share the cores.
+# Many OpenMP threads make tiny tensors slower, many times so on a shared machine; xdist workers get one each.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line has it
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -1,0 +1,131 @@
+"""MkDocs hook: write the reference pages from the package when the site is built.
+
+`reference/commands.md` holds every command's help text; `reference/config.md` holds every config key with its type,
+default and docstring. Neither is stored.
+"""
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import inspect
+import os
+import textwrap
+import typing
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from cogvideo.cli.main import COMMANDS
+from cogvideo.config import to_dict
+from cogvideo.data.prepare import PrepareConfig
+from cogvideo.planning.budgets import TrainingSettings
+from cogvideo.sampling.config import SampleConfig, UpsampleConfig
+from cogvideo.training.config import TrainConfig
+
+CONFIGS: tuple[tuple[str, type, str], ...] = (
+    ("cogvideo train", TrainConfig, ""),
+    ("cogvideo prepare", PrepareConfig, ""),
+    ("cogvideo sample, interpolate, eval and demo", SampleConfig, ""),
+    ("cogvideo upsample", UpsampleConfig, ""),
+    ("cogvideo inspect: the planner", TrainingSettings, "training."),
+)
+INTRODUCTION = """Keys are set by `--config FILE` (repeatable; later files win) and by `key=value` on the command line,
+which wins over files. A file may name others as its `base:`. An unknown key is an error that names the nearest known
+one. `null` stands for "not set"."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages (MkDocs calls this)."""
+    for name, text in (("commands", commands_page()), ("config", config_page())):
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    return files
+
+
+def commands_page() -> str:
+    """Every command's `--help`."""
+    os.environ["COLUMNS"] = "100"  # argparse wraps at this width
+    parts = ["# Commands", "Bad input gives one line on standard error and exit code 2."]
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"cogvideo.cli.{name}")
+        parser = argparse.ArgumentParser(
+            prog=f"cogvideo {name}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parser)
+        parts += [f"## cogvideo {name}", f"{summary[0].upper()}{summary[1:]}.", fenced(parser.format_help())]
+    return "\n\n".join(parts) + "\n"
+
+
+def fenced(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```"
+
+
+def config_page() -> str:
+    """Every config key of every command."""
+    parts = ["# Config keys", INTRODUCTION]
+    for title, cls, prefix in CONFIGS:
+        parts += [f"## {title}", first_paragraph(cls), *groups(cls, to_dict(cls()), prefix)]
+    return "\n\n".join(parts) + "\n"
+
+
+def groups(cls: type, defaults: dict[str, Any], prefix: str) -> list[str]:
+    """A table of the plain keys of a config class, then the same for each nested class."""
+    hints, docs = typing.get_type_hints(cls), field_docs(cls)
+    rows, nested = [], []
+    for field in dataclasses.fields(cls):
+        hint, key = hints[field.name], f"{prefix}{field.name}"
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            text = docs.get(field.name) or first_paragraph(hint)
+            nested += [f"### `{key}.*`", text, *groups(hint, defaults[field.name], f"{key}.")]
+        else:
+            shown = ["`" + key + "`", type_name(hint), "`" + default(defaults[field.name]) + "`"]
+            rows.append("| " + " | ".join([*shown, docs.get(field.name, "").replace("|", "\\|")]) + " |")
+    if not rows:
+        return nested
+    head = ["| key | type | default | |", "|---|---|---|---|"]
+    return ['<div class="keys" markdown>', "\n".join([*head, *rows]), "</div>", *nested]
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string literal below each field, by the field's name."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for node, after in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+            if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+                found[node.target.id] = one_line(after.value.value)
+    return found
+
+
+def first_paragraph(cls: type) -> str:
+    return one_line((cls.__doc__ or "").split("\n\n")[0])
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def type_name(hint: Any) -> str:
+    """A type as a reader of YAML would say it."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(f"`{member}`" for member in members)
+    if origin in (list, tuple):
+        return f"list of {type_name(members[0])}"
+    if members:  # a union
+        return " or ".join(type_name(member) for member in members)
+    names = {Path: "path", str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def default(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ", ".join(default(item) for item in value) + "]"
+    return str(value)
