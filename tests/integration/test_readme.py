@@ -1,44 +1,167 @@
-"""The README's pipeline, as written there, in small: every command runs on what the one before it made."""
+"""Commands of the README and the documentation: every one is parsed, and marked ones run, in small.
 
+A block under `<!-- run: NAME -->` is run; blocks of one NAME run in the order of the pages, in one folder. In every
+other `bash` block each `cogvideo` command must parse, its config keys must be known, and named files must exist.
+"""
+
+import argparse
+import importlib
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from cogvideo.cli._common import split_overrides
+from cogvideo.config import load_config
+from cogvideo.data.prepare import PrepareConfig
+from cogvideo.sampling.config import SampleConfig, UpsampleConfig
+from cogvideo.training.config import TrainConfig
+
 ROOT = Path(__file__).resolve().parents[2]
-SMALLER = {
-    "digits": [],
-    "train": ["train.steps=3", "train.batch_size=8", "log.every=1", "data.validation=null"],
-    "tokenizer": ["train.steps=3", "tokenizer.continuous_steps=1", "tokenizer.num_codes=32", "log.every=1"],
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- run: (?P<run>\w+) -->\n)?```bash\n(?P<text>.*?)```", re.DOTALL)
+PYTHON_BLOCK = re.compile(r"```python\n(?P<text>.*?)```", re.DOTALL)
+LAUNCHERS = {"torchrun", "deepspeed"}
+CONFIGS = {
+    "prepare": PrepareConfig,
+    "train": TrainConfig,
+    "sample": SampleConfig,
+    "interpolate": SampleConfig,
+    "eval": SampleConfig,
+    "demo": SampleConfig,
+    "upsample": UpsampleConfig,
+}
+SMALL = {
+    "train": ["train.steps=2", "train.batch_size=4", "train.micro_batch_size=4", "log.every=1"],
+    "tokenizer": ["train.steps=2", "train.batch_size=4", "tokenizer.continuous_steps=1", "tokenizer.num_codes=64"],
+    "sample": ["rounds=1"],
+    "eval": ["--num-prompts", "1"],
 }
 
 
-def commands_after(marker: str) -> list[list[str]]:
-    """The `cogvideo` commands of the first code block behind `marker`, as words."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split(marker)[1]
-    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    return [shlex.split(line, comments=True) for line in block[1].splitlines() if line.startswith("cogvideo ")]
+class Command(NamedTuple):
+    page: str
+    run: str | None
+    words: tuple[str, ...]
+
+    @property
+    def cogvideo(self) -> list[str] | None:
+        """The words after `cogvideo`, launchers and environment left out; None for other programs."""
+        words = list(self.words)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        if words[:1] == ["cogvideo"]:
+            return words[1:]
+        if words and words[0] in LAUNCHERS:
+            return words[words.index("cogvideo") + 1 :]
+        return None
+
+
+def commands() -> list[Command]:
+    """Every command of every `bash` block."""
+    found = []
+    for page in PAGES:
+        for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+            for line in block["text"].replace("\\\n", " ").splitlines():
+                for part in re.split(r" && |; ", line):
+                    words = tuple(shlex.split(part, comments=True))
+                    if words:
+                        found.append(Command(str(page.relative_to(ROOT)), block["run"], words))
+    return found
+
+
+COMMANDS = commands()
+SHOWN = list({command.words: command for command in COMMANDS if command.cogvideo is not None}.values())
+
+
+def test_pages_show_commands() -> None:
+    assert len(SHOWN) > 40
+    assert {command.run for command in COMMANDS} >= {"own", "finetune", "sample", "debug"}
+
+
+def test_no_line_is_longer_than_120_columns() -> None:
+    for page in PAGES:
+        for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+            for line in block["text"].splitlines():
+                assert len(line) <= 120, f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("command", SHOWN, ids=lambda command: shlex.join(command.words)[:60])
+def test_shown_command_parses(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = command.cogvideo
+    assert words
+    if words[1:] in ([], ["--help"]):
+        return
+    name, *rest = words
+    module = importlib.import_module(f"cogvideo.cli.{name}")
+    parser = argparse.ArgumentParser(prog=name)
+    module.add_arguments(parser)
+    args = parser.parse_intermixed_args(rest)
+    files = getattr(args, "config", None) or []
+    for file in files:
+        assert Path(file).is_file(), file
+    if name in CONFIGS:
+        plain = getattr(args, "overrides", None) or getattr(args, "words", None) or getattr(args, "inputs", None) or []
+        load_config(CONFIGS[name], files, split_overrides(plain)[1])
+
+
+def test_other_programs_name_files_that_exist() -> None:
+    for command in COMMANDS:
+        for word in command.words:
+            if word.startswith(("scripts/", "configs/", "tests/")):
+                assert (ROOT / word).exists(), f"{command.page}: {word}"
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for command in COMMANDS:
+        if command.words[0] == "make":
+            assert command.words[1] in targets, f"{command.page}: {command.words}"
 
 
 def in_small(words: list[str]) -> list[str]:
-    words = ["12" if words[i - 1] == "--count" else word for i, word in enumerate(words)]
-    if words[1] != "train":
-        return words
-    return [*words, *SMALLER["tokenizer" if "tokenizer" in words[3] else "train"]]
+    """The command with few steps and frames."""
+    kind = "tokenizer" if any("tokenizer.yaml" in word for word in words) and words[0] == "train" else words[0]
+    return [*words, *SMALL.get(kind, [])]
 
 
 @pytest.mark.slow
-def test_the_pipeline_runs_as_written(tmp_path: Path) -> None:
-    pipeline = commands_after("tested by tests/integration/test_readme.py")
-    assert len(pipeline) == 8
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for words in pipeline:
-        command = [sys.executable, "-m", "cogvideo", *in_small(words)[1:]]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, f"{shlex.join(words)}: {result.stderr[-2000:]}"
-    for made in ("sequential/export/sequential", "interpolation/export/interpolation", "trunk/export/trunk"):
-        assert (tmp_path / "runs/tiny" / made / "manifest.json").is_file()
+@pytest.mark.parametrize("name", sorted({command.run for command in COMMANDS if command.run}))
+def test_marked_blocks_run(name: str, tmp_path: Path) -> None:
+    for link in ("configs", "cogvideo", "scripts"):
+        (tmp_path / link).symlink_to(ROOT / link)
+
+    def run(words: list[str]) -> None:
+        command = [sys.executable, "-m", "cogvideo", *words]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, f"cogvideo {shlex.join(words)}: {result.stderr[-2000:]}"
+
+    if name in ("own", "finetune"):
+        run(["digits", "--out", "videos", "--count", "8", "--pixels", "80"])
+    shown: list[list[str]] = []
+    # A command that two pages show runs once: where the README has them in one block, that is the order.
+    for command in COMMANDS:
+        words = command.cogvideo
+        if command.run == name and words and words not in shown:
+            shown.append(words)
+            run(in_small(words))
+    assert shown
+
+
+@pytest.mark.slow
+def test_python_blocks_run() -> None:
+    """Those of the README and of the guide to the Python API."""
+    blocks = {
+        block["text"]
+        for page in (ROOT / "README.md", ROOT / "docs/guides/python.md")
+        for block in PYTHON_BLOCK.finditer(page.read_text(encoding="utf-8"))
+    }
+    assert blocks
+    for block in blocks:
+        result = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, f"{block}\n{result.stderr[-2000:]}"
