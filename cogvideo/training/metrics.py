@@ -180,27 +180,38 @@ def progress_text(metrics: Mapping[str, float]) -> str:
     return ", ".join(shown)
 
 
+CODEBOOK_PANELS = {"loss/perplexity": "codebook perplexity", "loss/codebook_used": "share of codes used"}
+"""Titles of the image tokenizer's metrics that are no losses, by their names in metrics.jsonl."""
+
+
 def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
-    """Plot total losses, and losses by frame, clip length or round, over steps, as a PNG."""
+    """Plot losses, losses by part (frame, clip length, round) and use of the codebook over steps, as a PNG.
+
+    Perplexity and the share of codes used have panels, and so scales, of their own. Panels without data are left out.
+    """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    total_axes, detail_axes = figure.subplots(1, 2)
-    names = sorted({name for record in records for name in record})
-    for name in names:
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {"loss": {}}
+    for name in sorted({name for record in records for name in record}):
         points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
-        axes = None
         if name in ("loss", "validation/loss"):
-            axes = total_axes
+            title = "loss"
+        elif name in CODEBOOK_PANELS:
+            title = CODEBOOK_PANELS[name]
         elif name.startswith("loss/"):
-            axes = detail_axes
-        if axes is not None and points:
+            title = "loss by part"
+        else:
+            continue
+        if points:
+            panels.setdefault(title, {})[name] = points
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, points in lines.items():
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
-    for axes, title in ((total_axes, "loss"), (detail_axes, "loss by part")):
         axes.set_xlabel("step")
         axes.set_title(title)
         axes.grid(alpha=0.3)
-        if axes.lines:
+        if lines:
             axes.legend(fontsize=7)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

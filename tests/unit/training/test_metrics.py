@@ -49,6 +49,18 @@ def test_curves_are_drawn_even_without_records(tmp_path: Path) -> None:
             assert picture.width > 500
 
 
+def test_curves_have_a_panel_per_scale_and_none_without_data(tmp_path: Path) -> None:
+    def width(*names: str) -> int:
+        records = [{"step": step, **dict.fromkeys(names, 1.0)} for step in range(1, 4)]
+        draw_curves(records, tmp_path / "curves.png")
+        with Image.open(tmp_path / "curves.png") as picture:
+            return picture.width
+
+    one = width("loss")
+    assert width("loss", "loss/l1", "loss/l2") == 2 * one
+    assert width("loss", "loss/l1", "loss/perplexity", "loss/codebook_used") == 4 * one
+
+
 def test_on_a_full_disk_lines_are_delayed_but_never_truncated(tmp_path: Path) -> None:
     out = MetricsWriter(TrainConfig(run_dir=tmp_path / "run"))
     out.open(0)
