@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cogvideo.cli._common import split_overrides
-from cogvideo.config import load_config
+from cogvideo.config import OVERRIDE, load_config
 from cogvideo.data.prepare import PrepareConfig
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.training.config import TrainConfig
@@ -107,7 +106,7 @@ def test_shown_command_parses(command: Command, monkeypatch: pytest.MonkeyPatch)
         assert Path(file).is_file(), file
     if name in CONFIGS:
         plain = getattr(args, "overrides", None) or getattr(args, "words", None) or getattr(args, "inputs", None) or []
-        load_config(CONFIGS[name], files, split_overrides(plain)[1])
+        load_config(CONFIGS[name], files, [word for word in plain if OVERRIDE.fullmatch(word)])
 
 
 def test_other_programs_name_files_that_exist() -> None:

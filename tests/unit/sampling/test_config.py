@@ -45,8 +45,8 @@ def test_every_style_is_accepted(style: str) -> None:
 
 
 def test_the_documentation_lists_every_setting() -> None:
-    """docs/sampling.md has every setting with its published value, and every style with its suffix."""
-    page = (Path(__file__).parents[3] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    """docs/guides/sample.md has every setting with its published value, and every style with its suffix."""
+    page = (Path(__file__).parents[3] / "docs/guides/sample.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([\w.*]+)` \| (.*?) \|", page, re.MULTILINE))
     for name, value in to_dict(SampleConfig()).items():
         if isinstance(value, dict):

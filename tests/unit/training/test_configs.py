@@ -47,7 +47,7 @@ def test_the_full_size_fits(stage: str, machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_documented_memory_table_matches_the_planner(machine: str) -> None:
-    lines = (CONFIGS.parent / "docs/training.md").read_text(encoding="utf-8").splitlines()
+    lines = (CONFIGS.parent / "docs/guides/pretrain.md").read_text(encoding="utf-8").splitlines()
     (row,) = [line for line in lines if f"`{machine}.yaml`" in line]
     config = load("paper_stage1", machine)
     memory = estimate_memory(config, config.model, MACHINES[machine][0])
