@@ -1,1 +1,1 @@
-"""Training: what is learned, the optimiser and its schedule, DeepSpeed, exact state on disk, metrics, and the loop."""
+"""Training: tasks, the loop, the optimiser, the DeepSpeed engine, resumable checkpoints, metrics and exports."""

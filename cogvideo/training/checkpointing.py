@@ -238,14 +238,14 @@ def _write_tensors(state: TrainingState, folder: Path, max_file_bytes: int) -> t
 
     Returns the manifest's entries for files and for tensors, the same on every rank.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     infos = state.infos()
     groups = _group_by_size(infos, max_file_bytes)
     files: dict[str, Any] = {}
     tensors: dict[str, str] = {}
-    for begin in range(0, len(groups), world):  # rank r writes file begin + r
+    for begin in range(0, len(groups), world_size):  # rank r writes file begin + r
         own: dict[str, Tensor] = {}
-        for writer, group in enumerate(groups[begin : begin + world]):
+        for writer, group in enumerate(groups[begin : begin + world_size]):
             for name in group:
                 value = state.read(name)
                 if writer == rank:

@@ -145,18 +145,18 @@ class LoopConfig:
         """The number of steps after which the run ends."""
         return self.steps if self.stop_at is None else min(self.steps, self.stop_at)
 
-    def accumulation(self, world: int) -> int:
-        """Micro-batches per step in each of `world` processes.
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per step in each of `world_size` processes.
 
         Raises: ValueError if the batch does not divide.
         """
-        micro = self.micro_batch_size or self.batch_size // world
-        if micro < 1 or self.batch_size % (world * micro):
+        micro = self.micro_batch_size or self.batch_size // world_size
+        if micro < 1 or self.batch_size % (world_size * micro):
             raise ValueError(
-                f"train.batch_size={self.batch_size} cannot be divided among {world} processes with "
+                f"train.batch_size={self.batch_size} cannot be divided among {world_size} processes with "
                 f"train.micro_batch_size={self.micro_batch_size}; choose a multiple"
             )
-        return self.batch_size // (world * micro)
+        return self.batch_size // (world_size * micro)
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class TrainConfig:
 
 
 FREE_TO_CHANGE = re.compile(r"run_dir|log\..*|deepspeed\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size)")
-"""Keys that a resumed run may change without notice: they do not affect what is learned, or are meant to prolong it."""
+"""Keys that a resumed run may change without a warning: they do not change what is learned, or only extend the run."""
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any, Any]]:

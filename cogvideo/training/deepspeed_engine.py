@@ -35,16 +35,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's names for its moments."""
 
 
-def deepspeed_settings(config: TrainConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's own settings for `world` processes; `deepspeed.file` overrides all but OWNED.
+def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's own settings for `world_size` processes; `deepspeed.file` overrides all but OWNED.
 
     Raises: ValueError if the batch does not divide, or settings contradict each other.
     """
     loop = config.train
-    accumulation = loop.accumulation(world)
+    accumulation = loop.accumulation(world_size)
     stage = zero_stage(config)
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": loop.batch_size // (world * accumulation),
+        "train_micro_batch_size_per_gpu": loop.batch_size // (world_size * accumulation),
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 0.0 if trainer_clips_gradients(config) else config.optimiser.grad_clip,
         "zero_optimization": {"stage": stage} | _offloading(config),
@@ -102,7 +102,7 @@ def trainer_clips_gradients(config: TrainConfig) -> bool:
     return config.deepspeed.stage == 0 and config.train.weights == "fp32"
 
 
-def make_engine(objective: nn.Module, config: TrainConfig, world: int) -> Any:
+def make_engine(objective: nn.Module, config: TrainConfig, world_size: int) -> Any:
     """Wrap an objective (its forward returns the loss) and an optimiser over its trainable parameters.
 
     Raises: ValueError if DeepSpeed rejects the settings of `deepspeed.file`.
@@ -110,7 +110,7 @@ def make_engine(objective: nn.Module, config: TrainConfig, world: int) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    optimiser, settings = make_optimiser(objective, config.optimiser), deepspeed_settings(config, world)
+    optimiser, settings = make_optimiser(objective, config.optimiser), deepspeed_settings(config, world_size)
     try:
         engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimiser, config=settings, dist_init_required=True

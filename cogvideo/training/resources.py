@@ -47,15 +47,15 @@ class RunMemory:
         return ", ".join([*parts, optimiser])
 
 
-def estimate_memory(config: TrainConfig, model: ModelConfig, world: int) -> RunMemory:
-    """Memory of each of `world` processes with one device each.
+def estimate_memory(config: TrainConfig, model: ModelConfig, world_size: int) -> RunMemory:
+    """Memory of each of `world_size` processes with one device each.
 
     Raises: ValueError if the batch does not divide.
     """
     loop, init = config.train, config.init
-    micro_batch = loop.batch_size // (world * loop.accumulation(world))
+    micro_batch = loop.batch_size // (world_size * loop.accumulation(world_size))
     stage = zero_stage(config)
-    settings = TrainingSettings(world, micro_batch, stage, init.freeze_trunk, loop.recompute, init.trunk_weights)
+    settings = TrainingSettings(world_size, micro_batch, stage, init.freeze_trunk, loop.recompute, init.trunk_weights)
     machine = MACHINES["a100-80"]  # irrelevant for memory
     bf16 = training_budget(model, machine, settings)
     scale = 2 if loop.weights == "fp32" else 1  # weights and gradients in float32
@@ -73,12 +73,12 @@ def estimate_memory(config: TrainConfig, model: ModelConfig, world: int) -> RunM
     return RunMemory(device, optimiser if offload else 0.0)
 
 
-def log_memory(config: TrainConfig, model: ModelConfig, world: int, device: torch.device) -> None:
+def log_memory(config: TrainConfig, model: ModelConfig, world_size: int, device: torch.device) -> None:
     """Log the estimate of a large run, and warn if it is unlikely to fit."""
-    memory = estimate_memory(config, model, world)
+    memory = estimate_memory(config, model, world_size)
     if memory.device.total < LOG_ABOVE_BYTES:
         return
-    log.info("estimated memory of each of %d processes: %s", world, memory)
+    log.info("estimated memory of each of %d processes: %s", world_size, memory)
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory * USABLE_MEMORY
         if memory.device.total > available:
@@ -94,9 +94,9 @@ class Throughput:
     MFU (model FLOPS utilisation) counts the model's own FLOPs, nothing recomputed, relative to the device's peak.
     """
 
-    def __init__(self, device: torch.device, world: int, peak_flops: float | None) -> None:
+    def __init__(self, device: torch.device, world_size: int, peak_flops: float | None) -> None:
         """`peak_flops`: FLOPS of one process's device; None leaves out MFU."""
-        self._device, self._world, self._peak = device, world, peak_flops
+        self._device, self._world_size, self._peak = device, world_size, peak_flops
         self._reset()
 
     def add(self, tokens: int, flops: float) -> None:
@@ -110,7 +110,7 @@ class Throughput:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         seconds_per_step = elapsed / max(self._steps, 1)
         metrics = {
-            "tokens_per_second": self._tokens * self._world / elapsed,
+            "tokens_per_second": self._tokens * self._world_size / elapsed,
             "seconds_per_step": seconds_per_step,
             "minutes_left": seconds_per_step * steps_left / 60,
             "memory_mib": peak_memory_mib(self._device),

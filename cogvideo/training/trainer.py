@@ -56,12 +56,12 @@ class StepResult:
     """fp16's loss scaler skipped the update, as it does occasionally, and lowers its scale."""
 
 
-def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> Task[Any]:
+def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1) -> Task[Any]:
     if config.task == "tokenizer":
-        return TokenizerTask(config, device, rank, world)
+        return TokenizerTask(config, device, rank, world_size)
     if config.task == "superres":
-        return SuperresTask(config, device, rank, world)
-    return ClipTask(config, device, rank, world)
+        return SuperresTask(config, device, rank, world_size)
+    return ClipTask(config, device, rank, world_size)
 
 
 class Trainer:
@@ -74,9 +74,9 @@ class Trainer:
         """
         # set up: fail on contradictory settings and occupied folders before reading data or weights
         self.config, self.device = config, device
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        deepspeed_settings(config, self.world)
-        self.accumulation = config.train.accumulation(self.world)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        deepspeed_settings(config, self.world_size)
+        self.accumulation = config.train.accumulation(self.world_size)
         self.previews = PreviewWriter(config.data.image_tokenizer)
         self.writer = MetricsWriter(config)
         self.checkpoints = config.run_dir / "checkpoints"
@@ -86,8 +86,8 @@ class Trainer:
         warn_if_emulated(device, config.train)
 
         # build
-        self.task = make_task(config, device, self.rank, self.world)
-        self.engine = make_engine(self.task.objective, config, self.world)
+        self.task = make_task(config, device, self.rank, self.world_size)
+        self.engine = make_engine(self.task.objective, config, self.world_size)
         self.state = TrainingState(self.engine, self.task.updated_without_gradient)
         self.averages = Averages()
         self.gradient_norms = GradientNorms(self.engine, self.task.component_of)
@@ -112,7 +112,7 @@ class Trainer:
                 log.warning("the run had %s=%s so far and continues with %s", key, old, new)
         self.step, self.skipped, self.bad_in_a_row = (numbers[k] for k in ("step", "skipped", "bad_in_a_row"))
         sums_by_rank = numbers["averages"]
-        if len(sums_by_rank) == self.world:
+        if len(sums_by_rank) == self.world_size:
             self.averages.add(sums_by_rank[self.rank])
         elif self.rank == 0:  # saved by another number of processes: means are over all ranks, so any one may hold them
             for sums in sums_by_rank:
@@ -145,7 +145,7 @@ class Trainer:
         peak_flops = 1e12 * logs.peak_tflops if logs.peak_tflops else None
         if peak_flops is None:
             peak_flops = measure_peak_flops(self.device, FLOAT_DTYPES[loop.dtype])
-        throughput = Throughput(self.device, self.world, peak_flops)
+        throughput = Throughput(self.device, self.world_size, peak_flops)
         with progress(loop.last_step, f"training {self.config.task}", "steps", initial=self.step) as bar:
             while self.step < loop.last_step:
                 batch = next(batches)
@@ -192,7 +192,7 @@ class Trainer:
         is_finite = True
         for index in range(self.accumulation):
             # micro-batches are numbered over all ranks, so dropout does not depend on the number of processes
-            seed_dropout(loop.seed, self.step, self.rank + self.world * index)
+            seed_dropout(loop.seed, self.step, self.rank + self.world_size * index)
             loss, metrics = engine(self.task.micro_batch(batch, index, self.accumulation))
             if torch.isfinite(loss):
                 self.averages.add(metrics)
@@ -269,7 +269,7 @@ class Trainer:
         self._write({"step": self.step} | {f"validation/{name}": mean for name, mean in averages.means().items()})
 
     def _write_preview(self) -> None:
-        if self.rank != 0 or (self.world > 1 and self.config.deepspeed.stage == 3):
+        if self.rank != 0 or (self.world_size > 1 and self.config.deepspeed.stage == 3):
             return  # with partitioned weights one rank cannot sample alone
         self.engine.eval()
         path = self.config.run_dir / "previews" / f"step_{self.step:08d}.png"

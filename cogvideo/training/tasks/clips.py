@@ -60,23 +60,23 @@ class ClipTask:
 
     updated_without_gradient: tuple[str, ...] = ()
 
-    def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         init = config.init
         self.config, self.device = config, device
         self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
         vocabulary = self.text_tokenizer.vocabulary
         self.model_config = dataclasses.replace(config.model, task=config.task, vocabulary=vocabulary)  # type: ignore[arg-type]
-        self._loader = self._open_loader(self._open_clips(config.data.path), rank, world)
+        self._loader = self._open_loader(self._open_clips(config.data.path), rank, world_size)
         self._validation = None
         if config.data.validation is not None:
-            self._validation = self._open_loader(self._open_clips(config.data.validation), rank, world)
+            self._validation = self._open_loader(self._open_clips(config.data.validation), rank, world_size)
         self.model = CogVideoTransformer(self.model_config)
         self.model.recompute = config.train.recompute
         install_kernels(self.model)
         if init.freeze_trunk and (init.checkpoint is None or not self.model_config.has_temporal_channel):
             raise ValueError("init.freeze_trunk=true needs a video task and a trunk to freeze; set init.checkpoint")
         initialise_weights(self.model, config, self._load_weights)
-        log_memory(config, self.model_config, world, device)
+        log_memory(config, self.model_config, world_size, device)
         self._flops_per_clip = sum(training_flops(self.model_config, frozen_trunk=init.freeze_trunk))
         self.objective = ClipObjective(self.model.to(device), config)
 
@@ -136,7 +136,7 @@ class ClipTask:
         tokenizer = open_image_tokenizer(self.config.data.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
         return clips_in_memory(tokenizer, count, clip_seconds=lengths, num_frames=self.model_config.num_frames)
 
-    def _open_loader(self, data: ClipDataset | InMemoryClips, rank: int, world: int) -> ClipLoader:
+    def _open_loader(self, data: ClipDataset | InMemoryClips, rank: int, world_size: int) -> ClipLoader:
         config, model = self.config, self.model_config
         frames = data.num_frames if model.has_temporal_channel else model.num_frames
         if (data.frame_len, frames) != (model.frame_len, model.num_frames):
@@ -154,7 +154,7 @@ class ClipTask:
             seed=config.train.seed,
             prompt=config.data.prompt,
         )
-        return ClipLoader(data, self.text_tokenizer, settings, rank=rank, world_size=world)
+        return ClipLoader(data, self.text_tokenizer, settings, rank=rank, world_size=world_size)
 
     def _load_weights(self, folder: Path) -> None:
         """Start from a checkpoint of the same task, or, with init.temporal=copy, of any video task; else its trunk."""

@@ -55,17 +55,17 @@ class SuperresTask:
 
     updated_without_gradient: tuple[str, ...] = ()
 
-    def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         init = config.init
         self.config, self.device = config, device
         self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
         self.model_config = dataclasses.replace(config.superres, vocabulary=self.text_tokenizer.vocabulary)
         if config.data.path is None:
             raise ValueError("data.path is not set; give pairs that `cogvideo prepare ... low_res_pixels=` made")
-        self._loader = self._open_loader(config.data.path, rank, world)
+        self._loader = self._open_loader(config.data.path, rank, world_size)
         self._validation = None
         if config.data.validation is not None:
-            self._validation = self._open_loader(config.data.validation, rank, world)
+            self._validation = self._open_loader(config.data.validation, rank, world_size)
         self.model = SuperresTransformer(self.model_config)
         self.model.recompute = config.train.recompute
         install_kernels(self.model)
@@ -119,7 +119,7 @@ class SuperresTask:
         export_model(path, self.model, {"step": step}, frozen)
         return path
 
-    def _open_loader(self, folders: list[Path], rank: int, world: int) -> PairLoader:
+    def _open_loader(self, folders: list[Path], rank: int, world_size: int) -> PairLoader:
         loop = self.config.train
         return PairLoader(
             PairDataset(folders),
@@ -128,7 +128,7 @@ class SuperresTask:
             loop.batch_size,
             seed=loop.seed,
             rank=rank,
-            world_size=world,
+            world_size=world_size,
         )
 
     def _load_weights(self, folder: Path) -> None:

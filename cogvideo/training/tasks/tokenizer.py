@@ -59,12 +59,12 @@ class TokenizerObjective(nn.Module):
     def forward(self, images: Tensor) -> LossAndMetrics:
         level = self._tokenizer.config.level
         with autocast(self._config, images.device):
-            loss = tokenizer_loss(self.model, self._tokenizer.normalise(images), level, self._weights, self.use_codes)
+            result = tokenizer_loss(self.model, self._tokenizer.normalise(images), level, self._weights, self.use_codes)
         if self.training:
-            self.forwards.append(loss)
+            self.forwards.append(result)
         rows = float(len(images))
-        metrics = {("loss" if k == "loss" else f"loss/{k}"): (v * rows, rows) for k, v in loss.metrics.items()}
-        return LossAndMetrics(loss.loss, metrics)
+        metrics = {("loss" if k == "loss" else f"loss/{k}"): (v * rows, rows) for k, v in result.metrics.items()}
+        return LossAndMetrics(result.loss, metrics)
 
 
 class TokenizerTask:
@@ -72,19 +72,23 @@ class TokenizerTask:
 
     updated_without_gradient = ("model.quantize.embed.weight",)
 
-    def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         if config.train.weights != "fp32" or config.deepspeed.stage > 1:
             raise ValueError("task=tokenizer needs train.weights=fp32 and deepspeed.stage=0 or 1; set both")
         if config.data.path is None:
             raise ValueError("data.path is not set; give frames that `cogvideo prepare --frames` made")
-        self.config, self.device, self.world = config, device, world
+        self.config, self.device, self.world_size = config, device, world_size
         self._loader = FrameLoader(
-            FrameDataset(config.data.path), config.train.batch_size, seed=config.train.seed, rank=rank, world_size=world
+            FrameDataset(config.data.path),
+            config.train.batch_size,
+            seed=config.train.seed,
+            rank=rank,
+            world_size=world_size,
         )
         self._validation = None
         if config.data.validation is not None:
             frames = FrameDataset(config.data.validation)
-            self._validation = FrameLoader(frames, config.train.batch_size, rank=rank, world_size=world)
+            self._validation = FrameLoader(frames, config.train.batch_size, rank=rank, world_size=world_size)
         self.tokenizer = self._make_tokenizer()
         # contiguous, though batches are channels last: DeepSpeed's broadcast needs it
         self.tokenizer.model.to(device).train()

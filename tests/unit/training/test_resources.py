@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def test_throughput_is_measured_since_the_last_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    meter = Throughput(CPU, world=2, peak_flops=1e9)
+    meter = Throughput(CPU, world_size=2, peak_flops=1e9)
     for _ in range(4):
         meter.add(tokens=50, flops=5e8)
     now = 108.0
