@@ -78,7 +78,7 @@ def everything(folder: Path) -> list[tuple[str, int]]:
 
 
 def refused(scene: Path, here: Path, words: str, expected: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    """Run a command in the empty folder `here`; check exit code 2, a last line that says why, and that nothing is written."""
+    """Run a command in the empty folder `here`: exit code 2, a last line that says why, and nothing written."""
     before = everything(scene)
     assert main(shlex.split(words.format(scene=scene))) == 2
     error = capfd.readouterr().err
