@@ -162,4 +162,5 @@ def _times_at_rate(path: Path, times: NDArray[np.float64], fps: float, *, from_e
     nearest = np.where(wanted - times[before] <= times[after] - wanted, before, after)
     if len(np.unique(nearest)) < len(nearest) or np.abs(times[nearest] - wanted).max() > 0.5 / fps:
         raise ValueError(too_few)
-    return times[nearest]
+    chosen: NDArray[np.float64] = times[nearest]
+    return chosen

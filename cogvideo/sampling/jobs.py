@@ -146,7 +146,8 @@ class InterpolationJob:
 
     @property
     def num_frames(self) -> int:
-        return (self.frames.shape[1] - 1) * 2**self.config.rounds + 1
+        frames: int = (self.frames.shape[1] - 1) * 2**self.config.rounds + 1
+        return frames
 
     @property
     def seconds(self) -> float:

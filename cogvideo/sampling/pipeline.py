@@ -185,7 +185,8 @@ class Pipeline:
 
     def num_frames(self, config: SampleConfig) -> int:
         """Frames per sample: the key frames, and those that the rounds of interpolation add."""
-        return (self.sequential.config.num_frames - 1) * 2**config.rounds + 1
+        frames: int = (self.sequential.config.num_frames - 1) * 2**config.rounds + 1
+        return frames
 
     def fps(self, config: SampleConfig) -> float:
         return (self.num_frames(config) - 1) / config.seconds
