@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -110,7 +111,7 @@ class ProcessGroup:
         if dist.is_initialized():
             return
         try:
-            store, rank, size = next(dist.rendezvous("env://", self.rank, self.size, timeout=RENDEZVOUS_TIMEOUT))
+            store, rank, size = next(rendezvous("env://", self.rank, self.size, timeout=RENDEZVOUS_TIMEOUT))
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=BARRIER_TIMEOUT)
         except dist.DistError as error:
             reason = str(error).splitlines()[0]

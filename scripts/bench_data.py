@@ -31,7 +31,7 @@ from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.loader import ClipLoader, LoaderConfig
 from cogvideo.data.prepare import Preparation, PrepareConfig
 from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 
 ROWS_PER_SHARD = 256
 CASES = ("captions", "open", "loader")

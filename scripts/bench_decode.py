@@ -43,8 +43,8 @@ from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.config import SampleConfig, StageName
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
-from cogvideo.sequence.vocabulary import Vocabulary
 
 WORDS = Vocabulary(20480, 20000, pad=20000, newline=20001, start_of_image=20002)
 FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10, vocabulary=WORDS)

@@ -36,7 +36,7 @@ from cogvideo.model.masks import channel_masks
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import attention_pairs, training_flops
 from cogvideo.sequence.batch import Batch
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.training.launch import tune_allocator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -21,8 +21,8 @@ from torch import Tensor
 from cogvideo.data.dataset import ClipDataset, FrameDataset, InMemoryClips, PairDataset
 from cogvideo.rng import data_uniforms, epoch_permutation
 from cogvideo.sequence.batch import Batch
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat, left_pad
-from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.superres.batch import SuperresBatch, pad_captions
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks

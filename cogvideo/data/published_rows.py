@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cogvideo.sequence.batch import Batch
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import left_pad
-from cogvideo.sequence.vocabulary import Vocabulary
 
 
 class PublishedRows:

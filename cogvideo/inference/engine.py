@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo.inference.backends import open_backend
+from cogvideo.inference.backends import KVCache, open_backend
 from cogvideo.inference.batching import BatchScheduler, Decoding
-from cogvideo.inference.cache import KVCache
 from cogvideo.inference.sampler import TokenSampler
 from cogvideo.inference.schedules import Schedule, check_schedule, spatial_cache_positions
 from cogvideo.model.config import ModelConfig

@@ -27,7 +27,7 @@ def attend_tiles(
     projected: Tensor, text_projected: Tensor, text_bias: Tensor | None, num_heads: int, plan: TilePlan
 ) -> Tensor:
     """`model.attention.TileAttention`. Rows that are not queries of any tile attend to text only."""
-    out: Tensor = _TiledAttention.apply(projected, text_projected, text_bias, num_heads, plan)
+    out: Tensor = _TiledAttention.apply(projected, text_projected, text_bias, num_heads, plan)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cogvideo.sequence.layout import ClipLayout
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import ClipLayout, Vocabulary
 
 ModelTask = Literal["image", "sequential", "interpolation"]
 Recompute = Literal["nothing", "mlp", "layer"]

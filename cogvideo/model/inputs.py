@@ -1,6 +1,6 @@
 """What callers hand to the model besides weights: text biases, a cache, and the inputs of a decoding step. Plain data.
 
-The model defines what it needs of a cache; `cogvideo.inference.cache` allocates one.
+The model defines what it needs of a cache; `cogvideo.inference.backends` allocates one.
 """
 
 from typing import Literal, NamedTuple, Protocol

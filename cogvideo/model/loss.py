@@ -28,7 +28,7 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
         return torch.cat([_nll(h, weight, t) for h, t in chunks])
     if not weight.requires_grad:
-        losses: Tensor = _FrozenOutputLoss.apply(hidden, weight, targets)
+        losses: Tensor = _FrozenOutputLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
         return losses
     if len(chunks) == 1:
         return _nll(hidden, weight, targets)

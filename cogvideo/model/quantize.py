@@ -61,7 +61,7 @@ class _Matrix(nn.Module):
         scale, weight = self.weight_scale, self.weight
         if self.offloaded:
             del self.weight
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.offloaded:
             self.weight = weight
         if scale is not None:
@@ -80,7 +80,7 @@ class Linear(_Matrix, nn.Linear):
         weight = self.weight.to(x.device)
         if self.weight_scale is not None:
             scale = self.weight_scale.to(x.device)
-            return _QuantizedLinear.apply(x.to(_product_dtype(x)), weight, scale, self.bias)
+            return _QuantizedLinear.apply(x.to(_product_dtype(x)), weight, scale, self.bias)  # type: ignore[no-untyped-call]
         return F.linear(x, weight.to(x.dtype), self.bias)
 
 

@@ -28,8 +28,8 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights, offload_layers
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sampling.config import SampleConfig
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
-from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
 from cogvideo.tokenizers.text import TextTokenizer, open_text_tokenizer

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 
 MIN_ITERATIVE_SIDE = 6
 """Of the iterative model's grid: one whole `grid.ROUND_PATTERN`, or some rounds would redraw nothing."""

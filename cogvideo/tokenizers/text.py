@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from cogvideo.files import atomic_write
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
-from cogvideo.sequence.vocabulary import Vocabulary
 from cogvideo.tokenizers import icetk
 
 PAD, NEWLINE, START_OF_IMAGE = "<pad>", "<n>", "<start_of_image>"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 
 VOCABULARY = Vocabulary(size=400, num_image_tokens=64, pad=64, newline=65, start_of_image=66)
 

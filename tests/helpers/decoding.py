@@ -7,7 +7,7 @@ import torch
 from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 
 NUM_CODES = 48
 VOCABULARY = Vocabulary(size=160, num_image_tokens=NUM_CODES, pad=48, newline=49, start_of_image=50)

@@ -10,8 +10,8 @@ from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import left_pad
-from cogvideo.sequence.vocabulary import Vocabulary
 
 TINY = ModelConfig(
     num_layers=3,

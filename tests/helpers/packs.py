@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from cogvideo.model.initialise import initialise
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.superres.batch import SuperresBatch, pad_captions
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks

@@ -7,7 +7,7 @@ from typing import Any
 from cogvideo.checkpoint.sat.reader import SatCheckpoint
 from cogvideo.config import to_dict
 from cogvideo.model.config import ModelConfig, ModelTask
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.superres.config import SuperresConfig
 
 PUBLISHED_HEAD_DIM = 64

@@ -17,7 +17,7 @@ from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 
 VOCABULARY = Vocabulary(size=24, num_image_tokens=16, pad=16, newline=17, start_of_image=18)
 CONFIG = ModelConfig(

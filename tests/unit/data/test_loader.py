@@ -17,7 +17,7 @@ from cogvideo.data.loader import (
     batch_indices,
     prefetch,
 )
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 from tests.helpers.data import VOCABULARY, ByteTokenizer, decode, make_prepared
 
 

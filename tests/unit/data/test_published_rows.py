@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cogvideo.data.published_rows import PublishedRows
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 
 VOCABULARY = Vocabulary(size=60, num_image_tokens=40, pad=40, newline=41, start_of_image=42)
 SIZES = {"text_len": 6, "num_frames": 5, "frame_len": 4, "vocabulary": VOCABULARY}

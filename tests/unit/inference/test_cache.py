@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cogvideo.inference.cache import KVCache
+from cogvideo.inference.backends import KVCache
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.inputs import TextBias
 from cogvideo.model.plan import plan_forward

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogvideo.inference.backends import CpuBackend, EagerBackend
-from cogvideo.inference.cache import KVCache
+from cogvideo.inference.backends import CpuBackend, EagerBackend, KVCache
 from cogvideo.kernels import cpu
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
@@ -17,7 +16,7 @@ from cogvideo.model.inputs import DecodeInputs, TextBias
 from cogvideo.model.plan import DecodeMasks, plan_forward
 from cogvideo.model.quantize import convert_weights
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cogvideo.dtypes import WeightName
-from cogvideo.inference.cache import KVCache
+from cogvideo.inference.backends import KVCache
 from cogvideo.kernels import graphs
 from cogvideo.model.inputs import DecodeInputs, TextBias
 from cogvideo.model.plan import DecodeMasks, plan_forward

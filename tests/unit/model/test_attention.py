@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cogvideo.inference.cache import KVCache
+from cogvideo.inference.backends import KVCache
 from cogvideo.kernels import tiled_attention  # noqa: F401  (adds itself to ATTENTION)
 from cogvideo.model import attention
 from cogvideo.model.attention import ATTENTION, Attention, ChannelContext, attend_block

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cogvideo.config import load_config
-from cogvideo.inference.cache import KVCache
+from cogvideo.inference.backends import KVCache
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import (

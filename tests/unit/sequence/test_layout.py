@@ -1,9 +1,9 @@
-"""Clip layouts: the frames of the three tasks, and coordinates of their slots."""
+"""The vocabulary's ids, and clip layouts: the frames of the three tasks, and coordinates of their slots."""
 
 import numpy as np
 import pytest
 
-from cogvideo.sequence.layout import ClipLayout, FrameSpec
+from cogvideo.sequence.layout import ClipLayout, FrameSpec, Vocabulary
 
 
 def test_image_is_one_causal_frame() -> None:
@@ -60,3 +60,17 @@ def test_locate_keeps_the_shape_of_its_slots() -> None:
 def test_slots_of_frames_in_the_order_given() -> None:
     layout = ClipLayout.sequential(4, 2, 3)
     assert layout.slots_of(2, 0).tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
+
+
+def test_defaults_are_the_published_ids() -> None:
+    vocabulary = Vocabulary()
+    assert (vocabulary.size, vocabulary.num_image_tokens) == (150010, 20000)
+    assert (vocabulary.pad, vocabulary.newline, vocabulary.start_of_image) == (20003, 20004, 150000)
+
+
+@pytest.mark.parametrize("name", ["pad", "newline", "start_of_image"])
+@pytest.mark.parametrize("value", [0, 19, 30, -1])
+def test_special_ids_are_text_ids(name: str, value: int) -> None:
+    ids = {"pad": 20, "newline": 21, "start_of_image": 29} | {name: value}
+    with pytest.raises(ValueError, match=rf"vocabulary.{name}={value} is not in the text ids \[20, 30\)"):
+        Vocabulary(30, 20, **ids)

@@ -10,7 +10,7 @@ import torch
 from sentencepiece import SentencePieceTrainer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.tokenizers.icetk import DEFAULT_FOLDER, IMAGE_FILE, TEXT_FILE, add_special_pieces
 from cogvideo.tokenizers.image import image_tokenizer_files, load_icetk_image, open_image_tokenizer
 from cogvideo.tokenizers.text import load_icetk_text, open_text_tokenizer, parse_model

@@ -7,7 +7,7 @@ from torch import nn
 
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.vocabulary import Vocabulary
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.training.config import LoopConfig, OptimiserConfig
 from cogvideo.training.optimiser import learning_rate, make_optimiser, parameter_groups
 

@@ -55,7 +55,7 @@ def test_planned_flops_match_torchs_count() -> None:
 
     from cogvideo.model.transformer import CogVideoTransformer
     from cogvideo.sequence.batch import Batch
-    from cogvideo.sequence.vocabulary import Vocabulary
+    from cogvideo.sequence.layout import Vocabulary
 
     vocabulary = Vocabulary(size=80, num_image_tokens=64, pad=70, newline=71, start_of_image=79)
     sizes = dict(num_layers=2, hidden_size=64, num_heads=2, text_len=8, frame_side=3, frame_position_start=8)
