@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cogvideo.inference.backends import install_kernels
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.model.masks import channel_masks
@@ -103,6 +104,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     initialise(model, torch.Generator().manual_seed(0))
     model.train().freeze_trunk()
     model.recompute = args.recompute
+    install_kernels(model)  # as the training tasks do
     batch = random_batch(config)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     step_loss: Callable[[Batch], Tensor]
