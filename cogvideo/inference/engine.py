@@ -31,7 +31,7 @@ from cogvideo.sequence.prompt import left_pad
 Progress = Callable[[int], object]
 """Called with the number of tokens just sampled."""
 PREFILL_SLOTS = 2048
-"""Slots of all clips in one prefill forward pass; at least one clip."""
+"""Prefill at most this many slots of all clips in one forward pass, but always at least one clip."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StepInputs:
 
     slots: Tensor
     """(rows,) int64."""
-    source: Tensor
+    input_columns: Tensor
     """(rows,) columns of `ClipState.tokens`: 0 for BOI, else 1 + the slot of the left neighbour."""
 
     @classmethod
@@ -50,7 +50,7 @@ class StepInputs:
         return cls(torch.from_numpy(slots), torch.from_numpy(np.where(slots % frame_len, slots, 0)))
 
     def to(self, device: torch.device) -> "StepInputs":
-        return StepInputs(self.slots.to(device), self.source.to(device))
+        return StepInputs(self.slots.to(device), self.input_columns.to(device))
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,21 @@ class DraftPlan:
     """The slots of speculative decoding in their order; decoding decides where each window of them begins."""
 
     inputs: StepInputs
-    source: Tensor
+    guess_from: Tensor
     """(slots,) the slot whose token is the first guess for each; -1: none."""
     window: int
 
     @property
     def num_slots(self) -> int:
-        return len(self.source)
+        return len(self.guess_from)
 
     def window_from(self, start: int) -> StepInputs:
         """The window that begins with the start-th slot."""
         window = slice(start, start + self.window)
-        return StepInputs(self.inputs.slots[window], self.inputs.source[window])
+        return StepInputs(self.inputs.slots[window], self.inputs.input_columns[window])
 
     def to(self, device: torch.device) -> "DraftPlan":
-        return DraftPlan(self.inputs.to(device), self.source.to(device), self.window)
+        return DraftPlan(self.inputs.to(device), self.guess_from.to(device), self.window)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Program:
     given: tuple[StepInputs, Plan] | None
     """The forward pass over given frames."""
     masks: DecodeMasks
-    """Of all other forward passes."""
+    """What decoding steps attend to."""
     steps: tuple[StepInputs, ...]
     """Empty for speculative decoding."""
     draft: DraftPlan | None
@@ -195,7 +195,7 @@ class ClipState:
 
     def input_tokens(self, inputs: StepInputs) -> Tensor:
         """(rows, slots), guides after the clips."""
-        tokens = self.tokens.index_select(1, inputs.source)
+        tokens = self.tokens.index_select(1, inputs.input_columns)
         return tokens if self.conditioning.guidance_scale is None else tokens.repeat(2, 1)
 
     def step(self, inputs: StepInputs) -> DecodeInputs:
@@ -243,9 +243,9 @@ class Engine:
     ) -> Tensor:
         """Sample every token that the program decodes, for one batch of clips.
 
-        Shapes: known (clips, num_slots) int64, true at given slots, anything elsewhere; uniforms (clips, num_slots, 2)
-        -> (clips, num_slots) on the device of `known`. num_slots: the clip's, or as many as the program needs. Program
-        and sampler must be on the engine's device, the rest is moved there.
+        Shapes: known (clips, num_slots) int64, correct at given slots, anything elsewhere; uniforms (clips,
+        num_slots, 2) -> (clips, num_slots) on the device of `known`. num_slots: the clip's, or as many as the program
+        needs. Program and sampler must be on the engine's device, the rest is moved there.
         """
         assert not self.model.training, "dropout is on; call model.eval() first"
         conditioning = conditioning.to(self.device)
@@ -344,7 +344,7 @@ def decode_speculative(state: ClipState, logits: Tensor | None) -> Decoding:
 def guess_tokens(tokens: Tensor, draft: DraftPlan, start: int, end: int) -> None:
     """Write the first guesses for the start-th to end-th slots (end excluded) into tokens (clips, 1 + num_slots)."""
     fresh = slice(start, end)
-    tokens[:, draft.inputs.slots[fresh] + 1] = tokens[:, draft.source[fresh] + 1]
+    tokens[:, draft.inputs.slots[fresh] + 1] = tokens[:, draft.guess_from[fresh] + 1]
 
 
 def apply_guidance(logits: Tensor, scale: float | None) -> Tensor:

@@ -1,7 +1,8 @@
 """Attention of frame rows over [text, frame slots], and of text rows over text. One class serves both channels.
 
-Not here: which slots are visible (masks.py, plan.py) and how the channels are mixed (transformer.py). Everything runs
-through `scaled_dot_product_attention`; `ATTENTION` names the implementations that can replace it for whole clips.
+Not here: which slots are visible (masks.py, plan.py) and how the channels are mixed (transformer.py). By default
+everything runs through `scaled_dot_product_attention`; `ATTENTION` names implementations that can replace it for whole
+clips.
 """
 
 from dataclasses import dataclass

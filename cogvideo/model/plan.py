@@ -3,8 +3,8 @@
 A channel of a layer has one of three types of plan:
 
     BlockPlan   groups of query rows that share keys and mask, batched: any rows, with a cache or without
-    TilePlan    a whole clip cut into rectangles and triangles, without masks or gathers (tiles.py)
-    TablePlan   a few rows of any slots, each with its row of a table over the cache: decoding
+    TilePlan    a whole clip cut into full and causal tiles, without masks or gathers (tiles.py)
+    TablePlan   a few rows of any slots, each with a boolean mask over the cache, looked up by slot: decoding
 
 `Plan` holds the plans of all channels and layers of a forward pass; `DecodeMasks` makes one for any slots by tensor
 operations alone, so that every decoding step has the same shapes.
@@ -26,10 +26,9 @@ from cogvideo.model.tiles import TilePlan, plan_tiles
 
 GivenWindows = Literal["cut", "wrapped"]
 """How windows of given frames treat the frame's edge; `wrapped` repeats the published stage-2 prefill."""
-# A group of queries is cut by frame when it is this large: above it, scores of later frames that only the mask would
-# drop cost more than another call.
+# Groups of more query rows are split by frame: masked scores of later frames then cost more than another call.
 _SPLIT_ABOVE_ROWS = 512
-# A whole clip's channel is tiled when a query meets this many frame keys: below, one masked softmax beats two merged.
+# Channels whose queries see fewer frame keys are not tiled: one masked softmax is then faster than merging two.
 _TILE_FROM_KEYS = 256
 
 

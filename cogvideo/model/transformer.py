@@ -1,6 +1,7 @@
 """The dual-channel text-to-video transformer: MLP, layer, trunk split, embeddings, logits and losses.
 
-Whether a model is a text-to-image trunk, stage 1 or stage 2 is decided by its config's layout; nothing below asks.
+Whether a model is a text-to-image trunk, stage 1 or stage 2 is decided by its config's layout; the only branch below is
+`has_temporal_channel`.
 Decoding loops, caches and samplers are in `cogvideo.inference`, optimisation in `cogvideo.training`.
 """
 

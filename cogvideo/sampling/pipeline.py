@@ -162,7 +162,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
-        """Open a bundle (default: the bundled weights). Only the LOADING_KEYS of `config` are used.
+        """Open a bundle (default: the bundled weights). Of `config` only the LOADING_KEYS count, not seed or rounds.
 
         Raises: FileNotFoundError, ValueError as `open_bundle` and `open_device`.
         """

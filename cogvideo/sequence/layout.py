@@ -1,10 +1,12 @@
-"""A sequence as data: the vocabulary's ids, and a clip's frames: what they attend to, their order, what is learned.
+"""Token ids and clip layouts as data: which frames attend to which, their order of generation, which are learned.
 
-`ClipLayout` is the only difference between a text-to-image trunk, stage 1 and stage 2. All attention masks, decoding
-orders and loss masks follow from it. It has no tensors and does not depend on a model.
+`Vocabulary` has the ids that the model and its tokenizers share. `ClipLayout` holds all differences in attention
+between a text-to-image trunk, stage 1 and stage 2: masks, decoding orders and loss masks follow from it. No tensors
+here, and no model.
 
 Terms used everywhere: a *frame* is a square grid of tokens; a *slot* is one place in the clip, with the number
-frame * frame_len + raster; slot j of a frame has BOI (j = 0) or token j-1 of that frame as input and predicts token j.
+frame * frame_len + raster. Slot j of a frame predicts token j; its input is token j-1 of that frame, or BOI
+(beginning of image, `Vocabulary.start_of_image`) if j = 0.
 """
 
 from dataclasses import dataclass
@@ -124,7 +126,7 @@ class ClipLayout:
         return tuple(sorted(self.supervised_frames, key=lambda i: self.frames[i].order))
 
     def slots_of(self, *frames: int) -> np.ndarray:
-        """Slots of the given frames, in the order given. Shape (len(frames) * frame_len,)."""
+        """Slots of these frames, in argument order. Shape (len(frames) * frame_len,)."""
         return np.concatenate([np.arange(self.frame_len) + f * self.frame_len for f in frames])
 
     def locate(self, slots: np.ndarray) -> Coordinates:

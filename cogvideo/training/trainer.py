@@ -106,12 +106,12 @@ class Trainer:
         self._curves_drawn_at = -math.inf
 
     def _resume(self, checkpoint: Path) -> None:
-        numbers = load_state(self.state, checkpoint)
+        saved = load_state(self.state, checkpoint)
         if self.rank == 0:
-            for key, old, new in changed_settings(numbers["config"], to_dict(self.config)):
+            for key, old, new in changed_settings(saved["config"], to_dict(self.config)):
                 log.warning("the run had %s=%s so far and continues with %s", key, old, new)
-        self.step, self.skipped, self.bad_in_a_row = (numbers[k] for k in ("step", "skipped", "bad_in_a_row"))
-        sums_by_rank = numbers["averages"]
+        self.step, self.skipped, self.bad_in_a_row = (saved[k] for k in ("step", "skipped", "bad_in_a_row"))
+        sums_by_rank = saved["averages"]
         if len(sums_by_rank) == self.world_size:
             self.averages.add(sums_by_rank[self.rank])
         elif self.rank == 0:  # saved by another number of processes: means are over all ranks, so any one may hold them
@@ -302,7 +302,7 @@ class Trainer:
             log.error("step %d could not be saved: %s; trying again in %d steps", self.step, error, every)
 
     def _save(self, is_last: bool) -> None:
-        numbers = {
+        progress_so_far = {
             "step": self.step,
             "skipped": self.skipped,
             "bad_in_a_row": self.bad_in_a_row,
@@ -310,7 +310,7 @@ class Trainer:
             "config": to_dict(self.config),
         }
         run_on_all_ranks(self._restore_run_folder if self.rank == 0 else None)
-        save_state(self.state, self.checkpoints, self.step, numbers, self.config.log.keep_last)
+        save_state(self.state, self.checkpoints, self.step, progress_so_far, self.config.log.keep_last)
         run_on_all_ranks(lambda: self.task.export(self.config.run_dir / "export", self.step))
         draws = self.rank == 0 and (is_last or time.monotonic() - self._curves_drawn_at > CURVES_SECONDS)
         run_on_all_ranks(self._draw_curves if draws else None)

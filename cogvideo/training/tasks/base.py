@@ -108,7 +108,7 @@ def start_from(
     model: nn.Module,
     folder: Path,
     *,
-    is_same_model: Callable[[Checkpoint], bool],
+    loads_all_parameters: Callable[[Checkpoint], bool],
     inherit: Callable[[Checkpoint], None],
 ) -> None:
     """Load a checkpoint into a model: all weights if it is of the same model, else what `inherit` takes (a trunk).
@@ -116,7 +116,7 @@ def start_from(
     Raises: ValueError, FileNotFoundError in one line, if it is damaged or does not fit.
     """
     checkpoint = load_checkpoint(folder)
-    if is_same_model(checkpoint):
+    if loads_all_parameters(checkpoint):
         _copy_parameters(dict(model.named_parameters()), checkpoint.tensors(), folder)
         return
     try:

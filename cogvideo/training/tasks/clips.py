@@ -160,7 +160,7 @@ class ClipTask:
         """Start from a checkpoint of the same task, or, with init.temporal=copy, of any video task; else its trunk."""
         temporal = self.config.init.temporal
 
-        def is_same_model(checkpoint: Checkpoint) -> bool:
+        def loads_all_parameters(checkpoint: Checkpoint) -> bool:
             same_task = checkpoint.config.get("model", {}).get("task") == self.model_config.task
             return same_task or temporal == "copy" or not self.model_config.has_temporal_channel
 
@@ -169,4 +169,4 @@ class ClipTask:
                 self.model, checkpoint.tensors(), temporal_init="qkv" if temporal == "qkv" else "qkv_and_dense"
             )
 
-        start_from(self.model, folder, is_same_model=is_same_model, inherit=inherit)
+        start_from(self.model, folder, loads_all_parameters=loads_all_parameters, inherit=inherit)

@@ -135,7 +135,7 @@ class SuperresTask:
         """Start from a checkpoint of the same method, or from another's trunk."""
         config = self.model_config
 
-        def is_same_model(checkpoint: Checkpoint) -> bool:
+        def loads_all_parameters(checkpoint: Checkpoint) -> bool:
             stored = stored_config(checkpoint)
             return isinstance(stored, SuperresConfig) and stored.method == config.method
 
@@ -150,7 +150,7 @@ class SuperresTask:
                     )
             inherit_trunk(self.model, checkpoint.tensors())
 
-        start_from(self.model, folder, is_same_model=is_same_model, inherit=inherit)
+        start_from(self.model, folder, loads_all_parameters=loads_all_parameters, inherit=inherit)
 
 
 def trunk_config(config: SuperresConfig) -> ModelConfig:
