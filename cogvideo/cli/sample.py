@@ -10,7 +10,7 @@
 Each sample gets an .mp4, a looping .gif and a contact sheet .png; tokens.safetensors, samples.json and config.yaml
 describe all of them. Videos and sheets appear with the first frames and are replaced as clips grow. After an
 interruption, the same command with --resume continues from the last finished batch. The same seed gives the same
-videos, whatever other prompts there are. docs/sampling.md lists the settings.
+videos, whatever other prompts there are. docs/guides/sample.md lists the settings.
 """
 
 import argparse

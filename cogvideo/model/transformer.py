@@ -144,7 +144,7 @@ class TrunkModel(nn.Module):
 
 
 class CogVideoTransformer(TrunkModel):
-    """Source: CogVideo (2205.15868). docs/architecture.md lists the parameters."""
+    """Source: CogVideo (2205.15868). docs/concepts/model.md lists the parameters."""
 
     extra_names = ("extra_position_embeddings.", ".temporal_attention.", ".mix_logit")
 
