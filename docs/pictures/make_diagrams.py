@@ -22,6 +22,30 @@ HERE = Path(__file__).parent
 INK, FAINT, PAPER = "#333a45", "#d5dae2", "#ffffff"
 TEXT, GIVEN, LEARNED, SEEN = "#9aa5b8", "#f0b860", "#5b7fd6", "#5b7fd6"
 TEXT_ROWS = 4
+Step = tuple[str, str, str]
+"""A box of a walk: function, file, and the shape that it returns."""
+TRAINING_WALK: tuple[Step, ...] = (
+    ("Preparation.run", "data/prepare.py", "videos to shards"),
+    ("TokenEncoder", "data/encode.py", "token ids (N, n)"),
+    ("ClipLoader.batch", "data/loader.py", "text, frames (B, F, n)"),
+    ("Trainer.train_step", "training/trainer.py", "micro-batches"),
+    ("ClipObjective", "training/tasks/clips.py", "mean loss, metrics"),
+    ("token_losses", "model/transformer.py", "(B, S, n)"),
+    ("forward", "model/transformer.py", "hidden (B, S n, h)"),
+    ("token_nll", "model/loss.py", "(B S n,)"),
+)
+SAMPLING_WALK: tuple[Step, ...] = (
+    ("run", "cli/sample.py", "settings, weights"),
+    ("clip_job", "sampling/jobs.py", "keys, token ids"),
+    ("write_clips", "sampling/runner.py", "groups of clips"),
+    ("Pipeline.stages", "sampling/pipeline.py", "1, 5, 9, 17, 33 frames"),
+    ("FrameSampler.sample", "sampling/pipeline.py", "batches of C clips"),
+    ("Engine.generate", "inference/engine.py", "tokens (C, F n)"),
+    ("Backend.decode", "inference/backends.py", "logits (R, s, V)"),
+    ("ClusterSampler", "inference/sampler.py", "tokens (C, s)"),
+    ("decode_frames", "sampling/pipeline.py", "(33, H, W, 3) uint8"),
+    ("write_clip", "sampling/outputs.py", ".mp4, .gif, .png"),
+)
 
 matplotlib.rcParams.update({"svg.hashsalt": "cogvideo", "font.size": 9, "text.color": INK, "font.family": "sans-serif"})
 
@@ -33,6 +57,8 @@ def main() -> None:
     windows()
     rounds()
     pipeline()
+    walk("walk_training", TRAINING_WALK, "#dfe6f6")
+    walk("walk_sampling", SAMPLING_WALK, "#fbe8c9")
 
 
 def small(side: int) -> dict[str, int]:
@@ -240,6 +266,28 @@ def pipeline() -> None:
     arrow(axes, (5.1, 3.0), (5.1, 3.95))
     axes.text(10.5, 2.75, "weights, tokenizers, settings", ha="center", va="center", fontsize=7)
     save(figure, "pipeline")
+
+
+def walk(name: str, steps: tuple[Step, ...], colour: str) -> None:
+    """A chain of calls in two rows: function and file in a box, what it returns below."""
+    figure = new_figure(9, 2.25)
+    axes = figure.add_subplot()
+    columns, width, pitch = len(steps) // 2, 3.0, 3.6
+    blank(axes, columns * pitch - 0.6, 4.4)
+    for i, (function, file, shape) in enumerate(steps):
+        row, column = divmod(i, columns)
+        x, y = column * pitch, row * 2.6
+        box(axes, x, y, width, 1.2, colour)
+        axes.text(x + width / 2, y + 0.42, function, ha="center", va="center", fontsize=7.5, fontweight="bold")
+        axes.text(x + width / 2, y + 0.85, file, ha="center", va="center", fontsize=6.5)
+        axes.text(x + width / 2, y + 1.5, shape, ha="center", va="center", fontsize=7)
+        if column < columns - 1:
+            arrow(axes, (x + width + 0.05, y + 0.6), (x + pitch - 0.05, y + 0.6))
+    # from the end of the first row to the start of the second
+    right, left = (columns - 1) * pitch + width / 2, width / 2
+    axes.plot([right, right, left], [1.8, 2.15, 2.15], color=INK, linewidth=0.8)
+    arrow(axes, (left, 2.15), (left, 2.6))
+    save(figure, name)
 
 
 if __name__ == "__main__":
