@@ -9,7 +9,7 @@ FILE is .jsonl with one {"video": "a.mp4", "caption": "..."} per line ("start" a
 .tsv with video, tab, caption. A run that was killed resumes when started again. `cogvideo digits` writes videos to try
 it on.
 
-    torchrun --nproc-per-node 8 -m cogvideo prepare ...       many processes, or deepspeed: docs/guides/data.md
+    torchrun --nproc-per-node 8 -m cogvideo prepare ...     in many processes, or by deepspeed: docs/guides/data.md
 """
 
 import argparse

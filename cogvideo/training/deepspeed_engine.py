@@ -63,8 +63,8 @@ def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
             raise ValueError(f"{config.deepspeed.file}: expected a JSON object of DeepSpeed settings")
         if "tensor_parallel" in overrides:
             raise ValueError(
-                f"{config.deepspeed.file}: tensor_parallel is not supported; use deepspeed.stage "
-                "(docs/guides/pretrain.md)"
+                f"{config.deepspeed.file}: tensor_parallel is not supported, see docs/guides/pretrain.md; "
+                "use deepspeed.stage"
             )
         for key, config_key in OWNED.items():
             inner = overrides.get(key.partition(".")[0])
