@@ -24,6 +24,7 @@ quick: lint
 
 lint: .venv/.installed
 	ruff check .
+	ruff format --check .
 	mypy
 	lint-imports
 

@@ -70,7 +70,7 @@ def test_backend_decodes() -> None:
     tokens, expected = (generate(model, "sequential", backend) for backend in ("autocast", "eager"))
     given = model.config.frame_len
     assert torch.equal(tokens[:, :given], expected[:, :given])
-    assert (tokens == expected)[:, given:].double().mean() > 0.3  # bf16 changes tokens, and each change changes what follows
+    assert (tokens == expected)[:, given:].double().mean() > 0.3  # rounding changes some, and what follows them
 
 
 def test_attention_gives_the_same_losses() -> None:
