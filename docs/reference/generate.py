@@ -1,7 +1,7 @@
 """MkDocs hook: write the reference pages from the package when the site is built.
 
-`reference/commands.md` holds every command's help text; `reference/config.md` holds every config key with its type,
-default and docstring. Neither is stored.
+`reference/commands.md` holds every command's help text; `reference/config.md` every config key with its type, default
+and docstring; `reference/python.md` the signatures and docstrings of the public API. None of them is stored.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import os
+import re
 import textwrap
 import typing
 from pathlib import Path
@@ -32,6 +33,50 @@ CONFIGS: tuple[tuple[str, type, str], ...] = (
     ("cogvideo upsample", UpsampleConfig, ""),
     ("cogvideo inspect: the planner", TrainingSettings, "training."),
 )
+API: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Sampling", ("sampling.pipeline.Pipeline", "sampling.config.SampleConfig", "sampling.pipeline.StageOutput")),
+    ("Given frames", ("sampling.jobs.clip_job", "sampling.inputs.InputReader", "sampling.inputs.InputClips")),
+    (
+        "Decoding",
+        (
+            "inference.engine.Engine",
+            "inference.engine.build_program",
+            "inference.engine.Conditioning",
+            "inference.sampler.ClusterSampler",
+        ),
+    ),
+    (
+        "Models and checkpoints",
+        (
+            "model.config.ModelConfig",
+            "model.transformer.CogVideoTransformer",
+            "checkpoint.load.load_model",
+            "checkpoint.load.save_model",
+            "checkpoint.load.from_pretrained",
+        ),
+    ),
+    ("Tokenizers", ("tokenizers.image.ImageTokenizer", "tokenizers.text.TextTokenizer")),
+    (
+        "Data",
+        (
+            "data.dataset.ClipDataset",
+            "data.dataset.InMemoryClips",
+            "data.dataset.FrameDataset",
+            "data.dataset.PairDataset",
+            "data.loader.ClipLoader",
+            "data.loader.LoaderConfig",
+            "sequence.batch.Batch",
+            "data.readers.open_captions",
+            "data.captions.CaptionsFile",
+            "data.captions.Caption",
+        ),
+    ),
+    ("Training", ("training.launch.train", "training.config.TrainConfig")),
+)
+"""The public API by topic: classes, with their public methods, and functions."""
+ON_CONFIG_PAGE = {"SampleConfig", "ModelConfig", "TrainConfig"}
+API_INTRODUCTION = """What is meant to be imported; the [Python guide](../guides/python.md) shows most of it in use.
+Other names may change at any time."""
 INTRODUCTION = """Keys are set by `--config FILE` (repeatable; later files win) and by `key=value` on the command line,
 which wins over files. A file may name others as its `base:`. An unknown key is an error that names the nearest known
 one. `null` stands for "not set"."""
@@ -39,7 +84,7 @@ one. `null` stands for "not set"."""
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages (MkDocs calls this)."""
-    for name, text in (("commands", commands_page()), ("config", config_page())):
+    for name, text in (("commands", commands_page()), ("config", config_page()), ("python", python_page())):
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
 
@@ -129,3 +174,76 @@ def default(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(default(item) for item in value) + "]"
     return str(value)
+
+
+def python_page() -> str:
+    """Signature and docstring of everything in API."""
+    parts = ["# Python reference", API_INTRODUCTION]
+    for topic, names in API:
+        parts.append(f"## {topic}")
+        for path in names:
+            module, _, name = f"cogvideo.{path}".rpartition(".")
+            member = getattr(importlib.import_module(module), name)
+            parts += [f"### {name}", f"`from {module} import {name}`"]
+            parts += class_entry(member) if isinstance(member, type) else [signature(member, name), prose(member)]
+    return "\n\n".join(parts) + "\n"
+
+
+def class_entry(cls: type) -> list[str]:
+    """Docstring, fields or constructor, then every public method and property that the class itself defines."""
+    parts = [prose(cls)]
+    if cls.__name__ in ON_CONFIG_PAGE:
+        return [*parts, "Fields: [Config keys](config.md)."]
+    if "__init__" in vars(cls) and not dataclasses.is_dataclass(cls):
+        parts += [signature(cls.__init__, cls.__name__), prose(cls.__init__)]
+    elif docs := typing.get_type_hints(cls):
+        meanings = field_docs(cls)
+        rows = [f"| `{name}` | `{annotation(hint)}` | {meanings.get(name, '')} |" for name, hint in docs.items()]
+        parts.append("\n".join(["| field | type | |", "|---|---|---|", *rows]))
+    for name, member in vars(cls).items():
+        function = getattr(member, "__func__", getattr(member, "fget", member))  # of class methods and properties
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        is_property = isinstance(member, property)
+        parts += [signature(function, f"{cls.__name__}.{name}", is_property=is_property), prose(function)]
+    return [part for part in parts if part]
+
+
+def annotation(hint: Any) -> str:
+    """A type hint as it is written."""
+    shown = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    return shown.replace("|", "or")  # a bar would end the table's cell
+
+
+def prose(member: Any) -> str:
+    """A docstring as Markdown, with shapes and errors in paragraphs of their own."""
+    return re.sub(
+        r"(?<!\n)\n(?=(Shapes|Raises|Source|Returns): |Raises )", "\n\n", inspect.cleandoc(member.__doc__ or "")
+    )
+
+
+def signature(function: Any, name: str, *, is_property: bool = False) -> str:
+    """`name(arguments) -> result` as in the source, an argument per line where it is long."""
+    node = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    node.args.args = [argument for argument in node.args.args if argument.arg not in ("self", "cls")]
+    result = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
+    result = result.replace("'", "")  # forward references
+    arguments = split_arguments(ast.unparse(node.args).replace("'", '"'))
+    text = f"{name}{result}" if is_property else f"{name}({', '.join(arguments)}){result}"
+    if len(text) > 100:
+        lines = "".join(f"    {argument},\n" for argument in arguments)
+        text = f"{name}(\n{lines}){result}"
+    return f"```python\n{text}\n```"
+
+
+def split_arguments(text: str) -> list[str]:
+    """Split at the commas that are in no brackets, and put blanks around `=` after a type."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [re.sub(r"(: [^=]*)=", r"\1 = ", part.strip()) for part in parts]
