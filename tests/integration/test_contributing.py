@@ -1,5 +1,6 @@
 """The worked examples of CONTRIBUTING.md, executed: each adds what it says, and that does what it says."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", TEXT
 @pytest.fixture(autouse=True)
 def tables() -> Iterator[None]:
     """Restore the tables that examples add to."""
+    importlib.import_module("cogvideo.kernels.tiled_attention")  # adds itself to ATTENTION, once per process
     saved = [(table, dict(table)) for table in (SCHEDULES, BACKENDS, ATTENTION, READERS)]
     yield
     for table, before in saved:
