@@ -41,10 +41,10 @@ def test_full_masks(task: str, num_frames: int) -> None:
 def test_shifted_windows_cut_at_the_shift_and_do_not_wrap() -> None:
     """Groups of 20 by 10 in shifted layers: 0-4, 5-14, 15-19."""
     _, (_, shifted) = channel_masks(build("sequential", 20, 1), 10)
-    along_a_row = shifted.window_index(np.arange(20))
-    starts = np.flatnonzero(np.diff(along_a_row)) + 1
+    windows_in_row = shifted.window_index(np.arange(20))
+    starts = np.flatnonzero(np.diff(windows_in_row)) + 1
     assert starts.tolist() == [5, 15]
-    assert along_a_row[0] != along_a_row[19]
+    assert windows_in_row[0] != windows_in_row[19]
 
 
 @pytest.mark.parametrize("window", [2, 3])

@@ -36,7 +36,7 @@ def test_summary(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["samples"])[0]["prompt"] == "a/b"
 
 
-def test_a_clip(tmp_path: Path) -> None:
+def test_clip_files_and_their_contents(tmp_path: Path) -> None:
     frames = coloured(9)
     written = list(write_clip(tmp_path / "x.y", frames, 2.0, "a caption"))
     assert {path.name for path in written} == {"x.y.mp4", "x.y.gif", "x.y.png"} == set(os.listdir(tmp_path))
