@@ -20,6 +20,7 @@ from cogvideo.logs import one_line
 
 COMMANDS = {
     "digits": "write the built-in moving digits as videos and captions",
+    "worlds": "write a simulated world (bodies that roll, fall, collide) as videos and captions",
     "prepare": "turn videos and captions into token shards at several frame rates",
     "vocabulary": "train a text tokenizer on captions",
     "train": "train a model, in one process or in many with the deepspeed launcher",

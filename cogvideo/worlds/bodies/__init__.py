@@ -1,0 +1,1 @@
+"""Bodies that roll, fall and collide: a small physical world, rendered with captions and exact states."""
