@@ -218,7 +218,7 @@ def _shade(
         if other != index:
             lit = lit * ~_blocked(body, positions[other], turned[other], points, lamp)
     # Ambient light comes from all sides, less from below and close to the floor.
-    ambient = (0.86 + 0.14 * normal[2]) * np.clip(0.84 + 0.5 * points[2], 0, 1)
+    ambient = (0.9 + 0.1 * normal[2]) * np.clip(0.84 + 0.5 * points[2], 0, 1)
     albedo = np.array(COLOURS[scene.bodies[index].colour], np.float32)[:, None]
     length = np.sqrt(sum(axis * axis for axis in directions))
     half = [lamp[axis] - directions[axis] / length for axis in range(3)]

@@ -61,14 +61,15 @@ ROLLING: tuple[Event, ...] = ("roll", "behind", "front", "into", "knock")
 STREAMS: dict[str, int] = {"train": 0, "test": 1, "unseen": 2}
 
 FLOORS: dict[str, Vector] = {
-    "grey": (0.50, 0.51, 0.52),
-    "slate": (0.40, 0.43, 0.47),
-    "sand": (0.56, 0.52, 0.46),
-    "clay": (0.47, 0.42, 0.39),
-    "moss": (0.43, 0.46, 0.41),
+    "grey": (0.45, 0.46, 0.47),
+    "slate": (0.37, 0.40, 0.44),
+    "sand": (0.49, 0.45, 0.39),
+    "clay": (0.44, 0.39, 0.36),
+    "moss": (0.40, 0.43, 0.38),
 }
+"""Darker and duller than any body, so that each of them stands out."""
 PATTERNS = ("plain", "tiles", "checks")
-WALLS: tuple[Vector, ...] = ((0.53, 0.57, 0.62), (0.46, 0.50, 0.56), (0.58, 0.57, 0.55), (0.42, 0.44, 0.48))
+WALLS: tuple[Vector, ...] = ((0.46, 0.50, 0.55), (0.42, 0.46, 0.52), (0.50, 0.49, 0.47), (0.38, 0.40, 0.44))
 
 
 @dataclass(frozen=True)
