@@ -342,18 +342,18 @@ class _Clip:
     def depth_right(self) -> bool | None:
         if self.facts.event not in ("behind", "front"):
             return None
-        if not self.present.any(axis=0)[:2].all():
+        if not self.present[:, :2].any(axis=0).all():
             return False
         least = self.share[:, :2].min(axis=0)
         if least.min() > HIDDEN_SHARE:
-            return None if len(self.times) * 0.5 > self.times[-1] and self.times[-1] < 3 else False
+            return None if self.times[-1] < 1.9 else False  # a short clip may end before one hides the other
         return bool((least[0] < least[1]) == (self.facts.event == "behind"))
 
     def contact_right(self) -> bool | None:
         """Short clips show the hit only if both bodies are seen before and after it."""
         if self.facts.event not in ("into", "knock"):
             return None
-        if not self.present.any(axis=0)[:2].all():
+        if not self.present[:, :2].any(axis=0).all():
             return False
         seen = np.flatnonzero(self.present[:, 1])
         shift = (self.centre[seen, 1, 0] - self.centre[seen[0], 1, 0]) * self.facts.sign

@@ -90,9 +90,14 @@ class _Room:
         self.floor_depth = np.where(self.directions[2] < -1e-3, -self.eye[2] / down, np.float32(1e4))
         self.floor = [self.eye[axis] + self.floor_depth * self.directions[axis] for axis in range(2)]
         self.colour = self._colour(scene.surroundings, axes)
-        small = self.colour.reshape(3, side // rays, rays, side // rays, rays).mean(axis=(2, 4))
+        small = _mean_of_rays(self.colour, rays)
         self.picture = to_bytes(small)
-        self.lamps = _lamps(np.array(scene.light.direction), rays)
+        self._lamps = _lamps(np.array(scene.light.direction), rays)
+
+    def lamps_at(self, rows: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
+        """The direction to the lamp from what rays meet, by the rays' rows and columns: three arrays."""
+        picked = self._lamps[rows % self.rays, columns % self.rays]
+        return [np.ascontiguousarray(picked[..., axis]) for axis in range(3)]
 
     def _colour(self, surroundings: Surroundings, axes: np.ndarray) -> np.ndarray:
         """(3, side, side) colours without bodies: floor with its pattern, fading into a wall that is lighter below."""
@@ -149,13 +154,8 @@ def _draw(
         if r0 >= r1 or c0 >= c1:
             continue
         floor = [axis[r0:r1, c0:c1] for axis in room.floor]
-        lit = np.ones((r1 - r0, c1 - c0), np.float32)
-        for i in range(rays):
-            for j in range(rays):
-                points = [axis[i::rays, j::rays] for axis in floor]
-                lit[i::rays, j::rays] = ~_blocked(
-                    body, position, rotation, [*points, np.zeros_like(points[0])], room.lamps[i, j]
-                )
+        lamps = room.lamps_at(np.arange(r0, r1)[:, None], np.arange(c0, c1)[None, :])
+        lit = ~_blocked(body, position, rotation, [*floor, np.zeros_like(floor[0])], lamps)
         ambient = 1 - _near_shade(body, position, floor)
         on_floor = room.floor_depth[r0:r1, c0:c1] < 1e3
         share = (light.ambient * ambient + light.diffuse * light.direction[2] * lit) / (
@@ -183,7 +183,7 @@ def _draw(
             reach=reach[nearer],
             normal=[axis[nearer] for axis in normal],
             directions=[axis[nearer] for axis in directions],
-            lamps=room.lamps[(rows + r0) % rays, (columns + c0) % rays],
+            lamps=room.lamps_at(rows + r0, columns + c0),
         )
         colour[(slice(None), *place)][:, nearer] = shade
         depth[place] = np.where(nearer, reach, depth[place])
@@ -191,8 +191,7 @@ def _draw(
     seen = np.bincount(owner.ravel() + 1, minlength=count + 1)[1:]
     visible = np.where(outline > 0, seen / np.maximum(outline, 1), 0.0)
 
-    height, width = colour.shape[1:]
-    small = colour.reshape(3, height // rays, rays, width // rays, rays).mean(axis=(2, 4))
+    small = _mean_of_rays(colour, rays)
     picture[top // rays : bottom // rays, left // rays : right // rays] = to_bytes(small)
     return picture, visible, outline / room.side**2
 
@@ -207,21 +206,20 @@ def _shade(
     reach: np.ndarray,
     normal: list[np.ndarray],
     directions: list[np.ndarray],
-    lamps: np.ndarray,
+    lamps: list[np.ndarray],
 ) -> np.ndarray:
     """Colours (3, points) of points on a body: ambient light from above, the lamp unless hidden, a faint highlight."""
     points = [room.eye[axis] + reach * directions[axis] for axis in range(3)]
-    lamp = [lamps[:, axis] for axis in range(3)]
-    facing = sum(normal[axis] * lamp[axis] for axis in range(3))
+    facing = sum(normal[axis] * lamps[axis] for axis in range(3))
     lit = np.maximum(facing, 0)
     for other, body in enumerate(scene.bodies):
         if other != index:
-            lit = lit * ~_blocked(body, positions[other], turned[other], points, lamp)
+            lit = lit * ~_blocked(body, positions[other], turned[other], points, lamps)
     # Ambient light comes from all sides, less from below and close to the floor.
     ambient = (0.9 + 0.1 * normal[2]) * np.clip(0.84 + 0.5 * points[2], 0, 1)
     albedo = np.array(COLOURS[scene.bodies[index].colour], np.float32)[:, None]
     length = np.sqrt(sum(axis * axis for axis in directions))
-    half = [lamp[axis] - directions[axis] / length for axis in range(3)]
+    half = [lamps[axis] - directions[axis] / length for axis in range(3)]
     size = np.sqrt(sum(axis * axis for axis in half))
     gloss = np.maximum(sum(normal[axis] * half[axis] for axis in range(3)) / np.maximum(size, TINY), 0) ** 40
     light = scene.light
@@ -302,18 +300,12 @@ def _enter_cylinder(
 
 
 def _blocked(
-    body: Body,
-    position: np.ndarray,
-    rotation: np.ndarray,
-    points: list[np.ndarray],
-    lamp: np.ndarray | list[np.ndarray],
+    body: Body, position: np.ndarray, rotation: np.ndarray, points: list[np.ndarray], lamps: list[np.ndarray]
 ) -> np.ndarray:
     """Whether a body stands between points and the lamp: bool of the points' shape."""
-    shape = np.shape(points[0])
-    directions = [np.broadcast_to(lamp[axis], shape) for axis in range(3)]
     # A box whose face a point lies on, and bodies that touch, must not shadow themselves: start a little off.
-    origin = [points[axis] + np.float32(2e-3) * directions[axis] for axis in range(3)]
-    return np.isfinite(_intersect(body, position, rotation, origin, directions)[0])
+    origin = [points[axis] + np.float32(2e-3) * lamps[axis] for axis in range(3)]
+    return np.isfinite(_intersect(body, position, rotation, origin, lamps)[0])
 
 
 def _near_shade(body: Body, position: np.ndarray, floor: list[np.ndarray]) -> np.ndarray:
@@ -381,6 +373,15 @@ def _around(boxes: list[Box], rays: int) -> Box:
     if not held:
         return 0, 0, 0, 0
     return min(b[0] for b in held), max(b[1] for b in held), min(b[2] for b in held), max(b[3] for b in held)
+
+
+def _mean_of_rays(colour: np.ndarray, rays: int) -> np.ndarray:
+    """(3, H * rays, W * rays) -> (3, H, W): the mean of each pixel's rays."""
+    total = np.zeros((), np.float32)
+    for i in range(rays):
+        for j in range(rays):
+            total = total + colour[:, i::rays, j::rays]
+    return total / np.float32(rays * rays)
 
 
 def to_bytes(colour: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -121,11 +122,7 @@ class Camera:
 
     def axes(self, seconds: float) -> np.ndarray:
         """Unit vectors to the right, up and forward: (3, 3), rows."""
-        forward = np.subtract(self.target, self.eye(seconds))
-        forward /= np.linalg.norm(forward)
-        right = np.cross(forward, (0.0, 0.0, 1.0))
-        right /= np.linalg.norm(right)
-        return np.stack([right, np.cross(right, forward), forward])
+        return _camera_axes(self, seconds)
 
     def project(self, points: np.ndarray, seconds: float, pixels: int = REFERENCE_PIXELS) -> np.ndarray:
         """Where points are on a frame of `pixels`: (..., 3) metres -> (..., 3): x, y in pixels and depth in metres."""
@@ -138,6 +135,17 @@ class Camera:
     def metres_per_pixel(self, point: Vector) -> float:
         """Of REFERENCE_PIXELS, sideways, at a point of the first frame."""
         return float(self.project(np.array(point), 0.0)[2]) * 2 * math.tan(self.field_of_view / 2) / REFERENCE_PIXELS
+
+
+@lru_cache(maxsize=256)
+def _camera_axes(camera: Camera, seconds: float) -> np.ndarray:
+    forward = np.subtract(camera.target, camera.eye(seconds))
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(right, forward), forward])
+    axes.setflags(write=False)  # shared by all callers
+    return axes
 
 
 @dataclass(frozen=True)
