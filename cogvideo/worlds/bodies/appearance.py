@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from cogvideo.worlds.bodies.physics import States
+from cogvideo.worlds.bodies.random_scenes import draw_scene
 from cogvideo.worlds.bodies.render import render
-from cogvideo.worlds.bodies.scene import REFERENCE_PIXELS, SHAPES, Scene, draw_scene
+from cogvideo.worlds.bodies.scene import REFERENCE_PIXELS, SHAPES, Scene
 from cogvideo.worlds.bodies.tracking import COLOUR_NAMES, MIN_AREA, name_pixels, to_reference
 
 PATCH = 20  # pixels a side; the largest bodies are 17 wide

@@ -29,6 +29,7 @@ from cogvideo.logs import progress
 from cogvideo.media.video import write_video
 from cogvideo.worlds.bodies.captions import SpanCaption, write_captions
 from cogvideo.worlds.bodies.physics import States, load_pybullet, simulate
+from cogvideo.worlds.bodies.random_scenes import draw_scene
 from cogvideo.worlds.bodies.render import area_average, render
 from cogvideo.worlds.bodies.scene import (
     FPS,
@@ -40,7 +41,6 @@ from cogvideo.worlds.bodies.scene import (
     Scene,
     Split,
     Surroundings,
-    draw_scene,
     held_out_bodies,
 )
 
