@@ -267,7 +267,7 @@ class ClipMeasurements:
             return False
         least = self.share[:, :2].min(axis=0)
         if least.min() > HIDDEN_SHARE:
-            return None if self.times[-1] < 1.9 else False  # a short clip may end before one hides the other
+            return None if self.times[-1] < 3 else False  # a short clip may end before one hides the other
         return bool((least[0] < least[1]) == (self.facts.event == "behind"))
 
     def contact_right(self) -> bool | None:
