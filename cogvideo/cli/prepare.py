@@ -13,6 +13,7 @@ it on.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from cogvideo.data.extract import crop_frames
     from cogvideo.data.prepare import Preparation, PrepareConfig
     from cogvideo.data.shards import Kind
     from cogvideo.distributed import ProcessGroup
@@ -42,12 +44,14 @@ def run(args: argparse.Namespace) -> None:
     low_res = config.low_res_pixels
     if args.frames and low_res is not None:
         raise ValueError("low_res_pixels makes pairs of tokens; give --tokenizer instead of --frames, or leave it out")
+    if config.crop_pixels is not None and not args.frames:
+        raise ValueError("crop_pixels makes frames for an image tokenizer; give --frames, or leave crop_pixels out")
     kind: Kind = "frames" if args.frames else "tokens" if low_res is None else "pairs"
     preparation = Preparation(args.captions, args.out, kind, config, args.videos, processes)
     if args.frames:
         if args.dry_run:
-            return _print_survey(preparation.survey(), 3 * config.frame_pixels**2)
-        return _print_result(args.out, preparation.run(lambda frames: frames))
+            return _print_survey(preparation.survey(), 3 * (config.crop_pixels or config.frame_pixels) ** 2)
+        return _print_result(args.out, preparation.run(partial(crop_frames, side=config.crop_pixels)))
 
     from cogvideo.data.encode import TokenEncoder, check_frame_pixels, describe_tokenizer
     from cogvideo.tokenizers.image import open_image_tokenizer

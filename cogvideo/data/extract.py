@@ -3,6 +3,7 @@
 Each distinct frame that a video's clips use is decoded and encoded once. Frames of many videos share an encoder batch.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -178,6 +179,22 @@ class ShardBuilder:
         for plan, frames in videos:
             yield plan, codes[first : first + len(frames)]
             first += len(frames)
+
+
+def crop_frames(frames: NDArray[np.uint8], side: int | None) -> NDArray[np.uint8]:
+    """Cut a square of `side` out of each frame (N, H, W, 3) -> (N, side, side, 3); None: keep whole frames.
+
+    Its place is random, but follows from the frame's own pixels, so that it does not depend on batches and processes.
+    """
+    if side is None or not len(frames):
+        return frames
+    height, width = frames.shape[1:3]
+    crops = []
+    for frame in frames:
+        rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(frame)))
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        crops.append(frame[top : top + side, left : left + side])
+    return np.stack(crops)
 
 
 def _map_ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], ahead: int) -> Iterator[R]:

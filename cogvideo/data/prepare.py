@@ -53,6 +53,9 @@ class PrepareConfig:
     """Single frames per captioned span, evenly spread, when preparing frames or pairs instead of clips."""
     low_res_pixels: int | None = None
     """Prepare pairs for super-resolution: tokens of single frames at frame_pixels and at this side."""
+    crop_pixels: int | None = None
+    """With `--frames`: store a square of this side from a random place of each frame instead of the whole frame, so that
+    the image tokenizer learns from large videos at the cost of small ones."""
     videos_per_shard: int = 256
     """Videos per shard; a killed run repeats at most the shard it was working on."""
     encode_batch: int = 32
@@ -71,6 +74,10 @@ class PrepareConfig:
         low = self.low_res_pixels
         if low is not None and (low < 1 or self.frame_pixels % low):
             raise ValueError(f"low_res_pixels={low}; expected a divisor of frame_pixels={self.frame_pixels}, or null")
+        if self.crop_pixels is not None and not 1 <= self.crop_pixels <= self.frame_pixels:
+            raise ValueError(
+                f"crop_pixels={self.crop_pixels}; expected 1 to frame_pixels={self.frame_pixels}, or null for whole frames"
+            )
 
 
 class Preparation:
@@ -216,6 +223,8 @@ class Preparation:
             del settings[name]  # these change no byte of the result
         if self.kind != "pairs":
             del settings["low_res_pixels"]
+        if self.config.crop_pixels is None:
+            del settings["crop_pixels"]  # folders begun by versions without the setting can be resumed
         if self.kind == "tokens" and self.config.clips.cut_threshold is None:
             del settings["clips"]["cut_threshold"]  # folders begun by versions without the setting can be resumed
         plan = {
