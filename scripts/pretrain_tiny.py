@@ -12,33 +12,11 @@ threads.
 
 import argparse
 import os
-import shlex
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from recipe import ROOT, Step, choose_steps, run
+
 WORK = Path("runs/tiny")
-PORT = "29417"  # not the launcher's default, which another run on this machine may use
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command."""
-
-    name: str
-    output: Path | None
-    """Exists once the step is finished; None: the command itself resumes or skips what is done."""
-    words: list[str]
-    processes: int = 1
-
-    @property
-    def command(self) -> list[str]:
-        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-        launcher = [deepspeed, "--num_accelerators", str(self.processes), "--master_port", PORT, "--module"]
-        return [*(launcher if self.processes > 1 else [sys.executable, "-m"]), "cogvideo", *self.words]
 
 
 def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
@@ -118,27 +96,8 @@ def main() -> None:
     args = parser.parse_args()
     os.chdir(ROOT)
 
-    steps = recipe(args.out, args.long, args.superres)
-    if args.only:
-        unknown = set(args.only) - {step.name for step in steps}
-        if unknown:
-            parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(step.name for step in steps)}")
-        steps = [step for step in steps if step.name in args.only]
-    else:
-        steps = [step for step in steps if not (step.output and step.output.exists())]
-    for step in steps:
+    for step in choose_steps(recipe(args.out, args.long, args.superres), args.only):
         run(step)
-
-
-def run(step: Step) -> None:
-    """Run one command on all cores; stop if it fails."""
-    threads = max(1, (os.cpu_count() or 1) // step.processes)
-    print(f"\n[{step.name}] {shlex.join(step.command)}", flush=True)
-    start = time.time()
-    code = subprocess.run(step.command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=False).returncode
-    if code:
-        sys.exit(f"[{step.name}] failed with exit code {code}; run again to continue from there")
-    print(f"[{step.name}] took {(time.time() - start) / 60:.1f} min", flush=True)
 
 
 if __name__ == "__main__":

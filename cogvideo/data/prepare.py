@@ -54,8 +54,8 @@ class PrepareConfig:
     low_res_pixels: int | None = None
     """Prepare pairs for super-resolution: tokens of single frames at frame_pixels and at this side."""
     crop_pixels: int | None = None
-    """With `--frames`: store a square of this side from a random place of each frame instead of the whole frame, so that
-    the image tokenizer learns from large videos at the cost of small ones."""
+    """With `--frames`: store a square of this side from a random place in each frame instead of the whole frame, so
+    that an image tokenizer learns from large videos at the cost of small ones."""
     videos_per_shard: int = 256
     """Videos per shard; a killed run repeats at most the shard it was working on."""
     encode_batch: int = 32
@@ -76,7 +76,7 @@ class PrepareConfig:
             raise ValueError(f"low_res_pixels={low}; expected a divisor of frame_pixels={self.frame_pixels}, or null")
         if self.crop_pixels is not None and not 1 <= self.crop_pixels <= self.frame_pixels:
             raise ValueError(
-                f"crop_pixels={self.crop_pixels}; expected 1 to frame_pixels={self.frame_pixels}, or null for whole frames"
+                f"crop_pixels={self.crop_pixels}; expected 1 to frame_pixels={self.frame_pixels}, or null for no crops"
             )
 
 

@@ -198,3 +198,28 @@ def test_frames_that_are_not_a_whole_number_of_tokens_are_refused(digits, tokeni
     assert prepare(digits, tmp_path / "out", "--tokenizer", tokenizer, "frame_pixels=41") == 2
     assert "not a multiple of the image tokenizer's compress rate 8" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_crops_are_squares_of_the_frames_whatever_the_batches(tmp_path, digits):
+    words = ["--frames", "frame_pixels=40", "frames_per_video=2"]
+    assert prepare(digits, tmp_path / "whole", *words) == 0
+    assert prepare(digits, tmp_path / "a", *words, "crop_pixels=24") == 0
+    assert prepare(digits, tmp_path / "b", *words, "crop_pixels=24", "encode_batch=1", "workers=1") == 0
+    whole, crops = (FrameDataset(tmp_path / name).frames(range(12)) for name in ("whole", "a"))
+    assert crops.shape == (12, 24, 24, 3)
+    places = set()
+    for frame, crop in zip(whole, crops, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(frame, crop.shape)[:, :, 0]
+        found = np.argwhere((windows == crop).all(axis=(2, 3, 4)))
+        assert len(found)
+        places.add(tuple(found[0]))
+    assert len(places) > 1
+    assert np.array_equal(crops, FrameDataset(tmp_path / "b").frames(range(12)))
+
+
+def test_crops_are_for_frames_and_no_larger(tmp_path, digits, tokenizer, capfd):
+    assert prepare(digits, tmp_path / "out", "--tokenizer", tokenizer, "frame_pixels=40", "crop_pixels=24") == 2
+    assert "--frames" in capfd.readouterr().err
+    assert prepare(digits, tmp_path / "out", "--frames", "frame_pixels=40", "crop_pixels=41") == 2
+    assert "crop_pixels=41" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()

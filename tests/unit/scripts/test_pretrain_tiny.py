@@ -1,20 +1,14 @@
 """scripts/pretrain_tiny.py as data: the inputs of every step, as configs name them, are outputs of earlier steps."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
 from cogvideo.config import load_config
 from cogvideo.training.config import TrainConfig
+from tests.helpers.scripts import ROOT, load_script
 
-ROOT = Path(__file__).parents[3]
-_spec = importlib.util.spec_from_file_location("pretrain_tiny", ROOT / "scripts/pretrain_tiny.py")
-assert _spec is not None and _spec.loader is not None
-pretrain_tiny = importlib.util.module_from_spec(_spec)
-sys.modules["pretrain_tiny"] = pretrain_tiny
-_spec.loader.exec_module(pretrain_tiny)
+pretrain_tiny = load_script("pretrain_tiny")
 
 
 @pytest.mark.parametrize(("long", "superres"), [(False, False), (True, False), (True, True)])

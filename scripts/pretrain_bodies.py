@@ -1,0 +1,178 @@
+"""The full recipe of the bodies world, from scratch: videos, tokenizers, trunk, both stages, super-resolution, bundle.
+
+    python scripts/pretrain_bodies.py [--out DIR] [--device cpu|cuda] [--threads N] [--clips N] [--minutes N]
+                                      [--only STEP ...]
+
+Every step is one `cogvideo` command, printed before it runs. Stop it at any time, even with SIGKILL, and run the same
+command again: finished steps are skipped (each leaves a file in DIR/done), rendering and preparing continue with what
+is missing, and training resumes from its last checkpoint, at most ten minutes back. The bundle is DIR/bundle.
+
+Hours of one core (AMD Zen 3, float32), planned:
+
+    render 20,000 clips at 192 and 64 pixels      2.8
+    prepare frames, pairs and clips               1.5
+    tokenizer                                     2
+    trunk                                         1.3
+    sequential (stage 1)                         15
+    interpolation (stage 2)                       4
+    superres_direct, superres_iterative           3 + 2.5
+
+--minutes N trains for N minutes in all, minus what the other unfinished steps take: each training step measures its
+speed for CALIBRATION_STEPS, and its schedule is set to fill its share. Render and prepare before that, as on a GPU they
+take longest: --only with the names of the steps, then copy DIR.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from recipe import ROOT, Step, choose_steps, run
+
+from cogvideo.config import load_config
+from cogvideo.training.config import TrainConfig
+from cogvideo.training.resources import has_native_matmul
+
+FIRST_CLIPS = 4000
+"""Rendered before all else: enough for the image tokenizer and super-resolution."""
+TEST_CLIPS = 200
+TRAINING_HOURS = {
+    "tokenizer": 2.0,
+    "trunk": 1.3,
+    "sequential": 15.0,
+    "interpolation": 4.0,
+    "superres_direct": 3.0,
+    "superres_iterative": 2.5,
+}
+"""The training steps, and the share of the time that each gets."""
+BATCH_FACTOR = {"cpu": 1, "cuda": 4}
+"""A GPU takes larger batches in the same time: small ones leave it waiting for the next kernel."""
+CALIBRATION_STEPS = 30
+SAVE_SECONDS = 120
+SAFETY = 0.9
+"""Of the time left that a schedule is made for: validation, checkpoints and sample sheets take some, too."""
+
+
+def recipe(out: Path, device: str, threads: int, clips: int) -> list[Step]:
+    """All steps, in order; everything is written under `out`."""
+    done = out / "done"
+    tokenizer, text = out / "tokenizer/export/image_tokenizer", out / "text.model"
+
+    def step(name: str, *words: str | Path) -> Step:
+        return Step(name, done / name, [str(word) for word in words])
+
+    def videos(name: str, folder: str, count: int, split: str) -> Step:
+        words = ["worlds", "bodies", "--out", out / folder, "--count", str(count), "--split", split]
+        return step(name, *words, "--processes", str(threads))
+
+    def prepare(name: str, captions: str, *words: str | Path) -> Step:
+        workers = f"workers={min(threads, 8)}"
+        return step(name, "prepare", "--captions", out / captions, "--out", out / name, workers, *words)
+
+    def train(name: str, config: str, data: list[str], validation: str, init: Path | None = None) -> Step:
+        file = f"configs/train/bodies_{config}.yaml"
+        batch_size = load_config(TrainConfig, [ROOT / file], []).train.batch_size * BATCH_FACTOR[device]
+        words = [
+            *("train", "--config", file, "--resume"),
+            f"run_dir={out / name}",
+            f"data.path=[{','.join(str(out / folder) for folder in data)}]",
+            f"data.validation={out / validation}",
+            f"train.batch_size={batch_size}",
+        ]
+        if name != "tokenizer":
+            words += [f"data.text_tokenizer={text}", f"data.image_tokenizer={tokenizer}"]
+            words += ["train.dtype=bf16"] if has_native_matmul(torch.device(device), torch.bfloat16) else []
+        return step(name, *words, *([f"init.checkpoint={init}"] if init else []))
+
+    trunk = out / "trunk/export/trunk"
+    sequential = out / "sequential/export/sequential"
+    tokens = ("--tokenizer", tokenizer, "--device", device)
+    frames = ("--frames", "frame_pixels=64")
+    pairs, cut = ("--config", "configs/data/bodies_pairs.yaml"), ("--config", "configs/data/bodies.yaml")
+    crops = ("--frames", "frame_pixels=192", "crop_pixels=64", "frames_per_video=2")
+    return [
+        videos("videos", "videos", min(FIRST_CLIPS, clips), "train"),
+        videos("validation_videos", "validation_videos", min(TEST_CLIPS, clips), "test"),
+        prepare("frames", "videos/captions.jsonl", *frames, "frames_per_video=3"),
+        prepare("crops", "videos/captions_192.jsonl", *crops),
+        prepare("validation_frames", "validation_videos/captions.jsonl", *frames, "frames_per_video=2"),
+        train("tokenizer", "tokenizer", ["frames", "crops"], "validation_frames"),
+        prepare("pairs", "videos/captions_192.jsonl", *tokens, *pairs),
+        prepare("validation_pairs", "validation_videos/captions_192.jsonl", *tokens, *pairs),
+        videos("more_videos", "videos", clips, "train"),
+        prepare("clips", "videos/captions.jsonl", *tokens, *cut),
+        prepare("validation_clips", "validation_videos/captions.jsonl", *tokens, *cut),
+        step(
+            *("vocabulary", "vocabulary", "--captions", out / "videos/captions.jsonl"),
+            *("--tokenizer", tokenizer, "--out", text),
+        ),
+        train("trunk", "image", ["clips"], "validation_clips"),
+        train("sequential", "sequential", ["clips"], "validation_clips", trunk),
+        train("interpolation", "interpolation", ["clips"], "validation_clips", sequential),
+        train("superres_direct", "superres_direct", ["pairs"], "validation_pairs", trunk),
+        train("superres_iterative", "superres_iterative", ["pairs"], "validation_pairs", trunk),
+        step(
+            *("bundle", "bundle", "--overwrite", "--text", text, "--tokenizer", tokenizer, "--trunk", trunk),
+            *("--sequential", sequential, "--interpolation", out / "interpolation/export/interpolation"),
+            *("--direct", out / "superres_direct/export/direct_superres"),
+            *("--iterative", out / "superres_iterative/export/iterative_superres"),
+            *("--sampling", "configs/sample/bodies.yaml", "--clusters", "64", "--out", out / "bundle"),
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bodies"), metavar="DIR", help="default: runs/bodies")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores")
+    parser.add_argument("--clips", type=int, default=20000, metavar="N", help="training clips (default: 20,000)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="fit the training into this time")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps, even if finished")
+    args = parser.parse_args()
+    if args.threads < 1 or args.clips < 1 or (args.minutes is not None and args.minutes <= 0):
+        parser.error("--threads, --clips and --minutes must be above 0")
+    out = args.out.resolve()  # before the working directory changes
+    os.chdir(ROOT)
+
+    deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    environment = {"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {}
+    steps = choose_steps(recipe(out, args.device, args.threads, args.clips), args.only)
+    for index, step in enumerate(steps):
+        if deadline is not None and step.name in TRAINING_HOURS:
+            to_train = [TRAINING_HOURS[later.name] for later in steps[index:] if later.name in TRAINING_HOURS]
+            seconds = (deadline - time.monotonic()) * to_train[0] / sum(to_train)
+            step = fit(step, out / step.name, seconds, args.threads, environment)
+        run(step, args.threads, environment)
+        assert step.output is not None
+        step.output.parent.mkdir(parents=True, exist_ok=True)
+        step.output.touch()
+
+
+def fit(step: Step, run_dir: Path, seconds: float, threads: int, environment: dict[str, str]) -> Step:
+    """The training step with a schedule that ends in `seconds` from now: trains its first steps, to know its speed."""
+    start = time.monotonic()
+    quiet = [*step.words, "log.every=10", "log.preview_every=0"]
+    if not _logged(run_dir):
+        run(replace(step, words=[*quiet, f"train.stop_at={CALIBRATION_STEPS}"]), threads, environment)
+    number, seconds_per_step = _logged(run_dir)[-1]
+    startup = max(0.0, time.monotonic() - start - number * seconds_per_step)  # it comes again
+    left = SAFETY * (start + seconds - time.monotonic() - startup)
+    steps = max(number + 10, number + int(left / seconds_per_step))
+    save_every = max(1, int(SAVE_SECONDS / seconds_per_step))
+    return replace(step, words=[*quiet, f"log.save_every={save_every}", f"train.steps={steps}"])
+
+
+def _logged(run_dir: Path) -> list[tuple[int, float]]:
+    """Step and seconds per step of each line of a run's metrics."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    entries = [json.loads(line) for line in lines]
+    return [(entry["step"], entry["seconds_per_step"]) for entry in entries if "seconds_per_step" in entry]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""scripts/pretrain_bodies.py as data: order of the steps, sizes that fit each other, schedules that fill a time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cogvideo.config import load_config
+from cogvideo.data.prepare import PrepareConfig
+from cogvideo.training.config import TrainConfig
+from tests.helpers.scripts import ROOT, load_script
+
+script = load_script("pretrain_bodies")
+OUT = Path("/somewhere/bodies")
+
+
+def recipe(clips=20000):
+    return {step.name: step for step in script.recipe(OUT, "cpu", 1, clips)}
+
+
+def train_config(step):
+    words = [word for word in step.words if "=" in word]
+    return load_config(TrainConfig, [ROOT / step.words[step.words.index("--config") + 1]], words)
+
+
+def test_every_step_has_its_inputs():
+    outputs: list[Path] = []
+    for step in recipe().values():
+        if step.words[0] == "train":
+            config = train_config(step)
+            data, init = config.data, config.init
+            named = [*data.path, *data.validation, data.text_tokenizer, data.image_tokenizer, init.checkpoint]
+            needed, output = [Path(path) for path in named if path is not None], config.run_dir
+        else:
+            output = Path(step.words[step.words.index("--out") + 1])
+            needed = [Path(word) for word in step.words if word.startswith(str(OUT)) and Path(word) != output]
+        for path in needed:
+            assert any(path.is_relative_to(folder) for folder in outputs), f"{step.name} needs {path}"
+        outputs.append(output)
+    assert outputs[-1] == OUT / "bundle"
+
+
+def test_everything_is_written_under_out():
+    for step in recipe().values():
+        assert not any("runs/bodies" in word for word in step.words)
+        if step.words[0] == "train":
+            config = train_config(step)
+            assert config.run_dir == OUT / step.name
+            paths = [*config.data.path, *config.data.validation, config.data.text_tokenizer, config.init.checkpoint]
+            assert all(path is None or path.is_relative_to(OUT) for path in paths), step.name
+
+
+def test_models_take_the_frames_that_are_prepared():
+    steps = recipe()
+    pairs = load_config(PrepareConfig, [ROOT / "configs/data/bodies_pairs.yaml"], [])
+    clips = load_config(PrepareConfig, [ROOT / "configs/data/bodies.yaml"], [])
+    side = train_config(steps["sequential"]).model.frame_side
+    assert clips.frame_pixels == pairs.low_res_pixels == 8 * side
+    for name in ("superres_direct", "superres_iterative"):
+        superres = train_config(steps[name]).superres
+        assert (superres.low_res_side, superres.high_res_side) == (side, pairs.frame_pixels // 8)
+
+
+def test_every_training_step_has_a_share_of_the_time():
+    assert [name for name, step in recipe().items() if step.words[0] == "train"] == list(script.TRAINING_HOURS)
+
+
+def test_few_clips_make_no_more():
+    steps = recipe(clips=10)
+    counts = [step.words[step.words.index("--count") + 1] for step in steps.values() if "--count" in step.words]
+    assert counts == ["10", "10", "10"]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(100.0, 90), (0.0, 40)])
+def test_schedule_fills_the_time(tmp_path, monkeypatch, seconds, expected):
+    """1.5 seconds per step, 30 steps taken already: 0.9 of the time is filled, at least 10 steps."""
+    monkeypatch.setattr(script.time, "monotonic", lambda: 0.0)
+    lines = [{"step": step, "seconds_per_step": 1.5} for step in (10, 20, 30)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    step = script.fit(recipe()["sequential"], tmp_path, seconds, 1, {})
+    assert f"train.steps={expected}" in step.words
