@@ -191,7 +191,7 @@ def crop_frames(frames: NDArray[np.uint8], side: int | None) -> NDArray[np.uint8
     height, width = frames.shape[1:3]
     crops = []
     for frame in frames:
-        rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(frame)))
+        rng = np.random.default_rng(zlib.crc32(frame.tobytes()))
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
         crops.append(frame[top : top + side, left : left + side])
     return np.stack(crops)
