@@ -18,6 +18,8 @@ from cogvideo.data.captions import Caption
 from cogvideo.data.clips import Clip
 from cogvideo.data.shards import ROW, Kind
 from cogvideo.media.cuts import find_cuts
+from cogvideo.media.decoder import DamagedVideoError, VideoInfo
+from cogvideo.media.pixels import Fit, Place
 from cogvideo.media.video import SAME_TIME, probe_video, read_video
 
 T = TypeVar("T")
@@ -46,7 +48,7 @@ class VideoPlan:
     rows: list[tuple[int, Clip]]
     """Caption index and clip; the clip's frames are indices into `times`."""
     skipped: list[dict[str, Any]]
-    """Captions without clips, each with the reason."""
+    """Captions without clips, each with the reason; without a caption's index, the end of a damaged video."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,33 @@ class Extractor:
     """Height and width of a frame in pixels."""
     choose_clips: ChooseClips
     strict: bool
-    """Whether a video that cannot be used is an error; otherwise it is skipped."""
+    """Whether a video that cannot be used is an error; otherwise it is skipped, or used up to where it is damaged."""
     max_bytes: int
     """Limit on one video's decoded frames."""
     cut_threshold: float | None = None
     """See `ClipConfig`."""
+    fit: Fit = "crop"
+    """See `Framing`."""
+    place: Place = "center"
+    """See `Framing`."""
 
     def plan(self, job: VideoJob) -> VideoPlan:
         """Choose a video's clips by its frame times.
 
         Raises: ValueError if the video cannot be read, or if `strict` and a caption gives no clip.
         """
-        path = self._resolve(job.video)
-        times = probe_video(path).seconds
+        return self._plan(job, self._probe(job))
+
+    def _probe(self, job: VideoJob, *, exact: bool = False) -> VideoInfo:
+        return probe_video(self._resolve(job.video), partial=not self.strict, exact=exact)
+
+    def _plan(self, job: VideoJob, info: VideoInfo) -> VideoPlan:
+        times = info.seconds
         shots = [times]
         if self.cut_threshold is not None:
-            cuts = find_cuts(path, self.cut_threshold)
+            cuts = find_cuts(self._resolve(job.video), self.cut_threshold, info)
             shots = np.split(times, np.searchsorted(times, cuts - SAME_TIME))
+        damage = "" if info.damage is None else f", which is cut short or damaged: {info.damage}"
         rows: list[tuple[int, Clip]] = []
         skipped: list[dict[str, Any]] = []
         for index, caption in job.captions:
@@ -83,10 +95,13 @@ class Extractor:
             rows += [(index, clip) for clip in clips]
             if not clips:
                 end = float(times[-1]) if caption.end is None else caption.end
-                reason = f"no clip fits between {caption.start:g} s and {end:g} s of {job.video}"
+                reason = f"no clip fits between {caption.start:g} s and {end:g} s of {job.video}{damage}"
                 if self.strict:
                     raise ValueError(reason)
                 skipped.append({"caption": index, "video": job.video, "reason": reason})
+        if damage and rows:
+            reason = f"everything after {times[-1]:.2f} s of {job.video}{damage}"
+            skipped.append({"caption": None, "video": job.video, "reason": reason})
         # Renumber frames: clips index into the distinct frames that are decoded instead of all frames of the video.
         used = np.array(sorted({frame for _, clip in rows for frame in clip.frames}), int)
         new_index = {int(frame): index for index, frame in enumerate(used)}
@@ -98,19 +113,34 @@ class Extractor:
 
         Raises: ValueError for a video that cannot be used, if `strict`.
         """
-        no_frames = np.zeros((0, self.side, self.side, 3), np.uint8)
         try:
-            plan = self.plan(job)
-            if not len(plan.times):
-                return plan, no_frames
-            frames, _ = read_video(self._resolve(job.video), side=self.side, only=plan.times, max_bytes=self.max_bytes)
-            return plan, frames
+            try:
+                return self._decode(job, self._probe(job))
+            except DamagedVideoError:
+                if self.strict:
+                    raise
+                return self._decode(job, self._probe(job, exact=True))  # damage that shows only in decoding
         except ValueError as error:
             if self.strict:
                 raise
             reason = str(error).replace(f"{self.folder}/", "")  # prepared data holds no paths of this machine
             skipped = [{"caption": index, "video": job.video, "reason": reason} for index, _ in job.captions]
-            return VideoPlan(np.zeros(0), [], skipped), no_frames
+            return VideoPlan(np.zeros(0), [], skipped), np.zeros((0, self.side, self.side, 3), np.uint8)
+
+    def _decode(self, job: VideoJob, info: VideoInfo) -> tuple[VideoPlan, NDArray[np.uint8]]:
+        plan = self._plan(job, info)
+        if not len(plan.times):
+            return plan, np.zeros((0, self.side, self.side, 3), np.uint8)
+        frames, _ = read_video(
+            self._resolve(job.video),
+            side=self.side,
+            fit=self.fit,
+            place=self.place,
+            only=plan.times,
+            info=info,
+            max_bytes=self.max_bytes,
+        )
+        return plan, frames
 
     def _resolve(self, video: str) -> Path:
         """The path of a video. Raises: ValueError if a link leads out of the folder."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,11 @@ class PrepareConfig:
     clips: ClipConfig = field(default_factory=ClipConfig)
     """Which clips are cut from a video."""
     frame_pixels: int = 160
-    """Side of a frame in pixels: videos are scaled by their shorter edge and cropped to the centre square."""
+    """Side of a frame in pixels. Frames are scaled, never stretched, and made square as `fit` says."""
+    fit: Literal["crop", "pad"] = "crop"
+    """crop: scale the shorter edge to frame_pixels and cut off the rest; pad: scale the longer edge, black borders."""
+    crop_place: Literal["center", "top"] = "center"
+    """The part that a crop keeps of frames that are higher than wide; wide ones keep their centre."""
     frames_per_video: int = 8
     """Single frames per captioned span, evenly spread, when preparing frames or pairs instead of clips."""
     low_res_pixels: int | None = None
@@ -61,7 +65,7 @@ class PrepareConfig:
     encode_batch: int = 32
     """Frames per batch of the image tokenizer: 32 small ones stay in a CPU's caches; give a GPU hundreds."""
     strict: bool = False
-    """Stop at a video that cannot be used, instead of skipping and reporting it."""
+    """Stop at a video that cannot be used or is damaged, instead of skipping it or its end and reporting that."""
     workers: int = 2
     """Decoding threads."""
     max_video_mib: int = 1024
@@ -71,6 +75,8 @@ class PrepareConfig:
         for name in ("frame_pixels", "frames_per_video", "videos_per_shard", "encode_batch", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; expected at least 1")
+        if self.fit == "pad" and self.crop_place != "center":
+            raise ValueError(f"crop_place={self.crop_place} with fit=pad, which crops nothing; leave out one of them")
         low = self.low_res_pixels
         if low is not None and (low < 1 or self.frame_pixels % low):
             raise ValueError(f"low_res_pixels={low}; expected a divisor of frame_pixels={self.frame_pixels}, or null")
@@ -103,7 +109,14 @@ class Preparation:
         if cuts is not None:
             check_installed()
         self.extractor = Extractor(
-            folder, config.frame_pixels, self._choose_clips, config.strict, config.max_video_mib << 20, cuts
+            folder,
+            config.frame_pixels,
+            self._choose_clips,
+            config.strict,
+            config.max_video_mib << 20,
+            cuts,
+            config.fit,
+            config.crop_place,
         )
         self.captions = open_captions(captions)
         self._indices, self._starts = self.captions.group_by_video()
@@ -128,7 +141,8 @@ class Preparation:
                 except ValueError:
                     skipped += len(job.captions)
                     continue
-                skipped, frames = skipped + len(plan.skipped), frames + len(plan.times)
+                skipped += sum(entry["caption"] is not None for entry in plan.skipped)
+                frames += len(plan.times)
                 for _, clip in plan.rows:
                     counts[clip.seconds] = counts.get(clip.seconds, 0) + 1
         return {
@@ -227,6 +241,9 @@ class Preparation:
             del settings["crop_pixels"]  # folders begun by versions without the setting can be resumed
         if self.kind == "tokens" and self.config.clips.cut_threshold is None:
             del settings["clips"]["cut_threshold"]  # folders begun by versions without the setting can be resumed
+        for name in ("fit", "crop_place"):  # likewise
+            if settings[name] == getattr(PrepareConfig(), name):
+                del settings[name]
         plan = {
             "format": FORMATS[self.kind],
             "version": VERSION,

@@ -6,7 +6,7 @@
                            or pairs.npy (rows, fine tokens of a frame, then coarse ones); shard.json with sizes and
                            hashes. The folder appears when the shard is complete
     DIR/rows.npy           rows.npy of all shards in one file, so that readers need not open every shard
-    DIR/skipped.jsonl      the captions that gave no row, each with the reason
+    DIR/skipped.jsonl      the captions that gave no row, and (caption: null) the unused ends of videos, with reasons
     DIR/manifest.json      written last: the plan, all shards, and counts. Without it the folder is not finished
 
 No file holds a time or a machine's name: the same input gives the same bytes.
@@ -104,7 +104,7 @@ def write_manifest(out: Path, plan: dict[str, Any], shards: list[Shard]) -> dict
         **plan,
         "rows": len(rows),
         "rows_by_seconds": {f"{value:g}": int(count) for value, count in zip(values, counts, strict=True)},
-        "skipped": len(skipped),
+        "skipped": sum(entry["caption"] is not None for entry in skipped),
         "files": {"rows.npy": _size_and_hash(out / "rows.npy")},
         "shards": [{"name": s.folder.name, "rows": s.num_rows, "files": s.info["files"]} for s in shards],
     }

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideo.media.decoder import VideoInfo
 from cogvideo.media.video import iterate_frames
 
 SIDE = 64
@@ -21,18 +22,18 @@ def check_installed() -> None:
         raise ValueError(problem) from None
 
 
-def find_cuts(path: str | Path, threshold: float) -> NDArray[np.float64]:
+def find_cuts(path: str | Path, threshold: float, info: VideoInfo | None = None) -> NDArray[np.float64]:
     """Times in seconds of the frames that begin a new shot, ascending. Decodes the whole video.
 
     `threshold`: mean difference between consecutive frames in hue, saturation and brightness, 0 to 255.
-    Raises: ValueError as `read_video`, or if PySceneDetect is missing.
+    `info` spares probing again. Raises: ValueError as `read_video`, or if PySceneDetect is missing.
     """
     check_installed()
     from scenedetect.detectors import ContentDetector
 
     detector: Any = ContentDetector(threshold=threshold, min_scene_len=0)  # report cuts however close to the last one
     cuts = []
-    for index, (frame, time) in enumerate(iterate_frames(path, side=SIDE)):
+    for index, (frame, time) in enumerate(iterate_frames(path, side=SIDE, info=info)):
         # The detector expects OpenCV's BGR order; it only passes the index through.
         if detector.process_frame(index, np.ascontiguousarray(frame[:, :, ::-1])):
             cuts.append(time)

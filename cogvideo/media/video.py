@@ -1,131 +1,116 @@
 """Read and write video files: exact timestamps, bounded memory, H.264 and GIF out, checks on files from strangers.
 
-Times are seconds after the stream's start, taken from each frame's own timestamp, so variable frame rates are read as
-they are. Nothing here knows of clips or tokens, and nothing resamples in time.
+Times are seconds after the first frame that is shown; see `decoder.py`. Nothing here knows of clips or tokens, and
+nothing resamples in time.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
+from os.path import abspath
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
 from cogvideo.files import atomic_write
+from cogvideo.media.decoder import SMALL, FrameTooLargeError, Limits, VideoInfo, damaged, decode_frames, index_frames
+from cogvideo.media.pixels import SCALING, Fit, Framing, PixelReader, Place
 
 MAX_BYTES = 2**30  # of decoded frames in memory at once
-MAX_FRAME_PIXELS = 2**27  # limit for the decoder: frames may be larger than the file's header says
-SEEK_MARGIN = 1.0  # seconds; containers index decoding times, which run ahead of presentation times
-SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
 SAME_TIME = 1e-4  # seconds; far less than a frame's duration, far more than the rounding of a time base
 GIF_TICK = Fraction(1, 100)  # seconds; the unit of time in a GIF
 UNTRUSTED_CONTAINERS = "mov,mp4,matroska,webm,avi,gif,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"  # FFmpeg's names
 UNTRUSTED_MAX_PIXELS = 16_000_000
 UNTRUSTED_MAX_SECONDS = 60.0
-SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """Properties of a file's first video stream."""
+def probe_video(
+    path: str | Path, *, partial: bool = False, exact: bool = False, limits: Limits | None = None
+) -> VideoInfo:
+    """Find the frames that a video shows, and their times.
 
-    width: int
-    height: int
-    seconds: NDArray[np.float64]
-    """(N,) frame times, ascending."""
-
-    @property
-    def duration(self) -> float:
-        """Seconds from the first frame to the last."""
-        return float(self.seconds[-1] - self.seconds[0])
-
-
-def probe_video(path: str | Path) -> VideoInfo:
-    """Read frame times without decoding. Raises: ValueError for a missing, damaged or non-video file."""
-    with _open_stream(path) as (container, stream):
-        origin, tick = stream.start_time or 0, _tick(stream)
-        count, intact, times = 0, True, []
-        for packet in container.demux(stream):  # keep none: together packets are as large as the file
-            if packet.size:
-                count, intact = count + 1, intact and not packet.is_corrupt
-                if packet.pts is not None and not packet.is_discard:
-                    times.append(packet.pts)
-        if not intact or count < stream.frames:
-            raise _damaged(path, f"it holds {count} of {stream.frames} frames")
-        if not times or len(times) < count // 2:
-            raise ValueError(f"{path} has no frames with timestamps; convert it to mp4 with ffmpeg first")
-        if not stream.width * stream.height:
-            raise ValueError(f"{path} does not say how large its frames are; convert it to mp4 or png first")
-        seconds = np.array(sorted({float((pts - origin) * tick) for pts in times}))
-        return VideoInfo(stream.width, stream.height, seconds)
+    `partial`: of a damaged video, take what precedes the damage. `exact`: decode everything to find damage.
+    Raises: ValueError for a missing or non-video file, one without a frame that can be shown, and a damaged one.
+    """
+    info = index_frames(path, exact=exact, limits=limits)
+    if info.damage is not None and not partial:
+        raise damaged(path, info.damage)
+    return info
 
 
 def read_video(
     path: str | Path,
     *,
     side: int | None = None,
+    fit: Fit = "crop",
+    place: Place = "center",
     start: float = 0.0,
     end: float = float("inf"),
     only: NDArray[np.float64] | None = None,
+    info: VideoInfo | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Decode the frames with `start` <= time <= `end` -> frames (N, H, W, 3) uint8 RGB, and times (N,) in seconds.
 
-    `side` scales each frame's shorter edge to `side` and crops to the centre square while decoding, so a large video is
-    never in memory. `only` restricts to the given frame times, ascending, from `probe_video`.
+    `side` makes frames square while decoding, so a large video is never in memory; `fit` and `place` as in `Framing`.
+    `only` restricts to the given frame times, ascending, from `probe_video`; `info` spares probing again.
     Raises: ValueError for a missing, damaged or non-video file, an empty span, a frame of `only` that is not found, or
     more than `max_bytes` of frames.
     """
+    info = info or probe_video(path)
+    times = info.seconds[(info.seconds >= start - SAME_TIME) & (info.seconds <= end + SAME_TIME)]
     if only is not None:
-        start, end = max(start, float(only[0])), min(end, float(only[-1]))
-    reformatter = VideoReformatter()  # one per file, because it caches the scaler
+        times = _same_times(times, only)
+        if len(times) != len(only):
+            raise damaged(path, f"only {len(times)} of {len(only)} wanted frames could be decoded")
+    if not len(times):
+        raise ValueError(f"{path} has no frame between {start:g} s and {end:g} s")
     frames: list[NDArray[np.uint8]] = []
     seconds: list[float] = []
     decoded_bytes = 0
-    with _open_stream(path) as (container, stream):
-        origin, tick = stream.start_time or 0, _tick(stream)
-        if start > SEEK_MARGIN:
-            container.seek(origin + int((start - SEEK_MARGIN) / tick), stream=stream)
-        for frame in container.decode(stream):
-            if frame.pts is None or frame.is_corrupt:
-                raise _damaged(path, f"frame {len(frames)} cannot be decoded")
-            time = float((frame.pts - origin) * tick)
-            if time > end + SAME_TIME:
-                break
-            if time < start - SAME_TIME or (only is not None and np.abs(only - time).min() > SAME_TIME):
-                continue
-            frames.append(_pixels(frame, reformatter, side))
-            seconds.append(time)
-            decoded_bytes += frames[-1].nbytes
-            if decoded_bytes > max_bytes:
-                raise ValueError(
-                    f"{path}: more than {max_bytes >> 20} MiB of decoded frames; ask for a smaller size or shorter span"
-                )
-        else:
-            if start <= 0 and only is None and len(frames) < stream.frames and end == float("inf"):
-                raise _damaged(path, f"it holds {len(frames)} of {stream.frames} frames")
-    if not frames:
-        raise ValueError(f"{path} has no frame between {start:g} s and {end:g} s")
-    if only is not None and len(frames) != len(only):
-        raise _damaged(path, f"only {len(frames)} of {len(only)} wanted frames could be decoded")
-    return np.stack(frames), np.array(seconds)
+    framing = None if side is None else Framing(side, fit, place)
+    for pixels, time in _decode(path, info, times, framing):
+        frames.append(pixels)
+        seconds.append(time)
+        decoded_bytes += pixels.nbytes
+        if decoded_bytes > max_bytes:
+            raise ValueError(
+                f"{path}: more than {max_bytes >> 20} MiB of decoded frames; ask for a smaller size or shorter span"
+            )
+    order = np.argsort(seconds)
+    return np.stack([frames[index] for index in order]), np.array(seconds)[order]
 
 
-def iterate_frames(path: str | Path, *, side: int) -> Iterator[tuple[NDArray[np.uint8], float]]:
+def iterate_frames(
+    path: str | Path, *, side: int, info: VideoInfo | None = None
+) -> Iterator[tuple[NDArray[np.uint8], float]]:
     """Yield all frames with their times, scaled and cropped as in `read_video`. Raises: ValueError likewise."""
-    reformatter = VideoReformatter()
-    with _open_stream(path) as (container, stream):
-        origin, tick = stream.start_time or 0, _tick(stream)
-        for index, frame in enumerate(container.decode(stream)):
-            if frame.pts is None or frame.is_corrupt:
-                raise _damaged(path, f"frame {index} cannot be decoded")
-            yield _pixels(frame, reformatter, side), float((frame.pts - origin) * tick)
+    info = info or probe_video(path)
+    yield from _decode(path, info, info.seconds, Framing(side))
+
+
+def _decode(
+    path: str | Path, info: VideoInfo, times: NDArray[np.float64], framing: Framing | None
+) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    reader = PixelReader(framing, info.pixel_aspect, info.exif_orientation)
+    for time, frame in decode_frames(path, info, times):
+        try:
+            yield reader.read(frame), time
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _same_times(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Those of the ascending `times` that are the wanted ones."""
+    if not len(times):
+        return times
+    after = np.searchsorted(times, wanted - SAME_TIME).clip(0, len(times) - 1)
+    found: NDArray[np.float64] = times[after[np.abs(times[after] - wanted) <= SAME_TIME]]
+    return found
 
 
 def write_video(
@@ -155,7 +140,7 @@ def write_video(
     reformatter = VideoReformatter()
     with (
         atomic_write(path) as temporary,
-        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
+        av.open(f"file:{abspath(temporary)}", "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": preset})
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
@@ -212,55 +197,12 @@ def check_untrusted(
     Raises: ValueError for any other container, a damaged file, or one that is too large.
     """
     try:
-        with av.open(str(path), options={"format_whitelist": UNTRUSTED_CONTAINERS}):
-            pass
-        info = probe_video(path)
-    except (av.error.FFmpegError, ValueError):
+        info = probe_video(path, limits=Limits(max_pixels, UNTRUSTED_CONTAINERS))
+    except FrameTooLargeError as error:
+        problem = str(error).removeprefix(f"{path} ").replace("expected", "send")
+        raise ValueError(f"{path.name} {problem}") from None
+    except ValueError:
         raise ValueError(f"{path.name} is not a readable picture or video; send png, jpeg, gif or mp4") from None
-    if info.width * info.height > max_pixels:
-        raise ValueError(f"{path.name} has {info.width}x{info.height} pixels; send at most {max_pixels} in all")
     if info.duration > max_seconds:
         raise ValueError(f"{path.name} lasts {info.duration:.0f} seconds; send at most {max_seconds:g}")
     return info
-
-
-@contextmanager
-def _open_stream(path: str | Path) -> Iterator[tuple["av.container.InputContainer", "av.VideoStream"]]:
-    """Open a file's first video stream. PyAV's errors, also those in the `with` body, become one-line ValueErrors."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file; expected a video")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-            if stream.width * stream.height <= SMALL:
-                stream.codec_context.thread_count = 1
-            else:
-                stream.thread_type = "AUTO"
-            yield container, stream
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{path} is not a readable video ({error.strerror}); it may be cut short") from error
-
-
-def _tick(stream: "av.VideoStream") -> Fraction:
-    assert stream.time_base is not None  # opened inputs have one
-    return stream.time_base
-
-
-def _damaged(path: str | Path, problem: str) -> ValueError:
-    return ValueError(f"{path} is cut short or damaged: {problem}; copy or convert it again")
-
-
-def _pixels(frame: "av.VideoFrame", reformatter: VideoReformatter, side: int | None) -> NDArray[np.uint8]:
-    """One decoded frame -> (H, W, 3) RGB, scaled and cropped to `side` if given, rotated upright."""
-    width, height = frame.width, frame.height
-    if side is not None:
-        scale = side / min(width, height)
-        width, height = max(side, round(width * scale)), max(side, round(height * scale))
-    image = reformatter.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1).to_ndarray()
-    if side is not None:
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90) if frame.rotation % 360 else image)

@@ -27,7 +27,7 @@ def video(tmp_path):
 
 def plan(video, cuts, monkeypatch, end=None):
     if cuts is not None:
-        monkeypatch.setattr("cogvideo.data.extract.find_cuts", lambda path, threshold: np.array(cuts))
+        monkeypatch.setattr("cogvideo.data.extract.find_cuts", lambda path, threshold, info: np.array(cuts))
     config = ClipConfig(clip_seconds=(4.0, 2.0, 1.0), max_clips_per_length=1)
     extractor = Extractor(
         video.parent,

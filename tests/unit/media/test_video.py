@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogvideo.media import video
+from cogvideo.media import decoder
 from cogvideo.media.video import check_untrusted, probe_video, read_video, write_gif, write_video
 
 
@@ -107,7 +107,7 @@ def test_probing_keeps_no_packets_in_memory(tmp_path, monkeypatch):
         size, is_corrupt, is_discard = 1, False, False
 
         def __init__(self, pts):
-            self.pts = pts
+            self.pts = self.dts = pts
 
     alive, most = WeakSet(), []
 
@@ -118,8 +118,17 @@ def test_probing_keeps_no_packets_in_memory(tmp_path, monkeypatch):
             most.append(len(alive))
             yield packet
 
-    stream = SimpleNamespace(start_time=0, time_base=Fraction(1, 10), frames=50, width=16, height=16)
-    monkeypatch.setattr(video, "_open_stream", lambda path: nullcontext((SimpleNamespace(demux=demux), stream)))
+    codec = SimpleNamespace(
+        has_b_frames=False,
+        codec=SimpleNamespace(canonical_name="mjpeg"),
+        decode=lambda packet: [SimpleNamespace(pts=packet.pts, is_corrupt=False)],
+    )
+    stream = SimpleNamespace(
+        time_base=Fraction(1, 10), average_rate=10, width=16, height=16, codec_context=codec, index_entries=()
+    )
+    stream.sample_aspect_ratio = None
+    container = SimpleNamespace(demux=demux, format=SimpleNamespace(flags=0, name="avi"))
+    monkeypatch.setattr(decoder, "_open", lambda path, limits: nullcontext((container, stream)))
     assert np.array_equal(probe_video("any.mp4").seconds, np.arange(50) / 10)
     assert max(most) <= 2
 
@@ -141,11 +150,11 @@ def test_frames_larger_than_the_header_says_are_bounded(tmp_path, monkeypatch):
             packet.pts = packet.dts = index
             packet.stream, packet.time_base = stream, Fraction(1, 5)
             container.mux(packet)
-    assert probe_video(path).width == 16
     assert read_video(path, side=8)[0].shape == (2, 8, 8, 3)
-    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 100 * 100)
-    with pytest.raises(ValueError, match="not a readable video"):
-        read_video(path, side=8)
+    info, small = probe_video(path), decoder.Limits(max_pixels=100 * 100)
+    assert len(list(decoder.decode_frames(path, info, info.seconds[:1], limits=small))) == 1
+    with pytest.raises(ValueError, match="only 1 of 2 wanted frames can be decoded"):
+        list(decoder.decode_frames(path, info, info.seconds, limits=small))
 
 
 @pytest.mark.parametrize("size", [0, 60, 0.3, 0.6, -1])
