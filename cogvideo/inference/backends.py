@@ -4,8 +4,8 @@
     cpu        the kernels of `cogvideo.kernels`, a step in one call: the default on a CPU
     compiled   torch.compile and CUDA graphs
 
-An engine chooses one by name, once. Training and scoring have no backend; they call `install_kernels` for the parts
-that speed them up.
+An engine chooses one by name, once. Passes over many rows (training, scoring, prefill) have no backend:
+`install_kernels` gives a model what speeds them up.
 
 Caches hold keys and values of slots already computed: allocated once per batch, filled and read by the model. The
 temporal channel sees the whole clip, so its cache has a position for every slot; the spatial channel sees a slot's own
@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from cogvideo.model.config import ModelConfig
+from cogvideo.model.config import AttentionName, ModelConfig
 from cogvideo.model.inputs import Cache, Channel, DecodeInputs
+from cogvideo.model.joined import flex_is_available
 from cogvideo.model.quantize import set_linear_kernel
 from cogvideo.model.transformer import CogVideoTransformer
 
@@ -206,15 +207,26 @@ def open_backend(name: str, model: CogVideoTransformer) -> Backend:
     return BACKENDS[name](model)
 
 
-def install_kernels(model: nn.Module) -> None:
-    """Let a model's layers use the kernels outside an engine, wherever those support the inputs (on a CPU).
+def install_kernels(model: nn.Module, device: torch.device | None = None, attention: AttentionName = "auto") -> None:
+    """Let a model's layers use what speeds up passes over many rows on `device` (default: where the model is).
 
-    Nothing happens if `cogvideo.kernels` is not installed.
+    On a CPU these are the kernels of `cogvideo.kernels`, if it is installed; on a GPU FlexAttention, or one dense
+    attention where that is not to be had. Raises: ValueError for an `attention` that is not for this device.
     """
-    if cpu is None:
+    device = device or next(model.parameters()).device
+    has_kernels = device.type == "cpu" and cpu is not None
+    set_linear_kernel(model, cpu.linear if has_kernels else None)
+    if not isinstance(model, CogVideoTransformer):
         return
-    set_linear_kernel(model, cpu.linear)
-    if isinstance(model, CogVideoTransformer):
+    if has_kernels:
         from cogvideo.kernels import tiled_attention  # noqa: F401  (adds itself to ATTENTION)
-
-        model.use_attention("cpu")
+    has_flex = flex_is_available(device, model.config.head_dim)
+    if attention == "auto":
+        on_gpu: AttentionName = "flex" if has_flex else "dense"
+        attention = on_gpu if device.type == "cuda" else "cpu" if has_kernels else "sdpa"
+    if (attention == "flex" and not has_flex) or (attention == "cpu" and not has_kernels):
+        raise ValueError(
+            f"attention={attention} is not available on {device.type} for heads of {model.config.head_dim} columns; "
+            "choose auto, sdpa or dense"
+        )
+    model.use_attention(attention)

@@ -109,9 +109,15 @@ class Program:
 
 
 def build_program(
-    config: ModelConfig, schedule: Schedule, *, temporal: bool = True, given_windows: GivenWindows = "cut"
+    config: ModelConfig,
+    schedule: Schedule,
+    *,
+    temporal: bool = True,
+    given_windows: GivenWindows = "cut",
+    joined: bool = False,
 ) -> Program:
-    """Prepare a schedule. `temporal=False` runs the trunk alone, a text-to-image model of its frame.
+    """Prepare a schedule. `temporal=False` runs the trunk alone, a text-to-image model of its frame. `joined`: plan the
+    pass over given frames for models whose attention computes that, see `CogVideoTransformer.is_joined`.
 
     Raises: ValueError if the schedule breaks a rule of `check_schedule`.
     """
@@ -123,7 +129,12 @@ def build_program(
     given = None
     if len(schedule.given):
         plan = plan_forward(
-            config, schedule.given, temporal=temporal, given_windows=given_windows, spatial_positions=positions
+            config,
+            schedule.given,
+            temporal=temporal,
+            given_windows=given_windows,
+            spatial_positions=positions,
+            joined=joined,
         )
         given = StepInputs.from_slots(schedule.given, frame_len), plan
     steps: tuple[StepInputs, ...] = ()

@@ -1,8 +1,8 @@
 """Attention of frame rows over [text, frame slots], and of text rows over text. One class serves both channels.
 
 Not here: which slots are visible (masks.py, plan.py) and how the channels are mixed (transformer.py). By default
-everything runs through `scaled_dot_product_attention`; `ATTENTION` names implementations that can replace it for whole
-clips.
+everything runs through `scaled_dot_product_attention`; `ATTENTION` names implementations that can replace it for passes
+over many rows.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cogvideo.model.inputs import ChannelCache
-from cogvideo.model.plan import BlockPlan, ChannelPlan, TablePlan
+from cogvideo.model.joined import JoinedMask, attend_dense, attend_flex, permute_rows
+from cogvideo.model.plan import BlockPlan, LayerPlan, PlanType, TablePlan
 from cogvideo.model.quantize import Linear
 from cogvideo.model.tiles import TilePlan
 
@@ -23,7 +24,7 @@ from cogvideo.model.tiles import TilePlan
 class ChannelContext:
     """What one channel of one layer attends to in a forward pass."""
 
-    plan: ChannelPlan
+    plan: LayerPlan
     text_bias: Tensor
     """(batch, text_len), added to the scores of text keys, -inf on padding."""
     cache: ChannelCache | None = None
@@ -62,13 +63,32 @@ class TileAttention(Protocol):
         ...
 
 
+class JoinedAttention(Protocol):
+    """One softmax over text and frames, for the queries of both."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, mask: JoinedMask, dropout: float
+    ) -> Tensor:
+        """Shapes: query (batch, heads, queries, head_dim), and the result; key, value (batch, heads, text_len + rows,
+        head_dim), in the order of `mask`; text_bias (batch, text_len), of which text queries ignore the bonus.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionImplementation:
     """How attention is computed for each type of plan. Table plans, of a few rows, have one implementation only."""
 
     attend_block: BlockAttention
     attend_tiles: TileAttention | None = None
-    """None: whole clips are planned by blocks only."""
+    attend_joined: JoinedAttention | None = None
+    """At most one of the two; with neither, whole clips are planned by blocks."""
+
+    def plan_type(self, device: torch.device, dropout: float) -> PlanType:
+        """How passes over many rows are planned for this implementation."""
+        if self.attend_joined is not None:
+            return "joined"
+        return "tiles" if self.attend_tiles is not None and device.type != "cuda" and not dropout else "blocks"
 
 
 class Attention(nn.Module):
@@ -95,6 +115,9 @@ class Attention(nn.Module):
         if isinstance(plan, TilePlan):
             assert text is not None and cache is None, "tiles are for whole clips without a cache"
             return self._forward_tiled(text, frames, plan, context.text_bias, update_text)
+        if isinstance(plan, JoinedMask):
+            assert text is not None, "joined plans are for passes over text and frames"
+            return self._forward_joined(text, frames, plan, context.text_bias, cache, update_text)
 
         query, key, value = self._project(frames)
         text_query = None
@@ -159,6 +182,38 @@ class Attention(nn.Module):
             text_out = self._attend_text(*self._split_heads(text_projected), text_bias, 0.0)
         return text_out, out
 
+    def _forward_joined(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        mask: JoinedMask,
+        text_bias: Tensor,
+        cache: ChannelCache | None,
+        update_text: bool,
+    ) -> tuple[Tensor | None, Tensor]:
+        attend, plan, text_len = self.implementation.attend_joined, mask.plan, mask.text_len
+        assert attend is not None, "this attention implementation does not compute joined plans"
+        if plan.order is not None and plan.inverse is not None:
+            frames = permute_rows(frames, plan.order, plan.inverse)
+        query, key, value = self._project(torch.cat([text, frames], 1))
+        if cache is not None:
+            key, value = _store_joined(cache, key, value, mask)
+        if plan.queries is not None:
+            query = query[:, :, text_len:].index_select(2, plan.queries)
+        out = attend(query, key, value, text_bias, mask, self.dropout if self.training else 0.0)
+        out = self.dense(rearrange(out, "b h r d -> b r (h d)"))
+        if plan.queries is not None:
+            assert not update_text, "a pass without text queries has no text output"
+            return None, out if plan.restore is None else out.index_select(1, plan.restore)
+        text_out, out = out.split([text_len, frames.shape[1]], 1)
+        if plan.order is not None and plan.inverse is not None:
+            out = permute_rows(out, plan.inverse, plan.order)
+        if not update_text:
+            return None, out
+        # text attends to text alone: where nothing of that learns, it needs no gradient
+        learns = text.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        return text_out if learns else text_out.detach(), out
+
     def _attend_text(self, query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, dropout: float) -> Tensor:
         bias = text_bias[:, None, None, :].to(query.dtype)
         bias = bias.masked_fill(bias > float("-inf"), 0.0)  # padding only: the text bonus is for frame rows
@@ -172,6 +227,18 @@ class Attention(nn.Module):
     def _split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = rearrange(projected, "b s (three h d) -> three b h s d", three=3, h=self.num_heads)
         return q, k, v
+
+
+def _store_joined(cache: ChannelCache, key: Tensor, value: Tensor, mask: JoinedMask) -> tuple[Tensor, Tensor]:
+    """Store keys and values (batch, heads, text_len + rows, head_dim); return them as the cache rounds them."""
+    sizes = [mask.text_len, key.shape[2] - mask.text_len]
+    (text_key, key), (text_value, value) = key.split(sizes, 2), value.split(sizes, 2)
+    cache.store_text(text_key, text_value)
+    if mask.plan.cache_positions is not None:
+        cache.store_frames(mask.plan.cache_positions, key, value)
+        key, value = (x.to(cache.key.dtype).to(x.dtype) for x in (key, value))
+    text_key, text_value = cache.read_text(key.dtype)
+    return torch.cat([text_key, key], 2), torch.cat([text_value, value], 2)
 
 
 def attend_table(query: Tensor, cache: ChannelCache, text_bias: Tensor, visible: Tensor) -> Tensor:
@@ -220,5 +287,9 @@ def attend_block(
     return rearrange(out, "b (h g) s d -> b h g s d", g=groups)
 
 
-ATTENTION: dict[str, AttentionImplementation] = {"sdpa": AttentionImplementation(attend_block)}
+ATTENTION: dict[str, AttentionImplementation] = {
+    "sdpa": AttentionImplementation(attend_block),
+    "flex": AttentionImplementation(attend_block, attend_joined=attend_flex),
+    "dense": AttentionImplementation(attend_block, attend_joined=attend_dense),
+}
 """Implementations by name; `cogvideo.kernels` adds its own. A model is given one by `use_attention`."""

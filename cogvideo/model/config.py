@@ -9,6 +9,10 @@ ModelTask = Literal["image", "sequential", "interpolation"]
 Recompute = Literal["nothing", "mlp", "layer"]
 """Activations that the backward pass computes again: none, those from attention to the MLP's output, or all but each
 layer's input."""
+AttentionName = Literal["auto", "sdpa", "cpu", "flex", "dense"]
+"""How attention is computed in passes over many rows: `sdpa` in blocks of rows that share keys; `cpu` in tiles where
+these are faster; `flex` and `dense` over text and frames as one sequence, by FlexAttention or with all pairs of rows;
+`auto` chooses by the device."""
 TrunkWeights = Literal["full", "int8"]
 """How a frozen trunk's matrices are stored in training."""
 

@@ -35,6 +35,20 @@ class Mask:
             return ok
         return ok & (self._window_index(query, query) == self._window_index(key, query))
 
+    def intervals(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same mask by numbers: slot i sees slot j if first[i] <= place[j] <= last[i].
+
+        Returns first, last and place, in the shape of `slots`. With `wrap_given`, for slots of given frames only, or of
+        others only: a key's place then depends on the query.
+        """
+        layout, at = self.layout, self.layout.locate(slots)
+        group = at.frame if self.scope == "frame" else self.window_index(slots) + 1
+        # within a group, places count up in the order of generation
+        first = group * (max(frame.order for frame in layout.frames) + 1) * layout.frame_len
+        whole_frames = first + at.order * layout.frame_len
+        place = whole_frames + at.raster
+        return first, np.where(at.causal, place, whole_frames + layout.frame_len - 1), place
+
     def window_index(self, slots: np.ndarray) -> np.ndarray:
         """Index of the window that holds each slot; -1 for all slots without windows."""
         return self._window_index(slots, slots) if self.window_size else np.full(slots.shape, -1)

@@ -1,9 +1,10 @@
 """What one forward pass attends to, as data: derived from the masks alone, with no arithmetic of the model.
 
-A channel of a layer has one of three types of plan:
+A channel of a layer has one of four types of plan:
 
     BlockPlan   groups of query rows that share keys and mask, batched: any rows, with a cache or without
     TilePlan    a whole clip cut into full and causal tiles, without masks or gathers (tiles.py)
+    JoinedPlan  text and frames as one sequence, for one call of FlexAttention per channel (joined.py)
     TablePlan   a few rows of any slots, each with a boolean mask over the cache, looked up by slot: decoding
 
 `Plan` holds the plans of all channels and layers of a forward pass; `DecodeMasks` makes one for any slots by tensor
@@ -21,11 +22,14 @@ import torch
 from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.joined import JoinedMask, JoinedPlan, plan_joined
 from cogvideo.model.masks import Mask, channel_masks
 from cogvideo.model.tiles import TilePlan, plan_tiles
 
 GivenWindows = Literal["cut", "wrapped"]
 """How windows of given frames treat the frame's edge; `wrapped` repeats the published stage-2 prefill."""
+PlanType = Literal["blocks", "tiles", "joined"]
+"""How passes over many rows are planned. `tiles` are for large channels of whole clips; the others are blocks."""
 # Groups of more query rows are split by frame: masked scores of later frames then cost more than another call.
 _SPLIT_ABOVE_ROWS = 512
 # Channels whose queries see fewer frame keys are not tiled: one masked softmax is then faster than merging two.
@@ -101,7 +105,13 @@ class TablePlan:
         return TablePlan(self.cache_positions.to(device), self.visible.to(device))
 
 
-ChannelPlan = BlockPlan | TilePlan | TablePlan
+ChannelPlan = BlockPlan | TilePlan | JoinedPlan | TablePlan
+LayerPlan = BlockPlan | TilePlan | JoinedMask | TablePlan
+"""A channel's plan once the number of text rows is known."""
+
+
+def with_text(plan: ChannelPlan, text_len: int) -> LayerPlan:
+    return plan.with_text(text_len) if isinstance(plan, JoinedPlan) else plan
 
 
 @dataclass(frozen=True)
@@ -152,10 +162,12 @@ def plan_forward(
     temporal: bool = True,
     given_windows: GivenWindows = "cut",
     spatial_positions: np.ndarray | None = None,
+    joined: bool = False,
 ) -> Plan:
     """Plan a forward pass over `slots` that stores keys in a cache, or over the whole clip without one (None).
 
-    Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or among `slots`.
+    Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or among `slots`; with
+    `joined`, which plans text and frames as one sequence, among `slots`.
     The temporal channel's cache stores every slot at its own number, the spatial channel's at `spatial_positions`
     (num_slots,), or not at all where that is -1 (default: at its own number). `temporal=False` turns the channel off,
     which leaves a text-to-image model of one frame. For `given_windows` see docs/differences.md.
@@ -167,8 +179,9 @@ def plan_forward(
     spatial, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
     use_temporal = temporal and config.has_temporal_channel
 
-    def plan(mask: Mask, positions: np.ndarray) -> BlockPlan:
-        return plan_blocks(mask, slots, positions=positions if cached else None)
+    def plan(mask: Mask, positions: np.ndarray) -> ChannelPlan:
+        plan_channel = plan_joined if joined else plan_blocks
+        return plan_channel(mask, slots, positions=positions if cached else None)
 
     return Plan(
         torch.from_numpy(slots.astype(np.int64)),
@@ -177,21 +190,23 @@ def plan_forward(
     )
 
 
-def plan_clip(config: ModelConfig, *, supervised_only: bool = False, tiled: bool = False) -> Plan:
+def plan_clip(config: ModelConfig, *, supervised_only: bool = False, plan_type: PlanType = "blocks") -> Plan:
     """Plan a forward pass over a whole clip without a cache, as in training and scoring.
 
-    `supervised_only`: the last layer computes rows of supervised frames only. `tiled`: plan large channels by tiles,
-    for an attention implementation that can use them.
+    `supervised_only`: the last layer computes rows of supervised frames only. `plan_type`: one that the attention
+    implementation computes.
     """
     layout = config.layout
     spatial, by_layer = channel_masks(layout, config.window_size)
     by_layer = by_layer if config.has_temporal_channel else ()
 
     def plan(mask: Mask, frames: tuple[int, ...] | None = None) -> ChannelPlan:
-        every_slot = np.arange(layout.num_slots)
-        blocks = plan_blocks(mask, every_slot, None if frames is None else layout.slots_of(*frames))
+        every_slot, query_rows = np.arange(layout.num_slots), None if frames is None else layout.slots_of(*frames)
+        if plan_type == "joined":
+            return plan_joined(mask, every_slot, query_rows)
+        blocks = plan_blocks(mask, every_slot, query_rows)
         most_keys = max(block.keys.index.shape[1] for block in blocks.blocks)
-        tiles = plan_tiles(mask, frames) if tiled and most_keys >= _TILE_FROM_KEYS else None
+        tiles = plan_tiles(mask, frames) if plan_type == "tiles" and most_keys >= _TILE_FROM_KEYS else None
         return tiles or blocks
 
     last = None

@@ -19,7 +19,7 @@ from cogvideo.model.attention import ATTENTION, Attention, ChannelContext
 from cogvideo.model.config import ModelConfig, Recompute
 from cogvideo.model.inputs import Cache, DecodeInputs, TextBias
 from cogvideo.model.loss import token_nll
-from cogvideo.model.plan import Plan, plan_clip
+from cogvideo.model.plan import Plan, PlanType, plan_clip, with_text
 from cogvideo.model.quantize import Embedding, Linear
 from cogvideo.sequence.batch import Batch, frame_inputs
 
@@ -161,7 +161,7 @@ class CogVideoTransformer(TrunkModel):
         self.recompute: Recompute = "nothing"
         """Which activations the backward pass computes again instead of keeping."""
         self.use_attention("sdpa")
-        self._clip_plans: dict[tuple[bool, bool], Plan] = {}
+        self._clip_plans: dict[tuple[bool, PlanType], Plan] = {}
 
     def use_attention(self, name: str) -> None:
         """Compute attention by an implementation of `attention.ATTENTION`."""
@@ -169,6 +169,11 @@ class CogVideoTransformer(TrunkModel):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.implementation = self._attention
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether passes over many rows are planned over text and frames as one sequence."""
+        return self._attention.attend_joined is not None
 
     def forward(
         self,
@@ -192,17 +197,21 @@ class CogVideoTransformer(TrunkModel):
             # counted from the first real token; padding takes position 0 and is masked
             positions = (text_bias.spatial > float("-inf")).cumsum(1).sub(1).clamp(min=0)
             words = self._embed(text, self.position_embeddings(positions))
-        final = len(self.layers) - 1
+        text_len, final = text_bias.spatial.shape[1], len(self.layers) - 1
         recompute = self.recompute if self.training and torch.is_grad_enabled() else "nothing"
         for i, layer in enumerate(self.layers):
             last = plan.last if i == final else None
             spatial, temporal = (last.spatial, last.temporal) if last else (plan.spatial, plan.temporal_at(i))
             spatial_cache = cache.channel(i, "spatial") if cache else None
             temporal_cache = cache.channel(i, "temporal") if cache else None
+            in_space = ChannelContext(with_text(spatial, text_len), text_bias.spatial, spatial_cache)
+            in_time = None
+            if temporal is not None:
+                in_time = ChannelContext(with_text(temporal, text_len), text_bias.temporal, temporal_cache)
             run = partial(
                 layer,
-                spatial=ChannelContext(spatial, text_bias.spatial, spatial_cache),
-                temporal=ChannelContext(temporal, text_bias.temporal, temporal_cache) if temporal else None,
+                spatial=in_space,
+                temporal=in_time,
                 query_rows=last.query_rows if last else None,
                 update_text=i < final,
                 recompute=recompute == "mlp",
@@ -237,13 +246,12 @@ class CogVideoTransformer(TrunkModel):
 
     def plan_clip(self, device: torch.device, *, supervised_only: bool = False) -> Plan:
         """The plan of a forward pass over a whole clip, of the type that this model's attention runs fastest there."""
-        no_dropout = not self.training or self.config.attention_dropout == 0
-        tiled = self._attention.attend_tiles is not None and device.type != "cuda" and no_dropout
-        key = supervised_only, tiled
+        plan_type = self._attention.plan_type(device, self.config.attention_dropout if self.training else 0.0)
+        key = supervised_only, plan_type
         plan = self._clip_plans.get(key)
         if plan is None or plan.slots.device != device:
             with torch.inference_mode(False):  # also used in training, where indices are saved for backward
-                plan = plan_clip(self.config, supervised_only=supervised_only, tiled=tiled).to(device)
+                plan = plan_clip(self.config, supervised_only=supervised_only, plan_type=plan_type).to(device)
             self._clip_plans[key] = plan
         return plan
 

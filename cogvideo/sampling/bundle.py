@@ -23,6 +23,7 @@ from cogvideo.checkpoint.load import build_model, build_superres, load_model, sa
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
 from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json
+from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.sampler import kmeans_labels, load_labels
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights, offload_layers
@@ -131,11 +132,13 @@ def open_tokenizers(directory: Path) -> tuple[TextTokenizer, ImageTokenizer, np.
 def place_model(
     model: CogVideoTransformer | SuperresTransformer, weights: WeightName, device: torch.device, *, offload: bool
 ) -> None:
-    """Convert a model's matrices to `weights` and move it to `device`, with or without its layers' matrices."""
+    """Convert a model's matrices to `weights`, move it to `device`, with or without its layers' matrices, and let it
+    use what speeds it up there."""
     convert_weights(model, weights, ACTIVATION_DTYPES[weights] if device.type != "cpu" else torch.float32)
     if offload:
         offload_layers(model)
     model.to(device)
+    install_kernels(model, device)
 
 
 def fingerprint(directory: Path) -> str:

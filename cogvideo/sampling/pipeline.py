@@ -340,6 +340,7 @@ class Pipeline:
                 schedule,
                 temporal=not (stage == "first_frame" and self._trunk_draws_first_frame),
                 given_windows="wrapped" if wrapped else "cut",
+                joined=model.is_joined,
             )
             self._programs[key] = program.to(engine.device)
         labels = self.labels(config.num_clusters)

@@ -20,7 +20,6 @@ from cogvideo.checkpoint.format import MANIFEST, load_checkpoint
 from cogvideo.checkpoint.load import build_superres
 from cogvideo.distributed import open_device
 from cogvideo.files import sha256_file
-from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.rng import SampleKey, sample_uniforms
@@ -209,7 +208,6 @@ def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: U
         if image_tokenizer.num_tokens != known.num_image_tokens or vocabulary != known:
             raise ValueError(f"{folder} and the tokenizers of {bundle} do not belong together; use one family")
         place_model(model, config.weights, device, offload=config.stream_layers)
-        install_kernels(model)
         models[method] = model
     if len({model.config.high_res_side for model in models.values()}) > 1:
         raise ValueError(f"{direct} and {iterative} make grids of different sizes; use one family")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
+from cogvideo.model.config import AttentionName, ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.superres.config import SuperresConfig
 
@@ -120,6 +120,10 @@ class LoopConfig:
     recompute: Recompute = "nothing"
     """Activations recomputed in the backward pass instead of stored: `mlp`, those of each MLP; `layer`, all but each
     layer's input. docs/results.md has savings and cost."""
+    attention: AttentionName = "auto"
+    """How attention is computed. `auto`: on a CPU `cpu`, in tiles and blocks of rows that share keys; on a GPU `flex`,
+    one call of FlexAttention per channel. `dense` computes all pairs of rows in one call, as `flex` does where
+    model.attention_dropout is above 0; `sdpa`: blocks."""
     seed: int = 0
     """Seed of all random numbers."""
     num_threads: int | None = None
@@ -301,7 +305,9 @@ class TrainConfig:
     """Settings of the task `tokenizer` alone."""
 
 
-FREE_TO_CHANGE = re.compile(r"run_dir|log\..*|deepspeed\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size)")
+FREE_TO_CHANGE = re.compile(
+    r"run_dir|log\..*|deepspeed\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size|attention)"
+)
 """Keys that a resumed run may change without a warning: they do not change what is learned, or only extend the run."""
 
 

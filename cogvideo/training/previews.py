@@ -86,6 +86,7 @@ def _generate_clips(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
         model.config,
         sequential(layout, layout.given_frames, layout.generation_order),
         temporal=model.config.has_temporal_channel,
+        joined=model.is_joined,
     )
     draw = ClusterSampler(np.arange(codes), DRAW.temperature, DRAW.top_k_clusters, DRAW.token_temperature)
     sampler = FrameSampler(Engine(model), program.to(task.device), draw.to(task.device), DRAW)

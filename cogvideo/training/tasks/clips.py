@@ -72,7 +72,7 @@ class ClipTask:
             self._validation = self._open_loader(self._open_clips(config.data.validation), rank, world_size)
         self.model = CogVideoTransformer(self.model_config)
         self.model.recompute = config.train.recompute
-        install_kernels(self.model)
+        install_kernels(self.model, device, config.train.attention)
         if init.freeze_trunk and (init.checkpoint is None or not self.model_config.has_temporal_channel):
             raise ValueError("init.freeze_trunk=true needs a video task and a trunk to freeze; set init.checkpoint")
         initialise_weights(self.model, config, self._load_weights)

@@ -68,7 +68,7 @@ class SuperresTask:
             self._validation = self._open_loader(config.data.validation, rank, world_size)
         self.model = SuperresTransformer(self.model_config)
         self.model.recompute = config.train.recompute
-        install_kernels(self.model)
+        install_kernels(self.model, device)
         if init.freeze_trunk and (init.checkpoint is None or self.model_config.method != "direct"):
             raise ValueError(
                 "init.freeze_trunk=true needs superres.method=direct and a trunk to freeze; set init.checkpoint, or "

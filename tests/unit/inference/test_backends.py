@@ -79,6 +79,29 @@ def test_the_backend_decides_about_the_kernels_of_linear_layers() -> None:
     assert all(linear.kernel is cpu.linear for linear in linears)
 
 
+@pytest.mark.parametrize(
+    ("device", "has_flex", "chosen"), [("cpu", True, "cpu"), ("cuda", True, "flex"), ("cuda", False, "dense")]
+)
+def test_attention_is_chosen_by_device(
+    device: str, has_flex: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "flex_is_available", lambda device, head_dim: has_flex)
+    model = tiny_model(tiny_config())
+    install_kernels(model, torch.device(device))
+    assert model.layers[0].attention.implementation is ATTENTION[chosen]
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    assert all((linear.kernel is cpu.linear) == (device == "cpu") for linear in linears)
+    install_kernels(model, torch.device(device), "sdpa")
+    assert model.layers[0].attention.implementation is ATTENTION["sdpa"]
+
+
+def test_attention_that_does_not_fit_is_refused() -> None:
+    model = tiny_model(tiny_config())
+    for attention, device in (("cpu", "cuda"), ("flex", "cpu")):  # flex: heads of 8 columns
+        with pytest.raises(ValueError, match=f"^attention={attention} is not available on {device} for heads of 8 columns; choose auto"):
+            install_kernels(model, torch.device(device), attention)  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
 def test_native_handles_live_as_long_as_their_cache() -> None:
     engine = Engine(tiny.model("sequential"), "cpu")

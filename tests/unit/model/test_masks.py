@@ -47,6 +47,26 @@ def test_shifted_windows_cut_at_the_shift_and_do_not_wrap() -> None:
     assert windows_in_row[0] != windows_in_row[19]
 
 
+@pytest.mark.parametrize("task", ["image", *TASKS])
+@pytest.mark.parametrize(("side", "window"), [*SIZES, (4, None)])
+def test_intervals_of_places_are_the_same_masks(task: str, side: int, window: int | None) -> None:
+    layout = ClipLayout.image(4, side) if task == "image" else build(task, side)
+    spatial, by_layer = channel_masks(layout, window)
+    for mask in (spatial, *by_layer):
+        first, last, place = mask.intervals(np.arange(layout.num_slots))
+        assert np.array_equal((first[:, None] <= place) & (place <= last[:, None]), dense(mask))
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_intervals_of_given_frames_wrap_as_their_masks_do(window: int) -> None:
+    layout = build("interpolation", 6)
+    slots = layout.slots_of(*layout.given_frames)
+    for mask in channel_masks(layout, window, wrap_given=True)[1]:
+        first, last, place = mask.intervals(slots)
+        visible = (first[:, None] <= place) & (place <= last[:, None])
+        assert np.array_equal(visible, mask.allowed(slots[:, None], slots))
+
+
 @pytest.mark.parametrize("window", [2, 3])
 def test_wrapped_windows_change_only_given_rows_of_shifted_layers(window: int) -> None:
     layout = build("interpolation", 6)

@@ -132,13 +132,13 @@ def kinds(plan: Plan) -> set[type]:
 
 def test_whole_clips_are_tiled_only_on_request_and_where_queries_see_many_keys() -> None:
     large = tiny_config("interpolation", frame_side=16, num_positions=512)
-    assert kinds(plan_clip(large, supervised_only=True, tiled=True)) == {TilePlan}
+    assert kinds(plan_clip(large, supervised_only=True, plan_type="tiles")) == {TilePlan}
     assert kinds(plan_clip(large, supervised_only=True)) == {BlockPlan}
-    assert kinds(plan_clip(tiny_config("interpolation"), supervised_only=True, tiled=True)) == {BlockPlan}
+    assert kinds(plan_clip(tiny_config("interpolation"), supervised_only=True, plan_type="tiles")) == {BlockPlan}
     # the spatial channel sees 16 keys here, the temporal one 80
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "_TILE_FROM_KEYS", 80)
-        mixed = plan_clip(tiny_config("sequential"), tiled=True)
+        mixed = plan_clip(tiny_config("sequential"), plan_type="tiles")
         assert isinstance(mixed.spatial, BlockPlan) and isinstance(mixed.temporal[0], TilePlan)
 
 

@@ -1,0 +1,25 @@
+"""How functions are compiled here: one graph without breaks, static shapes, as many shapes as occur."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+RECOMPILE_LIMIT = 256
+"""Shapes per compiled function. PyTorch's own limit of 8 is for shapes that would better be dynamic; here they are few
+by construction (texts padded to multiples), but stages, batch sizes and schedules each have theirs."""
+_Inputs = ParamSpec("_Inputs")
+_Output = TypeVar("_Output")
+
+
+def compile_static(
+    function: Callable[_Inputs, _Output], backend: str | Callable[..., object] = "inductor"
+) -> Callable[_Inputs, _Output]:
+    """Compile a function once per shape of its inputs.
+
+    Code that cannot be one graph is an error, and so is the limit of shapes: nothing falls back to eager silently.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * RECOMPILE_LIMIT)
+    return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
