@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     if prompts:
         raise ValueError(f"{prompts[0]!r} is not a setting; prompts are typed on the page")
     if find_spec("gradio") is None:
-        raise ValueError("`cogvideo demo` needs gradio; pip install 'cogvideo[demo]'")
+        raise ValueError("`cogvideo demo` needs gradio; pip install -e '.[demo]'")
     if args.at_once < 1:
         raise ValueError(f"--at-once {args.at_once} allows no request; give at least 1")
     if args.iterative is not None and args.direct is None:

@@ -29,7 +29,7 @@ EMPTY = '<div class="cv-empty">Clips appear here: a first frame, then key frames
 
 def progress_line(progress: Progress) -> str:
     """Tokens drawn, tokens per second, and time left."""
-    folder = escape(f"{progress.folder.parent.name}/{progress.folder.name}")
+    folder = escape(str(_shown_path(progress.folder)))
     if progress.finished:
         return f'<div class="cv-line">{progress.plan}, done. Saved in {folder}</div>'
     drawn, total = progress.drawn_tokens, progress.total_tokens
@@ -38,6 +38,12 @@ def progress_line(progress: Progress) -> str:
     if tokens_per_second:
         text += f", {tokens_per_second:,.0f} per second, {clock((total - drawn) / tokens_per_second)} left"
     return f'<div class="cv-line"><progress max="{total}" value="{drawn}"></progress>{text}</div>'
+
+
+def _shown_path(folder: Path) -> Path:
+    """The path below the working directory; of a folder elsewhere only its last two names, since visitors see it."""
+    resolved, here = folder.resolve(), Path.cwd().resolve()
+    return resolved.relative_to(here) if resolved.is_relative_to(here) else Path(*resolved.parts[-2:])
 
 
 def clock(seconds: float) -> str:

@@ -18,7 +18,7 @@ def check_installed() -> None:
     try:
         import scenedetect.detectors  # noqa: F401
     except ImportError:
-        problem = "clips.cut_threshold needs PySceneDetect, which is not installed; pip install 'cogvideo[data]'"
+        problem = "clips.cut_threshold needs PySceneDetect, which is not installed; pip install -e '.[data]'"
         raise ValueError(problem) from None
 
 

@@ -118,7 +118,7 @@ class MetricsWriter:
         self._tensorboard: Any = None
         self._reported_failure = False
         if config.log.tensorboard and find_spec("tensorboard") is None:
-            raise ValueError("log.tensorboard=true needs tensorboard; pip install 'cogvideo[tensorboard]'")
+            raise ValueError("log.tensorboard=true needs tensorboard; pip install -e '.[tensorboard]'")
 
     def open(self, first_step: int) -> None:
         """Start writing after `first_step` steps; records of later steps, which were lost, are dropped."""

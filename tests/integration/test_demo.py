@@ -64,7 +64,7 @@ def tokens(folder: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    pytest.importorskip("gradio", reason="the page needs gradio; pip install 'cogvideo[demo]'")
+    pytest.importorskip("gradio", reason="the page needs gradio; pip install -e '.[demo]'")
     folder = tmp_path_factory.mktemp("demo")
     bundle, out = write_bundle(folder / "bundle"), folder / "out"
     words = ["demo", "--model", str(bundle), "--out", str(out), "--port", "0", "--at-once", "2", *SETTINGS]
@@ -197,4 +197,4 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 def test_without_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert main(["demo"]) == 2
-    assert capsys.readouterr().err == ("cogvideo: error: `cogvideo demo` needs gradio; pip install 'cogvideo[demo]'\n")
+    assert capsys.readouterr().err == ("cogvideo: error: `cogvideo demo` needs gradio; pip install -e '.[demo]'\n")

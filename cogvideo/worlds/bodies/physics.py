@@ -47,7 +47,7 @@ def load_pybullet() -> Any:
         import pybullet
     except ImportError:
         raise ValueError(
-            "the bodies world needs PyBullet, which is not installed; run `pip install cogvideo[worlds]`"
+            "the bodies world needs PyBullet, which is not installed; pip install -e '.[worlds]'"
         ) from None
     return pybullet
 

@@ -77,7 +77,7 @@ def test_a_missing_pybullet_names_the_extra(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"cogvideo\[worlds\]"):
         physics.load_pybullet()
     assert main(["worlds", "bodies", "--out", str(tmp_path / "set"), "--count", "1"]) == 2
-    assert "cogvideo[worlds]" in capsys.readouterr().err and not (tmp_path / "set").exists()
+    assert ".[worlds]" in capsys.readouterr().err and not (tmp_path / "set").exists()
 
 
 def test_command_writes_a_set(tmp_path, capsys):
