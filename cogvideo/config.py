@@ -1,19 +1,21 @@
 """Typed configuration: frozen dataclasses filled from YAML files and `key=value` words.
 
 Sources in order, later ones win: the dataclass's defaults, each file's `base:` files, the file itself, the command
-line. Every mistake is a ValueError of one line that says where it is and what was expected. No field of any config is
-named here: each part of the package has its own dataclass next to the code that uses it, with derived values as
-properties.
+line. Every mistake is a ValueError of one line that says where it is and what was expected. In paths that the user
+gives, `~`, `$NAME` and `${NAME}` are expanded; a stored config, which may come from anyone, is literal. No field of any
+config is named here: each part of the package has its own dataclass next to the code that uses it, with derived values
+as properties.
 """
 
 import dataclasses
 import difflib
 import enum
 import math
+import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,20 +27,34 @@ T = TypeVar("T")
 
 MAX_FILE_BYTES = 1 << 20
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(\.\w+)*)=(?P<value>.*)", re.DOTALL)
+SETTING = re.compile(OVERRIDE.pattern.replace(".*", r"([\[{].*|\S*)"), re.DOTALL)
+"""An override without spaces, but in a list: beside prompts and file names, anything else is one of those."""
+VARIABLE = re.compile(r"\$(?:\$|(?P<bare>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})", re.ASCII)
+"""An environment variable in a path, or an escaped dollar sign."""
+INTERPOLATION = re.compile(r"\$\$|\$\{(?P<name>[^}]*)\}")
+"""What may be one of OmegaConf's: a key, or a resolver such as `oc.env:NAME`."""
 
 
-def load_config(cls: type[T], files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> T:
-    """Merge a dataclass's defaults, YAML files and `a.b=c` words into one instance.
+def load_config(
+    cls: type[T], files: Sequence[Path | str] = (), overrides: Sequence[str] = (), *, stored: Path | None = None
+) -> T:
+    """Merge a dataclass's defaults, YAML files and `a.b=c` words into one instance; paths are as `expand_path` says.
 
-    A file may name `base: other.yaml` (or a list), relative to its own folder; those are merged before it.
-    Raises: ValueError for an unknown key, a wrong type, NaN or infinity, a missing value or unreadable YAML; OSError
-    for a missing file.
+    A file may name `base: other.yaml` (or a list), relative to its own folder; those are merged before it. `stored` is
+    a YAML file below all others that may come from anyone: it is literal, and has no base.
+    Raises: ValueError for an unknown key, a wrong type, NaN or infinity, a missing value, an unset environment variable
+    or unreadable YAML; OSError for a missing file.
     """
-    sources: list[tuple[str, dict[str, Any]]] = []
+    given: list[tuple[str, dict[str, Any]]] = []
     for file in files:
-        sources += _read_with_bases(Path(file))
+        given += _read_with_bases(Path(file))
     known = _known_keys(cls)
-    sources += [("command line", _parse_override(word, known)) for word in overrides]
+    given += [("command line", _parse_override(word, known)) for word in overrides]
+    sources = [(origin, _expand_paths(values, known, origin)) for origin, values in given]
+    if stored is not None:
+        values = _read_yaml(stored)
+        _check_literal(values, str(stored))
+        sources.insert(0, (str(stored), values))
     return _build(cls, sources)
 
 
@@ -50,33 +66,101 @@ def from_dict(cls: type[T], values: dict[str, Any], origin: str = "config") -> T
     """
     if not isinstance(values, dict):
         raise ValueError(f"{origin}: expected a mapping of settings, got {type(values).__name__}")
+    _check_literal(values, origin)
+    return _build(cls, [(origin, values)])
+
+
+def expand_path(path: str | Path) -> Path:
+    """A path as the user means it: a leading `~` or `~user` is a home folder, `$NAME` and `${NAME}` are environment
+    variables, `$$` is a dollar sign. A path with dollar signs that exists is taken as it is.
+
+    Raises: ValueError for an empty path, a variable that is not set or empty, and an unknown user.
+    """
+    return Path(_expand(str(path)))
+
+
+def _expand(text: str, keys: Container[str] = ()) -> str:
+    """`expand_path` on text; `${NAME}` stays if NAME is among `keys`: OmegaConf then inserts that key's value."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match["bare"] or match["braced"]
+        if name is None:
+            return "$"
+        if match["braced"] and name in keys:
+            return match[0]
+        if not os.environ.get(name):
+            raise ValueError(f"the environment variable {name} is not set; set it, or write $$ for a dollar sign")
+        return os.environ[name]
+
+    if not text:
+        raise ValueError("the path is empty")
+    if "$" in text and not os.path.lexists(os.path.expanduser(text)):
+        text = VARIABLE.sub(value, text)
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"there is no home folder {text.partition('/')[0]}; write ./~ for a file of that name")
+    return expanded
+
+
+def _expand_paths(values: dict[Any, Any], known: dict[str, Any], origin: str, prefix: str = "") -> dict[Any, Any]:
+    """Replace the values of keys that are paths, or lists of paths, by expanded ones."""
+    expanded: dict[Any, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            value = _expand_paths(value, known, origin, f"{name}.")
+        elif _is_path_type(known.get(name)):
+            try:
+                value = [_given_path(v, known) for v in value] if isinstance(value, list) else _given_path(value, known)
+            except ValueError as error:
+                raise ValueError(f"{origin}: {name}={value}: {error}") from None
+        expanded[key] = value
+    return expanded
+
+
+def _given_path(value: Any, keys: Container[str]) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = _expand(value, keys)
+    names = [match["name"] for match in INTERPOLATION.finditer(value)]
+    # a Path is literal, text is interpolated by OmegaConf
+    return text if any(name and (name in keys or not name.isidentifier()) for name in names) else Path(text)
+
+
+def _check_literal(values: dict[str, Any], origin: str) -> None:
     for key, value in _leaves(values):
         if "${" in str(value):
             raise ValueError(f"{origin}: {key}={value!r} contains '${{', which is not allowed in a stored config")
-    return _build(cls, [(origin, values)])
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain dicts, lists, strings and numbers, for JSON or YAML."""
     assert dataclasses.is_dataclass(config) and not isinstance(config, type)
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    plain: dict[str, Any] = _plain(config)
+    return plain
 
 
 def dump_yaml(config: Any) -> str:
     """A config as YAML text, from which `load_config` makes an equal config."""
-    return yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
+    return yaml.safe_dump(_plain(config, _escape), allow_unicode=True, sort_keys=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, path_text: Callable[[Path], str] = str) -> Any:
     if dataclasses.is_dataclass(value):
-        return to_dict(value)
+        return {field.name: _plain(getattr(value, field.name), path_text) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, path_text) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, path_text) for item in value]
     if isinstance(value, enum.Enum):
         return value.name
-    return str(value) if isinstance(value, Path) else value
+    return path_text(value) if isinstance(value, Path) else value
+
+
+def _escape(path: Path) -> str:
+    """The text that `expand_path` makes this path of."""
+    text = str(path).replace("$", "$$")
+    return f"./{text}" if text.startswith("~") else text
 
 
 def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
@@ -132,10 +216,7 @@ def _suggest(key: str, known: dict[str, Any]) -> str:
     return f"known keys: {', '.join(siblings.values() or [other for other in known if '.' not in other])}"
 
 
-def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    resolved = path.resolve()
-    if resolved in chain:
-        raise ValueError(f"{path}: `base:` files form a cycle: {' -> '.join(p.name for p in (*chain, resolved))}")
+def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path}: larger than {MAX_FILE_BYTES} bytes; give a YAML config file")
     try:
@@ -151,21 +232,33 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str
         raise error if error.errno else ValueError(f"{path}: expected `key: value` lines") from None
     if not isinstance(loaded, DictConfig) or not isinstance(values, dict):
         raise ValueError(f"{path}: expected `key: value` lines, got a list")
+    return {str(key): value for key, value in values.items()}
+
+
+def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    resolved = path.resolve()
+    if resolved in chain:
+        raise ValueError(f"{path}: `base:` files form a cycle: {' -> '.join(p.name for p in (*chain, resolved))}")
+    values = _read_yaml(path)
     bases = values.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{path}: base={bases!r}; expected a file name or a list of them")
     sources: list[tuple[str, dict[str, Any]]] = []
     for base in bases:
-        if not (path.parent / base).is_file():
-            raise ValueError(f"{path}: base file {path.parent / base} does not exist")
-        sources += _read_with_bases(path.parent / base, (*chain, resolved))
-    return [*sources, (str(path), {str(key): value for key, value in values.items()})]
+        try:
+            file = path.parent / expand_path(base)
+        except ValueError as error:
+            raise ValueError(f"{path}: base={base}: {error}") from None
+        if not file.is_file():
+            raise ValueError(f"{path}: base file {file} does not exist")
+        sources += _read_with_bases(file, (*chain, resolved))
+    return [*sources, (str(path), values)]
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split command-line words into plain ones and `key=value` ones; a prompt with spaces before its `=` is plain."""
-    return [w for w in words if not OVERRIDE.fullmatch(w)], [w for w in words if OVERRIDE.fullmatch(w)]
+    """Split command-line words into plain ones and `key=value` ones; a prompt with `=` and a space is plain."""
+    return [w for w in words if not SETTING.fullmatch(w)], [w for w in words if SETTING.fullmatch(w)]
 
 
 def _parse_override(word: str, known: dict[str, Any]) -> dict[str, Any]:
@@ -214,6 +307,12 @@ def _is_string_type(hint: Any) -> bool:
     return hint is not None and set(_union_members(hint)) <= {str, Path, types.NoneType}
 
 
+def _is_path_type(hint: Any) -> bool:
+    """Whether a type takes paths, or lists of them, only, null aside."""
+    options = {option for member in _union_members(hint) for option in typing.get_args(member) or (member,)}
+    return hint is not None and options - {types.NoneType} == {Path}
+
+
 def _is_string_list_type(hint: Any) -> bool:
     lists = [option for option in _union_members(hint) if typing.get_origin(option) is list]
     return any(_is_string_type(typing.get_args(option)[0]) for option in lists)
@@ -225,7 +324,7 @@ def _wrap_single_strings(values: dict[Any, Any], known: dict[str, Any], prefix: 
     for key, value in values.items():
         if isinstance(value, dict):
             value = _wrap_single_strings(value, known, f"{prefix}{key}.")
-        elif isinstance(value, str) and _is_string_list_type(known.get(f"{prefix}{key}")):
+        elif isinstance(value, str | Path) and _is_string_list_type(known.get(f"{prefix}{key}")):
             value = [value]
         wrapped[key] = value
     return wrapped

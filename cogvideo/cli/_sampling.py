@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cogvideo.sampling.jobs import Job
     from cogvideo.sampling.pipeline import Pipeline
 
-MAX_PROMPT_FILE_BYTES = 16 << 20
-
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="output folder, new or empty")
@@ -35,22 +33,6 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of commands that read clips."""
     parser.add_argument("--caption", metavar="TEXT", help="what the input shows (saved tokens have captions)")
     parser.add_argument("--fps", metavar="N", type=float, help="read N frames per second of a video (default: all)")
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read prompts from a UTF-8 text file, one per line, skipping blank lines. Raises: ValueError, OSError."""
-    if path.stat().st_size > MAX_PROMPT_FILE_BYTES:
-        raise ValueError(
-            f"{path} is larger than {MAX_PROMPT_FILE_BYTES} bytes; expected a text file, one prompt per line"
-        )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text; expected one prompt per line") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one per line")
-    return prompts
 
 
 def read_given_clips(args: argparse.Namespace, pipeline: "Pipeline", config: "SampleConfig") -> "InputClips | None":

@@ -60,13 +60,14 @@ def run(args: argparse.Namespace) -> None:
     if args.iterative is not None and args.direct is None:
         raise ValueError("--iterative refines what the direct model draws; give --direct too")
     port = free_port(args.host, args.port)
-    from cogvideo.cli._sampling import read_prompts, sigterm_as_exit
+    from cogvideo.cli._sampling import sigterm_as_exit
     from cogvideo.demo.service import DemoService
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.bundle import load_sample_config
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.sampling.superres import open_upsampler
+    from cogvideo.text import read_prompts
 
     directory = args.model or BUNDLED_WEIGHTS
     config = load_sample_config(directory, args.config, overrides)

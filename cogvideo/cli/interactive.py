@@ -6,6 +6,7 @@ starts as soon as it is read, while earlier ones are still running: they share f
 """
 
 import argparse
+import io
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from cogvideo.cli._sampling import read_given_clips, run_job, sigterm_as_exit
 from cogvideo.config import split_overrides
 from cogvideo.logs import one_line
+from cogvideo.text import MAX_CHARACTERS, normalise
 
 if TYPE_CHECKING:
     from cogvideo.sampling.jobs import Job
@@ -42,7 +44,7 @@ def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: l
     with sigterm_as_exit(), WorkerPool(args) as workers:
         for line in _read_lines():
             try:
-                prompt = _decode(line).strip()
+                prompt = normalise(line)
                 words, settings = split_overrides(prompt.split())
                 if settings and not words:
                     changed = load_sample_config(directory, args.config, [*overrides, *settings])
@@ -52,7 +54,7 @@ def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: l
                     given = read_given_clips(args, pipeline, changed)
                     config, overrides = changed, [*overrides, *settings]
                 elif prompt:
-                    job = clip_job(pipeline, config, [prompt], given, samples_per_caption)
+                    job = clip_job(pipeline, config, [line], given, samples_per_caption)
                     workers.start(job, args.out / f"{num_prompts:03d}-{safe_name(prompt)}")
                     num_prompts += 1
             except BrokenPipeError:  # standard output is closed
@@ -117,20 +119,19 @@ def _print_error(error: Exception) -> None:
     print(f"cogvideo: error: {one_line(error)}", file=sys.stderr, flush=True)
 
 
-def _decode(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError("this line is not UTF-8 text; type it again") from None
-
-
-def _read_lines() -> Iterator[bytes]:
-    """Lines of standard input, with a prompt sign on a terminal."""
+def _read_lines() -> Iterator[str]:
+    """Lines of standard input, with a prompt sign on a terminal. What is not UTF-8 is left to `clean_text`."""
     on_terminal = sys.stdin.isatty()
-    while True:
-        if on_terminal:
-            print("prompt> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.buffer.readline()
-        if not line:
-            return
-        yield line
+    lines = io.TextIOWrapper(sys.stdin.buffer, "utf-8", "surrogateescape")  # ends lines at \n, \r\n and \r
+    try:
+        while True:
+            if on_terminal:
+                print("prompt> ", end="", file=sys.stderr, flush=True)
+            line = rest = lines.readline(MAX_CHARACTERS + 1)
+            if not line:
+                return
+            while len(rest) > MAX_CHARACTERS and not rest.endswith("\n"):  # too long: skip the rest of the line
+                rest = lines.readline(MAX_CHARACTERS + 1)
+            yield line
+    finally:
+        lines.detach()  # or standard input would be closed with it

@@ -10,7 +10,6 @@ resuming are those of `cogvideo sample`.
 """
 
 import argparse
-from pathlib import Path
 
 from cogvideo.cli._sampling import add_input_arguments, add_run_arguments, run_job
 
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.config import split_overrides
+    from cogvideo.config import expand_path, split_overrides
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.bundle import load_sample_config
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     config = load_sample_config(directory, args.config, overrides)
     pipeline = Pipeline.load(directory, config)
     reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
-    given = reader.read([Path(word) for word in inputs], args.fps)
+    given = reader.read([expand_path(word) for word in inputs], args.fps)
     if given.seconds is not None and any(word.startswith("seconds=") for word in overrides):
         raise ValueError(f"seconds= is for pictures; this input has its own length, {given.seconds:g} seconds")
     run_job(args, interpolation_job(pipeline, config, given, args.caption), args.out, processes)

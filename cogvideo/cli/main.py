@@ -13,7 +13,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from cogvideo import __version__
 from cogvideo.logs import one_line
@@ -67,7 +68,7 @@ def _dispatch(words: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(commands)}"
         raise ValueError(f"there is no command '{name}'; {hint}")
     module = importlib.import_module(f"cogvideo.cli.{name}")
-    parser = _Parser(
+    parser = Parser(
         prog=f"cogvideo {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
@@ -75,11 +76,27 @@ def _dispatch(words: list[str]) -> int:
     return module.run(parser.parse_intermixed_args(words[1:])) or 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all other errors."""
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all other errors, and which expands `~` and `$NAME` in paths.
+
+    A shell does so only where a path is a word of its own: not in `--out=~/x`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see `{self.prog} --help`)")
+
+
+def _path(text: str) -> Path:
+    from cogvideo.config import expand_path
+
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}".removeprefix(": ")) from None
 
 
 def _shorten_openmp_spinning() -> None:

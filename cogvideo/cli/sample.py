@@ -16,7 +16,7 @@ videos, whatever other prompts there are. docs/guides/sample.md lists the settin
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._sampling import add_run_arguments, read_given_clips, read_prompts, run_job
+from cogvideo.cli._sampling import add_run_arguments, read_given_clips, run_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.sampling.bundle import load_sample_config
     from cogvideo.sampling.jobs import clip_job
     from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.text import read_prompts
 
     processes = ProcessGroup.from_environment()
     prompts, overrides = split_overrides(args.words)

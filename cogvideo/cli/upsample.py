@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.config import load_config, split_overrides
+    from cogvideo.config import expand_path, load_config, split_overrides
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.config import UpsampleConfig
@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> None:
     bundle = args.model or BUNDLED_WEIGHTS
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config)
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
-    given = reader.read([Path(word) for word in inputs], args.fps)
+    given = reader.read([expand_path(word) for word in inputs], args.fps)
     run_job(args, upsample_job(upsampler, given, args.caption), args.out, processes)

@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideo.text import clean_text
+
 MAX_NAME_BYTES = 255
 """The longest file name that common file systems allow."""
 
@@ -39,18 +41,15 @@ class Caption:
 
 
 def validated(caption: Caption) -> Caption:
-    """Check a caption and collapse whitespace in its text. Every reader passes what it parsed through this.
+    """Check a caption and normalise its text (`cogvideo.text`). Every reader passes what it parsed through this.
 
-    Raises: ValueError for an empty text, a path outside the folder of videos, or an impossible span.
+    Raises: ValueError as `clean_text`, or for a path outside the folder of videos, or an impossible span.
     """
-    text = " ".join(caption.text.split())
-    if not text:
-        raise ValueError("the caption is empty")
+    text = clean_text(caption.text, "caption")
     try:
         name_bytes = max(map(len, caption.video.encode().split(b"/")))
-        text.encode()
     except UnicodeEncodeError:
-        raise ValueError("the text holds a lone surrogate, which is half a character; expected valid Unicode") from None
+        raise ValueError(f"video={caption.video!r} holds a lone surrogate, which is half a character") from None
     if name_bytes > MAX_NAME_BYTES:
         raise ValueError(f"video={caption.video[:40]!r}...: a file name has at most {MAX_NAME_BYTES} bytes")
     path = normpath(caption.video)

@@ -26,6 +26,7 @@ from cogvideo.sequence.prompt import PromptFormat, left_pad
 from cogvideo.superres.batch import SuperresBatch, pad_captions
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
+from cogvideo.text import normalise
 
 T = TypeVar("T")
 
@@ -197,7 +198,7 @@ class PairLoader:
         """This rank's frames of a step."""
         rows, positions = self._indices(step)
         fine, coarse = self.dataset.pairs(rows)
-        captions = [" ".join(caption.split()) for caption in self.dataset.texts(rows)]
+        captions = map(normalise, self.dataset.texts(rows))
         text, text_mask = pad_captions([self._encode(caption) for caption in captions], self.config)
         drawn = torch.from_numpy(data_uniforms(self.seed, "round", positions) * len(self._rounds)).long()
         low_res = torch.from_numpy(coarse)[:, : self.config.low_res_len]  # none for the iterative model

@@ -27,6 +27,7 @@ from cogvideo.sampling.jobs import Job, clip_job, describe_job, interpolation_jo
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sampling.runner import RunDirectory, claim_folder, sample_names, write_clips
 from cogvideo.sampling.superres import Upsampler
+from cogvideo.text import split_prompts
 
 MAX_CHARACTERS = 20_000
 """Total length of a request's prompts."""
@@ -141,12 +142,12 @@ class DemoService:
 
     def _job(self, request: Request) -> Job:
         """The request as a job within the limits. Raises: ValueError, OSError."""
-        prompts = [line.strip() for line in request.prompts.splitlines() if line.strip()]
         config = self._sample_config(request.settings)
         if request.upsample and self.upsampler is None:
             raise ValueError("super-resolution is not available here; start `cogvideo demo` with --direct")
         if len(request.prompts) > MAX_CHARACTERS:
             raise ValueError(f"the prompts have {len(request.prompts)} characters; give at most {MAX_CHARACTERS}")
+        prompts = split_prompts(request.prompts)
         given = None if request.file is None else self._read_upload(request.file, request.file_use, config)
         clips = len(prompts) * config.samples_per_prompt or (len(given.samples) if given else 0)
         if not clips:

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -131,14 +132,15 @@ def library() -> ctypes.CDLL | None:
     try:
         # -march=native: code compiled on one machine may not run on another that shares the folder
         key = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cogvideo"
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cogvideo"
         path = folder / f"cpu-{key}.so"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             log.info("compiling the decoding kernels for this processor into %s, once; takes some seconds", folder)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 compiled = Path(scratch) / path.name
-                subprocess.run([compiler, *_FLAGS, "-o", compiled, _SOURCE], check=True, capture_output=True)
+                command = [*shlex.split(compiler), *_FLAGS, "-o", str(compiled), str(_SOURCE)]
+                subprocess.run(command, check=True, capture_output=True)
                 compiled.replace(path)  # atomic, in case another process compiles it at the same time
         kernels = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:

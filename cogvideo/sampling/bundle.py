@@ -69,7 +69,7 @@ class Bundle:
 def load_sample_config(directory: Path, files: list[Path], overrides: list[str]) -> SampleConfig:
     """Merge settings: published defaults, then the bundle's, then the user's files, then `key=value` overrides."""
     own = directory / "sampling.yaml"
-    return load_config(SampleConfig, [*([own] if own.is_file() else []), *files], overrides)
+    return load_config(SampleConfig, files, overrides, stored=own if own.is_file() else None)
 
 
 def open_bundle(

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from cogvideo.config import to_dict
 from cogvideo.inference.engine import Progress
-from cogvideo.rng import SampleKey, sample_keys
+from cogvideo.rng import SampleKey
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.inputs import InputClips
 from cogvideo.sampling.pipeline import BatchCache, Pipeline, StageOutput, decode_frames
-from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
+from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt, prompt_keys
 from cogvideo.sampling.superres import Upsampler
+from cogvideo.text import clean_text
 
 
 class Job(Protocol):
@@ -251,14 +252,14 @@ def clip_job(
 ) -> ClipJob:
     """Check a request for clips of `prompts`, or without prompts of the captions saved with the given clips.
 
-    `seen` counts the samples that each prompt already has, as in `sample_keys`: a repeated prompt is a new sample.
+    `seen` counts the samples that each prompt already has, as in `prompt_keys`: a repeated prompt is a new sample.
     Raises: ValueError for a prompt that is empty or too long, or if the number of given clips does not fit.
     """
     samples_per_prompt = config.samples_per_prompt
     if not prompts and given is not None:
-        keys, samples_per_prompt = [SampleKey(config.seed, *sample) for sample in given.samples], 1
+        keys, samples_per_prompt = _saved_keys(given, config.seed), 1
     else:
-        keys = sample_keys(config.seed, prompts, config.samples_per_prompt, seen)
+        keys = prompt_keys(config.seed, prompts, config.samples_per_prompt, seen)
     encoded = pipeline.encode_prompts([key.caption for key in keys], config)
     previous_frames = None
     if given is not None:
@@ -290,8 +291,6 @@ def interpolation_job(
 def upsample_job(upsampler: Upsampler, given: InputClips, caption: str | None) -> UpsampleJob:
     """Check a request to upsample the given clips. Raises: ValueError if a caption is missing or empty."""
     keys = _keys_of(given, caption, upsampler.config.seed)
-    if not all(key.caption.strip() for key in keys):
-        raise ValueError("the caption is empty; describe what the input shows")
     seconds = given.seconds or float(max(given.num_frames - 1, 1))  # pictures: one per second
     prompts = [upsampler.encode_caption(key.caption) for key in keys]
     return UpsampleJob(upsampler, keys, prompts, given.tokens, seconds)
@@ -303,10 +302,15 @@ def _keys_of(given: InputClips, caption: str | None, seed: int) -> list[SampleKe
     Raises: ValueError if there is neither.
     """
     if caption is not None:
-        return sample_keys(seed, [caption], len(given.tokens))
+        return prompt_keys(seed, [caption], len(given.tokens))
     if not given.samples:
         raise ValueError("the input has no caption; pass --caption")
-    return [SampleKey(seed, *sample) for sample in given.samples]
+    return _saved_keys(given, seed)
+
+
+def _saved_keys(given: InputClips, seed: int) -> list[SampleKey]:
+    """Keys of the captions saved with the given clips. Raises: ValueError as `clean_text`."""
+    return [SampleKey(seed, clean_text(caption, "caption"), number) for caption, number in given.samples]
 
 
 def _captions_and_numbers(keys: Sequence[SampleKey]) -> list[list[Any]]:

@@ -31,10 +31,10 @@ from cogvideo.inference.engine import Conditioning, Engine, Program, Progress, b
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
+from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.bundle import load_sample_config, open_bundle
 from cogvideo.sampling.config import DrawConfig, SampleConfig, StageName
-from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt, PromptBuilder
+from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt, PromptBuilder, prompt_keys
 from cogvideo.sequence.layout import ClipLayout
 from cogvideo.sequence.prompt import Encode, PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -223,7 +223,7 @@ class Pipeline:
         Raises: ValueError for a prompt that is empty or too long, before anything is drawn.
         """
         config = config or self.config
-        keys = sample_keys(config.seed, prompts, config.samples_per_prompt)
+        keys = prompt_keys(config.seed, prompts, config.samples_per_prompt)
         encoded = self.encode_prompts([key.caption for key in keys], config)
         *_, last = self.stages(keys, encoded, config, progress=progress)
         return last.tokens

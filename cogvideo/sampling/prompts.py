@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cogvideo.model.config import ModelConfig
+from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.config import STYLES, DrawConfig, SampleConfig
 from cogvideo.sequence.layout import ClipLayout
 from cogvideo.sequence.prompt import Encode, PromptFormat
+from cogvideo.text import clean_text
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,16 @@ class PromptBuilder:
         if draw.guidance_scale is not None:
             guide = format.unconditional_text(self.encode, newline, seconds, text_len)
         return [EncodedPrompt(texts[caption], guide) for caption in captions]
+
+
+def prompt_keys(
+    seed: int, prompts: Sequence[str], samples_per_prompt: int = 1, seen: dict[str, int] | None = None
+) -> list[SampleKey]:
+    """`sample_keys` of prompts as they were given; their captions are checked and normalised (`cogvideo.text`).
+
+    Raises: ValueError as `clean_text`.
+    """
+    return sample_keys(seed, [clean_text(prompt) for prompt in prompts], samples_per_prompt, seen)
 
 
 def model_clip_seconds(layout: ClipLayout, num_frames: int, seconds: float) -> float:

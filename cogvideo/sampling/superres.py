@@ -30,6 +30,7 @@ from cogvideo.sequence.prompt import Encode
 from cogvideo.superres.batch import pad_captions
 from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask
 from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.text import normalise
 from cogvideo.tokenizers.image import ImageTokenizer
 
 FIRST_ROUND = 1000
@@ -123,7 +124,7 @@ class Upsampler:
 
     def encode_caption(self, caption: str) -> list[int]:
         """Token ids of a caption; both models read it without any suffix."""
-        return self.encode(" ".join(caption.split()))
+        return self.encode(normalise(caption))
 
     def upsample_clips(
         self,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cogvideo.text import normalise
+
 Encode = Callable[[str], list[int]]
 
 
@@ -26,14 +28,14 @@ class PromptFormat:
 
     def image_text(self, encode: Encode, caption: str, text_len: int) -> list[int]:
         """Text ids for one image. Raises: ValueError if there are more than text_len."""
-        return _check_length(encode(_one_line(caption) + self.image_suffix), caption, text_len)
+        return _check_length(encode(normalise(caption) + self.image_suffix), caption, text_len)
 
     def clip_text(
         self, encode: Encode, newline: int, seconds: float, caption: str, text_len: int, *, suffix: str = ""
     ) -> list[int]:
         """Text ids for a clip of `seconds`: length, line break, caption. Raises: ValueError if there are too many."""
         length = encode(f"{float(seconds)}{self.seconds_unit}")
-        return _check_length([*length, newline, *encode(_one_line(caption) + suffix)], caption, text_len)
+        return _check_length([*length, newline, *encode(normalise(caption) + suffix)], caption, text_len)
 
     def unconditional_text(self, encode: Encode, newline: int, seconds: float, text_len: int) -> list[int]:
         """Text ids for guidance's unconditional branch: the clip length, but no caption of its own."""
@@ -55,12 +57,8 @@ def left_pad(texts: Sequence[Sequence[int]], text_len: int, pad: int) -> tuple[n
     return ids, mask
 
 
-def _one_line(caption: str) -> str:
-    return " ".join(caption.split())
-
-
 def _check_length(ids: list[int], caption: str, text_len: int) -> list[int]:
-    if not caption.strip():
+    if not normalise(caption):
         raise ValueError("the prompt is empty; describe the video in a few words")
     if len(ids) > text_len:
         shown = caption if len(caption) <= 40 else caption[:40] + "..."

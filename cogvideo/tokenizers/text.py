@@ -18,6 +18,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 from cogvideo.files import atomic_write
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
+from cogvideo.text import split_lines
 from cogvideo.tokenizers import icetk
 
 PAD, NEWLINE, START_OF_IMAGE = "<pad>", "<n>", "<start_of_image>"
@@ -53,7 +54,7 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Joint ids; each line is encoded separately, with `<n>` between lines."""
         ids: list[int] = []
-        for number, line in enumerate(re.split(r"\r\n|\r|\n", text)):
+        for number, line in enumerate(split_lines(text)):
             if number:
                 ids.append(self.vocabulary.newline)
             ids += [piece + self.num_image_tokens for piece in self._pieces.encode(line)]
@@ -110,7 +111,7 @@ class TextTokenizer:
         """
         if num_pieces > MAX_PIECES:
             raise ValueError(f"text tokenizer: num_pieces={num_pieces}; expected at most {MAX_PIECES}")
-        lines = [line for caption in captions for line in caption.splitlines() if line.strip()]
+        lines = [line for caption in captions for line in split_lines(caption) if line.strip()]
         if not lines:
             raise ValueError("text tokenizer: no captions to learn from; the captions are empty")
         lines += [*_prompt_lines(), *_word_lines(lines)]

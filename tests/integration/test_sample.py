@@ -68,7 +68,7 @@ def test_dry_run_writes_nothing(bundle: Path, tmp_path: Path, capsys: pytest.Cap
         (["a", "seed=x"], "seed='x' does not fit; expected int"),
         (["a", "--prompts", "none.txt"], "none.txt: No such file"),
         (["a", "--prompts", "empty.txt"], "empty.txt holds no prompt"),
-        (["a", "--prompts", "binary.txt"], "binary.txt is not UTF-8 text"),
+        (["a", "--prompts", "binary.txt"], "binary.txt is not UTF-8 text: byte"),
         (["a", "--model", "nowhere"], "no bundle of weights at nowhere"),
         (["a", "--config", "bad.yaml"], "unknown key 'rouns'"),
     ],

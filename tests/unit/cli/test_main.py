@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -101,7 +102,10 @@ def test_only_commands_that_exist_are_listed(capsys) -> None:
 
 
 def test_prompts_and_overrides_are_split() -> None:
-    prompts, overrides = ["the red digit 3", "x = 3 is a caption", "红色的数字 = 3"], ["seed=7", "guidance.scale=2"]
+    prompts, overrides = (
+        ["the red digit 3", "x = 3 is a caption", "红色的数字 = 3", "x=3 is one too"],
+        ["seed=7", "guidance.scale=2", "a=[1, 2]"],
+    )
     assert split_overrides([*overrides, *prompts]) == (prompts, overrides)
 
 
@@ -136,3 +140,15 @@ def test_openmp_spin_count_is_lowered_unless_set(
     command(lambda args: received.append(os.environ.get("GOMP_SPINCOUNT")))
     main(["toy"])
     assert received == [spins]
+
+
+def test_home_and_variables_in_options_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell expands neither after the `=` of an option, nor in quotes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("UNSET", raising=False)
+    parser = main_module.Parser()
+    parser.add_argument("--out", type=Path)
+    assert parser.parse_args(["--out=~/x"]).out == parser.parse_args(["--out", "${HOME}/x"]).out == tmp_path / "x"
+    for word, message in (("$UNSET/x", "variable UNSET is not set"), ("", "the path is empty")):
+        with pytest.raises(ValueError, match=f"argument --out: .*{message}"):
+            parser.parse_args([f"--out={word}"])

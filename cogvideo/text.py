@@ -1,0 +1,106 @@
+"""Prompts and captions from the outside: every way in (command line, file, standard input, page, Python) leads here.
+
+A text is one line in Unicode's composed form (NFC), with single spaces and without invisible characters, so the same
+words are the same prompt however they were typed or stored. Only `\\n`, `\\r\\n` and `\\r` end a line. Not here: how a
+text becomes tokens (`sequence/prompt.py`, `tokenizers/text.py`).
+"""
+
+import codecs
+import re
+import unicodedata
+from pathlib import Path
+
+MAX_CHARACTERS = 1 << 16
+"""Of one prompt or caption."""
+MAX_PROMPT_FILE_BYTES = 16 << 20
+
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins like UTF-16's, so it comes first
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+# Soft hyphen, zero-width space, direction marks, word joiner, byte order mark, annotation marks. The zero-width joiners
+# U+200C and U+200D stay: they are part of the spelling in Persian, in Indian scripts and in emoji.
+_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # all but white space: tab, line ends, \v, \f, \x85
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def decode_text(data: bytes, place: str) -> str:
+    """Decode UTF-8, without a byte order mark. `place` is named in errors, a file for example.
+
+    Raises: ValueError with the byte and its offset for any other encoding.
+    """
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            raise ValueError(
+                f"{place} is not UTF-8 text but {encoding} (byte order mark at offset 0); save it as UTF-8"
+            )
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{place} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start} (line {line}); "
+            "save it as UTF-8"
+        ) from None
+
+
+def split_lines(text: str) -> list[str]:
+    """Split at the line ends that editors write; `str.splitlines` also splits at `\\x0b`, `\\x85`, U+2028 and more."""
+    return _LINE_END.split(text)
+
+
+def normalise(text: str) -> str:
+    """A text's one line: NFC, white space collapsed to single spaces, invisible characters removed."""
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
+
+
+def clean_text(text: str, name: str = "prompt") -> str:
+    """Check and normalise a prompt or, by `name`, a caption.
+
+    Raises: ValueError if it is empty or too long, or holds control characters or half a character.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"the {name} has {len(text)} characters or more; give at most {MAX_CHARACTERS}")
+    if wrong := _SURROGATE.search(text):
+        code, place = ord(wrong[0]), wrong.start() + 1
+        if 0xDC80 <= code <= 0xDCFF:  # how Python passes on bytes of arguments and standard input
+            raise ValueError(f"the {name} is not UTF-8: byte 0x{code - 0xDC00:02x} at character {place}")
+        raise ValueError(f"the {name} holds a lone surrogate (U+{code:04X}, half a character) at character {place}")
+    if wrong := _CONTROL.search(text):
+        code, place = ord(wrong[0]), wrong.start() + 1
+        raise ValueError(f"the {name} holds a control character (U+{code:04X}) at character {place}; remove it")
+    cleaned = normalise(text)
+    if not cleaned:
+        raise ValueError(f"the {name} is empty; describe the video in a few words")
+    return cleaned
+
+
+def split_prompts(text: str, place: str = "") -> list[str]:
+    """Prompts of a text, one per line; blank lines are skipped. Raises: ValueError naming `place` and the line."""
+    prompts = []
+    for number, line in enumerate(split_lines(text), 1):
+        try:
+            if normalise(line):
+                prompts.append(clean_text(line))
+        except ValueError as error:
+            raise ValueError(f"{place} line {number}: {error}".lstrip()) from None
+    return prompts
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read prompts from a UTF-8 text file, one per line, skipping blank lines. Raises: ValueError, OSError."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_PROMPT_FILE_BYTES + 1)
+    if len(data) > MAX_PROMPT_FILE_BYTES:
+        raise ValueError(
+            f"{path} is larger than {MAX_PROMPT_FILE_BYTES} bytes; expected a text file, one prompt per line"
+        )
+    prompts = split_prompts(decode_text(data, str(path)), str(path))
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt; write one per line")
+    return prompts
