@@ -3,7 +3,7 @@
 Not here: the folder's format (`format.py`) and published checkpoints (`sat/`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,24 +76,42 @@ def save_model(
     Raises: ValueError if the model's trunk is not the one in `trunk`, or if a weight to be written is int8.
     """
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    scales = {
+    scales = int8_scales(model)
+    if trunk is not None:
+        extra_names = {name for name, _ in model.extra_parameters()}
+        check_holds(trunk, [name for name in tensors if name not in extra_names], tensors.__getitem__, scales)
+        tensors = {name: tensor for name, tensor in tensors.items() if name in extra_names}
+        scales = {name: scale for name, scale in scales.items() if name in extra_names}
+    if scales:
+        raise ValueError(f"{min(scales)} is int8, which checkpoints do not hold; save the model it was quantized from")
+    save_checkpoint(
+        directory, tensors, stored_settings(model), extra=extra, trunk=trunk, max_shard_bytes=max_shard_bytes
+    )
+
+
+def stored_settings(model: CogVideoTransformer | SuperresTransformer) -> dict[str, Any]:
+    """The config that a checkpoint of this model holds."""
+    return {"superres" if isinstance(model, SuperresTransformer) else "model": to_dict(model.config)}
+
+
+def int8_scales(model: nn.Module) -> dict[str, Tensor]:
+    """The scales of int8 weights, by the weights' names."""
+    return {
         f"{name}.weight": module.weight_scale.cpu()
         for name, module in model.named_modules()
         if isinstance(module, Linear | Embedding) and module.weight_scale is not None
     }
-    if trunk is not None:
-        shared = load_checkpoint(trunk, verify=False)
-        extra_names = {name for name, _ in model.extra_parameters()}
-        for name in tensors.keys() - extra_names:
-            if name not in shared.infos or not _is_made_from(
-                tensors[name].cpu(), scales.pop(name, None), shared.tensor(name)
-            ):
-                raise ValueError(f"{trunk} does not hold this model's {name}; save the model without trunk=")
-        tensors = {name: tensor for name, tensor in tensors.items() if name in extra_names}
-    if scales:
-        raise ValueError(f"{min(scales)} is int8, which checkpoints do not hold; save the model it was quantized from")
-    config = {"superres" if isinstance(model, SuperresTransformer) else "model": to_dict(model.config)}
-    save_checkpoint(directory, tensors, config, extra=extra, trunk=trunk, max_shard_bytes=max_shard_bytes)
+
+
+def check_holds(trunk: Path, names: Iterable[str], read: Callable[[str], Tensor], scales: Mapping[str, Tensor]) -> None:
+    """Check that the checkpoint `trunk` holds a model's tensors of these names; `read` gets one of the model's.
+
+    Raises: ValueError if it holds others.
+    """
+    shared = load_checkpoint(trunk, verify=False)
+    for name in names:
+        if name not in shared.infos or not _is_made_from(read(name).cpu(), scales.get(name), shared.tensor(name)):
+            raise ValueError(f"{trunk} does not hold this model's {name}; save the model without trunk=")
 
 
 def _is_made_from(weight: Tensor, scale: Tensor | None, stored: Tensor) -> bool:
@@ -159,11 +177,16 @@ def _build(
     device: torch.device | str,
 ) -> M:
     check_fits(checkpoint, config)
-    with torch.device("meta"), _SkipInitialisation():
-        model = model_class(config)
+    model = on_meta(lambda: model_class(config))
     tensors = {name: checkpoint.tensor(name).to(device=device, dtype=dtype) for name in checkpoint.names}
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def on_meta(make: Callable[[], M]) -> M:
+    """A module whose parameters are on the meta device: shapes and types without memory."""
+    with torch.device("meta"), _SkipInitialisation():
+        return make()
 
 
 class _SkipInitialisation(TorchFunctionMode):

@@ -13,7 +13,8 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,27 +25,63 @@ from cogvideo.model.transformer import CogVideoTransformer, TrunkModel, is_tempo
 TemporalInit = Literal["qkv", "qkv_and_dense"]
 
 
+_SKIP_AT_ONCE = 1 << 20
+"""Random numbers drawn at a time where none are needed."""
+
+
 @torch.no_grad()
 def initialise(model: TrunkModel, generator: torch.Generator, *, mix_logit: float = 0.0) -> None:
     """Set random weights, drawn in the order of the parameters' names."""
+    parameters = dict(model.named_parameters())
+    for name, value in draw_parameters(model, generator, mix_logit=mix_logit):
+        parameters[name].copy_(value)
+
+
+def draw_parameters(
+    model: TrunkModel, generator: torch.Generator, *, mix_logit: float = 0.0, skip: Container[str] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, float32 value) of every parameter that is not in `skip`, one at a time, in the order of names.
+
+    The values do not depend on `skip`. Only the parameters' shapes are read, so the model may be on the meta device.
+    """
     small = 0.02 / math.sqrt(2 * len(model.layers))
-    for name, p in sorted(model.named_parameters()):
-        if name.endswith("mix_logit"):
-            p.fill_(mix_logit)
-        elif "layernorm" in name:
-            p.fill_(1.0 if name.endswith("weight") else 0.0)
-        elif name.endswith("bias"):
-            p.zero_()
-        else:
+    shapes = sorted((name, p.shape) for name, p in model.named_parameters())
+    random_left = sum(_is_random(name) and name not in skip for name, _ in shapes)
+    for name, shape in shapes:
+        if not _is_random(name):
+            if name not in skip:
+                one = name.endswith("layernorm.weight")
+                yield name, torch.full(shape, mix_logit if name.endswith("mix_logit") else float(one))
+        elif name not in skip:
+            random_left -= 1
             into_residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")) and not is_temporal(name)
-            p.copy_(torch.randn(p.shape, generator=generator) * (small if into_residual else 0.02))
+            yield name, torch.randn(shape, generator=generator).mul_(small if into_residual else 0.02)
+        elif random_left:
+            _skip_normal(shape.numel(), generator)
 
 
-@torch.no_grad()
-def copy_trunk(model: TrunkModel, trunk: Mapping[str, Tensor]) -> None:
-    """Copy a text-to-image trunk's tensors (our names) into a model that has them; others are ignored.
+def _is_random(name: str) -> bool:
+    return name.endswith("weight") and "layernorm" not in name
 
-    Raises: ValueError naming a tensor that is missing or of another shape; the model is unchanged then.
+
+def _skip_normal(count: int, generator: torch.Generator) -> None:
+    """Advance the generator as `torch.randn` of `count` numbers does, in half the time and without their memory."""
+    if count < 16:
+        torch.randn(count, generator=generator)
+        return
+    # randn draws 32 bits per number, and once more for the last 16 if they are no whole group
+    left = count + (16 if count % 16 else 0)
+    buffer = torch.empty(min(left, _SKIP_AT_ONCE), dtype=torch.uint8)
+    while left:
+        part = buffer[: min(left, len(buffer))]
+        part.random_(generator=generator)
+        left -= len(part)
+
+
+def trunk_values(model: TrunkModel, trunk: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """How to read the value of each of the model's trunk parameters from a text-to-image trunk's tensors (our names).
+
+    Raises: ValueError naming a tensor that is missing or of another shape.
     """
     parameters = list(model.trunk_parameters())
     for name, p in parameters:
@@ -55,27 +92,38 @@ def copy_trunk(model: TrunkModel, trunk: Mapping[str, Tensor]) -> None:
                 f"the trunk's {name} has shape {tuple(trunk[name].shape)}, this model's has {tuple(p.shape)}; "
                 "use equal sizes and vocabularies"
             )
-    for name, p in parameters:
-        p.copy_(trunk[name])
+    return {name: partial(trunk.__getitem__, name) for name, _ in parameters}
+
+
+def inherited_values(
+    model: CogVideoTransformer, trunk: Mapping[str, Tensor], *, temporal_init: TemporalInit = "qkv_and_dense"
+) -> dict[str, Callable[[], Tensor]]:
+    """How to read each parameter that a video model inherits from a text-to-image trunk's tensors (our names).
+
+    `qkv` is what the published code does; `qkv_and_dense` copies the output layer as well, so that the temporal channel
+    starts as the same function as the spatial one. Raises: ValueError as `trunk_values`.
+    """
+    config, values = model.config, trunk_values(model, trunk)
+    parts = ("query_key_value", "dense") if temporal_init == "qkv_and_dense" else ("query_key_value",)
+    for i in range(config.num_layers):
+        for part in parts:
+            for kind in ("weight", "bias"):
+                name = f"layers.{i}.attention.{part}.{kind}"
+                values[name.replace(".attention.", ".temporal_attention.")] = values[name]
+
+    def tiled_positions() -> Tensor:
+        first = config.frame_position_start
+        frame_positions = values["position_embeddings.weight"]()[first : first + config.frame_len]
+        return frame_positions.repeat(config.num_frames, 1)
+
+    return values | {"extra_position_embeddings.weight": tiled_positions}
 
 
 @torch.no_grad()
 def inherit_trunk(
     model: CogVideoTransformer, trunk: Mapping[str, Tensor], *, temporal_init: TemporalInit = "qkv_and_dense"
 ) -> None:
-    """Start a video model from a text-to-image trunk's tensors (our names).
-
-    `qkv` is what the published code does; `qkv_and_dense` copies the output layer as well, so that the temporal channel
-    starts as the same function as the spatial one. Raises: ValueError as `copy_trunk`.
-    """
-    config = model.config
-    copy_trunk(model, trunk)
+    """Set what `inherited_values` reads in a model. Raises: ValueError; the model is unchanged then."""
     own = dict(model.named_parameters())
-    parts = ("query_key_value", "dense") if temporal_init == "qkv_and_dense" else ("query_key_value",)
-    for i in range(config.num_layers):
-        for part in parts:
-            for kind in ("weight", "bias"):
-                own[f"layers.{i}.temporal_attention.{part}.{kind}"].copy_(own[f"layers.{i}.attention.{part}.{kind}"])
-    first = config.frame_position_start
-    frame_positions = own["position_embeddings.weight"][first : first + config.frame_len]
-    own["extra_position_embeddings.weight"].copy_(frame_positions.repeat(config.num_frames, 1))
+    for name, read in inherited_values(model, trunk, temporal_init=temporal_init).items():
+        own[name].copy_(read())

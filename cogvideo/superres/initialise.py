@@ -9,22 +9,20 @@
 Source: CogView2's published code. s is the side of the coarse grid, for the iterative model too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from einops import repeat
 from torch import Tensor
 
-from cogvideo.model.initialise import copy_trunk
+from cogvideo.model.initialise import trunk_values
 from cogvideo.superres.transformer import SuperresTransformer
 
 
-@torch.no_grad()
-def inherit_trunk(model: SuperresTransformer, trunk: Mapping[str, Tensor]) -> None:
-    """Start a super-resolution model from a text-to-image trunk's tensors (our names); others are ignored.
+def inherited_values(model: SuperresTransformer, trunk: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """How to read each parameter that a model inherits from a text-to-image trunk's tensors (our names).
 
-    Raises: ValueError naming a tensor that is missing or of another shape, or sizes that do not fit together; the model
-    is unchanged then.
+    Raises: ValueError naming a tensor that is missing or of another shape, or sizes that do not fit together.
     """
     config = model.config
     side, first = config.low_res_side, config.low_res_position_start - 1  # position of the image's first token
@@ -34,11 +32,21 @@ def inherit_trunk(model: SuperresTransformer, trunk: Mapping[str, Tensor]) -> No
             f"the trunk's {config.num_positions} positions have no image of {side}x{side} from {first} on that tiles "
             f"{config.high_res_side}x{config.high_res_side}; set superres.low_res_side and low_res_position_start"
         )
-    copy_trunk(model, trunk)
-    own = dict(model.named_parameters())
-    for name, p in own.items():
+    values = trunk_values(model, trunk)
+    for name, _ in model.named_parameters():
         if ".high_res_attention." in name:
-            p.copy_(own[name.replace(".high_res_attention.", ".attention.")])
-    image_positions = own["position_embeddings.weight"][first : first + side**2]
-    tiled = repeat(image_positions, "(i j) h -> (a i b j) h", i=side, j=side, a=repeats, b=repeats)
-    own["extra_position_embeddings.weight"].copy_(tiled)
+            values[name] = values[name.replace(".high_res_attention.", ".attention.")]
+
+    def tiled_positions() -> Tensor:
+        image_positions = values["position_embeddings.weight"]()[first : first + side**2]
+        return repeat(image_positions, "(i j) h -> (a i b j) h", i=side, j=side, a=repeats, b=repeats)
+
+    return values | {"extra_position_embeddings.weight": tiled_positions}
+
+
+@torch.no_grad()
+def inherit_trunk(model: SuperresTransformer, trunk: Mapping[str, Tensor]) -> None:
+    """Set what `inherited_values` reads in a model. Raises: ValueError; the model is unchanged then."""
+    own = dict(model.named_parameters())
+    for name, read in inherited_values(model, trunk).items():
+        own[name].copy_(read())

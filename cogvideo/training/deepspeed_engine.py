@@ -124,6 +124,13 @@ def make_engine(objective: nn.Module, config: TrainConfig, world_size: int) -> A
     return engine
 
 
+def partition_parameters(module: nn.Module, config: TrainConfig) -> None:
+    """Replace a module's parameters by this rank's parts of them, as ZeRO 3 holds them; every rank must call this."""
+    import deepspeed
+
+    deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_settings(config, dist.get_world_size()))
+
+
 @contextlib.contextmanager
 def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Gather parameters that ZeRO 3 partitioned, for reading, on every rank; does nothing for others."""

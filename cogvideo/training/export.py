@@ -1,49 +1,94 @@
-"""Exports of a run: the model in our checkpoint format, and a frozen trunk once, beside it."""
+"""Exports of a run: the model in our checkpoint format, and a frozen trunk once, beside it.
+
+With ZeRO 3 every rank takes part and rank 0 writes, a parameter at a time: no rank ever holds the whole model.
+"""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from cogvideo.checkpoint.format import load_checkpoint, write_checkpoint
-from cogvideo.checkpoint.load import save_model
+from cogvideo.checkpoint.load import check_holds, int8_scales, stored_settings
+from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.config import to_dict
 from cogvideo.files import atomic_directory, remove_leftovers
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.training.deepspeed_engine import gathered
+from cogvideo.training.optimiser import full_shape
+
+Model = CogVideoTransformer | SuperresTransformer
 
 
-class FrozenTrunk(NamedTuple):
+class FrozenTrunk:
     """A trunk that a run does not train."""
 
-    source: Path
-    """The checkpoint that it was loaded from."""
-    config: ModelConfig
-    """The config of the trunk alone."""
+    def __init__(self, source: Path, config: ModelConfig) -> None:
+        """`source`: the checkpoint that it was loaded from; `config`: that of the trunk alone."""
+        self.source, self.config = source, config
+        self.is_verified = False
+        """Whether this process compared the exported trunk with the one in memory; once is enough."""
 
 
-def export_model(
-    folder: Path,
-    model: CogVideoTransformer | SuperresTransformer,
-    extra: dict[str, Any],
-    frozen: FrozenTrunk | None,
-) -> None:
-    """Write `folder`; every rank must call this. A frozen trunk goes to trunk/ beside it, and `folder` refers to it."""
-    with gathered(model.parameters()):
-        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+def export_model(folder: Path, model: Model, extra: dict[str, Any], frozen: FrozenTrunk | None) -> None:
+    """Write `folder`; every rank must call this. A frozen trunk goes to trunk/ beside it, and `folder` refers to it.
+
+    Raises: OSError on rank 0 if it cannot be written; ValueError if the trunk beside it is another one.
+    """
+    parameters = dict(model.named_parameters())
+    is_partitioned = any(hasattr(p, "ds_id") for p in parameters.values())
+    if dist.is_initialized() and dist.get_rank() != 0:
+        if is_partitioned:
+            _gather_for_rank_0(parameters)
+        return
+
+    def read(name: str) -> Tensor:
+        if is_partitioned and dist.get_world_size() > 1:
+            dist.broadcast_object_list([name])
+        with gathered([parameters[name]]):
+            return parameters[name].detach().cpu()
+
+    try:
+        _write(folder, model, extra, frozen, read)
+    finally:
+        if is_partitioned and dist.get_world_size() > 1:
+            dist.broadcast_object_list([None])
+
+
+def _gather_for_rank_0(parameters: dict[str, Any]) -> None:
+    """Take part in gathering each parameter that rank 0 asks for, until it needs no more."""
+    while True:
+        wanted: list[Any] = [None]
+        dist.broadcast_object_list(wanted)
+        if wanted[0] is None:
             return
-        trunk = folder.parent / "trunk"
-        for path in (folder, trunk):
-            remove_leftovers(path)  # of a run that was killed while exporting
-        if frozen is not None:
-            _export_trunk(trunk, model, frozen)
-        save_model(folder, model, extra=extra, trunk=None if frozen is None else trunk)
+        with gathered([parameters[wanted[0]]]):
+            pass
 
 
-def _export_trunk(folder: Path, model: CogVideoTransformer | SuperresTransformer, frozen: FrozenTrunk) -> None:
+def _write(
+    folder: Path, model: Model, extra: dict[str, Any], frozen: FrozenTrunk | None, read: Callable[[str], Tensor]
+) -> None:
+    trunk = None if frozen is None else folder.parent / "trunk"
+    for path in (folder, folder.parent / "trunk"):
+        remove_leftovers(path)  # of a run that was killed while exporting
+    infos = {name: TensorInfo(p.dtype, full_shape(p)) for name, p in model.named_parameters()}
+    if frozen is not None and trunk is not None:
+        _export_trunk(trunk, model, frozen)
+        if not frozen.is_verified:
+            names = [name for name, _ in model.trunk_parameters()]
+            check_holds(trunk, names, read, int8_scales(model))
+            frozen.is_verified = True
+        infos = {name: infos[name] for name, _ in model.extra_parameters()}
+    write_checkpoint(folder, infos, read, stored_settings(model), extra=extra, trunk=trunk)
+
+
+def _export_trunk(folder: Path, model: Model, frozen: FrozenTrunk) -> None:
     if _is_complete(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cogvideo.training.config import OptimiserConfig
 
@@ -30,10 +30,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     if not trainable:
         raise ValueError("nothing left to train: every parameter is frozen; set init.freeze_trunk=false")
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(full_shape(p)) > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if len(full_shape(p)) <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def full_shape(p: Tensor) -> tuple[int, ...]:
+    """A parameter's shape, also where ZeRO 3 left an empty tensor in its place."""
+    return tuple(getattr(p, "ds_shape", p.shape))
 
 
 class GuardedAdamW(torch.optim.AdamW):

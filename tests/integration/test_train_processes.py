@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from cogvideo.checkpoint.load import load_model
 from cogvideo.files import read_json
 from tests.helpers.ranks import finish, run, start, train_words
 from tests.helpers.training import prepare_data, read_metrics, settings
@@ -47,6 +49,32 @@ def test_resuming_is_bitwise_in_two_processes_and_close_in_one(variant: str, dat
     expected, found = ([line["loss"] for line in read_metrics(c.run_dir)] for c in (whole, fewer))
     assert found == pytest.approx(expected, abs=1e-3)
     assert read_metrics(fewer.run_dir)[-1]["step"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["mlp", "layer"])
+def test_a_frozen_trunk_recomputed_under_zero_3_trains_and_exports_as_under_zero_1(
+    recompute: str, data: Path, tmp_path: Path
+) -> None:
+    """The three together once crashed DeepSpeed; the export is gathered a parameter at a time."""
+    trunk = settings(data, tmp_path / "trunk", "image", train={"steps": 1})
+    run(train_words(trunk), 1, tmp_path / "stderr")
+    losses, exported = [], []
+    for stage in (1, 3):
+        config = settings(
+            data,
+            tmp_path / f"stage{stage}",
+            deepspeed={"stage": stage},
+            init={"checkpoint": trunk.run_dir / "export/trunk", "freeze_trunk": True},
+            train={"recompute": recompute, "steps": 3},
+            log={"save_every": 2},
+            model={"dropout": 0.0, "attention_dropout": 0.0},
+        )
+        run(train_words(config), 2, tmp_path / "stderr")
+        losses.append([line["loss"] for line in read_metrics(config.run_dir)])
+        exported.append(load_model(config.run_dir / "export/sequential").state_dict())
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert all(torch.allclose(p, exported[1][name], atol=1e-5) for name, p in exported[0].items())
 
 
 @pytest.mark.slow

@@ -1,18 +1,13 @@
 """What the trainer knows of a task, and what the tasks share. The trainer never asks which task it runs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
 from cogvideo.dtypes import FLOAT_DTYPES
-from cogvideo.model.initialise import initialise
-from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.rng import generator_for
-from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.training.config import TrainConfig
 
 B = TypeVar("B")
@@ -87,55 +82,3 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     enabled = config.train.dtype != "fp32" and config.train.weights == "fp32"
     dtype = FLOAT_DTYPES[config.train.dtype] if enabled else torch.bfloat16  # torch warns about float32 here
     return torch.autocast(device.type, dtype, enabled=enabled)
-
-
-def initialise_weights(
-    model: CogVideoTransformer | SuperresTransformer, config: TrainConfig, load: Callable[[Path], None]
-) -> None:
-    """Initialise a model as `config.init` says; `load` loads init.checkpoint into it."""
-    init = config.init
-    initialise(model, generator_for(config.train.seed, "initialise"), mix_logit=init.mix_logit)
-    if init.checkpoint is not None:
-        load(init.checkpoint)
-    if init.freeze_trunk:
-        model.freeze_trunk()
-    if init.trunk_weights == "int8":
-        model.quantize_trunk()
-
-
-@torch.no_grad()
-def start_from(
-    model: nn.Module,
-    folder: Path,
-    *,
-    loads_all_parameters: Callable[[Checkpoint], bool],
-    inherit: Callable[[Checkpoint], None],
-) -> None:
-    """Load a checkpoint into a model: all weights if it is of the same model, else what `inherit` takes (a trunk).
-
-    Raises: ValueError, FileNotFoundError in one line, if it is damaged or does not fit.
-    """
-    checkpoint = load_checkpoint(folder)
-    if loads_all_parameters(checkpoint):
-        _copy_parameters(dict(model.named_parameters()), checkpoint.tensors(), folder)
-        return
-    try:
-        inherit(checkpoint)
-    except ValueError as error:
-        raise ValueError(f"{folder} does not fit the model: {error}") from None
-
-
-def _copy_parameters(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Copy tensors into the parameters of their names, after checking them all.
-
-    Raises: ValueError, about `folder`, if one is missing or has another shape.
-    """
-    for name, p in parameters.items():
-        if name not in tensors or tensors[name].shape != p.shape:
-            got = f"shape {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
-            raise ValueError(
-                f"{folder} does not fit the model: {name} should have shape {tuple(p.shape)}, got {got}; "
-                "use equal sizes, vocabularies and num_frames"
-            )
-    for name, p in parameters.items():
-        p.copy_(tensors[name])

@@ -1,11 +1,11 @@
 """Training of the video transformer: text-to-image trunk, stage 1 or stage 2."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cogvideo.checkpoint.format import Checkpoint
 from cogvideo.config import to_dict
@@ -13,17 +13,18 @@ from cogvideo.data.dataset import ClipDataset, InMemoryClips
 from cogvideo.data.loader import ClipLoader, LoaderConfig
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference.backends import install_kernels
-from cogvideo.model.initialise import inherit_trunk
+from cogvideo.model.initialise import inherited_values
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import training_flops
 from cogvideo.sequence.batch import Batch
 from cogvideo.tokenizers.image import open_image_tokenizer
 from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import TrainConfig
+from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.deepspeed_engine import gathered
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.resources import log_memory
-from cogvideo.training.tasks.base import LossAndMetrics, autocast, component_of, initialise_weights, start_from
+from cogvideo.training.tasks.base import LossAndMetrics, autocast, component_of
 from cogvideo.worlds.digits.files import clips_in_memory
 
 EXPORT_NAMES = {"image": "trunk"}
@@ -70,15 +71,17 @@ class ClipTask:
         self._validation = None
         if config.data.validation is not None:
             self._validation = self._open_loader(self._open_clips(config.data.validation), rank, world_size)
-        self.model = CogVideoTransformer(self.model_config)
-        self.model.recompute = config.train.recompute
-        install_kernels(self.model, device, config.train.attention)
         if init.freeze_trunk and (init.checkpoint is None or not self.model_config.has_temporal_channel):
             raise ValueError("init.freeze_trunk=true needs a video task and a trunk to freeze; set init.checkpoint")
-        initialise_weights(self.model, config, self._load_weights)
         log_memory(config, self.model_config, world_size, device)
+        self.model = construct(lambda: CogVideoTransformer(self.model_config), config, device, self._starting_values)
+        self.model.recompute = config.train.recompute
+        install_kernels(self.model, device, config.train.attention)
         self._flops_per_clip = sum(training_flops(self.model_config, frozen_trunk=init.freeze_trunk))
-        self.objective = ClipObjective(self.model.to(device), config)
+        self._frozen = None
+        if init.freeze_trunk and init.checkpoint is not None:
+            self._frozen = FrozenTrunk(init.checkpoint, dataclasses.replace(self.model_config, task="image"))
+        self.objective = ClipObjective(self.model, config)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         return self._loader.batches(first_step)
@@ -120,11 +123,7 @@ class ClipTask:
         """A frozen trunk is written once, beside the model, which refers to it."""
         path = folder / EXPORT_NAMES.get(self.config.task, self.config.task)
         extra = {"step": step, "prompt": to_dict(self.config.data.prompt)}
-        frozen, init = None, self.config.init
-        if init.freeze_trunk:
-            assert init.checkpoint is not None
-            frozen = FrozenTrunk(init.checkpoint, dataclasses.replace(self.model_config, task="image"))
-        export_model(path, self.model, extra, frozen)
+        export_model(path, self.model, extra, self._frozen)
         return path
 
     def _open_clips(self, path: list[Path] | None) -> ClipDataset | InMemoryClips:
@@ -156,7 +155,7 @@ class ClipTask:
         )
         return ClipLoader(data, self.text_tokenizer, settings, rank=rank, world_size=world_size)
 
-    def _load_weights(self, folder: Path) -> None:
+    def _starting_values(self, model: CogVideoTransformer, folder: Path) -> Values:
         """Start from a checkpoint of the same task, or, with init.temporal=copy, of any video task; else its trunk."""
         temporal = self.config.init.temporal
 
@@ -164,9 +163,7 @@ class ClipTask:
             same_task = checkpoint.config.get("model", {}).get("task") == self.model_config.task
             return same_task or temporal == "copy" or not self.model_config.has_temporal_channel
 
-        def inherit(checkpoint: Checkpoint) -> None:
-            inherit_trunk(
-                self.model, checkpoint.tensors(), temporal_init="qkv" if temporal == "qkv" else "qkv_and_dense"
-            )
+        def inherit(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Values:
+            return inherited_values(model, tensors, temporal_init="qkv" if temporal == "qkv" else "qkv_and_dense")
 
-        start_from(self.model, folder, loads_all_parameters=loads_all_parameters, inherit=inherit)
+        return starting_values(model, folder, loads_all_parameters=loads_all_parameters, inherit=inherit)

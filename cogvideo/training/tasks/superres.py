@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,12 +22,13 @@ from cogvideo.planning.budgets import superres_training_flops
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
-from cogvideo.superres.initialise import inherit_trunk
+from cogvideo.superres.initialise import inherited_values
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import TrainConfig
+from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.export import FrozenTrunk, export_model
-from cogvideo.training.tasks.base import LossAndMetrics, autocast, component_of, initialise_weights, start_from
+from cogvideo.training.tasks.base import LossAndMetrics, autocast, component_of
 
 
 class SuperresObjective(nn.Module):
@@ -66,17 +67,19 @@ class SuperresTask:
         self._validation = None
         if config.data.validation is not None:
             self._validation = self._open_loader(config.data.validation, rank, world_size)
-        self.model = SuperresTransformer(self.model_config)
-        self.model.recompute = config.train.recompute
-        install_kernels(self.model, device)
         if init.freeze_trunk and (init.checkpoint is None or self.model_config.method != "direct"):
             raise ValueError(
                 "init.freeze_trunk=true needs superres.method=direct and a trunk to freeze; set init.checkpoint, or "
                 "init.freeze_trunk=false"
             )
-        initialise_weights(self.model, config, self._load_weights)
+        self.model = construct(lambda: SuperresTransformer(self.model_config), config, device, self._starting_values)
+        self.model.recompute = config.train.recompute
+        install_kernels(self.model, device)
         self._flops_per_frame = superres_training_flops(self.model_config, frozen_trunk=init.freeze_trunk)
-        self.objective = SuperresObjective(self.model.to(device), config)
+        self._frozen = None
+        if init.freeze_trunk and init.checkpoint is not None:
+            self._frozen = FrozenTrunk(init.checkpoint, trunk_config(self.model_config))
+        self.objective = SuperresObjective(self.model, config)
 
     def batches(self, first_step: int) -> Iterator[SuperresBatch]:
         return self._loader.batches(first_step)
@@ -112,11 +115,7 @@ class SuperresTask:
 
     def export(self, folder: Path, step: int) -> Path:
         path = folder / model_kind(self.model_config)
-        frozen, init = None, self.config.init
-        if init.freeze_trunk:
-            assert init.checkpoint is not None
-            frozen = FrozenTrunk(init.checkpoint, trunk_config(self.model_config))
-        export_model(path, self.model, {"step": step}, frozen)
+        export_model(path, self.model, {"step": step}, self._frozen)
         return path
 
     def _open_loader(self, folders: list[Path], rank: int, world_size: int) -> PairLoader:
@@ -131,7 +130,7 @@ class SuperresTask:
             world_size=world_size,
         )
 
-    def _load_weights(self, folder: Path) -> None:
+    def _starting_values(self, model: SuperresTransformer, folder: Path) -> Values:
         """Start from a checkpoint of the same method, or from another's trunk."""
         config = self.model_config
 
@@ -139,7 +138,7 @@ class SuperresTask:
             stored = stored_config(checkpoint)
             return isinstance(stored, SuperresConfig) and stored.method == config.method
 
-        def inherit(checkpoint: Checkpoint) -> None:
+        def inherit(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Values:
             stored = stored_config(checkpoint)
             if isinstance(stored, ModelConfig):
                 side, start = stored.frame_side, stored.frame_position_start + 1
@@ -148,9 +147,9 @@ class SuperresTask:
                         f"its images are {side}x{side} tokens, the second at position {start}; set "
                         f"superres.low_res_side={side} superres.low_res_position_start={start}"
                     )
-            inherit_trunk(self.model, checkpoint.tensors())
+            return inherited_values(model, tensors)
 
-        start_from(self.model, folder, loads_all_parameters=loads_all_parameters, inherit=inherit)
+        return starting_values(model, folder, loads_all_parameters=loads_all_parameters, inherit=inherit)
 
 
 def trunk_config(config: SuperresConfig) -> ModelConfig:

@@ -1,0 +1,138 @@
+"""A transformer with its starting weights, made parameter by parameter: each in its final type, on its device.
+
+The float32 model never exists: on the host there is one parameter at a time, on the device what training holds anyway,
+with ZeRO 3 this rank's parts and one layer.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
+from cogvideo.checkpoint.load import on_meta
+from cogvideo.dtypes import FLOAT_DTYPES
+from cogvideo.model.initialise import draw_parameters
+from cogvideo.model.quantize import Embedding, Linear
+from cogvideo.model.transformer import CogVideoTransformer, TrunkModel
+from cogvideo.rng import generator_for
+from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.training.config import TrainConfig
+from cogvideo.training.deepspeed_engine import partition_parameters, zero_stage
+
+M = TypeVar("M", CogVideoTransformer, SuperresTransformer)
+
+Values = Mapping[str, Callable[[], Tensor]]
+"""How to read the starting value of each parameter; others are drawn."""
+RELEASE_BYTES = 1 << 29
+"""A checkpoint's files are unmapped whenever so much of them was read: mapped pages count as this process's memory."""
+
+
+class CheckpointTensors(Mapping[str, Tensor]):
+    """A checkpoint's tensors, mapped into memory one at a time and unmapped now and then."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint, self._read = checkpoint, 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._read += self._checkpoint.infos[name].nbytes
+        if self._read > RELEASE_BYTES:
+            self._checkpoint.release()
+            self._read = 0
+        return self._checkpoint.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._checkpoint.infos)
+
+    def __len__(self) -> int:
+        return len(self._checkpoint.infos)
+
+
+def starting_values(
+    model: nn.Module,
+    folder: Path,
+    *,
+    loads_all_parameters: Callable[[Checkpoint], bool],
+    inherit: Callable[[Checkpoint, Mapping[str, Tensor]], Values],
+) -> Values:
+    """What a model starts with from a checkpoint: all weights if it is of the same model, else those of `inherit`.
+
+    Raises: ValueError, FileNotFoundError in one line, if it is damaged or does not fit.
+    """
+    checkpoint = load_checkpoint(folder)
+    tensors = CheckpointTensors(checkpoint)
+    if not loads_all_parameters(checkpoint):
+        try:
+            return inherit(checkpoint, tensors)
+        except ValueError as error:
+            raise ValueError(f"{folder} does not fit the model: {error}") from None
+    for name, p in model.named_parameters():
+        info = checkpoint.infos.get(name)
+        if info is None or info.shape != tuple(p.shape):
+            got = "no such tensor" if info is None else f"shape {info.shape}"
+            raise ValueError(
+                f"{folder} does not fit the model: {name} should have shape {tuple(p.shape)}, got {got}; "
+                "use equal sizes, vocabularies and num_frames"
+            )
+    return {name: lambda name=name: tensors[name] for name, _ in model.named_parameters()}  # type: ignore[misc]
+
+
+def construct(
+    make: Callable[[], M], config: TrainConfig, device: torch.device, values_from: Callable[[M, Path], Values]
+) -> M:
+    """Make the model of a run with its starting weights, as `config.init` says.
+
+    `make` constructs it (on the meta device); `values_from` says what it starts with from init.checkpoint. Weights are
+    in the type that training holds them in, float32 or train.dtype, and partitioned if the ZeRO stage is 3.
+    """
+    model = on_meta(make)
+    init, loop = config.init, config.train
+    if init.freeze_trunk:
+        model.freeze_trunk()
+    values = {} if init.checkpoint is None else values_from(model, init.checkpoint)
+    generator = generator_for(loop.seed, "initialise")
+    drawn = draw_parameters(model, generator, mix_logit=init.mix_logit, skip=values)
+    dtype = FLOAT_DTYPES[loop.dtype] if loop.weights == "dtype" else torch.float32
+    quantized = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if init.trunk_weights == "int8" and _is_trunk_matrix(model, name, module)
+    }
+    blocks = _blocks(model)
+    left = {name: sum(1 for _ in block.parameters()) for name, block in blocks.items()}
+    for name, p in sorted(model.named_parameters()):
+        value = values[name]() if name in values else next(drawn)[1]
+        _set_parameter(model, name, nn.Parameter(_finished(value, dtype, device, name in quantized), p.requires_grad))
+        if name in quantized:
+            quantized[name].quantize()
+            quantized[name].to(device)
+        del value
+        block = next(block for block in blocks if name.startswith(f"{block}."))
+        left[block] -= 1
+        if left[block] == 0 and zero_stage(config) == 3:
+            partition_parameters(blocks[block], config)
+    return model
+
+
+def _finished(value: Tensor, dtype: torch.dtype, device: torch.device, is_quantized_next: bool) -> Tensor:
+    """A copy in its final type on its device, or in float32 on the host if it is quantized next."""
+    if is_quantized_next:
+        return value.to(torch.float32)
+    return value.to(device=device, dtype=dtype, copy=True)
+
+
+def _is_trunk_matrix(model: TrunkModel, name: str, module: nn.Module) -> bool:
+    return isinstance(module, Linear | Embedding) and not model.is_extra(f"{name}.weight")
+
+
+def _blocks(model: TrunkModel) -> dict[str, nn.Module]:
+    """The layers, and every other module with parameters: what ZeRO 3 partitions at a time."""
+    layers = {f"layers.{i}": layer for i, layer in enumerate(model.layers)}
+    return layers | {name: child for name, child in model.named_children() if name != "layers"}
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, parameter)
