@@ -50,7 +50,7 @@ TRAINING_HOURS = {
 """The training steps, and the share of the time that each gets."""
 BATCH_FACTOR = {"cpu": 1, "cuda": 4}
 """A GPU takes larger batches in the same time: small ones leave it waiting for the next kernel."""
-CALIBRATION_STEPS = 30
+CALIBRATION_STEPS = 15
 SAVE_SECONDS = 120
 SAFETY = 0.9
 """Of the time left that a schedule is made for: validation, checkpoints and sample sheets take some, too."""
@@ -155,7 +155,7 @@ def main() -> None:
 def fit(step: Step, run_dir: Path, seconds: float, threads: int, environment: dict[str, str]) -> Step:
     """The training step with a schedule that ends in `seconds` from now: trains its first steps, to know its speed."""
     start = time.monotonic()
-    quiet = [*step.words, "log.every=10", "log.preview_every=0"]
+    quiet = [*step.words, "log.every=5", "log.preview_every=0"]
     if not _logged(run_dir):
         run(replace(step, words=[*quiet, f"train.stop_at={CALIBRATION_STEPS}"]), threads, environment)
     number, seconds_per_step = _logged(run_dir)[-1]

@@ -71,11 +71,11 @@ def test_few_clips_make_no_more():
     assert counts == ["10", "10", "10"]
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(100.0, 90), (0.0, 40)])
+@pytest.mark.parametrize(("seconds", "expected"), [(100.0, 75), (0.0, 25)])
 def test_schedule_fills_the_time(tmp_path, monkeypatch, seconds, expected):
-    """1.5 seconds per step, 30 steps taken already: 0.9 of the time is filled, at least 10 steps."""
+    """1.5 seconds per step, 15 steps taken already: 0.9 of the time is filled, at least 10 steps."""
     monkeypatch.setattr(script.time, "monotonic", lambda: 0.0)
-    lines = [{"step": step, "seconds_per_step": 1.5} for step in (10, 20, 30)]
+    lines = [{"step": step, "seconds_per_step": 1.5} for step in (5, 10, 15)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     step = script.fit(recipe()["sequential"], tmp_path, seconds, 1, {})
     assert f"train.steps={expected}" in step.words
