@@ -25,6 +25,7 @@ take longest: --only with the names of the steps, then copy DIR.
 import argparse
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -147,9 +148,17 @@ def main() -> None:
             seconds = (deadline - time.monotonic()) * to_train[0] / sum(to_train)
             step = fit(step, out / step.name, seconds, args.threads, environment)
         run(step, args.threads, environment)
+        if step.name in TRAINING_HOURS and not is_trained(out / step.name):
+            sys.exit(f"[{step.name}] was stopped; run again to continue")
         assert step.output is not None
         step.output.parent.mkdir(parents=True, exist_ok=True)
         step.output.touch()
+
+
+def is_trained(run_dir: Path) -> bool:
+    """Whether a run has reached its last step: one that was asked to stop ends without an error, too."""
+    steps = load_config(TrainConfig, [run_dir / "config.yaml"], []).train.steps
+    return (run_dir / "checkpoints/latest").read_text().strip() == f"step_{steps:08d}"
 
 
 def fit(step: Step, run_dir: Path, seconds: float, threads: int, environment: dict[str, str]) -> Step:

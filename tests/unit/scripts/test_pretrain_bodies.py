@@ -79,3 +79,11 @@ def test_schedule_fills_the_time(tmp_path, monkeypatch, seconds, expected):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     step = script.fit(recipe()["sequential"], tmp_path, seconds, 1, {})
     assert f"train.steps={expected}" in step.words
+
+
+@pytest.mark.parametrize(("latest", "expected"), [("step_00000020", True), ("step_00000010", False)])
+def test_a_stopped_run_is_not_finished(tmp_path, latest, expected):
+    (tmp_path / "config.yaml").write_text("task: tokenizer\ntrain: {steps: 20, stop_at: 10}\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/latest").write_text(latest)
+    assert script.is_trained(tmp_path) is expected
