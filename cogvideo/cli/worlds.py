@@ -2,9 +2,10 @@
 
 cogvideo worlds bodies --out DIR --count N [--seed 0] [--split train|test|unseen] [--pixels 192|64] [--processes 1]
 
-bodies: balls, boxes and cylinders roll, fall and collide; 4 s at 8 frames a second, the simulator's states beside each
-clip. --split unseen shows combinations of colour, shape and event that train never has. --pixels 192 writes each clip
-at 192 and at 64 pixels; --pixels 64 only the latter, five times faster. Run again, it goes on where it was.
+bodies: balls, boxes and cylinders roll, fall and collide; 4 s at 8 frames per second, the simulator's states beside
+each clip. --split unseen shows combinations of colour, shape and event that train never has. --pixels 192 writes each
+clip at 192 and at 64 pixels; --pixels 64 only the latter, twice as fast. The same command continues a run that was
+stopped.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("world", choices=("bodies",), help="which world")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make, or to go on with")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make, or to continue")
     parser.add_argument("--count", type=int, required=True, metavar="N", help="number of clips")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("train", "test", "unseen"), default="train", help="default: train")
