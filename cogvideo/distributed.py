@@ -7,6 +7,8 @@ after the work. The functions below it serve training, whose process group DeepS
 import contextlib
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ BARRIER_TIMEOUT = timedelta(days=30)
 """How long the first rank to finish waits for the others; a launcher stops all ranks when one fails."""
 RENDEZVOUS_TIMEOUT = timedelta(minutes=20)
 """How long a rank waits for the others to connect; they may still be loading weights."""
+
+CHOOSE_PORT = "choose another by deepspeed --master_port N, torchrun --master-port N or MASTER_PORT=N"
 
 LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset)|socket|timed? ?out|peer", re.IGNORECASE)
 """Matches messages of torch.distributed errors that mean a lost process."""
@@ -110,12 +114,39 @@ class ProcessGroup:
         """Raises: ConnectionError if the other ranks do not connect in time."""
         if dist.is_initialized():
             return
-        try:
+        with connecting():
             store, rank, size = next(rendezvous("env://", self.rank, self.size, timeout=RENDEZVOUS_TIMEOUT))
             dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=BARRIER_TIMEOUT)
-        except dist.DistError as error:
-            reason = str(error).splitlines()[0]
-            raise ConnectionError(f"rank {self.rank} of {self.size} cannot reach the others ({reason})") from None
+
+
+@contextlib.contextmanager
+def connecting() -> Iterator[None]:
+    """Set up a process group inside the block; signals end the process at once, for torch waits without Python.
+
+    Raises: ConnectionError in one line if the processes do not meet, for example because the port is taken.
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    except dist.DistError as error:
+        rank, size, address, port = (
+            os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        )
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "EADDRINUSE" in reason:
+            reason = f"MASTER_PORT={port} is taken by another program; {CHOOSE_PORT}"
+        elif "EACCES" in reason:
+            reason = f"MASTER_PORT={port} is a privileged port; {CHOOSE_PORT}"
+        else:
+            reason = f"MASTER_ADDR={address} MASTER_PORT={port}: {reason}"
+        raise ConnectionError(f"rank {rank} of {size} cannot reach the others: {reason}") from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run_on_all_ranks(work: Callable[[], T] | None) -> list[T | None]:
@@ -140,13 +171,18 @@ def run_on_all_ranks(work: Callable[[], T] | None) -> list[T | None]:
     return [value for value, _ in outcomes]
 
 
+def max_over_ranks(number: int, device: torch.device) -> int:
+    """The largest `number` of any rank, up to 2**24; every rank must call this."""
+    if dist.get_world_size() == 1:
+        return number
+    numbers = torch.tensor([float(number)], device=device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return int(numbers.item())
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is set on any rank; every rank must call this."""
-    if dist.get_world_size() == 1:
-        return flag
-    flags = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags.item())
+    return bool(max_over_ranks(flag, device))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Both write to stderr; commands print results to stdout. The rank is read from RANK, which every launcher sets.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -13,8 +14,9 @@ from tqdm import tqdm
 
 
 def rank() -> int:
-    """This process's rank, 0 outside a launcher."""
-    return int(os.environ.get("RANK") or 0)
+    """This process's rank, 0 outside a launcher; whether RANK is valid is checked where processes connect."""
+    text = os.environ.get("RANK", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def get_logger(name: str = "cogvideo") -> logging.Logger:
@@ -71,7 +73,8 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         prefix = prefix if rank() == 0 else f"[rank {rank()}] {prefix}"
-        tqdm.write(prefix + self.format(record), file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal or the log's disk is gone; work goes on
+            tqdm.write(prefix + self.format(record), file=sys.stderr)
 
 
 class _Lines:
@@ -82,7 +85,9 @@ class _Lines:
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
         if text:
-            sys.stderr.write(text + "\n")
+            with contextlib.suppress(OSError):
+                sys.stderr.write(text + "\n")
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()

@@ -1,12 +1,10 @@
 """What `sample`, `interpolate`, `upsample` and the interactive mode share: arguments, inputs, and running a job."""
 
 import argparse
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -94,27 +92,12 @@ def run_job(
 
 
 @contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Raise SystemExit on SIGTERM, so that temporary files are removed as on Ctrl-C. Main thread only."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def resume_hint(out: Path) -> Iterator[None]:
-    """After a signal, log how to resume. Main thread only."""
+    """After a signal, log how to resume."""
     from cogvideo.logs import get_logger
 
     try:
-        with sigterm_as_exit():
-            yield
+        yield
     except (KeyboardInterrupt, SystemExit):
         get_logger().info(f"{out}: finished work is kept; run the same command with --resume to continue")
         raise

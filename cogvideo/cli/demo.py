@@ -11,7 +11,7 @@ gradio: the extra [demo].
 """
 
 import argparse
-import os
+import errno
 import socket
 import threading
 from importlib.util import find_spec
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--at-once", metavar="N", type=int, default=8, help="requests that run at the same time (default: 8)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0: any that is free (default: 7860)")
     parser.add_argument("--share", action="store_true", help="also create a public address, through gradio's servers")
 
 
@@ -60,7 +60,6 @@ def run(args: argparse.Namespace) -> None:
     if args.iterative is not None and args.direct is None:
         raise ValueError("--iterative refines what the direct model draws; give --direct too")
     port = free_port(args.host, args.port)
-    from cogvideo.cli._sampling import sigterm_as_exit
     from cogvideo.demo.service import DemoService
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.bundle import load_sample_config
@@ -90,16 +89,27 @@ def run(args: argparse.Namespace) -> None:
         share=args.share,
         max_running=args.at_once,
     )
-    with sigterm_as_exit(), page as address:
+    with page as address:
         print(f"CogVideo is at {address}, results in {args.out}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
 
 
 def free_port(host: str, port: int) -> int:
     """The port if it is free, or any free port for 0. Raises: ValueError, before models are loaded."""
+    if not host:
+        raise ValueError("--host is empty; give 127.0.0.1 for this machine only, 0.0.0.0 for all of its addresses")
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port {port} is no port; give one from 1024 to 65535, or 0 for any that is free")
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             return int(probe.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-        raise ValueError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that is none
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EADDRINUSE:
+            advice = "stop the program that uses it, or give another --port (0: any that is free)"
+        elif number == errno.EACCES:
+            advice = "give a --port from 1024 to 65535, or 0 for any that is free"
+        else:
+            advice = "give --host an address of this machine, as 127.0.0.1, or 0.0.0.0 for all"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"--host {host} --port {port}: cannot listen there ({reason}); {advice}") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cogvideo.cli._sampling import read_given_clips, run_job, sigterm_as_exit
+from cogvideo.cli._sampling import read_given_clips, run_job
 from cogvideo.config import split_overrides
 from cogvideo.logs import one_line
 from cogvideo.text import MAX_CHARACTERS, normalise
@@ -41,7 +41,7 @@ def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: l
     claim_folder(args.out, args.overwrite)
     samples_per_caption: dict[str, int] = {}
     num_prompts = 0
-    with sigterm_as_exit(), WorkerPool(args) as workers:
+    with WorkerPool(args) as workers:
         for line in _read_lines():
             try:
                 prompt = normalise(line)

@@ -1,19 +1,25 @@
 """The `cogvideo` command: find the subcommand, run it, and turn bad input into one line and exit code 2.
 
+An interrupted command ends with 128 + the signal's number, as shells expect.
+
 A subcommand is a file in this folder with `add_arguments(parser)` and `run(args) -> int | None`; its docstring is its
 help text. It is imported only when it is used, and imports torch only inside `run`, so that `--help` is fast.
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from cogvideo import __version__
@@ -35,24 +41,78 @@ COMMANDS = {
     "inspect": "show a model's or checkpoint's parameters, memory and time",
     "demo": "serve a web page to generate clips",
 }
+INTERRUPTED = 128 + int(signal.SIGINT)
+"""The exit code after Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code."""
     _shorten_openmp_spinning()
+    words = list(sys.argv[1:] if argv is None else argv)
+    code = run_command(lambda: _dispatch(_drop_launcher_options(words)))
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python ignores a KeyboardInterrupt while it shuts down
+    return code
+
+
+def run_command(work: Callable[[], int | None], name: str = "cogvideo") -> int:
+    """Do a command's work and return its exit code; errors are one line that begins with the command's name.
+
+    A signal ends the work by an exception, so that temporary files are removed. The exit code then is 128 + its number
+    whatever becomes of that exception: a library may catch it or turn it into another.
+    """
+    with _signals_as_exceptions() as received:
+        try:
+            code = work() or 0
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except SystemExit as end:
+            if not received and not (isinstance(end.code, int) and end.code > 128):
+                raise
+            code = end.code if isinstance(end.code, int) else 1
+        except BrokenPipeError:  # `cogvideo inspect ... | head`; without this Python fails again when it flushes stdout
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except (ValueError, OSError) as error:
+            if os.environ.get("COGVIDEO_TRACEBACK") == "1":
+                traceback.print_exc()
+            code = 2
+            if not received:
+                print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        except Exception:
+            if not received:
+                raise
+            code = 1
+    code = 128 + received[0] if received else code
+    if code == INTERRUPTED:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"{name}: interrupted", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt or SystemExit on signals that end a process; yields the list of those received.
+
+    Ignored signals stay ignored (`nohup`), and so do the handlers of a program that calls this one.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            handler = signal.getsignal(number)
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
+                previous[number] = signal.signal(number, interrupt)
     try:
-        return _dispatch(_drop_launcher_options(list(sys.argv[1:] if argv is None else argv)))
-    except KeyboardInterrupt:
-        print("cogvideo: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `cogvideo inspect ... | head`; without this Python fails again when it flushes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError) as error:
-        if os.environ.get("COGVIDEO_TRACEBACK") == "1":
-            traceback.print_exc()
-        print(f"cogvideo: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -121,7 +181,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "Bad input gives one line and exit code 2; COGVIDEO_TRACEBACK=1 adds the traceback. Also: --version",
+            "Bad input gives one line and exit code 2; COGVIDEO_TRACEBACK=1 adds the traceback. An interrupted command",
+            "ends with 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP). Also: --version",
         ]
     )
 

@@ -58,7 +58,7 @@ def serve(
     """Serve the page for as long as the context lasts; yields its address.
 
     `about` describes the model in a line. `max_running` requests run at the same time; further ones wait.
-    Raises: OSError if the port is taken.
+    Raises: OSError if the port is taken, or if `share` gets no public address.
     """
     page = build_page(service, about, examples, max_running)
     guard = Middleware(GuardedApp, policy=None if share else POLICY)  # a shared page loads gradio's scripts
@@ -80,6 +80,8 @@ def serve(
             quiet=True,
             prevent_thread_lock=True,
         )
+        if share and not public:
+            raise OSError("--share: gradio's servers gave no public address; see its message, or leave out --share")
         yield public or address
     finally:
         service.close()

@@ -30,7 +30,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     import torch
     import torch.distributed as dist
 
-    from cogvideo.distributed import lost_peer_as_error, open_device
+    from cogvideo.distributed import ProcessGroup, connecting, lost_peer_as_error, open_device
     from cogvideo.training.trainer import Trainer
 
     if config.train.num_threads is not None:
@@ -41,7 +41,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
+        ProcessGroup.from_environment()  # refuses variables that contradict each other
+        with connecting():
+            deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
         # at exit, not after this run: DeepSpeed keeps groups that a second run in this process would use again
         atexit.register(dist.destroy_process_group)
     with _flush_denormals(), lost_peer_as_error(lambda: "see its error message"):
@@ -54,7 +56,7 @@ def prepare_environment() -> None:
     With RANK set, a launcher started this process and the process group is as its variables say; otherwise this process
     becomes a group of its own.
     """
-    if "RANK" not in os.environ:
+    if not os.environ.get("RANK"):
         os.environ.update(ONE_PROCESS)
     import torch
 

@@ -8,6 +8,9 @@ import json
 import math
 import os
 import platform
+import re
+import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,14 +23,16 @@ import torch.distributed as dist
 
 from cogvideo import __version__
 from cogvideo.config import dump_yaml, to_dict
-from cogvideo.files import atomic_write, write_json
-from cogvideo.logs import get_logger
+from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.logs import get_logger, one_line, rank
 from cogvideo.training.config import TrainConfig
 
 log = get_logger(__name__)
 
 PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "sentencepiece", "omegaconf")
 """Packages whose versions go into origin.json."""
+WANDB_FILE = "wandb.json"
+"""Holds the id of the run folder's wandb run, which a resumed run continues."""
 
 
 class Averages:
@@ -111,7 +116,10 @@ class MetricsWriter:
     """Sends each record to metrics.jsonl, and to wandb and TensorBoard if configured. Only rank 0 uses one."""
 
     def __init__(self, config: TrainConfig) -> None:
-        """Raises: ValueError if log.tensorboard is set but tensorboard is not installed."""
+        """Check that the services can be used; rank 0 logs in to wandb. Writes nothing in the run folder.
+
+        Raises: ValueError if log.tensorboard is set but tensorboard is not installed, or if wandb's login fails.
+        """
         self._config = config
         self.file = MetricsFile(config.run_dir / "metrics.jsonl")
         self._wandb: Any = None
@@ -119,20 +127,49 @@ class MetricsWriter:
         self._reported_failure = False
         if config.log.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("log.tensorboard=true needs tensorboard; pip install -e '.[tensorboard]'")
+        if config.log.wandb == "online" and rank() == 0:
+            _log_in_to_wandb()
 
     def open(self, first_step: int) -> None:
-        """Start writing after `first_step` steps; records of later steps, which were lost, are dropped."""
-        self.file.rewind(first_step)
+        """Start writing after `first_step` steps; records of later steps, which were lost, are dropped.
+
+        Raises: ValueError or OSError if a service does not start; the run's own files are then as they were.
+        """
         if self._config.log.wandb != "off":
-            import wandb
-
-            config = json.loads(json.dumps(to_dict(self._config)))
-            folder = self._config.run_dir
-            self._wandb = wandb.init(project="cogvideo", mode=self._config.log.wandb, dir=folder, config=config)
+            self._wandb = self._open_wandb()
         if self._config.log.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError(f"log.tensorboard=true: {error}; pip install -U -e '.[tensorboard]'") from None
             self._tensorboard = SummaryWriter(str(self._config.run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.file.rewind(first_step)
+
+    def _open_wandb(self) -> Any:
+        """Start a wandb run, or continue the one whose id is in the run folder."""
+        import wandb
+
+        folder, mode = self._config.run_dir, self._config.log.wandb
+        file, is_new = folder / WANDB_FILE, not folder.exists()
+        run_id = _stored_wandb_id(file)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT") or "cogvideo",
+                id=run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
+                resume="allow" if mode == "online" else None,
+                mode="online" if mode == "online" else "offline",
+                dir=folder,
+                config=json.loads(json.dumps(to_dict(self._config))),
+                allow_val_change=True,  # train.steps of a resumed run, for example
+            )
+        except Exception as error:  # wandb's own, and those of its settings
+            if is_new:
+                shutil.rmtree(folder)
+            advice = f"; remove {file} to begin another wandb run" if run_id else ""
+            raise ValueError(f"log.wandb={mode}: wandb does not start ({one_line(error)}){advice}") from None
+        write_json(file, {"id": run.id})
+        return run
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a record with its `step`. A full disk is reported once; lines stay in memory until there is space."""
@@ -145,8 +182,7 @@ class MetricsWriter:
                 log.error("cannot write %s (%s); its lines stay in memory until there is space", self.file.path, reason)
             self._reported_failure = True
         numbers = {name: value for name, value in record.items() if name != "step"}
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=record["step"])
+        self._send_to_wandb(numbers, record["step"])
         if self._tensorboard is not None:
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, record["step"])
@@ -156,7 +192,7 @@ class MetricsWriter:
         if self._wandb is not None:
             import wandb
 
-            self._wandb.log({name: wandb.Image(str(path))}, step=step)
+            self._send_to_wandb({name: wandb.Image(str(path))}, step)
         if self._tensorboard is not None:
             import numpy as np
             from PIL import Image
@@ -164,11 +200,46 @@ class MetricsWriter:
             with Image.open(path) as image:
                 self._tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
+    def _send_to_wandb(self, values: dict[str, Any], step: int) -> None:
+        """A failure is said once, and ends wandb's part, not the run."""
+        if self._wandb is None:
+            return
+        try:
+            self._wandb.log(values, step=step)
+        except Exception as error:
+            log.error("wandb failed at step %d (%s); the run goes on without it", step, one_line(error))
+            self._wandb = None
+
     def close(self) -> None:
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def _log_in_to_wandb() -> None:
+    """Raises: ValueError in one line, before a run is started."""
+    import wandb
+
+    try:
+        if wandb.login(force=True) or os.environ.get("WANDB_MODE"):  # WANDB_MODE=offline needs no login
+            return
+        reason = "not logged in"
+    except Exception as error:  # wandb's own, and those of its settings
+        reason = one_line(error)
+    raise ValueError(
+        f"log.wandb=online: {reason.rstrip('.')}; run `wandb login`, set WANDB_API_KEY, or give log.wandb=offline"
+    )
+
+
+def _stored_wandb_id(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    stored = read_json(file)
+    run_id = stored.get("id") if isinstance(stored, dict) else None
+    if not (isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,128}", run_id)):
+        raise ValueError(f"{file}: holds no id of a wandb run; remove it to begin another one")
+    return run_id
 
 
 def progress_text(metrics: Mapping[str, float]) -> str:

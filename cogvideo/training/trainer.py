@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cogvideo.config import to_dict
-from cogvideo.distributed import any_rank, lost_peer_as_error, run_on_all_ranks
+from cogvideo.distributed import any_rank, lost_peer_as_error, max_over_ranks, run_on_all_ranks
 from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.logs import get_logger, progress
 from cogvideo.rng import seed_dropout
@@ -81,7 +81,7 @@ class Trainer:
         self.writer = MetricsWriter(config)
         self.checkpoints = config.run_dir / "checkpoints"
         newest = newest_state(self.checkpoints)
-        if not resume and (newest or self.writer.file.path.exists()):
+        if not resume and (newest or self.writer.file.read()):
             raise ValueError(f"{config.run_dir} already holds a run; give --resume to continue it, or another run_dir")
         warn_if_emulated(device, config.train)
 
@@ -102,7 +102,7 @@ class Trainer:
         elif resume:
             log.info("%s holds no checkpoint; starting from the beginning", config.run_dir)
         self._saved_at: int | None = None  # None even now: a run killed between its checkpoint and export redoes both
-        self._stop_requested = False
+        self._stop_signal = 0
         self._curves_drawn_at = -math.inf
 
     def _resume(self, checkpoint: Path) -> None:
@@ -123,20 +123,25 @@ class Trainer:
         """Train until the last step, a signal or the time limit; save and export; return the last logged metrics.
 
         Raises: OSError if the last checkpoint cannot be written or another process is lost; ValueError after too many
-        non-finite steps in a row.
+        non-finite steps in a row; after a signal, once everything is saved, KeyboardInterrupt for Ctrl-C and
+        SystemExit(128 + its number) for another.
         """
         if self.rank == 0:
-            self.config.run_dir.mkdir(parents=True, exist_ok=True)
+            self.writer.open(self.step)  # first: a service may refuse
             write_origin(self.config.run_dir, self.config)
-            self.writer.open(self.step)
         with self._signals_request_stop():
             batches = self.task.batches(self.step)
             try:
                 with lost_peer_as_error(lambda: resume_advice(self.checkpoints)):
-                    return self._loop(batches)
+                    metrics = self._loop(batches)
             finally:
                 getattr(batches, "close", lambda: None)()
                 self.writer.close()
+            # together: a launcher ends the other processes as soon as one ends with an error
+            self._stop_signal = max_over_ranks(self._stop_signal, self.device)
+        if self._stop_signal:
+            raise KeyboardInterrupt if self._stop_signal == signal.SIGINT else SystemExit(128 + self._stop_signal)
+        return metrics
 
     def _loop(self, batches: Iterator[Any]) -> dict[str, float]:
         loop, logs = self.config.train, self.config.log
@@ -163,7 +168,7 @@ class Trainer:
                     metrics = self._log_metrics(norms | throughput.take(loop.last_step - self.step))
                     bar.set_postfix_str(progress_text(metrics), refresh=False)
                 bar.update(1)
-                stop = any_rank(self._stop_requested or time.monotonic() > deadline, self.device)
+                stop = any_rank(bool(self._stop_signal) or time.monotonic() > deadline, self.device)
                 if self.step % logs.validate_every == 0 or is_final:
                     self._validate()
                 is_last = stop or self.step == loop.last_step
@@ -326,14 +331,18 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals_request_stop(self) -> Iterator[None]:
-        """SIGTERM and the first Ctrl-C stop the run after the current step, saved; a second Ctrl-C interrupts it."""
+        """Signals stop the run after the current step, saved; a second Ctrl-C interrupts it. An ignored SIGHUP (by
+        `nohup`) stays ignored."""
 
         def request_stop(number: int, frame: Any) -> None:
-            if self._stop_requested and number == signal.SIGINT:  # launchers repeat SIGTERM without meaning more
+            if self._stop_signal and number == signal.SIGINT:  # launchers repeat SIGTERM without meaning more
                 raise KeyboardInterrupt
-            self._stop_requested = True
+            self._stop_signal = self._stop_signal or number
 
-        previous = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, request_stop) for number in numbers}
         try:
             yield
         finally:

@@ -170,7 +170,7 @@ def test_a_file_that_was_not_uploaded_is_not_read(page: Page, tmp_path: Path, pl
         (["a prompt"], "'a prompt' is not a setting; prompts are typed on the page"),
         (["--at-once", "0"], "--at-once 0 allows no request"),
         (["--iterative", "x"], "give --direct too"),
-        (["--port", "70000"], "--port 70000: cannot listen there"),
+        (["--port", "70000"], "--port 70000 is no port; give one from 1024 to 65535, or 0"),
         (["--host", "192.0.2.1"], "cannot listen there"),
         (["sed=3"], "did you mean 'seed'?"),
     ],
