@@ -10,11 +10,13 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import math
 import os
 import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -43,6 +45,8 @@ COMMANDS = {
 }
 INTERRUPTED = 128 + int(signal.SIGINT)
 """The exit code after Ctrl-C."""
+REPEAT_SECONDS = 5.0
+"""Launchers repeat SIGTERM without meaning more; a second one within this time must not interrupt the cleaning up."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,9 +101,14 @@ def _signals_as_exceptions() -> Iterator[list[int]]:
     Ignored signals stay ignored (`nohup`), and so do the handlers of a program that calls this one.
     """
     received: list[int] = []
+    last = -math.inf
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        is_repeated, last = time.monotonic() - last < REPEAT_SECONDS, time.monotonic()
         received.append(number)
+        if is_repeated and number != signal.SIGINT:
+            return
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     previous: dict[int, Any] = {}

@@ -171,7 +171,12 @@ def test_a_file_that_was_not_uploaded_is_not_read(page: Page, tmp_path: Path, pl
         (["--at-once", "0"], "--at-once 0 allows no request"),
         (["--iterative", "x"], "give --direct too"),
         (["--port", "70000"], "--port 70000 is no port; give one from 1024 to 65535, or 0"),
-        (["--host", "192.0.2.1"], "cannot listen there"),
+        (["--port", "-1"], "--port -1 is no port"),
+        (["--host", "192.0.2.1"], "cannot listen there (Cannot assign requested address"),
+        (["--host", "192.0.2.1"], "give --host an address of this machine"),
+        (["--host", "no such host"], "give --host an address of this machine"),
+        (["--host", "http://127.0.0.1"], "give --host an address of this machine"),
+        (["--host", ""], "--host is empty"),
         (["sed=3"], "did you mean 'seed'?"),
     ],
 )
@@ -191,7 +196,9 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["demo", "--port", str(port)]) == 2
-    assert f"--port {port}: cannot listen there (Address already in use)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"--port {port}: cannot listen there (Address already in use" in error
+    assert "give another --port (0: any that is free)" in error and error.count("\n") == 1
 
 
 def test_without_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,8 @@ def test_a_non_finite_step_is_skipped_and_many_end_the_run(
     assert not (tmp_path / "all_bad" / "checkpoints").exists()
 
 
-def test_a_signal_saves_and_stops(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_stops(data: Path, tmp_path: Path, number: int) -> None:
     steps = 0
 
     class Terminating(trainer.Trainer):
@@ -222,14 +223,19 @@ def test_a_signal_saves_and_stops(data: Path, tmp_path: Path) -> None:
             nonlocal steps
             steps += 1
             if steps == 2:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(number)
             return super().train_step(batch)
 
     whole, stopped = settings(data, tmp_path / "whole"), settings(data, tmp_path / "stopped")
     train(whole)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "Trainer", Terminating)
-        train(stopped)
+        with pytest.raises((KeyboardInterrupt, SystemExit)) as interruption:
+            train(stopped)
+    if number == signal.SIGINT:
+        assert interruption.type is KeyboardInterrupt
+    else:
+        assert interruption.value.code == 128 + number
     assert (stopped.run_dir / "checkpoints" / "latest").read_text().strip() == "step_00000002"
     train(stopped, resume=True)
     assert read_metrics(whole.run_dir) == read_metrics(stopped.run_dir)

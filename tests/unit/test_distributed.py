@@ -1,5 +1,8 @@
 """Ranks and devices. Barriers and broadcasts are tested end to end, in tests/integration/test_sample_processes.py."""
 
+import signal
+import socket
+
 import pytest
 
 from cogvideo.distributed import ProcessGroup, open_device
@@ -38,6 +41,18 @@ def test_a_single_process_needs_no_launcher_and_waits_for_nothing(monkeypatch: p
     assert alone == ProcessGroup(0, 1) and alone.broadcast_from_rank_0(lambda: True)
     alone.barrier()
     alone.close()
+
+
+def test_a_taken_port_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in group.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConnectionError, match=f"MASTER_PORT={port} is taken by another program; choose") as error:
+            ProcessGroup.from_environment().barrier()
+    assert "\n" not in str(error.value) and signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "cuda:"])

@@ -1,9 +1,12 @@
 """The dispatcher: the commands it lists, fast help, and the exit code and message of each kind of failure."""
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +16,7 @@ from cogvideo.cli import main as main_module
 from cogvideo.cli._common import add_config_arguments
 from cogvideo.cli.main import COMMANDS, main
 from cogvideo.config import split_overrides
+from cogvideo.files import atomic_write
 
 
 @pytest.fixture
@@ -52,6 +56,54 @@ def test_failures_are_one_line_and_a_code(command, capsys, error: BaseException,
     assert main(["toy"]) == code
     out, err = capsys.readouterr()
     assert out == "" and err.endswith(line) and err.count("\n") == 1
+
+
+def swallow() -> None:
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+
+
+def convert() -> None:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except SystemExit:
+        raise ImportError("half imported") from None
+
+
+@pytest.mark.parametrize(
+    ("act", "code"),
+    [
+        (lambda: signal.raise_signal(signal.SIGINT), 130),
+        (lambda: signal.raise_signal(signal.SIGTERM), 143),
+        (lambda: signal.raise_signal(signal.SIGHUP), 129),
+        (swallow, 130),
+        (convert, 143),
+    ],
+)
+def test_an_interrupted_command_never_ends_with_0(command, tmp_path: Path, act: Callable[[], None], code: int) -> None:
+    """Whatever becomes of the exception, which cleans up; the caller's handlers come back."""
+
+    def run(args: argparse.Namespace) -> None:
+        with atomic_write(tmp_path / "file"):
+            act()
+            raise OSError("goes on")
+
+    command(run)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    assert main(["toy"]) == code
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_ignored_signal_stays_ignored(command) -> None:
+    """As under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        command(lambda args: signal.raise_signal(signal.SIGHUP))
+        assert main(["toy"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_internal_errors_are_not_hidden(command) -> None:

@@ -2,7 +2,9 @@
 
 import math
 import resource
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -82,6 +84,77 @@ def test_missing_tensorboard_is_a_one_line_error(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"cogvideo\[tensorboard\]"):
         MetricsWriter(TrainConfig(run_dir=tmp_path, log=LogConfig(tensorboard=True)))
+
+
+class Wandb(ModuleType):
+    """Stands for the package: knows whether it is logged in, and remembers what it is asked."""
+
+    def __init__(self, failure: str = "") -> None:
+        super().__init__("wandb")
+        self.failure, self.started = failure, []
+
+    def login(self, force: bool) -> bool:
+        if self.failure == "login":
+            raise RuntimeError("No API key configured.\nUse `wandb login`.")
+        return True
+
+    def init(self, **options: Any) -> "Wandb":
+        if self.failure == "init":
+            (options["dir"] / "wandb").mkdir()
+            raise RuntimeError("project not found")
+        self.started.append(options)
+        self.id = options["id"]
+        return self
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        if self.failure == "log":
+            raise RuntimeError("the service is gone")
+
+    def finish(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("login", "No API key configured. Use `wandb login`; run `wandb login`, set WANDB_"),
+        ("init", "project not found"),
+    ],
+)
+def test_wandb_fails_in_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", Wandb(failure))
+    with pytest.raises(ValueError, match=f"log.wandb=online: .*{message}") as error:
+        MetricsWriter(TrainConfig(run_dir=tmp_path / "run", log=LogConfig(wandb="online"))).open(0)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_resumed_run_continues_its_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for run_dir in ("a", "a", "b"):
+        MetricsWriter(TrainConfig(run_dir=tmp_path / run_dir, log=LogConfig(wandb=mode))).open(0)
+    first, second, other = (options["id"] for options in wandb.started)
+    assert first == second != other
+    assert {options["resume"] for options in wandb.started} == {"allow" if mode == "online" else None}
+    (tmp_path / "a" / "wandb.json").write_text('{"id": "../x"}')
+    with pytest.raises(ValueError, match="holds no id of a wandb run; remove it"):
+        MetricsWriter(TrainConfig(run_dir=tmp_path / "a", log=LogConfig(wandb=mode))).open(0)
+
+
+def test_a_run_survives_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", Wandb("log"))
+    out = MetricsWriter(TrainConfig(run_dir=tmp_path, log=LogConfig(wandb="offline")))
+    out.open(0)
+    for step in (1, 2):
+        out.write({"step": step, "loss": 2.0})
+    out.close()
+    assert capsys.readouterr().err.count("wandb failed at step 1 (the service is gone)") == 1
+    assert [record["step"] for record in out.file.read()] == [1, 2]
 
 
 def test_every_destination_gets_the_same_record(tmp_path: Path) -> None:
