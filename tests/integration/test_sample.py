@@ -68,7 +68,7 @@ def test_dry_run_writes_nothing(bundle: Path, tmp_path: Path, capsys: pytest.Cap
         (["a", "seed=x"], "seed='x' does not fit; expected int"),
         (["a", "--prompts", "none.txt"], "none.txt: No such file"),
         (["a", "--prompts", "empty.txt"], "empty.txt holds no prompt"),
-        (["a", "--prompts", "binary.txt"], "binary.txt is not UTF-8 text: byte"),
+        (["a", "--prompts", "binary.txt"], "binary.txt is not UTF-8 text"),
         (["a", "--model", "nowhere"], "no bundle of weights at nowhere"),
         (["a", "--config", "bad.yaml"], "unknown key 'rouns'"),
     ],
@@ -83,7 +83,7 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "binary.txt").write_bytes(b"\xfa\xfe\xff")
     (tmp_path / "bad.yaml").write_text("rouns: 1\n")
     assert sample(bundle, *words, "--out", "new") == 2
     error = capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_only_the_line_ends_of_editors_end_a_line() -> None:
         ("é".encode("latin-1"), r"byte 0xe9 at offset 0 \(line 1\); save it as UTF-8"),
         (b"\xef\xbb\xbfgood\r\nba\xffd", r"byte 0xff at offset 11 \(line 2\); save it as UTF-8"),
         ("数字".encode("gb18030"), "byte 0xca at offset 0"),
-        ("a".encode("utf-16"), r"not UTF-8 text but UTF-16, by the mark at offset 0; save it as UTF-8"),
+        ("a".encode("utf-16"), r"not UTF-8 text but UTF-16 .byte order mark at offset 0.; save it as UTF-8"),
         (b"\xfe\xff\0a", "but UTF-16"),
         ("a".encode("utf-32"), "but UTF-32"),
         (b"\xed\xa0\xbd", "byte 0xed at offset 0"),  # half a character, as some programs write it
