@@ -82,7 +82,7 @@ def test_on_a_full_disk_lines_are_delayed_but_never_truncated(tmp_path: Path) ->
 
 def test_missing_tensorboard_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"cogvideo\[tensorboard\]"):
+    with pytest.raises(ValueError, match=r"pip install -e .\.\[tensorboard\]"):
         MetricsWriter(TrainConfig(run_dir=tmp_path, log=LogConfig(tensorboard=True)))
 
 
