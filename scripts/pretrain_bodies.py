@@ -31,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from recipe import ROOT, Step, choose_steps, run
 
 from cogvideo.config import load_config
@@ -157,7 +158,7 @@ def main() -> None:
 
 def is_trained(run_dir: Path) -> bool:
     """Whether a run has reached its last step: one that was asked to stop ends without an error, too."""
-    steps = load_config(TrainConfig, [run_dir / "config.yaml"], []).train.steps
+    steps = OmegaConf.load(run_dir / "config.yaml").train.steps
     return (run_dir / "checkpoints/latest").read_text().strip() == f"step_{steps:08d}"
 
 
