@@ -176,7 +176,7 @@ def _tick(stream: av.VideoStream) -> Fraction:
 
 def _frame_ticks(stream: av.VideoStream) -> int:
     """The usual duration of a frame, in ticks."""
-    return max(1, round(1 / ((stream.average_rate or stream.guessed_rate or 25) * _tick(stream))))
+    return max(1, round(1 / ((stream.guessed_rate or stream.average_rate or 25) * _tick(stream))))
 
 
 def _frames(
