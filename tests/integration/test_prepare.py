@@ -16,7 +16,7 @@ from cogvideo.data.dataset import ClipDataset, FrameDataset
 from cogvideo.data.encode import TokenEncoder
 from cogvideo.data.prepare import Preparation, PrepareConfig
 from cogvideo.data.shards import read_manifest
-from cogvideo.media.video import read_video
+from cogvideo.media.video import read_video, write_video
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from cogvideo.tokenizers.vqvae import VQVAEConfig
 
@@ -223,3 +223,35 @@ def test_crops_are_for_frames_and_no_larger(tmp_path, digits, tokenizer, capfd):
     assert prepare(digits, tmp_path / "out", "--frames", "frame_pixels=40", "crop_pixels=41") == 2
     assert "crop_pixels=41" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_fit_says_how_frames_become_square(tmp_path, capfd):
+    tall = np.zeros((8, 96, 32, 3), np.uint8)
+    tall[:, :32] = 200
+    write_video(tmp_path / "v.mp4", tall, 8)
+    (tmp_path / "c.jsonl").write_text(json.dumps({"video": "v.mp4", "caption": "x"}) + "\n")
+
+    def first_frame(*words):
+        out = tmp_path / "-".join(["out", *words])
+        assert prepare(tmp_path / "c.jsonl", out, "--frames", "frame_pixels=32", "frames_per_video=1", *words) == 0
+        return FrameDataset(out).frames([0])[0]
+
+    assert first_frame().max() < 60 and first_frame("crop_place=top").min() > 150
+    padded = first_frame("fit=pad")
+    assert padded[2:8, 12:20].min() > 150 and not padded[:, :10].any() and not padded[:, 22:].any()
+    assert "fit" not in json.loads((tmp_path / "out" / "plan.json").read_text())["config"], "older folders can go on"
+    assert prepare(tmp_path / "c.jsonl", tmp_path / "no", "--frames", "fit=pad", "crop_place=top") == 2
+    assert "crop_place=top with fit=pad" in capfd.readouterr().err
+
+
+def test_the_part_before_the_damage_is_used(digits, tmp_path, capfd):
+    data = (digits.parent / "clips/000000.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 3 // 4])
+    (tmp_path / "c.jsonl").write_text(json.dumps({"video": "cut.mp4", "caption": "x"}) + "\n")
+    words = ["--frames", "frame_pixels=40", "frames_per_video=2"]
+    assert prepare(tmp_path / "c.jsonl", tmp_path / "out", *words) == 0
+    assert len(FrameDataset(tmp_path / "out")) == 2
+    (entry,) = map(json.loads, (tmp_path / "out" / "skipped.jsonl").read_text().splitlines())
+    assert entry["caption"] is None and "of cut.mp4, which is cut short or damaged" in entry["reason"]
+    assert read_manifest(tmp_path / "out", "frames")["skipped"] == 0
+    assert prepare(tmp_path / "c.jsonl", tmp_path / "strict", *words, "strict=true") == 2

@@ -1,0 +1,165 @@
+"""Which frames are shown and when: timestamps that cannot be trusted, hidden frames, damage, names of files."""
+
+import os
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogvideo.media.decoder import DamagedVideoError
+from cogvideo.media.video import probe_video, read_video
+
+
+def encode(path, stamps, codec="mjpeg", size=(48, 32), options=None, **muxer):
+    """Write a video with a frame at each stamp, in tenths of a second; frame k has the grey level 7 * k."""
+    with av.open(str(path), "w", **muxer) as container:
+        stream = container.add_stream(codec, rate=10, options=options or {})
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 10)
+        packets = []
+        for index in range(len(stamps)):
+            frame = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), 7 * index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index if codec == "mjpeg" else stamps[index], Fraction(1, 10)
+            packets += stream.encode(frame)
+        for index, packet in enumerate(packets + stream.encode()):
+            if codec == "mjpeg":  # each packet is a frame
+                packet.pts, packet.dts = stamps[index], index - len(stamps)
+            container.mux(packet)
+    return path
+
+
+def levels(frames):
+    return np.rint(frames.mean(axis=(1, 2, 3)) / 7).astype(int).tolist()
+
+
+def each_alone(path):
+    """Every frame read on its own."""
+    seconds = probe_video(path).seconds
+    return np.concatenate([read_video(path, only=seconds[index : index + 1])[0] for index in range(len(seconds))])
+
+
+def test_frames_are_ordered_by_their_times(tmp_path):
+    path = encode(tmp_path / "a.mkv", [2, 0, 1, 5, 3, 4])
+    frames, seconds = read_video(path)
+    assert levels(frames) == [1, 2, 0, 4, 5, 3] and np.allclose(seconds, np.arange(6) / 10)
+    assert np.array_equal(each_alone(path), frames)
+
+
+def test_of_frames_with_one_time_the_first_is_read(tmp_path):
+    frames, seconds = read_video(encode(tmp_path / "a.mkv", [0, 1, 1, 2]))
+    assert levels(frames) == [0, 1, 3] and np.allclose(seconds, [0, 0.1, 0.2])
+
+
+def test_times_count_from_the_first_frame(tmp_path):
+    for start in (0, 7, 300):
+        path = encode(tmp_path / "a.mkv", list(range(start, start + 5)))
+        assert np.allclose(probe_video(path).seconds, np.arange(5) / 10)
+
+
+def test_packets_without_presentation_times_are_shown_in_the_decoders_order(tmp_path):
+    path = encode(tmp_path / "a.avi", list(range(20)), "libx264", options={"bf": "2"})
+    frames, seconds = read_video(path)
+    assert levels(frames) == list(range(20)) and np.allclose(seconds, np.arange(20) / 10)
+    assert np.array_equal(each_alone(path), frames)
+
+
+def test_what_comes_before_the_first_key_frame_is_not_shown(tmp_path):
+    options = {"g": "10", "bf": "0", "sc_threshold": "0"}
+    data = encode(tmp_path / "a.ts", list(range(30)), "libx264", options=options).read_bytes()
+    (tmp_path / "mid.ts").write_bytes(data[: 3 * 188] + data[len(data) // 188 // 6 * 188 :])
+    frames, seconds = read_video(tmp_path / "mid.ts")
+    assert levels(frames)[0] % 10 == 0 and levels(frames)[-1] == 29 and seconds[0] == 0
+    assert np.array_equal(each_alone(tmp_path / "mid.ts"), frames)
+
+
+def test_timestamps_that_start_anew_go_on(tmp_path):
+    data = encode(tmp_path / "a.ts", list(range(15)), "libx264").read_bytes()
+    (tmp_path / "twice.ts").write_bytes(data + data)
+    frames, seconds = read_video(tmp_path / "twice.ts")
+    assert levels(frames) == 2 * list(range(15)) and np.allclose(np.diff(seconds), 0.1, atol=0.05)
+
+
+def test_seeking_in_a_stream_without_an_index_finds_every_frame(tmp_path):
+    path = encode(tmp_path / "a.ts", list(range(31)), "libx264", options={"g": "9", "bf": "3"})
+    frames, _ = read_video(path)
+    assert levels(frames) == list(range(31)) and np.array_equal(each_alone(path), frames)
+
+
+def test_a_header_that_miscounts_is_no_damage(tmp_path):
+    path = encode(tmp_path / "a.avi", list(range(12)))
+    data = bytearray(path.read_bytes())
+    for place in (data.index(b"avih") + 24, data.index(b"strh") + 40):
+        data[place : place + 4] = (90).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert len(read_video(path)[0]) == 12
+
+
+def test_what_precedes_the_damage_can_be_had(tmp_path):
+    path = encode(
+        tmp_path / "a.mp4", list(range(20)), "libx264", options={"bf": "0"}, container_options={"movflags": "faststart"}
+    )
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - 200])
+    with pytest.raises(DamagedVideoError, match="cut short or damaged"):
+        probe_video(path)
+    info = probe_video(path, partial=True)
+    frames, _ = read_video(path, info=info)
+    assert 5 < len(frames) < 20 and levels(frames) == list(range(len(frames))) and info.damage
+
+
+def test_damage_that_packets_do_not_show_is_found_by_decoding(tmp_path):
+    path = encode(tmp_path / "a.mp4", list(range(20)), "libx264", options={"bf": "0"})
+    with av.open(str(path)) as container:
+        packet = next(packet for packet in container.demux(video=0) if packet.pts * packet.time_base > 1.45)
+        place, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[place : place + size] = bytes([255]) * size
+    path.write_bytes(data)
+    info = probe_video(path)
+    assert len(info.seconds) == 20
+    with pytest.raises(DamagedVideoError, match="wanted frames"):
+        read_video(path, info=info)
+    info = probe_video(path, partial=True, exact=True)
+    assert levels(read_video(path, info=info)[0]) == list(range(15))
+
+
+def test_a_cover_picture_is_not_the_video(tmp_path):
+    path = tmp_path / "cover.mp4"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mjpeg", rate=10) for _ in range(2)]
+        for stream, size in zip(streams, (64, 32), strict=True):
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuvj420p"
+        streams[0].disposition = av.stream.Disposition.attached_pic
+        for index in range(5):
+            for stream in streams[index > 0 :]:
+                frame = av.VideoFrame(stream.width, stream.height, "yuvj420p")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+    info = probe_video(path)
+    assert (info.width, len(info.seconds)) == (32, 5)
+
+
+NAMES = (
+    b"a%03d.png",
+    b"new\nline.png",
+    b"-dash.png",
+    b"file:x.png",
+    b"http:x.png",
+    b"q'\".png",
+    b"\xff\xfe.png",
+    b"*.png",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_that_of_one_file(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (24, 16), "blue").save(tmp_path / "a001.png")
+    with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+        Image.new("RGB", (24, 16), "red").save(file, "PNG")
+    frames, _ = read_video(os.fsdecode(name))
+    assert frames[0, 0, 0].tolist() == [255, 0, 0]
