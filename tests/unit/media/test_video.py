@@ -124,7 +124,7 @@ def test_probing_keeps_no_packets_in_memory(tmp_path, monkeypatch):
         decode=lambda packet: [SimpleNamespace(pts=packet.pts, is_corrupt=False)],
     )
     stream = SimpleNamespace(
-        time_base=Fraction(1, 10), average_rate=10, width=16, height=16, codec_context=codec, index_entries=()
+        time_base=Fraction(1, 10), guessed_rate=10, width=16, height=16, codec_context=codec, index_entries=()
     )
     stream.sample_aspect_ratio = None
     container = SimpleNamespace(demux=demux, format=SimpleNamespace(flags=0, name="avi"))
