@@ -1,4 +1,4 @@
-"""Arguments that commands share: `--config FILE`, `key=value` words, `--device`."""
+"""Arguments that commands share: `--config FILE`, `key=value` words, `--device`, `--captions` and its columns."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,8 @@ from cogvideo.config import load_config
 
 if TYPE_CHECKING:
     import torch
+
+    from cogvideo.data.readers import ReadOptions
 
 T = TypeVar("T")
 
@@ -29,6 +31,32 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="set a config key; keys in a group are group.key=value",
     )
+
+
+def add_captions_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--captions` and the options that say how it is read, for `read_options_from`."""
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".csv, .tsv, .jsonl, .json or .parquet; WebDataset tars, such as shard-{000..009}.tar, or a folder of "
+        "them; or a folder of videos, with a metadata file or with NAME.txt beside NAME.mp4",
+    )
+    for role in ("video", "caption", "start", "end"):
+        parser.add_argument(
+            f"--{role}-column", metavar="NAME", help=f"the column with the {role} (default: found by usual names)"
+        )
+    parser.add_argument(
+        "--encoding", metavar="NAME", help="encoding of a text file that is not in UTF-8, such as cp1252"
+    )
+
+
+def read_options_from(args: argparse.Namespace) -> "ReadOptions":
+    """How captions are read, from the arguments of `add_captions_arguments`."""
+    from cogvideo.data.readers import ReadOptions
+
+    return ReadOptions(args.video_column, args.caption_column, args.start_column, args.end_column, args.encoding)
 
 
 def config_from(cls: type[T], args: argparse.Namespace) -> T:

@@ -5,9 +5,9 @@
     cogvideo prepare --captions FILE --tokenizer DIR --out DIR frame_pixels=480 low_res_pixels=160 ...   single frames
                                                               as image tokens at both sizes, to train super-resolution
 
-FILE is .jsonl with one {"video": "a.mp4", "caption": "..."} per line ("start" and "end" in seconds are optional), or
-.tsv with video, tab, caption. A run that was killed resumes when started again. `cogvideo digits` writes videos to try
-it on.
+FILE is a table or JSON with a video and a caption per record ("start" and "end" in seconds are optional), WebDataset
+tars, or a folder of videos with texts beside them: docs/guides/data.md shows each. Records that cannot be used are
+skipped and listed. A run that was killed resumes when started again. `cogvideo digits` writes videos to try it on.
 
     torchrun --nproc-per-node 8 -m cogvideo prepare ...     in many processes, or by deepspeed: docs/guides/data.md
 """
@@ -15,28 +15,46 @@ it on.
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cogvideo.cli._common import add_config_arguments, config_from, device_from
+from cogvideo.cli._common import (
+    add_captions_arguments,
+    add_config_arguments,
+    config_from,
+    device_from,
+    read_options_from,
+)
+
+if TYPE_CHECKING:
+    from cogvideo.data.prepare import Preparation, PrepareConfig
+    from cogvideo.data.shards import Kind
+    from cogvideo.distributed import ProcessGroup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="captions, .jsonl or .tsv")
+    add_captions_arguments(parser)
     parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of videos (default: that of the captions)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make, or to resume")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer to encode with")
     kind.add_argument("--frames", action="store_true", help="store single frames as pixels instead")
+    parser.add_argument(
+        "--validation",
+        type=float,
+        metavar="FRACTION",
+        help="hold out this fraction of the videos, at least one, as a second prepared folder, OUT/validation",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--dry-run", action="store_true", help="count what would be made, and make nothing")
     add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    from cogvideo.data.encode import TokenEncoder, check_frame_pixels, describe_tokenizer
     from cogvideo.data.extract import crop_frames
-    from cogvideo.data.prepare import Preparation, PrepareConfig
-    from cogvideo.data.shards import Kind
+    from cogvideo.data.prepare import PrepareConfig
     from cogvideo.distributed import ProcessGroup
+    from cogvideo.tokenizers.image import open_image_tokenizer
 
     config, processes = config_from(PrepareConfig, args), ProcessGroup.from_environment()
     if args.dry_run and processes.rank:
@@ -46,15 +64,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("low_res_pixels makes pairs of tokens; give --tokenizer instead of --frames, or leave it out")
     if config.crop_pixels is not None and not args.frames:
         raise ValueError("crop_pixels makes frames for an image tokenizer; give --frames, or leave crop_pixels out")
-    kind: Kind = "frames" if args.frames else "tokens" if low_res is None else "pairs"
-    preparation = Preparation(args.captions, args.out, kind, config, args.videos, processes)
+    parts = _open_parts(args, config, processes)
     if args.frames:
         if args.dry_run:
-            return _print_survey(preparation.survey(), 3 * (config.crop_pixels or config.frame_pixels) ** 2)
-        return _print_result(args.out, preparation.run(partial(crop_frames, side=config.crop_pixels)))
-
-    from cogvideo.data.encode import TokenEncoder, check_frame_pixels, describe_tokenizer
-    from cogvideo.tokenizers.image import open_image_tokenizer
+            return _print_surveys(parts, 3 * (config.crop_pixels or config.frame_pixels) ** 2)
+        for part in parts:
+            _print_result(part.out, part.run(partial(crop_frames, side=config.crop_pixels)))
+        return
 
     tokenizer = open_image_tokenizer(args.tokenizer)
     check_frame_pixels(config.frame_pixels, tokenizer)
@@ -65,9 +81,33 @@ def run(args: argparse.Namespace) -> None:
         tokens = config.clips.num_frames * frame_len
         if low_res is not None:
             tokens = frame_len + (low_res // tokenizer.compress_rate) ** 2
-        return _print_survey(preparation.survey(), tokens * (2 if tokenizer.num_tokens <= 1 << 16 else 4))
+        return _print_surveys(parts, tokens * (2 if tokenizer.num_tokens <= 1 << 16 else 4))
     encoder = TokenEncoder(tokenizer, str(device_from(args.device)), low_res)
-    _print_result(args.out, preparation.run(encoder, describe_tokenizer(args.tokenizer, tokenizer)))
+    for part in parts:
+        _print_result(part.out, part.run(encoder, describe_tokenizer(args.tokenizer, tokenizer)))
+
+
+def _open_parts(args: argparse.Namespace, config: "PrepareConfig", processes: "ProcessGroup") -> list["Preparation"]:
+    """What is to be prepared: all captions, or the part to train on and then that of the held-out videos."""
+    from cogvideo.data.prepare import Preparation
+    from cogvideo.data.readers import open_captions
+
+    kind: Kind = "frames" if args.frames else "tokens" if config.low_res_pixels is None else "pairs"
+    captions = open_captions(args.captions, read_options_from(args), videos=args.videos, skip_bad=not config.strict)
+    if args.validation is None:
+        return [Preparation(captions, args.out, kind, config, processes=processes)]
+    training, validation = captions.split(args.validation)
+    return [
+        Preparation(part, out, kind, config, processes=processes)
+        for part, out in ((training, args.out), (validation, args.out / "validation"))
+    ]
+
+
+def _print_surveys(parts: list["Preparation"], bytes_per_row: int) -> None:
+    for part in parts:
+        if len(parts) > 1:
+            print(f"{part.out}:")
+        _print_survey(part.survey(), bytes_per_row)
 
 
 def _print_survey(survey: dict[str, Any], bytes_per_row: int) -> None:

@@ -6,11 +6,17 @@ Clip lengths, prompt suffixes and single bytes are pieces too, so any text can b
 """
 
 import argparse
+from itertools import islice
 from pathlib import Path
+
+from cogvideo.cli._common import add_captions_arguments, read_options_from
+from cogvideo.logs import get_logger
+
+log = get_logger("cogvideo.vocabulary")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="captions, .jsonl or .tsv")
+    add_captions_arguments(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="the image tokenizer")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write")
     parser.add_argument(
@@ -23,7 +29,10 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.tokenizers.image import open_image_tokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
-    captions = [caption.text for caption in open_captions(args.captions)]
+    found = open_captions(args.captions, read_options_from(args), skip_bad=True)
+    for reason in islice(found.bad_reasons(), 10):
+        log.warning("skipped %s", reason)
+    captions = [caption.text for caption in found]
     num_codes = open_image_tokenizer(args.tokenizer).num_tokens
     tokenizer = TextTokenizer.train(captions, args.out, args.pieces, num_codes)
     sample = captions[0]

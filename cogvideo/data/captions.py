@@ -7,16 +7,18 @@ checks where links lead.
 import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 from os.path import normpath
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideo.media.byte_range import ByteRange
 from cogvideo.text import clean_text
 
 MAX_NAME_BYTES = 255
@@ -34,10 +36,25 @@ class Caption:
     """Start of the span in seconds after the video's first frame."""
     end: float | None = None
     """End of the span in seconds; None: the end of the video."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The captions file's other columns; plain JSON values."""
+    source: ByteRange | None = field(default=None, compare=False)
+    """Where the video's bytes are, if it is no file of its own."""
 
     def to_json_line(self) -> str:
         """The caption's line in a prepared folder's captions.jsonl."""
-        return json.dumps(vars(self), ensure_ascii=False) + "\n"
+        record = {"video": self.video, "text": self.text, "start": self.start, "end": self.end}
+        if self.extra:
+            record["extra"] = self.extra
+        return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+class BadRecord(NamedTuple):
+    """A record of a captions file that cannot be used."""
+
+    place: str
+    """Where it is in the file, such as "line 3"."""
+    reason: str
 
 
 def validated(caption: Caption) -> Caption:
@@ -58,39 +75,54 @@ def validated(caption: Caption) -> Caption:
     end = math.inf if caption.end is None else caption.end
     if not (0 <= caption.start < end and math.isfinite(caption.start)):
         raise ValueError(f"start={caption.start:g}, end={end:g}; expected 0 <= start < end in seconds")
-    return Caption(caption.video, text, caption.start, caption.end)
+    return replace(caption, text=text)
 
 
 class CaptionReader(Protocol):
-    """Access to a captions file in one format. Both methods raise ValueError naming the place of a bad record.
+    """Access to a captions file in one format.
 
-    A position is any integer that the reader finds a record by: a byte offset, a row number.
+    A position is any integer that the reader finds a caption by: a byte offset, a row number.
     """
 
-    def scan(self) -> Iterator[tuple[int, Caption]]:
-        """Read the whole file in its order -> the position of each caption, and the caption, `validated`."""
+    def scan(self) -> Iterator[tuple[int, Caption | BadRecord]]:
+        """Read the whole file in its order -> the position of each caption, and the caption, `validated`.
+
+        Raises: ValueError that names the file, if it cannot be read as a whole.
+        """
         ...
 
     def read(self, positions: Iterable[int]) -> Iterator[Caption]:
-        """Read the captions at positions that `scan` gave."""
+        """Read the captions at positions that `scan` gave. Raises: ValueError if one is bad now."""
         ...
 
 
 class CaptionsFile:
     """The captions of a file by number and by video. Holds 16 bytes per caption: its position and its video's hash."""
 
-    def __init__(self, path: Path, reader: CaptionReader):
+    def __init__(self, path: Path, reader: CaptionReader, folder: Path | None = None, *, skip_bad: bool = False):
         """Read and check every caption. Use `readers.open_captions` to choose the reader by the file's name.
 
-        Raises: OSError; ValueError for a bad record, or if the file has none.
+        `folder`: the folder of videos (default: that of the captions).
+
+        Raises: OSError; ValueError for a bad record, unless `skip_bad`, or if no caption is left.
         """
-        self.path, self._reader = path, reader
+        self.path, self.folder, self._reader = path, folder or path.parent, reader
+        self.bad: list[BadRecord] = []
+        """Records that were skipped."""
         positions, videos, digest = array("q"), array("Q"), sha256()
         for position, caption in reader.scan():
+            if isinstance(caption, BadRecord):
+                if not skip_bad:
+                    raise ValueError(f"{path} {caption.place}: {caption.reason}")
+                self.bad.append(caption)
+                continue
             digest.update(caption.to_json_line().encode())
             positions.append(position)
-            videos.append(int.from_bytes(blake2b(caption.video.encode(), digest_size=8).digest()))
+            videos.append(_hash(caption.video))
         if not positions:
+            if self.bad:
+                others = f" (and {len(self.bad) - 1} more; no caption is left)" if len(self.bad) > 1 else ""
+                raise ValueError(f"{path} {self.bad[0].place}: {self.bad[0].reason}{others}")
             raise ValueError(f"{path} holds no captions; expected one per line")
         self._positions, self._videos = np.array(positions), np.array(videos)
         self.sha256: str = digest.hexdigest()
@@ -101,11 +133,41 @@ class CaptionsFile:
 
     def __iter__(self) -> Iterator[Caption]:
         """Read the file again, in order."""
-        return (caption for _, caption in self._reader.scan())
+        return self._reader.read(map(int, self._positions))
+
+    def bad_reasons(self) -> list[str]:
+        """One line for each skipped record: the file's name, the place, and what is wrong."""
+        return [f"{self.path.name} {record.place}: {record.reason}" for record in self.bad]
 
     def select(self, indices: Iterable[int]) -> list[Caption]:
         """Captions by index, counted from 0. Raises: ValueError if the file has changed and a record is now bad."""
         return list(self._reader.read(int(self._positions[index]) for index in indices))
+
+    def split(self, fraction: float) -> tuple["CaptionsFile", "CaptionsFile"]:
+        """Hold out a fraction of the videos, at least one -> (the others' captions, the held-out videos' captions).
+
+        The videos with the smallest hashes of their paths are held out, so that no video is in both parts, and the
+        choice does not depend on the order of the file.
+        Raises: ValueError if the fraction is not between 0 and 1, or if there is only one video.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"a fraction of {fraction:g} cannot be held out; expected above 0 and below 1")
+        hashes = np.fromiter((_hash(normpath(caption.video)) for caption in self), np.uint64, len(self))
+        videos = np.unique(hashes)
+        if len(videos) < 2:
+            raise ValueError(f"{self.path} names one video only; holding one out leaves none")
+        count = min(max(1, round(fraction * len(videos))), len(videos) - 1)
+        held_out = hashes <= videos[count - 1]
+        return self._part(~held_out, self.bad), self._part(held_out, [])
+
+    def _part(self, chosen: NDArray[np.bool_], bad: list[BadRecord]) -> "CaptionsFile":
+        part = copy(self)
+        part._positions, part._videos, part.bad = self._positions[chosen], self._videos[chosen], bad
+        digest = sha256()
+        for caption in part:
+            digest.update(caption.to_json_line().encode())
+        part.sha256 = digest.hexdigest()
+        return part
 
     def group_by_video(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Group the captions by video, videos in the order of their first captions.
@@ -119,3 +181,7 @@ class CaptionsFile:
         order[np.argsort(first)] = np.arange(len(first))
         video = order[inverse]
         return np.argsort(video, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(video))])
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cogvideo.data.captions import Caption
 from cogvideo.data.clips import Clip
 from cogvideo.data.shards import ROW, Kind
+from cogvideo.media.byte_range import MediaPath
 from cogvideo.media.cuts import find_cuts
 from cogvideo.media.decoder import DamagedVideoError, VideoInfo
 from cogvideo.media.pixels import Fit, Place
@@ -78,13 +79,13 @@ class Extractor:
         return self._plan(job, self._probe(job))
 
     def _probe(self, job: VideoJob, *, exact: bool = False) -> VideoInfo:
-        return probe_video(self._resolve(job.video), partial=not self.strict, exact=exact)
+        return probe_video(self._locate(job), partial=not self.strict, exact=exact)
 
     def _plan(self, job: VideoJob, info: VideoInfo) -> VideoPlan:
         times = info.seconds
         shots = [times]
         if self.cut_threshold is not None:
-            cuts = find_cuts(self._resolve(job.video), self.cut_threshold, info)
+            cuts = find_cuts(self._locate(job), self.cut_threshold, info)
             shots = np.split(times, np.searchsorted(times, cuts - SAME_TIME))
         damage = "" if info.damage is None else f", which is cut short or damaged: {info.damage}"
         rows: list[tuple[int, Clip]] = []
@@ -132,7 +133,7 @@ class Extractor:
         if not len(plan.times):
             return plan, np.zeros((0, self.side, self.side, 3), np.uint8)
         frames, _ = read_video(
-            self._resolve(job.video),
+            self._locate(job),
             side=self.side,
             fit=self.fit,
             place=self.place,
@@ -142,9 +143,11 @@ class Extractor:
         )
         return plan, frames
 
-    def _resolve(self, video: str) -> Path:
-        """The path of a video. Raises: ValueError if a link leads out of the folder."""
-        path = self.folder / video
+    def _locate(self, job: VideoJob) -> MediaPath:
+        """The file of a video, or its bytes in a tar. Raises: ValueError if a link leads out of the folder."""
+        if (source := job.captions[0][1].source) is not None:
+            return source
+        path = self.folder / job.video
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"{path} is a link that leads out of {self.folder}; give a path inside it")
         return path

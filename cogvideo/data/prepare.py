@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.config import to_dict
-from cogvideo.data.captions import Caption
+from cogvideo.data.captions import Caption, CaptionsFile
 from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
 from cogvideo.data.extract import Encode, Extractor, ShardBuilder, VideoJob
 from cogvideo.data.readers import open_captions
@@ -91,25 +91,28 @@ class Preparation:
 
     def __init__(
         self,
-        captions: str | Path,
+        captions: str | Path | CaptionsFile,
         out: str | Path,
         kind: Kind,
         config: PrepareConfig,
         videos: Path | None = None,
         processes: ProcessGroup | None = None,
     ):
-        """Read and check the captions. `videos`: the folder of videos (default: the captions file's).
+        """Read and check the captions. `videos`: the folder of videos (default: that of the captions).
 
-        Raises: OSError; ValueError for bad captions, or cut detection without its package.
+        Raises: OSError; ValueError for bad captions if `config.strict` or if none is good, or cut detection without
+        its package.
         """
         self.out, self.kind, self.config = Path(out), kind, config
         self.processes = processes or ProcessGroup()
-        folder = Path(videos) if videos is not None else Path(captions).parent
         cuts = config.clips.cut_threshold if kind == "tokens" else None
         if cuts is not None:
             check_installed()
+        if not isinstance(captions, CaptionsFile):
+            captions = open_captions(captions, videos=videos, skip_bad=not config.strict)
+        self.captions = captions
         self.extractor = Extractor(
-            folder,
+            captions.folder,
             config.frame_pixels,
             self._choose_clips,
             config.strict,
@@ -118,7 +121,6 @@ class Preparation:
             config.fit,
             config.crop_place,
         )
-        self.captions = open_captions(captions)
         self._indices, self._starts = self.captions.group_by_video()
 
     @property
@@ -132,7 +134,7 @@ class Preparation:
     def survey(self) -> dict[str, Any]:
         """Count what `run` would make, from the videos' timestamps alone. Runs in this process only."""
         counts: dict[float, int] = {}
-        skipped = frames = 0
+        skipped, frames = len(self.captions.bad), 0
         with progress(self.num_videos, "surveying videos", "videos") as bar:
             for job in chain.from_iterable(map(self._jobs, range(self.num_shards))):
                 bar.update(1)
@@ -146,7 +148,7 @@ class Preparation:
                 for _, clip in plan.rows:
                     counts[clip.seconds] = counts.get(clip.seconds, 0) + 1
         return {
-            "captions": len(self.captions),
+            "captions": len(self.captions) + len(self.captions.bad),
             "videos": self.num_videos,
             "skipped": skipped,
             "frames": frames,
@@ -208,11 +210,13 @@ class Preparation:
             reason = next((entry["reason"] for shard in shards for entry in shard.info["skipped"]), "no clip fits")
             self._undo_claim()
             raise ValueError(f"{self.out}: none of the {self.num_videos} videos gave a row; the first reason: {reason}")
-        manifest = write_manifest(self.out, plan, shards)
-        for entry in islice((entry for shard in shards for entry in shard.info["skipped"]), 10):
-            log.warning("skipped %s: %s", entry["video"], entry["reason"])
+        bad = [{"caption": None, "video": None, "reason": reason} for reason in self.captions.bad_reasons()]
+        manifest = write_manifest(self.out, plan, shards, bad)
+        for entry in islice(chain(bad, *(shard.info["skipped"] for shard in shards)), 10):
+            log.warning("skipped %s", f"{entry['video']}: {entry['reason']}" if entry["video"] else entry["reason"])
         if skipped := manifest["skipped"]:
-            log.warning("%d of %d captions skipped; skipped.jsonl lists them", skipped, len(self.captions))
+            total = len(self.captions) + len(bad)
+            log.warning("%d of %d captions skipped; skipped.jsonl lists them", skipped, total)
         return manifest
 
     def _videos(self, shard: int) -> range:

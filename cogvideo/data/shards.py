@@ -6,13 +6,15 @@
                            or pairs.npy (rows, fine tokens of a frame, then coarse ones); shard.json with sizes and
                            hashes. The folder appears when the shard is complete
     DIR/rows.npy           rows.npy of all shards in one file, so that readers need not open every shard
-    DIR/skipped.jsonl      the captions that gave no row, and (caption: null) the unused ends of videos, with reasons
+    DIR/skipped.jsonl      with reasons: records that are no captions (caption and video: null), captions that gave no
+                           row, and the unused ends of videos (caption: null)
     DIR/manifest.json      written last: the plan, all shards, and counts. Without it the folder is not finished
 
 No file holds a time or a machine's name: the same input gives the same bytes.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,20 +93,25 @@ def read_shard(folder: Path) -> Shard:
     return Shard(folder, read_json(folder / "shard.json"))
 
 
-def write_manifest(out: Path, plan: dict[str, Any], shards: list[Shard]) -> dict[str, Any]:
-    """Finish a folder: write rows.npy, skipped.jsonl and the manifest, which is returned."""
+def write_manifest(
+    out: Path, plan: dict[str, Any], shards: list[Shard], bad_records: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Finish a folder: write rows.npy, skipped.jsonl and the manifest, which is returned.
+
+    `bad_records`: entries of skipped.jsonl for records that are no captions.
+    """
     rows = np.concatenate([shard.load("rows.npy") for shard in shards])
     with atomic_write(out / "rows.npy") as temporary:
         np.save(temporary, rows, allow_pickle=False)
     with atomic_write(out / "skipped.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
-        skipped = [entry for shard in shards for entry in shard.info["skipped"]]
+        skipped = [*bad_records, *(entry for shard in shards for entry in shard.info["skipped"])]
         file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
     values, counts = np.unique(rows["seconds"], return_counts=True)
     manifest = {
         **plan,
         "rows": len(rows),
         "rows_by_seconds": {f"{value:g}": int(count) for value, count in zip(values, counts, strict=True)},
-        "skipped": sum(entry["caption"] is not None for entry in skipped),
+        "skipped": len(bad_records) + sum(entry["caption"] is not None for entry in skipped),
         "files": {"rows.npy": _size_and_hash(out / "rows.npy")},
         "shards": [{"name": s.folder.name, "rows": s.num_rows, "files": s.info["files"]} for s in shards],
     }

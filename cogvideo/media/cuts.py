@@ -1,11 +1,11 @@
 """Detection of cuts between shots with PySceneDetect's content detector, which the extra `[data]` installs."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideo.media.byte_range import MediaPath
 from cogvideo.media.decoder import VideoInfo
 from cogvideo.media.video import iterate_frames
 
@@ -22,7 +22,7 @@ def check_installed() -> None:
         raise ValueError(problem) from None
 
 
-def find_cuts(path: str | Path, threshold: float, info: VideoInfo | None = None) -> NDArray[np.float64]:
+def find_cuts(path: MediaPath, threshold: float, info: VideoInfo | None = None) -> NDArray[np.float64]:
     """Times in seconds of the frames that begin a new shot, ascending. Decodes the whole video.
 
     `threshold`: mean difference between consecutive frames in hue, saturation and brightness, 0 to 255.

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import dropwhile
-from os.path import abspath, getsize
-from pathlib import Path
 
 import av
 import numpy as np
@@ -27,6 +25,7 @@ from av.video.frame import PictureType
 from numpy.typing import NDArray
 from PIL import Image
 
+from cogvideo.media.byte_range import ByteRange, MediaPath, is_file, media_size, media_url
 from cogvideo.media.pixels import deinterlace
 
 SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
@@ -83,7 +82,7 @@ class VideoInfo:
         return float(self.seconds[-1] - self.seconds[0])
 
 
-def index_frames(path: str | Path, *, exact: bool = False, limits: Limits | None = None) -> VideoInfo:
+def index_frames(path: MediaPath, *, exact: bool = False, limits: Limits | None = None) -> VideoInfo:
     """Find a video's frames and their times. `exact`: by decoding everything, whatever the packets say.
 
     Raises: ValueError for a missing or non-video file, or one of which no frame can be shown.
@@ -93,7 +92,7 @@ def index_frames(path: str | Path, *, exact: bool = False, limits: Limits | None
 
 
 def decode_frames(
-    path: str | Path, info: VideoInfo, wanted: NDArray[np.float64], *, limits: Limits | None = None
+    path: MediaPath, info: VideoInfo, wanted: NDArray[np.float64], *, limits: Limits | None = None
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Yield the frames at the `wanted` times, which are ascending and of `info`: (time, deinterlaced frame).
 
@@ -119,26 +118,26 @@ def decode_frames(
         raise damaged(path, f"only {found} of {len(wanted)} wanted frames can be decoded")
 
 
-def damaged(path: str | Path, problem: str) -> DamagedVideoError:
+def damaged(path: MediaPath, problem: str) -> DamagedVideoError:
     return DamagedVideoError(f"{path} is cut short or damaged: {problem}; copy or convert it again")
 
 
 @contextmanager
 def _open(
-    path: str | Path, limits: Limits | None, *, times_only: bool = False
+    path: MediaPath, limits: Limits | None, *, times_only: bool = False
 ) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Open a file's video stream. PyAV's errors, also those in the `with` body, become one-line ValueErrors.
 
     `times_only`: frames may be decoded roughly, since nobody looks at them.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise ValueError(f"{path} is not a file; expected a video")
     limits = limits or Limits()
     options = {"pattern_type": "none"}  # "a%03d.png" is the name of one file
     if limits.containers is not None:
         options["format_whitelist"] = limits.containers
     try:
-        with av.open(f"file:{abspath(path)}", options=options) as container:  # "http:a.mp4" is the name of a file
+        with av.open(media_url(path), options=options) as container:
             stream = _choose_stream(path, container)
             if stream.width * stream.height > limits.max_pixels:
                 size = f"{stream.width}x{stream.height}"
@@ -154,7 +153,7 @@ def _open(
         raise ValueError(f"{path} is not a readable video ({error.strerror}); it may be cut short") from error
 
 
-def _choose_stream(path: str | Path, container: InputContainer) -> av.VideoStream:
+def _choose_stream(path: MediaPath, container: InputContainer) -> av.VideoStream:
     """The video stream that FFmpeg chooses: no attached picture, and the largest or the default one."""
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
@@ -226,7 +225,7 @@ class _Timeline:
             packet.pts += self.offset
 
 
-def _index_by_packets(path: str | Path, limits: Limits | None) -> VideoInfo | None:
+def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | None:
     """Take the times from the packets; None if they cannot be trusted."""
     stamps, count = array("q"), 0
     checked: list[int | None] = []
@@ -260,7 +259,7 @@ def _index_by_packets(path: str | Path, limits: Limits | None) -> VideoInfo | No
         return _video_info(path, container, stream, ordered, None, None)
 
 
-def _index_by_decoding(path: str | Path, limits: Limits | None) -> VideoInfo:
+def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
     """Take the times from the frames, up to the first that cannot be decoded."""
     pts: list[int | None] = []
     outputs, stamps = array("q"), array("q")
@@ -324,16 +323,16 @@ def _is_hidden(packet: "av.Packet[av.VideoStream]", codec: av.VideoCodecContext)
     return codec.codec.canonical_name == "vp8" and not memoryview(packet)[0] >> 4 & 1
 
 
-def _is_cut_short(path: str | Path, container: InputContainer, stream: av.VideoStream) -> bool:
+def _is_cut_short(path: MediaPath, container: InputContainer, stream: av.VideoStream) -> bool:
     """Whether an mp4's index names frames beyond the end of the file."""
-    size = getsize(path)
+    size = media_size(path)
     return container.format.name.startswith("mov") and any(
         entry.pos + entry.size > size for entry in stream.index_entries
     )
 
 
 def _video_info(
-    path: str | Path,
+    path: MediaPath,
     container: InputContainer,
     stream: av.VideoStream,
     ticks: NDArray[np.int64],
@@ -354,7 +353,9 @@ def _video_info(
     )
 
 
-def _exif_orientation(path: str | Path) -> int | None:
+def _exif_orientation(path: MediaPath) -> int | None:
+    if isinstance(path, ByteRange):
+        return None  # a picture under the name of a video
     try:
         with Image.open(path, formats=EXIF_FORMATS) as picture:
             orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
@@ -364,7 +365,7 @@ def _exif_orientation(path: str | Path) -> int | None:
 
 
 def _decode_by_number(
-    path: str | Path, info: VideoInfo, wanted: NDArray[np.float64], limits: Limits | None
+    path: MediaPath, info: VideoInfo, wanted: NDArray[np.float64], limits: Limits | None
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decode from the start and count. Ends early if a wanted frame cannot be decoded."""
     assert info.outputs is not None
@@ -376,7 +377,7 @@ def _decode_by_number(
 
 
 def _decode_by_time(
-    path: str | Path, info: VideoInfo, wanted: NDArray[np.float64], seek: float | None, limits: Limits | None
+    path: MediaPath, info: VideoInfo, wanted: NDArray[np.float64], seek: float | None, limits: Limits | None
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decode from the key frame before `seek`, or from the start. Ends early if a frame is damaged or missing."""
     with _open(path, limits) as (container, stream):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cogvideo.files import atomic_write
+from cogvideo.media.byte_range import MediaPath
 from cogvideo.media.decoder import SMALL, FrameTooLargeError, Limits, VideoInfo, damaged, decode_frames, index_frames
 from cogvideo.media.pixels import SCALING, Fit, Framing, PixelReader, Place
 
@@ -29,7 +30,7 @@ UNTRUSTED_MAX_SECONDS = 60.0
 
 
 def probe_video(
-    path: str | Path, *, partial: bool = False, exact: bool = False, limits: Limits | None = None
+    path: MediaPath, *, partial: bool = False, exact: bool = False, limits: Limits | None = None
 ) -> VideoInfo:
     """Find the frames that a video shows, and their times.
 
@@ -43,7 +44,7 @@ def probe_video(
 
 
 def read_video(
-    path: str | Path,
+    path: MediaPath,
     *,
     side: int | None = None,
     fit: Fit = "crop",
@@ -86,7 +87,7 @@ def read_video(
 
 
 def iterate_frames(
-    path: str | Path, *, side: int, info: VideoInfo | None = None
+    path: MediaPath, *, side: int, info: VideoInfo | None = None
 ) -> Iterator[tuple[NDArray[np.uint8], float]]:
     """Yield all frames with their times, scaled and cropped as in `read_video`. Raises: ValueError likewise."""
     info = info or probe_video(path)
@@ -94,7 +95,7 @@ def iterate_frames(
 
 
 def _decode(
-    path: str | Path, info: VideoInfo, times: NDArray[np.float64], framing: Framing | None
+    path: MediaPath, info: VideoInfo, times: NDArray[np.float64], framing: Framing | None
 ) -> Iterator[tuple[NDArray[np.uint8], float]]:
     reader = PixelReader(framing, info.pixel_aspect, info.exif_orientation)
     for time, frame in decode_frames(path, info, times):

@@ -1,72 +1,63 @@
 """Readers of captions files, one module per format, chosen by the file's suffix.
 
-To add a format, write a `CaptionReader` (for one record per line, a function that parses a line) and add it to READERS.
+To add a format, write `records.Rows` (for one record per line, a function that parses a line) and add it to READERS.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import count
 from pathlib import Path
 
-from cogvideo.data.captions import Caption, CaptionReader, CaptionsFile, validated
-from cogvideo.data.readers import jsonl, tsv
+from cogvideo.data.captions import CaptionsFile
+from cogvideo.data.readers import jsonl
+from cogvideo.data.readers.delimited import csv_rows, tsv_rows
+from cogvideo.data.readers.folder import FolderRows
+from cogvideo.data.readers.json_file import JsonRows
+from cogvideo.data.readers.parquet import ParquetRows
+from cogvideo.data.readers.records import ReadOptions, RecordReader, Rows
+from cogvideo.data.readers.textfile import MAX_LINE_BYTES, LineRows
+from cogvideo.data.readers.webdataset import TarRows, find_tars
 
-MAX_LINE_BYTES = 1 << 16
+__all__ = ["MAX_LINE_BYTES", "READERS", "LineRows", "ReadOptions", "open_captions"]
 
-
-class LineReader:
-    """Captions from a text file in UTF-8 with one record per line; blank lines are skipped.
-
-    Positions are the lines' byte offsets.
-    """
-
-    def __init__(self, path: Path, parse_line: Callable[[str], Caption]):
-        """`parse_line` raises ValueError for a line that is not a record."""
-        self._path, self._parse_line = path, parse_line
-
-    def scan(self) -> Iterator[tuple[int, Caption]]:
-        offset = 0
-        with open(self._path, "rb") as file:
-            for number in count(1):
-                line = file.readline(MAX_LINE_BYTES + 1)
-                if not line:
-                    return
-                if line.strip():
-                    yield offset, self._parse(line, offset, f"line {number}")
-                offset += len(line)
-
-    def read(self, positions: Iterable[int]) -> Iterator[Caption]:
-        with open(self._path, "rb") as file:
-            for offset in positions:
-                file.seek(offset)
-                yield self._parse(file.readline(MAX_LINE_BYTES + 1), offset, f"byte {offset}")
-
-    def _parse(self, line: bytes, offset: int, place: str) -> Caption:
-        try:
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"longer than {MAX_LINE_BYTES} bytes; is it a captions file?")
-            encoding = "utf-8" if offset else "utf-8-sig"  # a byte order mark may precede the first line
-            return validated(self._parse_line(line.decode(encoding).strip("\r\n")))
-        except UnicodeDecodeError:
-            raise ValueError(f"{self._path} {place}: not UTF-8 text") from None
-        except ValueError as error:
-            raise ValueError(f"{self._path} {place}: {error}") from None
-
-
-READERS: dict[str, Callable[[Path], CaptionReader]] = {
-    ".jsonl": partial(LineReader, parse_line=jsonl.parse_line),
-    ".tsv": partial(LineReader, parse_line=tsv.parse_line),
+READERS: dict[str, Callable[[Path, ReadOptions], Rows]] = {
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
+    ".jsonl": partial(LineRows, parse_line=jsonl.parse_line),
+    ".ndjson": partial(LineRows, parse_line=jsonl.parse_line),
+    ".json": JsonRows,
+    ".parquet": ParquetRows,
 }
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""The captions file of a folder by Hugging Face's convention for video folders."""
 
 
-def open_captions(path: str | Path) -> CaptionsFile:
-    """Open a captions file and check all of it.
+def open_captions(
+    path: str | Path, options: ReadOptions | None = None, *, videos: Path | None = None, skip_bad: bool = False
+) -> CaptionsFile:
+    """Open and check captions: a file, tars (shard-{000..009}.tar, or a folder of them), or a folder of videos.
 
+    `videos`: the folder of videos (default: that of the captions). `skip_bad`: skip bad records and list them.
     Raises: OSError; ValueError for an unknown suffix, a bad record (the line is named) or an empty file.
     """
-    path = Path(path)
-    reader = READERS.get(path.suffix)
+    path, options = Path(path), options or ReadOptions()
+    folder, rows = _open(path, options)
+    folder = videos or folder
+    return CaptionsFile(path, RecordReader(path, folder, rows, options), folder, skip_bad=skip_bad)
+
+
+def _open(path: Path, options: ReadOptions) -> tuple[Path, Rows]:
+    """The folder of videos, and the records."""
+    if (found := find_tars(path)) is not None:
+        tars, folder = found
+        return folder, TarRows(tars, folder, options)
+    if path.is_dir():
+        metadata = [path / name for name in METADATA if (path / name).is_file()]
+        if len(metadata) > 1:
+            names = " and ".join(file.name for file in metadata)
+            raise ValueError(f"{path} holds {names}; name the one to use with --captions")
+        return path, READERS[metadata[0].suffix](metadata[0], options) if metadata else FolderRows(path, options)
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
-        expected, got = " or ".join(READERS), repr(path.suffix) if path.suffix else "no suffix"
-        raise ValueError(f"{path}: expected a captions file in {expected}, got {got}")
-    return CaptionsFile(path, reader(path))
+        expected, got = ", ".join(READERS), repr(path.suffix) if path.suffix else "no suffix"
+        raise ValueError(f"{path}: expected a captions file in {expected}, a .tar or a folder, got {got}")
+    return path.parent, reader(path, options)

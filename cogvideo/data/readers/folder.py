@@ -1,0 +1,95 @@
+"""Captions as files beside the videos: NAME.mp4 with NAME.txt, NAME.caption or NAME.json, at any depth of a folder.
+
+A .txt or .caption file is one caption. A .json file is an object such as {"caption": "...", "start": 2.0}, whose
+caption may be a list; beside a .txt file, it holds further data.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
+from cogvideo.data.readers.records import ReadOptions, Row
+from cogvideo.data.readers.textfile import TextFile
+
+TEXT_SUFFIXES = (".txt", ".caption")
+SIDECAR_SUFFIXES = (*TEXT_SUFFIXES, ".json")
+MAX_SIDECAR_BYTES = 1 << 20
+OWN_VIDEO, OWN_TEXT = "<video>", "<text>"
+"""Names of the fields that come from no .json."""
+
+
+class FolderRows:
+    """Videos of a folder, in the order of their paths, with the texts beside them. Positions are their numbers."""
+
+    is_text = False
+
+    def __init__(self, folder: Path, options: ReadOptions):
+        """Raises: OSError; ValueError if there is no video."""
+        self._folder, self._options = folder, options
+        self._videos: list[str] = []
+        for place, folders, names in os.walk(folder, onerror=_raise):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in names:
+                if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
+                    self._videos.append(os.path.relpath(os.path.join(place, name), folder))
+        self._videos.sort()
+        if not self._videos:
+            raise ValueError(f"{folder} holds no videos; expected NAME.mp4 with NAME.txt beside it, or a metadata.csv")
+
+    def scan(self) -> Iterator[Row]:
+        return map(self._row, range(len(self._videos)))
+
+    def read(self, positions: Iterable[int]) -> Iterator[Row]:
+        return map(self._row, positions)
+
+    def _row(self, number: int) -> Row:
+        video = self._videos[number]
+        place = video.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        stem = self._folder / Path(video).with_suffix("")
+        beside = {suffix: path for suffix in SIDECAR_SUFFIXES if (path := Path(f"{stem}{suffix}")).is_file()}
+        try:
+            texts = {suffix: self._read(path) for suffix, path in beside.items()}
+        except (ValueError, OSError) as error:
+            reason = error.strerror or "cannot be read" if isinstance(error, OSError) else str(error)
+            return Row(number, place, {}, reason.replace(f"{self._folder}/", ""))
+        return sidecar_row(number, place, video, texts, self._options)
+
+    def _read(self, path: Path) -> str:
+        if not path.resolve().is_relative_to(self._folder.resolve()):
+            raise ValueError(f"{path} is a link that leads out of {self._folder}; give a path inside it")
+        if path.stat().st_size > MAX_SIDECAR_BYTES:
+            raise ValueError(f"{path} is larger than {MAX_SIDECAR_BYTES} bytes; expected a caption")
+        return TextFile(path, self._options.encoding).read()
+
+
+def sidecar_row(position: int, place: str, video: str, texts: Mapping[str, str], options: ReadOptions) -> Row:
+    """The record of a video from the texts beside it, by suffix. No .json says which file the video is."""
+    fields: dict[str, Any] = {}
+    if ".json" in texts:
+        try:
+            value = json.loads(texts[".json"])
+        except (ValueError, RecursionError):
+            return Row(position, place, {}, "its .json is not JSON")
+        if not isinstance(value, dict | list | str):
+            return Row(position, place, {}, "its .json is no object with a caption")
+        fields = value if isinstance(value, dict) else {"caption": value}
+    captions = [texts[suffix] for suffix in TEXT_SUFFIXES if suffix in texts]
+    if len(captions) > 1:
+        return Row(position, place, {}, f"it has both {' and '.join(TEXT_SUFFIXES)} beside it; keep one")
+    try:
+        roles = options.roles(fields, ("start", "end") if captions else ("caption", "start", "end"))
+    except ValueError as error:
+        return Row(position, place, {}, f"its .json: {error}")
+    if captions:
+        roles, fields = {**roles, "caption": OWN_TEXT}, {**fields, OWN_TEXT: captions[0]}
+    elif "caption" not in roles:
+        wanted = ", ".join(SIDECAR_SUFFIXES)
+        return Row(position, place, {}, f"no caption beside it; expected the same name with {wanted}")
+    return Row(position, place, {**fields, OWN_VIDEO: video}, roles={**roles, "video": OWN_VIDEO})
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,104 @@
+"""Captions as a Parquet file, read in batches with PyArrow, which the extra `[parquet]` installs."""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cogvideo.data.readers.records import ReadOptions, Row
+
+BATCH_ROWS = 4096
+MAX_GROUP_BYTES = 1 << 32
+"""Of the used columns of a row group, decoded."""
+
+
+class ParquetRows:
+    """Records of a Parquet file. Positions are row numbers; one row group at a time is in memory.
+
+    Columns of bytes, such as embedded media, are left out.
+    """
+
+    is_text = False
+
+    def __init__(self, path: Path, options: ReadOptions):
+        """Raises: OSError; ValueError without PyArrow, for a damaged file, or for one without the needed columns."""
+        try:
+            import pyarrow
+            import pyarrow.parquet
+            import pyarrow.types
+        except ImportError:
+            problem = f"{path}: reading .parquet needs PyArrow, which is not installed; pip install 'cogvideo[parquet]'"
+            raise ValueError(problem) from None
+        self._path, self._errors = path, (pyarrow.ArrowException, OSError)
+        with open(path, "rb"):
+            pass  # PyArrow's message for a missing file is not one line
+        try:
+            self._file: Any = pyarrow.parquet.ParquetFile(path)
+        except self._errors as error:
+            raise self._damaged(error) from None
+        schema, types = self._file.schema_arrow, pyarrow.types
+        binary = {field.name for field in schema if _holds_bytes(field.type, types)}
+        self._columns = [name for name in dict.fromkeys(schema.names) if name not in binary]
+        try:
+            roles = options.roles(schema.names)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        for role in ("video", "caption"):
+            if role not in roles:
+                raise ValueError(f"{path}: {options.missing(role, schema.names)}")
+            if roles[role] in binary:
+                raise ValueError(f"{path}: column {roles[role]!r} holds bytes; expected text, such as paths of videos")
+        metadata = self._file.metadata
+        self._starts = [0]
+        for group in range(metadata.num_row_groups):
+            self._starts.append(self._starts[-1] + metadata.row_group(group).num_rows)
+        self._cached: tuple[int, Any] = (-1, None)
+
+    def scan(self) -> Iterator[Row]:
+        number = 0
+        try:
+            for batch in self._file.iter_batches(BATCH_ROWS, columns=self._columns):
+                for fields in batch.to_pylist():
+                    yield _row(number, fields)
+                    number += 1
+        except self._errors as error:
+            raise self._damaged(error) from None
+
+    def read(self, positions: Iterable[int]) -> Iterator[Row]:
+        for number in positions:
+            group = next((g for g, end in enumerate(self._starts[1:]) if number < end), -1)
+            if group < 0:
+                raise ValueError(f"{self._path}: the file has changed; start again")
+            table = self._group(group)
+            yield _row(number, table.slice(number - self._starts[group], 1).to_pylist()[0])
+
+    def _group(self, group: int) -> Any:
+        if self._cached[0] != group:
+            size = self._file.metadata.row_group(group).total_byte_size
+            if size > MAX_GROUP_BYTES and len(self._columns) == len(self._file.schema_arrow.names):
+                raise ValueError(f"{self._path}: a row group of {size >> 20} MiB; write it in smaller row groups")
+            self._cached = -1, None  # free the last one first
+            try:
+                self._cached = group, self._file.read_row_group(group, columns=self._columns)
+            except self._errors as error:
+                raise self._damaged(error) from None
+        return self._cached[1]
+
+    def _damaged(self, error: Exception) -> ValueError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return ValueError(f"{self._path} is not a readable Parquet file ({reason}); write it again")
+
+
+def _holds_bytes(kind: Any, types: Any) -> bool:
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return True
+    return types.is_nested(kind) and any(_holds_bytes(kind.field(i).type, types) for i in range(kind.num_fields))
+
+
+def _row(number: int, fields: dict[str, Any]) -> Row:
+    return Row(number, f"row {number + 1}", {name: _without_nan(value) for name, value in fields.items()})
+
+
+def _without_nan(value: Any) -> Any:
+    """pandas writes missing numbers as nan."""
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,201 @@
+"""Text files of records: encodings and line ends brought to UTF-8 and newlines, lines found again by offset."""
+
+import codecs
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from charset_normalizer import from_bytes
+
+from cogvideo.data.readers.records import ReadOptions, Row
+
+MAX_LINE_BYTES = 1 << 20
+SAMPLE_BYTES = 1 << 18
+"""Bytes by which an encoding is guessed."""
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+NOT_TEXT = (
+    (b"PK\x03\x04", "a zip file or a spreadsheet's workbook; export the table as .csv"),
+    (b"\x1f\x8b", "compressed; decompress it with gunzip"),
+    (b"PAR1", "a Parquet file; give it a name in .parquet"),
+)
+LEGACY_ENCODINGS = ["cp1252", "gb18030", "big5", "shift_jis", "euc_kr", "cp1251", "euc_jp"]
+"""What spreadsheets in common languages write when they do not write Unicode."""
+
+
+class TextFile:
+    """A text file as UTF-8; one in another encoding, or with old Macs' line ends, is copied to a temporary file."""
+
+    def __init__(self, path: Path, encoding: str | None = None):
+        """Raises: OSError; ValueError that names the encoding, if the file is not in the expected one."""
+        self.path = path
+        self._copy: Any = None  # deletes the temporary file when it is freed
+        with open(path, "rb") as file:
+            sample = file.read(SAMPLE_BYTES)
+        marked = next((name for mark, name in BYTE_ORDER_MARKS if sample.startswith(mark)), None)
+        if encoding is None and marked is None and (guess := _utf_16_without_mark(sample)):
+            raise ValueError(_remedy(path, "", guess))
+        for magic, problem in NOT_TEXT:
+            if sample.startswith(magic):
+                raise ValueError(f"{path} is {problem}")
+        encoding = marked or encoding or "utf-8"
+        try:
+            is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"--encoding {encoding}: no encoding that Python knows; try utf-8, utf-16, cp1252"
+            ) from None
+        if not is_utf8 or sample.count(b"\r") - sample.count(b"\r\n") > sample.count(b"\n"):
+            self._transcode("utf-8" if is_utf8 else encoding)
+
+    def _transcode(self, encoding: str) -> None:
+        copy = tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", suffix=".captions")  # noqa: SIM115
+        try:
+            with open(self.path, encoding=encoding) as file:  # any line end becomes a newline
+                shutil.copyfileobj(file, copy, 1 << 20)
+        except LookupError:
+            raise ValueError(f"--encoding {encoding}: not an encoding of text; try utf-8, utf-16, cp1252") from None
+        except UnicodeError:
+            with open(self.path, "rb") as bytes_file:
+                guess = guess_encoding(bytes_file.read(SAMPLE_BYTES))
+            raise ValueError(_remedy(self.path, "", guess, encoding)) from None
+        copy.flush()
+        self._copy = copy
+
+    def open(self) -> "LineCursor":
+        return LineCursor(open(self.path if self._copy is None else self._copy.name, "rb"), self)
+
+    def read(self) -> str:
+        """All of it. Raises: ValueError if it is not UTF-8."""
+        with open(self.path if self._copy is None else self._copy.name, "rb") as file:
+            data = file.read()
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise self.undecodable("", data) from None
+
+    def undecodable(self, place: str, data: bytes) -> ValueError:
+        """The error for a line that is not UTF-8."""
+        with open(self.path, "rb") as file:
+            sample = file.read(SAMPLE_BYTES)
+        return ValueError(_remedy(self.path, place, guess_encoding(sample if not sample.isascii() else data)))
+
+
+class LineCursor:
+    """Reads lines one by one and knows where it is."""
+
+    def __init__(self, file: BinaryIO, text: TextFile):
+        self._file, self._text = file, text
+        self.offset, self.number = 0, 1
+        """Byte offset and number of the next line."""
+
+    def __enter__(self) -> "LineCursor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def seek(self, offset: int, number: int = 0) -> None:
+        """Go to the line at an offset; 0 as its number: unknown."""
+        self._file.seek(offset)
+        self.offset, self.number = offset, number
+
+    def place(self) -> str:
+        """Where the next line is, for messages."""
+        return f"line {self.number}" if self.number else f"byte {self.offset}"
+
+    def line(self) -> str | None:
+        """The next line with its line end; None at the end of the file.
+
+        Raises: LongLine, after it was skipped; ValueError if the file is not UTF-8.
+        """
+        data, place, offset = self._file.readline(MAX_LINE_BYTES + 1), self.place(), self.offset
+        if not data:
+            return None
+        size, is_long = len(data), len(data) > MAX_LINE_BYTES
+        while is_long and not data.endswith(b"\n") and (data := self._file.readline(MAX_LINE_BYTES)):
+            size += len(data)
+        self.offset, self.number = self.offset + size, self.number + 1 if self.number else 0
+        if is_long:
+            raise LongLine(f"longer than {MAX_LINE_BYTES} bytes; is it a captions file?")
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self._text.undecodable(place, data) from None
+        return text.removeprefix("\ufeff") if offset == 0 else text
+
+
+class LongLine(Exception):
+    """A line is too long to be read."""
+
+
+class LineRows:
+    """Records of a text file with one record per line; blank lines are skipped. Positions are byte offsets."""
+
+    is_text = False
+
+    def __init__(self, path: Path, options: ReadOptions, parse_line: Callable[[str], dict[str, Any]]):
+        """`parse_line` raises ValueError for a line that is not a record."""
+        self._text, self._parse_line = TextFile(path, options.encoding), parse_line
+
+    def scan(self) -> Iterator[Row]:
+        with self._text.open() as cursor:
+            while (row := self._row(cursor)) is not None:
+                yield row
+
+    def read(self, positions: Iterable[int]) -> Iterator[Row]:
+        with self._text.open() as cursor:
+            for offset in positions:
+                cursor.seek(offset)
+                yield self._row(cursor) or Row(offset, f"byte {offset}", {}, "the file has changed")
+
+    def _row(self, cursor: LineCursor) -> Row | None:
+        while True:
+            offset, place = cursor.offset, cursor.place()
+            try:
+                line = cursor.line()
+            except LongLine as error:
+                return Row(offset, place, {}, str(error))
+            if line is None:
+                return None
+            if line.strip():
+                break
+        try:
+            return Row(offset, place, self._parse_line(line.strip("\r\n")))
+        except ValueError as error:
+            return Row(offset, place, {}, str(error))
+
+
+def _utf_16_without_mark(sample: bytes) -> str | None:
+    """UTF-16 in text that is mostly Latin has a zero in every second byte."""
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    if max(even, odd) <= len(sample) / 8:
+        return None
+    return "utf-16-le" if odd > even else "utf-16-be"
+
+
+def guess_encoding(data: bytes) -> str | None:
+    """The encoding that text is probably in, out of the legacy ones."""
+    if guess := _utf_16_without_mark(data):
+        return guess
+    lines = [line for line in data.splitlines() if not line.isascii()]  # the others say nothing
+    text = b"\n".join(lines)
+    best = from_bytes(text, cp_isolation=LEGACY_ENCODINGS).best()
+    if best is not None and best.encoding == "cp1251" and 4 * sum(byte > 127 for byte in text) < len(text):
+        return "cp1252"  # Cyrillic words have no ASCII letters; a few words with an accent do
+    return best.encoding if best is not None else None
+
+
+def _remedy(path: Path, place: str, guess: str | None, expected: str = "utf-8") -> str:
+    where = f"{path} {place}".rstrip()
+    known = {"gb18030": "gb18030 (GBK)", "cp1252": "cp1252 (Windows)"}.get(guess or "", guess)
+    if guess is None:
+        return f"{where}: not {expected.upper()} text; name its encoding with --encoding, or save it as UTF-8"
+    return f"{where}: not {expected.upper()} text, probably {known}; give --encoding {guess}, or save it as UTF-8"

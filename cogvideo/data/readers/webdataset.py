@@ -1,0 +1,218 @@
+"""Captions and videos of WebDataset tars: members KEY.mp4 with KEY.txt, KEY.caption or KEY.json next to each other.
+
+Tars are read through once and in place: members are found by their headers, and a video is later decoded from its
+bytes within the tar. Nothing is extracted. Tars must not be compressed, which does not make videos smaller anyway.
+"""
+
+import os
+import re
+import tarfile
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
+from cogvideo.data.readers.folder import MAX_SIDECAR_BYTES, SIDECAR_SUFFIXES, sidecar_row
+from cogvideo.data.readers.records import ReadOptions, Row
+from cogvideo.media.byte_range import ByteRange
+
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MAX_TARS = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
+"""Of a member's name and attributes, which the standard library reads at once."""
+
+
+class TarRows:
+    """Samples of tars, in the order of tars and members. Positions are their numbers; memory is 12 bytes for each."""
+
+    is_text = False
+
+    def __init__(self, tars: list[Path], folder: Path, options: ReadOptions):
+        """`folder`: what the paths of tars are relative to in the names of videos.
+
+        Raises: OSError; ValueError for a compressed tar.
+        """
+        self._tars, self._folder, self._options = tars, folder, options
+        self._tar_of, self._offsets = array("I"), array("q")
+        for tar in tars:
+            with open(tar, "rb") as file:
+                if file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
+                    raise ValueError(f"{tar} is compressed; decompress it, videos in it are not found otherwise")
+
+    def scan(self) -> Iterator[Row]:
+        self._tar_of, self._offsets = array("I"), array("q")
+        for number, tar in enumerate(self._tars):
+            seen: set[int] = set()
+            with open(tar, "rb") as file:
+                try:
+                    for sample in _samples(file):
+                        row = self._row(len(self._offsets), tar, file, sample)
+                        if row is None:
+                            continue
+                        if (key := hash(sample.key)) in seen:
+                            row = row._replace(fields={}, problem=f"a second sample {sample.key!r}; keys must differ")
+                        seen.add(key)
+                        self._tar_of.append(number)
+                        self._offsets.append(sample.offset)
+                        yield row
+                except (tarfile.TarError, OSError) as error:
+                    reason = f"damaged, the samples from here on are lost ({error})"
+                    yield Row(0, f"{self._name(tar)} byte {file.tell()}", {}, reason)
+
+    def read(self, positions: Iterable[int]) -> Iterator[Row]:
+        for position in positions:
+            tar = self._tars[self._tar_of[position]]
+            with open(tar, "rb") as file:
+                file.seek(self._offsets[position])
+                try:
+                    row = self._row(position, tar, file, next(_samples(file)))
+                except (tarfile.TarError, StopIteration):
+                    row = None
+            yield row or Row(position, self._name(tar), {}, "the file has changed")
+
+    def _name(self, tar: Path) -> str:
+        return str(tar.relative_to(self._folder))
+
+    def _row(self, position: int, tar: Path, file: BinaryIO, sample: "_Sample") -> Row | None:
+        """A sample's record; None if it has neither video nor caption."""
+        place = f"{self._name(tar)} {sample.key}"
+        videos = [member for member in sample.members if _suffix(member) in MEDIA_SUFFIXES]
+        texts = [member for member in sample.members if _suffix(member) in SIDECAR_SUFFIXES]
+        if not videos and not texts:
+            return None
+        used = videos + texts
+        if problem := next(filter(None, map(_unusable, used)), ""):
+            return Row(position, place, {}, problem)
+        if not videos:
+            return Row(position, place, {}, "no video beside the caption; the members of a key must be neighbours")
+        if len(videos) > 1 or len({_suffix(member) for member in texts}) < len(texts):
+            names = ", ".join(member.name for member in used)
+            return Row(position, place, {}, f"expected one video and one text of a kind for a key, got {names}")
+        try:
+            contents = {_suffix(member): self._text(file, member) for member in texts}
+        except ValueError as error:
+            return Row(position, place, {}, str(error))
+        name = f"{self._name(tar)}/{videos[0].name.removeprefix('./')}"
+        source = ByteRange(tar, videos[0].offset_data, videos[0].size, name)
+        if videos[0].name.startswith("/") or ".." in videos[0].name.split("/"):
+            return Row(position, place, {}, f"{videos[0].name!r} is a path that leads out of the tar")
+        return sidecar_row(position, place, name, contents, self._options)._replace(source=source)
+
+    def _text(self, file: BinaryIO, member: tarfile.TarInfo) -> str:
+        """Raises: ValueError."""
+        if member.size > MAX_SIDECAR_BYTES:
+            raise ValueError(f"{member.name} has {member.size} bytes; expected at most {MAX_SIDECAR_BYTES}")
+        file.seek(member.offset_data)
+        data, encoding = file.read(member.size), self._options.encoding or "utf-8-sig"
+        if len(data) < member.size:
+            raise ValueError(f"{member.name} is cut short")
+        try:
+            return data.decode(encoding)
+        except (UnicodeError, LookupError):
+            raise ValueError(
+                f"{member.name} is not {encoding.upper()} text; name its encoding with --encoding"
+            ) from None
+
+
+class _Sample:
+    """Neighbouring members of one key."""
+
+    def __init__(self, key: str, offset: int):
+        self.key, self.offset = key, offset
+        self.members: list[tarfile.TarInfo] = []
+
+
+class _BoundedFile:
+    """What tarfile needs of a file, refusing to read more at once than a header may need."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
+def _samples(file: BinaryIO) -> Iterator[_Sample]:
+    """Samples from the file's position on. Raises: tarfile.TarError, after the samples before the damage."""
+    sample = None
+    try:
+        for member in _members(file):
+            folder, _, base = member.name.rpartition("/")
+            if member.isdir() or base.startswith("."):
+                continue
+            key = f"{folder}/{base.partition('.')[0]}" if folder else base.partition(".")[0]
+            if sample is None or sample.key != key:
+                if sample is not None:
+                    yield sample
+                sample = _Sample(key, member.offset)
+            sample.members.append(member)
+    except tarfile.TarError:
+        if sample is not None:
+            yield sample
+        raise
+    if sample is not None:
+        yield sample
+
+
+def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Members from the file's position on. Raises: tarfile.TarError where the tar is damaged or cut short."""
+    start = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(start)
+    tar: Any = tarfile.TarFile(fileobj=_BoundedFile(file))  # type: ignore[arg-type]
+    last = -1
+    while (member := tar.next()) is not None:
+        tar.members = []  # it would keep all
+        if member.offset <= last or member.size < 0:
+            raise tarfile.ReadError("its headers form a circle")
+        if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
+            raise tarfile.ReadError(f"{member.name} is cut short")
+        last = member.offset
+        yield member
+    file.seek(tar.offset)  # tarfile ends without a word where no header follows
+    if (rest := file.read(MAX_HEADER_BYTES)).strip(b"\0"):
+        raise tarfile.ReadError("data after its end" if not rest[:512].strip(b"\0") else "no header follows")
+
+
+def _suffix(member: tarfile.TarInfo) -> str:
+    return Path(member.name).suffix.lower()
+
+
+def _unusable(member: tarfile.TarInfo) -> str:
+    """Why a member cannot be read in place."""
+    if member.islnk() or member.issym():
+        return f"{member.name} is a link to {member.linkname[:80]!r}; expected a file"
+    if member.issparse():
+        return f"{member.name} is stored sparsely; write the tar without --sparse"
+    return "" if member.isreg() else f"{member.name} is not a plain file"
+
+
+def find_tars(path: Path) -> tuple[list[Path], Path] | None:
+    """The tars that a path stands for, and the folder that they are in; None if it stands for none.
+
+    shard-{000..009}.tar stands for ten, a folder for the tars in it.
+    Raises: ValueError if the range is too long.
+    """
+    if path.is_dir():
+        tars = sorted(entry for entry in path.iterdir() if entry.suffix == ".tar" and not entry.name.startswith("."))
+        return (tars, path) if tars else None
+    if not path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
+        return None
+    return expand_braces(path), Path(str(path).split("{")[0] + "x").parent if BRACES.search(str(path)) else path.parent
+
+
+def expand_braces(path: Path) -> list[Path]:
+    """Every path that {000..009} stands for; the width of the first number is kept. Raises: ValueError."""
+    match = BRACES.search(str(path))
+    if match is None:
+        return [path]
+    first, last = map(int, match.groups())
+    if not first <= last < first + MAX_TARS:
+        raise ValueError(f"{path}: expected a range such as {{000..009}}, of at most {MAX_TARS} files")
+    width, text = len(match[1]), str(path)
+    named = (f"{text[: match.start()]}{number:0{width}d}{text[match.end() :]}" for number in range(first, last + 1))
+    return [each for name in named for each in expand_braces(Path(name))]

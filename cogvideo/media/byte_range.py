@@ -1,0 +1,38 @@
+"""A media file inside another file, such as a member of a tar: opened in place, never copied to disk."""
+
+from dataclasses import dataclass
+from os.path import abspath, getsize
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """`size` bytes of `file` from `start` on. Stands for a path wherever a video is read."""
+
+    file: Path
+    start: int
+    size: int
+    name: str
+    """How messages call it, such as "shard-000.tar/a.mp4"."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+MediaPath = str | Path | ByteRange
+
+
+def is_file(path: MediaPath) -> bool:
+    return Path(path.file if isinstance(path, ByteRange) else path).is_file()
+
+
+def media_size(path: MediaPath) -> int:
+    """Bytes of a media file. Raises: OSError."""
+    return path.size if isinstance(path, ByteRange) else getsize(path)
+
+
+def media_url(path: MediaPath) -> str:
+    """The address by which FFmpeg opens a media file, whatever characters its name has."""
+    if isinstance(path, ByteRange):
+        return f"subfile,,start,{path.start},end,{path.start + path.size},,:file:{abspath(path.file)}"
+    return f"file:{abspath(path)}"  # "http:a.mp4" is the name of a file

@@ -1,0 +1,116 @@
+"""Tables of text: quoting, headers, separators, rows of another length, in the dialects of pandas and spreadsheets."""
+
+import csv
+import io
+
+import pytest
+
+from cogvideo.data.captions import Caption
+from cogvideo.data.readers import ReadOptions, open_captions
+from cogvideo.data.readers.textfile import MAX_LINE_BYTES
+
+HARD = [
+    'a disc, called "moon", moves',
+    '"quoted"',
+    "two\nlines",
+    "tab\tinside",
+    "semi; colon",
+    "plain",
+    "it's 5\" wide",
+]
+
+
+def captions_of(path, text, **options):
+    path.write_text(text, encoding="utf-8", newline="")
+    return open_captions(path, **options)
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("c.csv", ","), ("c.csv", ";"), ("c.csv", "\t"), ("c.tsv", "\t")])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_what_a_csv_writer_writes_is_read(tmp_path, name, delimiter, end, quoting):
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting)
+    writer.writerows(
+        [("file_name", "views", "text"), *((f"{i}.mp4", i, text.replace("\n", end)) for i, text in enumerate(HARD))]
+    )
+    captions = captions_of(tmp_path / name, out.getvalue())
+    assert [caption.text for caption in captions] == [" ".join(text.split()) for text in HARD]
+    assert [caption.extra["views"] for caption in captions] == [str(i) for i in range(len(HARD))]
+    assert [caption.video for caption in captions.select([5, 2, 0])] == ["5.mp4", "2.mp4", "0.mp4"]
+
+
+def test_backslashes_before_quotes(tmp_path):
+    captions = captions_of(tmp_path / "c.csv", 'video,caption\na.mp4,"called \\"moon\\", it moves"\nb.mp4,"x"\n')
+    assert [caption.text for caption in captions] == ['called "moon", it moves', "x"]
+
+
+def test_a_tsv_without_quoting_keeps_its_quotes(tmp_path):
+    text = 'a.mp4\t"hello" she said\nb.mp4\t"never closed\nc.mp4\t5" wide\nd.mp4\tends with "\n'
+    found = [caption.text for caption in captions_of(tmp_path / "c.tsv", text)]
+    assert found == ['"hello" she said', '"never closed', '5" wide', 'ends with "']
+
+
+def test_an_open_quote_costs_one_row_only(tmp_path):
+    captions = captions_of(tmp_path / "c.csv", 'video,caption\na.mp4,"open\nb.mp4,"fine"\nc.mp4,x\n', skip_bad=True)
+    assert [caption.video for caption in captions] == ["b.mp4", "c.mp4"]
+    assert captions.bad_reasons() == [
+        "c.csv line 2: a quote is opened and not closed; close it, or double a quote that is text"
+    ]
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("c.csv", ","), ("c.tsv", "\t"), ("c.csv", ";")])
+def test_without_a_header(tmp_path, name, delimiter):
+    assert list(captions_of(tmp_path / name, f"a.mp4{delimiter}x\nb.mp4{delimiter}y\n")) == [
+        Caption("a.mp4", "x"),
+        Caption("b.mp4", "y"),
+    ]
+
+
+def test_a_header_that_names_no_column_is_an_error_with_the_option(tmp_path):
+    text = "name,description\na.mp4,x\n"
+    with pytest.raises(
+        ValueError, match="line 1: no video column among: name, description; name it with --video-column"
+    ):
+        captions_of(tmp_path / "c.csv", text)
+    with pytest.raises(ValueError, match="line 1: no column 'descr'; the columns are: name, description"):
+        captions_of(tmp_path / "c.csv", text, options=ReadOptions("name", "descr"))
+    found = list(captions_of(tmp_path / "c.csv", text, options=ReadOptions("name", "description")))
+    assert found == [Caption("a.mp4", "x")]
+
+
+@pytest.mark.parametrize("header", ["video,text,title", "video,caption,caption", "path,file_name,caption"])
+def test_two_candidates(tmp_path, header):
+    with pytest.raises(ValueError, match=r"line 1: .* could each be the (video|caption); choose with --"):
+        captions_of(tmp_path / "c.csv", f"{header}\na.mp4,b.mp4,x\n")
+
+
+def test_columns_of_pandas_and_lines_of_excel(tmp_path):
+    (caption,) = captions_of(tmp_path / "c.csv", ",video,caption,fps,fps\n0,a.mp4,x,8,9\n")
+    assert caption == Caption("a.mp4", "x", extra={"column 1": "0", "fps": "8", "fps 5": "9"})
+    assert list(captions_of(tmp_path / "c.csv", "sep=;\nvideo;caption\na.mp4;x, y\n")) == [Caption("a.mp4", "x, y")]
+    assert list(captions_of(tmp_path / "c.csv", "\n\nvideo,caption,,\na.mp4,x,,\n,,,\n")) == [
+        Caption("a.mp4", "x", extra={"column 3": "", "column 4": ""})
+    ]
+
+
+def test_rows_of_another_length(tmp_path):
+    text = "video,caption,fps\na.mp4,x\nb.mp4,one, two,8\nc.mp4,x,8,,\nd.mp4\n"
+    captions = captions_of(tmp_path / "c.csv", text, skip_bad=True)
+    assert [caption.video for caption in captions] == ["c.mp4"]
+    assert [record.place for record in captions.bad] == ["line 2", "line 3", "line 5"]
+    assert captions.bad[0].reason == "expected 3 fields (video, caption, fps), got 2"
+    assert captions.bad[1].reason.endswith("got 4; put quotes around a caption that holds the separator")
+
+
+def test_a_field_of_any_size_costs_its_row_only(tmp_path):
+    size = 3 * MAX_LINE_BYTES
+    text = f'video,caption\na.mp4,{"x" * size}\nb.mp4,fine\nc.mp4,"{"x, " * size}"\nd.mp4,fine\n'
+    captions = captions_of(tmp_path / "c.csv", text, skip_bad=True)
+    assert [caption.video for caption in captions] == ["b.mp4", "d.mp4"]
+    assert all(f"longer than {MAX_LINE_BYTES} bytes" in record.reason for record in captions.bad)
+
+
+def test_line_numbers_count_lines_within_quotes(tmp_path):
+    captions = captions_of(tmp_path / "c.csv", 'video,caption\na.mp4,"x\n\ny"\nb.mp4,\n', skip_bad=True)
+    assert captions.bad_reasons() == ["c.csv line 5: the caption is empty"]

@@ -1,0 +1,67 @@
+"""One JSON value: every form, and what is none."""
+
+import json
+
+import pytest
+
+from cogvideo.data.captions import Caption
+from cogvideo.data.readers import ReadOptions, open_captions
+
+EXPECTED = [Caption("a.mp4", "x"), Caption("b.mp4", "y")]
+
+
+def captions_of(tmp_path, value, **options):
+    (tmp_path / "c.json").write_text(value if isinstance(value, str) else json.dumps(value))
+    return open_captions(tmp_path / "c.json", **options)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"path": "a.mp4", "cap": "x"}, {"path": "b.mp4", "cap": "y"}],
+        {"a.mp4": "x", "b.mp4": "y"},
+        {"a.mp4": {"caption": "x"}, "b.mp4": {"text": ["y"]}},
+        {"video": {"0": "a.mp4", "1": "b.mp4"}, "caption": {"0": "x", "1": "y"}},
+        {"file_name": ["a.mp4", "b.mp4"], "text": ["x", "y"]},
+    ],
+)
+def test_forms(tmp_path, value):
+    captions = captions_of(tmp_path, value)
+    assert list(captions) == EXPECTED and captions.select([1]) == EXPECTED[1:]
+
+
+def test_a_path_that_occurs_twice_has_two_captions(tmp_path):
+    found = list(captions_of(tmp_path, '{"a.mp4": "x", "b.mp4": "z", "a.mp4": ["y"]}'))
+    assert found == [Caption("a.mp4", "x"), Caption("a.mp4", "y"), Caption("b.mp4", "z")]
+
+
+def test_names_that_are_given(tmp_path):
+    options = ReadOptions("id", "label")
+    assert list(captions_of(tmp_path, [{"id": "a.mp4", "label": "x"}], options=options)) == EXPECTED[:1]
+    assert list(captions_of(tmp_path, {"a.mp4": "x"}, options=options)) == EXPECTED[:1]
+
+
+def test_bad_entries_are_skipped(tmp_path):
+    captions = captions_of(tmp_path, [{"video": "a.mp4", "caption": "x"}, 3, {"video": "b.mp4"}, None], skip_bad=True)
+    assert list(captions) == EXPECTED[:1] and [record.place for record in captions.bad] == [
+        "entry 2",
+        "entry 3",
+        "entry 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3", "expected a list of objects"),
+        ('[{"video": "a.mp4",\n "caption" "x"}]', "line 2: not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "holds no captions"),
+        ('{"video": ["a.mp4"], "caption": ["x", "y"]}', "columns of different lengths"),
+        ('[{"video": "a.mp4", "text": "x", "title": "y"}]', "choose with --caption-column"),
+    ],
+)
+def test_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        captions_of(tmp_path, text, skip_bad=True)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,76 @@
+"""Parquet: row groups, types, columns of bytes, damage."""
+
+import datetime
+import sys
+
+import pytest
+
+from cogvideo.data.captions import Caption
+from cogvideo.data.readers import open_captions
+
+pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [parquet]")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def captions_of(tmp_path, columns, row_group_size=2, **options):
+    parquet.write_table(pyarrow.table(columns), tmp_path / "c.parquet", row_group_size=row_group_size)
+    return open_captions(tmp_path / "c.parquet", **options)
+
+
+def test_rows_are_found_again_in_any_row_group(tmp_path):
+    columns = {"file_name": [f"{i}.mp4" for i in range(7)], "text": [[f"{i}", "y"] for i in range(7)]}
+    captions = captions_of(tmp_path, columns)
+    assert len(captions) == 14 and [caption.text for caption in captions][:4] == ["0", "y", "1", "y"]
+    assert [caption.video for caption in captions.select([13, 0, 6])] == ["6.mp4", "0.mp4", "3.mp4"]
+
+
+def test_missing_values_and_other_columns(tmp_path):
+    nan = float("nan")
+    columns = {
+        "video": ["a.mp4", "b.mp4", "c.mp4"],
+        "caption": ["x", None, "z"],
+        "start": [nan, 0.0, 1.5],
+        "fps": [nan, 1.0, 2.0],
+        "day": [datetime.date(2024, 1, 2)] * 3,
+        "thumbnail": [b"\xff"] * 3,
+    }
+    captions = captions_of(tmp_path, columns, skip_bad=True)
+    day = {"day": "2024-01-02"}
+    assert list(captions) == [
+        Caption("a.mp4", "x", extra={"fps": None, **day}),
+        Caption("c.mp4", "z", 1.5, extra={"fps": 2.0, **day}),
+    ]
+    assert captions.bad_reasons() == ["c.parquet row 2: caption=None; expected text"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"video": ["a.mp4"], "caption": [3]}, "row 1: caption=3; expected text"),
+        ({"video": ["a.mp4"], "caption": [float("nan")]}, "row 1: caption=None"),
+        ({"video": ["a.mp4"], "label": ["x"]}, "name one with --caption-column"),
+        ({"video": ["a.mp4"], "text": ["x"], "title": ["x"]}, "choose with --caption-column"),
+        ({"video": [{"bytes": b"x", "path": "a.mp4"}], "caption": ["x"]}, "column 'video' holds bytes"),
+        ({"video": pyarrow.array([], "string"), "caption": pyarrow.array([], "string")}, "holds no captions"),
+    ],
+)
+def test_refused_in_one_line(tmp_path, columns, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        captions_of(tmp_path, columns)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, -20])
+def test_a_damaged_file(tmp_path, keep):
+    captions_of(tmp_path, {"video": ["a.mp4"] * 50, "caption": ["x"] * 50})
+    data = (tmp_path / "c.parquet").read_bytes()
+    (tmp_path / "c.parquet").write_bytes(data[:keep])
+    with pytest.raises(ValueError, match="is not a readable Parquet file") as caught:
+        open_captions(tmp_path / "c.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"pip install 'cogvideo\[parquet\]'"):
+        open_captions(tmp_path / "c.parquet")

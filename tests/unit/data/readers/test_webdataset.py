@@ -1,0 +1,150 @@
+"""WebDataset tars: samples, videos read in place, several tars, members that are refused, damage."""
+
+import io
+import json
+import tarfile
+
+import pytest
+
+from cogvideo.data.captions import Caption
+from cogvideo.data.readers import ReadOptions, open_captions
+from cogvideo.data.readers.webdataset import expand_braces
+
+
+def write(path, *members, format=tarfile.PAX_FORMAT):
+    """A tar of (name, content) or of TarInfo without content."""
+    with tarfile.open(path, "w", format=format) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_samples_and_the_bytes_of_their_videos(tmp_path, format):
+    long = f"{'long' * 12}/{'é' * 40}"
+    file = write(
+        tmp_path / "s.tar",
+        ("000.json", json.dumps({"caption": "no", "width": 8}).encode()),
+        ("000.mp4", b"zero"),
+        ("000.txt", b"a dog"),
+        ("./001.mp4", b"one"),
+        ("./001.json", json.dumps({"text": ["x", "y"], "start": 2}).encode()),
+        (f"{long}.mp4", b"two"),
+        (f"{long}.txt", b"far"),
+        ("readme.md", b"ignored"),
+        format=format,
+    )
+    captions = open_captions(file)
+    expected = [
+        Caption("s.tar/000.mp4", "a dog", extra={"caption": "no", "width": 8}),
+        Caption("s.tar/001.mp4", "x", 2.0),
+        Caption("s.tar/001.mp4", "y", 2.0),
+        Caption(f"s.tar/{long}.mp4", "far"),
+    ]
+    assert list(captions) == expected and captions.select([3, 0]) == [expected[3], expected[0]]
+    for index, content in {0: b"zero", 2: b"one", 3: b"two"}.items():
+        source = captions.select([index])[0].source
+        assert str(source) == expected[index].video
+        assert file.read_bytes()[source.start : source.start + source.size] == content
+
+
+def test_braces_and_folders_of_tars(tmp_path):
+    for number in range(8, 11):
+        write(tmp_path / f"s-{number:03d}.tar", ("a.mp4", b"v"), ("a.txt", str(number).encode()))
+    for path in (tmp_path / "s-{008..010}.tar", tmp_path):
+        captions = open_captions(path)
+        assert [(caption.video, caption.text) for caption in captions] == [
+            (f"s-{number:03d}.tar/a.mp4", str(number)) for number in range(8, 11)
+        ]
+    assert [str(path) for path in expand_braces(tmp_path.relative_to("/") / "{0..1}" / "{9..10}")][-1].endswith("1/10")
+    with pytest.raises(FileNotFoundError, match=r"s-011\.tar"):
+        open_captions(tmp_path / "s-{008..011}.tar")
+    with pytest.raises(ValueError, match="expected a range such as"):
+        open_captions(tmp_path / "s-{9..1}.tar")
+
+
+def test_tars_in_several_folders(tmp_path):
+    for part in range(2):
+        (tmp_path / f"p{part}").mkdir()
+        write(tmp_path / f"p{part}" / "s.tar", ("a.mp4", b"v"), ("a.txt", b"x"))
+    captions = open_captions(tmp_path / "p{0..1}" / "s.tar")
+    assert [caption.video for caption in captions] == ["p0/s.tar/a.mp4", "p1/s.tar/a.mp4"]
+
+
+GOOD = [("z.mp4", b"v"), ("z.txt", b"fine")]
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("../a.mp4", b"v"), ("../a.txt", b"x")], "leads out of the tar"),
+        ([("/a.mp4", b"v"), ("/a.txt", b"x")], "leads out of the tar"),
+        ([special("a.mp4", tarfile.SYMTYPE, "/etc/passwd"), ("a.txt", b"x")], "a.mp4 is a link to '/etc/passwd'"),
+        ([special("a.mp4", tarfile.LNKTYPE, "b.mp4"), ("a.txt", b"x")], "a.mp4 is a link to 'b.mp4'"),
+        ([special("a.mp4", tarfile.FIFOTYPE), ("a.txt", b"x")], "a.mp4 is not a plain file"),
+        ([special("a.mp4", tarfile.GNUTYPE_SPARSE), ("a.txt", b"x")], "stored sparsely"),
+        ([("a.mp4", b"v"), ("a.txt", b"x" * (1 << 21))], "expected at most 1048576"),
+        ([("a.mp4", b"v"), ("a.txt", b"\xff")], "a.txt is not UTF-8"),
+        ([("a.mp4", b"v"), ("a.json", b"{")], "its .json is not JSON"),
+        ([("a.mp4", b"v")], "no caption beside it"),
+        ([("a.txt", b"x")], "no video beside the caption; the members of a key must be neighbours"),
+        ([("a.mp4", b"v"), ("a.webm", b"v"), ("a.txt", b"x")], "expected one video and one text of a kind"),
+        ([*GOOD[:1], *GOOD, ("b.md", b"")], "expected one video"),
+        ([*GOOD, ("b.md", b""), *GOOD], "a second sample 'z'"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_skipped(tmp_path, members, reason):
+    captions = open_captions(
+        write(tmp_path / "s.tar", *members, ("y.md", b""), ("good.mp4", b"v"), ("good.txt", b"g")), skip_bad=True
+    )
+    assert captions.select([len(captions) - 1])[0].text == "g"
+    assert len(captions.bad) == 1 and reason in captions.bad[0].reason
+
+
+def test_a_tar_that_is_cut_short_gives_the_samples_before(tmp_path):
+    file = write(tmp_path / "s.tar", ("a.mp4", b"v"), ("a.txt", b"x"), ("b.txt", b"y"), ("b.mp4", b"v" * 5000))
+    file.write_bytes(file.read_bytes()[:4000])
+    captions = open_captions(file, skip_bad=True)
+    assert [caption.text for caption in captions] == ["x"] and captions.select([0])[0].text == "x"
+    assert "no video beside" in captions.bad[0].reason and "damaged" in captions.bad[1].reason
+
+
+@pytest.mark.parametrize("after", [b"x" * 512, b"\0" * 1024 + b"x" * 512])
+def test_what_follows_a_wrong_header_is_not_lost_silently(tmp_path, after):
+    file = write(tmp_path / "s.tar", *GOOD)
+    file.write_bytes(file.read_bytes()[:2048] + after)
+    captions = open_captions(file, skip_bad=True)
+    assert len(captions) == 1 and "damaged, the samples from here on are lost" in captions.bad_reasons()[0]
+
+
+def test_a_header_of_a_huge_size_is_not_read(tmp_path):
+    info = tarfile.TarInfo("a.mp4")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 40
+    (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"x" * 512)
+    with pytest.raises(ValueError, match=r"damaged.*a header of"):
+        open_captions(tmp_path / "s.tar")
+
+
+@pytest.mark.parametrize("data", [b"", b"not a tar", b"\0" * 1024])
+def test_no_tar(tmp_path, data):
+    (tmp_path / "s.tar").write_bytes(data)
+    with pytest.raises(ValueError, match=r"s\.tar.*(damaged|no captions)"):
+        open_captions(tmp_path / "s.tar")
+
+
+def test_a_compressed_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "s.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(ValueError, match="is compressed; decompress it"):
+        open_captions(tmp_path / "s.tar.gz", ReadOptions())
