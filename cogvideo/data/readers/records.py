@@ -226,7 +226,8 @@ def plain_value(value: Any) -> Any:
 
 
 def _bad(place: str, reason: str) -> BadRecord:
-    return BadRecord(plain_value(place), plain_value(reason))
+    """In one line, whatever the names in it are."""
+    return BadRecord(*(" ".join(plain_value(text).split()) for text in (place, reason)))
 
 
 def _parsed_seconds(role: str, text: str) -> float | None:

@@ -91,6 +91,11 @@ def test_a_record_that_cannot_be_used(tmp_path, fields, reason):
     assert bad.place == "row 0" and reason in bad.reason and len(bad.reason) < 200
 
 
+def test_a_reason_is_one_line(tmp_path):
+    (bad,) = read(tmp_path, {"a\nb\ud800": "x"})
+    assert "The fields are: a b?;" in bad.reason
+
+
 def test_fields_nested_too_deeply(tmp_path):
     deep = []
     for _ in range(5000):
