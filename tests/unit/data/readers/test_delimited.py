@@ -113,4 +113,4 @@ def test_a_field_of_any_size_costs_its_row_only(tmp_path):
 
 def test_line_numbers_count_lines_within_quotes(tmp_path):
     captions = captions_of(tmp_path / "c.csv", 'video,caption\na.mp4,"x\n\ny"\nb.mp4,\n', skip_bad=True)
-    assert captions.bad_reasons() == ["c.csv line 5: the caption is empty"]
+    assert captions.bad_reasons() == ["c.csv line 5: the caption is empty; describe the video in a few words"]

@@ -56,7 +56,10 @@ def test_several_captions_and_their_positions(tmp_path):
     rows = Given({"video": "a.mp4", "caption": ["x", " ", "y"]}, {"video": "b.mp4", "caption": "z"})
     reader = RecordReader(tmp_path / "c", tmp_path, rows, ReadOptions())
     found = list(reader.scan())
-    assert found[0][1] == Caption("a.mp4", "x") and found[1][1] == ("row 0, caption 2", "the caption is empty")
+    assert found[0][1] == Caption("a.mp4", "x") and found[1][1] == (
+        "row 0, caption 2",
+        "the caption is empty; describe the video in a few words",
+    )
     order = [3, 0, 2]
     assert list(reader.read(found[i][0] for i in order)) == [found[i][1] for i in order]
 
