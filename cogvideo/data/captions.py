@@ -9,7 +9,7 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from os.path import normpath
 from pathlib import Path
@@ -23,6 +23,8 @@ from cogvideo.text import clean_text
 
 MAX_NAME_BYTES = 255
 """The longest file name that common file systems allow."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,16 @@ class Caption:
     source: ByteRange | None = field(default=None, compare=False)
     """Where the video's bytes are, if it is no file of its own."""
 
+    def with_text(self, text: str) -> "Caption":
+        """The same caption with another text; faster than `dataclasses.replace`, which counts with millions."""
+        return Caption(self.video, text, self.start, self.end, self.extra, self.source)
+
     def to_json_line(self) -> str:
         """The caption's line in a prepared folder's captions.jsonl."""
         record = {"video": self.video, "text": self.text, "start": self.start, "end": self.end}
         if self.extra:
             record["extra"] = self.extra
-        return json.dumps(record, ensure_ascii=False) + "\n"
+        return _ENCODER.encode(record) + "\n"
 
 
 class BadRecord(NamedTuple):
@@ -75,7 +81,7 @@ def validated(caption: Caption) -> Caption:
     end = math.inf if caption.end is None else caption.end
     if not (0 <= caption.start < end and math.isfinite(caption.start)):
         raise ValueError(f"start={caption.start:g}, end={end:g}; expected 0 <= start < end in seconds")
-    return replace(caption, text=text)
+    return caption.with_text(text)
 
 
 class CaptionReader(Protocol):

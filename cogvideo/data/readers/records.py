@@ -9,7 +9,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -47,7 +47,7 @@ class ReadOptions:
 
     def roles(self, names: Iterable[str], wanted: tuple[str, ...] = tuple(USUAL_NAMES)) -> dict[str, str]:
         """The names of the fields that have a role, by role. Raises: ValueError if two fields fit one role."""
-        return dict(self._roles(tuple(names), wanted))
+        return self._roles(tuple(names), wanted)
 
     @lru_cache(maxsize=256)  # noqa: B019  (few instances, and records of a file mostly have the same fields)
     def _roles(self, names: tuple[str, ...], wanted: tuple[str, ...]) -> dict[str, str]:
@@ -157,7 +157,7 @@ class RecordReader:
         captions: list[Caption | BadRecord] = []
         for number, text in enumerate(texts, 1):
             try:
-                captions.append(validated(replace(whole, text=text)))
+                captions.append(validated(whole.with_text(text)))
             except ValueError as error:
                 place = row.place if len(texts) == 1 else f"{row.place}, caption {number}"
                 captions.append(_bad(place, str(error)))
