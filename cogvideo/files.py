@@ -1,7 +1,10 @@
-"""Atomic writes, hashes, and reading small files that are not trusted.
+"""Atomic writes, hashes, and reading JSON and NPY files that are not trusted.
 
 Everything the package writes goes through `atomic_write` or `atomic_directory`: under its name it is complete or
-absent. Not here: file formats (each package has its own).
+absent. All JSON and NPY files are read by `read_json` and `open_npy`, which look at sizes before contents and then
+check every value. What a JSON file must be is a type, a `TypedDict` of `typing_extensions` for example, which pydantic
+compares strictly: 1.0 and True are no integers, text is no number. Unknown keys are left alone: newer versions may have
+added them. Not here: file formats (each package has its own), safetensors headers (`checkpoint/tensor_file.py`).
 """
 
 import contextlib
@@ -9,18 +12,51 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
+import re
+import reprlib
 import shutil
 import tempfile
 import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Le
+from numpy.typing import DTypeLike, NDArray
 
 MAX_JSON_BYTES = 64 << 20
+MAX_DEPTH = 32
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""What text that is no Unicode looks like in JSON, among other text."""
+MAX_DIGITS = 19
+"""Of a whole number: all of 64 bits."""
+MAX_NPY_HEADER_BYTES = 4096
+LARGEST = 2**53
+"""The largest count that a file may claim."""
+Count = Annotated[int, Ge(0), Le(LARGEST)]
 MAX_NAME_BYTES = 96
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
 """The bundle that ships with the package: a small model of moving digits."""
+
+
+@contextlib.contextmanager
+def naming(path: Path | str, temporary: Path | str = "") -> Iterator[None]:
+    """Let errors of the disk name the file that was being written: `path`, or what is `temporary` so far."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or (error.filename and not temporary):
+            raise
+        name = str(error.filename or path).replace(str(temporary) or "\0", str(path))
+        raise OSError(error.errno, os.strerror(error.errno), name) from error
 
 
 @contextlib.contextmanager
@@ -28,21 +64,18 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same folder, with the same suffix; on success it is synced and replaces `path`.
 
     On an exception the temporary file is removed and `path` is left as it was. Missing parent folders are created.
-    Raises: OSError if the folder cannot be written; if the disk is full, the error names `path`.
+    Raises: OSError if the folder cannot be written; errors of the disk name `path`.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected the path of a file")
     temporary = _temporary_sibling(path)
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        with naming(path, temporary):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,12 +93,13 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     temporary = _temporary_sibling(path)
     temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
-        _swap_in(temporary, path)
-        _sync(path.parent)
+        with naming(path, temporary):
+            yield temporary
+            for file in temporary.rglob("*"):
+                _sync(file)
+            _sync(temporary)
+            _swap_in(temporary, path)
+            _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -120,6 +154,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_npy(path: Path | str, array: NDArray[Any]) -> None:
+    """As `np.save`, whose own writing of files loses the reason of a failure, a full disk for example."""
+    with naming(path), open(path, "wb") as file:
+        np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
+
+
 def sha256_file(path: Path | str) -> str:
     """The hex SHA-256 of a file, read in chunks."""
     with open(path, "rb") as file:
@@ -133,21 +173,6 @@ def write_json(path: Path | str, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path | str, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file that is not trusted.
-
-    Raises: OSError if it cannot be opened; ValueError if it is larger than `max_bytes` or not JSON.
-    """
-    with open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise ValueError(f"{path}: larger than {max_bytes} bytes; expected a small JSON file")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({str(error).partition(chr(10))[0]})") from None
-
-
 def safe_name(text: str) -> str:
     """A file stem from any text, at most 96 bytes: letters and digits of all scripts stay, the rest become dashes.
 
@@ -156,3 +181,146 @@ def safe_name(text: str) -> str:
     dashed = "".join(c if c.isalnum() else "-" for c in unicodedata.normalize("NFC", text))
     name = "-".join(filter(None, dashed.split("-")))
     return name.encode("utf-8", "ignore")[:MAX_NAME_BYTES].decode("utf-8", "ignore").strip("-") or "unnamed"
+
+
+@lru_cache
+def _adapter(shape: Any) -> Any:
+    from pydantic import TypeAdapter  # 0.1 s
+
+    return TypeAdapter(shape)
+
+
+def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> Any:
+    """Parse JSON, refusing keys that occur twice, deep nesting, and numbers that are not finite or beyond 64 bits.
+
+    Raises: ValueError that names `origin`.
+    """
+    try:
+        value = json.loads(
+            data,
+            object_pairs_hook=_dict_of_unique_keys,
+            parse_int=_integer,
+            parse_float=None if allow_nan else _finite,
+            parse_constant=None if allow_nan else _refuse_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{origin} is damaged: not readable as JSON ({_first_line(error)})") from None
+    if SURROGATE.search(data):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError):
+            raise ValueError(f"{origin} is damaged: it holds half a character, such as \\ud800") from None
+    if isinstance(value, dict | list) and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"{origin} is damaged: its JSON is nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def read_json(path: Path | str, shape: Any = Any, *, max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False) -> Any:
+    """Read a JSON file whose value must be a `shape`.
+
+    Raises: OSError if it cannot be opened; ValueError that names the file and the key.
+    """
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"{path} is larger than {max_bytes} bytes; expected a small JSON file")
+    return checked(parse_json(data, path, allow_nan=allow_nan), shape, path)
+
+
+def checked(value: Any, shape: Any, origin: Path | str) -> Any:
+    """`value` if it is a `shape`. Raises: ValueError that names `origin` and the key."""
+    from pydantic import ValidationError
+
+    try:
+        _adapter(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, first["loc"]))[:200]
+        got = "" if first["type"] == "missing" else f", got {reprlib.repr(first['input'])}"
+        message = first["msg"].removeprefix("Input ").lower()
+        raise ValueError(f"{origin} is damaged: {key or 'its value'}: {message}{got}") from None
+    return value  # as it was read, with the keys that the shape does not have
+
+
+def open_npy(
+    path: Path | str, dtypes: DTypeLike | tuple[DTypeLike, ...], shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """Memory-map an array, read-only. `dtypes`: those allowed, byte order included; `shape`: None is any length.
+
+    Raises: OSError if it cannot be opened; ValueError unless the header says that and the file has that size.
+    """
+    allowed = [np.dtype(dtype) for dtype in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"format {version}")
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Python's parser
+                found, fortran_order, dtype = read(file, max_header_size=MAX_NPY_HEADER_BYTES)
+        except Exception as error:  # a damaged header makes numpy raise many kinds
+            raise ValueError(f"{path} is not a readable .npy file ({_first_line(error)[:200]})") from None
+        begin, size = file.tell(), file.seek(0, 2)
+    fits = len(found) == len(shape) and all(
+        type(n) is int and 0 <= n <= LARGEST and want in (None, n) for n, want in zip(found, shape, strict=True)
+    )
+    if not fits or fortran_order or dtype not in allowed:
+        wanted = f"{' or '.join(map(str, allowed))} of shape {_describe_shape(shape)}"
+        order = ", columns first" if fortran_order else ""
+        got = f"{reprlib.repr(str(dtype))[1:-1]} of shape {reprlib.repr(list(found))}{order}"
+        raise ValueError(f"{path} holds {got}; expected {wanted}")
+    expected = begin + math.prod(found) * dtype.itemsize
+    if size != expected:
+        raise ValueError(f"{path} has {size} bytes, its header says {expected}; it is cut short or damaged")
+    if size == begin:
+        return np.empty(found, dtype)  # nothing to map
+    return np.memmap(path, dtype, "r", begin, found)
+
+
+def _describe_shape(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('any' if n is None else str(n) for n in shape)}]"
+
+
+def _dict_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {repeated[:200]!r} occurs twice")
+    return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise ValueError(f"the number {digits[:24]}... has {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits[:24]} is not finite")
+    return number
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether containers are nested more than `depth` deep."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -4,13 +4,28 @@ Both write to stderr; commands print results to stdout. The rank is read from RA
 """
 
 import contextlib
+import errno
 import logging
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+DISK_ADVICE = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk, and run the same command again",
+    errno.EDQUOT: "your quota is used up: remove files, or choose a folder elsewhere, and run the same command again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose a folder on another file system",
+    errno.EIO: "the disk fails to read or write: check it, or choose a folder on another disk",
+    errno.EROFS: "choose a folder on a disk that is mounted for writing",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can('t|not) allocate memory|bad_alloc", re.IGNORECASE)
+"""Matches messages of torch and of C++ libraries that mean that memory is full."""
 
 
 def rank() -> int:
@@ -60,11 +75,39 @@ def progress(
     )
 
 
-def one_line(error: Exception) -> str:
-    """An error as one line for the user."""
+def one_line(error: BaseException, memory_advice: str = "ask for less at once") -> str:
+    """An error as one line for the user; says what to do if the disk or the memory is full."""
+    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{error.filename}: {error.strerror}"
+    if is_out_of_memory(error):
+        return f"out of memory ({text[:200]}); {memory_advice}, or use a machine with more memory"
+    if isinstance(error, OSError) and error.errno in DISK_ADVICE:
+        return f"{text} ({_describe_disk(error.filename)}); {DISK_ADVICE[error.errno]}"
+    return text
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or a library means that the memory of the machine or the GPU is full."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+    )
+
+
+def _describe_disk(name: str | None) -> str:
+    """The disk that a file is on, and what is free there."""
+    folder = Path(name or ".").absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return f"the disk of {folder}"
+    while not folder.is_mount() and folder != folder.parent:
+        folder = folder.parent
+    return f"the disk at {folder} has {free / 1e6:,.0f} MB free"
 
 
 class _StderrHandler(logging.Handler):

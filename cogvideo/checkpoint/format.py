@@ -14,19 +14,55 @@ sizes are bounded, names cannot leave the folder, hashes are checked, and damage
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from cogvideo.checkpoint.tensor_file import TensorInfo, parse_json, read_header, write_tensor_file
-from cogvideo.files import atomic_directory, sha256_file, write_json
+from cogvideo.checkpoint.tensor_file import TensorInfo, read_header, write_tensor_file
+from cogvideo.files import Count, atomic_directory, checked, read_json, sha256_file, write_json
 
 WEIGHTS, INDEX, CONFIG, MANIFEST = "model.safetensors", "model.safetensors.index.json", "config.json", "manifest.json"
 FORMAT = 1
 MAX_SHARD_BYTES = 4 << 30
 MAX_JSON_BYTES = 16 << 20
 SHARD_NAME = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+
+
+class FileEntry(TypedDict):
+    """A file in a manifest."""
+
+    sha256: str
+    size: Count
+
+
+class Manifest(TypedDict):
+    """manifest.json."""
+
+    files: dict[str, FileEntry]
+
+
+class TrunkPointer(TypedDict):
+    """Where the trunk is that a stage does not store."""
+
+    path: str
+    sha256: str
+
+
+class StoredConfig(TypedDict):
+    """config.json."""
+
+    format: int
+    config: dict[str, Any]
+    extra: dict[str, Any]
+    trunk: NotRequired[TrunkPointer | None]
+
+
+class Index(TypedDict):
+    """model.safetensors.index.json."""
+
+    weight_map: dict[str, str]
 
 
 class Checkpoint:
@@ -155,19 +191,16 @@ def _load(directory: Path, verify: bool, allow_trunk: bool) -> Checkpoint:
         looks_like_sat = (directory / "latest").is_file()
         hint = "it looks like a SAT checkpoint: run `cogvideo convert`" if looks_like_sat else "give another folder"
         raise FileNotFoundError(f"{directory} is not a cogvideo checkpoint, it has no {MANIFEST}; {hint}")
-    manifest = _read_object(directory / MANIFEST)
-    files = manifest.get("files")
-    if not isinstance(files, dict):
-        raise ValueError(f"{directory / MANIFEST} is damaged: it lists no files")
+    files = read_json(directory / MANIFEST, Manifest, max_bytes=MAX_JSON_BYTES)["files"]
     _check_file(directory, CONFIG, files, verify)
-    content = _read_object(directory / CONFIG)
+    content = read_json(directory / CONFIG, dict[str, Any], max_bytes=MAX_JSON_BYTES)
     if content.get("format") != FORMAT:
         raise ValueError(
-            f"{directory / CONFIG} has format {content.get('format')!r}, this version reads {FORMAT}; update cogvideo"
+            f"{directory / CONFIG} has format {content.get('format')!r:.40}, this version reads {FORMAT}; "
+            "update cogvideo"
         )
-    config, extra, trunk_pointer = content.get("config"), content.get("extra"), content.get("trunk")
-    if not isinstance(config, dict) or not isinstance(extra, dict):
-        raise ValueError(f"{directory / CONFIG} is damaged: config and extra must be objects")
+    content = checked(content, StoredConfig, directory / CONFIG)
+    config, extra, trunk_pointer = content["config"], content["extra"], content.get("trunk")
     trunk = None
     if trunk_pointer is not None:
         if not allow_trunk:
@@ -177,9 +210,7 @@ def _load(directory: Path, verify: bool, allow_trunk: bool) -> Checkpoint:
 
     if INDEX in files:
         _check_file(directory, INDEX, files, verify)
-        weight_map = _read_object(directory / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError(f"{directory / INDEX} is damaged: it has no weight_map of names")
+        weight_map = read_json(directory / INDEX, Index, max_bytes=MAX_JSON_BYTES)["weight_map"]
     else:
         weight_map = None
     for name in [WEIGHTS] if weight_map is None else sorted(set(weight_map.values())):
@@ -211,22 +242,12 @@ def _split_into_shards(infos: Mapping[str, TensorInfo], max_bytes: int) -> dict[
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of bounded size."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
-    value = parse_json(path.read_bytes(), path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it is not a JSON object")
-    return value
-
-
-def _check_file(directory: Path, name: str, files: dict[str, Any], verify: bool) -> None:
+def _check_file(directory: Path, name: str, files: dict[str, FileEntry], verify: bool) -> None:
     """Compare a file with its entry in the manifest."""
     path, entry = directory / name, files.get(name)
-    size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-    if type(size) is not int or not isinstance(sha256, str):
+    if entry is None:
         raise ValueError(f"{directory / MANIFEST} is damaged: it has no size and sha256 of {name}")
+    size, sha256 = entry["size"], entry["sha256"]
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, {MANIFEST} lists it; fetch the checkpoint again")
     if path.stat().st_size != size:
@@ -244,10 +265,8 @@ def _make_trunk_pointer(directory: Path, trunk: Path) -> dict[str, str]:
     return {"path": f"../{target.relative_to(parent).as_posix()}", "sha256": sha256_file(target / MANIFEST)}
 
 
-def _load_trunk(directory: Path, pointer: Any, verify: bool) -> Checkpoint:
+def _load_trunk(directory: Path, pointer: TrunkPointer, verify: bool) -> Checkpoint:
     config_path = directory / CONFIG
-    if not isinstance(pointer, dict) or not all(isinstance(pointer.get(key), str) for key in ("path", "sha256")):
-        raise ValueError(f"{config_path} is damaged: `trunk` must give path and sha256")
     directory = directory.resolve()
     path = pointer["path"]
     target = (directory / path).resolve() if "\0" not in path and len(path) < 1024 else directory

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
-from cogvideo.checkpoint.format import MANIFEST, Checkpoint
+from cogvideo.checkpoint.format import MANIFEST, Checkpoint, Manifest
 from cogvideo.checkpoint.load import check_fits
 from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, parameter_shapes
 from cogvideo.dtypes import dtype_name
@@ -33,7 +33,7 @@ NOT_IN_TRUNK = re.compile(r"^extra_position_embeddings|\.temporal_attention\.|\.
 
 def describe_files(checkpoint: Checkpoint, verified: bool) -> str:
     """The folder, its size, its trunk and the `extra` fields stored with it."""
-    files = read_json(checkpoint.directory / MANIFEST)["files"]
+    files = read_json(checkpoint.directory / MANIFEST, Manifest)["files"]
     size = sum(file["size"] for file in files.values())
     lines = [
         f"{checkpoint.directory}: {len(files)} files, {size:,} bytes, "

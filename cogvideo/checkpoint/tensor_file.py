@@ -7,7 +7,6 @@ we write and read the (simple) header ourselves: 8 bytes of length, JSON, then t
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.dtypes import CODE_OF_DTYPE, DTYPE_OF_CODE, dtype_name
+from cogvideo.files import naming, parse_json
 
 MAX_HEADER_BYTES = 16 << 20
 """About a hundred times the header of a full-size stage; bounds what a hostile file can make us allocate."""
@@ -68,7 +68,7 @@ def write_tensor_file(path: Path, infos: Mapping[str, TensorInfo], read: Callabl
     text += b" " * (-len(text) % 8)
     assert len(text) <= MAX_HEADER_BYTES
     digest = hashlib.sha256()
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         for piece in (len(text).to_bytes(8, "little"), text):
             digest.update(piece)
             file.write(piece)
@@ -139,19 +139,3 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, Tens
     if end - begin != info.nbytes:
         raise ValueError(f"{entry_of} spans {end - begin} bytes, {info} needs {info.nbytes}")
     return begin, end, name, info
-
-
-def parse_json(data: bytes, path: Path) -> Any:
-    """Parse JSON, refusing a key that occurs twice. Raises: ValueError that names the file."""
-
-    def to_dict_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f"the key {repeated[:200]!r} occurs twice")
-        return result
-
-    try:
-        return json.loads(data, object_pairs_hook=to_dict_of_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None

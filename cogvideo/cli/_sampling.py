@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cogvideo.sampling.inputs import InputClips
     from cogvideo.sampling.jobs import Job
     from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.sampling.runner import RunDirectory
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +59,10 @@ def run_job(
     Raises: ValueError, OSError before anything is written.
     """
     from cogvideo.files import BUNDLED_WEIGHTS
-    from cogvideo.logs import get_logger, progress
+    from cogvideo.locks import lock_folder
     from cogvideo.sampling.bundle import fingerprint
     from cogvideo.sampling.jobs import describe_job
-    from cogvideo.sampling.runner import RunDirectory, clip_groups, write_clips
+    from cogvideo.sampling.runner import RunDirectory
 
     plan = describe_job(job)
     if args.dry_run:
@@ -71,12 +72,20 @@ def run_job(
     directory = args.model or BUNDLED_WEIGHTS
     identity: dict[str, Any] = {"weights": fingerprint(directory), **job.identity()}
     run = RunDirectory(out, identity, processes)
-    if not run.begin(overwrite=args.overwrite, resume=args.resume):
-        if processes.rank == 0:
-            print(f"{plan}: {out} is already finished")
-        return
-    own_clips = sum(map(len, clip_groups(job, processes)))
-    name, interruption = ("tokens", resume_hint(out)) if stop is None else (out.name, nullcontext())
+    with lock_folder(out, processes):
+        begun = run.begin(overwrite=args.overwrite, resume=args.resume)
+        if begun:
+            _write_clips(job, run, str(directory), stop)
+    if processes.rank == 0:
+        print(f"{plan}: {out}" if begun else f"{plan}: {out} is already finished", flush=True)
+
+
+def _write_clips(job: "Job", run: "RunDirectory", weights: str, stop: threading.Event | None) -> None:
+    from cogvideo.logs import get_logger, progress
+    from cogvideo.sampling.runner import clip_groups, write_clips
+
+    own_clips = sum(map(len, clip_groups(job, run.processes)))
+    name, interruption = ("tokens", resume_hint(run.out)) if stop is None else (run.out.name, nullcontext())
     with interruption, progress(own_clips * job.tokens_per_clip, name, "tok") as bar:
 
         def count_tokens(drawn: int) -> None:
@@ -84,11 +93,9 @@ def run_job(
                 raise SystemExit(1)
             bar.update(drawn)
 
-        for path, final in write_clips(job, run, weights=str(directory), progress=count_tokens):
+        for path, final in write_clips(job, run, weights=weights, progress=count_tokens):
             if final:
                 get_logger().info(str(path))
-    if processes.rank == 0:
-        print(f"{plan}: {out}", flush=True)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.dtypes import FLOAT_DTYPES
+    from cogvideo.locks import lock_output
     from cogvideo.sampling.bundle import BundleConfig, Parts, assemble_bundle
 
     parts = Parts(
@@ -39,9 +40,10 @@ def run(args: argparse.Namespace) -> None:
         iterative=args.iterative,
     )
     dtype = FLOAT_DTYPES[args.dtype]
-    assemble_bundle(
-        args.out, parts, config=BundleConfig(), num_clusters=args.clusters, dtype=dtype, overwrite=args.overwrite
-    )
+    with lock_output(args.out):
+        assemble_bundle(
+            args.out, parts, config=BundleConfig(), num_clusters=args.clusters, dtype=dtype, overwrite=args.overwrite
+        )
     files = [path for path in sorted(args.out.rglob("*")) if path.is_file()]
     for path in files:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(args.out)}")

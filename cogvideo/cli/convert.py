@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.config import load_config
     from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.files import remove_leftovers
+    from cogvideo.locks import lock_output
     from cogvideo.logs import get_logger, progress
 
     if args.to.exists():
@@ -56,9 +57,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(conversion.written)} tensors mapped, {len(conversion.dropped)} dropped")
     if args.dry_run:
         return
-    for leftover in remove_leftovers(args.to):
-        get_logger().info(f"removed {leftover}, left by an interrupted run")
-    get_logger().info("checking the source's checksums, then writing")
-    with progress(conversion.num_writes, "converting", "tensors") as bar:
-        conversion.run(bar.update)
+    with lock_output(args.to):
+        for leftover in remove_leftovers(args.to):
+            get_logger().info(f"removed {leftover}, left by an interrupted run")
+        get_logger().info("checking the source's checksums, then writing")
+        with progress(conversion.num_writes, "converting", "tensors") as bar:
+            conversion.run(bar.update)
     print(f"{args.to}: written")

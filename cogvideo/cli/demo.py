@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
     port = free_port(args.host, args.port)
     from cogvideo.demo.service import DemoService
     from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.locks import lock_folder
     from cogvideo.sampling.bundle import load_sample_config
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.pipeline import Pipeline
@@ -77,21 +78,22 @@ def run(args: argparse.Namespace) -> None:
     if args.direct is not None:
         loading = UpsampleConfig(weights=config.weights, device=config.device, stream_layers=config.stream_layers)
         upsampler = open_upsampler(directory, args.direct, args.iterative, loading)
-    service = DemoService(pipeline, config, args.out, directory=directory, upsampler=upsampler)
-    from cogvideo.demo.server import serve
+    with lock_folder(args.out):
+        service = DemoService(pipeline, config, args.out, directory=directory, upsampler=upsampler)
+        from cogvideo.demo.server import serve
 
-    page = serve(
-        service,
-        about=f"{service.about} {ABOUT_BUNDLED if bundled else ''}",
-        examples=examples,
-        host=args.host,
-        port=port,
-        share=args.share,
-        max_running=args.at_once,
-    )
-    with page as address:
-        print(f"CogVideo is at {address}, results in {args.out}; Ctrl-C ends it", flush=True)
-        threading.Event().wait()
+        page = serve(
+            service,
+            about=f"{service.about} {ABOUT_BUNDLED if bundled else ''}",
+            examples=examples,
+            host=args.host,
+            port=port,
+            share=args.share,
+            max_running=args.at_once,
+        )
+        with page as address:
+            print(f"CogVideo is at {address}, results in {args.out}; Ctrl-C ends it", flush=True)
+            threading.Event().wait()
 
 
 def free_port(host: str, port: int) -> int:

@@ -16,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from cogvideo.locks import lock_output
     from cogvideo.worlds.digits.files import write_dataset
 
-    print(write_dataset(args.out, args.split, args.count, args.seed, pixels=args.pixels))
+    with lock_output(args.out):
+        print(write_dataset(args.out, args.split, args.count, args.seed, pixels=args.pixels))

@@ -10,6 +10,7 @@ and override the ones that come with the weights.
 """
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.files import write_json
+    from cogvideo.locks import lock_output
     from cogvideo.logs import get_logger
     from cogvideo.worlds.digits.benchmark import DigitBenchmarkConfig, format_table, run_benchmark
 
@@ -51,10 +53,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--json {args.json} cannot be written; name a file in a folder that exists")
 
     tokenizer, generate, about = _real_clips(args) if args.real else _model_clips(args)
-    results = run_benchmark(benchmark, tokenizer, generate, get_logger("eval").info)
-    print(format_table(results))
-    if args.json:
-        write_json(args.json, {**about, **results.to_json()})
+    with lock_output(args.json) if args.json else nullcontext():
+        results = run_benchmark(benchmark, tokenizer, generate, get_logger("eval").info)
+        print(format_table(results))
+        if args.json:
+            write_json(args.json, {**about, **results.to_json()})
 
 
 def _real_clips(args: argparse.Namespace) -> "tuple[ImageTokenizer, None, dict[str, Any]]":

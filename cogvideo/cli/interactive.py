@@ -30,6 +30,7 @@ MAX_RUNNING = 8
 def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str]) -> None:
     """Run prompts until standard input ends. Raises: ValueError, OSError if the output folder cannot be used."""
     from cogvideo.files import BUNDLED_WEIGHTS, safe_name
+    from cogvideo.locks import lock_folder
     from cogvideo.sampling.bundle import load_sample_config
     from cogvideo.sampling.config import LOADING_KEYS
     from cogvideo.sampling.jobs import clip_job
@@ -38,10 +39,10 @@ def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: l
     directory = args.model or BUNDLED_WEIGHTS
     config = load_sample_config(directory, args.config, overrides)
     given = read_given_clips(args, pipeline, config)
-    claim_folder(args.out, args.overwrite)
     samples_per_caption: dict[str, int] = {}
     num_prompts = 0
-    with WorkerPool(args) as workers:
+    with lock_folder(args.out), WorkerPool(args) as workers:
+        claim_folder(args.out, args.overwrite)
         for line in _read_lines():
             try:
                 prompt = normalise(line)

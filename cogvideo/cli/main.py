@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from cogvideo import __version__
-from cogvideo.logs import one_line
+from cogvideo.logs import is_out_of_memory, one_line
 
 COMMANDS = {
     "digits": "write the built-in moving digits as videos and captions",
@@ -48,19 +48,34 @@ INTERRUPTED = 128 + int(signal.SIGINT)
 REPEAT_SECONDS = 5.0
 """Launchers repeat SIGTERM without meaning more; a second one within this time must not interrupt the cleaning up."""
 
+LESS_AT_ONCE = "ask for less at once"
+MEMORY_ADVICE = {
+    "prepare": "lower encode_batch, workers or max_video_mib",
+    "train": "lower train.micro_batch_size, or set train.recompute=layer",
+    "sample": "lower clips_at_once or rounds",
+    "interpolate": "lower clips_at_once or rounds",
+    "upsample": "lower frames_at_once",
+    "eval": "lower clips_at_once or --num-prompts",
+    "score": "lower --batch",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code."""
     _shorten_openmp_spinning()
     words = list(sys.argv[1:] if argv is None else argv)
-    code = run_command(lambda: _dispatch(_drop_launcher_options(words)))
+    words = _drop_launcher_options(words)
+    advice = MEMORY_ADVICE.get(words[0] if words else "", LESS_AT_ONCE)
+    code = run_command(lambda: _dispatch(words), memory_advice=advice)
     if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python ignores a KeyboardInterrupt while it shuts down
     return code
 
 
-def run_command(work: Callable[[], int | None], name: str = "cogvideo") -> int:
+def run_command(work: Callable[[], int | None], name: str = "cogvideo", *, memory_advice: str = LESS_AT_ONCE) -> int:
     """Do a command's work and return its exit code; errors are one line that begins with the command's name.
+
+    `memory_advice`: what to do if memory is full.
 
     A signal ends the work by an exception, so that temporary files are removed. The exit code then is 128 + its number
     whatever becomes of that exception: a library may catch it or turn it into another.
@@ -77,12 +92,14 @@ def run_command(work: Callable[[], int | None], name: str = "cogvideo") -> int:
         except BrokenPipeError:  # `cogvideo inspect ... | head`; without this Python fails again when it flushes stdout
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error) and not received:
+                raise
             if os.environ.get("COGVIDEO_TRACEBACK") == "1":
                 traceback.print_exc()
             code = 2
             if not received:
-                print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+                print(f"{name}: error: {one_line(error, memory_advice)}", file=sys.stderr)
         except Exception:
             if not received:
                 raise

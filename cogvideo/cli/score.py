@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.checkpoint.load import load_model
     from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.evaluation.likelihood import score_clips
+    from cogvideo.locks import lock_output
     from cogvideo.logs import progress
 
     for name in ("batch", "limit"):
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(f"{count} clips of {config.num_frames} frames; nothing was written")
         return
-    with progress(count, "scoring", "clips") as bar:
+    with lock_output(args.out), progress(count, "scoring", "clips") as bar:
         means = score_clips(
             model, source, args.out, count=count, batch_size=args.batch, logits=args.logits, progress=bar.update
         )

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.readers import open_captions
+    from cogvideo.locks import lock_output
     from cogvideo.tokenizers.image import open_image_tokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
         log.warning("skipped %s", reason)
     captions = [caption.text for caption in found]
     num_codes = open_image_tokenizer(args.tokenizer).num_tokens
-    tokenizer = TextTokenizer.train(captions, args.out, args.pieces, num_codes)
+    with lock_output(args.out):
+        tokenizer = TextTokenizer.train(captions, args.out, args.pieces, num_codes)
     sample = captions[0]
     size = tokenizer.vocabulary.size
     print(f"{args.out}: {size} ids, {num_codes} of them image codes; trained on {len(captions)} captions")

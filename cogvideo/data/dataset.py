@@ -5,7 +5,6 @@ listed twice counts twice. Rows, arrays and captions are memory-mapped; memory g
 offset of its line.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,15 +12,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import TypedDict
 
 from cogvideo.data.shards import Kind, Shard, open_rows, open_shards, read_manifest
-from cogvideo.files import sha256_file
+from cogvideo.files import checked, parse_json, sha256_file
 
 Folders = str | Path | Sequence[str | Path]
 
 MAX_OPEN_ARRAYS = 256
 """Arrays that stay open: a process may commonly open 1,024 files, and large data has more shards than that."""
 CHUNK_BYTES = 1 << 24
+MAX_CAPTION_BYTES = 1 << 20
+"""Of one line of captions.jsonl."""
 
 
 class ClipDataset:
@@ -165,6 +167,8 @@ class _PreparedFolder:
         self.rows = open_rows(path, self.manifest, self.shards)
         first = self.shards[0].load(self.name)
         self.row_shape, self.dtype = first.shape[1:], first.dtype
+        if not all(self.row_shape):
+            raise ValueError(f"{path} holds rows of shape {list(self.row_shape)}, which are empty; prepare it again")
 
     def load(self, shard: int) -> NDArray[Any]:
         array = self.shards[shard].load(self.name)
@@ -282,6 +286,12 @@ class ConcatenatedArrays:
         return np.stack([self._load(int(array))[offset] for array, offset in zip(which, offsets, strict=True)])
 
 
+class CaptionLine(TypedDict):
+    """A line of captions.jsonl."""
+
+    text: str
+
+
 class CaptionTexts:
     """The texts in a prepared folder's captions.jsonl by line number, read from the file on each access."""
 
@@ -302,7 +312,9 @@ class CaptionTexts:
     def __getitem__(self, index: int) -> str:
         """Raises: ValueError if the line is damaged."""
         try:
-            return str(json.loads(self._bytes[self._starts[index] : self._starts[index + 1]].tobytes())["text"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+            line = self._bytes[self._starts[index] : self._starts[index + 1]][: MAX_CAPTION_BYTES + 1].tobytes()
+            text: str = checked(parse_json(line, self.path), CaptionLine, self.path)["text"]
+            return text
+        except ValueError:
             problem = "expected an object with `text`; prepare it again"
             raise ValueError(f"{self.path}, line {index + 1}: {problem}") from None

@@ -33,6 +33,7 @@ from cogvideo.data.shards import (
 )
 from cogvideo.distributed import ProcessGroup
 from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.locks import entries, lock_folder
 from cogvideo.logs import get_logger, progress
 from cogvideo.media.cuts import check_installed
 
@@ -160,10 +161,13 @@ class Preparation:
         """Make this rank's missing shards. Rank 0 waits for the others, writes the manifest and returns it.
 
         `tokenizer` describes the encoder in the manifest.
-        Raises: ValueError if the folder holds other work, a video cannot be used and `strict` is set, no row comes
-        out, or failed processes left shards missing.
+        Raises: ValueError if the folder is in use or holds other work, a video cannot be used and `strict` is set, no
+        row comes out, or failed processes left shards missing.
         """
-        plan = self._plan(tokenizer)
+        with lock_folder(self.out, self.processes):
+            return self._run(encode, self._plan(tokenizer))
+
+    def _run(self, encode: Encode, plan: dict[str, Any]) -> dict[str, Any] | None:
         missing = self.processes.broadcast_from_rank_0(lambda: self._claim(plan))
         self._check_same_plan(plan)  # this rank may have been given other captions or settings than rank 0
         failure = self._make([missing[index] for index in self.processes.shard(len(missing))], encode)
@@ -261,12 +265,12 @@ class Preparation:
         """Write plan.json and captions.jsonl, or check that the same ones are there. Returns the missing shards."""
         if (self.out / "plan.json").is_file():
             self._check_same_plan(plan)
-        elif self.out.exists() and any(entry for entry in self.out.iterdir() if not _is_leftover(entry)):
+        elif self.out.exists() and not all(map(_is_leftover, entries(self.out))):
             raise ValueError(f"{self.out} holds other files; choose a new folder")
         write_json(self.out / "plan.json", plan)
         with atomic_write(self.out / "captions.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(caption.to_json_line() for caption in self.captions)
-        for entry in [*self.out.iterdir(), *self.out.glob("shards/*")]:
+        for entry in [*entries(self.out), *self.out.glob("shards/*")]:
             if _is_leftover(entry):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         finished = finished_shards(self.out)
@@ -276,12 +280,11 @@ class Preparation:
 
     def _check_same_plan(self, plan: dict[str, Any]) -> None:
         """Raises: ValueError that names what differs from the folder's plan."""
-        found = read_json(self.out / "plan.json")
-        differing = [key for key in plan if not isinstance(found, dict) or found.get(key) != plan[key]]
+        found = read_json(self.out / "plan.json", dict[str, Any])
+        differing = [key for key in plan if found.get(key) != plan[key]]
         if differing:
             raise ValueError(
-                f"{self.out} was begun with other {differing[0].removesuffix('_sha256')}; choose another folder, "
-                "or remove it"
+                f"{self.out} was begun with other {differing[0].removesuffix('_sha256')}; choose another folder"
             )
 
     def _undo_claim(self) -> None:
@@ -289,8 +292,6 @@ class Preparation:
         shutil.rmtree(self.out / "shards", ignore_errors=True)
         for name in ("plan.json", "captions.jsonl"):
             (self.out / name).unlink()
-        if not any(self.out.iterdir()):
-            self.out.rmdir()
 
     def _choose_clips(self, times: NDArray[np.float64], caption: Caption) -> list[Clip]:
         if self.kind == "tokens":

@@ -14,15 +14,28 @@ No file holds a time or a machine's name: the same input gives the same bytes.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
-from cogvideo.files import atomic_directory, atomic_write, read_json, sha256_file, write_json
+from cogvideo.files import (
+    Count,
+    atomic_directory,
+    atomic_write,
+    checked,
+    open_npy,
+    read_json,
+    sha256_file,
+    write_json,
+    write_npy,
+)
 
 VERSION = 1
 FORMATS = {"tokens": "cogvideo-tokens", "frames": "cogvideo-frames", "pairs": "cogvideo-pairs"}
@@ -30,14 +43,85 @@ Kind = Literal["tokens", "frames", "pairs"]
 
 ROW = np.dtype([("caption", "<i4"), ("seconds", "<f4"), ("start", "<f4")])
 """One row: caption index, clip length in seconds (0 for a single frame), time of its first frame."""
+TOKEN_TYPES = ("<u2", "<i4")
+ARRAYS: dict[str, tuple[Any, tuple[int | None, ...]]] = {
+    "rows.npy": (ROW, ()),
+    "tokens.npy": (TOKEN_TYPES, (None, None)),
+    "frames.npy": ("|u1", (None, None, 3)),
+    "pairs.npy": (TOKEN_TYPES, (None,)),
+}
+"""Types of each array, and the shape of its rows."""
+
+PREPARE_AGAIN = "prepare it again, into another folder"
+MAKE_AGAIN = "move its folder and manifest.json away, then run prepare again"
+
+
+class FileEntry(TypedDict):
+    """A file in a manifest or a shard.json."""
+
+    bytes: Count
+    sha256: str
+
+
+class ShardInfo(TypedDict):
+    """What a manifest says of a shard, and of the whole."""
+
+    rows: Count
+    files: dict[str, FileEntry]
+
+
+class Skipped(TypedDict):
+    """A caption without rows; more keys say where it is."""
+
+    video: str
+    reason: str
+
+
+class ShardFile(ShardInfo):
+    """shard.json."""
+
+    skipped: list[Skipped]
+
+
+class NamedShard(ShardInfo):
+    """A shard in the manifest."""
+
+    name: str
+
+
+class TokenizerEntry(TypedDict):
+    """The image tokenizer that made the tokens."""
+
+    num_tokens: NotRequired[Annotated[int, Ge(1), Le(2**31)]]
+    compress_rate: NotRequired[Annotated[int, Ge(1), Le(2**16)]]
+
+
+class PreparedSizes(TypedDict):
+    """The sides of frames in pixels, among the settings."""
+
+    frame_pixels: NotRequired[Annotated[int, Ge(1), Le(2**16)]]
+    low_res_pixels: NotRequired[Annotated[int, Ge(1), Le(2**16)] | None]
+
+
+class Manifest(TypedDict):
+    """manifest.json, after its format and version."""
+
+    tokenizer: TokenizerEntry | None
+    config: NotRequired[PreparedSizes]
+    captions_sha256: NotRequired[str]
+    rows_by_seconds: dict[str, Count]
+    shards: list[NamedShard]
+    rows: NotRequired[Count]
+    files: NotRequired[dict[str, FileEntry]]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard, described by its shard.json."""
+    """A finished shard."""
 
     folder: Path
-    info: dict[str, Any]
+    info: Mapping[str, Any]
+    """A `ShardInfo` at least."""
 
     @property
     def num_rows(self) -> int:
@@ -46,27 +130,23 @@ class Shard:
     def load(self, name: str) -> NDArray[Any]:
         """Memory-map one array, such as "rows.npy", read-only. Raises: ValueError if it is damaged."""
         self.check(name)
+        dtypes, row_shape = ARRAYS[name]
         try:
-            array: NDArray[Any] = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{self.folder / name} is not a readable array ({error}); prepare it again") from None
-        if len(array) != self.num_rows:
-            raise ValueError(f"{self.folder / name} holds {len(array)} rows, its shard.json says {self.num_rows}")
-        return array
+            return open_npy(self.folder / name, dtypes, (self.num_rows, *row_shape))
+        except ValueError as error:
+            raise ValueError(f"{error}; {PREPARE_AGAIN}") from None
 
     def check(self, name: str, *, hashes: bool = False) -> None:
         """Compare a file's size, and its hash if `hashes`, with what was written. Raises: ValueError."""
         path, expected = self.folder / name, self.info["files"].get(name)
-        if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
-            raise ValueError(f"{path} is not listed with its size and hash; prepare it again")
+        if expected is None:
+            raise ValueError(f"{path} is not listed with its size and hash; {PREPARE_AGAIN}")
         size = path.stat().st_size if path.is_file() else -1
         if size != expected["bytes"]:
             found = "is missing" if size < 0 else f"has {size} bytes, expected {expected['bytes']}"
-            raise ValueError(f"{path} {found}; remove its folder and manifest.json, then run prepare again")
+            raise ValueError(f"{path} {found}; {MAKE_AGAIN}")
         if hashes and sha256_file(path) != expected["sha256"]:
-            raise ValueError(
-                f"{path} has changed since it was written; remove its folder and manifest.json, then run prepare again"
-            )
+            raise ValueError(f"{path} has changed since it was written; {MAKE_AGAIN}")
 
 
 def shard_folder(out: Path, index: int) -> Path:
@@ -84,13 +164,13 @@ def write_shard(folder: Path, arrays: dict[str, NDArray[Any]], skipped: list[dic
     with atomic_directory(folder) as temporary:
         files = {}
         for name, array in arrays.items():
-            np.save(temporary / name, array, allow_pickle=False)
+            write_npy(temporary / name, array)
             files[name] = _size_and_hash(temporary / name)
         write_json(temporary / "shard.json", {"rows": len(arrays["rows.npy"]), "files": files, "skipped": skipped})
 
 
 def read_shard(folder: Path) -> Shard:
-    return Shard(folder, read_json(folder / "shard.json"))
+    return Shard(folder, read_json(folder / "shard.json", ShardFile))
 
 
 def write_manifest(
@@ -102,7 +182,7 @@ def write_manifest(
     """
     rows = np.concatenate([shard.load("rows.npy") for shard in shards])
     with atomic_write(out / "rows.npy") as temporary:
-        np.save(temporary, rows, allow_pickle=False)
+        write_npy(temporary, rows)
     with atomic_write(out / "skipped.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
         skipped = [*bad_records, *(entry for shard in shards for entry in shard.info["skipped"])]
         file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped)
@@ -130,36 +210,35 @@ def read_manifest(out: Path, kind: Kind) -> dict[str, Any]:
         unfinished = (out / "plan.json").is_file()
         problem = "is not finished; run the same `cogvideo prepare` again" if unfinished else "is not prepared data"
         raise ValueError(f"{out} {problem}")
-    manifest = read_json(path)
-    found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else None
+    manifest: dict[str, Any] = read_json(path, dict[str, Any])
+    found = (manifest.get("format"), manifest.get("version"))
     if found != (FORMATS[kind], VERSION):
-        raise ValueError(f"{path}: expected format {FORMATS[kind]!r} version {VERSION}, got {found}")
-    assert isinstance(manifest, dict)
-    shards, tokenizer = manifest.get("shards"), manifest.get("tokenizer")
-    valid = isinstance(shards, list) and all(
-        isinstance(shard, dict) and isinstance(shard.get("rows"), int) and isinstance(shard.get("files"), dict)
-        for shard in shards
-    )
-    if "files" in manifest:  # rows.npy of all shards in one file
-        counted = isinstance(manifest["files"], dict) and isinstance(manifest.get("rows"), int)
-        valid = valid and counted and sum(shard["rows"] for shard in manifest["shards"]) == manifest["rows"]
-    if not valid or not isinstance(tokenizer, dict | None) or not isinstance(manifest.get("rows_by_seconds"), dict):
-        raise ValueError(f"{path} is damaged: it does not list shards as `cogvideo prepare` does; prepare it again")
+        raise ValueError(f"{path}: expected format {FORMATS[kind]!r} version {VERSION}, got {str(found)[:80]}")
+    try:
+        checked(manifest, Manifest, path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {PREPARE_AGAIN}") from None
+    if "files" in manifest and sum(shard["rows"] for shard in manifest["shards"]) != manifest.get("rows"):
+        raise ValueError(f"{path} is damaged: rows is not the sum over its shards; {PREPARE_AGAIN}")
     return manifest
 
 
 def open_rows(out: Path, manifest: dict[str, Any], shards: list[Shard]) -> NDArray[Any]:
     """The rows of all shards: (rows,) of ROW. Raises: ValueError if they are damaged."""
     if "files" in manifest:
-        return Shard(out, manifest).load("rows.npy")
-    return np.concatenate([shard.load("rows.npy") for shard in shards])  # written before there was one rows.npy
+        rows = Shard(out, checked(manifest, ShardInfo, out / "manifest.json")).load("rows.npy")
+    else:  # written before there was one rows.npy
+        rows = np.concatenate([shard.load("rows.npy") for shard in shards])
+    if not (np.isfinite(rows["seconds"]).all() and rows["seconds"].min(initial=0) >= 0):
+        raise ValueError(f"{out / 'rows.npy'} is damaged: it holds lengths that are no numbers; {PREPARE_AGAIN}")
+    return rows
 
 
 def open_shards(out: Path, manifest: dict[str, Any]) -> list[Shard]:
     """The shards that a manifest lists; reads none of their files. Raises: ValueError for an invalid name."""
     shards = []
     for entry in manifest["shards"]:
-        if not (isinstance(entry.get("name"), str) and entry["name"].isdigit()):
-            raise ValueError(f"{out / 'manifest.json'}: {entry.get('name')!r} is not a shard's name")
+        if not re.fullmatch(r"[0-9]{1,12}", entry["name"]):
+            raise ValueError(f"{out / 'manifest.json'}: {entry['name'][:80]!r} is not a shard's name; {PREPARE_AGAIN}")
         shards.append(Shard(out / "shards" / entry["name"], entry))
     return shards

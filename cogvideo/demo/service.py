@@ -19,6 +19,7 @@ from typing import Any, Literal
 from cogvideo.config import from_dict, to_dict
 from cogvideo.distributed import ProcessGroup
 from cogvideo.files import BUNDLED_WEIGHTS, safe_name
+from cogvideo.locks import entries
 from cogvideo.media.video import check_untrusted
 from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
@@ -95,7 +96,7 @@ class DemoService:
         """
         self.pipeline, self.config, self.out, self.upsampler = pipeline, config, out, upsampler
         self._directory, self._fingerprint = directory, fingerprint(directory)
-        names = [path.name if path.is_dir() else "" for path in out.iterdir()] if out.is_dir() else []
+        names = [path.name if path.is_dir() else "" for path in entries(out)] if out.is_dir() else []
         numbers = [re.match(r"(\d{3,})-", name) for name in names]
         # everything in this folder is served, so nobody else's files may be in it
         claim_folder(out, overwrite=all(numbers))

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cogvideo.files import open_npy
+
 try:
     from cogvideo.kernels import cpu as cpu_kernels
 except ModuleNotFoundError:  # kernels are optional
     cpu_kernels = None  # type: ignore[assignment]
 
 PUBLISHED_CLUSTERS = 500
+LABEL_TYPES = ("<i8", "<i4", "<i2", "<u8", "<u4", "<u2", "|u1", "|i1")
 
 
 class TokenSampler(Protocol):
@@ -107,15 +110,11 @@ def kmeans_labels(codebook: np.ndarray, num_clusters: int, seed: int = 0) -> np.
 def load_labels(path: Path, num_codes: int) -> np.ndarray:
     """Cluster labels from a .npy file. Raises: ValueError unless it holds a non-negative integer for each code."""
     try:
-        with open(path, "rb") as file:  # np.load would also open archives and pickles
-            labels = np.lib.format.read_array(file, allow_pickle=False)
+        labels = open_npy(path, LABEL_TYPES, (num_codes,))
     except ValueError as error:
-        raise ValueError(f"{path} is not a readable .npy file: {error}") from None
-    if labels.shape != (num_codes,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise ValueError(
-            f"{path} holds {labels.dtype} of shape {labels.shape}, expected one cluster number for each of "
-            f"{num_codes} codes"
-        )
+        raise ValueError(f"{error}: the number of a cluster for each of {num_codes} codes") from None
+    if labels.min() < 0:
+        raise ValueError(f"{path} holds {labels.min()}; expected the number of a cluster for each of {num_codes} codes")
     return _without_empty_clusters(labels)
 
 

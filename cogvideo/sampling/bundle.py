@@ -14,6 +14,7 @@ direct_superres/, iterative_superres/   optional; opened by `cogvideo upsample` 
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
-from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json
+from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json, write_npy
 from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.sampler import kmeans_labels, load_labels
 from cogvideo.model.config import ModelConfig
@@ -86,7 +87,7 @@ def open_bundle(
     config_file = directory / "bundle.json"
     config = BundleConfig()
     if config_file.is_file():
-        config = from_dict(BundleConfig, read_json(config_file), str(config_file))
+        config = from_dict(BundleConfig, read_json(config_file, dict[str, Any]), str(config_file))
     for name in HASHED_FILES:
         if name in config.sha256 and sha256_file(directory / name) != config.sha256[name]:
             raise ValueError(
@@ -191,7 +192,7 @@ def assemble_bundle(
         text_tokenizer.save(building / "text.model")
         image_tokenizer = open_image_tokenizer(parts.image_tokenizer)
         image_tokenizer.save(building / "image_tokenizer")
-        np.save(building / "clusters.npy", kmeans_labels(image_tokenizer.codebook.numpy(), num_clusters))
+        write_npy(building / "clusters.npy", kmeans_labels(image_tokenizer.codebook.numpy(), num_clusters))
         for name in MODELS:
             source = getattr(parts, name)
             model = load_model(source, dtype=dtype)

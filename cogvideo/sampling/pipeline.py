@@ -91,7 +91,7 @@ class FrameSampler:
         returns (clips, frames, frame_len). Input and output are on the CPU. `prompts`: one per clip.
         `cache` holds batches under `name` and the index of their first clip. `progress` receives the number of tokens
         just drawn, or loaded from the cache.
-        Raises: ValueError for a cached batch of another shape.
+        Raises: ValueError for a cached batch of another shape, or with tokens that do not exist.
         """
         scale = self.config.guidance_scale
         batches = []
@@ -100,11 +100,7 @@ class FrameSampler:
             batch_name = f"{name}-{first:06d}"
             batch = None if cache is None else cache.load(batch_name)
             if batch is not None:
-                if batch.shape != known[part].shape:
-                    raise ValueError(
-                        f"the cached batch {batch_name} has shape {tuple(batch.shape)}, expected "
-                        f"{tuple(known[part].shape)}; remove it"
-                    )
+                check_cached(batch, batch_name, known[part].shape, self.engine.model.config.vocabulary.num_image_tokens)
                 if progress is not None:
                     progress(len(batch) * self.program.tokens_per_clip)
             else:
@@ -447,3 +443,14 @@ def decode_frames(tokenizer: ImageTokenizer, tokens: Tensor) -> np.ndarray:
     images = tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])).mul(255).round().to(torch.uint8)
     pixels = rearrange(images, "n c h w -> n h w c")
     return pixels.reshape(*tokens.shape[:-1], *pixels.shape[1:]).numpy(force=True)
+
+
+def check_cached(batch: Tensor, name: str, shape: torch.Size | tuple[int, ...], num_codes: int) -> None:
+    """Check a batch from a resumable run. Raises: ValueError."""
+    elsewhere = "start again in another folder, or here with --overwrite"
+    if batch.shape != shape:
+        raise ValueError(
+            f"the cached batch {name} has shape {tuple(batch.shape)}, expected {tuple(shape)}; {elsewhere}"
+        )
+    if not 0 <= int(batch.min()) <= int(batch.max()) < num_codes:
+        raise ValueError(f"the cached batch {name} holds token {int(batch.max())} of {num_codes}; {elsewhere}")

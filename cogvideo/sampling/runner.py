@@ -26,16 +26,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from cogvideo.distributed import ProcessGroup
-from cogvideo.files import atomic_write, read_json, safe_name, write_json
+from cogvideo.files import Count, atomic_write, checked, read_json, safe_name, write_json
 from cogvideo.inference.engine import Progress
+from cogvideo.locks import LOCK_NAME, entries
 from cogvideo.sampling.jobs import Job
 from cogvideo.sampling.outputs import describe_samples, write_clip, write_summary
 
 UNFINISHED, RECORD, RESULT = "unfinished", "work.json", "samples.json"
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.\w+)?")
 """Names of temporary files that a killed `files.atomic_write` leaves behind."""
+
+START_ELSEWHERE = "start again in another folder, or here with --overwrite"
+
+
+class Record(TypedDict):
+    """work.json."""
+
+    work: dict[str, Any]
+    processes: Count
 
 
 class WrittenFile(NamedTuple):
@@ -98,7 +109,7 @@ def claim_folder(out: Path, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if out.is_dir() and entries(out) and not overwrite:
         raise FileExistsError(f"{out} is not empty; choose another folder, or --overwrite to replace files in it")
     out.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=out).close()
@@ -133,17 +144,21 @@ class RunDirectory:
     def _claim(self, overwrite: bool, resume: bool) -> bool:
         record = {"work": self.identity, "processes": self.processes.size}
         if resume and (self.folder / RECORD).is_file():
-            self._check_same_run(read_json(self.folder / RECORD))
+            self._check_same_run(read_json(self.folder / RECORD, dict[str, Any]))
             for path in [*self.out.iterdir(), *self.folder.iterdir()]:
                 if TEMPORARY.fullmatch(path.name):
                     path.unlink()
             return True
         if resume and (self.out / RESULT).is_file():
-            if read_json(self.out / RESULT).get("made_from") != self.digest:
+            if read_json(self.out / RESULT, dict[str, Any]).get("made_from") != self.digest:
                 raise ValueError(f"{self.out} holds finished clips of another run; use the same prompts and settings")
             return False
-        if resume and self.out.is_dir() and any(not TEMPORARY.fullmatch(path.name) for path in self.out.rglob("*")):
-            if any(path.name != UNFINISHED for path in self.out.iterdir()):
+        if (
+            resume
+            and self.out.is_dir()
+            and any(path.name != LOCK_NAME and not TEMPORARY.fullmatch(path.name) for path in self.out.rglob("*"))
+        ):
+            if any(path.name != UNFINISHED for path in entries(self.out)):
                 raise FileExistsError(f"{self.out} holds no run to resume; choose another folder")
         elif self.folder.is_dir() and not overwrite:
             raise FileExistsError(
@@ -156,11 +171,13 @@ class RunDirectory:
         write_json(self.folder / RECORD, record)
         return True
 
-    def _check_same_run(self, record: Any) -> None:
+    def _check_same_run(self, record: dict[str, Any]) -> None:
         """Raises: ValueError that names the difference."""
-        recorded = record.get("work") if isinstance(record, dict) else None
-        if not isinstance(recorded, dict):
-            raise ValueError(f"{self.folder / RECORD} is damaged; remove {self.folder} to start over")
+        try:
+            checked(record, Record, self.folder / RECORD)
+        except ValueError as error:
+            raise ValueError(f"{error}; {START_ELSEWHERE}") from None
+        recorded = record["work"]
         if recorded.keys() != self.identity.keys():
             raise ValueError(f"{self.out} was started by another command; use the same one")
         for name, value in self.identity.items():
@@ -190,10 +207,14 @@ class RunDirectory:
         """The tokens of all groups of all processes, in the order of the clips: (num_clips, frames, frame_len)."""
         files = [path for path in self.folder.glob("*.safetensors") if path.stem.isdecimal()]
         groups = [_load(path) for path in files]
+        for path, group in zip(files, groups, strict=True):
+            tokens, clips = group["tokens"], group["clips"]
+            if tokens.ndim != 3 or clips.shape != tokens.shape[:1] or tokens.shape[1:] != groups[0]["tokens"].shape[1:]:
+                raise ValueError(f"{path} is damaged: its tokens have shape {list(tokens.shape)}; {START_ELSEWHERE}")
         tokens, clips = (torch.cat([group[name] for group in groups]) for name in ("tokens", "clips"))
         order = clips.argsort()
         if not torch.equal(clips[order], torch.arange(num_clips)):
-            raise ValueError(f"{self.folder} does not hold every clip once; remove {self.out} and start over")
+            raise ValueError(f"{self.folder} does not hold every clip once; {START_ELSEWHERE}")
         return tokens[order]
 
     def end(self) -> None:
@@ -244,7 +265,14 @@ def _save(path: Path, **tensors: Tensor) -> None:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
+    """`tokens`, and `clips` of a finished group, all int64. Raises: ValueError if the file is damaged."""
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); remove it to draw it again") from None
+        reason = str(error).splitlines()[0]
+    else:
+        expected = {"tokens", "clips"} if path.stem.isdecimal() else {"tokens"}
+        if tensors.keys() == expected and all(tensor.dtype == torch.int64 for tensor in tensors.values()):
+            return tensors
+        reason = f"it holds {', '.join(f'{name} {tensor.dtype}' for name, tensor in tensors.items())}"[:200]
+    raise ValueError(f"{path} is damaged ({reason}); {START_ELSEWHERE}") from None

@@ -25,7 +25,7 @@ from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, Token
 from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.bundle import SUPERRES, open_tokenizers, place_model
 from cogvideo.sampling.config import UpsampleConfig
-from cogvideo.sampling.pipeline import BatchCache
+from cogvideo.sampling.pipeline import BatchCache, check_cached
 from cogvideo.sequence.prompt import Encode
 from cogvideo.superres.batch import pad_captions
 from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask
@@ -146,7 +146,10 @@ class Upsampler:
                 numbers = range(first, min(first + self.config.frames_at_once, frames.shape[1]))
                 name = f"fine-{clip:06d}-{first:06d}"
                 batch = None if cache is None else cache.load(name)
-                if batch is None:
+                if batch is not None:
+                    shape = (len(numbers), self.tokens_per_frame)
+                    check_cached(batch, name, shape, self.image_tokenizer.num_tokens)
+                else:
                     some = frames[clip, numbers.start : numbers.stop]
                     batch = self.upsample_frames(some, keys[clip], prompts[clip], numbers)
                     if cache is not None:

@@ -6,11 +6,12 @@ A saved tokenizer is a folder of `config.json` and `model.safetensors`. Not here
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cogvideo.config import from_dict, to_dict
@@ -103,7 +104,7 @@ class ImageTokenizer:
         weights = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
         with atomic_directory(path, replace=replace) as folder:
             write_json(folder / CONFIG_FILE, to_dict(self.config))
-            save_file(weights, str(folder / WEIGHTS_FILE))
+            (folder / WEIGHTS_FILE).write_bytes(save(weights))  # save_file loses the reason of a failure
 
     @classmethod
     def load(cls, directory: Path | str) -> "ImageTokenizer":
@@ -112,7 +113,9 @@ class ImageTokenizer:
         Raises: OSError for a missing file; ValueError for a config or weights that are damaged or do not fit.
         """
         folder = Path(directory)
-        config = from_dict(ImageTokenizerConfig, read_json(folder / CONFIG_FILE), origin=str(folder / CONFIG_FILE))
+        config = from_dict(
+            ImageTokenizerConfig, read_json(folder / CONFIG_FILE, dict[str, Any]), origin=str(folder / CONFIG_FILE)
+        )
         with torch.device("meta"):
             model = VQVAE(config.vqvae)
         path = folder / WEIGHTS_FILE

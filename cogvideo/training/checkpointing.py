@@ -11,22 +11,23 @@ shared run folder. Not here: exports (`export.py`), which other commands read.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+from annotated_types import Len
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from cogvideo.checkpoint.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.distributed import run_on_all_ranks
-from cogvideo.files import atomic_write, read_json, sha256_file, write_json
+from cogvideo.files import Count, atomic_write, checked, read_json, sha256_file, write_json
 from cogvideo.logs import get_logger
 from cogvideo.training.deepspeed_engine import MOMENTS, gathered, initialise_moments, inner_optimiser
 
@@ -40,6 +41,41 @@ MAX_FILE_BYTES = 1 << 30
 """A rank holds the tensors of one file in memory while it writes them; a larger tensor gets a file of its own."""
 WEIGHTS, BUFFERS = "weights", "buffers"
 ENGINE_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+
+
+class FileEntry(TypedDict):
+    """A file in a manifest."""
+
+    sha256: str
+    size: Count
+
+
+class Manifest(TypedDict):
+    """manifest.json, after its format."""
+
+    step: Count
+    files: dict[str, FileEntry]
+    tensors: dict[str, str]
+    frozen: dict[str, str]
+
+
+class EngineNumbers(TypedDict):
+    """What `TrainingState.numbers` gives."""
+
+    engine: dict[str, int]
+    optimiser_steps: Count
+    scaler: dict[str, bool | int | float]
+
+
+class Numbers(TypedDict):
+    """state.json."""
+
+    step: Count
+    skipped: Count
+    bad_in_a_row: Count
+    averages: list[dict[str, Annotated[list[float], Len(2, 2)]]]
+    config: dict[str, Any]
+    engine: EngineNumbers
 
 
 class TrainingState:
@@ -287,19 +323,26 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
 
     Raises: ValueError if it is of another model, or its run had other frozen weights.
     """
-    manifest, numbers = read_json(path / MANIFEST), read_json(path / NUMBERS)
+    manifest: Manifest = read_json(path / MANIFEST, Manifest)
+    numbers: dict[str, Any] = read_json(path / NUMBERS, Numbers, allow_nan=True)
     expected = state.infos()
     for name in sorted(expected.keys() ^ manifest["tensors"].keys()):
         problem = f"it lacks {name}" if name in expected else f"it has {name}, which this run does not train"
         raise ValueError(f"{path} does not fit this run: {problem}; use the settings that the run started with")
     _check_frozen(state, manifest["frozen"], path)
+    missing = set(expected)
     for name, value in _stored_tensors(path, manifest):
+        if name not in missing or value.dtype.is_floating_point != expected[name].dtype.is_floating_point:
+            raise ValueError(f"{path} is damaged: its files hold {name} twice, or as {value.dtype}")
+        missing.remove(name)
         if tuple(value.shape) != expected[name].shape:
             raise ValueError(
                 f"{path} does not fit this run: {name} has shape {tuple(value.shape)}, expected "
                 f"{expected[name].shape}; use the settings that the run started with"
             )
         state.write(name, value)
+    if missing:
+        raise ValueError(f"{path} is damaged: its files do not hold {min(missing)}")
     state.set_numbers(numbers["engine"])
     return numbers
 
@@ -307,7 +350,7 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
 def resume_advice(folder: Path) -> str:
     """What a user can do after a failure, to end an error message with."""
     try:
-        newest = (folder / LATEST).read_text(encoding="utf-8").strip()
+        newest = (folder / LATEST).read_bytes()[:64].decode("utf-8", "replace").strip()
     except OSError:
         return "nothing was saved yet; start again"
     return f"{newest} is saved; continue from it with --resume"
@@ -340,7 +383,7 @@ def _check_frozen(state: TrainingState, stored: dict[str, str], path: Path) -> N
         )
 
 
-def _stored_tensors(path: Path, manifest: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
+def _stored_tensors(path: Path, manifest: Manifest) -> Iterable[tuple[str, Tensor]]:
     """All tensors of a checkpoint, memory-mapped, in the same order on every rank."""
     for file in sorted(name for name in manifest["files"] if name.endswith(".safetensors")):
         try:
@@ -371,17 +414,20 @@ def _saved(folder: Path) -> list[Path]:
 def _find_problem(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if they are as they were written."""
     try:
-        manifest = read_json(path / MANIFEST)
+        manifest = read_json(path / MANIFEST, dict[str, Any])
         if manifest.get("format") != FORMAT:
             return "it is of an earlier version"
-        files = manifest["files"]
-        if not (isinstance(manifest["tensors"], dict) and isinstance(manifest["frozen"], dict) and NUMBERS in files):
-            return f"{MANIFEST} has changed"
+        files = checked(manifest, Manifest, path / MANIFEST)["files"]
+        if NUMBERS not in files:
+            return f"{MANIFEST} does not list {NUMBERS}"
         for name, entry in files.items():
             file = path / name
+            if Path(name).name != name:
+                return f"{MANIFEST} names {name[:80]!r}, which is not in this folder"
             if not file.is_file() or file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
                 return f"{name} has changed"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        read_json(path / NUMBERS, Numbers, allow_nan=True)
+    except (OSError, ValueError) as error:
         return str(error)
     return None
 

@@ -58,9 +58,7 @@ def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
         # the published loss scaler
         settings["fp16"] = {"enabled": True, "loss_scale": 0, "loss_scale_window": 400, "hysteresis": 2}
     if config.deepspeed.file is not None:
-        overrides = read_json(config.deepspeed.file)
-        if not isinstance(overrides, dict):
-            raise ValueError(f"{config.deepspeed.file}: expected a JSON object of DeepSpeed settings")
+        overrides: dict[str, Any] = read_json(config.deepspeed.file, dict[str, Any])
         if "tensor_parallel" in overrides:
             raise ValueError(
                 f"{config.deepspeed.file}: tensor_parallel is not supported, see docs/guides/pretrain.md; "

@@ -31,6 +31,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     import torch.distributed as dist
 
     from cogvideo.distributed import ProcessGroup, connecting, lost_peer_as_error, open_device
+    from cogvideo.locks import lock_folder
     from cogvideo.training.trainer import Trainer
 
     if config.train.num_threads is not None:
@@ -46,7 +47,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
         # at exit, not after this run: DeepSpeed keeps groups that a second run in this process would use again
         atexit.register(dist.destroy_process_group)
-    with _flush_denormals(), lost_peer_as_error(lambda: "see its error message"):
+    processes = ProcessGroup(dist.get_rank(), dist.get_world_size())
+    with (
+        _flush_denormals(),
+        lost_peer_as_error(lambda: "see its error message"),
+        lock_folder(config.run_dir, processes),
+    ):
         return Trainer(config, device, resume=resume).train()
 
 

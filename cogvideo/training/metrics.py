@@ -4,6 +4,7 @@ Not here: measuring speed and memory (`resources.py`), sample sheets (`previews.
 """
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from typing_extensions import TypedDict
 
 from cogvideo import __version__
 from cogvideo.config import dump_yaml, to_dict
-from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.files import Count, atomic_write, checked, parse_json, read_json, write_json
 from cogvideo.logs import get_logger, one_line, rank
 from cogvideo.training.config import TrainConfig
 
@@ -33,6 +35,8 @@ PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "sentencepiece", "omeg
 """Packages whose versions go into origin.json."""
 WANDB_FILE = "wandb.json"
 """Holds the id of the run folder's wandb run, which a resumed run continues."""
+MAX_LINE_BYTES = 1 << 20
+"""Of metrics.jsonl; ours take a few thousand."""
 
 
 class Averages:
@@ -63,6 +67,12 @@ class Averages:
         self.sums = {}
 
 
+class Record(TypedDict):
+    """A line of metrics.jsonl; the other keys are the names of its numbers."""
+
+    step: Count
+
+
 class MetricsFile:
     """metrics.jsonl: one JSON object per line, each with its step."""
 
@@ -71,7 +81,7 @@ class MetricsFile:
         self._pending: list[str] = []
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after `step` and a truncated last line; a resumed run writes them again."""
+        """Drop the lines after `step`, which a resumed run writes again, and damaged ones."""
         kept = [record for record in self.read() if record["step"] <= step]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -97,18 +107,23 @@ class MetricsFile:
         self._pending.clear()
 
     def read(self) -> list[dict[str, Any]]:
-        """All records up to the first line that is not one (a crash can truncate the last line)."""
+        """All records; lines that are none (a crash can cut the last one) are left out with a warning."""
         if not self.path.is_file():
             return []
-        records = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
-                break
-            records.append(record)
+        records, damaged = [], []
+        with open(self.path, "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(MAX_LINE_BYTES)
+                if not line:
+                    break
+                try:
+                    records.append(checked(parse_json(line, self.path), Record, self.path))
+                except ValueError:
+                    damaged.append(number)
+        if damaged:
+            more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+            lines = ", ".join(map(str, damaged[:5]))
+            log.warning("%s: line %s%s is damaged and left out", self.path, lines, more)
         return records
 
 

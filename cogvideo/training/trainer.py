@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cogvideo.config import to_dict
 from cogvideo.distributed import any_rank, lost_peer_as_error, max_over_ranks, run_on_all_ranks
 from cogvideo.dtypes import FLOAT_DTYPES
-from cogvideo.logs import get_logger, progress
+from cogvideo.logs import get_logger, one_line, progress
 from cogvideo.rng import seed_dropout
 from cogvideo.training.checkpointing import TrainingState, load_state, newest_state, resume_advice, save_state
 from cogvideo.training.config import TrainConfig, changed_settings
@@ -301,10 +301,10 @@ class Trainer:
             self._saved_at = self.step
         except OSError as error:
             if required:
-                reason = f"step {self.step} could not be saved: {error}; {resume_advice(self.checkpoints)}"
+                reason = f"step {self.step} could not be saved: {one_line(error)}; {resume_advice(self.checkpoints)}"
                 raise OSError(error.errno, reason) from error
             every = self.config.log.save_every
-            log.error("step %d could not be saved: %s; trying again in %d steps", self.step, error, every)
+            log.error("step %d could not be saved: %s; trying again in %d steps", self.step, one_line(error), every)
 
     def _save(self, is_last: bool) -> None:
         progress_so_far = {

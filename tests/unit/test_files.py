@@ -116,7 +116,7 @@ def test_sha256_is_that_of_the_bytes(tmp_path_factory: pytest.TempPathFactory, d
 def test_bad_json_is_one_line_with_the_files_name(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"x\.json: not readable as JSON") as caught:
+    with pytest.raises(ValueError, match=r"x\.json is damaged: not readable as JSON") as caught:
         read_json(path)
     assert "\n" not in str(caught.value)
 

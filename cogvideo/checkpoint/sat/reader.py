@@ -24,7 +24,8 @@ from cogvideo.checkpoint.parameters import (
 from cogvideo.checkpoint.sat.archive import read_module
 from cogvideo.checkpoint.sat.names import canonical_sat_name, kind_from_names
 from cogvideo.checkpoint.sat.shard import merge, same_bits, whole_shape
-from cogvideo.checkpoint.tensor_file import TensorInfo, parse_json
+from cogvideo.checkpoint.tensor_file import TensorInfo
+from cogvideo.files import read_json
 
 POSITIONS, QKV = "transformer.position_embeddings.weight", "transformer.layers.0.attention.query_key_value.weight"
 MAX_CONFIG_BYTES = 1 << 20
@@ -187,11 +188,7 @@ def _read_latest(path: Path) -> str:
 def _read_model_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}; give another")
-    config = parse_json(path.read_bytes(), path)
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: it is not a JSON object")
+    config: dict[str, Any] = read_json(path, dict[str, Any], max_bytes=MAX_CONFIG_BYTES)
     return config
 
 

@@ -1,0 +1,343 @@
+"""One writer at a time: locks on folders and files that a command fills, between processes and between machines.
+
+A lock is a file, `.lock` in a folder that is filled in place, `.NAME.lock` beside one that appears as a whole. Its
+owner holds `flock` on it, writes into it who it is, and touches it every ten seconds.
+
+- Where the file system knows `flock` (local disks; NFS since Linux 2.6.12, as a byte-range lock at the server), the
+  kernel decides: never two owners, and a lock ends with its process, however that ends. After a crash of an NFS client
+  the server frees it once the client's lease is over.
+- Some file systems accept `flock` but keep it to one machine (NFS with `nolock` or `local_lock`, many in user space).
+  So a file that another machine left is watched for a minute: if it is touched meanwhile, it has an owner.
+- Where `flock` is refused, the file alone decides: on one machine by its process, else by its touches. Two commands
+  that start within the same second exclude each other only if they see each other's writes within a second.
+
+A forked child does not hold its parent's lock. The file is removed at the end; one that a crash left is taken over.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogvideo.files import parse_json
+from cogvideo.logs import get_logger
+
+if TYPE_CHECKING:
+    from cogvideo.distributed import ProcessGroup
+
+LOCK_NAME = ".lock"
+HEARTBEAT_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
+"""How long another machine's lock file is watched; NFS clients may see a touch that much later."""
+SETTLE_SECONDS = 1.0
+"""Without flock: how long after writing the file it is read again, to see whether another process wrote it too."""
+MAX_BYTES = 4096
+MAX_COMMAND = 200
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+"""What file systems that cannot lock answer."""
+
+_held: set[int] = set()
+"""Descriptors of the locks of this process."""
+
+
+class InUseError(ValueError):
+    """Another process fills the folder; the message says which."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, as a lock file names it."""
+
+    host: str = ""
+    pid: int = 0
+    start: str = ""
+    """When the process started, in the kernel's ticks: process ids are used again."""
+    boot: str = ""
+    """Id of the running kernel, the same in all containers of a machine."""
+    pid_namespace: str = ""
+    command: str = ""
+
+    @classmethod
+    def this_process(cls) -> "Owner":
+        words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else ["python"]
+        return cls(
+            socket.gethostname(),
+            os.getpid(),
+            _start_of(os.getpid()),
+            _read_text("/proc/sys/kernel/random/boot_id"),
+            _pid_namespace(),
+            " ".join(words)[:MAX_COMMAND],
+        )
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        return _printable(f"process {self.pid} on {self.host} ({self.command})")
+
+    def is_on_this_machine(self) -> bool:
+        """Whether the owner runs, or ran before a reboot, on this machine."""
+        return self.boot == _read_text("/proc/sys/kernel/random/boot_id") or self.host == socket.gethostname()
+
+    def is_running_here(self) -> bool | None:
+        """Whether the process still runs; None if that cannot be seen from here."""
+        if self.boot != _read_text("/proc/sys/kernel/random/boot_id") or self.pid_namespace != _pid_namespace():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except (PermissionError, OverflowError):
+            pass
+        return _start_of(self.pid) == self.start
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path | str, processes: "ProcessGroup | None" = None) -> Iterator[None]:
+    """Hold the lock of a folder that is filled in place; it is created, and removed again if it stays empty.
+
+    With `processes` rank 0 takes the lock for all of them.
+    Raises: InUseError if another process holds it (on rank 0; the others exit with code 2); OSError if the folder is
+    not writable.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        yield  # there is nothing to fill; the command says so
+        return
+    with _held_for_job(_Lock(folder / LOCK_NAME, folder), processes):
+        yield
+
+
+@contextlib.contextmanager
+def lock_output(path: Path | str) -> Iterator[None]:
+    """Hold the lock of a file or folder that appears as a whole.
+
+    Raises: InUseError if another process makes it, or fills the folder of that name; OSError.
+    """
+    path = Path(path).absolute()
+    with _held_for_job(_Lock(path.with_name(f".{path.name}{LOCK_NAME}"), path), None):
+        if (path / LOCK_NAME).exists():
+            with lock_folder(path):
+                pass
+        yield
+
+
+def entries(folder: Path) -> list[Path]:
+    """The entries of a folder except its lock."""
+    return [path for path in folder.iterdir() if path.name != LOCK_NAME]
+
+
+@contextlib.contextmanager
+def _held_for_job(lock: "_Lock", processes: "ProcessGroup | None") -> Iterator[None]:
+    if processes is None:
+        lock.acquire()
+    else:
+        processes.broadcast_from_rank_0(lock.acquire)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Lock:
+    def __init__(self, path: Path, target: Path) -> None:
+        """`target`: what is locked, for messages."""
+        self._path, self._target = path, target
+        self._descriptor: int | None = None
+        self._created: list[Path] = []
+        self._ended = threading.Event()
+        self._owner = Owner.this_process()
+
+    def acquire(self) -> bool:
+        """Raises: InUseError, OSError."""
+        self._created = _make_folder(self._path.parent)
+        try:
+            self._descriptor = self._open_and_lock()
+        except BaseException:
+            _remove_empty(self._created)
+            raise
+        _held.add(self._descriptor)
+        threading.Thread(target=self._touch_regularly, args=(self._descriptor,), daemon=True).start()
+        return True
+
+    def release(self) -> None:
+        """Remove the file and let go; does nothing in a forked child, or if the lock is not held."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None or descriptor not in _held or self._owner.pid != os.getpid():
+            return
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            if _is_same_file(descriptor, self._path):
+                self._path.unlink()  # before the lock ends, or it could be the next owner's
+        _held.discard(descriptor)
+        os.close(descriptor)
+        _remove_empty(self._created)
+
+    def _open_and_lock(self) -> int:
+        while True:
+            # writable, which NFS requires; never through a link
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            try:
+                has_flock = self._flock(descriptor)
+                if has_flock and not _is_same_file(descriptor, self._path):
+                    os.close(descriptor)  # its owner removed it meanwhile
+                    continue
+                before = _read_owner(self._path)
+                if before is not None and self._is_alive(before, has_flock):
+                    raise self._in_use(before)
+                text = json.dumps(asdict(self._owner), ensure_ascii=False).encode()
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, text, 0)
+                os.fsync(descriptor)
+                if not has_flock:
+                    time.sleep(SETTLE_SECONDS)
+                    if (after := _read_owner(self._path)) != self._owner:
+                        raise self._in_use(after)
+                return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+
+    def _flock(self, descriptor: int) -> bool:
+        """Take the kernel's lock; False where there is none. Raises: InUseError."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_FLOCK:
+                return False
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise self._in_use(_wait_for_owner(self._path)) from None
+        return True
+
+    def _is_alive(self, owner: Owner, has_flock: bool) -> bool:
+        """Whether the process that the file names still holds the lock, though the kernel did not say so."""
+        if has_flock and owner.is_on_this_machine():
+            return False
+        running = None if has_flock else owner.is_running_here()
+        if running is not None:
+            return running
+        message = "%s: its lock is of %s; waiting up to %.0f s to see whether it still runs"
+        get_logger(__name__).info(message, self._target, owner, PATIENCE_SECONDS)
+        return _is_touched(self._path, PATIENCE_SECONDS)
+
+    def _in_use(self, owner: Owner | None) -> InUseError:
+        advice = "wait until it ends, or choose another folder"
+        return InUseError(f"{self._target} is in use by {owner or Owner()}; {advice}")
+
+    def _touch_regularly(self, descriptor: int) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                if _is_same_file(descriptor, self._path):
+                    os.utime(self._path)
+
+
+def _forget_in_child() -> None:
+    """Close a forked child's copies, which would keep the lock after the parent's end."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Create a folder and its parents; returns those that were missing, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except OSError:
+        return False
+
+
+def _read_owner(path: Path) -> Owner | None:
+    """Who wrote a lock file; None if it is empty or gone, an unknown owner if it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES)
+        if not data:
+            return None
+        value = parse_json(data, path)
+        return Owner(**value) if isinstance(value, dict) and _fits(value) else Owner()
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError):
+        return Owner()
+
+
+def _fits(value: dict[str, object]) -> bool:
+    return value.keys() == asdict(Owner()).keys() and all(type(value[k]) is type(v) for k, v in asdict(Owner()).items())
+
+
+def _wait_for_owner(path: Path) -> Owner | None:
+    """The owner, who writes its name just after it has the lock."""
+    for _ in range(20):
+        if (owner := _read_owner(path)) is not None:
+            return owner
+        time.sleep(0.05)
+    return None
+
+
+def _is_touched(path: Path, seconds: float) -> bool:
+    """Whether a file changes within some time; no clocks are compared."""
+    deadline, before = time.monotonic() + seconds, _modified(path)
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, seconds / 10))
+        if (now := _modified(path)) != before:
+            return now is not None  # None: its owner removed it
+    return False
+
+
+def _modified(path: Path) -> int | None:
+    """The time of the last change, asked from the server: opening a file makes NFS forget what it knew."""
+    try:
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _start_of(pid: int) -> str:
+    """The start of a process in ticks since the boot; empty where there is no /proc."""
+    return (_read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() or [""] * 20)[19]
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(MAX_BYTES).strip()
+    except OSError:
+        return ""
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
