@@ -10,9 +10,11 @@ as properties.
 import dataclasses
 import difflib
 import enum
+import json
 import math
 import os
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -22,6 +24,7 @@ from typing import Any, TypeVar
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -177,15 +180,34 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ValueError(f"{names}: no value for {', '.join(missing)}; set it in a file or as {missing[0]}=...")
+        _check_elements(names, OmegaConf.to_container(merged, resolve=True), known)
         built = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{names}: {_first_line(error)}") from None
+    except (ArithmeticError, TypeError, LookupError) as error:  # in a dataclass's own checks
+        raise ValueError(f"{names}: the settings do not fit together ({_first_line(error)})") from None
     assert isinstance(built, cls)
     for key, value in _leaves(to_dict(built)):
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"{names}: {key}={number}; expected a finite number")
     return built
+
+
+def _check_elements(origin: str, values: Any, known: dict[str, Any]) -> None:
+    """Check what is in lists and tuples, which OmegaConf takes as it is. Raises: ValueError."""
+    for key, hint in known.items():
+        if not any(typing.get_origin(option) in (list, tuple) for option in _union_members(hint)):
+            continue
+        value = values
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        try:
+            if value is not None:
+                TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
+        except ValidationError:
+            shown = reprlib.repr(value)
+            raise ValueError(f"{origin}: {key}={shown} does not fit; expected {_type_name(hint)}") from None
 
 
 def _explain(merged: Any, origin: str, values: dict[str, Any], known: dict[str, Any]) -> ValueError:

@@ -37,7 +37,8 @@ class TextTokenizer:
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
             self._pieces.LoadFromSerializedProto(model)
-        except (RuntimeError, ValueError, TypeError) as error:
+            self._pieces.decode(self._pieces.encode("a 1"))  # some damage shows only in use
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
             reason = (str(error).splitlines() or ["unreadable"])[0]
             raise ValueError(f"not a complete sentencepiece model ({reason})") from None
         self.num_image_tokens = num_image_tokens
@@ -150,7 +151,7 @@ class TextTokenizer:
     def _special_id(self, piece: str) -> int:
         """Joint id of a special piece, looked up by name."""
         id = self._pieces.piece_to_id(piece)
-        if self._pieces.id_to_piece(id) != piece:
+        if not 0 <= id < self._pieces.get_piece_size() or self._pieces.id_to_piece(id) != piece:
             raise ValueError(f"the sentencepiece model has no piece {piece}; it was not made by cogvideo")
         return id + self.num_image_tokens
 

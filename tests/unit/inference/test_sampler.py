@@ -158,7 +158,7 @@ def test_labels_from_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="each of 5 codes"):
         load_labels(tmp_path / "a.npy", 5)
     np.save(tmp_path / "b.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"b\.npy is not a readable"):
+    with pytest.raises(ValueError, match=r"b\.npy holds object"):
         load_labels(tmp_path / "b.npy", 2)
     (tmp_path / "c.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match=r"c\.npy is not a readable"):
