@@ -70,7 +70,12 @@ def from_dict(cls: type[T], values: dict[str, Any], origin: str = "config") -> T
     if not isinstance(values, dict):
         raise ValueError(f"{origin}: expected a mapping of settings, got {type(values).__name__}")
     _check_literal(values, origin)
-    return _build(cls, [(origin, values)])
+    try:
+        return _build(cls, [(origin, values)])
+    except ValueError as error:
+        if str(error).startswith(origin):
+            raise
+        raise ValueError(f"{origin}: {error}") from None  # a dataclass's own check, which knows no file
 
 
 def expand_path(path: str | Path) -> Path:
@@ -173,7 +178,7 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
         values = _wrap_single_strings(values, known)
         try:
             merged = OmegaConf.merge(merged, values)
-        except (OmegaConfBaseException, ValueError):
+        except (OmegaConfBaseException, ValueError, TypeError):
             raise _explain(merged, origin, values, known) from None
     names = ", ".join(dict.fromkeys(origin for origin, _ in sources)) or "defaults"
     try:
@@ -197,7 +202,7 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
 def _check_elements(origin: str, values: Any, known: dict[str, Any]) -> None:
     """Check what is in lists and tuples, which OmegaConf takes as it is. Raises: ValueError."""
     for key, hint in known.items():
-        if not any(typing.get_origin(option) in (list, tuple) for option in _union_members(hint)):
+        if not any(typing.get_origin(option) in (list, tuple, dict) for option in _union_members(hint)):
             continue
         value = values
         for name in key.split("."):
@@ -217,13 +222,15 @@ def _explain(merged: Any, origin: str, values: dict[str, Any], known: dict[str, 
             OmegaConf.merge(merged, _nest(key, value))
         except ConfigKeyError:
             return ValueError(f"{origin}: unknown key '{key}'; {_suggest(key, known)}")
-        except (OmegaConfBaseException, ValueError) as error:
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
             if any(other.startswith(f"{key}.") for other in known):
                 example = next(other for other in known if other.startswith(f"{key}."))
-                return ValueError(f"{origin}: {key}={value!r} does not fit; it is a group, set {example} and so on")
+                return ValueError(
+                    f"{origin}: {key}={reprlib.repr(value)} does not fit; it is a group, set {example} and so on"
+                )
             expected = _type_name(known[key]) if key in known else _first_line(error)
-            return ValueError(f"{origin}: {key}={value!r} does not fit; expected {expected}")
-    raise AssertionError("the values merge one by one, but not all together")
+            return ValueError(f"{origin}: {key}={reprlib.repr(value)} does not fit; expected {expected}")
+    return ValueError(f"{origin}: the settings do not fit together")
 
 
 def _suggest(key: str, known: dict[str, Any]) -> str:

@@ -153,6 +153,8 @@ class _Lock:
         self._path, self._target = path, target
         self._descriptor: int | None = None
         self._created: list[Path] = []
+        self._folder_times: tuple[os.stat_result, os.stat_result] | None = None
+        """Of the folder, before and after the file was made in it."""
         self._ended = threading.Event()
         self._owner = Owner.this_process()
 
@@ -160,7 +162,9 @@ class _Lock:
         """Raises: InUseError, OSError."""
         self._created = _make_folder(self._path.parent)
         try:
+            before = self._path.parent.stat()
             self._descriptor = self._open_and_lock()
+            self._folder_times = before, self._path.parent.stat()
         except BaseException:
             _remove_empty(self._created)
             raise
@@ -176,7 +180,12 @@ class _Lock:
         self._ended.set()
         with contextlib.suppress(OSError):
             if _is_same_file(descriptor, self._path):
+                now = self._path.parent.stat()
                 self._path.unlink()  # before the lock ends, or it could be the next owner's
+                if self._folder_times is not None and now.st_mtime_ns == self._folder_times[1].st_mtime_ns:
+                    # nothing else happened here, the command was refused for example: leave no trace
+                    times = self._folder_times[0]
+                    os.utime(self._path.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
         _held.discard(descriptor)
         os.close(descriptor)
         _remove_empty(self._created)

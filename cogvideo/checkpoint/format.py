@@ -96,7 +96,7 @@ class Checkpoint:
                 self._open[path] = safe_open(path, framework="pt")
             return self._open[path].get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            raise ValueError(f"{path} is damaged: {str(error)[:200]}") from None
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, including the trunk's."""

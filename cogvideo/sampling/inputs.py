@@ -106,7 +106,7 @@ class InputReader:
                 samples = (file.metadata() or {}).get("samples")
                 tokens, seconds = (file.get_tensor(name) for name in ("tokens", "seconds"))
         except SafetensorError as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0][:200]
             raise ValueError(
                 f"{path} does not hold tokens of clips ({reason}); give a file that `cogvideo sample` wrote"
             ) from None

@@ -269,7 +269,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:200]
     else:
         expected = {"tokens", "clips"} if path.stem.isdecimal() else {"tokens"}
         if tensors.keys() == expected and all(tensor.dtype == torch.int64 for tensor in tensors.values()):

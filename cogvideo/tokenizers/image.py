@@ -124,7 +124,7 @@ class ImageTokenizer:
         try:
             weights = load_file(str(path))
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a complete safetensors file ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{path}: not a complete safetensors file ({str(error).splitlines()[0][:200]})") from None
         load_weights(model, weights, origin=str(path))
         return cls(config, model)
 

@@ -391,7 +391,7 @@ def _stored_tensors(path: Path, manifest: Manifest) -> Iterable[tuple[str, Tenso
                 for name in opened.keys():  # noqa: SIM118, not a dict
                     yield name, opened.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{path / file} is damaged: {error}") from None
+            raise ValueError(f"{path / file} is damaged: {str(error)[:200]}") from None
 
 
 def _group_by_size(infos: dict[str, TensorInfo], max_bytes: int) -> list[list[str]]:
