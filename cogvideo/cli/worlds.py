@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from cogvideo.locks import lock_folder
     from cogvideo.worlds.bodies.files import Settings, write_dataset
 
     settings = Settings(args.split, args.seed, args.pixels)
-    print(write_dataset(args.out, settings, args.count, processes=args.processes))
+    with lock_folder(args.out):
+        print(write_dataset(args.out, settings, args.count, processes=args.processes))

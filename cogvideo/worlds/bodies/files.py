@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.locks import entries
 from cogvideo.logs import progress
 from cogvideo.media.video import write_video
 from cogvideo.worlds.bodies.captions import SpanCaption, write_captions
@@ -146,10 +147,10 @@ def _claim(folder: Path, settings: Settings) -> None:
     path = folder / "dataset.json"
     wanted = {"world": "bodies", **asdict(settings)}
     if path.exists():
-        found = read_json(path)
+        found = read_json(path, dict[str, Any])
         if found != wanted:
-            raise ValueError(f"{folder} holds {found}, not {wanted}; choose another folder or the same settings")
-    elif folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds {str(found)[:200]}, not {wanted}; choose another folder or the same settings")
+    elif folder.exists() and entries(folder):
         raise FileExistsError(f"{folder} is not empty and holds no {path.name}; choose another folder")
     else:
         write_json(path, wanted)
