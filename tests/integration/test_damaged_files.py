@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from tests.helpers.damage import fuzz, kinds
 
 from cogvideo.training.launch import prepare_environment
+from tests.helpers.damage import fuzz, kinds
 
 KINDS = ("bundle", "checkpoint", "clips", "frames", "run", "samples")
 

@@ -149,7 +149,9 @@ def _claim(folder: Path, settings: Settings) -> None:
     if path.exists():
         found = read_json(path, dict[str, Any])
         if found != wanted:
-            raise ValueError(f"{folder} holds {str(found)[:200]}, not {wanted}; choose another folder or the same settings")
+            raise ValueError(
+                f"{folder} holds {str(found)[:200]}, not {wanted}; choose another folder or the same settings"
+            )
     elif folder.exists() and entries(folder):
         raise FileExistsError(f"{folder} is not empty and holds no {path.name}; choose another folder")
     else:
