@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from cogvideo.cli.main import run_child, run_command
+
 SCORE = "validation/loss"
 
 
@@ -73,7 +75,7 @@ def train(study: Study, run: Run, seed: int, folder: Path, overrides: list[str])
         fixed = [f"run_dir={folder}", f"train.steps={steps}", f"train.seed={seed}"]
         defaults = [f"log.every={min(20, steps)}", f"optimiser.warmup_steps={max(1, min(100, steps // 10))}"]
         command = [sys.executable, "-m", "cogvideo", "train", "--resume", "--config", str(study.config)]
-        subprocess.run([*command, *defaults, *study.overrides, *run.overrides, *overrides, *fixed], check=True)
+        run_child([*command, *defaults, *study.overrides, *run.overrides, *overrides, *fixed]).check_returncode()
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     if SCORE not in records[-1]:
         raise ValueError(f"{metrics} ends without {SCORE}, which variants are compared by; set data.validation")
@@ -187,4 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, "ablate"))

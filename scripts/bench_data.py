@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cogvideo.cli.main import run_command
 from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.loader import ClipLoader, LoaderConfig
 from cogvideo.data.prepare import Preparation, PrepareConfig
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "bench_data"))

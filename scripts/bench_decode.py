@@ -21,6 +21,7 @@ import argparse
 import hashlib
 import json
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ import torch
 from published_loop import step_seconds
 from torch import Tensor
 
+from cogvideo.cli.main import run_command
 from cogvideo.dtypes import WeightName
 from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS
@@ -315,4 +317,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "bench_decode"))

@@ -30,6 +30,7 @@ from cogvideo.checkpoint.format import MANIFEST, load_checkpoint, write_checkpoi
 from cogvideo.checkpoint.load import load_model, stored_config
 from cogvideo.checkpoint.parameters import parameter_shapes
 from cogvideo.checkpoint.tensor_file import TensorInfo
+from cogvideo.cli.main import run_child, run_command
 from cogvideo.config import load_config, to_dict
 from cogvideo.inference.engine import Conditioning, Engine, build_program
 from cogvideo.inference.sampler import ClusterSampler
@@ -161,7 +162,7 @@ def main() -> int:
 
     words = [sys.executable, __file__, "--sample-only", "--work", str(args.work), "--tokens", str(tokens)]
     words += ["--threads", str(args.threads)] if args.threads else []
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    done = run_child(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return done.returncode
     print(json.dumps({"benchmark": "full_size", "write_seconds": write_seconds, **json.loads(done.stdout)}))
@@ -169,4 +170,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, "bench_full_size"))

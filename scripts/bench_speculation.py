@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cogvideo.cli.main import run_command
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.rng import sample_keys
 from cogvideo.sampling.bundle import load_sample_config
@@ -129,4 +130,4 @@ def report(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, "bench_speculation"))

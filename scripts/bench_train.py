@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cogvideo.cli.main import run_child, run_command
 from cogvideo.inference.backends import install_kernels
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
@@ -146,7 +147,7 @@ def matmul_gflops(args: argparse.Namespace) -> float:
 
 def measure_in_own_process(variant: str) -> dict[str, Any]:
     words = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    done = run_child(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)
     return json.loads(done.stdout)
@@ -204,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "bench_train"))

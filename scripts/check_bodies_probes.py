@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from einops import rearrange
 from scipy.ndimage import gaussian_filter
 
+from cogvideo.cli.main import run_command
 from cogvideo.logs import progress
 from cogvideo.media.video import read_video, write_video
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -77,4 +79,4 @@ def reconstruct(frames: np.ndarray, tokenizer: ImageTokenizer) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "check_bodies_probes"))

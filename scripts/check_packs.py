@@ -30,6 +30,7 @@ from cogvideo.checkpoint.load import load_model
 from cogvideo.checkpoint.parameters import model_parameters
 from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat
+from cogvideo.cli.main import run_command
 from cogvideo.data.published_rows import PublishedRows
 from cogvideo.inference.engine import Conditioning, Engine, build_program
 from cogvideo.inference.schedules import Schedule
@@ -244,4 +245,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, "check_packs"))

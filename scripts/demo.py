@@ -45,7 +45,9 @@ class Demo:
         print(f"\n$ {line}", flush=True)
         started = time.monotonic()
         command = [sys.executable, "-m", "cogvideo", *map(str, words)]
-        result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        from cogvideo.cli.main import run_child
+
+        result = run_child(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         print(result.stdout, end="", flush=True)
         if result.returncode:
             sys.exit(f"demo: this command ended with exit code {result.returncode}; its message is above")
@@ -203,4 +205,6 @@ def _relative(word: str | Path) -> str:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    main()
+    from cogvideo.cli.main import run_command
+
+    sys.exit(run_command(main, "demo"))

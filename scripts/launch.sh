@@ -28,17 +28,19 @@ where=()
 [ -n "${NODE_RANK:-}" ] && where+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
 [ -n "${MASTER_PORT:-}" ] && where+=(--master_port "$MASTER_PORT")
 
-# SIGTERM and Ctrl-C are passed on to the training processes, which save and stop. DeepSpeed's own command would exit at
+# SIGTERM, SIGHUP and Ctrl-C are passed on to the training processes, which save and stop. DeepSpeed's own command would exit at
 # once and leave them running, so it runs in a process group of its own.
 set -m
 deepspeed "${where[@]}" --module cogvideo train --config "$CONFIG" --config "$machine" "$@" &
 group=$!
-requested=
-trap 'requested=1' TERM INT
+requested= stopped=
+trap 'requested=1 stopped=129' HUP
+trap 'requested=1 stopped=130' INT
+trap 'requested=1 stopped=143' TERM
 while true; do
     code=0
     wait "$group" || code=$?
-    kill -0 "$group" 2>/dev/null || exit "$code" # otherwise a signal ended the wait, not the run
+    kill -0 "$group" 2>/dev/null || exit "${stopped:-$code}" # otherwise a signal ended the wait, not the run
     # retry until the processes exist
     while [ -n "$requested" ] && kill -0 "$group" 2>/dev/null; do
         if pkill -TERM -g "$group" -f -- "-m cogvideo "; then requested=; else sleep 1; fi

@@ -34,6 +34,7 @@ import torch
 from omegaconf import OmegaConf
 from recipe import ROOT, Step, choose_steps, run
 
+from cogvideo.cli.main import run_command
 from cogvideo.config import load_config
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.resources import has_native_matmul
@@ -185,4 +186,4 @@ def _logged(run_dir: Path) -> list[tuple[int, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "pretrain_bodies"))

@@ -12,9 +12,12 @@ threads.
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from recipe import ROOT, Step, choose_steps, run
+
+from cogvideo.cli.main import run_command
 
 WORK = Path("runs/tiny")
 
@@ -101,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, "pretrain_tiny"))

@@ -2,12 +2,13 @@
 
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from cogvideo.cli.main import run_child
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = "29417"  # not the launcher's default, which another run on this machine may use
@@ -49,7 +50,7 @@ def run(step: Step, threads: int | None = None, environment: Mapping[str, str] |
     print(f"\n[{step.name}] {shlex.join(step.command)}", flush=True)
     start = time.time()
     variables = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
-    code = subprocess.run(step.command, env=variables, check=False).returncode
+    code = run_child(step.command, env=variables).returncode
     if code:
         sys.exit(f"[{step.name}] failed with exit code {code}; run again to continue from there")
     print(f"[{step.name}] took {(time.time() - start) / 60:.1f} min", flush=True)

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -109,6 +110,21 @@ def run_command(work: Callable[[], int | None], name: str = "cogvideo", *, memor
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"{name}: interrupted", file=sys.stderr)
     return code
+
+
+def run_child(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[Any]":
+    """`subprocess.run` for commands that save or clean up when interrupted: passes the signal on and awaits their end.
+
+    `subprocess.run` would kill them.
+    """
+    with subprocess.Popen(command, **options) as child:
+        try:
+            output, errors = child.communicate()
+        except (KeyboardInterrupt, SystemExit):
+            child.terminate()  # Ctrl-C on a terminal has reached it already; commands take both as one request
+            child.communicate()
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, output, errors)
 
 
 @contextlib.contextmanager
