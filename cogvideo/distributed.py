@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=20)
 """How long a rank waits for the others to connect; they may still be loading weights."""
 
 CHOOSE_PORT = "choose another by deepspeed --master_port N, torchrun --master-port N or MASTER_PORT=N"
+
+RESOLVE_SECONDS = 15.0
+"""In a cluster that has just started its machines, names may come late."""
 
 LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset)|socket|timed? ?out|peer", re.IGNORECASE)
 """Matches messages of torch.distributed errors that mean a lost process."""
@@ -123,19 +127,23 @@ class ProcessGroup:
 def connecting() -> Iterator[None]:
     """Set up a process group inside the block; signals end the process at once, for torch waits without Python.
 
-    Raises: ConnectionError in one line if the processes do not meet, for example because the port is taken.
+    Raises: ConnectionError in one line if the processes do not meet, for example because the port is taken; ValueError
+    for a port that is none.
     """
+    rank, size, address, port = (
+        os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    )
+    if not (port.isdecimal() and int(port) < 65536):
+        raise ValueError(f"MASTER_PORT={port} is no port; {CHOOSE_PORT}")
     previous = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, signal.SIG_DFL)
     try:
+        _resolve(address)
         yield
     except dist.DistError as error:
-        rank, size, address, port = (
-            os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        )
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if "EADDRINUSE" in reason:
             reason = f"MASTER_PORT={port} is taken by another program; {CHOOSE_PORT}"
@@ -147,6 +155,22 @@ def connecting() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _resolve(address: str) -> None:
+    """Raises: ConnectionError if MASTER_ADDR has no IP address, and gets none soon: torch would try for minutes."""
+    deadline = time.monotonic() + RESOLVE_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > deadline:
+                reason = error.strerror if isinstance(error, OSError) else "no host name"
+                raise ConnectionError(
+                    f"MASTER_ADDR={address} is not found ({reason}); give the name or address of rank 0's machine"
+                ) from None
+        time.sleep(1)
 
 
 def run_on_all_ranks(work: Callable[[], T] | None) -> list[T | None]:

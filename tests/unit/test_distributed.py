@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from cogvideo.distributed import ProcessGroup, open_device
+from cogvideo import distributed
+from cogvideo.distributed import ProcessGroup, connecting, open_device
 
 
 def test_every_item_belongs_to_one_rank() -> None:
@@ -53,6 +54,22 @@ def test_a_taken_port_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(ConnectionError, match=f"MASTER_PORT={port} is taken by another program; choose") as error:
             ProcessGroup.from_environment().barrier()
     assert "\n" not in str(error.value) and signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "message"),
+    [
+        ("no-such-host.invalid", "29500", "MASTER_ADDR=no-such-host.invalid is not found .*; give the name or address"),
+        ("127.0.0.1", "tcp://10.0.0.1:29500", "MASTER_PORT=tcp://10.0.0.1:29500 is no port; choose another by"),
+        ("127.0.0.1", "65536", "MASTER_PORT=65536 is no port"),
+    ],
+)
+def test_a_bad_address_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str, port: str, message: str) -> None:
+    monkeypatch.setattr(distributed, "RESOLVE_SECONDS", 0)
+    monkeypatch.setenv("MASTER_ADDR", address)
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises((ValueError, ConnectionError), match=message), connecting():
+        raise AssertionError("must not be reached")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "cuda:"])
