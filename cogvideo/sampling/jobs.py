@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cogvideo.config import to_dict
 from cogvideo.inference.engine import Progress
-from cogvideo.rng import SampleKey
+from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.inputs import InputClips
 from cogvideo.sampling.pipeline import BatchCache, Pipeline, StageOutput, decode_frames
@@ -302,7 +302,7 @@ def _keys_of(given: InputClips, caption: str | None, seed: int) -> list[SampleKe
     Raises: ValueError if there is neither.
     """
     if caption is not None:
-        return prompt_keys(seed, [caption], len(given.tokens))
+        return sample_keys(seed, [clean_text(caption, "caption")], len(given.tokens))
     if not given.samples:
         raise ValueError("the input has no caption; pass --caption")
     return _saved_keys(given, seed)

@@ -117,7 +117,7 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
             "seconds= is for pictures; this input has its own length",
         ),
         ("interpolate {given}/clip.mp4 --caption " + "a" * 90, "the model reads at most 32; shorten it"),
-        ("interpolate {given}/clip.mp4 --caption ''", "the prompt is empty"),
+        ("interpolate {given}/clip.mp4 --caption ''", "the caption is empty"),
         ("interpolate {given}/0.png --caption a", "interpolation needs at least 2 frames, got 1"),
         ("interpolate {given}/0.png {given}/clip.mp4 --caption a", "clip.mp4 is a video of 9 frames"),
         ("sample a --first-frame {given}/none.png", "none.png is not a file"),
