@@ -1,16 +1,19 @@
 """Show what a model or checkpoint holds, its attention masks, and the memory and time that it needs.
 
     cogvideo inspect --config configs/model/cogvideo_stage1.yaml gpu=a100-80 count=8
+    cogvideo inspect --config configs/train/paper_stage1.yaml --config configs/deepspeed/1x24gb.yaml
+    cogvideo inspect --config configs/train/paper_stage1.yaml gpu=h100-80 count=8 --suggest
     cogvideo inspect --config configs/model/cogvideo_stage2.yaml --mask 4
     cogvideo inspect --checkpoint models/stage1
 
-Keys: those of the config file; gpu=NAME, the GPU to estimate for (default: this machine is measured); count=N, how many
-of them (short for training.count=); training.micro_batch, training.zero_stage, training.frozen_trunk,
-training.recompute and training.trunk_weights.
+Keys: those of the config files; gpu=NAME, the GPU to estimate for (default: that of the machine file, or this machine,
+measured); count=N, how many of them. The files of `cogvideo train` are read as that reads them. With those of
+configs/model alone, training.micro_batch, training.zero_stage, training.frozen_trunk and so on say how to train.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from cogvideo.cli._common import add_config_arguments
 
@@ -22,34 +25,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--values", action="store_true", help="with --checkpoint: read all weights, report NaN and inf")
     parser.add_argument("--mask", type=int, metavar="SIDE", help="draw whole masks, for frames of SIDE x SIDE tokens")
     parser.add_argument("--no-plan", action="store_true", help="omit memory and time estimates")
+    parser.add_argument("--suggest", action="store_true", help="print the fastest settings that fit the machine")
 
 
 def run(args: argparse.Namespace) -> None:
-    from dataclasses import dataclass, field
+    import dataclasses
 
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.checkpoint.inspection import describe_files, describe_parameters, describe_tensors
     from cogvideo.checkpoint.load import stored_config
     from cogvideo.config import load_config
     from cogvideo.model.config import ModelConfig
-    from cogvideo.planning.budgets import TrainingSettings
     from cogvideo.planning.machines import MACHINES, measure_machine
-    from cogvideo.planning.report import describe_costs, describe_layout, draw_masks
-    from cogvideo.superres.config import SuperresConfig
+    from cogvideo.planning.report import (
+        describe_layout,
+        describe_sampling,
+        describe_suggestions,
+        describe_training,
+        draw_masks,
+    )
+    from cogvideo.training.config import TrainConfig
+    from cogvideo.training.resources import planned_model, planned_settings, resolve_auto
 
-    @dataclass(frozen=True)
-    class Inspection:
-        model: ModelConfig | None = None
-        superres: SuperresConfig | None = None
-        gpu: str | None = None
-        training: TrainingSettings = field(default_factory=TrainingSettings)
+    given = load_config(_inspection(), args.config, args.overrides)
+    trained = None
+    if any(getattr(given, name) is not None for name in _training_groups()):
+        own = ("gpu=", "count=", "training.")
+        trained = load_config(TrainConfig, args.config, [w for w in args.overrides if not w.startswith(own)])
+        if any(word.startswith("training.") for word in args.overrides):
+            raise ValueError("training.* is for files of configs/model; give train.*, init.* and deepspeed.* here")
+    gpu = given.gpu or (trained.machine.gpu if trained else None)
+    if gpu is not None and gpu not in MACHINES:
+        raise ValueError(f"unknown gpu={gpu}; choose one of {', '.join(MACHINES)}, or leave it out")
+    count = given.count or (trained.machine.count if trained else given.training.count)
 
-    overrides = [f"training.{word}" if word.startswith("count=") else word for word in args.overrides]
-    settings = load_config(Inspection, args.config, overrides)
-    if settings.gpu is not None and settings.gpu not in MACHINES:
-        raise ValueError(f"unknown gpu={settings.gpu}; choose one of {', '.join(MACHINES)}, or leave it out")
-
-    checkpoint, config = None, settings.model or settings.superres
+    checkpoint, config = None, planned_model(trained) if trained else given.model or given.superres
     if args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint, verify=not args.no_verify)
         print(describe_files(checkpoint, verified=not args.no_verify))
@@ -60,12 +70,46 @@ def run(args: argparse.Namespace) -> None:
     if config is None:
         raise ValueError("nothing to inspect; give --config FILE (see configs/model) or --checkpoint DIR")
 
-    frozen = settings.training.frozen_trunk
+    frozen = trained.init.freeze_trunk if trained else given.training.frozen_trunk
     print(describe_parameters(config, checkpoint, frozen_trunk=frozen, values=args.values))
-    if not isinstance(config, ModelConfig):
+    if isinstance(config, ModelConfig):
+        print(f"\n{describe_layout(config)}\n\n{draw_masks(config, args.mask)}")
+    if args.no_plan:
         return
-    print(f"\n{describe_layout(config)}\n\n{draw_masks(config, args.mask)}")
-    if not args.no_plan:
-        machine = MACHINES[settings.gpu] if settings.gpu else measure_machine()
-        source = "the vendor's figures" if settings.gpu else "measured"
-        print(f"\n{describe_costs(config, machine, settings.training, source)}")
+    machine = MACHINES[gpu] if gpu else measure_machine()
+    if trained:
+        settings = planned_settings(resolve_auto(trained, machine, count), count)
+    else:
+        settings = dataclasses.replace(given.training, count=count)
+    source = "the vendor's figures" if gpu else "measured"
+    print(f"\n{describe_training(config, machine, settings, source)}")
+    if isinstance(config, ModelConfig):
+        print(describe_sampling(config, machine))
+    if args.suggest:
+        print(describe_suggestions(config, machine, settings))
+
+
+def _training_groups() -> list[str]:
+    """The keys of `cogvideo train` that files of configs/model do not have."""
+    import dataclasses
+
+    from cogvideo.training.config import TrainConfig
+
+    return [field.name for field in dataclasses.fields(TrainConfig) if field.name not in ("model", "superres")]
+
+
+def _inspection() -> Any:
+    """All keys of `cogvideo train`, null where they are not given, and those of this command."""
+    import dataclasses
+    import typing
+
+    from cogvideo.planning.budgets import TrainingSettings
+    from cogvideo.training.config import TrainConfig
+
+    hints = typing.get_type_hints(TrainConfig)
+    fields: list[tuple[str, Any, Any]] = [
+        (field.name, hints[field.name] | None, None) for field in dataclasses.fields(TrainConfig)
+    ]
+    fields += [("gpu", str | None, None), ("count", int | None, None)]
+    fields += [("training", TrainingSettings, dataclasses.field(default_factory=TrainingSettings))]
+    return dataclasses.make_dataclass("Inspection", fields, frozen=True)

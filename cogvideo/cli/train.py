@@ -29,8 +29,9 @@ def run(args: argparse.Namespace) -> None:
         print(dump_yaml(config), end="")
         return
 
-    from cogvideo.training.launch import train, tune_allocator
+    from cogvideo.training.launch import expand_segments, train, tune_allocator
 
+    expand_segments()
     if config.train.recompute != "nothing":
         tune_allocator()  # before the first tensor exists
     train(config, resume=args.resume)

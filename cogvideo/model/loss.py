@@ -44,8 +44,9 @@ class _FrozenOutputLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(hidden.device.type):
-            weight = weight.to(torch.get_autocast_dtype(hidden.device.type))  # once, not in every chunk
+        kind = hidden.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            weight = weight.to(torch.get_autocast_dtype(kind))  # once, not in every chunk
         rows = max(1, MAX_LOGITS // FROZEN_FRACTION // len(weight))
         losses, gradient = hidden.new_empty(len(hidden), dtype=torch.float32), torch.empty_like(hidden)
         for start in range(0, len(hidden), rows):

@@ -1,25 +1,68 @@
-"""Memory and time that a model needs, computed from its config. No model is built.
+"""Memory and time that a model needs, computed from its config.
 
-Counts of parameters and of the KV cache are exact; activations and times are estimates, good enough to choose a
-machine by. `training_flops` and `superres_training_flops` count what the training step computes, for MFU.
+Counts of parameters, of the KV cache and of what the forward pass keeps are exact; working memory and times are
+estimates, good enough to choose a machine and a setting by. `training_flops` and `superres_training_flops` count what
+the training step computes, for MFU.
 """
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, get_args
 
+import torch
+
+from cogvideo.checkpoint.parameters import parameter_shapes
 from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
 from cogvideo.model.loss import FROZEN_FRACTION, MAX_LOGITS
 from cogvideo.model.plan import BlockPlan, plan_forward
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.planning.activations import TransformerConfig, count_activations, supervised_rows
 from cogvideo.planning.machines import Machine
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import QueryTiles, round_masks
-from cogvideo.superres.transformer import visible_keys
+from cogvideo.superres.transformer import SuperresTransformer, visible_keys
 
-TRAINING_EFFICIENCY = 0.4
-"""Fraction of a GPU's peak flops that training with large matrices typically reaches."""
+PRODUCT_EFFICIENCY = 0.63
+"""Fraction of a GPU's peak flops that products of large matrices reach: 620 of an H100's 989 TFLOP/s."""
+ATTENTION_EFFICIENCY = 0.25
+"""The same of fused attention with heads of 64 columns."""
+BANDWIDTH_EFFICIENCY = 0.84
+"""Fraction of the memory bandwidth that elementwise kernels reach: 2.8 of an H100's 3.35 TB/s."""
+FORWARD_TRAFFIC, BACKWARD_TRAFFIC = 2.0, 5.5
+"""Bytes that elementwise kernels move per byte that a forward pass without recomputation keeps."""
+BETWEEN_MACHINES = 25e9
+"""Bytes per second that one GPU sends to other computers: a 200 Gb/s adapter per GPU."""
+MACHINE_GPUS = 8
+"""GPUs that share a computer."""
+HOST_LINK, HOST_BANDWIDTH = 20e9, 10e9
+"""Bytes per second between a GPU and CPU memory, and of CPU memory per process, for an offloaded optimiser."""
 DECODING_EFFICIENCY = 0.7
 """Fraction of the memory bandwidth that reading the weights for one token typically reaches."""
 USABLE_MEMORY = 0.92
 """Fraction of the memory to plan for; the driver and the allocator need the rest."""
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's default for the gradients that it reduces at a time."""
+MAX_LIVE_PARAMETERS = 1_000_000_000
+"""DeepSpeed's default for the parameters that ZeRO 3 has gathered at a time."""
+BACKWARD_ROWS = 12
+"""Gradients of activations alive at once in the backward pass, in rows of hidden_size: those of the MLP, mostly."""
+MAX_MICRO_BATCH = 64
+PUBLISHED_BATCH = 416
+"""Clips per step where none are given."""
+MICRO_BATCH_SECONDS = 5e-3
+"""What a micro-batch costs whatever its size: launches, waiting for the host."""
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+
+ASSUMPTIONS = (
+    f"estimates, from a roofline: products at {PRODUCT_EFFICIENCY:.0%} of peak, attention at "
+    f"{ATTENTION_EFFICIENCY:.0%}, elementwise kernels at {BANDWIDTH_EFFICIENCY:.0%} of the memory bandwidth, nothing "
+    "overlaps; not measured"
+)
+"""What the step times assume, in a line."""
+
+Held = Literal["fp32", "dtype"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +81,14 @@ class TrainingSettings:
     """What the backward pass recomputes instead of keeping it from the forward pass."""
     trunk_weights: TrunkWeights = "full"
     """`int8`: keep the frozen trunk's matrices in int8."""
+    batch_size: int | None = None
+    """Clips per step over all devices; null: one micro-batch on each."""
+    offload_optimizer: bool = False
+    """Keep the optimiser and its float32 weights in CPU memory."""
+    weights: Held = "dtype"
+    """`fp32`: hold weights in float32, as train.weights does."""
+    gradients: Held = "dtype"
+    """`fp32`: sum the gradients of micro-batches in float32, as train.gradients does."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("count", 1, 1 << 20), ("micro_batch", 1, 1 << 20), ("zero_stage", 0, 3)):
@@ -45,6 +96,29 @@ class TrainingSettings:
                 raise ValueError(f"{name}={getattr(self, name)}; expected {least} to {most}")
         if self.trunk_weights == "int8" and not (self.frozen_trunk and self.zero_stage < 3):
             raise ValueError("trunk_weights=int8 needs frozen_trunk=true and zero_stage=0, 1 or 2")
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step on each device."""
+        return max(1, round((self.batch_size or 0) / (self.count * self.micro_batch)))
+
+    def partitions(self, from_stage: int) -> int:
+        """Devices that share what ZeRO partitions from this stage on."""
+        return self.count if self.zero_stage >= from_stage else 1
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimiser step."""
+
+    forward_backward: float
+    recomputation: float
+    communication: float
+    optimiser: float
+
+    @property
+    def total(self) -> float:
+        return self.forward_backward + self.recomputation + self.communication + self.optimiser
 
 
 @dataclass(frozen=True)
@@ -55,11 +129,26 @@ class TrainingBudget:
     gradients: float
     optimiser: float
     activations: float
-    seconds_per_step: float
+    """What the forward pass keeps for the backward pass."""
+    working: float
+    """The layer that is computed again, gradients of activations, a chunk of logits, DeepSpeed's buffers."""
+    host: float
+    """In CPU memory: the optimiser and gradients, if offloaded."""
+    time: StepTime
+    flops: float
+    """The model's own per device and step, nothing recomputed."""
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimiser + self.activations
+        """Bytes on the device."""
+        return self.weights + self.gradients + self.optimiser + self.activations + self.working
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.time.total
+
+    def fits(self, machine: Machine) -> bool:
+        return self.total < machine.memory_bytes * USABLE_MEMORY
 
 
 @dataclass(frozen=True)
@@ -104,7 +193,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     return ParameterCounts(lookups, trunk, temporal)
 
 
-def int8_trunk_size(config: ModelConfig) -> tuple[int, int]:
+def int8_trunk_size(config: TransformerConfig) -> tuple[int, int]:
     """Parameters of the trunk that int8 quantization covers, and their bytes, with one float32 scale per row."""
     h, layers, words = config.hidden_size, config.num_layers, config.vocabulary.size
     count, rows = layers * 12 * h * h + words * h, layers * 9 * h + words
@@ -119,6 +208,7 @@ def cache_bytes(config: ModelConfig, batch: int, bytes_per_value: int = 2) -> in
     return bytes_per_value * batch * config.num_layers * 2 * rows * config.hidden_size
 
 
+@lru_cache(maxsize=64)
 def attention_pairs(config: ModelConfig) -> int:
     """(query, key) pairs that attention computes per layer and clip: both channels, text keys included."""
     plan = plan_forward(config)
@@ -157,66 +247,211 @@ def superres_training_flops(config: SuperresConfig, *, frozen_trunk: bool) -> fl
     With a frozen trunk the context (text and coarse grid) needs no backward pass. Logits: the number of tokens that
     a round predicts on average.
     """
+    return sum(_superres_flops(config, frozen_trunk))
+
+
+def _superres_flops(config: SuperresConfig, frozen_trunk: bool) -> tuple[float, float]:
+    """Flops of the forward and of the backward pass of one frame."""
     h, layers, context = config.hidden_size, config.num_layers, config.text_len + config.low_res_len
     square = 2 * h * h
     attention, mlp = layers * 4 * square * config.high_res_len, layers * 8 * square * config.high_res_len
     on_context = layers * 12 * square * context + layers * 4 * h * context**2
-    visible = visible_keys(config)
-    scores = layers * 4 * h * (_tile_pairs(visible.context) + _tile_pairs(visible.grid))
+    scores = layers * 4 * h * _superres_pairs(config)
     logits = 2 * h * config.vocabulary.num_image_tokens * float(round_masks(config).sum(1).float().mean())
     forward = attention + mlp + on_context + scores + logits
     if frozen_trunk:
-        return forward + 2 * attention + mlp + logits + 2.5 * scores
-    return forward + 2 * (attention + mlp + on_context + logits) + 2.5 * scores
+        return forward, 2 * attention + mlp + logits + 2.5 * scores
+    return forward, 2 * (attention + mlp + on_context + logits) + 2.5 * scores
+
+
+@lru_cache(maxsize=64)
+def _superres_pairs(config: SuperresConfig) -> int:
+    """(query, key) pairs of the fine grid's attention, per layer and frame."""
+    visible = visible_keys(config)
+    return _tile_pairs(visible.context) + _tile_pairs(visible.grid)
 
 
 def _tile_pairs(tiles: QueryTiles) -> int:
     return tiles.queries.numel() * tiles.keys.shape[1]
 
 
-def training_budget(config: ModelConfig, machine: Machine, settings: TrainingSettings) -> TrainingBudget:
-    """Estimate memory per device and time per step.
+def is_frozen(config: TransformerConfig, settings: TrainingSettings) -> bool:
+    """Whether a trunk is frozen: image models and the iterative super-resolution model train all of their weights."""
+    has_extra_part = config.method == "direct" if isinstance(config, SuperresConfig) else config.has_temporal_channel
+    return settings.frozen_trunk and has_extra_part
 
-    Weights and gradients are bf16; AdamW keeps float32 master weights and moments, partitioned by the ZeRO stage.
+
+def trained_and_all_parameters(config: TransformerConfig, settings: TrainingSettings) -> tuple[int, int]:
+    return _count_parameters(config, is_frozen(config, settings))
+
+
+@lru_cache(maxsize=64)
+def _count_parameters(config: TransformerConfig, frozen: bool) -> tuple[int, int]:
+    model = SuperresTransformer if isinstance(config, SuperresConfig) else CogVideoTransformer
+    counts = {name: torch.Size(shape).numel() for name, shape in parameter_shapes(config).items()}
+    total = sum(counts.values())
+    if not frozen:
+        return total, total
+    return sum(count for name, count in counts.items() if model.is_extra(name)), total
+
+
+def training_budget(config: TransformerConfig, machine: Machine, settings: TrainingSettings) -> TrainingBudget:
+    """Memory per device and time per step. AdamW keeps float32 weights and moments, partitioned by the ZeRO stage.
+
+    Gradients of an offloaded optimiser at ZeRO 2 are copied to CPU memory bucket by bucket, so none stay on the device.
     """
-    counts, h = count_parameters(config), config.hidden_size
-    frozen_trunk = settings.frozen_trunk and config.has_temporal_channel
-    extra_positions = config.num_extra_positions * h
-    trainable = counts.temporal + extra_positions if frozen_trunk else counts.total
-    rows = config.text_len + config.layout.num_slots
-    supervised = len(config.layout.supervised_frames) * config.frame_len
-
-    # Activations kept per layer and row, in units of hidden_size: the inputs of 4 LayerNorms and the outputs of 2, then
-    # query_key_value 3, context 1, MLP 8. The temporal channel adds query_key_value, context and the inputs of the mix.
-    # A frozen matrix needs no input for its weight gradient, so the output of the second LayerNorm and of GELU go.
-    dual = config.has_temporal_channel
-    per_layer = {"nothing": (24 if dual else 18) - (5 if frozen_trunk else 0), "mlp": 13 if dual else 8, "layer": 1}
-    kept = per_layer[settings.recompute]
-    recomputed = per_layer["nothing"] - kept  # alive for one layer at a time, during its backward pass
-    activations = (config.num_layers * kept + recomputed) * rows * h * 2
-    logits_at_once = min(supervised * settings.micro_batch * config.vocabulary.num_image_tokens, MAX_LOGITS)
-    logits = 3 * 4 * logits_at_once / (FROZEN_FRACTION if frozen_trunk else 1)
-
-    forward, backward = training_flops(config, frozen_trunk=frozen_trunk)
-    mlps = config.num_layers * 16 * h * h * rows
-    again = {"nothing": 0.0, "mlp": mlps, "layer": forward}[settings.recompute]
-    flops = settings.micro_batch * (forward + again + backward)
-
-    weights = 2 * counts.total
-    if settings.trunk_weights == "int8" and config.has_temporal_channel:
+    trained, total = trained_and_all_parameters(config, settings)
+    held = 4 if settings.weights == "fp32" else 2
+    weights = float(held * total)
+    if settings.trunk_weights == "int8" and is_frozen(config, settings):
         quantized, quantized_bytes = int8_trunk_size(config)
-        weights += quantized_bytes - 2 * quantized
-
-    def partitions(from_stage: int) -> int:
-        return settings.count if settings.zero_stage >= from_stage else 1
-
-    return TrainingBudget(
-        weights=weights / partitions(3),
-        gradients=2 * trainable / partitions(2),
-        optimiser=12 * trainable / partitions(1),
-        activations=settings.micro_batch * activations + logits,
-        seconds_per_step=flops / (machine.flops * TRAINING_EFFICIENCY),
+        weights += quantized_bytes - held * quantized
+    summed = 4 if "fp32" in (settings.weights, settings.gradients) else 2
+    gradients = summed * trained / settings.partitions(2)
+    # in float32 without ZeRO the optimiser holds no second copy of the weights
+    optimiser = (
+        (8 if settings.weights == "fp32" and settings.zero_stage == 0 else 12) * trained / settings.partitions(1)
     )
+    host = 0.0
+    if settings.offload_optimizer:
+        host, optimiser = optimiser + 4 * trained / settings.partitions(1), 0.0
+        if settings.zero_stage >= 2:
+            host, gradients = host + 2 * trained / settings.partitions(2), 0.0
+    activations = count_activations(
+        config,
+        settings.micro_batch,
+        settings.recompute,
+        frozen_trunk=is_frozen(config, settings),
+        dtype=torch.float32 if settings.weights == "fp32" else torch.bfloat16,
+    )
+    forward, backward = _flops(config, settings)
+    return TrainingBudget(
+        weights=weights / settings.partitions(3),
+        gradients=gradients,
+        optimiser=optimiser,
+        activations=activations.kept,
+        working=activations.recomputed + _working_bytes(config, settings, trained, total),
+        host=host,
+        time=_step_time(config, machine, settings),
+        flops=settings.accumulation * settings.micro_batch * (forward + backward),
+    )
+
+
+def _working_bytes(config: TransformerConfig, settings: TrainingSettings, trained: int, total: int) -> float:
+    """Bytes that a step needs for a moment, what is recomputed not counted."""
+    frozen, codes = is_frozen(config, settings), config.vocabulary.num_image_tokens
+    held = 4 if settings.weights == "fp32" else 2
+    of_layer = BACKWARD_ROWS * settings.micro_batch * _rows(config) * config.hidden_size * held
+    logits = min(supervised_rows(config) * settings.micro_batch * codes, MAX_LOGITS)
+    of_logits = 3 * 4 * logits / (FROZEN_FRACTION if frozen else 1)
+    buffers = 0.0
+    if settings.zero_stage > 0:
+        summed = 4 if settings.gradients == "fp32" and not settings.offload_optimizer else held
+        buffers = summed * min(trained, BUCKET_ELEMENTS)
+    if settings.zero_stage == 3:
+        buffers += held * min(total, MAX_LIVE_PARAMETERS)
+    return max(of_layer, of_logits) + buffers
+
+
+def _rows(config: TransformerConfig) -> int:
+    if isinstance(config, SuperresConfig):
+        return config.text_len + config.low_res_len + config.high_res_len
+    return config.text_len + config.layout.num_slots
+
+
+def _flops(config: TransformerConfig, settings: TrainingSettings) -> tuple[float, float]:
+    frozen = is_frozen(config, settings)
+    if isinstance(config, SuperresConfig):
+        return _superres_flops(config, frozen)
+    return training_flops(config, frozen_trunk=frozen)
+
+
+def _step_time(config: TransformerConfig, machine: Machine, settings: TrainingSettings) -> StepTime:
+    h, layers, clips = config.hidden_size, config.num_layers, settings.accumulation * settings.micro_batch
+    pairs = _superres_pairs(config) if isinstance(config, SuperresConfig) else attention_pairs(config)
+    scores = 4 * h * pairs * layers
+    forward, backward = _flops(config, settings)
+    # traffic follows what a forward pass without recomputation keeps
+    kept = count_activations(config, 1, "nothing", frozen_trunk=is_frozen(config, settings)).kept
+
+    def seconds(products: float, attention: float, traffic: float) -> float:
+        return clips * (
+            products / (machine.flops * PRODUCT_EFFICIENCY)
+            + attention / (machine.flops * ATTENTION_EFFICIENCY)
+            + traffic / (machine.bandwidth * BANDWIDTH_EFFICIENCY)
+        )
+
+    of_forward = seconds(forward - scores, scores, FORWARD_TRAFFIC * kept)
+    of_backward = seconds(backward - 2.5 * scores, 2.5 * scores, BACKWARD_TRAFFIC * kept)
+    mlps = layers * 16 * h * h * _rows(config)
+    of_mlps = seconds(mlps, 0.0, FORWARD_TRAFFIC * kept / 2)
+    again = {"nothing": 0.0, "mlp": of_mlps, "layer": of_forward}[settings.recompute]
+    of_launches = settings.accumulation * MICRO_BATCH_SECONDS
+    return StepTime(of_forward + of_backward + of_launches, again, *_other_times(config, machine, settings))
+
+
+def _other_times(config: TransformerConfig, machine: Machine, settings: TrainingSettings) -> tuple[float, float]:
+    """Seconds of communication and of the optimiser, per step."""
+    trained, total = trained_and_all_parameters(config, settings)
+    held = 4 if settings.weights == "fp32" else 2
+    summed = 4 if "fp32" in (settings.weights, settings.gradients) else 2
+    others, times = (settings.count - 1) / settings.count, settings.accumulation
+    # a reduction to partitions moves all gradients once, one to every device twice
+    reductions = {0: 2.0, 1: 2.0, 2: float(times), 3: float(times)}[settings.zero_stage]
+    moved = others * summed * trained * reductions
+    if settings.zero_stage in (1, 2):
+        moved += others * held * trained  # the updated weights
+    if settings.zero_stage == 3:
+        moved += others * held * total * times * (3 if settings.recompute == "layer" else 2)
+    link = machine.link if settings.count <= MACHINE_GPUS else min(machine.link, BETWEEN_MACHINES)
+    updated = 28 * trained / settings.partitions(1)  # AdamW reads and writes weights and moments, reads gradients
+    if not settings.offload_optimizer:
+        return moved / link, updated / (machine.bandwidth * BANDWIDTH_EFFICIENCY)
+    copied = held * trained * (times + 1) / settings.partitions(2)
+    return moved / link, updated / HOST_BANDWIDTH + copied / HOST_LINK
+
+
+def settings_that_fit(
+    config: TransformerConfig, machine: Machine, tried: Iterable[TrainingSettings]
+) -> list[tuple[TrainingSettings, TrainingBudget]]:
+    """Those that fit the machine, fastest first; of equally fast ones, the one that needs least memory."""
+    pairs = [(settings, training_budget(config, machine, settings)) for settings in tried]
+    fitting = [pair for pair in pairs if pair[1].fits(machine)]
+    return sorted(fitting, key=lambda pair: (pair[1].seconds_per_step, pair[1].total))
+
+
+def micro_batches(batch_size: int, count: int) -> list[int]:
+    """The micro-batches that divide each device's share of the batch, up to a size beyond which nothing is gained."""
+    share = max(1, batch_size // count)
+    return [size for size in range(1, min(share, MAX_MICRO_BATCH) + 1) if share % size == 0]
+
+
+def suggestions(
+    config: TransformerConfig, machine: Machine, settings: TrainingSettings
+) -> list[tuple[TrainingSettings, TrainingBudget]]:
+    """Settings that fit the machine, fastest first; empty: none does.
+
+    Micro-batch, recomputation and ZeRO stage are varied. What costs more is tried only where nothing else fits: an
+    int8 trunk, then an offloaded optimiser.
+    """
+    frozen, batch_size = is_frozen(config, settings), settings.batch_size or PUBLISHED_BATCH
+    base = replace(settings, batch_size=batch_size)
+    leaner = [base]
+    if frozen and settings.trunk_weights == "full":
+        leaner.append(replace(base, trunk_weights="int8", zero_stage=min(base.zero_stage, 2)))
+    if not settings.offload_optimizer:
+        leaner += [replace(lean, offload_optimizer=True) for lean in leaner]
+    for lean in leaner:
+        stages = [2] if lean.offload_optimizer else [1, 2] if frozen else [1, 2, 3]
+        choices = itertools.product(stages, RECOMPUTE, micro_batches(batch_size, settings.count))
+        found = settings_that_fit(
+            config,
+            machine,
+            [replace(lean, zero_stage=z, recompute=r, micro_batch=m) for z, r, m in choices],
+        )
+        if found:
+            return found
+    return []
 
 
 def sampling_budget(

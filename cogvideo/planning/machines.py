@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,24 +16,35 @@ class Machine:
     """Floating-point operations per second in dense bf16; a multiply-add counts as two."""
     bandwidth: float
     """Bytes of memory read per second."""
+    link: float = 12e9
+    """Bytes per second that one device sends to the others of its computer, as reductions reach them: an estimate."""
 
 
 MACHINES = {
-    name: Machine(name, gigabytes * 1e9, teraflops * 1e12, terabytes_per_second * 1e12)
-    for name, gigabytes, teraflops, terabytes_per_second in (
-        ("t4-16", 16, 65, 0.32),
-        ("v100-32", 32, 125, 0.90),
-        ("a10-24", 24, 125, 0.60),
-        ("rtx3090-24", 24, 71, 0.94),
-        ("rtx4090-24", 24, 165, 1.01),
-        ("l40s-48", 48, 362, 0.86),
-        ("a100-40", 40, 312, 1.56),
-        ("a100-80", 80, 312, 2.04),
-        ("h100-80", 80, 989, 3.35),
-        ("h200-141", 141, 989, 4.80),
+    name: Machine(name, gigabytes * 1e9, teraflops * 1e12, terabytes_per_second * 1e12, gigabytes_per_second * 1e9)
+    for name, gigabytes, teraflops, terabytes_per_second, gigabytes_per_second in (
+        ("t4-16", 16, 65, 0.32, 6),
+        ("v100-32", 32, 125, 0.90, 120),
+        ("a10-24", 24, 125, 0.60, 12),
+        ("rtx3090-24", 24, 71, 0.94, 12),
+        ("rtx4090-24", 24, 165, 1.01, 12),
+        ("l40s-48", 48, 362, 0.86, 12),
+        ("a100-40", 40, 312, 1.56, 230),
+        ("a100-80", 80, 312, 2.04, 230),
+        ("h100-80", 80, 989, 3.35, 350),
+        ("h200-141", 141, 989, 4.80, 350),
     )
 }
-"""The vendors' figures for dense bf16, or fp16 where the device has no bf16."""
+"""The vendors' figures for dense bf16, or fp16 where the device has no bf16; links are three quarters of the vendor's
+NVLink figure, or what PCIe reaches."""
+
+
+def machine_like(name: str, memory_bytes: float) -> Machine:
+    """The entry of MACHINES that a GPU's own name resembles, with its memory; the A100's figures for unknown ones."""
+    word = name.lower().replace("geforce ", "").replace("rtx ", "rtx")
+    alike = [machine for key, machine in MACHINES.items() if key.partition("-")[0] in word]
+    nearest = min(alike or [MACHINES["a100-80"]], key=lambda machine: abs(machine.memory_bytes - memory_bytes))
+    return replace(nearest, name=name, memory_bytes=memory_bytes)
 
 
 def measure_machine() -> Machine:

@@ -5,7 +5,15 @@ from dataclasses import replace
 
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.masks import Mask, channel_masks, render_mask, render_view
-from cogvideo.planning.budgets import USABLE_MEMORY, TrainingSettings, sampling_budget, training_budget
+from cogvideo.planning.activations import TransformerConfig
+from cogvideo.planning.budgets import (
+    ASSUMPTIONS,
+    USABLE_MEMORY,
+    TrainingSettings,
+    sampling_budget,
+    suggestions,
+    training_budget,
+)
 from cogvideo.planning.machines import Machine
 
 MAX_COLUMNS = 200
@@ -79,36 +87,85 @@ def _named_masks(config: ModelConfig, window: int | None) -> list[tuple[str, Mas
     return named
 
 
-def describe_costs(config: ModelConfig, machine: Machine, settings: TrainingSettings, source: str) -> str:
-    """Memory and time to train under each ZeRO stage, and to sample. `source`: where the machine's figures are from."""
-    available = machine.memory_bytes * USABLE_MEMORY
-
-    def fits(needed: float) -> str:
-        return f"{format_bytes(needed)}, {'fits' if needed < available else 'DOES NOT FIT'}"
-
+def describe_training(
+    config: TransformerConfig, machine: Machine, settings: TrainingSettings, source: str = "the vendor's figures"
+) -> str:
+    """Memory under each ZeRO stage, and the time of a step. `source`: where the machine's figures are from."""
+    int8 = ", int8 trunk" if settings.trunk_weights == "int8" else ""
+    offloaded = ", optimiser in CPU memory" if settings.offload_optimizer else ""
     lines = [
         f"{settings.count} x {machine.name}: {format_bytes(machine.memory_bytes)}, {machine.flops / 1e12:.3g} TFLOP/s "
-        f"in bf16, {machine.bandwidth / 1e9:,.1f} GB/s ({source}); all figures below are estimates",
-        f"  training, per device, micro batch {settings.micro_batch}, recompute={settings.recompute}; "
-        "* marks zero_stage",
+        f"in bf16, {machine.bandwidth / 1e9:,.1f} GB/s ({source})",
+        f"  training, per device, {settings.accumulation} x micro-batch {settings.micro_batch}, "
+        f"recompute={settings.recompute}{int8}{offloaded}; * marks deepspeed.stage",
     ]
-    for stage in range(4 if settings.trunk_weights == "full" else 3):  # ZeRO 3 cannot partition int8 weights
+    first = 1 if settings.offload_optimizer else 0
+    for stage in range(first, 4 if settings.trunk_weights == "full" else 3):  # ZeRO 3 cannot partition int8 weights
         budget = training_budget(config, machine, replace(settings, zero_stage=stage))
+        parts = ("weights", "gradients", "optimiser", "activations", "working")
+        sizes = [f"{name} {format_bytes(getattr(budget, name))}" for name in parts if getattr(budget, name)]
+        host = f" and {format_bytes(budget.host)} of CPU memory" if budget.host else ""
+        fits = "fits" if budget.fits(machine) else "DOES NOT FIT"
         lines.append(
-            f"  {'*' if stage == settings.zero_stage else ' '} ZeRO {stage}: weights {format_bytes(budget.weights)}, "
-            f"gradients {format_bytes(budget.gradients)}, optimiser {format_bytes(budget.optimiser)}, "
-            f"activations {format_bytes(budget.activations)}: {fits(budget.total)}"
+            f"  {'*' if stage == settings.zero_stage else ' '} ZeRO {stage}: {', '.join(sizes)}: "
+            f"{format_bytes(budget.total)}{host}, {fits}"
         )
-    lines.append(f"    {format_duration(budget.seconds_per_step)} per step")
+    budget = training_budget(config, machine, settings)
+    time = budget.time
+    parts_of_step = [
+        f"{name} {format_duration(seconds)}"
+        for name, seconds in (
+            ("forward and backward", time.forward_backward),
+            ("recomputation", time.recomputation),
+            ("communication", time.communication),
+            ("optimiser", time.optimiser),
+        )
+        if seconds
+    ]
+    lines.append(
+        f"    {format_duration(time.total)} per step of {settings.count * settings.accumulation * settings.micro_batch}"
+        f" ({', '.join(parts_of_step)}), MFU {budget.flops / time.total / machine.flops:.0%}"
+    )
+    lines.append(f"    {ASSUMPTIONS}")
+    return "\n".join(lines)
+
+
+def describe_sampling(config: ModelConfig, machine: Machine) -> str:
+    """Memory and time of sampling one clip."""
     sampling = sampling_budget(config, machine)
     guided = ", guided" if config.has_temporal_channel else ""
-    lines += [
+    fits = "fits" if sampling.total < machine.memory_bytes * USABLE_MEMORY else "DOES NOT FIT"
+    return (
         f"  sampling one clip{guided}: weights {format_bytes(sampling.weights)}, KV cache "
-        f"{format_bytes(sampling.cache)}: {fits(sampling.total)}",
+        f"{format_bytes(sampling.cache)}: {format_bytes(sampling.total)}, {fits}\n"
         f"    {format_duration(sampling.seconds_per_token)} per token, "
-        f"{format_duration(sampling.seconds_per_clip)} for {sampling.tokens_per_clip:,} tokens in sequence",
-    ]
+        f"{format_duration(sampling.seconds_per_clip)} for {sampling.tokens_per_clip:,} tokens in sequence"
+    )
+
+
+def describe_suggestions(config: TransformerConfig, machine: Machine, settings: TrainingSettings, most: int = 5) -> str:
+    """The fastest settings that fit, and the words that set the first of them."""
+    found = suggestions(config, machine, settings)
+    if not found:
+        return f"  nothing fits {settings.count} x {machine.name}; use more or larger devices"
+    lines = [f"  the fastest settings that fit {settings.count} x {machine.name}, a batch of {found[0][0].batch_size}:"]
+    for tried, budget in found[:most]:
+        step, size = format_duration(budget.seconds_per_step), format_bytes(budget.total)
+        lines.append(f"    {step:>7}  {size:>9}  {setting_words(tried)}")
+    lines.append(f"    {ASSUMPTIONS}")
     return "\n".join(lines)
+
+
+def setting_words(settings: TrainingSettings) -> str:
+    """The `key=value` words of `cogvideo train` for what the planner chooses."""
+    words = [
+        f"train.micro_batch_size={settings.micro_batch}",
+        f"train.recompute={settings.recompute}",
+        f"deepspeed.stage={settings.zero_stage}",
+    ]
+    words += ["deepspeed.offload_optimizer=true"] if settings.offload_optimizer else []
+    words += ["init.trunk_weights=int8"] if settings.trunk_weights == "int8" else []
+    return " ".join(words)
 
 
 def format_bytes(count: float) -> str:

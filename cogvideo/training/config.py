@@ -111,15 +111,18 @@ class LoopConfig:
     """Save and stop at this step; the schedule stays the same."""
     batch_size: int = 32
     """Clips (or frames) per step, over all processes."""
-    micro_batch_size: int | None = None
-    """Clips per forward pass; gradients of a step are accumulated over them. null: a process's whole share."""
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Clips per forward pass; gradients of a step are accumulated over them. null: a process's whole share; `auto`: as
+    the planner finds fastest of what fits the device."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of matrix products; softmax, norms and loss are computed in float32."""
     weights: Literal["fp32", "dtype"] = "fp32"
     """`dtype`: hold weights in `dtype` too, and float32 copies only in the optimiser (for large models)."""
-    recompute: Recompute = "nothing"
+    gradients: Literal["fp32", "dtype"] = "dtype"
+    """`fp32`: with weights in `dtype`, sum the gradients of a step's micro-batches in float32."""
+    recompute: Recompute | Literal["auto"] = "nothing"
     """Activations recomputed in the backward pass instead of stored: `mlp`, those of each MLP; `layer`, all but each
-    layer's input. docs/results.md has savings and cost."""
+    layer's input; `auto`: as little as fits the device, by the planner. docs/results.md has savings and cost."""
     attention: AttentionName = "auto"
     """How attention is computed. `auto`: on a CPU `cpu`, in tiles and blocks of rows that share keys; on a GPU `flex`,
     one call of FlexAttention per channel. `dense` computes all pairs of rows in one call, as `flex` does where
@@ -135,7 +138,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "stop_at", "batch_size", "micro_batch_size", "num_threads", "max_bad_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
+            if getattr(self, name) not in (None, "auto") and getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}; expected at least 1")
         if self.seed < 0:
             raise ValueError(f"train.seed={self.seed}; expected 0 or more")
@@ -149,11 +152,20 @@ class LoopConfig:
         """The number of steps after which the run ends."""
         return self.steps if self.stop_at is None else min(self.steps, self.stop_at)
 
+    @property
+    def resolved_recompute(self) -> Recompute:
+        """`recompute` once `auto` is resolved."""
+        if self.recompute == "auto":
+            raise ValueError("train.recompute=auto is not resolved yet")
+        return self.recompute
+
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per step in each of `world_size` processes.
 
         Raises: ValueError if the batch does not divide.
         """
+        if self.micro_batch_size == "auto":
+            raise ValueError("train.micro_batch_size=auto is not resolved yet")
         micro = self.micro_batch_size or self.batch_size // world_size
         if micro < 1 or self.batch_size % (world_size * micro):
             raise ValueError(
@@ -217,6 +229,20 @@ class DeepSpeedConfig:
             raise ValueError("deepspeed.offload_optimizer=true needs deepspeed.stage=1, 2 or 3")
         if self.timeout_minutes <= 0:
             raise ValueError(f"deepspeed.timeout_minutes={self.timeout_minutes}; expected above 0")
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """What a machine file is for, which `cogvideo inspect` plans with. Training reads the devices that it finds."""
+
+    gpu: str | None = None
+    """The GPU, by a name that `cogvideo inspect` knows; null: this machine is measured."""
+    count: int = 1
+    """Processes, one per GPU."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"machine.count={self.count}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -301,12 +327,14 @@ class TrainConfig:
     """What is logged and saved, and how often."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """How weights, gradients and the optimiser are partitioned."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    """What `cogvideo inspect` plans with."""
     tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
     """Settings of the task `tokenizer` alone."""
 
 
 FREE_TO_CHANGE = re.compile(
-    r"run_dir|log\..*|deepspeed\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size|attention)"
+    r"run_dir|log\..*|deepspeed\..*|machine\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size|attention)"
 )
 """Keys that a resumed run may change without a warning: they do not change what is learned, or only extend the run."""
 

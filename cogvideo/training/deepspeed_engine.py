@@ -57,6 +57,8 @@ def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
     elif loop.weights == "dtype" and loop.dtype == "fp16":
         # the published loss scaler
         settings["fp16"] = {"enabled": True, "loss_scale": 0, "loss_scale_window": 400, "hysteresis": 2}
+    if loop.weights == "dtype" and loop.gradients == "fp32":
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.deepspeed.file is not None:
         overrides: dict[str, Any] = read_json(config.deepspeed.file, dict[str, Any])
         if "tensor_parallel" in overrides:

@@ -32,6 +32,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
 
     from cogvideo.distributed import ProcessGroup, connecting, lost_peer_as_error, open_device
     from cogvideo.locks import lock_folder
+    from cogvideo.training.resources import machine_of, resolve_auto
     from cogvideo.training.trainer import Trainer
 
     if config.train.num_threads is not None:
@@ -47,6 +48,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
             deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
         # at exit, not after this run: DeepSpeed keeps groups that a second run in this process would use again
         atexit.register(dist.destroy_process_group)
+    config = resolve_auto(config, machine_of(device), dist.get_world_size())
     processes = ProcessGroup(dist.get_rank(), dist.get_world_size())
     with (
         _flush_denormals(),
@@ -75,6 +77,12 @@ def prepare_environment() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if os.environ.get("WORLD_SIZE", "1") != "1":
         get_logger(__name__).info("%s processes on CPU, communicating through gloo", os.environ["WORLD_SIZE"])
+
+
+def expand_segments() -> None:
+    """Let PyTorch's CUDA allocator grow its blocks, so that memory fragments less; call before CUDA is touched."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def tune_allocator() -> None:

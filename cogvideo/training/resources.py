@@ -1,91 +1,127 @@
 """Memory and speed of a run: what it needs, estimated by `cogvideo.planning`, and what is measured while it runs."""
 
-import math
+import dataclasses
+import os
 import time
-from dataclasses import dataclass
 
 import torch
 
 from cogvideo.dtypes import FLOAT_DTYPES
+from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.logs import get_logger
-from cogvideo.model.config import ModelConfig
+from cogvideo.planning.activations import TransformerConfig
 from cogvideo.planning.budgets import (
+    RECOMPUTE,
     USABLE_MEMORY,
-    TrainingBudget,
     TrainingSettings,
-    int8_trunk_size,
+    micro_batches,
+    settings_that_fit,
+    trained_and_all_parameters,
     training_budget,
 )
-from cogvideo.planning.machines import MACHINES
-from cogvideo.planning.report import format_bytes
+from cogvideo.planning.machines import Machine, machine_like
+from cogvideo.planning.report import describe_training, format_bytes
+from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import LoopConfig, TrainConfig
 from cogvideo.training.deepspeed_engine import zero_stage
 
 log = get_logger(__name__)
 
 LOG_ABOVE_BYTES = 1 << 30
-"""Smaller runs log no memory estimate."""
+"""Runs whose weights are smaller in bfloat16 log no plan."""
 MATMUL_SIZE = {"cuda": 8192, "cpu": 768}
 """Side of the square matrices that measure a device's peak FLOPS."""
 
 
-@dataclass(frozen=True)
-class RunMemory:
-    """Bytes per process."""
-
-    device: TrainingBudget
-    """On the device; its optimiser is 0 if offloaded."""
-    host: float
-    """The optimiser's bytes in CPU memory, if offloaded."""
-
-    def __str__(self) -> str:
-        sizes = {name: getattr(self.device, name) for name in ("weights", "gradients", "activations")}
-        parts = [f"{name} {format_bytes(size)}" for name, size in sizes.items()]
-        optimiser = f"optimiser {format_bytes(self.host or self.device.optimiser)}"
-        if self.host:
-            optimiser += " of CPU memory"
-        return ", ".join([*parts, optimiser])
+def planned_model(config: TrainConfig) -> TransformerConfig | None:
+    """The transformer that a run trains, with its text tokenizer's vocabulary if that file is there; None: none."""
+    if config.task == "tokenizer":
+        return None
+    model: TransformerConfig = config.superres
+    if config.task != "superres":
+        model = dataclasses.replace(config.model, task=config.task)
+    try:
+        tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
+    except OSError:
+        return model
+    return dataclasses.replace(model, vocabulary=tokenizer.vocabulary)
 
 
-def estimate_memory(config: TrainConfig, model: ModelConfig, world_size: int) -> RunMemory:
-    """Memory of each of `world_size` processes with one device each.
+def planned_settings(config: TrainConfig, count: int) -> TrainingSettings:
+    """What the planner is to know of a run in `count` processes with one device each.
 
-    Raises: ValueError if the batch does not divide.
+    Raises: ValueError if the batch does not divide, or `auto` is not resolved.
     """
     loop, init = config.train, config.init
-    micro_batch = loop.batch_size // (world_size * loop.accumulation(world_size))
-    stage = zero_stage(config)
-    settings = TrainingSettings(world_size, micro_batch, stage, init.freeze_trunk, loop.recompute, init.trunk_weights)
-    machine = MACHINES["a100-80"]  # irrelevant for memory
-    bf16 = training_budget(model, machine, settings)
-    scale = 2 if loop.weights == "fp32" else 1  # weights and gradients in float32
-    int8_bytes = int8_trunk_size(model)[1] if init.trunk_weights == "int8" else 0
-    # in float32 without ZeRO the optimiser holds no second copy of the weights: 8 of 12 bytes per parameter
-    optimiser = bf16.optimiser * (8 / 12 if scale == 2 and stage == 0 else 1)
-    offload = config.deepspeed.offload_optimizer
-    device = TrainingBudget(
-        weights=(bf16.weights - int8_bytes) * scale + int8_bytes,
-        gradients=bf16.gradients * scale,
-        optimiser=0.0 if offload else optimiser,
-        activations=bf16.activations * (1 if loop.dtype != "fp32" else 2),
-        seconds_per_step=math.nan,
+    return TrainingSettings(
+        count=count,
+        micro_batch=loop.batch_size // (count * loop.accumulation(count)),
+        zero_stage=zero_stage(config),
+        frozen_trunk=init.freeze_trunk,
+        recompute=loop.resolved_recompute,
+        trunk_weights=init.trunk_weights,
+        batch_size=loop.batch_size,
+        offload_optimizer=config.deepspeed.offload_optimizer,
+        weights=loop.weights,
+        gradients=loop.gradients,
     )
-    return RunMemory(device, optimiser if offload else 0.0)
 
 
-def log_memory(config: TrainConfig, model: ModelConfig, world_size: int, device: torch.device) -> None:
-    """Log the estimate of a large run, and warn if it is unlikely to fit."""
-    memory = estimate_memory(config, model, world_size)
-    if memory.device.total < LOG_ABOVE_BYTES:
-        return
-    log.info("estimated memory of each of %d processes: %s", world_size, memory)
+def resolve_auto(config: TrainConfig, machine: Machine, count: int) -> TrainConfig:
+    """Replace `auto` by the fastest setting that fits the machine.
+
+    Raises: ValueError if none fits, or the batch does not divide.
+    """
+    loop = config.train
+    if "auto" not in (loop.micro_batch_size, loop.recompute):
+        return config
+    model = planned_model(config)
+    if loop.batch_size % count:
+        raise ValueError(f"train.batch_size={loop.batch_size} cannot be divided among {count} processes")
+    sizes = micro_batches(loop.batch_size, count) if loop.micro_batch_size == "auto" else [loop.micro_batch_size]
+    choices = [
+        dataclasses.replace(loop, micro_batch_size=size, recompute=what)
+        for size in sizes
+        for what in (RECOMPUTE if loop.recompute == "auto" else [loop.recompute])
+    ]
+    if model is None:  # the image tokenizer is small, and nothing of it is recomputed
+        return dataclasses.replace(config, train=dataclasses.replace(choices[0], micro_batch_size=sizes[-1]))
+    tried = {planned_settings(dataclasses.replace(config, train=choice), count): choice for choice in choices}
+    found = settings_that_fit(model, machine, tried)
+    if not found:
+        budgets = [training_budget(model, machine, settings) for settings in tried]
+        needed = min(budgets, key=lambda budget: budget.total)
+        raise ValueError(
+            f"nothing fits {machine.name} with {format_bytes(machine.memory_bytes)}: at least "
+            f"{format_bytes(needed.total)} are needed with micro-batches of 1 and recompute=layer; see "
+            "`cogvideo inspect --suggest`"
+        )
+    return dataclasses.replace(config, train=tried[found[0][0]])
+
+
+def machine_of(device: torch.device) -> Machine:
+    """The planner's entry for a device of this computer; on a CPU a process's share of memory."""
     if device.type == "cuda":
-        available = torch.cuda.get_device_properties(device).total_memory * USABLE_MEMORY
-        if memory.device.total > available:
-            log.warning(
-                "that exceeds the %s that are safe to use on the device; see configs/deepspeed for leaner settings",
-                format_bytes(available),
-            )
+        properties = torch.cuda.get_device_properties(device)
+        return machine_like(properties.name, properties.total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    share = memory / int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return Machine("this machine's CPU", share, flops=1e11, bandwidth=1e10)
+
+
+def log_plan(config: TrainConfig, model: TransformerConfig, world_size: int, device: torch.device) -> None:
+    """Log the plan of a large run, and warn if it is unlikely to fit."""
+    machine, settings = machine_of(device), planned_settings(config, world_size)
+    if 2 * trained_and_all_parameters(model, settings)[1] < LOG_ABOVE_BYTES:
+        return
+    budget = training_budget(model, machine, settings)
+    for line in describe_training(model, machine, settings, "figures for such a device").splitlines():
+        log.info("%s", line)
+    if device.type == "cuda" and not budget.fits(machine):
+        log.warning(
+            "that exceeds the %s that are safe to use on the device; see `cogvideo inspect --suggest`",
+            format_bytes(machine.memory_bytes * USABLE_MEMORY),
+        )
 
 
 class Throughput:
@@ -142,7 +178,8 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None
     if not has_native_matmul(device, dtype):
         return None
     side = MATMUL_SIZE[device.type]
-    a = torch.ones(side, side, dtype=dtype, device=device)
+    # random: a product of ones needs less power, so that a GPU's clock is higher than in training
+    a = torch.randn(side, side, device=device).to(dtype)
     best = float("inf")
     for _ in range(4):  # the first one starts threads and loads libraries
         start = time.perf_counter()

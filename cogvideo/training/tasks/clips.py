@@ -23,7 +23,7 @@ from cogvideo.training.config import TrainConfig
 from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.deepspeed_engine import gathered
 from cogvideo.training.export import FrozenTrunk, export_model
-from cogvideo.training.resources import log_memory
+from cogvideo.training.resources import log_plan
 from cogvideo.training.tasks.base import LossAndMetrics, autocast, component_of
 from cogvideo.worlds.digits.files import clips_in_memory
 
@@ -73,9 +73,9 @@ class ClipTask:
             self._validation = self._open_loader(self._open_clips(config.data.validation), rank, world_size)
         if init.freeze_trunk and (init.checkpoint is None or not self.model_config.has_temporal_channel):
             raise ValueError("init.freeze_trunk=true needs a video task and a trunk to freeze; set init.checkpoint")
-        log_memory(config, self.model_config, world_size, device)
+        log_plan(config, self.model_config, world_size, device)
         self.model = construct(lambda: CogVideoTransformer(self.model_config), config, device, self._starting_values)
-        self.model.recompute = config.train.recompute
+        self.model.recompute = config.train.resolved_recompute
         install_kernels(self.model, device, config.train.attention)
         self._flops_per_clip = sum(training_flops(self.model_config, frozen_trunk=init.freeze_trunk))
         self._frozen = None

@@ -28,6 +28,7 @@ from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.export import FrozenTrunk, export_model
+from cogvideo.training.resources import log_plan
 from cogvideo.training.tasks.base import LossAndMetrics, autocast, component_of
 
 
@@ -72,8 +73,9 @@ class SuperresTask:
                 "init.freeze_trunk=true needs superres.method=direct and a trunk to freeze; set init.checkpoint, or "
                 "init.freeze_trunk=false"
             )
+        log_plan(config, self.model_config, world_size, device)
         self.model = construct(lambda: SuperresTransformer(self.model_config), config, device, self._starting_values)
-        self.model.recompute = config.train.recompute
+        self.model.recompute = config.train.resolved_recompute
         install_kernels(self.model, device)
         self._flops_per_frame = superres_training_flops(self.model_config, frozen_trunk=init.freeze_trunk)
         self._frozen = None

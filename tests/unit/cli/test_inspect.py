@@ -16,13 +16,39 @@ def test_every_shipped_config(file: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["inspect", "--config", str(file), "gpu=a100-80", "count=8"]) == 0
     out = capsys.readouterr().out
     assert "trainable" in out
-    assert ("8 x a100-80" in out) == ("superres" not in out)
+    assert "8 x a100-80" in out
+    assert ("sampling one clip" in out) == ("superres" not in out)
 
 
 def test_keys_change_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(CONFIGS / "cogvideo_stage2.yaml")
     assert main(["inspect", "--config", config, "model.window_size=5", "--no-plan", "--mask", "4"]) == 0
     assert "windows of 5x5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("machine", ["1x24gb", "8x80gb"])
+def test_the_files_of_a_run_are_planned_as_training_reads_them(
+    machine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [CONFIGS.parent / "train/paper_stage1.yaml", CONFIGS.parent / f"deepspeed/{machine}.yaml"]
+    words = [word for file in files for word in ("--config", str(file))]
+    assert main(["inspect", *words, "--suggest"]) == 0
+    out = capsys.readouterr().out
+    expected = {
+        "1x24gb": ("1 x rtx4090-24", "recompute=layer, optimiser in CPU memory", "deepspeed.offload_optimizer=true"),
+        "8x80gb": ("8 x h100-80", "recompute=nothing; ", "deepspeed.stage=1"),
+    }
+    assert all(text in out for text in expected[machine])
+    (row,) = [line for line in out.splitlines() if line.startswith("  * ZeRO")]
+    assert row.endswith(", fits")
+
+
+def test_words_override_the_machine_file(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [CONFIGS.parent / "train/paper_stage1.yaml", CONFIGS.parent / "deepspeed/8x80gb.yaml"]
+    words = [word for file in files for word in ("--config", str(file))]
+    assert main(["inspect", *words, "gpu=a100-40", "count=4", "init.trunk_weights=int8"]) == 0
+    out = capsys.readouterr().out
+    assert "4 x a100-40" in out and "int8 trunk" in out and "ZeRO 3" not in out
 
 
 def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +67,11 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--config", "CONFIG", "model.window_size=7"], "does not divide the frame grid 20x20"),
         (["--config", "CONFIG", "model.layers=2"], "unknown key 'model.layers'"),
         (["--config", "CONFIG", "training.zero_stage=4"], "zero_stage=4"),
+        (
+            ["--config", "CONFIG", "task=sequential", "training.micro_batch=1"],
+            "training.* is for files of configs/model",
+        ),
+        (["--config", "CONFIG", "train.recompute=all"], "train.recompute='all' does not fit"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--checkpoint", "missing"], "no checkpoint folder at missing"),
     ],

@@ -5,7 +5,15 @@ import pytest
 from cogvideo.model.config import ModelConfig
 from cogvideo.planning.budgets import TrainingSettings
 from cogvideo.planning.machines import MACHINES
-from cogvideo.planning.report import describe_costs, describe_layout, draw_masks, format_bytes, format_duration
+from cogvideo.planning.report import (
+    describe_layout,
+    describe_sampling,
+    describe_suggestions,
+    describe_training,
+    draw_masks,
+    format_bytes,
+    format_duration,
+)
 from tests.helpers.models import tiny_config
 
 
@@ -58,14 +66,34 @@ def test_masks_too_wide_to_read_are_refused(side: int) -> None:
 
 
 def test_costs_show_what_fits() -> None:
-    small, large = (
-        describe_costs(ModelConfig(), MACHINES[name], TrainingSettings(count=8), "the vendor's figures")
-        for name in ("t4-16", "h200-141")
-    )
+    settings = TrainingSettings(count=8, batch_size=416)
+    small, large = (describe_training(ModelConfig(), MACHINES[name], settings) for name in ("t4-16", "h200-141"))
     assert "DOES NOT FIT" in small
     assert "DOES NOT FIT" not in large
-    assert "8 x h200-141" in large
-    assert "* ZeRO 2" in large
+    assert "8 x h200-141" in large and "13 x micro-batch 4" in large
+    assert "* ZeRO 2" in large and "per step of 416" in large
+    assert "estimates" in large and "not measured" in large
+
+
+def test_an_offloaded_optimiser_is_in_cpu_memory() -> None:
+    settings = TrainingSettings(micro_batch=1, offload_optimizer=True)
+    (row,) = [
+        line
+        for line in describe_training(ModelConfig(), MACHINES["rtx4090-24"], settings).splitlines()
+        if "*" in line[:4]
+    ]
+    assert "of CPU memory, fits" in row and "optimiser" not in row and "gradients" not in row
+
+
+def test_suggestions_are_the_words_of_a_run() -> None:
+    text = describe_suggestions(ModelConfig(attention_dropout=0.0), MACHINES["h100-80"], TrainingSettings(count=8))
+    assert "a batch of 416" in text and "train.micro_batch_size=" in text and "deepspeed.stage=1" in text
+    small = TrainingSettings(frozen_trunk=False, batch_size=1)
+    assert "nothing fits" in describe_suggestions(ModelConfig(attention_dropout=0.0), MACHINES["t4-16"], small)
+
+
+def test_sampling_costs_are_shown() -> None:
+    assert "1,600 tokens in sequence" in describe_sampling(ModelConfig(), MACHINES["a100-80"])
 
 
 def test_sizes_and_durations_are_formatted() -> None:

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 
 from cogvideo.config import load_config
-from cogvideo.planning.budgets import USABLE_MEMORY
-from cogvideo.planning.report import format_bytes
+from cogvideo.planning.budgets import USABLE_MEMORY, TrainingBudget, training_budget
+from cogvideo.planning.machines import MACHINES
+from cogvideo.planning.report import format_bytes, format_duration
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import deepspeed_settings
-from cogvideo.training.resources import estimate_memory
+from cogvideo.training.resources import planned_settings, resolve_auto
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-MACHINES = {"1x24gb": (1, 24e9, 64e9), "8x80gb": (8, 80e9, 512e9), "13x8x80gb": (104, 80e9, 512e9)}
-"""Number of processes, bytes of device memory, and bytes of host memory per eight processes."""
+HOST_BYTES = {"1x24gb": 64e9, "1x80gb": 128e9, "8x80gb": 512e9, "8x141gb": 512e9, "13x8x80gb": 512e9}
+"""Machine files, and the CPU memory of a computer of theirs."""
 STAGES = ("paper_stage1", "paper_stage2")
 
 
@@ -21,8 +22,17 @@ def load(stage: str, machine: str, *words: str) -> TrainConfig:
     return load_config(TrainConfig, [CONFIGS / f"train/{stage}.yaml", CONFIGS / f"deepspeed/{machine}.yaml"], words)
 
 
+def plan(stage: str, machine: str, *words: str) -> tuple[TrainConfig, TrainingBudget]:
+    """A config with `auto` resolved for the machine that its file names, and its budget there."""
+    config = load(stage, machine, *words)
+    assert config.machine.gpu is not None
+    gpu, count = MACHINES[config.machine.gpu], config.machine.count
+    resolved = resolve_auto(config, gpu, count)
+    return resolved, training_budget(config.model, gpu, planned_settings(resolved, count))
+
+
 def test_every_machine_file_is_covered_here() -> None:
-    assert {path.stem for path in (CONFIGS / "deepspeed").glob("*.yaml")} == {*MACHINES, "cpu"}
+    assert {path.stem for path in (CONFIGS / "deepspeed").glob("*.yaml")} == {*HOST_BYTES, "cpu"}
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "train").glob("*.yaml")), ids=lambda path: path.stem)
@@ -31,67 +41,89 @@ def test_every_training_config_loads(path: Path) -> None:
     load_config(TrainConfig, [path, CONFIGS / "deepspeed/cpu.yaml"])
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", HOST_BYTES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_full_size_fits(stage: str, machine: str) -> None:
-    config = load(stage, machine)
-    world, device_bytes, host_bytes = MACHINES[machine]
-    memory = estimate_memory(config, config.model, world)
-    assert memory.device.total < device_bytes * USABLE_MEMORY, str(memory)
-    assert memory.host * min(world, 8) < host_bytes * USABLE_MEMORY
-    settings = deepspeed_settings(config, world)
-    assert settings["zero_optimization"]["stage"] == 2 and settings["bf16"] == {"enabled": True}
+    config, budget = plan(stage, machine)
+    count = config.machine.count
+    assert config.machine.gpu is not None and budget.fits(MACHINES[config.machine.gpu])
+    assert budget.host * min(count, 8) < HOST_BYTES[machine] * USABLE_MEMORY
+    settings = deepspeed_settings(config, count)
+    assert settings["bf16"] == {"enabled": True}
     micro, accumulation = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
-    assert micro * accumulation * world == 416
+    assert micro * accumulation * count == 416
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+def test_a_frozen_trunk_is_not_recomputed_on_large_gpus_and_its_gradients_are_reduced_once() -> None:
+    for machine in ("8x80gb", "8x141gb", "1x80gb"):
+        config, _ = plan("paper_stage1", machine)
+        assert config.train.recompute == "nothing" and config.deepspeed.stage == 1
+        assert deepspeed_settings(config, config.machine.count)["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert plan("paper_stage1", "1x24gb")[0].train.recompute == "layer"
+
+
+@pytest.mark.parametrize("machine", HOST_BYTES)
 def test_the_documented_memory_table_matches_the_planner(machine: str) -> None:
     lines = (CONFIGS.parent / "docs/guides/pretrain.md").read_text(encoding="utf-8").splitlines()
-    (row,) = [line for line in lines if f"`{machine}.yaml`" in line]
-    config = load("paper_stage1", machine)
-    memory = estimate_memory(config, config.model, MACHINES[machine][0])
-    parts = (memory.device.weights, memory.device.gradients, memory.device.optimiser, memory.device.activations)
-    documented = [part.strip() for part in row.split("|")[-2].split("+") if "CPU" not in part]
-    assert documented == [format_bytes(part) for part in parts if part]
+    (row,) = [line for line in lines if line.startswith(f"| `{machine}.yaml`")]
+    config, budget = plan("paper_stage1", machine)
+    host = f" + {format_bytes(budget.host)} of CPU memory" if budget.host else ""
+    chosen = f"{config.train.micro_batch_size}, {config.train.recompute}"
+    documented = [cell.strip() for cell in row.strip(" |").split("|")[2:]]
+    assert documented == [chosen, format_bytes(budget.total) + host, format_duration(budget.seconds_per_step)]
 
 
 def test_without_offloading_the_small_machine_is_too_small() -> None:
-    config = load("paper_stage1", "1x24gb", "deepspeed.offload_optimizer=false")
-    assert estimate_memory(config, config.model, 1).device.total > 24e9
+    words = ("train.micro_batch_size=1", "train.recompute=layer")
+    _, budget = plan("paper_stage1", "1x24gb", *words, "deepspeed.offload_optimizer=false")
+    assert budget.total > 24e9
+    with pytest.raises(ValueError, match=r"nothing fits rtx4090-24 .* at least .* are needed"):
+        plan("paper_stage1", "1x24gb", "deepspeed.offload_optimizer=false")
+
+
+def test_auto_keeps_what_is_given() -> None:
+    config, _ = plan("paper_stage1", "8x80gb", "train.micro_batch_size=13")
+    assert (config.train.micro_batch_size, config.train.recompute) == (13, "layer")
+    config, _ = plan("paper_stage1", "8x80gb", "train.recompute=mlp")
+    assert config.train.recompute == "mlp" and config.train.micro_batch_size == 4
+    with pytest.raises(ValueError, match="not resolved yet"):
+        deepspeed_settings(load("paper_stage1", "8x80gb"), 8)
+    with pytest.raises(ValueError, match="cannot be divided among 5 processes"):
+        resolve_auto(load("paper_stage1", "8x80gb"), MACHINES["h100-80"], 5)
 
 
 def test_an_int8_trunk_needs_less_memory() -> None:
-    for words in ((), ("train.weights=fp32",)):
+    for words in ((), ("train.weights=fp32", "train.recompute=layer", "train.micro_batch_size=1")):
         full, int8 = (
-            estimate_memory(config, config.model, 1).device
-            for config in (
-                load("paper_stage1", "8x80gb", *words, "train.batch_size=4", f"init.trunk_weights={held}")
-                for held in ("full", "int8")
-            )
+            plan("paper_stage1", "8x141gb", *words, f"init.trunk_weights={held}")[1] for held in ("full", "int8")
         )
         assert full.weights - int8.weights == pytest.approx((3 if words else 1) * 5.9e9, rel=0.01)
 
 
 def test_int8_weights_are_refused_with_zero_3() -> None:
+    words = ("deepspeed.stage=3", "init.trunk_weights=int8", "train.micro_batch_size=1")
     with pytest.raises(ValueError, match="cannot partition int8 weights"):
-        deepspeed_settings(load("paper_stage1", "8x80gb", "deepspeed.stage=3", "init.trunk_weights=int8"), 8)
+        deepspeed_settings(load("paper_stage1", "8x80gb", *words), 8)
 
 
 @pytest.mark.parametrize("own", ['{"zero_optimization": {"stage": 3}}', '{"train_batch_size": 7}', '{"bf16": {}}'])
 def test_a_deepspeed_file_may_not_set_what_the_config_determines(own: str, tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(own)
     with pytest.raises(ValueError, match=r"follows from .*leave it out here"):
-        deepspeed_settings(load("paper_stage1", "8x80gb", f"deepspeed.file={tmp_path / 'own.json'}"), 8)
+        deepspeed_settings(
+            load("paper_stage1", "8x80gb", "train.micro_batch_size=1", f"deepspeed.file={tmp_path / 'own.json'}"), 8
+        )
 
 
 def test_training_the_trunk_fits_eight_gpus() -> None:
-    config = load("paper_stage1", "8x80gb", "init.freeze_trunk=false")
-    assert estimate_memory(config, config.model, 8).device.total < 80e9 * USABLE_MEMORY
+    for stage in (1, 2):
+        config, budget = plan("paper_stage1", "8x80gb", "init.freeze_trunk=false", f"deepspeed.stage={stage}")
+        assert budget.fits(MACHINES["h100-80"]) and not planned_settings(config, 8).frozen_trunk
 
 
 def test_paper_configs_have_the_published_optimisation() -> None:
     config = load("paper_stage1", "13x8x80gb")
     assert (config.optimiser.lr, config.optimiser.betas, config.optimiser.grad_clip) == (2e-4, (0.9, 0.95), 0.1)
-    assert config.init.freeze_trunk and config.init.temporal == "qkv" and config.train.accumulation(104) == 1
+    assert config.init.freeze_trunk and config.init.temporal == "qkv"
+    assert plan("paper_stage1", "13x8x80gb")[0].train.accumulation(104) == 1
     assert load("paper_stage2", "13x8x80gb").model.window_size == 10

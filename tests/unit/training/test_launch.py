@@ -45,3 +45,17 @@ def test_a_launchers_process_group_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     prepare_environment()
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("3", "8")
     assert "MASTER_PORT" not in os.environ
+
+
+def test_the_train_command_sets_up_cudas_allocator_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cogvideo.training.launch import expand_segments
+
+    for key in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    expand_segments()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    expand_segments()
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
