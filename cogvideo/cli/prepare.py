@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         help="hold out this fraction of the videos, at least one, as a second prepared folder, OUT/validation",
     )
+    parser.add_argument(
+        "--report", action="store_true", help="also write OUT/report.html, to look at the data before training"
+    )
+    parser.add_argument("--text-tokenizer", type=Path, metavar="FILE", help="for --report: counts captions' tokens")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--dry-run", action="store_true", help="count what would be made, and make nothing")
     add_config_arguments(parser)
@@ -54,7 +58,9 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.data.extract import crop_frames
     from cogvideo.data.prepare import PrepareConfig
     from cogvideo.distributed import ProcessGroup
+    from cogvideo.evaluation.data_report import write_report
     from cogvideo.tokenizers.image import open_image_tokenizer
+    from cogvideo.tokenizers.text import open_text_tokenizer
 
     config, processes = config_from(PrepareConfig, args), ProcessGroup.from_environment()
     if args.dry_run and processes.rank:
@@ -64,12 +70,20 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("low_res_pixels makes pairs of tokens; give --tokenizer instead of --frames, or leave it out")
     if config.crop_pixels is not None and not args.frames:
         raise ValueError("crop_pixels makes frames for an image tokenizer; give --frames, or leave crop_pixels out")
+    if args.report and args.dry_run:
+        raise ValueError("--report shows what was made, and --dry-run makes nothing; leave out one of them")
+    if args.text_tokenizer is not None and not args.report:
+        raise ValueError("--text-tokenizer counts tokens for --report; give --report too, or leave it out")
+    encode_text = None if args.text_tokenizer is None else open_text_tokenizer(args.text_tokenizer).encode
     parts = _open_parts(args, config, processes)
     if args.frames:
         if args.dry_run:
             return _print_surveys(parts, 3 * (config.crop_pixels or config.frame_pixels) ** 2)
         for part in parts:
-            _print_result(part.out, part.run(partial(crop_frames, side=config.crop_pixels)))
+            manifest = part.run(partial(crop_frames, side=config.crop_pixels))
+            _print_result(part.out, manifest)
+            if args.report and manifest is not None:
+                print(write_report(part, encode_text=encode_text))
         return
 
     tokenizer = open_image_tokenizer(args.tokenizer)
@@ -84,7 +98,10 @@ def run(args: argparse.Namespace) -> None:
         return _print_surveys(parts, tokens * (2 if tokenizer.num_tokens <= 1 << 16 else 4))
     encoder = TokenEncoder(tokenizer, str(device_from(args.device)), low_res)
     for part in parts:
-        _print_result(part.out, part.run(encoder, describe_tokenizer(args.tokenizer, tokenizer)))
+        manifest = part.run(encoder, describe_tokenizer(args.tokenizer, tokenizer))
+        _print_result(part.out, manifest)
+        if args.report and manifest is not None:
+            print(write_report(part, encoder.reconstruct, encode_text))
 
 
 def _open_parts(args: argparse.Namespace, config: "PrepareConfig", processes: "ProcessGroup") -> list["Preparation"]:

@@ -33,6 +33,12 @@ class ClipConfig:
     """Detect cuts between shots, and treat each shot as a span of its own, so that no clip crosses a cut. The value is
     the mean change per pixel, out of 255, that counts as a cut (PySceneDetect's default is 27; needs the extra
     `[data]`). null: no detection."""
+    min_motion: float | None = None
+    """Leave out near-static clips: those whose consecutive frames differ by less than this, as the mean absolute
+    difference of their pixels, out of 255. `prepare --report` shows the values of your clips. null: keep all."""
+    min_distance: float | None = None
+    """Leave out near-duplicates: clips whose frames' difference hashes differ by fewer bits than this (of 64, mean per
+    frame) from those of a clip of another video in the same shard, see `videos_per_shard`. null: keep all."""
 
     def __post_init__(self) -> None:
         if not self.clip_seconds or min(self.clip_seconds) <= 0:
@@ -43,6 +49,12 @@ class ClipConfig:
             raise ValueError(f"max_clips_per_length={self.max_clips_per_length}; expected at least 1")
         if self.cut_threshold is not None and self.cut_threshold <= 0:
             raise ValueError(f"cut_threshold={self.cut_threshold}; expected above 0, or null for no cut detection")
+        if self.min_motion is not None and not 0 < self.min_motion <= 255:
+            raise ValueError(f"min_motion={self.min_motion}; expected above 0, at most 255, or null to keep all clips")
+        if self.min_distance is not None and not 0 < self.min_distance <= 64:
+            raise ValueError(
+                f"min_distance={self.min_distance}; expected above 0, at most 64, or null to keep all clips"
+            )
         if not 0 < self.tolerance < 0.5:
             raise ValueError(f"tolerance={self.tolerance}; expected above 0 and below 0.5, else frames could repeat")
 

@@ -29,14 +29,24 @@ class TokenEncoder:
         self.dtype = np.uint16 if tokenizer.num_tokens <= 1 << 16 else np.int32
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
-        pixels = torch.from_numpy(frames).to(self.tokenizer.device).float() / 255
-        pixels = rearrange(pixels, "n h w c -> n c h w", c=3)
+        pixels = self._pixels(frames)
         tokens = self.tokenizer.encode(pixels, batch_size=len(frames))
         if self.low_res_pixels is not None:
             size = (self.low_res_pixels, self.low_res_pixels)
             small = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
             tokens = torch.cat([tokens, self.tokenizer.encode(small, batch_size=len(frames))], dim=1)
         return tokens.cpu().numpy().astype(self.dtype)
+
+    def reconstruct(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Encode and decode frames (N, H, W, 3), at their own size only."""
+        tokens = self.tokenizer.encode(self._pixels(frames), batch_size=len(frames))
+        pixels = self.tokenizer.decode(tokens, frames.shape[1] // self.tokenizer.compress_rate, batch_size=len(frames))
+        rebuilt: NDArray[np.uint8] = rearrange(pixels * 255, "n c h w -> n h w c").round().byte().cpu().numpy()
+        return rebuilt
+
+    def _pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+        pixels = torch.from_numpy(frames).to(self.tokenizer.device).float() / 255
+        return rearrange(pixels, "n h w c -> n c h w", c=3)
 
 
 def describe_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:

@@ -49,7 +49,11 @@ class VideoPlan:
     rows: list[tuple[int, Clip]]
     """Caption index and clip; the clip's frames are indices into `times`."""
     skipped: list[dict[str, Any]]
-    """Captions without clips, each with the reason; without a caption's index, the end of a damaged video."""
+    """Captions without clips, each with the reason; without a caption's index, a part of a video that is not used."""
+
+
+Screen = Callable[[str, VideoPlan, NDArray[np.uint8]], tuple[VideoPlan, NDArray[np.uint8]]]
+"""(video, its plan, its frames) -> plan and frames without the clips that are left out. Called in the videos' order."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,10 @@ class Extractor:
 
         Raises: ValueError if the video cannot be read, or if `strict` and a caption gives no clip.
         """
-        return self._plan(job, self._probe(job))
+        return self._plan(job, self.probe(job))
 
-    def _probe(self, job: VideoJob, *, exact: bool = False) -> VideoInfo:
+    def probe(self, job: VideoJob, *, exact: bool = False) -> VideoInfo:
+        """A video's size and frame times; of a damaged one, those before the damage, unless `strict`."""
         return probe_video(self._locate(job), partial=not self.strict, exact=exact)
 
     def _plan(self, job: VideoJob, info: VideoInfo) -> VideoPlan:
@@ -104,9 +109,7 @@ class Extractor:
             reason = f"everything after {times[-1]:.2f} s of {job.video}{damage}"
             skipped.append({"caption": None, "video": job.video, "reason": reason})
         # Renumber frames: clips index into the distinct frames that are decoded instead of all frames of the video.
-        used = np.array(sorted({frame for _, clip in rows for frame in clip.frames}), int)
-        new_index = {int(frame): index for index, frame in enumerate(used)}
-        rows = [(index, Clip(clip.seconds, tuple(new_index[frame] for frame in clip.frames))) for index, clip in rows]
+        used, rows = select_rows(rows)
         return VideoPlan(times[used], rows, skipped)
 
     def decode(self, job: VideoJob) -> tuple[VideoPlan, NDArray[np.uint8]]:
@@ -116,11 +119,11 @@ class Extractor:
         """
         try:
             try:
-                return self._decode(job, self._probe(job))
+                return self._decode(job, self.probe(job))
             except DamagedVideoError:
                 if self.strict:
                     raise
-                return self._decode(job, self._probe(job, exact=True))  # damage that shows only in decoding
+                return self._decode(job, self.probe(job, exact=True))  # damage that shows only in decoding
         except ValueError as error:
             if self.strict:
                 raise
@@ -153,10 +156,21 @@ class Extractor:
         return path
 
 
+def select_rows(rows: list[tuple[int, Clip]]) -> tuple[NDArray[np.int64], list[tuple[int, Clip]]]:
+    """The distinct frames that rows use, ascending, and the rows with their frames as indices into these."""
+    used = np.array(sorted({frame for _, clip in rows for frame in clip.frames}), np.int64)
+    new_index = {int(frame): index for index, frame in enumerate(used)}
+    return used, [(index, Clip(clip.seconds, tuple(new_index[frame] for frame in clip.frames))) for index, clip in rows]
+
+
 def _within_shot(caption: Caption, shot: NDArray[np.float64]) -> list[Caption]:
     """The part of a caption's span between a shot's first and last frame; empty if there is none."""
     start, end = max(caption.start, float(shot[0])), min(float("inf") if caption.end is None else caption.end, shot[-1])
     return [replace(caption, start=start, end=float(end))] if start < end else []
+
+
+def _keep_all(video: str, plan: VideoPlan, frames: NDArray[np.uint8]) -> tuple[VideoPlan, NDArray[np.uint8]]:
+    return plan, frames
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,8 @@ class ShardBuilder:
     """Frames per call of `encode`."""
     workers: int
     """Decoding threads."""
+    screen: Callable[[], Screen] = lambda: _keep_all
+    """Called once per shard: what leaves out clips by their pixels."""
 
     def build(
         self, jobs: Sequence[VideoJob], advance: Callable[[int], Any]
@@ -193,9 +209,11 @@ class ShardBuilder:
     def _encoded(self, jobs: Sequence[VideoJob]) -> Iterator[tuple[VideoPlan, NDArray[Any]]]:
         """Decode ahead in threads and encode across videos; yields each video's plan and encoded frames, in order."""
         pending: list[tuple[VideoPlan, NDArray[np.uint8]]] = []
+        screen = self.screen()
         with ThreadPoolExecutor(self.workers) as pool:
-            for plan, frames in _map_ahead(pool, self.extractor.decode, jobs, 4 * self.workers):
-                pending.append((plan, frames))
+            decoded = _map_ahead(pool, self.extractor.decode, jobs, 4 * self.workers)
+            for job, (plan, frames) in zip(jobs, decoded, strict=True):
+                pending.append(screen(job.video, plan, frames))
                 # Collect four batches before encoding, so that most batches are full.
                 if sum(len(frames) for _, frames in pending) >= 4 * self.encode_batch:
                     yield from self._encode(pending)

@@ -7,7 +7,7 @@ missing shards, in any number of processes, and ends with the same bytes. `extra
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from cogvideo.config import to_dict
 from cogvideo.data.captions import Caption, CaptionsFile
 from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
-from cogvideo.data.extract import Encode, Extractor, ShardBuilder, VideoJob
+from cogvideo.data.extract import Encode, Extractor, Screen, ShardBuilder, VideoJob
 from cogvideo.data.readers import open_captions
+from cogvideo.data.screen import ClipScreen
 from cogvideo.data.shards import (
     FORMATS,
     VERSION,
@@ -133,7 +134,10 @@ class Preparation:
         return -(-self.num_videos // self.config.videos_per_shard)
 
     def survey(self) -> dict[str, Any]:
-        """Count what `run` would make, from the videos' timestamps alone. Runs in this process only."""
+        """Count what `run` would make, from the videos' timestamps alone. Runs in this process only.
+
+        Clips that would be left out by their pixels (`clips.min_motion`, `clips.min_distance`) are counted.
+        """
         counts: dict[float, int] = {}
         skipped, frames = len(self.captions.bad), 0
         with progress(self.num_videos, "surveying videos", "videos") as bar:
@@ -191,7 +195,9 @@ class Preparation:
 
     def _make(self, shards: Sequence[int], encode: Encode) -> Exception | None:
         """Make shards until one fails, and return its error."""
-        builder = ShardBuilder(self.extractor, encode, self.kind, self.config.encode_batch, self.config.workers)
+        builder = ShardBuilder(
+            self.extractor, encode, self.kind, self.config.encode_batch, self.config.workers, self.screen
+        )
         num_videos = sum(len(self._videos(index)) for index in shards)
         with progress(num_videos, f"preparing {self.kind}", "videos") as bar:
             for index in shards:
@@ -230,7 +236,14 @@ class Preparation:
 
     def _jobs(self, shard: int) -> list[VideoJob]:
         """A shard's videos with their captions, read from the captions file."""
-        videos = self._videos(shard)
+        return self._read_jobs(self._videos(shard))
+
+    def sample_jobs(self, most: int) -> Iterator[VideoJob]:
+        """All videos, or `most` of them, evenly spaced in the order of the captions file."""
+        for video in np.unique(np.linspace(0, self.num_videos - 1, min(most, self.num_videos)).astype(int)).tolist():
+            yield from self._read_jobs(range(video, video + 1))
+
+    def _read_jobs(self, videos: range) -> list[VideoJob]:
         indices = self._indices[self._starts[videos.start] : self._starts[videos.stop]]
         by_video: dict[str, list[tuple[int, Caption]]] = {}
         for index, caption in zip(indices, self.captions.select(indices), strict=True):
@@ -247,8 +260,10 @@ class Preparation:
             del settings["low_res_pixels"]
         if self.config.crop_pixels is None:
             del settings["crop_pixels"]  # folders begun by versions without the setting can be resumed
-        if self.kind == "tokens" and self.config.clips.cut_threshold is None:
-            del settings["clips"]["cut_threshold"]  # folders begun by versions without the setting can be resumed
+        if self.kind == "tokens":
+            for name in ("cut_threshold", "min_motion", "min_distance"):  # likewise
+                if settings["clips"][name] is None:
+                    del settings["clips"][name]
         for name in ("fit", "crop_place"):  # likewise
             if settings[name] == getattr(PrepareConfig(), name):
                 del settings[name]
@@ -292,6 +307,11 @@ class Preparation:
         shutil.rmtree(self.out / "shards", ignore_errors=True)
         for name in ("plan.json", "captions.jsonl"):
             (self.out / name).unlink()
+
+    def screen(self) -> Screen:
+        """What leaves out clips of one shard by their pixels."""
+        clips = self.config.clips if self.kind == "tokens" else ClipConfig()
+        return ClipScreen(clips.min_motion, clips.min_distance).screen
 
     def _choose_clips(self, times: NDArray[np.float64], caption: Caption) -> list[Clip]:
         if self.kind == "tokens":

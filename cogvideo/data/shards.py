@@ -7,7 +7,7 @@
                            hashes. The folder appears when the shard is complete
     DIR/rows.npy           rows.npy of all shards in one file, so that readers need not open every shard
     DIR/skipped.jsonl      with reasons: records that are no captions (caption and video: null), captions that gave no
-                           row, and the unused ends of videos (caption: null)
+                           row, and the unused ends and clips of videos (caption: null)
     DIR/manifest.json      written last: the plan, all shards, and counts. Without it the folder is not finished
 
 No file holds a time or a machine's name: the same input gives the same bytes.

@@ -1,6 +1,6 @@
-"""A report as one self-contained HTML file: text, commands, tables and pictures. Nothing is fetched from elsewhere.
+"""A report as one self-contained HTML file: text, commands, tables, histograms and pictures.
 
-All text is escaped. The content is up to the caller (see `scripts/demo.py`).
+Nothing is fetched from elsewhere. All text is escaped. The content is up to the caller (`data_report.py`, `scripts/demo.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ pre { background: var(--soft); padding: .75rem 1rem; border-radius: 6px; overflo
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; }
+td.bar { min-width: 18rem; }
+td.bar i { display: block; height: .8rem; background: #58a; border-radius: 2px; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; }
 figure img { display: block; max-width: 100%; border-radius: 4px; }
@@ -58,6 +60,19 @@ class HtmlReport:
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
         self._parts.append(
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+
+    def histogram(self, name: str, counts: Sequence[tuple[str, int]]) -> None:
+        """Add counts by label as horizontal bars. `name` says what the labels are."""
+        most = max((count for _, count in counts), default=0) or 1
+        rows = "".join(
+            f'<tr><td>{escape(label)}</td><td>{count:,}</td><td class="bar">'
+            f'<i style="width:{100 * count / most:.1f}%"></i></td></tr>'
+            for label, count in counts
+        )
+        head = f"<th>{escape(name)}</th><th>count</th><th></th>"
+        self._parts.append(
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         )
 
     def pictures(self, pictures: Sequence[tuple[Path, str]], width: int | None = None) -> None:
