@@ -7,7 +7,8 @@
 
 FILE is a table or JSON with a video and a caption per record ("start" and "end" in seconds are optional), WebDataset
 tars, or a folder of videos with texts beside them: docs/guides/data.md shows each. Records that cannot be used are
-skipped and listed. A run that was killed resumes when started again. `cogvideo digits` writes videos to try it on.
+skipped and listed. A run that was killed resumes when started again; a finished folder gets a page to look at with
+--report. `cogvideo digits` writes videos to try it on.
 
     torchrun --nproc-per-node 8 -m cogvideo prepare ...     in many processes, or by deepspeed: docs/guides/data.md
 """

@@ -37,8 +37,9 @@ class ClipConfig:
     """Leave out near-static clips: those whose consecutive frames differ by less than this, as the mean absolute
     difference of their pixels, out of 255. `prepare --report` shows the values of your clips. null: keep all."""
     min_distance: float | None = None
-    """Leave out near-duplicates: clips whose frames' difference hashes differ by fewer bits than this (of 64, mean per
-    frame) from those of a clip of another video in the same shard, see `videos_per_shard`. null: keep all."""
+    """Leave out near-duplicates: clips whose frames, averaged to 8x8 pixels, differ by less than this from those of a
+    clip of an earlier video in the same shard (see `videos_per_shard`), as the mean absolute difference, out of 255.
+    null: keep all."""
 
     def __post_init__(self) -> None:
         if not self.clip_seconds or min(self.clip_seconds) <= 0:
@@ -50,7 +51,7 @@ class ClipConfig:
         if self.cut_threshold is not None and self.cut_threshold <= 0:
             raise ValueError(f"cut_threshold={self.cut_threshold}; expected above 0, or null for no cut detection")
         if self.min_motion is not None and not 0 < self.min_motion <= 255:
-            raise ValueError(f"min_motion={self.min_motion}; expected above 0, at most 255, or null to keep all clips")
+            raise ValueError(f"min_motion={self.min_motion}; expected above 0, at most 255, or null to keep all")
         if self.min_distance is not None and not 0 < self.min_distance <= 64:
             raise ValueError(
                 f"min_distance={self.min_distance}; expected above 0, at most 64, or null to keep all clips"

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from cogvideo.data.clips import Clip
 from cogvideo.data.extract import VideoPlan, select_rows
-from cogvideo.media.similarity import difference_hashes, hash_distances, motion
+from cogvideo.media.similarity import clip_distances, motion, thumbnails
 
 
 class ClipScreen:
@@ -15,20 +15,25 @@ class ClipScreen:
 
     def __init__(self, min_motion: float | None, min_distance: float | None):
         self.min_motion, self.min_distance = min_motion, min_distance
-        self._kept: list[tuple[str, NDArray[np.bool_]]] = []
-        """Video and hashes of the clips that were kept."""
+        self._videos: list[str] = []
+        """The video of each clip that was kept. Clips are compared with those of earlier videos only."""
+        self._kept: NDArray[np.uint8] | None = None
+        """(clips, frames, 8, 8, 3): thumbnails of the clips that were kept."""
 
     def screen(self, video: str, plan: VideoPlan, frames: NDArray[np.uint8]) -> tuple[VideoPlan, NDArray[np.uint8]]:
         """A video's plan and frames without the clips that are left out; entries of `skipped` say which and why."""
         if (self.min_motion is None and self.min_distance is None) or not plan.rows:
             return plan, frames
-        hashes = difference_hashes(frames) if self.min_distance is not None else np.zeros((len(frames), 0), bool)
+        small = thumbnails(frames) if self.min_distance is not None else np.zeros((len(frames), 0), np.uint8)
         verdicts: dict[tuple[int, ...], str] = {}  # captions of one span share their clips
         for _, clip in plan.rows:
             if clip.frames not in verdicts:
-                verdicts[clip.frames] = self._verdict(clip, frames, hashes)
-        if self.min_distance is not None:
-            self._kept += [(video, hashes[list(clip)]) for clip, reason in verdicts.items() if not reason]
+                verdicts[clip.frames] = self._verdict(clip, frames, small)
+        kept = [small[list(clip)] for clip, reason in verdicts.items() if not reason]
+        if self.min_distance is not None and kept:
+            self._videos += [video] * len(kept)
+            before = [] if self._kept is None else [self._kept]
+            self._kept = np.concatenate([*before, np.stack(kept)])
         if not any(verdicts.values()):
             return plan, frames
         total = Counter(caption for caption, _ in plan.rows)
@@ -48,17 +53,17 @@ class ClipScreen:
         used, rows = select_rows(rows)
         return VideoPlan(plan.times[used], rows, plan.skipped + skipped), frames[used]
 
-    def _verdict(self, clip: Clip, frames: NDArray[np.uint8], hashes: NDArray[np.bool_]) -> str:
+    def _verdict(self, clip: Clip, frames: NDArray[np.uint8], small: NDArray[np.uint8]) -> str:
         """Why a clip is left out; empty if it is kept."""
         picked = list(clip.frames)
         if self.min_motion is not None and (moves := motion(frames[picked])) < self.min_motion:
             return f"near-static, motion {moves:.2f} of 255 is below clips.min_motion={self.min_motion:g}"
-        if self.min_distance is not None and self._kept:
-            distances = hash_distances(hashes[None, picked], np.stack([kept for _, kept in self._kept]))[0]
-            if distances.min() < self.min_distance:
-                other = self._kept[int(distances.argmin())][0]
+        if self.min_distance is not None and self._kept is not None:
+            distances = clip_distances(small[picked], self._kept)
+            nearest = int(distances.argmin())
+            if distances[nearest] < self.min_distance:
                 return (
-                    f"near-duplicate of {other}, {distances.min():.1f} of 64 bits differ, "
-                    f"below clips.min_distance={self.min_distance:g}"
+                    f"near-duplicate of {self._videos[nearest]}, distance {distances[nearest]:.2f} of 255 is below "
+                    f"clips.min_distance={self.min_distance:g}"
                 )
         return ""

@@ -24,7 +24,7 @@ from cogvideo.evaluation.html_report import HtmlReport
 from cogvideo.files import read_json
 from cogvideo.logs import progress
 from cogvideo.media.contact_sheet import contact_sheet
-from cogvideo.media.similarity import difference_hashes, hash_distances, motion
+from cogvideo.media.similarity import clip_distances, motion, thumbnails
 
 Reconstruct = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """Frames (N, H, W, 3) to the same frames after the image tokenizer's encoding and decoding."""
@@ -46,7 +46,7 @@ SCRIPTS = {
     "English": re.compile(r"[A-Za-z]"),
     "other": re.compile(r"[^\W\d_]"),
 }
-NEAR_STATIC, NEAR_DUPLICATE = 1.0, 4.0
+NEAR_STATIC, NEAR_DUPLICATE = 1.0, 1.0
 """Thresholds that the page counts by, unless the folder was made with its own."""
 
 
@@ -58,7 +58,8 @@ class _Clip:
     caption: str
     seconds: float
     motion: float
-    hashes: NDArray[np.bool_]
+    thumbnails: NDArray[np.uint8]
+    """(frames, 8, 8, 3)."""
     frames: NDArray[np.uint8]
     """At most MAX_SIDE high and wide."""
     rebuilt: NDArray[np.uint8] | None
@@ -163,10 +164,9 @@ def _measured(
     if rebuilt is not None:
         errors = ((frames.astype(np.float64) - rebuilt) ** 2).mean(axis=(1, 2, 3))
         psnr = 10 * np.log10(255**2 / np.maximum(errors, 1e-10))
-    hashes = difference_hashes(frames)
     moves = motion(frames)
     small = None if rebuilt is None else _small(rebuilt)
-    return _Clip(video, caption.text, seconds, moves, hashes, _small(frames), small, psnr)
+    return _Clip(video, caption.text, seconds, moves, thumbnails(frames), _small(frames), small, psnr)
 
 
 def _small(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -288,7 +288,7 @@ def kind_of_reason(reason: str, video: str | None) -> str:
     """A reason without the names and numbers that differ from video to video."""
     if video:
         reason = reason.replace(video, "VIDEO")
-    reason = re.sub(r"near-duplicate of .*?, (?=[\d.]+ of 64)", "near-duplicate of VIDEO, ", reason)
+    reason = re.sub(r"near-duplicate of .*?, (?=distance [\d.]+ of 255)", "near-duplicate of VIDEO, ", reason)
     reason = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "...", reason)
     return re.sub(r"\d+(?:\.\d+)?", "N", reason)[:MAX_CAPTION]
 
@@ -316,16 +316,15 @@ def _add_near_static(report: HtmlReport, sample: _Sample, pictures: _Pictures, t
 def _add_near_duplicates(report: HtmlReport, sample: _Sample, pictures: _Pictures, threshold: float | None) -> None:
     report.section("Near-duplicates")
     report.text(
-        "The distance of two clips is the number of bits in which the 64-bit difference hashes of their frames differ, "
-        "as the mean over the frames. Sampled clips are compared with those of other videos. clips.min_distance=X leaves "
-        "out a clip nearer than X to an earlier one of another video in its shard; "
-        + _setting("clips.min_distance", threshold)
+        "The distance of two clips is the mean absolute difference, out of 255, of their frames averaged to 8x8 "
+        "pixels. Sampled clips are compared with those of other videos. clips.min_distance=X leaves out a clip nearer "
+        "than X to one of an earlier video in its shard; " + _setting("clips.min_distance", threshold)
     )
     if len({clip.video for clip in sample.clips}) < 2:
         return report.text("There are no two sampled videos to compare.")
     videos = np.unique([clip.video for clip in sample.clips], return_inverse=True)[1]
-    hashes = np.stack([clip.hashes for clip in sample.clips])
-    distances = hash_distances(hashes, hashes)
+    small = np.stack([clip.thumbnails for clip in sample.clips])
+    distances = np.stack([clip_distances(clip, small) for clip in small])
     distances[videos[:, None] == videos] = np.inf
     nearest, partners = distances.min(axis=1), distances.argmin(axis=1)
     limit = NEAR_DUPLICATE if threshold is None else threshold
@@ -333,14 +332,14 @@ def _add_near_duplicates(report: HtmlReport, sample: _Sample, pictures: _Picture
         f"{(nearest < limit).sum():,} of {len(nearest):,} sampled clips are nearer than {limit:g} to one of another "
         "video. The most alike pairs:"
     )
-    report.histogram("bits to the nearest clip", _by_edges(nearest, (1, 2, 4, 6, 8, 12, 16, 24)))
+    report.histogram("distance to the nearest clip", _by_edges(nearest, (0.5, 1, 2, 4, 8, 16, 32, 64)))
     pairs = dict.fromkeys(
         (min(a, b), max(a, b)) for a in np.argsort(nearest, kind="stable").tolist() for b in [int(partners[a])]
     )
     shown = []
     for first, second in list(pairs)[:MAX_EXTREMES]:
         one, two = sample.clips[first], sample.clips[second]
-        title = f"{distances[first, second]:.1f} bits — above: {_describe(one)}; below: {_describe(two)}"
+        title = f"{distances[first, second]:.2f} apart — above: {_describe(one)}; below: {_describe(two)}"
         shown.append((pictures.sheet([one.frames, two.frames]), title))
     report.pictures(shown)
 

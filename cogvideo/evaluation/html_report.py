@@ -1,6 +1,6 @@
 """A report as one self-contained HTML file: text, commands, tables, histograms and pictures.
 
-Nothing is fetched from elsewhere. All text is escaped. The content is up to the caller (`data_report.py`, `scripts/demo.py`).
+Nothing is fetched from elsewhere. All text is escaped. The content is up to the caller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }
 p { max-width: 46rem; }
 pre { background: var(--soft); padding: .75rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .82rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin-bottom: 1rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; }
