@@ -1,16 +1,18 @@
 """Atomic writes, hashes, and reading JSON and NPY files that are not trusted.
 
 Everything the package writes goes through `atomic_write` or `atomic_directory`: under its name it is complete or
-absent. All JSON and NPY files are read by `read_json` and `open_npy`, which look at sizes before contents and then
-check every value. What a JSON file must be is a type, a `TypedDict` of `typing_extensions` for example, which pydantic
-compares strictly: 1.0 and True are no integers, text is no number. Unknown keys are left alone: newer versions may have
-added them. Not here: file formats (each package has its own), safetensors headers (`checkpoint/tensor_file.py`).
+absent. All JSON, NPY and NPZ files are read by `read_json`, `open_npy` and `read_npz`, which look at sizes before
+contents and then check every value. What a JSON file must be is a type, a `TypedDict` of `typing_extensions` for
+example, which pydantic compares strictly: 1.0 and True are no integers, text is no number. Unknown keys are left alone:
+newer versions may have added them. Not here: file formats (each package has its own), safetensors headers
+(`checkpoint/tensor_file.py`).
 """
 
 import contextlib
 import errno
 import glob
 import hashlib
+import io
 import json
 import math
 import os
@@ -20,12 +22,13 @@ import shutil
 import tempfile
 import unicodedata
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -38,6 +41,7 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 MAX_DIGITS = 19
 """Of a whole number: all of 64 bits."""
 MAX_NPY_HEADER_BYTES = 4096
+MAX_NPZ_BYTES = 64 << 20
 LARGEST = 2**53
 """The largest count that a file may claim."""
 Count = Annotated[int, Ge(0), Le(LARGEST)]
@@ -55,7 +59,8 @@ def naming(path: Path | str, temporary: Path | str = "") -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS or (error.filename and not temporary):
             raise
-        name = str(error.filename or path).replace(str(temporary) or "\0", str(path))
+        name = str(error.filename or path).removeprefix("file:")  # as FFmpeg writes it
+        name = name.replace(str(temporary) or "\0", str(path))
         raise OSError(error.errno, os.strerror(error.errno), name) from error
 
 
@@ -251,31 +256,64 @@ def open_npy(
     """
     allowed = [np.dtype(dtype) for dtype in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
     with open(path, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            if version not in ((1, 0), (2, 0)):
-                raise ValueError(f"format {version}")
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Python's parser
-                found, fortran_order, dtype = read(file, max_header_size=MAX_NPY_HEADER_BYTES)
-        except Exception as error:  # a damaged header makes numpy raise many kinds
-            raise ValueError(f"{path} is not a readable .npy file ({_first_line(error)[:200]})") from None
-        begin, size = file.tell(), file.seek(0, 2)
-    fits = len(found) == len(shape) and all(
-        type(n) is int and 0 <= n <= LARGEST and want in (None, n) for n, want in zip(found, shape, strict=True)
-    )
-    if not fits or fortran_order or dtype not in allowed:
+        found, dtype = _read_npy_header(file, os.fstat(file.fileno()).st_size, path)
+        begin = file.tell()
+    fits = len(found) == len(shape) and all(want in (None, n) for n, want in zip(found, shape, strict=True))
+    if not fits or dtype not in allowed:
         wanted = f"{' or '.join(map(str, allowed))} of shape {_describe_shape(shape)}"
-        order = ", columns first" if fortran_order else ""
-        got = f"{reprlib.repr(str(dtype))[1:-1]} of shape {reprlib.repr(list(found))}{order}"
-        raise ValueError(f"{path} holds {got}; expected {wanted}")
-    expected = begin + math.prod(found) * dtype.itemsize
-    if size != expected:
-        raise ValueError(f"{path} has {size} bytes, its header says {expected}; it is cut short or damaged")
-    if size == begin:
+        raise ValueError(f"{path} holds {str(dtype)[:80]} of shape {reprlib.repr(list(found))}; expected {wanted}")
+    if not math.prod(found):
         return np.empty(found, dtype)  # nothing to map
     return np.memmap(path, dtype, "r", begin, found)
+
+
+def read_npz(path: Path | str, *, max_bytes: int = MAX_NPZ_BYTES) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, numbers and text only.
+
+    Raises: OSError if it cannot be opened; ValueError if it is damaged, or larger than `max_bytes` when unpacked.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > max_bytes:
+                raise ValueError(f"it unpacks to more than {max_bytes} bytes")
+            for member in archive.infolist():
+                with archive.open(member) as packed:
+                    data = io.BytesIO(packed.read(member.file_size))  # no further, whatever else is packed
+                shape, dtype = _read_npy_header(data, len(data.getbuffer()), member.filename)
+                if dtype.kind not in "biufU":
+                    raise ValueError(f"{member.filename} holds {str(dtype)[:80]}")
+                array = np.frombuffer(data.getbuffer(), dtype, math.prod(shape), data.tell())
+                arrays[member.filename.removesuffix(".npy")] = array.reshape(shape).copy()
+    except OSError as error:
+        if error.errno:
+            raise
+        raise ValueError(f"{path} is damaged: {_first_line(error)[:200]}") from None
+    except Exception as error:  # zipfile and zlib raise a dozen kinds for damaged files
+        raise ValueError(f"{path} is damaged: {_first_line(error)[:200]}") from None
+    return arrays
+
+
+def _read_npy_header(file: BinaryIO, size: int, name: Path | str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, whose values follow in `file` and end at `size`. Raises: ValueError."""
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"format {version}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's parser
+            shape, fortran_order, dtype = read(file, max_header_size=MAX_NPY_HEADER_BYTES)
+    except Exception as error:  # a damaged header makes numpy raise many kinds
+        raise ValueError(f"{name} is not a readable .npy file ({_first_line(error)[:200]})") from None
+    if not all(type(n) is int and 0 <= n <= LARGEST for n in shape) or fortran_order or dtype.hasobject:
+        order = ", columns first" if fortran_order else ""
+        got = f"{str(dtype)[:80]} of shape {reprlib.repr(list(shape))}{order}"
+        raise ValueError(f"{name} holds {got}; expected rows of plain values")
+    expected = file.tell() + math.prod(shape) * dtype.itemsize
+    if size != expected:
+        raise ValueError(f"{name} has {size} bytes, its header says {expected}; it is cut short or damaged")
+    return shape, dtype
 
 
 def _describe_shape(shape: tuple[int | None, ...]) -> str:

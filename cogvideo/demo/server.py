@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cogvideo.demo.html import CSS
 from cogvideo.demo.page import build_page
 from cogvideo.demo.service import DemoService
+from cogvideo.locks import LOCK_NAME
 
 MAX_UPLOAD = "64mb"
 POLICY = (
@@ -68,6 +69,7 @@ def serve(
             server_port=port,
             share=share,
             allowed_paths=[str(service.out.resolve())],
+            blocked_paths=[str(service.out.resolve() / LOCK_NAME)],  # names the machine and the command
             max_file_size=MAX_UPLOAD,
             app_kwargs={"middleware": [guard]},
             theme=gr.themes.Default(primary_hue="indigo", font=Font("system-ui"), font_mono=Font("monospace")),

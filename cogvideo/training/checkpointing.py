@@ -59,10 +59,18 @@ class Manifest(TypedDict):
     frozen: dict[str, str]
 
 
+class EngineCounters(TypedDict):
+    """ENGINE_COUNTERS."""
+
+    global_steps: Count
+    global_samples: Count
+    skipped_steps: Count
+
+
 class EngineNumbers(TypedDict):
     """What `TrainingState.numbers` gives."""
 
-    engine: dict[str, int]
+    engine: EngineCounters
     optimiser_steps: Count
     scaler: dict[str, bool | int | float]
 

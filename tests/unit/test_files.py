@@ -1,23 +1,38 @@
 """Atomic writes of files and folders, safe file names, and reading untrusted JSON."""
 
+import errno
 import hashlib
 import os
 import unicodedata
+import zipfile
 from pathlib import Path
+from typing import NotRequired
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import TypedDict
 
 from cogvideo.files import (
+    Count,
     atomic_directory,
     atomic_write,
+    open_npy,
+    parse_json,
     read_json,
+    read_npz,
     remove_leftovers,
     safe_name,
     sha256_file,
     write_json,
+    write_npy,
 )
+
+
+class Shape(TypedDict):
+    rows: Count
+    names: NotRequired[list[str]]
 
 
 def names(folder: Path) -> list[str]:
@@ -149,3 +164,110 @@ def test_safe_names_by_example() -> None:
     assert safe_name("红色的数字3向左快速移动") == "红色的数字3向左快速移动"
     assert safe_name("../../etc/passwd; rm -rf $HOME\x00") == "etc-passwd-rm-rf-HOME"
     assert safe_name("...") == safe_name("") == "unnamed"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"rows": NaN}', "NaN is not a finite number"),
+        ('{"rows": 1e999}', "1e999 is not finite"),
+        ('{"rows": 1' + "0" * 30 + "}", "has 31 digits"),
+        ('{"rows": ' + "[" * 40 + "]" * 40 + "}", "nested more than 32 deep"),
+        ('{"rows": 1, "rows": 2}', "'rows' occurs twice"),
+        ('{"rows": 1, "a": "\\ud800"}', "half a character"),
+        ("[]", "its value: should be a valid dictionary"),
+        ("{}", "rows: field required"),
+        ('{"rows": true}', "rows: should be a valid integer, got True"),
+        ('{"rows": 1.0}', "rows: should be a valid integer"),
+        ('{"rows": -1}', "rows: should be greater than or equal to 0, got -1"),
+        ('{"rows": 9007199254740993}', "rows: should be less than or equal to"),
+        ('{"rows": 1, "names": ["a", ["b"]]}', r"names.1: should be a valid string, got \['b'\]"),
+    ],
+)
+def test_json_of_another_shape_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"x\.json is damaged: .*{message}") as caught:
+        read_json(path, Shape)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_json_keeps_keys_that_it_does_not_know(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"rows": 3, "new": [1]})
+    assert read_json(tmp_path / "x.json", Shape) == {"rows": 3, "new": [1]}
+    assert parse_json(b"[NaN]", "x", allow_nan=True)[0] != 1
+
+
+def npy(header: str, data: bytes = b"", magic: bytes = b"\x93NUMPY\x01\x00") -> bytes:
+    text = header.encode() + b" " * (-(len(header) + 11) % 64) + b"\n"
+    return magic + len(text).to_bytes(2, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            npy("{'descr': '<u2', 'fortran_order': False, 'shape': (40000000000000,), }"),
+            "its header says 80000000000128",
+        ),
+        (npy("{'descr': '<u2', 'fortran_order': False, 'shape': (-1,), }"), r"of shape \[-1\]"),
+        (
+            npy("{'descr': '<u2', 'fortran_order': False, 'shape': (2, 1), }", bytes(4)),
+            r"expected uint16 of shape \[any\]",
+        ),
+        (npy("{'descr': '>u2', 'fortran_order': False, 'shape': (2,), }", bytes(4)), "holds >u2 of shape"),
+        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", bytes(16)), "holds object"),
+        (npy("{'descr': [('a', '<u2')], 'fortran_order': False, 'shape': (2,), }", bytes(4)), "of shape"),
+        (npy("{'descr': '<u2', 'fortran_order': True, 'shape': (2,), }", bytes(4)), "columns first"),
+        (npy("{'descr': '<u2', 'fortran_order': False, 'shape': (2,), }", bytes(5)), "cut short or damaged"),
+        (npy("[" * 3000), "not a readable"),
+        (npy("{'descr': '<u2'}"), "not a readable"),
+        (npy("{}", magic=b"\x93NUMPY\x09\x00"), "not a readable"),
+        (b"PK\x03\x04", "not a readable"),
+        (b"", "not a readable"),
+    ],
+)
+def test_a_forged_array_is_refused_before_anything_is_allocated(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_npy(path, "<u2", (None,))
+    assert "x.npy" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_arrays_are_read_back(tmp_path: Path) -> None:
+    array = np.arange(6, dtype="<u2").reshape(3, 2)
+    write_npy(tmp_path / "a.npy", array)
+    with open(tmp_path / "b.npy", "wb") as file:
+        np.save(file, array)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert np.array_equal(open_npy(tmp_path / "a.npy", ("<i4", "<u2"), (None, 2)), array)
+    write_npy(tmp_path / "empty.npy", array[:0])
+    assert open_npy(tmp_path / "empty.npy", "<u2", (None, 2)).shape == (0, 2)
+    np.savez_compressed(tmp_path / "c.npz", a=array, b=np.array("text"))
+    arrays = read_npz(tmp_path / "c.npz")
+    assert np.array_equal(arrays["a"], array) and str(arrays["b"]) == "text"
+
+
+def test_a_hostile_npz_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10**6))
+    with pytest.raises(ValueError, match=r"bomb\.npz is damaged: it unpacks to more than"):
+        read_npz(tmp_path / "bomb.npz", max_bytes=1000)
+    np.savez(tmp_path / "pickle.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="holds object"):
+        read_npz(tmp_path / "pickle.npz")
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("a.npy", npy("{'descr': '<u2', 'fortran_order': False, 'shape': (40000000000000,), }"))
+    with pytest.raises(ValueError, match="its header says"):
+        read_npz(tmp_path / "huge.npz")
+    (tmp_path / "none.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_npz(tmp_path / "none.npz")
+
+
+def test_numpys_own_loss_of_the_reason_does_not_happen(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with pytest.raises(OSError) as caught:
+        write_npy("/dev/full", np.zeros(10**6))
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == "/dev/full"

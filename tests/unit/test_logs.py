@@ -1,10 +1,14 @@
-"""Only rank 0 logs; off a terminal a progress bar is plain lines."""
+"""Only rank 0 logs; off a terminal a progress bar is plain lines; errors are one line that says what to do."""
 
+import errno
 import logging
+import os
+import re
+from pathlib import Path
 
 import pytest
 
-from cogvideo.logs import get_logger, progress
+from cogvideo.logs import get_logger, one_line, progress
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +66,11 @@ def test_progress_can_start_in_the_middle(capsys: pytest.CaptureFixture[str]) ->
     with progress(10, "resumed", initial=7) as bar:
         bar.update(3)
     assert "10/10" in capsys.readouterr().err
+
+
+def test_an_error_of_the_disk_names_file_and_disk_and_what_to_do(tmp_path: Path) -> None:
+    line = one_line(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "gone" / "x.npy")))
+    assert re.fullmatch(
+        rf"{tmp_path}/gone/x\.npy: No space left on device \(the disk at /.* has [\d,]+ MB free\); free .*", line
+    )
+    assert "mounted for writing" in one_line(OSError(errno.EROFS, "Read-only file system", "x"))

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.files import atomic_write, parse_json, read_json, read_npz, write_json
 from cogvideo.locks import entries
 from cogvideo.logs import progress
 from cogvideo.media.video import write_video
@@ -212,15 +212,14 @@ def write_truth(path: str | Path, truth: Truth) -> None:
 
 def read_truth(path: str | Path) -> Truth:
     """Read what `write_truth` wrote. Raises: ValueError or OSError if it cannot be read; no pickle is loaded."""
+    arrays = read_npz(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            facts = json.loads(str(arrays["facts"]))
-            states = States(*(arrays[name] for name in States.__dataclass_fields__))
-            visible, area = arrays["visible"], arrays["area"]
-    except (ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{path}: not a clip's truth ({error})") from None
-    captions = tuple(SpanCaption(**caption) for caption in facts["captions"])
-    return Truth(scene_from_json(facts["scene"]), states, visible, area, captions)
+        facts = parse_json(str(arrays["facts"]).encode(), path)
+        states = States(*(arrays[name] for name in States.__dataclass_fields__))
+        captions = tuple(SpanCaption(**caption) for caption in facts["captions"])
+        return Truth(scene_from_json(facts["scene"]), states, arrays["visible"], arrays["area"], captions)
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{path}: not a clip's truth ({str(error)[:200]})") from None
 
 
 def scene_from_json(facts: dict[str, Any]) -> Scene:

@@ -47,6 +47,19 @@ def fail_with(error: BaseException):
         (ValueError(), 2, "cogvideo: error: ValueError\n"),
         (FileNotFoundError(2, "No such file or directory", "clip.mp4"), 2, "clip.mp4: No such file or directory\n"),
         (PermissionError(13, "Permission denied", "/out"), 2, "cogvideo: error: /out: Permission denied\n"),
+        (
+            MemoryError(),
+            2,
+            "cogvideo: error: out of memory (MemoryError); ask for less at once, or use a machine with more memory\n",
+        ),
+        (
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+            2,
+            "more memory\n",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, "more memory\n"),
+        (OSError(12, "Cannot allocate memory"), 2, "more memory\n"),
+        (OSError(28, "No space left on device", "/out/a.npy"), 2, "and run the same command again\n"),
         (OSError("odd"), 2, "cogvideo: error: odd\n"),
         (KeyboardInterrupt(), 130, "cogvideo: interrupted\n"),
     ],
@@ -106,9 +119,18 @@ def test_an_ignored_signal_stays_ignored(command) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_full_memory_says_what_to_lower(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogvideo.cli.train.run", fail_with(MemoryError()))
+    assert main(["train"]) == 2
+    assert "lower train.micro_batch_size" in capsys.readouterr().err
+
+
 def test_internal_errors_are_not_hidden(command) -> None:
     command(fail_with(AssertionError("broken invariant")))
     with pytest.raises(AssertionError):
+        main(["toy"])
+    command(fail_with(RuntimeError("shapes do not match")))
+    with pytest.raises(RuntimeError):
         main(["toy"])
 
 

@@ -43,6 +43,21 @@ def test_rewinding_drops_later_and_truncated_lines(tmp_path: Path) -> None:
     assert file.read()[-1] == {"step": 4, "loss": None}
 
 
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe{", b"[1]", b'{"step": "3"}', b'{"step": -1}', b"[" * 9000, b"x" * (1 << 21), b""]
+)
+def test_a_damaged_line_is_left_out_and_said(tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        file.write({"step": step})
+    lines = file.path.read_bytes().splitlines()
+    file.path.write_bytes(b"\n".join([lines[0], damage, lines[2], b""]))
+    file.rewind(5)
+    assert [record["step"] for record in file.read()] == [1, 3]
+    said = capsys.readouterr().err
+    assert said.count("metrics.jsonl: line 2") == 1 and "left out" in said
+
+
 def test_curves_are_drawn_even_without_records(tmp_path: Path) -> None:
     records = [{"step": s, "loss": 3.0 / s, "loss/frame_1": 1.0, "validation/loss": None} for s in range(1, 4)]
     for name, some in (("some.png", records), ("none.png", [])):
