@@ -94,7 +94,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     """
     path = Path(path)
     if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} exists; choose another name or remove it")
+        raise FileExistsError(f"{path} exists; choose another name")
     temporary = _temporary_sibling(path)
     temporary.mkdir()
     try:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.logs import get_logger, progress
 
     if args.to.exists():
-        raise FileExistsError(f"{args.to} exists; choose another name or remove it")
+        raise FileExistsError(f"{args.to} exists; choose another name")
     dtype = FLOAT_DTYPES[args.dtype] if args.dtype else None
     if args.to_sat:
         if args.overrides or args.drop:
