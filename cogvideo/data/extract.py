@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cogvideo.data.captions import Caption
 from cogvideo.data.clips import Clip
 from cogvideo.data.shards import ROW, Kind
+from cogvideo.logs import one_line
 from cogvideo.media.byte_range import MediaPath
 from cogvideo.media.cuts import find_cuts
 from cogvideo.media.decoder import DamagedVideoError, VideoInfo
@@ -124,7 +125,7 @@ class Extractor:
                 if self.strict:
                     raise
                 return self._decode(job, self.probe(job, exact=True))  # damage that shows only in decoding
-        except ValueError as error:
+        except (ValueError, OSError, MemoryError) as error:
             if self.strict:
                 raise
             reason = str(error).replace(f"{self.folder}/", "")  # prepared data holds no paths of this machine
@@ -151,7 +152,11 @@ class Extractor:
         if (source := job.captions[0][1].source) is not None:
             return source
         path = self.folder / job.video
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, RuntimeError) as error:  # links in a loop, overlong names
+            raise ValueError(f"{path} cannot be opened ({one_line(error)})") from None
+        if not inside:
             raise ValueError(f"{path} is a link that leads out of {self.folder}; give a path inside it")
         return path
 

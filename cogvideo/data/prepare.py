@@ -145,7 +145,7 @@ class Preparation:
                 bar.update(1)
                 try:
                     plan = self.extractor.plan(job)
-                except ValueError:
+                except (ValueError, OSError, MemoryError):
                     skipped += len(job.captions)
                     continue
                 skipped += sum(entry["caption"] is not None for entry in plan.skipped)

@@ -4,12 +4,15 @@ It serves the page and the results, and no other file of this machine. Neither i
 servers, except for a public address (`share`), which goes through gradio's.
 """
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 # gradio reads these at import
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="cogvideo-demo-")
@@ -26,6 +29,9 @@ from cogvideo.demo.service import DemoService
 from cogvideo.locks import LOCK_NAME
 
 MAX_UPLOAD = "64mb"
+MAX_BODY = 1 << 20  # bytes of any request that is no upload
+UPLOAD_PATH = "/gradio_api/upload"
+REFUSALS = {400: b"not JSON", 403: b"files of this server only", 413: b"the request is too large"}
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'"
@@ -34,7 +40,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class GuardedApp:
-    """gradio's server with a content security policy, and without its proxying of other addresses."""
+    """gradio's server with a content security policy, and without its fetching of other addresses."""
 
     app: ASGIApp
     policy: str | None
@@ -45,11 +51,66 @@ class GuardedApp:
                 message["headers"] = [*message.get("headers", []), (b"content-security-policy", self.policy.encode())]
             await send(message)
 
-        if "://" in scope.get("path", ""):  # after file=, file/ or proxy=, gradio would fetch that address
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"files of this server only"})
-        else:
+        path, status = scope.get("path", ""), 200
+        if "://" in path:  # after file=, file/ or proxy=, gradio would fetch that address
+            status = 403
+        elif _has_body(scope) and path.removeprefix(scope.get("root_path", "")) != UPLOAD_PATH:
+            receive, body = await _read_body(receive)
+            status = _judge_body(body)
+        if status == 200:
             await self.app(scope, receive, guarded)
+        else:
+            await guarded({"type": "http.response.start", "status": status, "headers": []})
+            await guarded({"type": "http.response.body", "body": REFUSALS[status]})
+
+
+def _has_body(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS")
+
+
+async def _read_body(receive: Receive) -> tuple[Receive, bytes]:
+    """Read a request's body, until it is over the limit; also returns what gives it to the next reader."""
+    body, more = bytearray(), True
+    while more and len(body) <= MAX_BODY:
+        message = await receive()
+        if message["type"] != "http.request":
+            break
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    waiting: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again, bytes(body)
+
+
+def _judge_body(body: bytes) -> int:
+    """Status for the body of a request that is no upload: it is JSON, and all files in it were uploaded before."""
+    if len(body) > MAX_BODY:
+        return 413
+    try:
+        values = [json.loads(body)] if body else []
+    except (ValueError, RecursionError):
+        return 400
+    while values:
+        value = values.pop()
+        if isinstance(value, list):
+            values += value
+        elif isinstance(value, dict):
+            values += value.values()
+            if ("path" in value and not _is_upload(value["path"])) or ("url" in value and "path" not in value):
+                return 403
+    return 200
+
+
+def _is_upload(path: Any) -> bool:
+    """Whether this is the path of a file in the folder of uploads, which was empty when the server started."""
+    try:
+        found = Path(path).resolve(strict=True)
+        return found.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()) and found.is_file()
+    except (TypeError, ValueError, OSError, RuntimeError):
+        return False
 
 
 @contextmanager

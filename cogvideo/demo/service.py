@@ -20,7 +20,7 @@ from cogvideo.config import from_dict, to_dict
 from cogvideo.distributed import ProcessGroup
 from cogvideo.files import BUNDLED_WEIGHTS, safe_name
 from cogvideo.locks import entries
-from cogvideo.media.video import check_untrusted
+from cogvideo.media.video import UNTRUSTED, check_untrusted
 from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
 from cogvideo.sampling.inputs import InputClips, InputReader
@@ -35,6 +35,8 @@ MAX_CHARACTERS = 20_000
 MAX_CLIPS = 16
 MAX_FRAMES = 1100
 """Total over a request's clips: one clip after 8 rounds, or 16 after 4."""
+MAX_READING = 2
+"""Uploads read at the same time; each may take a gigabyte."""
 REFRESH_SECONDS = 0.5
 """Time between two progress reports."""
 
@@ -102,6 +104,7 @@ class DemoService:
         claim_folder(out, overwrite=all(numbers))
         self._next_number = 1 + max((int(number[1]) for number in numbers if number), default=-1)
         self._lock, self._closed = threading.Lock(), False
+        self._reading = threading.Semaphore(MAX_READING)
         self._running: set[_JobThread] = set()
 
     @property
@@ -149,7 +152,10 @@ class DemoService:
         if len(request.prompts) > MAX_CHARACTERS:
             raise ValueError(f"the prompts have {len(request.prompts)} characters; give at most {MAX_CHARACTERS}")
         prompts = split_prompts(request.prompts)
-        given = None if request.file is None else self._read_upload(request.file, request.file_use, config)
+        given = None
+        if request.file is not None:
+            with self._reading:
+                given = self._read_upload(request.file, request.file_use, config)
         clips = len(prompts) * config.samples_per_prompt or (len(given.samples) if given else 0)
         if not clips:
             raise ValueError("there is no prompt; describe a video in a few words")
@@ -190,7 +196,7 @@ class DemoService:
                 frames = len(check_untrusted(path).seconds)
                 if use == "interpolate" and frames > MAX_FRAMES:
                     raise ValueError(f"{path.name} has {frames} frames; send at most {MAX_FRAMES}")
-            reader = InputReader(self.pipeline.image_tokenizer, self.pipeline.sequential.config.frame_side)
+            reader = InputReader(self.pipeline.image_tokenizer, self.pipeline.sequential.config.frame_side, UNTRUSTED)
             if use == "first frame":
                 return reader.read_first_frame(path)
             if use == "continue":

@@ -23,7 +23,11 @@ MediaPath = str | Path | ByteRange
 
 
 def is_file(path: MediaPath) -> bool:
-    return Path(path.file if isinstance(path, ByteRange) else path).is_file()
+    """Whether this is a regular file; False also where that cannot be found out (permissions, overlong names)."""
+    try:
+        return Path(path.file if isinstance(path, ByteRange) else path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def media_size(path: MediaPath) -> int:

@@ -10,6 +10,7 @@ What is not shown has no time: frames that an edit list hides, and those that ca
 begins between key frames. Counts and durations in headers are not used.
 """
 
+import os
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cogvideo.media.byte_range import ByteRange, MediaPath, is_file, media_size, media_url
+from cogvideo.media.memory import allow_memory
 from cogvideo.media.pixels import deinterlace
 
 SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
 CHECKED_FRAMES = 12  # decoded to check packet timestamps; longer than the usual patterns of B-frames
+OPENING_BYTES, BYTES_PER_BYTE = 256 << 20, 32  # memory for opening: an index entry is larger than what it stands for
+BYTES_PER_PIXEL = 256  # memory for decoding: the frames that a codec refers to and works on
+MAX_THREADS = 8  # per file; many files are read at the same time
 SEEK_MARGINS = (1.0, 10.0, None)  # seconds before the wanted frame, tried in turn; None: from the start of the file
 DEFAULT_BONUS = 5_000_000  # pixels by which FFmpeg prefers the stream that is marked as the default one
 TIMESTAMPS_RESTART = 0x200  # FFmpeg's AVFMT_TS_DISCONT: containers such as MPEG-TS, which can be joined by appending
@@ -42,8 +47,8 @@ class DamagedVideoError(ValueError):
     """A video, or a frame of it, cannot be shown because the file is cut short or damaged."""
 
 
-class FrameTooLargeError(ValueError):
-    """A file's header says that its frames are larger than the limits allow."""
+class TooLargeError(ValueError):
+    """A file's frames are larger or more than the limits allow."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,11 @@ class Limits:
     """Pixels per decoded frame; a frame may be larger than the file's header says."""
     containers: str | None = None
     """FFmpeg's names of the containers that may be opened, with commas between them; None: all."""
+    max_frames: int = 2**24
+    memory: int = 4 << 30
+    """Bytes that reading the file may take, whatever its size."""
+    cpu_seconds: int | None = None
+    """Processor time that reading the file may take; None: by its size."""
 
 
 @dataclass(frozen=True)
@@ -133,24 +143,44 @@ def _open(
     if not is_file(path):
         raise ValueError(f"{path} is not a file; expected a video")
     limits = limits or Limits()
-    options = {"pattern_type": "none"}  # "a%03d.png" is the name of one file
+    size = media_size(path)
+    allow_memory(min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * size))
+    options = {
+        "pattern_type": "none",  # "a%03d.png" is the name of one file
+        "protocol_whitelist": "file,subfile",  # a playlist cannot name other machines
+        **{"max_reload": "0", "m3u8_hold_counters": "0"},  # nor wait for more segments
+        "max_pixels": str(limits.max_pixels),  # some frames are decoded already while a file is opened
+    }
     if limits.containers is not None:
         options["format_whitelist"] = limits.containers
     try:
         with av.open(media_url(path), options=options) as container:
             stream = _choose_stream(path, container)
+            if not stream.width * stream.height:  # FFmpeg decodes a picture to find its size
+                most = f"frames of more than {limits.max_pixels} pixels"
+                raise TooLargeError(f"{path} has no frame that FFmpeg can read, or {most}; expected at most that many")
             if stream.width * stream.height > limits.max_pixels:
-                size = f"{stream.width}x{stream.height}"
-                raise FrameTooLargeError(f"{path} has {size} pixels; expected at most {limits.max_pixels} in all")
+                pixels = f"{stream.width}x{stream.height}"
+                raise TooLargeError(f"{path} has {pixels} pixels; expected at most {limits.max_pixels} in all")
+            if len(stream.index_entries) > limits.max_frames:
+                raise _too_many(path, limits.max_frames)
+            frame_bytes = BYTES_PER_PIXEL * stream.width * stream.height
+            allow_memory(min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * size + frame_bytes))
             codec = stream.codec_context
             codec.options = {"max_pixels": str(limits.max_pixels)} | ({"skip_loop_filter": "all"} if times_only else {})
             if stream.width * stream.height <= SMALL:
                 codec.thread_count = 1
             else:
-                codec.thread_type = "AUTO"
+                codec.thread_count, codec.thread_type = min(MAX_THREADS, os.cpu_count() or 1), "AUTO"
             yield container, stream
+    except MemoryError:
+        raise
     except av.error.FFmpegError as error:
         raise ValueError(f"{path} is not a readable video ({error.strerror}); it may be cut short") from error
+
+
+def _too_many(path: MediaPath, max_frames: int) -> TooLargeError:
+    return TooLargeError(f"{path} has too many frames; expected at most {max_frames}")
 
 
 def _choose_stream(path: MediaPath, container: InputContainer) -> av.VideoStream:
@@ -228,6 +258,7 @@ class _Timeline:
 def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | None:
     """Take the times from the packets; None if they cannot be trusted."""
     stamps, count = array("q"), 0
+    max_frames = (limits or Limits()).max_frames
     checked: list[int | None] = []
     with _open(path, limits) as (container, stream):
         codec, timeline = stream.codec_context, _Timeline(container, stream)
@@ -242,6 +273,8 @@ def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | Non
                         if packet.pts is None:
                             return None
                         stamps.append(packet.pts)
+                        if len(stamps) > max_frames:
+                            raise _too_many(path, max_frames)
                 if len(checked) < CHECKED_FRAMES:
                     checked += [frame.pts for frame in codec.decode(packet) if checked or not frame.is_corrupt]
         except av.error.FFmpegError:
@@ -264,6 +297,7 @@ def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
     pts: list[int | None] = []
     outputs, stamps = array("q"), array("q")
     output, reordered, damage = -1, False, None
+    max_frames = (limits or Limits()).max_frames
     with _open(path, limits, times_only=True) as (container, stream):
         timeline = _Timeline(container, stream)
 
@@ -280,6 +314,8 @@ def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
             if frame is not None and not frame.is_corrupt:
                 pts.append(frame.pts)
                 outputs.append(output)
+                if len(pts) > max_frames:
+                    raise _too_many(path, max_frames)
                 reordered |= frame.pict_type == PictureType.B
             elif pts:  # no damage before the first good frame: the stream may begin between key frames
                 damage = f"frame {len(pts)} cannot be decoded"

@@ -5,6 +5,7 @@ nothing resamples in time.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, pairwise
 from os.path import abspath
@@ -18,20 +19,22 @@ from PIL import Image
 
 from cogvideo.files import atomic_write
 from cogvideo.media.byte_range import MediaPath
-from cogvideo.media.decoder import SMALL, FrameTooLargeError, Limits, VideoInfo, damaged, decode_frames, index_frames
-from cogvideo.media.pixels import SCALING, Fit, Framing, PixelReader, Place
+from cogvideo.media.decoder import SMALL, Limits, TooLargeError, VideoInfo, damaged
+from cogvideo.media.pixels import SCALING, Fit, Framing, Place
+from cogvideo.media.sandbox import index_frames, read_frames
 
 MAX_BYTES = 2**30  # of decoded frames in memory at once
 SAME_TIME = 1e-4  # seconds; far less than a frame's duration, far more than the rounding of a time base
+LIMITS = Limits()
 GIF_TICK = Fraction(1, 100)  # seconds; the unit of time in a GIF
 UNTRUSTED_CONTAINERS = "mov,mp4,matroska,webm,avi,gif,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"  # FFmpeg's names
 UNTRUSTED_MAX_PIXELS = 16_000_000
 UNTRUSTED_MAX_SECONDS = 60.0
+UNTRUSTED = Limits(UNTRUSTED_MAX_PIXELS, UNTRUSTED_CONTAINERS, max_frames=10_000, memory=1 << 30, cpu_seconds=30)
+"""For files that visitors of a page send; pass it wherever such a file is read."""
 
 
-def probe_video(
-    path: MediaPath, *, partial: bool = False, exact: bool = False, limits: Limits | None = None
-) -> VideoInfo:
+def probe_video(path: MediaPath, *, partial: bool = False, exact: bool = False, limits: Limits = LIMITS) -> VideoInfo:
     """Find the frames that a video shows, and their times.
 
     `partial`: of a damaged video, take what precedes the damage. `exact`: decode everything to find damage.
@@ -54,6 +57,7 @@ def read_video(
     only: NDArray[np.float64] | None = None,
     info: VideoInfo | None = None,
     max_bytes: int = MAX_BYTES,
+    limits: Limits = LIMITS,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Decode the frames with `start` <= time <= `end` -> frames (N, H, W, 3) uint8 RGB, and times (N,) in seconds.
 
@@ -62,7 +66,7 @@ def read_video(
     Raises: ValueError for a missing, damaged or non-video file, an empty span, a frame of `only` that is not found, or
     more than `max_bytes` of frames.
     """
-    info = info or probe_video(path)
+    info = info or probe_video(path, limits=limits)
     times = info.seconds[(info.seconds >= start - SAME_TIME) & (info.seconds <= end + SAME_TIME)]
     if only is not None:
         times = _same_times(times, only)
@@ -74,7 +78,7 @@ def read_video(
     seconds: list[float] = []
     decoded_bytes = 0
     framing = None if side is None else Framing(side, fit, place)
-    for pixels, time in _decode(path, info, times, framing):
+    for pixels, time in read_frames(path, info, times, framing, limits):
         frames.append(pixels)
         seconds.append(time)
         decoded_bytes += pixels.nbytes
@@ -91,18 +95,7 @@ def iterate_frames(
 ) -> Iterator[tuple[NDArray[np.uint8], float]]:
     """Yield all frames with their times, scaled and cropped as in `read_video`. Raises: ValueError likewise."""
     info = info or probe_video(path)
-    yield from _decode(path, info, info.seconds, Framing(side))
-
-
-def _decode(
-    path: MediaPath, info: VideoInfo, times: NDArray[np.float64], framing: Framing | None
-) -> Iterator[tuple[NDArray[np.uint8], float]]:
-    reader = PixelReader(framing, info.pixel_aspect, info.exif_orientation)
-    for time, frame in decode_frames(path, info, times):
-        try:
-            yield reader.read(frame), time
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+    yield from read_frames(path, info, info.seconds, Framing(side), LIMITS)
 
 
 def _same_times(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -198,8 +191,8 @@ def check_untrusted(
     Raises: ValueError for any other container, a damaged file, or one that is too large.
     """
     try:
-        info = probe_video(path, limits=Limits(max_pixels, UNTRUSTED_CONTAINERS))
-    except FrameTooLargeError as error:
+        info = probe_video(path, limits=replace(UNTRUSTED, max_pixels=max_pixels))
+    except TooLargeError as error:
         problem = str(error).removeprefix(f"{path} ").replace("expected", "send")
         raise ValueError(f"{path.name} {problem}") from None
     except ValueError:

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cogvideo.media.decoder import Limits
 from cogvideo.media.video import probe_video, read_video
 from cogvideo.tokenizers.image import ImageTokenizer
 
 TOKENS_FILE = "tokens.safetensors"
 TOKEN_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 ENCODE_BATCH = 32
+INPUT_LIMITS = Limits(max_frames=200_000)
 FPS_TOLERANCE = 1e-6
 """Relative; well above the rounding error of a stored length."""
 
@@ -48,6 +50,8 @@ class InputReader:
     tokenizer: ImageTokenizer
     frame_side: int
     """Tokens per side of a frame."""
+    limits: Limits = INPUT_LIMITS
+    """On pictures and videos."""
 
     def read(self, paths: Sequence[Path], fps: float | None = None) -> InputClips:
         """Read saved tokens (a file or a folder of results), one video (all frames, or `fps` per second), or pictures.
@@ -58,7 +62,7 @@ class InputReader:
             if fps is not None:
                 raise ValueError(f"{path} holds tokens, whose frame rate cannot change; leave out --fps")
             return self._read_tokens(path)
-        times = [probe_video(path).seconds for path in paths]
+        times = [probe_video(path, limits=self.limits).seconds for path in paths]
         if len(paths) == 1 and len(times[0]) > 1:
             chosen = times[0] if fps is None else _times_at_rate(paths[0], times[0], fps, from_end=False)
             seconds = float(chosen[-1] - chosen[0]) if fps is None else (len(chosen) - 1) / fps
@@ -76,7 +80,7 @@ class InputReader:
         if tokens_file := _tokens_file(path):
             clips = self._read_tokens(tokens_file)
             return InputClips(clips.tokens[:, :1], samples=clips.samples)
-        return InputClips(self._encode(path, probe_video(path).seconds[:1]))
+        return InputClips(self._encode(path, probe_video(path, limits=self.limits).seconds[:1]))
 
     def read_to_continue(self, path: Path, fps: float) -> InputClips:
         """Read frames of a video at `fps`, ending with its last one; or saved tokens, which must have that frame rate.
@@ -91,12 +95,14 @@ class InputReader:
                     f"{path} has {rate:g} frames per second, but these settings generate {fps:g}; change rounds="
                 )
             return clips
-        chosen = _times_at_rate(path, probe_video(path).seconds, fps, from_end=True)
+        chosen = _times_at_rate(path, probe_video(path, limits=self.limits).seconds, fps, from_end=True)
         return InputClips(self._encode(path, chosen), (len(chosen) - 1) / fps)
 
     def _encode(self, path: Path, times: NDArray[np.float64]) -> Tensor:
         """Encode the frames at these times: (1, frames, frame_len)."""
-        frames, _ = read_video(path, side=self.frame_side * self.tokenizer.compress_rate, only=times)
+        frames, _ = read_video(
+            path, side=self.frame_side * self.tokenizer.compress_rate, only=times, limits=self.limits
+        )
         pixels = rearrange(torch.from_numpy(frames), "n h w c -> n c h w", c=3).float() / 255
         return self.tokenizer.encode(pixels, batch_size=ENCODE_BATCH).cpu()[None]
 

@@ -152,16 +152,22 @@ def test_nothing_else_is_served_or_fetched(page: Page, tmp_path: Path) -> None:
     assert b'"analytics_enabled":false' in html.replace(b" ", b"")
 
 
-@pytest.mark.parametrize("place", ["{folder}/secret.png", "http://127.0.0.1:1/a.png"])
-def test_a_file_that_was_not_uploaded_is_not_read(page: Page, tmp_path: Path, place: str) -> None:
+def test_a_file_that_was_not_uploaded_is_not_read(page: Page, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "secret.png")
-    file = {"path": place.format(folder=tmp_path), "meta": {"_type": "gradio.FileData"}}
     about = json.loads(page.get("gradio_api/info")[2])["named_endpoints"]["/generate"]["parameters"]
-    values = ["not sent", file, *(parameter.get("parameter_default") for parameter in about[2:])]
-    _, _, started = page.get("gradio_api/call/generate", {"data": values})
-    _, _, events = page.get(f"gradio_api/call/generate/{json.loads(started)['event_id']}")
-    assert events.startswith(b"event: error")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0)
+        address = f"http://127.0.0.1:{other.getsockname()[1]}/a.png"
+        for place in ({"path": str(tmp_path / "secret.png")}, {"path": address}, {"url": address}, {"path": [address]}):
+            file = {**place, "meta": {"_type": "gradio.FileData"}}
+            values = ["not sent", file, *(parameter.get("parameter_default") for parameter in about[2:])]
+            for door in ("call/generate", "run/generate", "run/upload", "api/generate", "queue/join"):
+                status, _, said = page.get(f"gradio_api/{door}", {"data": values, "fn_index": 0, "session_hash": "x"})
+                assert (status, said) == (403, b"files of this server only"), door
+        with pytest.raises(BlockingIOError):
+            other.accept()  # nobody connected
     assert not list(page.out.glob("*-not-sent"))
+    assert page.get("gradio_api/queue/join", "x" * (1 << 20))[0] == 413
 
 
 @pytest.mark.parametrize(

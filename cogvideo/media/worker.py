@@ -1,0 +1,124 @@
+"""The process that runs FFmpeg: reads requests from stdin, answers on stdout, and limits its own resources.
+
+sandbox.py starts it and talks to it. A request is a pickle. An answer is JSON lines, each followed by raw arrays, so
+that nothing that a file does to this process makes the other one run code. It imports little, to start quickly.
+"""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogvideo.media import decoder
+from cogvideo.media.byte_range import MediaPath, media_size
+from cogvideo.media.decoder import Limits, VideoInfo
+from cogvideo.media.memory import confine, data_bytes, lift_memory_limit
+from cogvideo.media.pixels import Framing, PixelReader
+
+RETIRE_BYTES = 256 << 20
+"""Memory that a file may leave behind before this process is replaced."""
+SECONDS, SECONDS_PER_MB = 60, 100
+"""Processor time for a file; far more than the slowest sound one needs."""
+
+Answer = tuple[dict[str, Any], tuple[NDArray[Any], ...]]
+
+
+def cpu_seconds(path: MediaPath, limits: Limits) -> int:
+    """Processor time that reading a file may take."""
+    if limits.cpu_seconds is not None:
+        return limits.cpu_seconds
+    try:
+        return SECONDS + SECONDS_PER_MB * media_size(path) // 10**6
+    except OSError:
+        return SECONDS
+
+
+def index(path: MediaPath, exact: bool, limits: Limits) -> Iterator[Answer]:
+    """Answer with the fields of a `VideoInfo`."""
+    info = decoder.index_frames(path, exact=exact, limits=limits)
+    fields = {
+        "width": info.width,
+        "height": info.height,
+        "pixel_aspect": [info.pixel_aspect.numerator, info.pixel_aspect.denominator],
+        "exif_orientation": info.exif_orientation,
+        "origin": info.origin,
+        "damage": info.damage,
+        "count": len(info.seconds),
+        "numbered": info.outputs is not None,
+    }
+    yield fields, (info.seconds,) if info.outputs is None else (info.seconds, info.outputs)
+
+
+def decode(
+    path: MediaPath, info: VideoInfo, wanted: NDArray[Any], framing: Framing | None, limits: Limits
+) -> Iterator[Answer]:
+    """Answer with the wanted frames as RGB pixels, in the decoder's order."""
+    reader = PixelReader(framing, info.pixel_aspect, info.exif_orientation)
+    for time, frame in decoder.decode_frames(path, info, wanted, limits=limits):
+        try:
+            pixels = reader.read(frame)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        yield {"time": time, "height": pixels.shape[0], "width": pixels.shape[1]}, (pixels,)
+
+
+OPERATIONS: dict[str, Callable[..., Iterator[Answer]]] = {"index": index, "decode": decode}
+
+
+def main() -> None:
+    """Serve requests until stdin is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    for name, value in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 64)):
+        resource.setrlimit(name, (value, value))
+    confine()
+    start = data_bytes()
+    while True:
+        try:
+            folder, operation, arguments = pickle.load(requests)
+        except EOFError:
+            return
+        path, limits = arguments["path"], arguments["limits"]
+        end: dict[str, Any] = {"kind": "end"}
+        try:
+            if folder is not None:
+                os.chdir(folder)
+            _limit_cpu(cpu_seconds(path, limits))
+            for fields, arrays in OPERATIONS[operation](**arguments):
+                _send(answers, {"kind": "part", **fields}, arrays)
+        except BrokenPipeError:
+            return
+        except MemoryError:
+            end = {"kind": "MemoryError", "message": f"{path} needs more memory than a sound file of its size would"}
+        except decoder.TooLargeError as error:
+            end = {"kind": "TooLargeError", "message": str(error)}
+        except decoder.DamagedVideoError as error:
+            end = {"kind": "DamagedVideoError", "message": str(error)}
+        except ValueError as error:
+            end = {"kind": "ValueError", "message": str(error)}
+        except Exception as error:  # whatever a file provokes is an error of that file
+            end = {"kind": "ValueError", "message": f"{path} cannot be read ({type(error).__name__}: {error})"}
+        lift_memory_limit()
+        _send(answers, end | {"retire": data_bytes() - start > RETIRE_BYTES}, ())
+
+
+def _send(answers: BinaryIO, fields: dict[str, Any], arrays: tuple[NDArray[Any], ...]) -> None:
+    answers.write(json.dumps(fields).encode() + b"\n")
+    for array in arrays:
+        answers.write(np.ascontiguousarray(array).data.cast("B"))
+    answers.flush()
+
+
+def _limit_cpu(seconds: int) -> None:
+    """Let this process use so much more processor time; beyond that, the system ends it."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -1,0 +1,109 @@
+"""FFmpeg in other processes: what a file may take, and what becomes of one that takes more."""
+
+import os
+import signal
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogvideo.media import sandbox
+from cogvideo.media.decoder import Limits
+from cogvideo.media.video import probe_video, read_video, write_video
+
+
+@pytest.fixture
+def clip(tmp_path):
+    write_video(tmp_path / "v.mp4", np.zeros((5, 16, 16, 3), np.uint8), 5)
+    return tmp_path / "v.mp4"
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No worker is idle, so that the next one is known."""
+    monkeypatch.setattr(sandbox, "_idle", type(sandbox._idle)())
+    yield sandbox._idle
+    while sandbox._idle:
+        sandbox._idle.pop().kill()
+
+
+def claim_samples(clip, count):
+    """Make the index of an MP4 claim so many samples of one byte."""
+    data = bytearray(clip.read_bytes())
+    sizes, times = data.index(b"stsz"), data.index(b"stts")
+    data[sizes + 8 : sizes + 16] = struct.pack(">II", 1, count)
+    data[times + 12 : times + 16] = struct.pack(">I", count)
+    chunks = data.index(b"stsc")
+    data[chunks + 16 : chunks + 20] = struct.pack(">I", count)
+    clip.write_bytes(data)
+
+
+def test_one_process_serves_many_files(clip, fresh):
+    read_video(clip)
+    pid = fresh[0].process.pid
+    assert pid != os.getpid()
+    with pytest.raises(ValueError, match="not a file"):
+        probe_video(clip.with_name("none.mp4"))
+    assert len(read_video(clip)[0]) == 5 and [worker.process.pid for worker in fresh] == [pid]
+
+
+def test_a_claimed_index_takes_little_memory(clip, fresh):
+    claim_samples(clip, 60_000_000)
+    with pytest.raises(ValueError, match=r"v\.mp4") as caught:
+        probe_video(clip)
+    assert "\n" not in str(caught.value)
+    for worker in fresh:  # gone, or small
+        with open(f"/proc/{worker.process.pid}/status", encoding="ascii") as status:
+            peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        assert peak < 450 << 10
+
+
+def test_a_process_that_dies_is_an_error_of_its_file(clip, fresh):
+    probe_video(clip)
+    os.kill(fresh[0].process.pid, signal.SIGSEGV)
+    fresh[0].process.wait()
+    with pytest.raises(ValueError, match=r"v\.mp4 cannot be read: FFmpeg ended with SIGSEGV"):
+        probe_video(clip)
+    assert len(probe_video(clip).seconds) == 5, "the next process reads on"
+
+
+def test_a_file_that_takes_too_long_is_an_error(clip, fresh, monkeypatch):
+    probe_video(clip)
+    os.kill(fresh[0].process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(sandbox, "WALL_FACTOR", 0.05)
+    with pytest.raises(ValueError, match="it takes more than 1 seconds"):
+        probe_video(clip, limits=Limits(cpu_seconds=1))
+
+
+def test_frames_are_counted(clip):
+    with pytest.raises(ValueError, match=r"v\.mp4 has too many frames; expected at most 4"):
+        probe_video(clip, limits=Limits(max_frames=4))
+    assert len(probe_video(clip, limits=Limits(max_frames=5)).seconds) == 5
+
+
+def test_an_abandoned_reading_ends_its_process(clip, fresh):
+    info = probe_video(clip)
+    process = fresh[0].process
+    frames = sandbox.read_frames(clip, info, info.seconds, None, Limits())
+    next(frames)
+    frames.close()
+    assert process.poll() is not None and not fresh
+
+
+def test_a_playlist_reaches_no_other_machine(tmp_path):
+    (tmp_path / "a.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
+    with pytest.raises(ValueError, match=r"a\.m3u8"):
+        probe_video(tmp_path / "a.m3u8")
+
+
+def test_odd_files_are_errors(tmp_path):
+    os.mkfifo(tmp_path / "fifo.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    (tmp_path / "empty.mp4").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    for name in ("fifo.mp4", "folder.mp4", "loop.mp4", "empty.mp4", "x" * 300 + ".mp4", "good.png/a.mp4", "/dev/zero"):
+        with pytest.raises(ValueError) as caught:
+            probe_video(tmp_path / name)
+        assert "\n" not in str(caught.value)
