@@ -2,6 +2,7 @@
 
     python scripts/bench_data.py --rows 2000000 --work /dev/shm/bench_data
     python scripts/bench_data.py --rows 2000                    # takes seconds
+    python scripts/bench_data.py --decode --seconds 4           # decoding against a bare PyAV loop, and tar reading
 
 The data set is synthetic: per row a video, a caption of some 60 characters and a clip of five frames of 4 tokens, with
 256 rows per shard. It stays in `--work` and is reused. Each case runs in its own process:
@@ -13,29 +14,51 @@ The data set is synthetic: per row a video, a caption of some 60 characters and 
 `seconds` is wall-clock time and `cpu_s` CPU time; `peak_mb`, peak resident memory above that after imports; `own_mb`,
 resident memory at the end that is not a mapped file, imports included; `files`, the number of open files. Files in
 `--work` that were just written are read from the page cache, not from a disk.
+
+`--decode` compares `cogvideo prepare` (finding the frames, decoding, scaling, cropping; not encoding) with a bare PyAV
+loop that seeks to a caption's span, decodes it, and scales and crops the same frames. Generated files: 1080p, 360p,
+360p with one key frame, and two short captions in a long video. They alternate; figures are medians over `--repeats`.
+`cpu_ratio` is the loop's CPU time divided by ours, `frames_per_cpu_s` counts the frames that the loop decodes. The last
+case reads the samples of a WebDataset tar, against reading the tar from end to end.
 """
 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+import av
 import numpy as np
 
 from cogvideo.cli.main import run_command
+from cogvideo.data.captions import Caption
 from cogvideo.data.dataset import ClipDataset
+from cogvideo.data.extract import VideoJob
 from cogvideo.data.loader import ClipLoader, LoaderConfig
 from cogvideo.data.prepare import Preparation, PrepareConfig
+from cogvideo.data.readers import open_captions
 from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
 from cogvideo.sequence.layout import Vocabulary
 
 ROWS_PER_SHARD = 256
 CASES = ("captions", "open", "loader")
+VIDEOS = {  # width, height, frames between key frames (0: one key frame), how many times as long as --seconds
+    "1080p": (1920, 1080, 25, 1),
+    "360p": (640, 360, 25, 1),
+    "long_gop": (640, 360, 0, 1),
+    "short_captions": (640, 360, 50, 15),
+}
+SIDE, FPS = 160, 25
+TAR_SAMPLES, TAR_MEMBER_BYTES = 400, 1 << 19
 
 
 class ByteTokenizer:
@@ -94,24 +117,157 @@ def measure(case: str, work: Path) -> dict[str, float]:
     }
 
 
+def measure_decoding(case: str, work: Path, seconds: float, repeats: int) -> dict[str, float]:
+    """One kind of video: `prepare` and a bare PyAV loop in turn, over the same file."""
+    length = seconds * VIDEOS[case][3]
+    path = work / f"{case}.mp4"
+    spans = [(0.0, None)]
+    if case == "short_captions":
+        spans = [(length / 4, length / 4 + 2), (length * 3 / 4, length * 3 / 4 + 2)]
+    captions = work / f"{case}.jsonl"
+    lines = [json.dumps({"video": path.name, "caption": "a", "start": start, "end": end}) for start, end in spans]
+    captions.write_text("\n".join(lines))
+    extractor = Preparation(captions, work / "out", "tokens", PrepareConfig(frame_pixels=SIDE)).extractor
+    job = VideoJob(path.name, tuple((i, Caption(path.name, "a", *span)) for i, span in enumerate(spans)))
+    start_mb = _peak_mb()
+    wanted = extractor.plan(job).times
+    parts = [wanted[(wanted >= start) & (wanted <= (end or length))] for start, end in spans]
+    ours, bare, frames = [], [], 0
+    extractor.decode(job)
+    peak_mb = _peak_mb() - start_mb  # before the loop has run
+    for _ in range(repeats):  # in turn, so that both meet the same load
+        ours.append(_timed(lambda: extractor.decode(job))[1:])
+        frames, *spent = _timed(lambda: _bare_loop(path, parts))
+        bare.append(spent)
+    (our_wall, our_cpu), (wall, cpu) = (np.median(np.array(t), axis=0).tolist() for t in (ours, bare))
+    return {
+        "frames": frames,
+        "frames_per_cpu_s": round(frames / our_cpu),
+        "frames_per_s": round(frames / our_wall),
+        "cpu_ratio": round(cpu / our_cpu, 2),
+        "wall_ratio": round(wall / our_wall, 2),
+        "peak_mb": round(peak_mb),
+    }
+
+
+def _bare_loop(path: Path, parts: list[Any]) -> int:
+    """Decode each span from the key frame before it, scaling and cropping the wanted frames -> frames decoded."""
+    count = 0
+    for wanted in parts:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            if wanted[0] > 0:
+                container.seek(int(wanted[0] / stream.time_base), stream=stream)
+            left = {round(time * FPS) for time in wanted.tolist()}
+            for frame in container.decode(stream):
+                count += 1
+                number = round(float(frame.time) * FPS)
+                if number in left:
+                    left.remove(number)
+                    scale = SIDE / min(frame.width, frame.height)
+                    scaled = frame.reformat(round(frame.width * scale), round(frame.height * scale), "rgb24")
+                    pixels = scaled.to_ndarray()
+                    middle = (pixels.shape[1] - SIDE) // 2
+                    np.ascontiguousarray(pixels[:, middle : middle + SIDE])
+                if not left:
+                    break
+    return count
+
+
+def _write_noise(path: Path, case: str, seconds: float) -> None:
+    """Write the video of a case: moving blocks with film grain, so that decoding costs what camera pictures cost."""
+    width, height, key_frames, times = VIDEOS[case]
+    count = round(seconds * times * FPS)
+    rng = np.random.default_rng(0)
+    ground = rng.integers(40, 200, (height // 20 + 1, width // 20 + 9, 3), np.uint8).repeat(20, 0).repeat(20, 1)
+    grain = rng.integers(0, 12, (height, width, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        options = {"preset": "veryfast", "crf": "23", "g": str(key_frames or count), "sc_threshold": "0"}
+        stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(count):
+            left = index % 160
+            pixels = ground[:height, left : left + width] + np.roll(grain, 37 * index, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def measure_tar(work: Path, repeats: int) -> dict[str, float]:
+    """Find all samples of a tar, and read all bytes of its members in place, against reading the whole file."""
+    path, content = work / "shard-000.tar", os.urandom(TAR_MEMBER_BYTES)
+    with tarfile.open(path, "w") as tar:
+        for index in range(TAR_SAMPLES):
+            for suffix, data in (("mp4", content), ("txt", b"a dog runs")):
+                member = tarfile.TarInfo(f"{index:05d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, BytesIO(data))
+    whole, scan, members = [], [], []
+    for _ in range(repeats):
+        whole.append(_timed(lambda: _read_whole(path))[1])
+        captions, seconds, _cpu = _timed(lambda: open_captions(path))
+        scan.append(seconds)
+        members.append(_timed(lambda captions=captions: sum(map(_read_member, captions)))[1])
+    megabytes = path.stat().st_size / 1e6
+    return {
+        "mb": round(megabytes),
+        "whole_mb_per_s": round(megabytes / median(whole)),
+        "members_mb_per_s": round(megabytes / median(members)),
+        "scanned_samples_per_s": round(TAR_SAMPLES / median(scan)),
+    }
+
+
+def _read_whole(path: Path) -> None:
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+
+
+def _read_member(caption: Caption) -> int:
+    assert caption.source is not None
+    with open(caption.source.file, "rb", buffering=0) as file:
+        file.seek(caption.source.start)
+        return len(file.read(caption.source.size))
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What `work` returns, wall-clock seconds, CPU seconds of all threads."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - start, time.process_time() - cpu_start
+
+
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this program; `ru_maxrss` would include what its parent had before it was started."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--work", type=Path, help="folder for the synthetic data (default: a temporary one)")
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--decode", action="store_true", help="measure decoding and tar reading instead")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of the generated videos")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--case", choices=(*CASES, *VIDEOS, "tar"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.case == "tar":
+        return print(json.dumps(measure_tar(args.work, args.repeats)))
+    if args.case in VIDEOS:
+        return print(json.dumps(measure_decoding(args.case, args.work, args.seconds, args.repeats)))
     if args.case:
         return print(json.dumps(measure(args.case, args.work)))
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
-        make_dataset(work, args.rows)
-        result: dict[str, object] = {"rows": args.rows}
-        for case in CASES:
+        work.mkdir(parents=True, exist_ok=True)
+        result: dict[str, object] = {"seconds": args.seconds} if args.decode else {"rows": args.rows}
+        if not args.decode:
+            make_dataset(work, args.rows)
+        for case in (*VIDEOS, "tar") if args.decode else CASES:
+            if case in VIDEOS:
+                _write_noise(work / f"{case}.mp4", case, args.seconds)
             command = [sys.executable, __file__, "--case", case, "--work", str(work)]
+            command += ["--seconds", str(args.seconds), "--repeats", str(args.repeats)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             result[case] = json.loads(done.stdout.splitlines()[-1])
         print(json.dumps(result))
