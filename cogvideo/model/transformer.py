@@ -5,7 +5,7 @@ Whether a model is a text-to-image trunk, stage 1 or stage 2 is decided by its c
 Decoding loops, caches and samplers are in `cogvideo.inference`, optimisation in `cogvideo.training`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cogvideo.model.attention import ATTENTION, Attention, ChannelContext
+from cogvideo.model.compiled import compile_static
 from cogvideo.model.config import ModelConfig, Recompute
 from cogvideo.model.inputs import Cache, DecodeInputs, TextBias
 from cogvideo.model.loss import token_nll
@@ -160,6 +161,7 @@ class CogVideoTransformer(TrunkModel):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.recompute: Recompute = "nothing"
         """Which activations the backward pass computes again instead of keeping."""
+        self._run_layer: Callable[..., tuple[Tensor | None, Tensor]] | None = None
         self.use_attention("sdpa")
         self._clip_plans: dict[tuple[bool, PlanType], Plan] = {}
 
@@ -169,6 +171,10 @@ class CogVideoTransformer(TrunkModel):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.implementation = self._attention
+
+    def compile_layers(self, backend: str | Callable[..., object] = "inductor") -> None:
+        """Compile the layers' forward and backward passes, one for all that are alike, when a shape first occurs."""
+        self._run_layer = compile_static(TransformerLayer.forward, backend)
 
     @property
     def is_joined(self) -> bool:
@@ -209,7 +215,7 @@ class CogVideoTransformer(TrunkModel):
             if temporal is not None:
                 in_time = ChannelContext(with_text(temporal, text_len), text_bias.temporal, temporal_cache)
             run = partial(
-                layer,
+                layer if self._run_layer is None else partial(self._run_layer, layer),
                 spatial=in_space,
                 temporal=in_time,
                 query_rows=last.query_rows if last else None,

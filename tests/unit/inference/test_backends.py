@@ -98,9 +98,8 @@ def test_attention_is_chosen_by_device(
 def test_attention_that_does_not_fit_is_refused() -> None:
     model = tiny_model(tiny_config())
     for attention, device in (("cpu", "cuda"), ("flex", "cpu")):  # flex: heads of 8 columns
-        with pytest.raises(
-            ValueError, match=f"^attention={attention} is not available on {device} for heads of 8 columns; choose auto"
-        ):
+        message = f"^attention={attention} is not available on {device} for heads of 8 columns; choose auto"
+        with pytest.raises(ValueError, match=message):
             install_kernels(model, torch.device(device), attention)  # type: ignore[arg-type]
 
 
