@@ -26,7 +26,7 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.inputs import TextBias
 from cogvideo.model.plan import Plan
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sequence.batch import Batch, frame_inputs
+from cogvideo.sequence.batch import TEXT_MULTIPLE, Batch, frame_inputs
 from cogvideo.sequence.prompt import PromptFormat, left_pad
 from cogvideo.tokenizers.text import open_text_tokenizer
 
@@ -105,7 +105,7 @@ def token_losses(
     """
     assert not model.training, "dropout is on; call model.eval() first"
     device = model.word_embeddings.weight.device
-    batch = batch.trim_text().to(device)
+    batch = batch.trim_text(TEXT_MULTIPLE if device.type == "cuda" else 1).to(device)
     inputs = frame_inputs(batch.frames, model.config.vocabulary.start_of_image)
     hidden = model(inputs, plan, TextBias.from_mask(batch.text_mask), text=batch.text).flatten(0, 1)
     losses = np.empty(len(hidden), np.float32)

@@ -14,6 +14,7 @@ frame, so its cache needs room for the frames in flight only. Plans say at which
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -24,7 +25,8 @@ from cogvideo.model.config import AttentionName, ModelConfig
 from cogvideo.model.inputs import Cache, Channel, DecodeInputs
 from cogvideo.model.joined import flex_is_available
 from cogvideo.model.quantize import set_linear_kernel
-from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer, TransformerLayer, compile_layer
+from cogvideo.sequence.batch import TEXT_MULTIPLE
 
 try:
     from cogvideo.kernels import cpu, decode_cpu
@@ -119,6 +121,9 @@ def cache_dtype(model: CogVideoTransformer) -> torch.dtype:
 class Backend(Protocol):
     """Runs one model."""
 
+    text_multiple: int
+    """Texts are padded to a multiple of so many tokens, so that few shapes are compiled; 1: not at all."""
+
     def allocate(
         self, batch: int, text_len: int, *, temporal: bool, spatial_capacity: int, temporal_capacity: int
     ) -> KVCache:
@@ -134,6 +139,7 @@ class EagerBackend:
     def __init__(self, model: CogVideoTransformer) -> None:
         self.model = model
         set_linear_kernel(model, None)
+        self.text_multiple = TEXT_MULTIPLE if model.final_layernorm.weight.device.type == "cuda" else 1
 
     def allocate(
         self, batch: int, text_len: int, *, temporal: bool, spatial_capacity: int, temporal_capacity: int
@@ -171,20 +177,27 @@ class CpuBackend(EagerBackend):
 
 
 class CompiledBackend(EagerBackend):
-    """On a GPU: steps are compiled when they first occur, recorded as CUDA graphs and replayed."""
+    """On a GPU: layers are compiled when a shape first occurs; steps are recorded as CUDA graphs and replayed.
+
+    So that few shapes occur, steps are padded to a power of 2 of rows.
+    """
 
     def __init__(self, model: CogVideoTransformer) -> None:
         from cogvideo.kernels.graphs import StepGraphs
 
         super().__init__(model)
-        self._decode, self._new_graphs = torch.compile(model.decode), StepGraphs
+        self.text_multiple = TEXT_MULTIPLE
+        self._decode = partial(model.decode, run_layer=compile_layer(TransformerLayer))
+        self._new_graphs = StepGraphs
         self._graphs: WeakKeyDictionary[Cache, StepGraphs] = WeakKeyDictionary()
 
     def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
         for step in steps:
             if step.cache not in self._graphs:
                 self._graphs[step.cache] = self._new_graphs(self._decode)
-        return [self._graphs[step.cache].run(step) for step in steps]
+        padded = [step.pad_rows(1 << (step.tokens.shape[1] - 1).bit_length()) for step in steps]
+        logits = [self._graphs[step.cache].run(step) for step in padded]
+        return [of_rows[:, : step.tokens.shape[1]] for of_rows, step in zip(logits, steps, strict=True)]
 
 
 BACKENDS: dict[str, Callable[[CogVideoTransformer], Backend]] = {"eager": EagerBackend}

@@ -172,6 +172,14 @@ class Conditioning:
     def to(self, device: torch.device) -> "Conditioning":
         return replace(self, text=self.text.to(device), text_mask=self.text_mask.to(device))
 
+    def pad_text(self, multiple: int) -> "Conditioning":
+        """Pad texts to a multiple of so many tokens. What they pad with is masked."""
+        missing = -self.text.shape[1] % multiple
+        if not missing:
+            return self
+        text, mask = F.pad(self.text, (missing, 0)), F.pad(self.text_mask, (missing, 0), value=False)
+        return replace(self, text=text, text_mask=mask)
+
     @classmethod
     def from_tokens(
         cls,
@@ -259,7 +267,7 @@ class Engine:
         needs. Program and sampler must be on the engine's device, the rest is moved there.
         """
         assert not self.model.training, "dropout is on; call model.eval() first"
-        conditioning = conditioning.to(self.device)
+        conditioning = conditioning.pad_text(self.backend.text_multiple).to(self.device)
         start_of_image = self.model.config.vocabulary.start_of_image
         tokens = F.pad(known.to(self.device), (1, 0), value=start_of_image)
         cache = self.backend.allocate(

@@ -4,12 +4,27 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch.utils._triton import has_triton
 
 RECOMPILE_LIMIT = 256
 """Shapes per compiled function. PyTorch's own limit of 8 is for shapes that would better be dynamic; here they are few
 by construction (texts padded to multiples), but stages, batch sizes and schedules each have theirs."""
 _Inputs = ParamSpec("_Inputs")
 _Output = TypeVar("_Output")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises: ValueError if torch.compile has no compiler for this device."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise ValueError("torch.compile needs a C++ compiler on a CPU; install g++, or set compile=false") from None
+    elif not has_triton():
+        raise ValueError(f"torch.compile needs Triton on {device.type}; install it, or set compile=false")
 
 
 def compile_static(

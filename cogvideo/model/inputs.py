@@ -76,3 +76,11 @@ class DecodeInputs(NamedTuple):
     masks: DecodeMasks
     text_bias: TextBias
     cache: Cache
+
+    def pad_rows(self, rows: int) -> "DecodeInputs":
+        """Repeat the last row until there are so many: its key is stored again, and its logits come again."""
+        missing = rows - self.tokens.shape[1]
+        if not missing:
+            return self
+        tokens = torch.cat([self.tokens, self.tokens[:, -1:].expand(-1, missing)], 1)
+        return self._replace(tokens=tokens, slots=torch.cat([self.slots, self.slots[-1:].expand(missing)]))

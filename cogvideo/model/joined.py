@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.utils._triton import has_triton
 
 from cogvideo.model.compiled import compile_static
 from cogvideo.model.masks import Mask
@@ -186,8 +187,6 @@ def _block_mask(visible: np.ndarray, first: Tensor, last: Tensor, place: Tensor)
 
 def flex_is_available(device: torch.device, head_dim: int) -> bool:
     """Whether FlexAttention's kernel can be compiled for this device and size of heads."""
-    from torch.utils._triton import has_triton
-
     return head_dim >= MIN_HEAD_DIM and (device.type == "cpu" or has_triton())
 
 

@@ -73,7 +73,7 @@ class Linear(_Matrix, nn.Linear):
     """`nn.Linear` whose weight may have fewer bits than its input and output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and not torch.is_grad_enabled():
+        if self.kernel is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             y = self.kernel(x, self.weight, self.bias, self.weight_scale)
             if y is not None:
                 return y

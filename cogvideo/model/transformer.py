@@ -7,7 +7,7 @@ Decoding loops, caches and samplers are in `cogvideo.inference`, optimisation in
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -112,12 +112,27 @@ def mix_channels(spatial: Tensor, temporal: Tensor, mix_logit: Tensor) -> Tensor
     return torch.lerp(temporal, spatial, mix_logit.sigmoid().to(spatial.dtype))
 
 
+RunLayer = Callable[..., Any]
+"""Calls a layer: (layer, the arguments of its forward)."""
+
+
+def compile_layer(layer: type[nn.Module], backend: str | Callable[..., object] = "inductor") -> RunLayer:
+    """Compile a class of layers: one function for all layers that are alike, for their parameters are its inputs."""
+    return compile_static(layer.forward, backend)
+
+
 class TrunkModel(nn.Module):
     """A model built on a text-to-image trunk: the trunk's parameters under the trunk's names, and extra ones."""
 
     extra_names: ClassVar[tuple[str, ...]]
     """Parts of parameter names that only extra parameters have."""
     layers: nn.ModuleList
+    _train_layer: RunLayer | None = None
+    """Runs a layer in training; None: as it is."""
+
+    def compile_layers(self, backend: str | Callable[..., object] = "inductor") -> None:
+        """Let training run compiled layers, see `compile_layer`. Everything else runs as before."""
+        self._train_layer = compile_layer(type(self.layers[0]), backend)
 
     @classmethod
     def is_extra(cls, parameter_name: str) -> bool:
@@ -161,7 +176,6 @@ class CogVideoTransformer(TrunkModel):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.recompute: Recompute = "nothing"
         """Which activations the backward pass computes again instead of keeping."""
-        self._run_layer: Callable[..., tuple[Tensor | None, Tensor]] | None = None
         self.use_attention("sdpa")
         self._clip_plans: dict[tuple[bool, PlanType], Plan] = {}
 
@@ -171,10 +185,6 @@ class CogVideoTransformer(TrunkModel):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.implementation = self._attention
-
-    def compile_layers(self, backend: str | Callable[..., object] = "inductor") -> None:
-        """Compile the layers' forward and backward passes, one for all that are alike, when a shape first occurs."""
-        self._run_layer = compile_static(TransformerLayer.forward, backend)
 
     @property
     def is_joined(self) -> bool:
@@ -189,12 +199,14 @@ class CogVideoTransformer(TrunkModel):
         *,
         text: Tensor | None = None,
         cache: Cache | None = None,
+        run_layer: RunLayer | None = None,
     ) -> Tensor:
         """Hidden states of frame rows after the final LayerNorm.
 
         Shapes: frame_tokens (batch, rows), the input tokens of `plan.slots`; text (batch, text_len) ids, given without
         a cache and in the first forward pass with one; -> (batch, query rows of the plan, hidden). `logits` maps them
         to scores. With a cache, keys and values of these rows are added to it, and those of earlier passes are visible.
+        `run_layer`: from `compile_layer`, to run compiled layers.
         """
         assert cache is not None or not plan.needs_cache, "this plan needs a cache: its keys are cache positions"
         frames = self._embed(frame_tokens, self._frame_positions(plan.slots))
@@ -215,11 +227,11 @@ class CogVideoTransformer(TrunkModel):
             if temporal is not None:
                 in_time = ChannelContext(with_text(temporal, text_len), text_bias.temporal, temporal_cache)
             run = partial(
-                layer if self._run_layer is None else partial(self._run_layer, layer),
+                layer if run_layer is None else partial(run_layer, layer),
                 spatial=in_space,
                 temporal=in_time,
                 query_rows=last.query_rows if last else None,
-                update_text=i < final,
+                update_text=text is not None and i < final,
                 recompute=recompute == "mlp",
             )
             if recompute == "layer":
@@ -228,9 +240,10 @@ class CogVideoTransformer(TrunkModel):
                 words, frames = run(words, frames)
         return self.final_layernorm(frames)
 
-    def decode(self, step: DecodeInputs) -> Tensor:
+    def decode(self, step: DecodeInputs, run_layer: RunLayer | None = None) -> Tensor:
         """Logits of image tokens after one decoding step: (batch, rows, num_image_tokens) float32."""
-        hidden = self(step.tokens, step.masks.plan(step.slots), step.text_bias, cache=step.cache)
+        plan = step.masks.plan(step.slots)
+        hidden = self(step.tokens, plan, step.text_bias, cache=step.cache, run_layer=run_layer)
         return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -244,7 +257,9 @@ class CogVideoTransformer(TrunkModel):
         """
         inputs = frame_inputs(batch.frames, self.config.vocabulary.start_of_image)
         plan = self.plan_clip(inputs.device, supervised_only=True)
-        hidden = self(inputs, plan, TextBias.from_mask(batch.text_mask), text=batch.text)
+        run_layer = self._train_layer if self.training else None
+        bias = TextBias.from_mask(batch.text_mask)
+        hidden = self(inputs, plan, bias, text=batch.text, run_layer=run_layer)
         hidden = rearrange(hidden, "b (f n) h -> b f n h", n=self.config.frame_len)
         labels = batch.frames[:, list(self.config.layout.supervised_frames)]
         weight = self.word_embeddings.output_weight(hidden, self.config.vocabulary.num_image_tokens)

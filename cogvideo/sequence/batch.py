@@ -6,6 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+TEXT_MULTIPLE = 16
+"""Where shapes should be few, on a GPU and for compiled layers, texts are padded to a multiple of so many tokens."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -23,9 +26,11 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(x.to(device, non_blocking=True) for x in (self.text, self.text_mask, self.frames, self.seconds)))
 
-    def trim_text(self) -> "Batch":
-        """Drop text columns that are padding in every row: the same result with less work."""
-        longest = int(self.text_mask.sum(1).max())
+    def trim_text(self, multiple: int = 1) -> "Batch":
+        """Drop text columns that are padding in every row, but keep a multiple of `multiple`: the same result with less
+        work, in few shapes.
+        """
+        longest = -(-int(self.text_mask.sum(1).max()) // multiple) * multiple
         return Batch(self.text[:, -longest:], self.text_mask[:, -longest:], self.frames, self.seconds)
 
 

@@ -177,7 +177,8 @@ class SuperresTransformer(TrunkModel):
         last = len(self.layers) - 1
         recompute = self.recompute if self.training and torch.is_grad_enabled() else "nothing"
         for i, layer in enumerate(self.layers):
-            run = partial(layer, visible=self._visible, update_context=i < last, recompute=recompute == "mlp")
+            call = layer if not self.training or self._train_layer is None else partial(self._train_layer, layer)
+            run = partial(call, visible=self._visible, update_context=i < last, recompute=recompute == "mlp")
             if recompute == "layer":
                 run = partial(checkpoint, run, use_reentrant=False)
             context, grid = run(context, grid, context_bias, padding_bias)

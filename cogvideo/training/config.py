@@ -127,6 +127,12 @@ class LoopConfig:
     """How attention is computed. `auto`: on a CPU `cpu`, in tiles and blocks of rows that share keys; on a GPU `flex`,
     one call of FlexAttention per channel. `dense` computes all pairs of rows in one call, as `flex` does where
     model.attention_dropout is above 0; `sdpa`: blocks."""
+    compile: bool = False
+    """Whether to compile the transformer's layers by torch.compile: a layer is few kernels then. Each
+    shape of batch and text is compiled once, which takes up to minutes. Needs deepspeed.stage=0, 1 or 2."""
+    text_multiple: int | None = None
+    """Pad the texts of a micro-batch to a multiple of so many tokens, which changes no loss; null: 16 on a GPU and
+    with train.compile, so that there are few shapes, else 1."""
     seed: int = 0
     """Seed of all random numbers."""
     num_threads: int | None = None
@@ -137,7 +143,8 @@ class LoopConfig:
     """Steps with a NaN or infinite loss or gradient are skipped; this many in a row end the run."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "stop_at", "batch_size", "micro_batch_size", "num_threads", "max_bad_steps"):
+        counts = ("steps", "stop_at", "batch_size", "micro_batch_size", "text_multiple", "num_threads", "max_bad_steps")
+        for name in counts:
             if getattr(self, name) not in (None, "auto") and getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}; expected at least 1")
         if self.seed < 0:
@@ -332,9 +339,19 @@ class TrainConfig:
     tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
     """Settings of the task `tokenizer` alone."""
 
+    def __post_init__(self) -> None:
+        if self.train.compile and self.task == "tokenizer":
+            raise ValueError("train.compile=true compiles a transformer's layers; leave it out for task=tokenizer")
+        if self.train.compile and self.deepspeed.stage == 3:
+            raise ValueError(
+                "train.compile=true cannot compile layers whose weights deepspeed.stage=3 gathers; use "
+                "deepspeed.stage=0, 1 or 2"
+            )
+
 
 FREE_TO_CHANGE = re.compile(
-    r"run_dir|log\..*|deepspeed\..*|machine\..*|train\.(steps|stop_at|time_limit_minutes|micro_batch_size|attention)"
+    r"run_dir|log\..*|deepspeed\..*|machine\..*"
+    r"|train\.(steps|stop_at|time_limit_minutes|micro_batch_size|attention|compile|text_multiple)"
 )
 """Keys that a resumed run may change without a warning: they do not change what is learned, or only extend the run."""
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.dtypes import FLOAT_DTYPES
+from cogvideo.model.compiled import check_compiler
+from cogvideo.model.transformer import TrunkModel
 from cogvideo.training.config import TrainConfig
 
 B = TypeVar("B")
@@ -75,6 +77,13 @@ class Task(Protocol[B]):
 def component_of(parameter: str) -> str:
     """The component of a transformer's parameter: embeddings, layernorm, mix, temporal, high_res, spatial or mlp."""
     return next(component for word, component in COMPONENTS if word in parameter)
+
+
+def compile_layers(model: TrunkModel, config: TrainConfig, device: torch.device) -> None:
+    """Compile the layers if train.compile says so. Raises: ValueError if there is no compiler for the device."""
+    if config.train.compile:
+        check_compiler(device)
+        model.compile_layers()
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

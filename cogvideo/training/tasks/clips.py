@@ -16,7 +16,7 @@ from cogvideo.inference.backends import install_kernels
 from cogvideo.model.initialise import inherited_values
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import training_flops
-from cogvideo.sequence.batch import Batch
+from cogvideo.sequence.batch import TEXT_MULTIPLE, Batch
 from cogvideo.tokenizers.image import open_image_tokenizer
 from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import TrainConfig
@@ -24,7 +24,7 @@ from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.deepspeed_engine import gathered
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.resources import log_plan
-from cogvideo.training.tasks.base import LossAndMetrics, autocast, component_of
+from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layers, component_of
 from cogvideo.worlds.digits.files import clips_in_memory
 
 EXPORT_NAMES = {"image": "trunk"}
@@ -77,6 +77,9 @@ class ClipTask:
         self.model = construct(lambda: CogVideoTransformer(self.model_config), config, device, self._starting_values)
         self.model.recompute = config.train.resolved_recompute
         install_kernels(self.model, device, config.train.attention)
+        compile_layers(self.model, config, device)
+        few_shapes = config.train.compile or device.type == "cuda"
+        self._text_multiple = config.train.text_multiple or (TEXT_MULTIPLE if few_shapes else 1)
         self._flops_per_clip = sum(training_flops(self.model_config, frozen_trunk=init.freeze_trunk))
         self._frozen = None
         if init.freeze_trunk and init.checkpoint is not None:
@@ -98,7 +101,7 @@ class ClipTask:
     def micro_batch(self, batch: Batch, index: int, count: int) -> Batch:
         rows = slice(index, None, count)
         chosen = Batch(batch.text[rows], batch.text_mask[rows], batch.frames[rows], batch.seconds[rows])
-        return chosen.trim_text().to(self.device)
+        return chosen.trim_text(self._text_multiple).to(self.device)
 
     def tokens(self, batch: Batch) -> int:
         return int(batch.text_mask.sum()) + batch.frames.numel()

@@ -29,7 +29,7 @@ from cogvideo.training.config import TrainConfig
 from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.resources import log_plan
-from cogvideo.training.tasks.base import LossAndMetrics, autocast, component_of
+from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layers, component_of
 
 
 class SuperresObjective(nn.Module):
@@ -77,6 +77,7 @@ class SuperresTask:
         self.model = construct(lambda: SuperresTransformer(self.model_config), config, device, self._starting_values)
         self.model.recompute = config.train.resolved_recompute
         install_kernels(self.model, device)
+        compile_layers(self.model, config, device)
         self._flops_per_frame = superres_training_flops(self.model_config, frozen_trunk=init.freeze_trunk)
         self._frozen = None
         if init.freeze_trunk and init.checkpoint is not None:

@@ -1,20 +1,32 @@
 """Backends: which there are, that they agree, and that they keep nothing of a cache that is gone."""
 
 import gc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from cogvideo.dtypes import WeightName
 from cogvideo.inference import backends
-from cogvideo.inference.backends import BACKENDS, CpuBackend, EagerBackend, install_kernels, open_backend
+from cogvideo.inference.backends import (
+    BACKENDS,
+    CompiledBackend,
+    CpuBackend,
+    EagerBackend,
+    install_kernels,
+    open_backend,
+)
+from cogvideo.inference.batching import BatchScheduler
 from cogvideo.inference.engine import Conditioning, Engine, build_program
 from cogvideo.inference.sampler import ClusterSampler
-from cogvideo.inference.schedules import wavefront
+from cogvideo.inference.schedules import SCHEDULES, wavefront
 from cogvideo.kernels import cpu
 from cogvideo.model.attention import ATTENTION
+from cogvideo.model.inputs import DecodeInputs
 from cogvideo.model.quantize import Linear, convert_weights
+from cogvideo.model.transformer import compile_layer
 from tests.helpers import decoding as tiny
 from tests.helpers.models import tiny_config, tiny_model
 
@@ -77,6 +89,50 @@ def test_the_backend_decides_about_the_kernels_of_linear_layers() -> None:
     assert all(linear.kernel is None for linear in linears)
     open_backend("cpu", model)
     assert all(linear.kernel is cpu.linear for linear in linears)
+
+
+class NoGraphs:
+    """Stands in for `StepGraphs`: runs a step without a GPU."""
+
+    def __init__(self, decode: Callable[[DecodeInputs], torch.Tensor]) -> None:
+        self.run = decode
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@torch.inference_mode()
+def test_ten_prompts_are_compiled_in_few_shapes(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of ten lengths with guidance, by every schedule: one graph per padded length and number of rows."""
+    torch._dynamo.reset()
+    counter, shapes = CompileCounterWithBackend("eager"), set()
+    monkeypatch.setattr(backends, "compile_layer", lambda layer: compile_layer(layer, counter))
+    model = tiny.model("interpolation", window_size=2)
+    plain, compiled = Engine(model, "eager"), Engine(model, "eager")
+    backend = compiled.backend = CompiledBackend(model)
+
+    def no_graphs(decode: Callable[[DecodeInputs], torch.Tensor]) -> NoGraphs:
+        def count(step: DecodeInputs) -> torch.Tensor:
+            shapes.add((step.tokens.shape[1], step.text_bias.spatial.shape[1]))
+            return decode(step)
+
+        return NoGraphs(count)
+
+    backend._new_graphs = no_graphs  # type: ignore[assignment]
+    compiled.scheduler = BatchScheduler(backend.decode)
+    layout, rng = model.config.layout, np.random.default_rng(0)
+    steps = SCHEDULES[schedule](layout, layout.given_frames, layout.generation_order[:1], 2)
+    program = build_program(model.config, steps)
+    for length in (1, 2, 5, 9, 15, 16, 17, 22, 30, 33):
+        known = torch.from_numpy(rng.integers(tiny.NUM_CODES, size=(1, layout.num_slots)))
+        uniforms = torch.from_numpy(rng.random((1, layout.num_slots, 2)))
+        text = rng.integers(51, 151, size=length).tolist()
+        conditioning = Conditioning.from_tokens(
+            [text], [tiny.encode("any")], tiny.VOCABULARY.pad, guidance_scale=3.0, text_bonus=0.5
+        )
+        tokens = compiled.generate(program, known, conditioning, SAMPLER, uniforms)
+        assert torch.equal(tokens, plain.generate(program, known, conditioning, SAMPLER, uniforms))
+    assert shapes <= {(rows, text_len) for rows in (1, 2, 4, 8, 16) for text_len in (16, 32, 48)}
+    assert counter.frame_count == len(shapes)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,21 @@ def plain(layout: ClipLayout) -> Schedule:
     return sequential(layout, layout.given_frames, layout.generation_order)
 
 
+def test_texts_are_padded_to_a_multiple_and_draw_the_same_tokens() -> None:
+    model = tiny.model("interpolation", 2)
+    padded = conditioning().pad_text(16)
+    assert padded.text.shape == padded.text_mask.shape == (4, 16) and conditioning().text.shape == (4, 13)
+    assert torch.equal(padded.text[padded.text_mask], conditioning().text[conditioning().text_mask])
+    assert padded.pad_text(8) is padded
+    known, uniforms = clips(model)
+    program, tokens = build_program(model.config, plain(model.config.layout)), []
+    for multiple in (1, 16):
+        engine = Engine(model, "eager")
+        engine.backend.text_multiple = multiple
+        tokens.append(engine.generate(program, known, conditioning(), RecordingSampler(), uniforms))
+    assert torch.equal(*tokens)
+
+
 def test_cached_decoding_equals_one_uncached_pass(model: CogVideoTransformer) -> None:
     layout = model.config.layout
     sampler, (known, uniforms) = RecordingSampler(), clips(model)

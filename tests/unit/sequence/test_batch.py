@@ -21,6 +21,13 @@ def test_trim_text_drops_columns_that_are_padding_everywhere() -> None:
     assert trimmed.text_mask.tolist() == [[True, True], [False, True]]
 
 
+def test_trim_text_keeps_a_multiple_of_columns_and_at_most_all() -> None:
+    mask = torch.zeros(2, 10, dtype=torch.bool)
+    mask[:, -3:] = True
+    batch = Batch(mask.long(), mask, torch.zeros(2, 1, 4, dtype=torch.int64), torch.ones(2))
+    assert [batch.trim_text(multiple).text.shape[1] for multiple in (1, 2, 3, 4, 16)] == [3, 4, 3, 4, 10]
+
+
 def test_trim_text_of_a_full_row_changes_nothing() -> None:
     text = torch.tensor([[4, 5, 6]])
     batch = Batch(text, torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 1, 4, dtype=torch.int64), torch.ones(1))

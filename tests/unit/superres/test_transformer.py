@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from cogvideo.config import load_config
 from cogvideo.superres.batch import SuperresBatch
@@ -98,6 +99,31 @@ def test_recomputing_activations_changes_no_gradient(method: str, recompute: str
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["nothing", "mlp", "layer"])
+@pytest.mark.parametrize("method", TINY_CONFIGS)
+def test_compiled_layers_change_no_gradient(method: str, recompute: str) -> None:
+    """One graph for all layers but the last, which leaves the context as it is; scoring runs as before."""
+    torch._dynamo.reset()
+    config, counter = TINY_CONFIGS[method], CompileCounterWithBackend("eager")
+    model = tiny_superres(replace(config, num_layers=4)).train()
+    model.freeze_trunk(method == "direct")
+    model.recompute = recompute  # type: ignore[assignment]
+    gradients = []
+    for compiled in (False, True):
+        if compiled:
+            model.compile_layers(counter)
+        model.zero_grad()
+        model.frame_losses(tiny_superres_batch(config)).mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    assert counter.frame_count == 2
+    model.eval().frame_losses(tiny_superres_batch(config))
+    assert counter.frame_count == 2
+    torch._dynamo.reset()
 
 
 def test_attention_dropout_leaves_out_context_rows_of_the_iterative_model_only() -> None:

@@ -115,6 +115,16 @@ def test_a_deepspeed_file_may_not_set_what_the_config_determines(own: str, tmp_p
         )
 
 
+def test_layers_that_cannot_be_compiled_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^train.compile=true .* deepspeed.stage=3 gathers; use deepspeed.stage=0, 1 or 2"
+    ):
+        load("paper_stage1", "8x80gb", "train.compile=true", "deepspeed.stage=3")
+    with pytest.raises(ValueError, match=r"^train.compile=true .* leave it out for task=tokenizer"):
+        load("paper_stage1", "8x80gb", "train.compile=true", "task=tokenizer")
+    assert load("paper_stage1", "8x80gb", "train.compile=true").train.compile
+
+
 def test_training_the_trunk_fits_eight_gpus() -> None:
     for stage in (1, 2):
         config, budget = plan("paper_stage1", "8x80gb", "init.freeze_trunk=false", f"deepspeed.stage={stage}")
