@@ -11,6 +11,7 @@ import torch
 
 from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.load import load_model
+from cogvideo.kernels import cpu
 from cogvideo.model.quantize import quantize_int8
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training import trainer
@@ -49,6 +50,22 @@ VARIANTS = {
 }
 
 FROZEN_VARIANTS = [("fp32", True), ("zero2_bf16_weights", True), ("zero3", True)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("attention", ["auto", "dense"])
+def test_compiled_layers_train_alike(attention: str, data: Path, tmp_path: Path) -> None:
+    """With the accumulated gradients, the mixed precision and the validation of a real run; texts are padded to 16."""
+    no_dropout, losses = {"dropout": 0.0, "attention_dropout": 0.0}, []
+    for compiled in (False, True):
+        train_settings = {"compile": compiled, "attention": attention, "recompute": "layer"}
+        run = settings(data, tmp_path / str(compiled), "interpolation", model=no_dropout, train=train_settings)
+        torch.manual_seed(0)
+        train(run)
+        losses.append([line["loss"] for line in read_metrics(run.run_dir) if "loss" in line])
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.parametrize(("variant", "frozen"), [*((name, False) for name in VARIANTS), *FROZEN_VARIANTS])

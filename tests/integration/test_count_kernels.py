@@ -1,0 +1,30 @@
+"""scripts/count_kernels.py on a narrow layer: what it counts, and that compiled layers need least."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "count_kernels.py"
+
+
+@pytest.mark.slow
+def test_one_attention_call_and_compiled_layers_need_fewer_kernels_and_bytes() -> None:
+    words = [sys.executable, str(SCRIPT), "--task", "interpolation", "--hidden", "64", "--heads", "1", "--batch", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["interpolation", way] for way in ("blocks", "joined", "compiled")]
+    for column in (2, 4):
+        blocks, joined, compiled = (int(row[column]) for row in rows)
+        assert 10 < compiled < joined < blocks / 2
+    for column in (3, 5):
+        blocks_gb, joined_gb, compiled_gb = (float(row[column]) for row in rows)
+        assert 0 < compiled_gb <= joined_gb < blocks_gb
+
+
+def test_invalid_sizes_are_a_one_line_error() -> None:
+    for words in (["--batch", "0"], ["--hidden", "30", "--heads", "4"]):
+        done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
