@@ -55,12 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.data.encode import TokenEncoder, check_frame_pixels, describe_tokenizer
+    from cogvideo.data.encode import TokenEncoder, check_frame_pixels
     from cogvideo.data.extract import crop_frames
     from cogvideo.data.prepare import PrepareConfig
     from cogvideo.distributed import ProcessGroup
     from cogvideo.evaluation.data_report import write_report
     from cogvideo.tokenizers.image import open_image_tokenizer
+    from cogvideo.tokenizers.records import describe_tokenizer
     from cogvideo.tokenizers.text import open_text_tokenizer
 
     config, processes = config_from(PrepareConfig, args), ProcessGroup.from_environment()

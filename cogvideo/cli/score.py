@@ -73,11 +73,15 @@ def _open(args: argparse.Namespace, config: "ModelConfig") -> "ClipSource":
     from cogvideo.config import from_dict
     from cogvideo.evaluation.likelihood import open_prepared_clips, open_published_rows
     from cogvideo.sequence.prompt import PromptFormat
+    from cogvideo.tokenizers.records import TokenizerRecords
 
     if not args.rows.is_dir():
         return open_published_rows(args.rows, config)
     if args.text_tokenizer is None:
         raise ValueError(f"{args.rows} is a prepared folder; give --text-tokenizer FILE to encode its captions")
-    stored = load_checkpoint(args.model, verify=False).extra.get("prompt", {})
-    prompt = from_dict(PromptFormat, stored, str(args.model))
-    return open_prepared_clips(args.rows, config, args.text_tokenizer, prompt, suffix=args.video_suffix)
+    extra = load_checkpoint(args.model, verify=False).extra
+    prompt = from_dict(PromptFormat, extra.get("prompt", {}), str(args.model))
+    records = TokenizerRecords.of_export(extra)
+    return open_prepared_clips(
+        args.rows, config, args.text_tokenizer, prompt, suffix=args.video_suffix, trained_with=records
+    )

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from typing_extensions import TypedDict
 
 from cogvideo.data.shards import Kind, Shard, open_rows, open_shards, read_manifest
+from cogvideo.data.statistics import MAX_ROWS, spread
 from cogvideo.files import checked, parse_json, sha256_file
 
 Folders = str | Path | Sequence[str | Path]
@@ -63,6 +64,15 @@ class ClipDataset:
         return self._rows.num_tokens
 
     @property
+    def tokenizer_record(self) -> dict[str, Any] | None:
+        """The manifest's record of the image tokenizer."""
+        return self._rows.tokenizer_record
+
+    def sample_tokens(self) -> NDArray[np.int64]:
+        """Tokens of all rows, or of MAX_ROWS of them, evenly spaced."""
+        return self.frames(spread(len(self), MAX_ROWS))
+
+    @property
     def seconds(self) -> NDArray[np.float32]:
         """(len,) clip lengths, read anew on each access."""
         seconds = np.concatenate([folder.rows["seconds"] for folder in self._rows.folders])
@@ -98,12 +108,16 @@ class InMemoryClips:
         self._tokens, self._captions, self.num_tokens = tokens, captions, num_tokens
         self.seconds: NDArray[np.float32] = np.asarray(seconds, np.float32)
         self.num_frames, self.frame_len = tokens.shape[1:]
+        self.tokenizer_record: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def frames(self, indices: ArrayLike) -> NDArray[np.int64]:
         return self._tokens[np.asarray(indices)]
+
+    def sample_tokens(self) -> NDArray[np.int64]:
+        return self.frames(spread(len(self), MAX_ROWS))
 
     def texts(self, indices: ArrayLike) -> list[tuple[float, str]]:
         return [(float(self.seconds[i]), self._captions[i]) for i in np.asarray(indices)]
@@ -142,6 +156,15 @@ class PairDataset:
     def num_tokens(self) -> int:
         """Image-token ids are below this."""
         return self._rows.num_tokens
+
+    @property
+    def tokenizer_record(self) -> dict[str, Any] | None:
+        """The manifest's record of the image tokenizer."""
+        return self._rows.tokenizer_record
+
+    def sample_tokens(self) -> NDArray[np.int64]:
+        """Tokens of all rows, or of MAX_ROWS of them, evenly spaced."""
+        return self._rows.tokens(spread(len(self), MAX_ROWS))
 
     def pairs(self, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Fine tokens (len(indices), high_res_side ** 2) and coarse ones (len(indices), low_res_side ** 2)."""
@@ -219,7 +242,13 @@ class _PreparedRows:
     @property
     def num_tokens(self) -> int:
         """Image-token ids are below this; 0 if the manifest does not say."""
-        return int((self.folders[0].manifest.get("tokenizer") or {}).get("num_tokens", 0))
+        return int((self.tokenizer_record or {}).get("num_tokens", 0))
+
+    @property
+    def tokenizer_record(self) -> dict[str, Any] | None:
+        """The manifest's record of the image tokenizer, the same in all folders."""
+        record: dict[str, Any] | None = self.folders[0].manifest.get("tokenizer")
+        return record
 
     def tokens(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Image tokens of the given rows. Raises: ValueError if an id is out of the tokenizer's range."""

@@ -3,7 +3,6 @@
 Data for super-resolution has two sets of tokens per frame: of the frame, and of the same frame at a smaller size.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 
-from cogvideo.files import sha256_file
-from cogvideo.tokenizers.image import ImageTokenizer, image_tokenizer_files
+from cogvideo.tokenizers.image import ImageTokenizer
 
 
 class TokenEncoder:
@@ -47,12 +45,6 @@ class TokenEncoder:
     def _pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         pixels = torch.from_numpy(frames).to(self.tokenizer.device).float() / 255
         return rearrange(pixels, "n h w c -> n c h w", c=3)
-
-
-def describe_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
-    """A manifest's record of the tokenizer: enough to tell whether tokens and a tokenizer belong together."""
-    files = {path.name: sha256_file(path) for path in image_tokenizer_files(folder)}
-    return {"num_tokens": tokenizer.num_tokens, "compress_rate": tokenizer.compress_rate, "sha256": files}
 
 
 def check_frame_pixels(frame_pixels: int, tokenizer: ImageTokenizer, name: str = "frame_pixels") -> None:

@@ -151,6 +151,12 @@ class ClipLoader:
         """Batches from `first_step` on, without end; a thread computes up to `ahead` of them in advance."""
         return prefetch(self.batch, first_step, ahead)
 
+    def full_text(self, seconds: float, caption: str) -> list[int]:
+        """The text ids of a clip before they are cut to text_len, with the suffix if it is ever given."""
+        if self.config.task == "image":
+            return self._image_text(caption, False)
+        return self._clip_text(seconds, caption, False, self.config.suffix_probability > 0)
+
     def _image_text(self, caption: str, drop: bool) -> list[int]:
         prompt = self.config.prompt
         return prompt.image_text(self._encode, prompt.unconditional if drop else caption, NO_LIMIT)

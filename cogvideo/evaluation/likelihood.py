@@ -28,6 +28,7 @@ from cogvideo.model.plan import Plan
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import TEXT_MULTIPLE, Batch, frame_inputs
 from cogvideo.sequence.prompt import PromptFormat, left_pad
+from cogvideo.tokenizers.records import TokenizerRecords
 from cogvideo.tokenizers.text import open_text_tokenizer
 
 CHUNK_ROWS = 2048
@@ -60,15 +61,27 @@ def open_published_rows(path: Path, config: ModelConfig) -> ClipSource:
 
 
 def open_prepared_clips(
-    path: Path, config: ModelConfig, text_tokenizer: Path, prompt: PromptFormat, *, suffix: bool = False
+    path: Path,
+    config: ModelConfig,
+    text_tokenizer: Path,
+    prompt: PromptFormat,
+    *,
+    suffix: bool = False,
+    trained_with: TokenizerRecords | None = None,
 ) -> ClipSource:
     """Clips from a folder that `cogvideo prepare` made. `suffix`: append the video suffix, as guided sampling does.
+
+    `trained_with`: the tokenizers of the model, if it records them.
 
     Raises: OSError; ValueError if the clips, the tokenizer and the model do not belong together.
     """
     tokenizer, clips = open_text_tokenizer(text_tokenizer), ClipDataset(path)
     if tokenizer.vocabulary != config.vocabulary:
         raise ValueError(f"{text_tokenizer} has other ids than the model was trained with; give the model's own")
+    kind = (trained_with or TokenizerRecords()).differing(TokenizerRecords(clips.tokenizer_record, tokenizer.sha256))
+    if kind is not None:
+        given = path if kind == "image tokenizer" else text_tokenizer
+        raise ValueError(f"the model was trained with another {kind} than that of {given}; use the model's own")
     if (clips.num_frames, clips.frame_len) != (config.num_frames, config.frame_len):
         raise ValueError(
             f"{path} holds clips of {clips.num_frames} frames of {clips.frame_len} tokens, the model reads "

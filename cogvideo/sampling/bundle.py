@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
 from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json, write_npy
 from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.sampler import kmeans_labels, load_labels
+from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights, offload_layers
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
@@ -34,7 +35,10 @@ from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
+from cogvideo.tokenizers.records import TokenizerRecords, describe_tokenizer
 from cogvideo.tokenizers.text import TextTokenizer, open_text_tokenizer
+
+log = get_logger(__name__)
 
 HASHED_FILES = ("text.model", "clusters.npy", "image_tokenizer/config.json", "image_tokenizer/model.safetensors")
 MODELS = ("trunk", "sequential", "interpolation")
@@ -104,6 +108,9 @@ def open_bundle(
     text_tokenizer, image_tokenizer, labels = open_tokenizers(directory)
     configs = {name: model.config for name, model in models.items()}
     _check_family(directory, text_tokenizer.vocabulary, len(image_tokenizer.codebook), configs)
+    own = own_tokenizers(directory, text_tokenizer, image_tokenizer)
+    for name, checkpoint in checkpoints.items():
+        check_tokenizers(checkpoint, own, str(directory / name), str(directory))
     for model in models.values():
         place_model(model, weights, device, offload=offload)
     image_tokenizer.model.to(device)
@@ -128,6 +135,20 @@ def open_tokenizers(directory: Path) -> tuple[TextTokenizer, ImageTokenizer, np.
     labels_file = directory / "clusters.npy"
     labels = load_labels(labels_file, len(image_tokenizer.codebook)) if labels_file.is_file() else None
     return text_tokenizer, image_tokenizer, labels
+
+
+def own_tokenizers(directory: Path, text: TextTokenizer, image: ImageTokenizer) -> TokenizerRecords:
+    """The records of a bundle's tokenizers."""
+    return TokenizerRecords(describe_tokenizer(directory / "image_tokenizer", image), text.sha256)
+
+
+def check_tokenizers(checkpoint: Checkpoint, given: TokenizerRecords, name: str, where: str) -> None:
+    """Raises: ValueError if a model, called `name`, was trained with other tokenizers than those given, of `where`."""
+    kind = TokenizerRecords.of_export(checkpoint.extra).differing(given)
+    if kind is not None:
+        raise ValueError(
+            f"{name} was trained with another {kind} than that of {where}; use the one it was trained with"
+        )
 
 
 def place_model(
@@ -193,12 +214,17 @@ def assemble_bundle(
         image_tokenizer = open_image_tokenizer(parts.image_tokenizer)
         image_tokenizer.save(building / "image_tokenizer")
         write_npy(building / "clusters.npy", kmeans_labels(image_tokenizer.codebook.numpy(), num_clusters))
+        given = TokenizerRecords(describe_tokenizer(parts.image_tokenizer, image_tokenizer), text_tokenizer.sha256)
+        _check_trained_with(parts, given)
+        stored = TokenizerRecords(
+            describe_tokenizer(building / "image_tokenizer", image_tokenizer), text_tokenizer.sha256
+        ).to_extra()
         for name in MODELS:
             source = getattr(parts, name)
             model = load_model(source, dtype=dtype)
             configs[name] = model.config
             shared = name != "trunk" and _has_same_trunk(source, parts.trunk)
-            save_model(building / name, model, trunk=building / "trunk" if shared else None)
+            save_model(building / name, model, extra=stored, trunk=building / "trunk" if shared else None)
         for method, folder in SUPERRES.items():
             source = getattr(parts, method)
             if source is not None:
@@ -206,7 +232,7 @@ def assemble_bundle(
                 if (superres.config.method, superres.config.vocabulary) != (method, configs["sequential"].vocabulary):
                     raise ValueError(f"{source} is not the {method} model of this family; give another --{method}")
                 shared = _has_same_trunk(source, parts.trunk)
-                save_model(building / folder, superres, trunk=building / "trunk" if shared else None)
+                save_model(building / folder, superres, extra=stored, trunk=building / "trunk" if shared else None)
         _check_family(directory, text_tokenizer.vocabulary, image_tokenizer.num_tokens, configs)
         hashes = {name: sha256_file(building / name) for name in HASHED_FILES}
         config = replace(config, prompt=_trained_prompt_format(parts) or config.prompt, sha256=hashes)
@@ -243,6 +269,27 @@ def _check_family(directory: Path, text: Vocabulary, num_codes: int, configs: di
         raise ValueError(
             f"{directory}: the image tokenizer has {num_codes} codes, the models expect {known.num_image_tokens}; "
             "use the one they were trained with"
+        )
+
+
+def _check_trained_with(parts: Parts, given: TokenizerRecords) -> None:
+    """Check that the models were trained with the tokenizers that are given; warn about those that do not record it.
+
+    Raises: ValueError.
+    """
+    sources = {name: getattr(parts, name) for name in (*MODELS, *SUPERRES) if getattr(parts, name) is not None}
+    unknown = []
+    for name, source in sources.items():
+        checkpoint = load_checkpoint(source, verify=False)
+        where = f"--tokenizer {parts.image_tokenizer} and --text {parts.text_tokenizer}"
+        check_tokenizers(checkpoint, given, f"--{name} {source}", where)
+        if TokenizerRecords.of_export(checkpoint.extra).image is None:
+            unknown.append(f"--{name}")
+    if unknown:
+        log.warning(
+            "%s: exported by an older version or converted, without a record of the tokenizers; make sure that "
+            "--tokenizer and --text are those that the models were trained with",
+            ", ".join(unknown),
         )
 
 

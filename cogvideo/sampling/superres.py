@@ -23,7 +23,7 @@ from cogvideo.files import sha256_file
 from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.rng import SampleKey, sample_uniforms
-from cogvideo.sampling.bundle import SUPERRES, open_tokenizers, place_model
+from cogvideo.sampling.bundle import SUPERRES, check_tokenizers, open_tokenizers, own_tokenizers, place_model
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.pipeline import BatchCache, check_cached
 from cogvideo.sequence.prompt import Encode
@@ -200,17 +200,20 @@ def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: U
     """
     device = open_device(config.device)
     text_tokenizer, image_tokenizer, labels = open_tokenizers(bundle)
+    own = own_tokenizers(bundle, text_tokenizer, image_tokenizer)
     models: dict[str, SuperresTransformer] = {}
     for method, folder in (("direct", direct), ("iterative", iterative)):
         if folder is None:
             continue
-        model = build_superres(load_checkpoint(folder))
+        checkpoint = load_checkpoint(folder)
+        model = build_superres(checkpoint)
         known = model.config.vocabulary
         if model.config.method != method:
             raise ValueError(f"--{method} {folder} holds the {model.config.method} model; give the other one")
         vocabulary = replace(text_tokenizer.vocabulary, size=known.size)
         if image_tokenizer.num_tokens != known.num_image_tokens or vocabulary != known:
             raise ValueError(f"{folder} and the tokenizers of {bundle} do not belong together; use one family")
+        check_tokenizers(checkpoint, own, f"--{method} {folder}", f"the bundle {bundle}")
         place_model(model, config.weights, device, offload=config.stream_layers)
         models[method] = model
     if len({model.config.high_res_side for model in models.values()}) > 1:

@@ -104,7 +104,8 @@ class ImageTokenizer:
         weights = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
         with atomic_directory(path, replace=replace) as folder:
             write_json(folder / CONFIG_FILE, to_dict(self.config))
-            (folder / WEIGHTS_FILE).write_bytes(save(weights))  # save_file loses the reason of a failure
+            # not save_file, which loses the reason of a failure and makes files that only their owner can read
+            (folder / WEIGHTS_FILE).write_bytes(save(weights))
 
     @classmethod
     def load(cls, directory: Path | str) -> "ImageTokenizer":

@@ -5,9 +5,11 @@ of sentencepiece's CONTROL type: they have ids, but no text that a user types is
 is put together (`sequence/prompt.py`).
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -79,12 +81,26 @@ class TextTokenizer:
         """The piece with this joint id, for display."""
         return self._pieces.id_to_piece(id - self.num_image_tokens)
 
+    def has_pieces_for(self, text: str) -> bool:
+        """Whether no character of a text is unknown or spelled as bytes."""
+        ids = [id for line in split_lines(text) for id in self._pieces.encode(line)]
+        return not any(self._pieces.is_byte(id) or self._pieces.is_unknown(id) for id in ids)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hex SHA-256 of the file that `save` writes."""
+        return hashlib.sha256(self._file_content()).hexdigest()
+
     def save(self, path: Path | str) -> None:
         """Write a model file for `load`, including the special pieces and the number of image tokens."""
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(self._file_content())
+
+    def _file_content(self) -> bytes:
         proto = parse_model(self._pieces.serialized_model_proto())
         proto.trainer_spec.model_prefix = IMAGE_TOKENS_NOTE.format(self.num_image_tokens)
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        content: bytes = proto.SerializeToString(deterministic=True)
+        return content
 
     @classmethod
     def load(cls, path: Path | str, num_image_tokens: int | None = None) -> "TextTokenizer":

@@ -19,6 +19,7 @@ from cogvideo.files import atomic_directory, remove_leftovers
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.tokenizers.records import TokenizerRecords
 from cogvideo.training.deepspeed_engine import gathered
 from cogvideo.training.optimiser import full_shape
 
@@ -100,7 +101,8 @@ def _export_trunk(folder: Path, model: Model, frozen: FrozenTrunk) -> None:
         return
     # the source's tensors, not those in memory, which may be quantized
     infos = {name: stored.infos[name] for name, _ in model.trunk_parameters()}
-    write_checkpoint(folder, infos, stored.tensor, {"model": to_dict(frozen.config)})
+    tokenizers = TokenizerRecords.of_export(stored.extra).to_extra()
+    write_checkpoint(folder, infos, stored.tensor, {"model": to_dict(frozen.config)}, extra=tokenizers)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from cogvideo.sampling.prompts import EncodedPrompt
 from cogvideo.sampling.superres import draw_fine, redraw, top_k_samplers
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
+from cogvideo.tokenizers.records import are_different, hash_tokenizer
 from cogvideo.training.tasks.base import Task
 from cogvideo.training.tasks.clips import ClipTask
 from cogvideo.training.tasks.superres import SuperresTask
@@ -63,14 +64,20 @@ class PreviewWriter:
             rows = [_pixels(part) for pair in pairs for part in pair]
             contact_sheet(path, rows, ["original", "reconstruction"] * (len(rows) // 2), scale=SCALE)
         elif isinstance(task, ClipTask):
+            self._check_decoder(task)
             real, generated, captions = _generate_clips(task)
             rows = [self._decode(clip) for pair in zip(real, generated, strict=True) for clip in pair]
             labels = [text for caption in captions for text in (f"real: {caption}", f"step {step}")]
             contact_sheet(path, rows, labels, scale=SCALE)
         elif isinstance(task, SuperresTask):
+            self._check_decoder(task)
             batch, coarse = task.preview_batch(ROWS)
             rows = [self._decode(frames) for frames in (coarse, batch.high_res, _draw_fine_tokens(task, batch))]
             contact_sheet(path, rows, ["coarse", "fine", f"step {step}"], scale=1)
+
+    def _check_decoder(self, task: ClipTask | SuperresTask) -> None:
+        if are_different(task.tokenizers.image, hash_tokenizer(self._path)):
+            raise ValueError("data.image_tokenizer did not make these tokens; set it to the one that did")
 
     def _decode(self, frames: Tensor) -> NDArray[np.uint8]:
         return _pixels(self._tokenizer.decode(frames))

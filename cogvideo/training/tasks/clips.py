@@ -25,6 +25,7 @@ from cogvideo.training.deepspeed_engine import gathered
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.resources import log_plan
 from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layers, component_of
+from cogvideo.training.tasks.checks import check_captions, check_codes, check_tokenizers, sampled_texts
 from cogvideo.worlds.digits.files import clips_in_memory
 
 EXPORT_NAMES = {"image": "trunk"}
@@ -67,10 +68,21 @@ class ClipTask:
         self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
         vocabulary = self.text_tokenizer.vocabulary
         self.model_config = dataclasses.replace(config.model, task=config.task, vocabulary=vocabulary)  # type: ignore[arg-type]
-        self._loader = self._open_loader(self._open_clips(config.data.path), rank, world_size)
-        self._validation = None
-        if config.data.validation is not None:
-            self._validation = self._open_loader(self._open_clips(config.data.validation), rank, world_size)
+        clips = self._open_clips(config.data.path)
+        held_out = None if config.data.validation is None else self._open_clips(config.data.validation)
+        self.tokenizers = check_tokenizers(config, self.text_tokenizer, clips, held_out)
+        self._loader = self._open_loader(clips, rank, world_size)
+        self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
+        check_codes(clips)
+        check_captions(
+            config.data,
+            self.text_tokenizer,
+            sampled_texts(clips),
+            self._loader.full_text,
+            self.model_config.text_len,
+            f"set model.text_len={{}} (and model.frame_position_start, now {self.model_config.frame_position_start}, "
+            "to at least that), or shorten them",
+        )
         if init.freeze_trunk and (init.checkpoint is None or not self.model_config.has_temporal_channel):
             raise ValueError("init.freeze_trunk=true needs a video task and a trunk to freeze; set init.checkpoint")
         log_plan(config, self.model_config, world_size, device)
@@ -125,7 +137,7 @@ class ClipTask:
     def export(self, folder: Path, step: int) -> Path:
         """A frozen trunk is written once, beside the model, which refers to it."""
         path = folder / EXPORT_NAMES.get(self.config.task, self.config.task)
-        extra = {"step": step, "prompt": to_dict(self.config.data.prompt)}
+        extra = {"step": step, "prompt": to_dict(self.config.data.prompt)} | self.tokenizers.to_extra()
         export_model(path, self.model, extra, self._frozen)
         return path
 

@@ -24,12 +24,14 @@ from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
 from cogvideo.superres.initialise import inherited_values
 from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.text import normalise
 from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.resources import log_plan
 from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layers, component_of
+from cogvideo.training.tasks.checks import check_captions, check_codes, check_tokenizers, sampled_texts
 
 
 class SuperresObjective(nn.Module):
@@ -64,10 +66,21 @@ class SuperresTask:
         self.model_config = dataclasses.replace(config.superres, vocabulary=self.text_tokenizer.vocabulary)
         if config.data.path is None:
             raise ValueError("data.path is not set; give pairs that `cogvideo prepare ... low_res_pixels=` made")
-        self._loader = self._open_loader(config.data.path, rank, world_size)
-        self._validation = None
-        if config.data.validation is not None:
-            self._validation = self._open_loader(config.data.validation, rank, world_size)
+        pairs = PairDataset(config.data.path)
+        held_out = None if config.data.validation is None else PairDataset(config.data.validation)
+        self.tokenizers = check_tokenizers(config, self.text_tokenizer, pairs, held_out)
+        self._loader = self._open_loader(pairs, rank, world_size)
+        self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
+        check_codes(pairs)
+        check_captions(
+            config.data,
+            self.text_tokenizer,
+            sampled_texts(pairs),
+            lambda _, caption: self.text_tokenizer.encode(normalise(caption)),
+            self.model_config.max_caption_len,
+            "raise superres.text_len to read them whole",
+            sampling_refuses=False,
+        )
         if init.freeze_trunk and (init.checkpoint is None or self.model_config.method != "direct"):
             raise ValueError(
                 "init.freeze_trunk=true needs superres.method=direct and a trunk to freeze; set init.checkpoint, or "
@@ -118,13 +131,13 @@ class SuperresTask:
 
     def export(self, folder: Path, step: int) -> Path:
         path = folder / model_kind(self.model_config)
-        export_model(path, self.model, {"step": step}, self._frozen)
+        export_model(path, self.model, {"step": step} | self.tokenizers.to_extra(), self._frozen)
         return path
 
-    def _open_loader(self, folders: list[Path], rank: int, world_size: int) -> PairLoader:
+    def _open_loader(self, pairs: PairDataset, rank: int, world_size: int) -> PairLoader:
         loop = self.config.train
         return PairLoader(
-            PairDataset(folders),
+            pairs,
             self.text_tokenizer,
             self.model_config,
             loop.batch_size,

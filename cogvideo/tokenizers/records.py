@@ -1,0 +1,73 @@
+"""Which tokenizers prepared data and trained models belong to: records stored with both, compared wherever they meet.
+
+A manifest of prepared data has the record of its image tokenizer. An export has, in its `extra`, those of the image and
+the text tokenizer that it was trained with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogvideo.files import sha256_file
+from cogvideo.tokenizers.image import CONFIG_FILE, ImageTokenizer, image_tokenizer_files
+
+KEY = "tokenizers"
+"""The key of an export's `extra`."""
+
+
+def describe_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any]:
+    """The record of an image tokenizer: enough to tell whether tokens and a tokenizer belong together."""
+    return {"num_tokens": tokenizer.num_tokens, "compress_rate": tokenizer.compress_rate} | hash_tokenizer(folder)
+
+
+def hash_tokenizer(folder: Path) -> dict[str, Any]:
+    """The part of an image tokenizer's record that needs no more than its files. Raises: OSError."""
+    return {"sha256": {path.name: sha256_file(path) for path in image_tokenizer_files(folder)}}
+
+
+@dataclass(frozen=True)
+class TokenizerRecords:
+    """The tokenizers of a model; None where an older version, which did not record them, made it."""
+
+    image: Mapping[str, Any] | None = None
+    """As `describe_tokenizer` returns it."""
+    text: str | None = None
+    """`TextTokenizer.sha256`."""
+
+    @classmethod
+    def of_export(cls, extra: Mapping[str, Any]) -> "TokenizerRecords":
+        """Read a checkpoint's `extra`, which is not trusted: what is not a record counts as none."""
+        stored = extra.get(KEY)
+        if not isinstance(stored, dict):
+            return cls()
+        image, text = stored.get("image"), stored.get("text")
+        return cls(image if isinstance(image, dict) else None, text if isinstance(text, str) else None)
+
+    def to_extra(self) -> dict[str, Any]:
+        """What an export's `extra` holds."""
+        return {KEY: {"image": None if self.image is None else dict(self.image), "text": self.text}}
+
+    def differing(self, other: "TokenizerRecords") -> str | None:
+        """`image tokenizer` or `text tokenizer` if these are of different ones for certain, else None."""
+        if are_different(self.image, other.image):
+            return "image tokenizer"
+        if self.text is not None and other.text is not None and self.text != other.text:
+            return "text tokenizer"
+        return None
+
+
+def are_different(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
+    """Whether two records are of different image tokenizers for certain.
+
+    A record that lacks an entry says nothing about it. Of the files only weights count: a later version may write the
+    same config.json with more keys.
+    """
+    if first is None or second is None:
+        return False
+    if any(key in first and key in second and first[key] != second[key] for key in ("num_tokens", "compress_rate")):
+        return True
+    hashes, others = first.get("sha256"), second.get("sha256")
+    if not isinstance(hashes, dict) or not isinstance(others, dict):
+        return False
+    return any(hashes[name] != others[name] for name in hashes.keys() & others.keys() - {CONFIG_FILE})

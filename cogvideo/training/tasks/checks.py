@@ -1,0 +1,142 @@
+"""What tasks check before the first step: that data, tokenizers, initial weights and lengths belong together.
+
+What is certainly wrong is an error; what probably is, or costs quality, is a warning. Both name the key to change.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.data.dataset import ClipDataset, InMemoryClips, PairDataset
+from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, CodeUse, spread
+from cogvideo.files import BUNDLED_WEIGHTS
+from cogvideo.logs import get_logger
+from cogvideo.tokenizers.records import TokenizerRecords, are_different, hash_tokenizer
+from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.training.config import DataConfig, TrainConfig
+
+log = get_logger(__name__)
+
+MAX_CUT = 0.5
+"""Captions longer than the model's text may be at most this share of the data."""
+MAX_SPELLED = 0.1
+"""A vocabulary that spells more than this share of the captions in bytes was made for other texts."""
+
+
+def check_tokenizers(
+    config: TrainConfig,
+    text_tokenizer: TextTokenizer,
+    data: ClipDataset | InMemoryClips | PairDataset,
+    validation: ClipDataset | InMemoryClips | PairDataset | None,
+) -> TokenizerRecords:
+    """Compare the image tokenizers of the data, the validation data, data.image_tokenizer and init.checkpoint, and the
+    text tokenizers of the run and init.checkpoint. Returns the records for the export.
+
+    Raises: ValueError if any two are different for certain.
+    """
+    settings, init = config.data, config.init
+    decoder = _decoder_record(settings)
+    records = TokenizerRecords(decoder if settings.path is None else data.tokenizer_record, text_tokenizer.sha256)
+    if validation is not None and are_different(records.image, validation.tokenizer_record):
+        raise ValueError(
+            f"data.validation={_names(settings.validation)} was made by another image tokenizer than "
+            f"data.path={_names(settings.path)}; prepare both with the same --tokenizer"
+        )
+    if are_different(records.image, decoder):
+        made_by = f"did not make the tokens of data.path={_names(settings.path)}"
+        if settings.image_tokenizer is not None:
+            raise ValueError(
+                f"data.image_tokenizer={settings.image_tokenizer} {made_by}; prepare them again with it, or set "
+                "data.image_tokenizer to the one that they were prepared with"
+            )
+        log.warning(
+            "data.image_tokenizer is null, and the bundled image tokenizer %s: there will be no sample sheets; set it "
+            "to the folder that `cogvideo prepare --tokenizer` was given",
+            made_by,
+        )
+    if init.checkpoint is not None:
+        trained = TokenizerRecords.of_export(load_checkpoint(init.checkpoint, verify=False).extra)
+        if (kind := trained.differing(records)) is not None:
+            key = "data.text_tokenizer" if kind == "text tokenizer" else f"data.path={_names(settings.path)}"
+            raise ValueError(
+                f"init.checkpoint={init.checkpoint} was trained with another {kind} than {key}; use the same one, or "
+                "start from another checkpoint"
+            )
+    return records
+
+
+def check_codes(data: ClipDataset | InMemoryClips | PairDataset) -> None:
+    """Say how many of the image tokenizer's codes the data uses; warn if few."""
+    if not data.num_tokens:
+        return
+    use = CodeUse.count(data.sample_tokens(), data.num_tokens)
+    if use.is_low:
+        log.warning(
+            "%s: frames that differ may look alike to the model; train the image tokenizer on these videos, or for "
+            "longer, and prepare them again",
+            use,
+        )
+    else:
+        log.info("%s", use)
+
+
+def check_captions(
+    settings: DataConfig,
+    tokenizer: TextTokenizer,
+    texts: Sequence[tuple[float, str]],
+    read: Callable[[float, str], list[int]],
+    text_len: int,
+    advice: str,
+    *,
+    sampling_refuses: bool = True,
+) -> None:
+    """Say how many captions will be cut, and whether the vocabulary fits them.
+
+    `texts`: lengths in seconds and captions; `read`: the text ids that the model gets of both. `advice`: what to set
+    to have room for {} tokens. `sampling_refuses`: whether sampling refuses prompts that training cuts.
+    Raises: ValueError if most captions would be cut that sampling refuses, or if the vocabulary is the bundled one by
+    default and does not fit.
+    """
+    seconds = {caption: length for length, caption in texts}
+    counts = CaptionLengths.count(list(seconds), lambda text: read(seconds[text], text), tokenizer.has_pieces_for)
+    if counts.spelled_share > MAX_SPELLED:
+        problem = f"it has no pieces for some characters of {counts.spelled_share:.0%} of the captions"
+        remedy = "make one from them with `cogvideo vocabulary` and set data.text_tokenizer to it"
+        if settings.text_tokenizer is None:
+            bundled = BUNDLED_WEIGHTS / "text.model"
+            raise ValueError(
+                f"data.text_tokenizer is null, which means the vocabulary of the bundled moving digits, and {problem}; "
+                f"{remedy} (or to {bundled}, to keep this one)"
+            )
+        log.warning("data.text_tokenizer=%s: %s; %s", settings.text_tokenizer, problem, remedy)
+    cut, total = counts.num_above(text_len), len(counts.lengths)
+    if not cut:
+        return
+    found = (
+        f"{cut:,} of {total:,} captions ({cut / total:.0%}) take more than {text_len} text tokens, up to {counts.longest}"
+    )
+    advice = advice.format(counts.longest)
+    if not sampling_refuses:
+        log.warning("%s, and are cut, as in sampling; %s", found, advice)
+    elif cut > MAX_CUT * total:
+        raise ValueError(f"{found}, and training would cut them; {advice}")
+    else:
+        log.warning("%s, and are cut, while sampling refuses such prompts; %s", found, advice)
+
+
+def sampled_texts(data: ClipDataset | InMemoryClips | PairDataset) -> list[tuple[float, str]]:
+    """Lengths in seconds (of single frames: 0) and captions of all rows, or of evenly spaced ones."""
+    rows = spread(len(data), MAX_CAPTIONS)
+    if isinstance(data, PairDataset):
+        return [(0.0, caption) for caption in data.texts(rows)]
+    return data.texts(rows)
+
+
+def _decoder_record(settings: DataConfig) -> dict[str, Any]:
+    """Of the tokenizer that decodes sample sheets and encodes embedded clips."""
+    return hash_tokenizer(settings.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
+
+
+def _names(folders: list[Path] | None) -> str:
+    return ",".join(map(str, folders or []))
