@@ -14,6 +14,7 @@ skipped and listed. A run that was killed resumes when started again; a finished
 """
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,18 @@ from cogvideo.cli._common import (
     device_from,
     read_options_from,
 )
+from cogvideo.logs import get_logger
 
 if TYPE_CHECKING:
     from cogvideo.data.prepare import Preparation, PrepareConfig
     from cogvideo.data.shards import Kind
     from cogvideo.distributed import ProcessGroup
+    from cogvideo.tokenizers.text import TextTokenizer
+
+log = get_logger("cogvideo.prepare")
+
+USUAL_COMPRESS_RATE = 8
+"""Pixels along each side of a token, of image tokenizers with the published structure and default settings."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", action="store_true", help="also write OUT/report.html, to look at the data before training"
     )
-    parser.add_argument("--text-tokenizer", type=Path, metavar="FILE", help="for --report: counts captions' tokens")
+    parser.add_argument(
+        "--text-tokenizer", type=Path, metavar="FILE", help="also say how many text tokens the captions take"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--dry-run", action="store_true", help="count what would be made, and make nothing")
     add_config_arguments(parser)
@@ -74,16 +84,16 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("crop_pixels makes frames for an image tokenizer; give --frames, or leave crop_pixels out")
     if args.report and args.dry_run:
         raise ValueError("--report shows what was made, and --dry-run makes nothing; leave out one of them")
-    if args.text_tokenizer is not None and not args.report:
-        raise ValueError("--text-tokenizer counts tokens for --report; give --report too, or leave it out")
-    encode_text = None if args.text_tokenizer is None else open_text_tokenizer(args.text_tokenizer).encode
+    text_tokenizer = None if args.text_tokenizer is None else open_text_tokenizer(args.text_tokenizer)
+    encode_text = None if text_tokenizer is None else text_tokenizer.encode
     parts = _open_parts(args, config, processes)
     if args.frames:
+        _check_usual_rate(config.crop_pixels or config.frame_pixels)
         if args.dry_run:
             return _print_surveys(parts, 3 * (config.crop_pixels or config.frame_pixels) ** 2)
         for part in parts:
             manifest = part.run(partial(crop_frames, side=config.crop_pixels))
-            _print_result(part.out, manifest)
+            _print_result(part, manifest, text_tokenizer)
             if args.report and manifest is not None:
                 print(write_report(part, encode_text=encode_text))
         return
@@ -101,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     encoder = TokenEncoder(tokenizer, str(device_from(args.device)), low_res)
     for part in parts:
         manifest = part.run(encoder, describe_tokenizer(args.tokenizer, tokenizer))
-        _print_result(part.out, manifest)
+        _print_result(part, manifest, text_tokenizer)
         if args.report and manifest is not None:
             print(write_report(part, encoder.reconstruct, encode_text))
 
@@ -122,6 +132,18 @@ def _open_parts(args: argparse.Namespace, config: "PrepareConfig", processes: "P
     ]
 
 
+def _check_usual_rate(pixels: int) -> None:
+    """Frames come before the image tokenizer, which refuses sides that are not multiples of its compress rate."""
+    if pixels % USUAL_COMPRESS_RATE:
+        log.warning(
+            "frames of %d pixels are not a multiple of %d, the compress rate of image tokenizers unless "
+            "tokenizer.level or tokenizer.channel_multipliers is changed; training one will refuse them, so set "
+            "frame_pixels to a multiple",
+            pixels,
+            USUAL_COMPRESS_RATE,
+        )
+
+
 def _print_surveys(parts: list["Preparation"], bytes_per_row: int) -> None:
     for part in parts:
         if len(parts) > 1:
@@ -135,9 +157,32 @@ def _print_survey(survey: dict[str, Any], bytes_per_row: int) -> None:
     print(f"{survey['rows']} rows, about {survey['rows'] * bytes_per_row / 2**20:.1f} MiB" + _by_seconds(survey))
 
 
-def _print_result(out: Path, manifest: dict[str, Any] | None) -> None:
-    if manifest is not None:
-        print(f"{out}: {manifest['rows']} rows{_by_seconds(manifest)}")
+def _print_result(part: "Preparation", manifest: dict[str, Any] | None, text_tokenizer: "TextTokenizer | None") -> None:
+    """Say what was made, and what shows that it will not train well. `manifest`: None on ranks above 0."""
+    from cogvideo.data.dataset import ClipDataset, PairDataset
+    from cogvideo.data.statistics import FEW_CODES_ADVICE, MAX_CAPTIONS, CaptionLengths, CodeUse, spread
+    from cogvideo.model.config import ModelConfig
+
+    if manifest is None:
+        return
+    print(f"{part.out}: {manifest['rows']} rows{_by_seconds(manifest)}")
+    if part.kind != "frames":
+        data = ClipDataset(part.out) if part.kind == "tokens" else PairDataset(part.out)
+        use = CodeUse.count(data.sample_tokens(), data.num_tokens)
+        if isinstance(data, ClipDataset):
+            side = math.isqrt(data.frame_len)
+            print(f"frames of {side}x{side} tokens (model.frame_side={side}); {use}")
+        else:
+            print(
+                f"frames of {data.high_res_side}x{data.high_res_side} and {data.low_res_side}x{data.low_res_side} "
+                f"tokens; {use}"
+            )
+        if use.is_low:
+            log.warning("%s: %s", use, FEW_CODES_ADVICE)
+    if text_tokenizer is not None:
+        captions = part.captions.select(spread(len(part.captions), MAX_CAPTIONS))
+        lengths = CaptionLengths.of_clips([caption.text for caption in captions], text_tokenizer)
+        print(lengths.summary(ModelConfig().text_len))
 
 
 def _by_seconds(counts: dict[str, Any]) -> str:

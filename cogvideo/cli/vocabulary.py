@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.readers import open_captions
+    from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
     from cogvideo.locks import lock_output
+    from cogvideo.model.config import ModelConfig
     from cogvideo.tokenizers.image import open_image_tokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
@@ -37,7 +39,9 @@ def run(args: argparse.Namespace) -> None:
     num_codes = open_image_tokenizer(args.tokenizer).num_tokens
     with lock_output(args.out):
         tokenizer = TextTokenizer.train(captions, args.out, args.pieces, num_codes)
-    sample = captions[0]
     size = tokenizer.vocabulary.size
+    lengths = CaptionLengths.of_clips([captions[i] for i in spread(len(captions), MAX_CAPTIONS)], tokenizer)
     print(f"{args.out}: {size} ids, {num_codes} of them image codes; trained on {len(captions)} captions")
-    print(f"{sample!r} takes {len(tokenizer.encode(sample))} tokens")
+    print(lengths.summary(ModelConfig().text_len))
+    if lengths.longest > ModelConfig().text_len:
+        log.warning("model.text_len must be %d to read the longest caption whole; or raise --pieces", lengths.longest)

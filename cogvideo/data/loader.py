@@ -22,7 +22,7 @@ from cogvideo.data.dataset import ClipDataset, FrameDataset, InMemoryClips, Pair
 from cogvideo.rng import data_uniforms, epoch_permutation
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.layout import Vocabulary
-from cogvideo.sequence.prompt import PromptFormat, left_pad
+from cogvideo.sequence.prompt import NO_LIMIT, PromptFormat, left_pad
 from cogvideo.superres.batch import SuperresBatch, pad_captions
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
@@ -30,8 +30,6 @@ from cogvideo.text import normalise
 
 T = TypeVar("T")
 
-NO_LIMIT = 1 << 30
-"""As the text length of a prompt: training truncates long texts, where sampling refuses them."""
 CACHED_TEXTS = 1 << 16
 """Encoded texts that are cached, as captions repeat."""
 

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideo.sequence.prompt import NO_LIMIT, PromptFormat
+from cogvideo.tokenizers.text import TextTokenizer
+
 MAX_CAPTIONS = 20_000
 MAX_ROWS = 2_000
 FEW_CODES = 0.1
 """Using less than this share of its codes, an image tokenizer tells little apart."""
+FEW_CODES_ADVICE = (
+    "frames that differ may look alike to a model; train the image tokenizer on these videos, or for longer, and "
+    "prepare them again"
+)
 
 
 @dataclass(frozen=True)
@@ -43,17 +50,35 @@ class CaptionLengths:
     """How many text tokens captions take as a model reads them."""
 
     lengths: NDArray[np.int64]
-    """(captions,) text tokens, with everything around the caption."""
+    """(texts,) text tokens, with everything around the caption."""
     num_spelled: int
-    """Captions with characters that the text tokenizer has no pieces for: it spells them as bytes."""
+    """Texts with characters that the text tokenizer has no pieces for: it spells them as bytes."""
 
     @classmethod
     def count(
-        cls, captions: Sequence[str], read: Callable[[str], list[int]], has_pieces_for: Callable[[str], bool]
+        cls,
+        texts: Sequence[tuple[float, str]],
+        read: Callable[[float, str], list[int]],
+        has_pieces_for: Callable[[str], bool],
     ) -> "CaptionLengths":
-        """`read`: the text ids that a model gets of a caption; `has_pieces_for`: as `TextTokenizer`'s."""
-        lengths = np.array([len(read(caption)) for caption in captions], np.int64)
-        return cls(lengths, sum(not has_pieces_for(caption) for caption in captions))
+        """Count texts, each a clip length in seconds and a caption, as often as they occur.
+
+        `read`: the text ids that a model gets of both; `has_pieces_for`: as `TextTokenizer`'s.
+        """
+        length = {text: len(read(*text)) for text in set(texts)}
+        spelled = {caption: not has_pieces_for(caption) for _, caption in length}
+        lengths = np.array([length[text] for text in texts], np.int64)
+        return cls(lengths, sum(spelled[caption] for _, caption in texts))
+
+    @classmethod
+    def of_clips(cls, captions: Sequence[str], tokenizer: TextTokenizer) -> "CaptionLengths":
+        """Count captions as prompts of clips in the published format."""
+        prompt, newline = PromptFormat(), tokenizer.vocabulary.newline
+
+        def read(seconds: float, caption: str) -> list[int]:
+            return prompt.clip_text(tokenizer.encode, newline, seconds, caption, NO_LIMIT, suffix=prompt.video_suffix)
+
+        return cls.count([(4.0, caption) for caption in captions], read, tokenizer.has_pieces_for)
 
     @property
     def longest(self) -> int:
@@ -64,7 +89,7 @@ class CaptionLengths:
         return self.num_spelled / len(self.lengths)
 
     def num_above(self, limit: int) -> int:
-        """Captions that take more than `limit` tokens."""
+        """Texts that take more than `limit` tokens."""
         return int((self.lengths > limit).sum())
 
     def summary(self, limit: int) -> str:

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cogvideo.data.dataset import ClipDataset
-from cogvideo.data.loader import NO_LIMIT
 from cogvideo.data.published_rows import PublishedRows
 from cogvideo.files import atomic_write
 from cogvideo.inference.backends import install_kernels
@@ -27,7 +26,7 @@ from cogvideo.model.inputs import TextBias
 from cogvideo.model.plan import Plan
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import TEXT_MULTIPLE, Batch, frame_inputs
-from cogvideo.sequence.prompt import PromptFormat, left_pad
+from cogvideo.sequence.prompt import NO_LIMIT, PromptFormat, left_pad
 from cogvideo.tokenizers.records import TokenizerRecords
 from cogvideo.tokenizers.text import open_text_tokenizer
 

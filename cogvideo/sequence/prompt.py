@@ -12,6 +12,9 @@ from cogvideo.text import normalise
 
 Encode = Callable[[str], list[int]]
 
+NO_LIMIT = 1 << 30
+"""As the text length of a prompt: training cuts long texts, where sampling refuses them."""
+
 
 @dataclass(frozen=True)
 class PromptFormat:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.data.dataset import ClipDataset, InMemoryClips, PairDataset
-from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, CodeUse, spread
+from cogvideo.data.statistics import FEW_CODES_ADVICE, MAX_CAPTIONS, CaptionLengths, CodeUse, spread
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.logs import get_logger
 from cogvideo.tokenizers.records import TokenizerRecords, are_different, hash_tokenizer
@@ -72,11 +72,7 @@ def check_codes(data: ClipDataset | InMemoryClips | PairDataset) -> None:
         return
     use = CodeUse.count(data.sample_tokens(), data.num_tokens)
     if use.is_low:
-        log.warning(
-            "%s: frames that differ may look alike to the model; train the image tokenizer on these videos, or for "
-            "longer, and prepare them again",
-            use,
-        )
+        log.warning("%s: %s", use, FEW_CODES_ADVICE)
     else:
         log.info("%s", use)
 
@@ -98,8 +94,7 @@ def check_captions(
     Raises: ValueError if most captions would be cut that sampling refuses, or if the vocabulary is the bundled one by
     default and does not fit.
     """
-    seconds = {caption: length for length, caption in texts}
-    counts = CaptionLengths.count(list(seconds), lambda text: read(seconds[text], text), tokenizer.has_pieces_for)
+    counts = CaptionLengths.count(texts, read, tokenizer.has_pieces_for)
     if counts.spelled_share > MAX_SPELLED:
         problem = f"it has no pieces for some characters of {counts.spelled_share:.0%} of the captions"
         remedy = "make one from them with `cogvideo vocabulary` and set data.text_tokenizer to it"
@@ -113,9 +108,8 @@ def check_captions(
     cut, total = counts.num_above(text_len), len(counts.lengths)
     if not cut:
         return
-    found = (
-        f"{cut:,} of {total:,} captions ({cut / total:.0%}) take more than {text_len} text tokens, up to {counts.longest}"
-    )
+    share = f"the captions of {cut:,} of {total:,} clips ({cut / total:.0%})"
+    found = f"{share} take more than {text_len} text tokens, up to {counts.longest}"
     advice = advice.format(counts.longest)
     if not sampling_refuses:
         log.warning("%s, and are cut, as in sampling; %s", found, advice)
