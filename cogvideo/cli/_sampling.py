@@ -85,8 +85,8 @@ def _write_clips(job: "Job", run: "RunDirectory", weights: str, stop: threading.
     from cogvideo.sampling.runner import clip_groups, write_clips
 
     own_clips = sum(map(len, clip_groups(job, run.processes)))
-    name, interruption = ("tokens", resume_hint(run.out)) if stop is None else (run.out.name, nullcontext())
-    with interruption, progress(own_clips * job.tokens_per_clip, name, "tok") as bar:
+    name, interruption = ("sampling", resume_hint(run.out)) if stop is None else (run.out.name, nullcontext())
+    with interruption, progress(own_clips * job.tokens_per_clip, name, "tokens") as bar:
 
         def count_tokens(drawn: int) -> None:
             if stop is not None and stop.is_set():

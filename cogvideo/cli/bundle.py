@@ -48,3 +48,19 @@ def run(args: argparse.Namespace) -> None:
     for path in files:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(args.out)}")
     print(f"{sum(path.stat().st_size for path in files) / 1e6:8.2f} MB in all")
+    print(_describe_settings(args.sampling, args.out))
+
+
+def _describe_settings(file: Path | None, out: Path) -> str:
+    """Which settings `cogvideo sample` uses with the bundle, in one line."""
+    from cogvideo.sampling.bundle import load_sample_config
+
+    settings = load_sample_config(out, [], [])
+    source = "the published ones, since there is no --sampling FILE" if file is None else f"those of {file}"
+    key_frames = settings.key_frames
+    return (
+        f"sampling settings: {source} (seconds={settings.seconds:g} rounds={settings.rounds} "
+        f"first_frame.top_k_clusters={settings.first_frame.top_k_clusters} "
+        f"key_frames.guidance_scale={'null' if key_frames.guidance_scale is None else key_frames.guidance_scale} "
+        f"key_frames.top_k_clusters={key_frames.top_k_clusters}); {out / 'sampling.yaml'} changes them"
+    )

@@ -8,6 +8,7 @@ curves.png, previews/, checkpoints/ to resume from, and export/, which other com
 """
 
 import argparse
+from pathlib import Path
 
 from cogvideo.cli._common import add_config_arguments, config_from
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.config import dump_yaml
+    from cogvideo.logs import rank
     from cogvideo.training.config import TrainConfig
 
     config = config_from(TrainConfig, args)
@@ -35,3 +37,16 @@ def run(args: argparse.Namespace) -> None:
     if config.train.recompute != "nothing":
         tune_allocator()  # before the first tensor exists
     train(config, resume=args.resume)
+    if rank() == 0:
+        print(_where(config.run_dir), flush=True)
+
+
+def _where(run_dir: Path) -> str:
+    """Where a run's results are, in one line."""
+    exports = " and ".join(
+        str(path) for path in sorted((run_dir / "export").iterdir()) if path.is_dir() and path.name[0] != "."
+    )
+    places = [f"model: {exports}"]
+    if (run_dir / "previews").is_dir():
+        places.append(f"sample sheets: {run_dir / 'previews'}")
+    return "; ".join([*places, f"curves: {run_dir / 'curves.png'}"])

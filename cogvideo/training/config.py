@@ -279,10 +279,10 @@ class TokenizerTraining:
     """Codebook size."""
     level: int = 1
     """Compression rate: 4 * 2**level pixels per token side."""
-    pixel_mean: tuple[float, float, float] = (0.79093, 0.76271, 0.75340)
-    """Mean of the pixels, per channel, for normalization."""
-    pixel_std: tuple[float, float, float] = (0.30379, 0.32279, 0.32800)
-    """Standard deviation of the pixels, per channel."""
+    pixel_mean: tuple[float, float, float] | None = None
+    """Mean of the pixels, 0 to 1, per channel, for normalization; null: measured on the data."""
+    pixel_std: tuple[float, float, float] | None = None
+    """Standard deviation of the pixels, per channel; null: measured on the data."""
     continuous_steps: int = 200
     """Steps as a plain autoencoder before k-means initialises the codebook."""
     ema_decay: float = 0.99

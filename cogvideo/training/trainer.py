@@ -84,6 +84,13 @@ class Trainer:
         if not resume and (newest or self.writer.file.read()):
             raise ValueError(f"{config.run_dir} already holds a run; give --resume to continue it, or another run_dir")
         warn_if_emulated(device, config.train)
+        if config.optimiser.warmup_steps >= config.train.steps:
+            log.warning(
+                "optimiser.warmup_steps=%d is not below train.steps=%d, so the learning rate never reaches "
+                "optimiser.lr; lower it",
+                config.optimiser.warmup_steps,
+                config.train.steps,
+            )
 
         # build
         self.task = make_task(config, device, self.rank, self.world_size)
@@ -111,6 +118,14 @@ class Trainer:
             for key, old, new in changed_settings(saved["config"], to_dict(self.config)):
                 log.warning("the run had %s=%s so far and continues with %s", key, old, new)
         self.step, self.skipped, self.bad_in_a_row = (saved[k] for k in ("step", "skipped", "bad_in_a_row"))
+        old_steps, steps = saved["config"]["train"]["steps"], self.config.train.steps
+        if old_steps != steps:
+            rates = [learning_rate(self.step, length, self.config.optimiser) for length in (old_steps, steps)]
+            log.warning(
+                "train.steps was %d and is %d now: the learning rate falls until the new end, and at step %d is %.3g "
+                "instead of %.3g; to end a run early on the same schedule, set train.stop_at",
+                *(old_steps, steps, self.step, rates[1], rates[0]),
+            )
         sums_by_rank = saved["averages"]
         if len(sums_by_rank) == self.world_size:
             self.averages.add(sums_by_rank[self.rank])
@@ -177,11 +192,25 @@ class Trainer:
                 if logs.preview_every and (self.step % logs.preview_every == 0 or is_final):
                     self._write_preview()
                 if stop:
-                    log.warning("stopped at step %d as requested; --resume continues from here", self.step)
+                    self._stop_signal = max_over_ranks(self._stop_signal, self.device)
                     break
             if self._saved_at != self.step:
                 self.save()
+        if self.step < loop.steps:
+            log.warning("stopped at step %d of %d %s", self.step, loop.steps, self._reason_of_stop())
+        if self.rank == 0 and not self._stop_signal:
+            self.task.report()
         return metrics
+
+    def _reason_of_stop(self) -> str:
+        loop = self.config.train
+        if self._stop_signal:
+            return f"by {signal.Signals(self._stop_signal).name}; --resume continues from here"
+        if self.step == loop.stop_at:
+            return f"by train.stop_at={loop.stop_at}; raise it and --resume to continue from here"
+        if loop.stop_at is not None and self.step > loop.stop_at:
+            return f"already, beyond train.stop_at={loop.stop_at}; raise it and --resume to continue from here"
+        return f"by train.time_limit_minutes={loop.time_limit_minutes:g}; --resume continues from here"
 
     def train_step(self, batch: Any) -> StepResult:
         """One optimiser step: forward and backward over the micro-batches, then the update. Every rank takes it.

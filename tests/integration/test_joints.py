@@ -1,6 +1,7 @@
 """Parts that do not belong together are refused where they meet, and what trains badly is said: by the commands."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -136,6 +137,59 @@ def test_scoring_refuses_other_clips(scene: Scene, tmp_path: Path, capsys: pytes
     assert main([*score, "--rows", str(scene.clips), "--dry-run"]) == 0
     assert main([*score, "--rows", str(tmp_path / "clips"), "--dry-run"]) == 2
     assert "another image tokenizer" in error(capsys)
+
+
+def test_files_have_ordinary_modes(scene: Scene) -> None:
+    """All files of data, runs and bundles: what the user's umask allows, as other programs' files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    files = [path for path in scene.folder.rglob("*") if path.is_file()]
+    assert len(files) > 30
+    assert {path.name for path in files if path.stat().st_mode & 0o777 != 0o666 & ~umask} == set()
+
+
+def test_bundles_say_which_settings_hold(scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert scene.bundle(tmp_path / "without") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(
+        "sampling settings: the published ones, since there is no --sampling FILE (seconds=4 rounds=3 "
+    )
+    file = tmp_path / "own.yaml"
+    file.write_text("seconds: 2\n", encoding="utf-8")
+    assert scene.bundle(tmp_path / "with", "--sampling", str(file)) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith(f"sampling settings: those of {file} (seconds=2 rounds=3 ")
+    )
+
+
+def test_prepare_says_what_the_next_step_needs(
+    scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The size of frames in tokens, and codes in use; of pixels, whether they will be a whole number of tokens."""
+    assert scene.prepare(tmp_path / "clips", scene.tokenizer) == 0
+    assert re.search(
+        r"frames of 5x5 tokens \(model.frame_side=5\); \d+ of 1,024 image codes in use", capsys.readouterr().out
+    )
+    frames = ["prepare", "--captions", str(scene.captions), "--frames"]
+    assert main([*frames, "--out", str(tmp_path / "a"), "frame_pixels=36"]) == 0
+    assert "frames of 36 pixels are not a multiple of 8" in capsys.readouterr().err
+    assert main([*frames, "--out", str(tmp_path / "b"), "frame_pixels=40"]) == 0
+    assert "multiple" not in capsys.readouterr().err
+
+
+def test_few_codes_in_use_are_said(scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By prepare and at the start of training: here all codes but six are far from all pictures."""
+    tokenizer = ImageTokenizer.load(scene.tokenizer)
+    with torch.no_grad():
+        tokenizer.model.quantize.embed.weight[6:] = 1e6
+    tokenizer.save(tmp_path / "tokenizer")
+    assert scene.prepare(tmp_path / "clips", tmp_path / "tokenizer") == 0
+    said = re.search(
+        r"warning: ([1-6]) of 1,024 image codes in use: frames that differ may look", capsys.readouterr().err
+    )
+    assert said
+    assert scene.train(tmp_path / "run", f"data.path={tmp_path / 'clips'}") == 0
+    assert f"warning: {said[1]} of 1,024 image codes in use: " in capsys.readouterr().err
 
 
 def test_old_exports_are_bundled_with_a_warning(

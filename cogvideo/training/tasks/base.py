@@ -70,6 +70,9 @@ class Task(Protocol[B]):
     def weight_metrics(self) -> dict[str, float]:
         """Metrics of the weights themselves."""
 
+    def report(self) -> None:
+        """Log what the user should know of the trained model; at the end of a run, on rank 0."""
+
     def export(self, folder: Path, step: int) -> Path:
         """Write the model into `folder` in our checkpoint format; returns its path. Every rank must call this."""
 

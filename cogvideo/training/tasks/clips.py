@@ -134,6 +134,9 @@ class ClipTask:
             alphas = {name.split(".")[1]: p.detach().float().sigmoid().mean() for name, p in named}
             return {f"alpha/layer_{layer}": float(alpha) for layer, alpha in alphas.items()}
 
+    def report(self) -> None:
+        pass
+
     def export(self, folder: Path, step: int) -> Path:
         """A frozen trunk is written once, beside the model, which refers to it."""
         path = folder / EXPORT_NAMES.get(self.config.task, self.config.task)

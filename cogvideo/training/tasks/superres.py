@@ -129,6 +129,9 @@ class SuperresTask:
     def weight_metrics(self) -> dict[str, float]:
         return {}
 
+    def report(self) -> None:
+        pass
+
     def export(self, folder: Path, step: int) -> Path:
         path = folder / model_kind(self.model_config)
         export_model(path, self.model, {"step": step} | self.tokenizers.to_extra(), self._frozen)

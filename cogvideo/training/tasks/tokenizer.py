@@ -4,11 +4,15 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cogvideo.data.dataset import FrameDataset
 from cogvideo.data.loader import FrameLoader
+from cogvideo.data.statistics import CodeUse, spread
+from cogvideo.logs import get_logger
 from cogvideo.rng import generator_for
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from cogvideo.tokenizers.quantise import (
@@ -23,12 +27,22 @@ from cogvideo.tokenizers.vqvae import VQVAEConfig
 from cogvideo.training.config import TokenizerTraining, TrainConfig
 from cogvideo.training.tasks.base import LossAndMetrics, autocast
 
+log = get_logger(__name__)
+
 KMEANS_ROWS_PER_CODE = 24
 """Encoder outputs per code that k-means runs on."""
+MEASURED_FRAMES = 512
+"""Frames, evenly spaced, on which pixels and codes are counted."""
+MIN_STD = 0.01
+"""Of pixels, for data of one colour."""
+Channels = tuple[float, float, float]
 
 
-def tokenizer_config(config: TokenizerTraining) -> ImageTokenizerConfig:
-    """The published structure with one level of the hierarchy, in the sizes that a run's settings give."""
+def tokenizer_config(config: TokenizerTraining, frames: NDArray[np.uint8]) -> ImageTokenizerConfig:
+    """The published structure with one level of the hierarchy, in the sizes that a run's settings give.
+
+    `frames` (n, H, W, 3): what the normalisation of pixels is measured on where the settings leave it out.
+    """
     network = VQVAEConfig(
         channels=config.channels,
         channel_multipliers=tuple(config.channel_multipliers),
@@ -42,7 +56,38 @@ def tokenizer_config(config: TokenizerTraining) -> ImageTokenizerConfig:
         norm_scope=config.norm_scope,
         mid_attention=config.mid_attention,
     )
-    return ImageTokenizerConfig(network, config.level, config.pixel_mean, config.pixel_std)
+    mean, std = measure_pixels(frames)
+    return ImageTokenizerConfig(network, config.level, config.pixel_mean or mean, config.pixel_std or std)
+
+
+def measure_pixels(frames: NDArray[np.uint8]) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of pixels in [0, 1] per channel, the latter at least MIN_STD; frames (n, H, W, 3)."""
+    sums = np.zeros((2, 3))
+    for frame in frames:
+        pixels = frame.reshape(-1, 3) / 255
+        sums += pixels.sum(0), np.square(pixels).sum(0)
+    mean, square = sums / (frames.size / 3)
+    std = np.sqrt(np.maximum(square - mean**2, MIN_STD**2))
+    red, green, blue = mean.round(5).tolist()
+    return (red, green, blue), tuple(std.round(5).tolist())
+
+
+def check_steps(config: TrainConfig) -> None:
+    """Check that there are steps with codes: warn about fewer than without. Raises: ValueError if there are none."""
+    steps, continuous = config.train.steps, config.tokenizer.continuous_steps
+    if config.init.checkpoint is not None:
+        return
+    if steps <= continuous:
+        raise ValueError(
+            f"train.steps={steps} ends before the codebook is made at tokenizer.continuous_steps={continuous}; raise "
+            "train.steps, or lower tokenizer.continuous_steps to a tenth of it"
+        )
+    if steps < 2 * continuous:
+        log.warning(
+            "train.steps=%d leaves the codebook fewer steps than tokenizer.continuous_steps=%d; raise the one or lower "
+            "the other",
+            *(steps, continuous),
+        )
 
 
 class TokenizerObjective(nn.Module):
@@ -77,9 +122,12 @@ class TokenizerTask:
             raise ValueError("task=tokenizer needs train.weights=fp32 and deepspeed.stage=0 or 1; set both")
         if config.data.path is None:
             raise ValueError("data.path is not set; give frames that `cogvideo prepare --frames` made")
+        check_steps(config)
         self.config, self.device, self.world_size = config, device, world_size
+        frames = FrameDataset(config.data.path)
+        self._sample = frames.frames(spread(len(frames), MEASURED_FRAMES))
         self._loader = FrameLoader(
-            FrameDataset(config.data.path),
+            frames,
             config.train.batch_size,
             seed=config.train.seed,
             rank=rank,
@@ -87,9 +135,15 @@ class TokenizerTask:
         )
         self._validation = None
         if config.data.validation is not None:
-            frames = FrameDataset(config.data.validation)
-            self._validation = FrameLoader(frames, config.train.batch_size, rank=rank, world_size=world_size)
+            held_out = FrameDataset(config.data.validation)
+            self._validation = FrameLoader(held_out, config.train.batch_size, rank=rank, world_size=world_size)
         self.tokenizer = self._make_tokenizer()
+        sides, rate = self._sample.shape[1:3], self.tokenizer.compress_rate
+        if any(side % rate for side in sides):
+            raise ValueError(
+                f"the frames of data.path have {sides[1]}x{sides[0]} pixels, no multiple of the compress rate {rate}; "
+                "prepare them with such frame_pixels, or set tokenizer.level"
+            )
         # contiguous, though batches are channels last: DeepSpeed's broadcast needs it
         self.tokenizer.model.to(device).train()
         self.objective = TokenizerObjective(self.tokenizer, config)
@@ -141,6 +195,26 @@ class TokenizerTask:
     def weight_metrics(self) -> dict[str, float]:
         return {}
 
+    def report(self) -> None:
+        """Say how many codes the frames use."""
+        if not self.objective.use_codes:
+            log.warning(
+                "the run ended before the codebook is made at tokenizer.continuous_steps=%d; --resume it, since the "
+                "export is of no use yet",
+                self.config.tokenizer.continuous_steps,
+            )
+            return
+        images = torch.from_numpy(self._sample).movedim(3, 1).float() / 255
+        use = CodeUse.count(self.tokenizer.encode(images).numpy(force=True), self.tokenizer.num_tokens)
+        if use.is_low:
+            log.warning(
+                "%s: frames that differ may look alike; see the reconstructions in previews/, train for more "
+                "train.steps, or lower tokenizer.num_codes",
+                use,
+            )
+        else:
+            log.info("%s", use)
+
     def export(self, folder: Path, step: int) -> Path:
         path = folder / "image_tokenizer"
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
@@ -154,7 +228,7 @@ class TokenizerTask:
             return ImageTokenizer.load(self.config.init.checkpoint)
         with torch.random.fork_rng():
             torch.manual_seed(generator_for(self.config.train.seed, "initialise").initial_seed())
-            return ImageTokenizer(tokenizer_config(self.config.tokenizer))
+            return ImageTokenizer(tokenizer_config(self.config.tokenizer, self._sample))
 
     def _set_phase(self, step: int) -> None:
         has_codebook = self.config.init.checkpoint is not None

@@ -157,7 +157,7 @@ def generate_with(pipeline: Pipeline, config: SampleConfig) -> Generate:
             return None
         seconds, rounds = (SECONDS, NUM_ROUNDS) if name == WHOLE else (set_seconds(name), 0)
         settings = replace(config, seconds=seconds, rounds=rounds, samples_per_prompt=1)
-        with progress(pipeline.num_tokens(settings, len(captions)), "sampling", "token") as bar:
+        with progress(pipeline.num_tokens(settings, len(captions)), "sampling", "tokens") as bar:
             return pipeline.decode(pipeline.sample(captions, settings, bar.update))
 
     return generate

@@ -1,0 +1,119 @@
+"""What training says: settings that train badly, why it stopped, and where the results are."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cogvideo.cli.main import main
+from cogvideo.config import dump_yaml
+from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo.training.config import TrainConfig
+from cogvideo.training.launch import train
+from cogvideo.training.tasks.tokenizer import measure_pixels
+from cogvideo.training.trainer import Trainer
+from tests.helpers.training import prepare_data, settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_data(tmp_path_factory.mktemp("prepared"))
+
+
+def command(config: TrainConfig, folder: Path, *words: str) -> int:
+    file = folder / "run.yaml"
+    file.write_text(dump_yaml(config), encoding="utf-8")
+    return main(["train", "--config", str(file), *words])
+
+
+def test_a_run_ends_with_where_its_results_are(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert command(settings(data, run, train={"steps": 2}, log={"preview_every": 2}), tmp_path) == 0
+    expected = f"model: {run}/export/sequential; sample sheets: {run}/previews; curves: {run}/curves.png"
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+    assert (run / "export/sequential").is_dir() and (run / "curves.png").is_file() and list(run.glob("previews/*"))
+
+
+def test_a_run_says_why_it_stopped(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(settings(data, tmp_path / "a", train={"stop_at": 2}))
+    assert "stopped at step 2 of 6 by train.stop_at=2; raise it and --resume" in capsys.readouterr().err
+    train(settings(data, tmp_path / "a", train={"stop_at": 2}), resume=True)
+    assert "stopped at step 2 of 6 by train.stop_at=2" in capsys.readouterr().err
+    train(settings(data, tmp_path / "b", train={"time_limit_minutes": 1e-9}))
+    assert "stopped at step 1 of 6 by train.time_limit_minutes=1e-09; --resume continues" in capsys.readouterr().err
+    original = Trainer.train_step
+
+    def interrupted(self: Trainer, batch: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(SystemExit):
+        train(settings(data, tmp_path / "c"))
+    assert "stopped at step 1 of 6 by SIGTERM; --resume continues from here" in capsys.readouterr().err
+    monkeypatch.undo()
+    train(settings(data, tmp_path / "d", train={"steps": 1}))
+    assert "stopped" not in capsys.readouterr().err
+
+
+def test_another_number_of_steps_at_resume_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings(data, tmp_path / "run", train={"stop_at": 4}))
+    train(settings(data, tmp_path / "run", train={"steps": 8, "stop_at": 5}), resume=True)
+    message = "train.steps was 6 and is 8 now: the learning rate falls until the new end, and at step 4 is "
+    assert message + "0.00775 instead of 0.0055" in capsys.readouterr().err
+
+
+def test_a_warmup_as_long_as_the_run_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(settings(data, tmp_path / "run", train={"steps": 2}, optimiser={"warmup_steps": 2}))
+    assert "optimiser.warmup_steps=2 is not below train.steps=2" in capsys.readouterr().err
+
+
+def test_a_tokenizer_needs_steps_with_codes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(name: str, steps: int, continuous: int, **loop: object) -> None:
+        groups = {"train": {"steps": steps, **loop}, "tokenizer": {"continuous_steps": continuous}}
+        train(settings(data, tmp_path / name, "tokenizer", **groups))
+
+    with pytest.raises(ValueError, match=r"train\.steps=3 ends before .* tokenizer\.continuous_steps=3"):
+        run("none", 3, 3)
+    run("few", 3, 2)
+    assert "train.steps=3 leaves the codebook fewer steps than tokenizer.continuous_steps=2" in capsys.readouterr().err
+    run("enough", 4, 2)
+    assert "leaves the codebook" not in capsys.readouterr().err
+    run("stopped", 4, 2, stop_at=1)
+    assert "ended before the codebook is made at tokenizer.continuous_steps=2" in capsys.readouterr().err
+
+
+def test_codes_in_use_are_said_at_the_end(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(settings(data, tmp_path / "run", "tokenizer"))
+    assert " of 16 image codes in use" in capsys.readouterr().err
+    monkeypatch.setattr("cogvideo.data.statistics.FEW_CODES", 1.1)
+    train(settings(data, tmp_path / "few", "tokenizer"))
+    assert "of 16 image codes in use: frames that differ may look alike; " in capsys.readouterr().err
+
+
+def test_pixels_are_measured_unless_they_are_given(data: Path, tmp_path: Path) -> None:
+    train(settings(data, tmp_path / "measured", "tokenizer"))
+    config = ImageTokenizer.load(tmp_path / "measured/export/image_tokenizer").config
+    frames = np.load(data / "frames/shards/00000/frames.npy") / 255
+    assert config.pixel_mean == pytest.approx(frames.mean((0, 1, 2)), abs=1e-5)
+    assert config.pixel_std == pytest.approx(frames.std((0, 1, 2)), abs=1e-5)
+    given = {"pixel_mean": [0.1, 0.2, 0.3], "pixel_std": [0.4, 0.5, 0.6]}
+    train(settings(data, tmp_path / "given", "tokenizer", tokenizer=given))
+    config = ImageTokenizer.load(tmp_path / "given/export/image_tokenizer").config
+    assert (config.pixel_mean, config.pixel_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert measure_pixels(np.full((2, 4, 4, 3), 51, np.uint8)) == ((0.2, 0.2, 0.2), (0.01, 0.01, 0.01))
+
+
+def test_frames_that_tokens_do_not_divide_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"16x16 pixels, no multiple of the compress rate 32; .* tokenizer\.level"):
+        train(
+            settings(data, tmp_path / "run", "tokenizer", tokenizer={"level": 2, "channel_multipliers": [1, 1, 1, 2]})
+        )
