@@ -7,6 +7,7 @@ config is named here: each part of the package has its own dataclass next to the
 as properties.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -39,12 +40,18 @@ INTERPOLATION = re.compile(r"\$\$|\$\{(?P<name>[^}]*)\}")
 
 
 def load_config(
-    cls: type[T], files: Sequence[Path | str] = (), overrides: Sequence[str] = (), *, stored: Path | None = None
+    cls: type[T],
+    files: Sequence[Path | str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    stored: Path | None = None,
+    derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> T:
     """Merge a dataclass's defaults, YAML files and `a.b=c` words into one instance; paths are as `expand_path` says.
 
     A file may name `base: other.yaml` (or a list), relative to its own folder; those are merged before it. `stored` is
-    a YAML file below all others that may come from anyone: it is literal, and has no base.
+    a YAML file below all others that may come from anyone: it is literal, and has no base. `derive` makes values for
+    other keys of all that are given.
     Raises: ValueError for an unknown key, a wrong type, NaN or infinity, a missing value, an unset environment variable
     or unreadable YAML; OSError for a missing file.
     """
@@ -58,6 +65,12 @@ def load_config(
         values = _read_yaml(stored)
         _check_literal(values, str(stored))
         sources.insert(0, (str(stored), values))
+    if derive is not None:
+        with contextlib.suppress(OmegaConfBaseException, ValueError, TypeError):  # _build explains what is wrong
+            merged = OmegaConf.merge({}, *(values for _, values in sources))
+            resolved = OmegaConf.to_container(merged, resolve=True)
+            assert isinstance(resolved, dict)
+            sources.insert(0, ("derived settings", derive({str(key): value for key, value in resolved.items()})))
     return _build(cls, sources)
 
 

@@ -10,7 +10,7 @@ curves.png, previews/, checkpoints/ to resume from, and export/, which other com
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._common import add_config_arguments, config_from
+from cogvideo.cli._common import add_config_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.config import dump_yaml
+    from cogvideo.config import dump_yaml, load_config
     from cogvideo.logs import rank
     from cogvideo.training.config import TrainConfig
+    from cogvideo.training.sizes import sizes_from_data
 
-    config = config_from(TrainConfig, args)
+    config = load_config(TrainConfig, args.config, args.overrides, derive=sizes_from_data)
     if args.dry_run:
         print(dump_yaml(config), end="")
         return

@@ -1,0 +1,92 @@
+"""Sizes of a model that follow from its data, for settings that leave them out."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cogvideo.files import read_json
+from cogvideo.logs import get_logger
+from cogvideo.model.config import ModelConfig
+
+log = get_logger(__name__)
+
+SIZES = {
+    "model": ("frame_side", "num_frames", "num_positions"),
+    "superres": ("high_res_side", "low_res_side"),
+}
+
+
+def sizes_from_data(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that `given`, the nested settings of a training run, leaves out, as far as its data says them.
+
+    A run that is resumed keeps the sizes that it began with. Otherwise frames are as large as those of data.path, and
+    there are as many positions as in init.checkpoint, or as text and a frame take. What cannot be read says nothing
+    here: it is reported where it is opened.
+    """
+    task, data = given.get("task", "sequential"), _group(given, "data")
+    group = "superres" if task == "superres" else "model"
+    if task == "tokenizer" or not data.get("path"):
+        return {}
+    known = _group(_run_config(given), group)
+    if not known:
+        paths = data["path"]
+        manifest = _read(Path(paths if isinstance(paths, str | Path) else paths[0]) / "manifest.json")
+        known = _sizes_of(manifest, group)
+        if group == "model" and known:
+            own = _group(given, "model")
+            start = own.get("frame_position_start", ModelConfig.frame_position_start)
+            side = own.get("frame_side", known.get("frame_side"))
+            known["num_positions"] = start + side**2 if _are_counts(start, side) else None
+            checkpoint = _group(given, "init").get("checkpoint")
+            if checkpoint is not None:
+                stored = _group(_group(_read(Path(checkpoint) / "config.json"), "config"), "model")
+                known["num_positions"] = stored.get("num_positions", known["num_positions"])
+    missing = [name for name in SIZES[group] if name not in _group(given, group)]
+    found = {name: known[name] for name in missing if _are_counts(known.get(name))}
+    if not found:
+        return {}
+    log.info("%s: from the data", " ".join(f"{group}.{name}={value}" for name, value in found.items()))
+    return {group: found}
+
+
+def _sizes_of(manifest: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Sizes in tokens of the frames in a prepared folder."""
+    settings, rate = _group(manifest, "config"), _group(manifest, "tokenizer").get("compress_rate")
+    pixels: dict[str, Any] = {name: settings.get(name) for name in ("frame_pixels", "low_res_pixels")}
+    sides = {name: side // rate for name, side in pixels.items() if _are_counts(side, rate)}
+    if group == "superres":
+        names = {"high_res_side": "frame_pixels", "low_res_side": "low_res_pixels"}
+        return {name: sides[key] for name, key in names.items() if key in sides}
+    if "frame_pixels" not in sides:
+        return {}
+    return {"frame_side": sides["frame_pixels"], "num_frames": _group(settings, "clips").get("num_frames")}
+
+
+def _run_config(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the run that run_dir holds; empty if there is none."""
+    run_dir = given.get("run_dir")
+    if run_dir is None:
+        return {}
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        stored = yaml.safe_load((Path(run_dir) / "config.yaml").read_text(encoding="utf-8"))
+        return stored if isinstance(stored, dict) else {}
+    return {}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    with suppress(OSError, ValueError):
+        value = read_json(path)
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _group(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    group = values.get(name)
+    return group if isinstance(group, Mapping) else {}
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(type(value) is int and value > 0 for value in values)
