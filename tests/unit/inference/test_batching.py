@@ -20,7 +20,8 @@ from tests.helpers import decoding as tiny
 def request(number: int, model: CogVideoTransformer) -> Callable[[Engine], Tensor]:
     """Batches of different sizes, texts, schedules, guidance and settings."""
     layout, window = model.config.layout, model.config.window_size
-    schedule = list(SCHEDULES.values())[number % len(SCHEDULES)](layout, layout.given_frames, layout.generation_order, window)
+    build_schedule = list(SCHEDULES.values())[number % len(SCHEDULES)]
+    schedule = build_schedule(layout, layout.given_frames, layout.generation_order, window)
     program = build_program(model.config, schedule)
     rng, clips = np.random.default_rng(number), 1 + number % 2
     known = torch.from_numpy(rng.integers(tiny.NUM_CODES, size=(clips, layout.num_slots)))
