@@ -183,4 +183,4 @@ def test_dropout_keeps_the_mean() -> None:
 def test_implementations_are_chosen_by_name() -> None:
     assert attention.ATTENTION["sdpa"].attend_tiles is None
     assert Attention(16, 2, 0.0).implementation is ATTENTION["sdpa"]
-    assert ATTENTION.keys() == {"sdpa", "cpu", "flex", "dense"}
+    assert ATTENTION.keys() >= {"sdpa", "flex", "dense"}  # kernels add their own when they are imported
