@@ -20,6 +20,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -67,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     words = _drop_launcher_options(words)
     advice = MEMORY_ADVICE.get(words[0] if words else "", LESS_AT_ONCE)
-    code = run_command(lambda: _dispatch(words), memory_advice=advice)
+    with _outcome("cogvideo", advice) as outcome:
+        command = _parse(words)
+        outcome.code = command() or 0
+    code = outcome.code
     if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python ignores a KeyboardInterrupt while it shuts down
     return code
@@ -81,35 +86,50 @@ def run_command(work: Callable[[], int | None], name: str = "cogvideo", *, memor
     A signal ends the work by an exception, so that temporary files are removed. The exit code then is 128 + its number
     whatever becomes of that exception: a library may catch it or turn it into another.
     """
+    with _outcome(name, memory_advice) as outcome:
+        outcome.code = work() or 0
+    return outcome.code
+
+
+@dataclass
+class Outcome:
+    """What a command ends with."""
+
+    code: int = 0
+
+
+@contextlib.contextmanager
+def _outcome(name: str, memory_advice: str) -> Iterator[Outcome]:
+    """As `run_command`, for the work in the `with` body, which sets the code unless it fails."""
+    outcome = Outcome()
     with _signals_as_exceptions() as received:
         try:
-            code = work() or 0
+            yield outcome
         except KeyboardInterrupt:
-            code = INTERRUPTED
+            outcome.code = INTERRUPTED
         except SystemExit as end:
             if not received and not (isinstance(end.code, int) and end.code > 128):
                 raise
-            code = end.code if isinstance(end.code, int) else 1
+            outcome.code = end.code if isinstance(end.code, int) else 1
         except BrokenPipeError:  # `cogvideo inspect ... | head`; without this Python fails again when it flushes stdout
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
+            outcome.code = 1
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error) and not received:
                 raise
             if os.environ.get("COGVIDEO_TRACEBACK") == "1":
                 traceback.print_exc()
-            code = 2
+            outcome.code = 2
             if not received:
                 print(f"{name}: error: {one_line(error, memory_advice)}", file=sys.stderr)
         except Exception:
             if not received:
                 raise
-            code = 1
-    code = 128 + received[0] if received else code
-    if code == INTERRUPTED:
+            outcome.code = 1
+    outcome.code = 128 + received[0] if received else outcome.code
+    if outcome.code == INTERRUPTED:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"{name}: interrupted", file=sys.stderr)
-    return code
 
 
 def run_child(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[Any]":
@@ -157,13 +177,12 @@ def _signals_as_exceptions() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _dispatch(words: list[str]) -> int:
+def _parse(words: list[str]) -> Callable[[], int | None]:
+    """The command that a command line asks for, ready to run."""
     if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
+        return partial(print, _overview())
     if words[0] == "--version":
-        print(f"cogvideo {__version__}")
-        return 0
+        return partial(print, f"cogvideo {__version__}")
     name, commands = words[0], _available()
     if name not in commands:
         near = difflib.get_close_matches(name, commands, n=1)
@@ -175,7 +194,7 @@ def _dispatch(words: list[str]) -> int:
     )
     module.add_arguments(parser)
     # intermixed: options and key=value words in any order, as in `train a=1 --config FILE b=2`
-    return module.run(parser.parse_intermixed_args(words[1:])) or 0
+    return partial(module.run, parser.parse_intermixed_args(words[1:]))
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-MAX_FILES = 35
+MAX_FILES = 40
 MAX_FRAMES = 10
 
 PROFILE = '''

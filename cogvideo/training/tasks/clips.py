@@ -73,7 +73,6 @@ class ClipTask:
         self.tokenizers = check_tokenizers(config, self.text_tokenizer, clips, held_out)
         self._loader = self._open_loader(clips, rank, world_size)
         self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
-        check_codes(clips)
         check_captions(
             config.data,
             self.text_tokenizer,
@@ -87,6 +86,7 @@ class ClipTask:
             raise ValueError("init.freeze_trunk=true needs a video task and a trunk to freeze; set init.checkpoint")
         log_plan(config, self.model_config, world_size, device)
         self.model = construct(lambda: CogVideoTransformer(self.model_config), config, device, self._starting_values)
+        check_codes(clips)
         self.model.recompute = config.train.resolved_recompute
         install_kernels(self.model, device, config.train.attention)
         compile_layers(self.model, config, device)

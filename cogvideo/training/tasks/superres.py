@@ -71,7 +71,6 @@ class SuperresTask:
         self.tokenizers = check_tokenizers(config, self.text_tokenizer, pairs, held_out)
         self._loader = self._open_loader(pairs, rank, world_size)
         self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
-        check_codes(pairs)
         check_captions(
             config.data,
             self.text_tokenizer,
@@ -88,6 +87,7 @@ class SuperresTask:
             )
         log_plan(config, self.model_config, world_size, device)
         self.model = construct(lambda: SuperresTransformer(self.model_config), config, device, self._starting_values)
+        check_codes(pairs)
         self.model.recompute = config.train.resolved_recompute
         install_kernels(self.model, device)
         compile_layers(self.model, config, device)
