@@ -32,6 +32,7 @@ from cogvideo.data.shards import (
     write_manifest,
     write_shard,
 )
+from cogvideo.data.statistics import spread
 from cogvideo.distributed import ProcessGroup
 from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.locks import entries, lock_folder
@@ -240,7 +241,7 @@ class Preparation:
 
     def sample_jobs(self, most: int) -> Iterator[VideoJob]:
         """All videos, or `most` of them, evenly spaced in the order of the captions file."""
-        for video in np.unique(np.linspace(0, self.num_videos - 1, min(most, self.num_videos)).astype(int)).tolist():
+        for video in spread(self.num_videos, most).tolist():
             yield from self._read_jobs(range(video, video + 1))
 
     def _read_jobs(self, videos: range) -> list[VideoJob]:

@@ -104,4 +104,4 @@ class CaptionLengths:
 
 def spread(count: int, most: int) -> NDArray[np.int64]:
     """Indices of all of `count` items, or of `most` of them, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+    return np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).astype(np.int64))

@@ -1,6 +1,7 @@
 """A page to look at prepared data before training: clips, histograms, what was skipped, near-duplicates, captions.
 
-Counts are of everything; pictures and measures are of a sample of the videos, which are decoded again, one at a time.
+Counts of rows and of what was skipped are of everything, those of captions of MAX_CAPTIONS at most; pictures and
+measures are of a sample of the videos, which are decoded again, one at a time.
 """
 
 import json
@@ -20,6 +21,7 @@ from PIL import Image
 from cogvideo.data.captions import Caption
 from cogvideo.data.prepare import Preparation
 from cogvideo.data.shards import read_manifest
+from cogvideo.data.statistics import MAX_CAPTIONS, spread
 from cogvideo.evaluation.html_report import HtmlReport
 from cogvideo.files import read_json
 from cogvideo.logs import progress
@@ -32,7 +34,6 @@ Reconstruct = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 FILE = "report.html"
 MAX_VIDEOS = 200
 MAX_CLIPS_PER_VIDEO = 4
-MAX_CAPTIONS = 20_000
 MAX_PICTURED = 16
 MAX_EXTREMES = 4
 """Least moving clips, and most alike pairs, that are shown."""
@@ -147,7 +148,7 @@ def _measure(preparation: Preparation, reconstruct: Reconstruct | None) -> _Samp
                 sample.fps.append((len(info.seconds) - 1) / info.duration)
             sample.unreadable += not plan.rows
             captions = dict(job.captions)
-            chosen = np.unique(np.linspace(0, len(plan.rows) - 1, min(MAX_CLIPS_PER_VIDEO, len(plan.rows))).astype(int))
+            chosen = spread(len(plan.rows), MAX_CLIPS_PER_VIDEO)
             for place, row in enumerate(chosen.tolist()):
                 caption, clip = plan.rows[row]
                 pixels = frames[list(clip.frames)]
@@ -230,12 +231,12 @@ def _add_histograms(report: HtmlReport, sample: _Sample, manifest: dict[str, Any
 
 def _add_captions(report: HtmlReport, preparation: Preparation, encode_text: Callable[[str], list[int]] | None) -> None:
     captions, total = preparation.captions, len(preparation.captions)
-    chosen = np.unique(np.linspace(0, total - 1, min(MAX_CAPTIONS, total)).astype(int))
+    chosen = spread(total, MAX_CAPTIONS)
     texts = [caption.text for caption in captions.select(chosen)]
     report.section("Captions")
     report.text(
         f"{len(texts):,} of {total:,} captions. The language is told by the letters: Chinese if any is Chinese, "
-        "else English if all are Latin without accents, else other. Text that occurs more than once counts as repeated."
+        "else English if all are Latin without accents, else other. Repeated are those whose text occurred before."
     )
     rows = [["language", "captions", "repeated", "letters: mean", "longest", "text tokens: mean", "longest"]]
     lengths = None if encode_text is None else np.array([len(encode_text(text)) for text in texts])
@@ -377,8 +378,4 @@ def _round_up(width: float) -> float:
 
 
 def _evenly(clips: Sequence[_Clip], most: int) -> list[_Clip]:
-    return (
-        [clips[i] for i in np.unique(np.linspace(0, len(clips) - 1, min(most, len(clips))).astype(int))]
-        if clips
-        else []
-    )
+    return [clips[i] for i in spread(len(clips), most)]

@@ -1,23 +1,23 @@
 """Captions as a table of text, .csv or .tsv, with the quoting and headers of pandas and of spreadsheets.
 
 A field in quotes may hold the delimiter, line ends, and quotes that are doubled or follow a backslash. A .csv file may
-be separated by semicolons or tabs instead of commas. Without a header line, the columns are video and caption.
+be separated by semicolons, tabs or bars instead of commas. Without a header line, the columns are video and caption.
 """
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from cogvideo.data.readers.records import ReadOptions, Row
-from cogvideo.data.readers.textfile import MAX_LINE_BYTES, LineCursor, LongLine, TextFile
+from cogvideo.data.readers.textfile import MAX_LINE_BYTES, LineCursor, LongLine, TextRows
 
 VIDEO_TYPES = "mp4 m4v mov mkv webm avi gif mpg mpeg ts m2ts mts wmv flv ogv 3gp mjpeg"
 MEDIA_SUFFIXES = frozenset(f".{name}" for name in VIDEO_TYPES.split())
 csv.field_size_limit(MAX_LINE_BYTES)
 
 
-class DelimitedRows:
+class DelimitedRows(TextRows):
     """Records of a table. Positions are the byte offsets of their first lines."""
 
     is_text = True
@@ -27,22 +27,10 @@ class DelimitedRows:
 
         Raises: OSError; ValueError for another encoding, or if the header does not say which column is which.
         """
+        super().__init__(path, options)
         self._path, self._options = path, options
-        self._text = TextFile(path, options.encoding)
         self._literal = delimiters == "\t"  # there are .tsv files without quoting, in which quotes are text
         self._delimiter, self._names, self._first = self._read_header(delimiters)
-
-    def scan(self) -> Iterator[Row]:
-        with self._text.open() as cursor:
-            cursor.seek(*self._first)
-            while (row := self._row(cursor)) is not None:
-                yield row
-
-    def read(self, positions: Iterable[int]) -> Iterator[Row]:
-        with self._text.open() as cursor:
-            for offset in positions:
-                cursor.seek(offset)
-                yield self._row(cursor) or Row(offset, f"byte {offset}", {}, "the file has changed")
 
     def _read_header(self, delimiters: str) -> tuple[str, list[str], tuple[int, int]]:
         """The delimiter, the names of the columns, and offset and number of the first line of data."""

@@ -3,6 +3,7 @@
 import codecs
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -136,17 +137,18 @@ class LongLine(Exception):
     """A line is too long to be read."""
 
 
-class LineRows:
-    """Records of a text file with one record per line; blank lines are skipped. Positions are byte offsets."""
+class TextRows(ABC):
+    """Records of a text file, read one after the other or by their positions, which are byte offsets."""
 
-    is_text = False
-
-    def __init__(self, path: Path, options: ReadOptions, parse_line: Callable[[str], dict[str, Any]]):
-        """`parse_line` raises ValueError for a line that is not a record."""
-        self._text, self._parse_line = TextFile(path, options.encoding), parse_line
+    def __init__(self, path: Path, options: ReadOptions):
+        self._text = TextFile(path, options.encoding)
+        self._first: tuple[int, int] | None = None
+        """Offset and number of the first line of records; None: the file's first."""
 
     def scan(self) -> Iterator[Row]:
         with self._text.open() as cursor:
+            if self._first is not None:
+                cursor.seek(*self._first)
             while (row := self._row(cursor)) is not None:
                 yield row
 
@@ -155,6 +157,21 @@ class LineRows:
             for offset in positions:
                 cursor.seek(offset)
                 yield self._row(cursor) or Row(offset, f"byte {offset}", {}, "the file has changed")
+
+    @abstractmethod
+    def _row(self, cursor: LineCursor) -> Row | None:
+        """The record at the cursor, which moves on; None at the end of the file."""
+
+
+class LineRows(TextRows):
+    """One record per line; blank lines are skipped."""
+
+    is_text = False
+
+    def __init__(self, path: Path, options: ReadOptions, parse_line: Callable[[str], dict[str, Any]]):
+        """`parse_line` raises ValueError for a line that is not a record."""
+        super().__init__(path, options)
+        self._parse_line = parse_line
 
     def _row(self, cursor: LineCursor) -> Row | None:
         while True:

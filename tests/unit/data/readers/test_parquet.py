@@ -72,5 +72,5 @@ def test_a_damaged_file(tmp_path, keep):
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"pip install 'cogvideo\[parquet\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[parquet\]'"):
         open_captions(tmp_path / "c.parquet")
