@@ -175,7 +175,7 @@ class RecordReader:
             video = str(path.relative_to(self._folder)) if path.is_relative_to(self._folder) else video
         seconds = [self._seconds(role, row.fields.get(roles.get(role, ""))) for role in ("start", "end")]
         used = set(roles.values())
-        extra = {name: plain_value(value) for name, value in row.fields.items() if name not in used}
+        extra = {plain_value(name): plain_value(value) for name, value in row.fields.items() if name not in used}
         if extra and len(json.dumps(extra)) > MAX_EXTRA_BYTES:
             raise ValueError(f"the other fields take more than {MAX_EXTRA_BYTES} bytes; leave the large ones out")
         return Caption(video, "", seconds[0] or 0.0, seconds[1], extra, row.source)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.data.captions import Caption
 from cogvideo.data.dataset import (
     MAX_OPEN_ARRAYS,
     CaptionTexts,
@@ -143,6 +144,15 @@ def test_a_limited_number_of_arrays_stays_open():
     array.gather(np.array([7, 7, 6]))
     array.gather(np.array([6]))
     assert opened in ([], [3])
+
+
+@pytest.mark.parametrize(
+    "extra", [{"hash": 2**64 - 1}, {"nested": json.loads("[" * 40 + "]" * 40)}, {"long": "x" * (1 << 20)}]
+)
+def test_whatever_other_fields_hold_captions_are_read_back(tmp_path, extra):
+    line = Caption("a.mp4", "a dog", extra=extra).to_json_line()
+    (tmp_path / "c.jsonl").write_text(line, encoding="utf-8")
+    assert CaptionTexts(tmp_path / "c.jsonl")[0] == "a dog"
 
 
 def test_caption_texts_by_line(tmp_path):

@@ -65,9 +65,9 @@ def test_several_captions_and_their_positions(tmp_path):
 
 
 def test_other_fields_are_kept_as_json_holds_them(tmp_path):
-    extra = {"fps": float("nan"), "size": (1, 2), "tags": {"a": None}, "half": "\ud800", "id": b"\0"}
+    extra = {"fps": float("nan"), "size": (1, 2), "tags": {"a": None}, "half": "\ud800", "id": b"\0", "\ud801": 1}
     (caption,) = read(tmp_path, {"video": "a.mp4", "caption": "x", **extra})
-    assert caption.extra == {"fps": None, "size": [1, 2], "tags": {"a": None}, "half": "?", "id": "b'\\x00'"}
+    assert caption.extra == {"fps": None, "size": [1, 2], "tags": {"a": None}, "half": "?", "id": "b'\\x00'", "?": 1}
     assert '"extra": {"fps": null' in caption.to_json_line()
 
 
