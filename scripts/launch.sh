@@ -28,8 +28,8 @@ where=()
 [ -n "${NODE_RANK:-}" ] && where+=(--no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
 [ -n "${MASTER_PORT:-}" ] && where+=(--master_port "$MASTER_PORT")
 
-# SIGTERM, SIGHUP and Ctrl-C are passed on to the training processes, which save and stop. DeepSpeed's own command would exit at
-# once and leave them running, so it runs in a process group of its own.
+# SIGTERM, SIGHUP and Ctrl-C are passed on to the training processes, which save and stop. DeepSpeed's own command would
+# exit at once and leave them running, so it runs in a process group of its own.
 set -m
 deepspeed "${where[@]}" --module cogvideo train --config "$CONFIG" --config "$machine" "$@" &
 group=$!

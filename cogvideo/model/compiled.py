@@ -22,9 +22,11 @@ def check_compiler(device: torch.device) -> None:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler:
-            raise ValueError("torch.compile needs a C++ compiler on a CPU; install g++, or set compile=false") from None
+            raise ValueError(
+                "torch.compile needs a C++ compiler on a CPU; install g++, or set train.compile=false"
+            ) from None
     elif not has_triton():
-        raise ValueError(f"torch.compile needs Triton on {device.type}; install it, or set compile=false")
+        raise ValueError(f"torch.compile needs Triton on {device.type}; install it, or set train.compile=false")
 
 
 def compile_static(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cogvideo.checkpoint.load import on_meta
+from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.model.attention import ATTENTION, AttentionImplementation, attend_block
-from cogvideo.model.config import ModelConfig, Recompute
+from cogvideo.model.config import Recompute
 from cogvideo.model.inputs import TextBias
 from cogvideo.model.joined import JoinedMask, attend_dense
 from cogvideo.model.loss import token_nll
@@ -25,7 +26,6 @@ from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
 from cogvideo.superres.transformer import SuperresTransformer
 
-TransformerConfig = ModelConfig | SuperresConfig
 M = TypeVar("M", bound=TrunkModel)
 
 _FEW_LAYERS = 2

@@ -1,7 +1,8 @@
 """Memory and time that a model needs, computed from its config.
 
-Counts of parameters, of the KV cache and of what the forward pass keeps are exact; working memory and times are
-estimates, good enough to choose a machine and a setting by. `training_flops` and `superres_training_flops` count what
+Counts of parameters and of the KV cache are exact. What the forward pass keeps is counted in the type of the weights;
+with float32 weights under autocast it is less. Working memory and times are estimates, good enough to choose a machine
+and a setting by. `training_flops` and `superres_training_flops` count what
 the training step computes, for MFU.
 """
 
@@ -13,25 +14,25 @@ from typing import Literal, get_args
 
 import torch
 
-from cogvideo.checkpoint.parameters import parameter_shapes
+from cogvideo.checkpoint.parameters import TransformerConfig, parameter_shapes
 from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
 from cogvideo.model.loss import FROZEN_FRACTION, MAX_LOGITS
 from cogvideo.model.plan import BlockPlan, plan_forward
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.planning.activations import TransformerConfig, count_activations, supervised_rows
+from cogvideo.planning.activations import count_activations, supervised_rows
 from cogvideo.planning.machines import Machine
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import QueryTiles, round_masks
 from cogvideo.superres.transformer import SuperresTransformer, visible_keys
 
 PRODUCT_EFFICIENCY = 0.63
-"""Fraction of a GPU's peak flops that products of large matrices reach: 620 of an H100's 989 TFLOP/s."""
+"""Fraction of a GPU's peak flops that products of large matrices are assumed to reach: 620 of an H100's 989 TFLOP/s."""
 ATTENTION_EFFICIENCY = 0.25
 """The same of fused attention with heads of 64 columns."""
 BANDWIDTH_EFFICIENCY = 0.84
-"""Fraction of the memory bandwidth that elementwise kernels reach: 2.8 of an H100's 3.35 TB/s."""
+"""Fraction of the memory bandwidth that elementwise kernels are assumed to reach: 2.8 of an H100's 3.35 TB/s."""
 FORWARD_TRAFFIC, BACKWARD_TRAFFIC = 2.0, 5.5
-"""Bytes that elementwise kernels move per byte that a forward pass without recomputation keeps."""
+"""Assumed bytes that elementwise kernels move per byte that a forward pass without recomputation keeps."""
 BETWEEN_MACHINES = 25e9
 """Bytes per second that one GPU sends to other computers: a 200 Gb/s adapter per GPU."""
 MACHINE_GPUS = 8

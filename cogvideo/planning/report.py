@@ -3,9 +3,9 @@
 import math
 from dataclasses import replace
 
+from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.masks import Mask, channel_masks, render_mask, render_view
-from cogvideo.planning.activations import TransformerConfig
 from cogvideo.planning.budgets import (
     ASSUMPTIONS,
     USABLE_MEMORY,
@@ -144,7 +144,7 @@ def describe_sampling(config: ModelConfig, machine: Machine) -> str:
 
 
 def describe_suggestions(config: TransformerConfig, machine: Machine, settings: TrainingSettings, most: int = 5) -> str:
-    """The fastest settings that fit, and the words that set the first of them."""
+    """The fastest settings that fit, each with the words that set it."""
     found = suggestions(config, machine, settings)
     if not found:
         return f"  nothing fits {settings.count} x {machine.name}; use more or larger devices"

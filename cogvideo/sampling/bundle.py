@@ -216,9 +216,7 @@ def assemble_bundle(
         write_npy(building / "clusters.npy", kmeans_labels(image_tokenizer.codebook.numpy(), num_clusters))
         given = TokenizerRecords(describe_tokenizer(parts.image_tokenizer, image_tokenizer), text_tokenizer.sha256)
         _check_trained_with(parts, given)
-        stored = TokenizerRecords(
-            describe_tokenizer(building / "image_tokenizer", image_tokenizer), text_tokenizer.sha256
-        ).to_extra()
+        stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra()
         for name in MODELS:
             source = getattr(parts, name)
             model = load_model(source, dtype=dtype)

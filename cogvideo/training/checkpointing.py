@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from cogvideo.checkpoint.format import FileEntry
 from cogvideo.checkpoint.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.distributed import run_on_all_ranks
 from cogvideo.files import Count, atomic_write, checked, read_json, sha256_file, write_json
@@ -41,13 +42,6 @@ MAX_FILE_BYTES = 1 << 30
 """A rank holds the tensors of one file in memory while it writes them; a larger tensor gets a file of its own."""
 WEIGHTS, BUFFERS = "weights", "buffers"
 ENGINE_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
-
-
-class FileEntry(TypedDict):
-    """A file in a manifest."""
-
-    sha256: str
-    size: Count
 
 
 class Manifest(TypedDict):

@@ -6,10 +6,10 @@ import time
 
 import torch
 
+from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.logs import get_logger
-from cogvideo.planning.activations import TransformerConfig
 from cogvideo.planning.budgets import (
     RECOMPUTE,
     USABLE_MEMORY,

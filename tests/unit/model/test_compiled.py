@@ -174,7 +174,7 @@ def test_nothing_falls_back_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match=re.escape("torch.compile needs Triton on cuda; install it, or set compile=false")
+        ValueError, match=re.escape("torch.compile needs Triton on cuda; install it, or set train.compile=false")
     ):
         check_compiler(torch.device("cuda"))
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
