@@ -36,7 +36,7 @@ def sees(first: _Array, last: _Array, place: _Array) -> _Array:
     return (place <= last) & ((place == TEXT) | (place >= first))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JoinedPlan:
     """One channel of a forward pass whose keys are all among its rows: a whole clip, or its given frames."""
 
@@ -56,7 +56,7 @@ class JoinedPlan:
     cache_positions: Tensor | None
     """(rows,) where the cache stores the rows of the sequence; None: nowhere."""
     device: torch.device = _CPU
-    _masks: "dict[int, JoinedMask]" = field(default_factory=dict, compare=False, repr=False)
+    _masks: "dict[int, JoinedMask]" = field(default_factory=dict, repr=False)
 
     def with_text(self, text_len: int) -> "JoinedMask":
         """The mask for texts of this many rows, padding included; made once."""
@@ -94,7 +94,7 @@ class JoinedPlan:
         return JoinedMask(self, text_len, first_seen, last_seen, places, blocks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JoinedMask:
     """A joined plan with text of some length: the mask over [text; frames]."""
 

@@ -128,8 +128,8 @@ class LoopConfig:
     one call of FlexAttention per channel. `dense` computes all pairs of rows in one call, as `flex` does where
     model.attention_dropout is above 0; `sdpa`: blocks."""
     compile: bool = False
-    """Whether to compile the transformer's layers by torch.compile: a layer is few kernels then. Each
-    shape of batch and text is compiled once, which takes up to minutes. Needs deepspeed.stage=0, 1 or 2."""
+    """Whether to compile the transformer's layers by torch.compile, which makes a layer of few kernels. Each shape of
+    batch and text is compiled once, which takes up to minutes. Needs deepspeed.stage=0, 1 or 2."""
     text_multiple: int | None = None
     """Pad the texts of a micro-batch to a multiple of so many tokens, which changes no loss; null: 16 on a GPU and
     with train.compile, so that there are few shapes, else 1."""

@@ -11,7 +11,10 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
 
-from cogvideo.kernels import cpu
+from cogvideo.kernels import (
+    cpu,
+    tiled_attention,  # noqa: F401  (adds itself to ATTENTION)
+)
 from cogvideo.model import compiled, joined
 from cogvideo.model.compiled import check_compiler, compile_static
 from cogvideo.model.config import Recompute
