@@ -75,7 +75,8 @@ def train(study: Study, run: Run, seed: int, folder: Path, overrides: list[str])
         fixed = [f"run_dir={folder}", f"train.steps={steps}", f"train.seed={seed}"]
         defaults = [f"log.every={min(20, steps)}", f"optimiser.warmup_steps={max(1, min(100, steps // 10))}"]
         command = [sys.executable, "-m", "cogvideo", "train", "--resume", "--config", str(study.config)]
-        run_child([*command, *defaults, *study.overrides, *run.overrides, *overrides, *fixed]).check_returncode()
+        words = [*command, *defaults, *study.overrides, *run.overrides, *overrides, *fixed]
+        run_child(words, stdout=sys.stderr).check_returncode()  # stdout is for the table
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     if SCORE not in records[-1]:
         raise ValueError(f"{metrics} ends without {SCORE}, which variants are compared by; set data.validation")
