@@ -58,6 +58,6 @@ def test_a_missing_extra_is_named(video, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scenedetect.detectors", None)
     (tmp_path / "c.jsonl").write_text(json.dumps({"video": "v.mp4", "caption": "x"}) + "\n")
     config = PrepareConfig(clips=ClipConfig(cut_threshold=27.0))
-    with pytest.raises(ValueError, match=r"pip install 'cogvideo\[data\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[data\]'"):
         Preparation(tmp_path / "c.jsonl", tmp_path / "out", "tokens", config)
     Preparation(tmp_path / "c.jsonl", tmp_path / "out", "frames", config)

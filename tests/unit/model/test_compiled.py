@@ -167,19 +167,22 @@ def test_nothing_falls_back_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unsupported):
         compile_static(broken, "eager")(torch.ones(2))
     monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 2)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    function = compile_static(lambda x: x + 1, "eager")
-    function(torch.ones(2))
-    function(torch.ones(3))
-    with pytest.raises(FailOnRecompileLimitHit):
-        function(torch.ones(4))
+    with torch._dynamo.config.patch(recompile_limit=2):  # not monkeypatch, which deletes the option afterwards
+        function = compile_static(lambda x: x + 1, "eager")
+        function(torch.ones(2))
+        function(torch.ones(3))
+        with pytest.raises(FailOnRecompileLimitHit):
+            function(torch.ones(4))
 
 
-def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_said() -> None:
     with pytest.raises(
         ValueError, match=re.escape("torch.compile needs Triton on cuda; install it, or set train.compile=false")
     ):
         check_compiler(torch.device("cuda"))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(ValueError, match=r"torch.compile needs a C\+\+ compiler on a CPU; install g\+\+"):
+    message = r"torch.compile needs a C\+\+ compiler on a CPU; install g\+\+"
+    with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(ValueError, match=message),
+    ):
         check_compiler(torch.device("cpu"))
