@@ -5,6 +5,7 @@ after the work. The functions below it serve training, whose process group DeepS
 """
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -34,6 +35,7 @@ RESOLVE_SECONDS = 15.0
 
 LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset)|socket|timed? ?out|peer", re.IGNORECASE)
 """Matches messages of torch.distributed errors that mean a lost process."""
+_barriers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,21 @@ def _resolve(address: str) -> None:
         time.sleep(1)
 
 
+def store_barrier() -> None:
+    """Wait until every rank has called this, through the group's store.
+
+    Unlike in a collective, no timeout runs while one rank works (`Heartbeat` notices one that is lost).
+    Raises: RuntimeError, as collectives do, if rank 0 is lost.
+    """
+    if dist.get_world_size() == 1:
+        return
+    store, key, pause = dist.distributed_c10d._get_default_store(), f"barrier/{next(_barriers)}", 0.001
+    store.add(key, 1)
+    while store.add(key, 0) < dist.get_world_size():
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.2)
+
+
 def run_on_all_ranks(work: Callable[[], T] | None) -> list[T | None]:
     """Run each rank's `work` (None: nothing to do on this rank) and return all results, indexed by rank.
 
@@ -187,6 +204,7 @@ def run_on_all_ranks(work: Callable[[], T] | None) -> list[T | None]:
         failure = (error.errno, error.strerror or str(error), None if error.filename is None else str(error.filename))
     outcomes: list[Any] = [(result, failure)]
     if dist.get_world_size() > 1:
+        store_barrier()
         outcomes = [None] * dist.get_world_size()
         dist.all_gather_object(outcomes, (result, failure))
     for _, problem in outcomes:

@@ -194,6 +194,9 @@ class LogConfig:
     """Number of checkpoints to keep."""
     preview_every: int = 1000
     """Steps between sample sheets; 0: none."""
+    preview_share: float = 0.05
+    """With several processes, which wait while one draws a sample sheet: the largest part of the run's time that sheets
+    may take. A sheet is left out where they took more so far."""
     validate_every: int = 500
     """Steps between validations."""
     validation_batches: int = 8
@@ -211,6 +214,8 @@ class LogConfig:
                 raise ValueError(f"log.{name}={getattr(self, name)}; expected at least 1")
         if self.preview_every < 0:
             raise ValueError(f"log.preview_every={self.preview_every}; expected 0 or more")
+        if not 0 <= self.preview_share <= 1:
+            raise ValueError(f"log.preview_share={self.preview_share}; expected 0 to 1")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"log.peak_tflops={self.peak_tflops}; expected above 0, or null to measure it")
 
@@ -225,7 +230,8 @@ class DeepSpeedConfig:
     offload_optimizer: bool = False
     """Keep the optimiser and its float32 weights in CPU memory; needs stage 1, 2 or 3."""
     timeout_minutes: float = 30.0
-    """How long a process waits for the others before it fails."""
+    """How long a process waits in a collective for others that are alive before it fails. One without a heartbeat is
+    lost after a minute, or after this time if that is shorter."""
     file: Path | None = None
     """A DeepSpeed JSON file, merged over the settings that follow from this config."""
 

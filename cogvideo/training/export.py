@@ -15,6 +15,7 @@ from cogvideo.checkpoint.format import load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.load import check_holds, int8_scales, stored_settings
 from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.config import to_dict
+from cogvideo.distributed import store_barrier
 from cogvideo.files import atomic_directory, remove_leftovers
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
@@ -49,22 +50,30 @@ def export_model(folder: Path, model: Model, extra: dict[str, Any], frozen: Froz
         return
 
     def read(name: str) -> Tensor:
-        if is_partitioned and dist.get_world_size() > 1:
-            dist.broadcast_object_list([name])
+        if is_partitioned:
+            _ask_for(name)
         with gathered([parameters[name]]):
             return parameters[name].detach().cpu()
 
     try:
         _write(folder, model, extra, frozen, read)
     finally:
-        if is_partitioned and dist.get_world_size() > 1:
-            dist.broadcast_object_list([None])
+        if is_partitioned:
+            _ask_for(None)
+
+
+def _ask_for(name: str | None) -> None:
+    """Let the other ranks take part in gathering a parameter; None: no more."""
+    if dist.get_world_size() > 1:
+        store_barrier()  # they wait here, and not in a collective, while rank 0 writes
+        dist.broadcast_object_list([name])
 
 
 def _gather_for_rank_0(parameters: dict[str, Any]) -> None:
     """Take part in gathering each parameter that rank 0 asks for, until it needs no more."""
     while True:
         wanted: list[Any] = [None]
+        store_barrier()
         dist.broadcast_object_list(wanted)
         if wanted[0] is None:
             return

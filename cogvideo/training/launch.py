@@ -32,7 +32,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
 
     from cogvideo.distributed import ProcessGroup, connecting, lost_peer_as_error, open_device
     from cogvideo.locks import lock_folder
-    from cogvideo.training.resources import machine_of, resolve_auto
+    from cogvideo.training.checkpointing import resume_advice
+    from cogvideo.training.heartbeat import Heartbeat
+    from cogvideo.training.resources import resolve_auto, smallest_machine
     from cogvideo.training.trainer import Trainer
 
     if config.train.num_threads is not None:
@@ -44,16 +46,18 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         ProcessGroup.from_environment()  # refuses variables that contradict each other
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")  # a collective that times out ends the process
         with connecting():
             deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
         # at exit, not after this run: DeepSpeed keeps groups that a second run in this process would use again
         atexit.register(dist.destroy_process_group)
-    config = resolve_auto(config, machine_of(device), dist.get_world_size())
+    config = resolve_auto(config, smallest_machine(device), dist.get_world_size())
     processes = ProcessGroup(dist.get_rank(), dist.get_world_size())
     with (
         _flush_denormals(),
         lost_peer_as_error(lambda: "see its error message"),
         lock_folder(config.run_dir, processes),
+        Heartbeat(60 * config.deepspeed.timeout_minutes, lambda: resume_advice(config.run_dir / "checkpoints")),
     ):
         return Trainer(config, device, resume=resume).train()
 

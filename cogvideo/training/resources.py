@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import time
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.dtypes import FLOAT_DTYPES
@@ -107,6 +109,16 @@ def machine_of(device: torch.device) -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     share = memory / int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     return Machine("this machine's CPU", share, flops=1e11, bandwidth=1e10)
+
+
+def smallest_machine(device: torch.device) -> Machine:
+    """The machine of this rank with the memory of the smallest of all ranks, which must all choose alike."""
+    machine = machine_of(device)
+    sizes: list[Any] = [machine.memory_bytes]
+    if dist.get_world_size() > 1:
+        sizes = [None] * dist.get_world_size()
+        dist.all_gather_object(sizes, machine.memory_bytes)
+    return dataclasses.replace(machine, memory_bytes=min(sizes))
 
 
 def log_plan(config: TrainConfig, model: TransformerConfig, world_size: int, device: torch.device) -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cogvideo.config import to_dict
-from cogvideo.distributed import any_rank, lost_peer_as_error, max_over_ranks, run_on_all_ranks
+from cogvideo.distributed import any_rank, lost_peer_as_error, max_over_ranks, run_on_all_ranks, store_barrier
 from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.logs import get_logger, one_line, progress
 from cogvideo.rng import seed_dropout
@@ -111,6 +111,7 @@ class Trainer:
         self._saved_at: int | None = None  # None even now: a run killed between its checkpoint and export redoes both
         self._stop_signal = 0
         self._curves_drawn_at = -math.inf
+        self._started_at, self._preview_seconds = time.monotonic(), 0.0
 
     def _resume(self, checkpoint: Path) -> None:
         saved = load_state(self.state, checkpoint)
@@ -303,8 +304,28 @@ class Trainer:
         self._write({"step": self.step} | {f"validation/{name}": mean for name, mean in averages.means().items()})
 
     def _write_preview(self) -> None:
-        if self.rank != 0 or (self.world_size > 1 and self.config.deepspeed.stage == 3):
+        """Draw a sample sheet on rank 0 while the others wait, unless that took too much of the run's time so far."""
+        if self.world_size > 1 and self.config.deepspeed.stage == 3:
             return  # with partitioned weights one rank cannot sample alone
+        if self.rank == 0:
+            start = time.monotonic()
+            elapsed, share = start - self._started_at, self.config.log.preview_share
+            if self.world_size > 1 and self._preview_seconds > share * elapsed:
+                log.info(
+                    "no sample sheet at step %d: sheets took %.0f of %.0f s so far, and log.preview_share=%g",
+                    *(self.step, self._preview_seconds, elapsed, share),
+                )
+            else:
+                self._draw_preview()
+                seconds = time.monotonic() - start
+                self._preview_seconds += seconds
+                if self.world_size > 1 and seconds > 1:
+                    log.info(
+                        "the sample sheet at step %d took %.0f s, for which all processes waited", self.step, seconds
+                    )
+        store_barrier()
+
+    def _draw_preview(self) -> None:
         self.engine.eval()
         path = self.config.run_dir / "previews" / f"step_{self.step:08d}.png"
         try:

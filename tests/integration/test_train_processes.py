@@ -78,8 +78,19 @@ def test_a_frozen_trunk_recomputed_under_zero_3_trains_and_exports_as_under_zero
 
 
 @pytest.mark.slow
+def test_sample_sheets_take_a_bounded_part_of_the_time_that_others_wait(data: Path, tmp_path: Path) -> None:
+    every = {"preview_every": 1, "preview_share": 0.0}
+    config = settings(data, tmp_path / "run", "tokenizer", train={"steps": 3}, log=every)
+    run(train_words(config), 2, tmp_path / "stderr")
+    assert [p.name for p in (config.run_dir / "previews").iterdir()] == ["step_00000001.png"]
+    stderr = (tmp_path / "stderr/stderr_0.txt").read_text(encoding="utf-8")
+    assert "no sample sheet at step 2: sheets took" in stderr and "log.preview_share=0" in stderr
+
+
+@pytest.mark.slow
 def test_when_a_process_dies_the_others_exit_with_one_line_and_the_run_resumes(data: Path, tmp_path: Path) -> None:
-    config = settings(data, tmp_path / "run", train={"steps": 100_000}, log={"save_every": 3})
+    soon = {"timeout_minutes": 0.2}
+    config = settings(data, tmp_path / "run", train={"steps": 100_000}, log={"save_every": 3}, deepspeed=soon)
     processes = start(train_words(config), 2, tmp_path / "stderr")
     latest, deadline = config.run_dir / "checkpoints/latest", time.monotonic() + 120
     while not latest.is_file():
