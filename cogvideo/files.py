@@ -52,7 +52,7 @@ BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
 
 
 @contextlib.contextmanager
-def naming(path: Path | str, temporary: Path | str = "") -> Iterator[None]:
+def disk_errors_name(path: Path | str, temporary: Path | str = "") -> Iterator[None]:
     """Let errors of the disk name the file that was being written: `path`, or what is `temporary` so far."""
     try:
         yield
@@ -76,7 +76,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} is a folder; expected the path of a file")
     temporary = _temporary_sibling(path)
     try:
-        with naming(path, temporary):
+        with disk_errors_name(path, temporary):
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
@@ -98,7 +98,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     temporary = _temporary_sibling(path)
     temporary.mkdir()
     try:
-        with naming(path, temporary):
+        with disk_errors_name(path, temporary):
             yield temporary
             for file in temporary.rglob("*"):
                 _sync(file)
@@ -161,7 +161,7 @@ def _sync(path: Path) -> None:
 
 def write_npy(path: Path | str, array: NDArray[Any]) -> None:
     """As `np.save`, whose own writing of files loses the reason of a failure, a full disk for example."""
-    with naming(path), open(path, "wb") as file:
+    with disk_errors_name(path), open(path, "wb") as file:
         np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 

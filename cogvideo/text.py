@@ -14,11 +14,12 @@ MAX_CHARACTERS = 1 << 16
 """Of one prompt or caption."""
 MAX_PROMPT_FILE_BYTES = 16 << 20
 
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # begins like UTF-16's, so it comes first
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16's, so it comes first
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
 }
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -29,16 +30,20 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # all but white
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+def marked_encoding(data: bytes) -> str | None:
+    """The encoding that the byte order mark of a text names; None without one."""
+    return next((encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
+
+
 def decode_text(data: bytes, place: str) -> str:
     """Decode UTF-8, without a byte order mark. `place` is named in errors, a file for example.
 
     Raises: ValueError with the byte and its offset for any other encoding.
     """
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
-            raise ValueError(
-                f"{place} is not UTF-8 text but {encoding} (byte order mark at offset 0); save it as UTF-8"
-            )
+    if (encoding := marked_encoding(data)) not in (None, "utf-8"):
+        raise ValueError(
+            f"{place} is not UTF-8 text but {encoding.upper()} (byte order mark at offset 0); save it as UTF-8"
+        )
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.dtypes import CODE_OF_DTYPE, DTYPE_OF_CODE, dtype_name
-from cogvideo.files import naming, parse_json
+from cogvideo.files import disk_errors_name, parse_json
 
 MAX_HEADER_BYTES = 16 << 20
 """About a hundred times the header of a full-size stage; bounds what a hostile file can make us allocate."""
@@ -68,7 +68,7 @@ def write_tensor_file(path: Path, infos: Mapping[str, TensorInfo], read: Callabl
     text += b" " * (-len(text) % 8)
     assert len(text) <= MAX_HEADER_BYTES
     digest = hashlib.sha256()
-    with naming(path), open(path, "wb") as file:
+    with disk_errors_name(path), open(path, "wb") as file:
         for piece in (len(text).to_bytes(8, "little"), text):
             digest.update(piece)
             file.write(piece)

@@ -6,6 +6,7 @@ checks where links lead.
 
 import json
 import math
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
@@ -84,6 +85,11 @@ def validated(caption: Caption) -> Caption:
     return caption.with_text(text)
 
 
+def plain_path(video: str) -> str:
+    """A video's path as this system would most likely write it: with slashes, composed accents, no space around it."""
+    return normpath(unicodedata.normalize("NFC", video.replace("\ufeff", "").strip()).replace("\\", "/"))
+
+
 class CaptionReader(Protocol):
     """Access to a captions file in one format.
 
@@ -158,7 +164,7 @@ class CaptionsFile:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"a fraction of {fraction:g} cannot be held out; expected above 0 and below 1")
-        hashes = np.fromiter((_hash(normpath(caption.video)) for caption in self), np.uint64, len(self))
+        hashes = np.fromiter((_hash(plain_path(caption.video)) for caption in self), np.uint64, len(self))
         videos = np.unique(hashes)
         if len(videos) < 2:
             raise ValueError(f"{self.path} names one video only; holding one out leaves none")

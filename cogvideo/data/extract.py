@@ -3,6 +3,8 @@
 Each distinct frame that a video's clips use is decoded and encoded once. Frames of many videos share an encoder batch.
 """
 
+import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,11 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cogvideo.data.captions import Caption
+from cogvideo.data.captions import Caption, plain_path
 from cogvideo.data.clips import Clip
 from cogvideo.data.shards import ROW, Kind
 from cogvideo.logs import one_line
-from cogvideo.media.byte_range import MediaPath
+from cogvideo.media.byte_range import MediaPath, is_file
 from cogvideo.media.cuts import find_cuts
 from cogvideo.media.decoder import DamagedVideoError, VideoInfo
 from cogvideo.media.pixels import Fit, Place
@@ -51,6 +53,12 @@ class VideoPlan:
     """Caption index and clip; the clip's frames are indices into `times`."""
     skipped: list[dict[str, Any]]
     """Captions without clips, each with the reason; without a caption's index, a part of a video that is not used."""
+
+    def entries(self) -> list[tuple[int, float, float]]:
+        """The rows as prepared data holds them (`shards.ROW`), in its precision."""
+        rows = [(caption, clip.seconds, float(self.times[clip.frames[0]])) for caption, clip in self.rows]
+        entries: list[tuple[int, float, float]] = np.array(rows, ROW).tolist()
+        return entries
 
 
 Screen = Callable[[str, VideoPlan, NDArray[np.uint8]], tuple[VideoPlan, NDArray[np.uint8]]]
@@ -151,7 +159,7 @@ class Extractor:
         """The file of a video, or its bytes in a tar. Raises: ValueError if a link leads out of the folder."""
         if (source := job.captions[0][1].source) is not None:
             return source
-        path = self.folder / job.video
+        path = _find(self.folder, job.video)
         try:
             inside = path.resolve().is_relative_to(self.folder.resolve())
         except (OSError, RuntimeError) as error:  # links in a loop, overlong names
@@ -159,6 +167,21 @@ class Extractor:
         if not inside:
             raise ValueError(f"{path} is a link that leads out of {self.folder}; give a path inside it")
         return path
+
+
+def _find(folder: Path, video: str) -> Path:
+    """The file of a video: by its name as written, else as another system writes it.
+
+    Raises: ValueError for what cannot be a name here.
+    """
+    plain = plain_path(video)
+    names = (video, plain, unicodedata.normalize("NFD", plain))
+    found = next((folder / name for name in names if is_file(folder / name)), None)
+    if found is None and "://" in video:
+        raise ValueError(f"{video} is an address; download the video and give its path")
+    if found is None and re.match(r"[A-Za-z]:[\\/]|\\\\", video):
+        raise ValueError(f"{video} is a path of another machine; give one relative to the folder of videos")
+    return found or folder / video
 
 
 def select_rows(rows: list[tuple[int, Clip]]) -> tuple[NDArray[np.int64], list[tuple[int, Clip]]]:
@@ -189,8 +212,8 @@ class ShardBuilder:
     """Frames per call of `encode`."""
     workers: int
     """Decoding threads."""
-    screen: Callable[[], Screen] = lambda: _keep_all
-    """Called once per shard: what leaves out clips by their pixels."""
+    new_screen: Callable[[], Screen] = lambda: _keep_all
+    """Makes a shard's screen: what leaves out clips by their pixels."""
 
     def build(
         self, jobs: Sequence[VideoJob], advance: Callable[[int], Any]
@@ -204,8 +227,8 @@ class ShardBuilder:
         skipped: list[dict[str, Any]] = []
         for plan, codes in self._encoded(jobs):
             skipped += plan.skipped
-            for caption, clip in plan.rows:
-                rows.append((caption, clip.seconds, float(plan.times[clip.frames[0]])))
+            rows += plan.entries()
+            for _, clip in plan.rows:
                 clips.append(codes[list(clip.frames)] if self.kind == "tokens" else codes[clip.frames[0]])
             advance(1)
         array = np.stack(clips) if clips else np.zeros((0,))
@@ -214,7 +237,7 @@ class ShardBuilder:
     def _encoded(self, jobs: Sequence[VideoJob]) -> Iterator[tuple[VideoPlan, NDArray[Any]]]:
         """Decode ahead in threads and encode across videos; yields each video's plan and encoded frames, in order."""
         pending: list[tuple[VideoPlan, NDArray[np.uint8]]] = []
-        screen = self.screen()
+        screen = self.new_screen()
         with ThreadPoolExecutor(self.workers) as pool:
             decoded = _map_ahead(pool, self.extractor.decode, jobs, 4 * self.workers)
             for job, (plan, frames) in zip(jobs, decoded, strict=True):

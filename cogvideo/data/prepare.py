@@ -197,7 +197,7 @@ class Preparation:
     def _make(self, shards: Sequence[int], encode: Encode) -> Exception | None:
         """Make shards until one fails, and return its error."""
         builder = ShardBuilder(
-            self.extractor, encode, self.kind, self.config.encode_batch, self.config.workers, self.screen
+            self.extractor, encode, self.kind, self.config.encode_batch, self.config.workers, self._new_screen
         )
         num_videos = sum(len(self._videos(index)) for index in shards)
         with progress(num_videos, f"preparing {self.kind}", "videos") as bar:
@@ -309,7 +309,7 @@ class Preparation:
         for name in ("plan.json", "captions.jsonl"):
             (self.out / name).unlink()
 
-    def screen(self) -> Screen:
+    def _new_screen(self) -> Screen:
         """What leaves out clips of one shard by their pixels."""
         clips = self.config.clips if self.kind == "tokens" else ClipConfig()
         return ClipScreen(clips.min_motion, clips.min_distance).screen

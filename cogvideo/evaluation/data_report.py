@@ -19,11 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from cogvideo.data.captions import Caption
+from cogvideo.data.extract import crop_frames
 from cogvideo.data.prepare import Preparation
-from cogvideo.data.shards import read_manifest
+from cogvideo.data.shards import Shard, read_manifest
 from cogvideo.data.statistics import MAX_CAPTIONS, spread
 from cogvideo.evaluation.html_report import HtmlReport
 from cogvideo.files import read_json
+from cogvideo.locks import lock_folder
 from cogvideo.logs import progress
 from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.media.similarity import clip_distances, motion, thumbnails
@@ -95,10 +97,17 @@ def write_report(
 ) -> Path:
     """Write report.html into a prepared folder and return its path. The folder's other files stay as they are.
 
-    Raises: OSError; ValueError if the folder is not finished.
+    Raises: OSError; ValueError if the folder is in use or not finished.
     """
+    with lock_folder(preparation.out):
+        return _write_report(preparation, reconstruct, encode_text)
+
+
+def _write_report(
+    preparation: Preparation, reconstruct: Reconstruct | None, encode_text: Callable[[str], list[int]] | None
+) -> Path:
     manifest, out = read_manifest(preparation.out, preparation.kind), preparation.out
-    sample = _measure(preparation, reconstruct)
+    sample = _measure(preparation, Shard(out, manifest).load("rows.npy"), reconstruct)
     report = HtmlReport("Prepared data")
     report.text(
         f"{manifest['rows']:,} rows from {preparation.num_videos:,} videos and {len(preparation.captions):,} captions; "
@@ -127,9 +136,9 @@ def write_report(
     return out / FILE
 
 
-def _measure(preparation: Preparation, reconstruct: Reconstruct | None) -> _Sample:
-    """Decode the sampled videos as `prepare` does."""
-    sample, screen = _Sample(), preparation.screen()
+def _measure(preparation: Preparation, stored: NDArray[Any], reconstruct: Reconstruct | None) -> _Sample:
+    """Decode the clips of the sampled videos again. `stored`: the folder's rows, which say which clips were kept."""
+    sample, crop_pixels = _Sample(), preparation.config.crop_pixels
     total = min(MAX_VIDEOS, preparation.num_videos)
     to_rebuild = -(-total // MAX_PICTURED)  # of every which video a clip is reconstructed
     with progress(total, "sampling for the report", "videos") as bar:
@@ -138,7 +147,7 @@ def _measure(preparation: Preparation, reconstruct: Reconstruct | None) -> _Samp
             sample.videos += 1
             try:
                 info = preparation.extractor.probe(job)
-                plan, frames = screen(job.video, *preparation.extractor.decode(job))
+                plan, frames = preparation.extractor.decode(job)
             except ValueError:
                 sample.unreadable += 1
                 continue
@@ -146,12 +155,14 @@ def _measure(preparation: Preparation, reconstruct: Reconstruct | None) -> _Samp
             sample.sizes.append(f"{info.width}x{info.height}")
             if info.duration:
                 sample.fps.append((len(info.seconds) - 1) / info.duration)
-            sample.unreadable += not plan.rows
             captions = dict(job.captions)
-            chosen = spread(len(plan.rows), MAX_CLIPS_PER_VIDEO)
+            kept = set(stored[np.isin(stored["caption"], list(captions))].tolist())
+            rows = [row for row, entry in zip(plan.rows, plan.entries(), strict=True) if entry in kept]
+            sample.unreadable += not rows
+            chosen = spread(len(rows), MAX_CLIPS_PER_VIDEO)
             for place, row in enumerate(chosen.tolist()):
-                caption, clip = plan.rows[row]
-                pixels = frames[list(clip.frames)]
+                caption, clip = rows[row]
+                pixels = crop_frames(frames[list(clip.frames)], crop_pixels)
                 wanted = reconstruct is not None and place == number % len(chosen) and number % to_rebuild == 0
                 rebuilt = reconstruct(pixels) if reconstruct is not None and wanted else None
                 sample.clips.append(_measured(job.video, captions[caption], clip.seconds, pixels, rebuilt))

@@ -35,6 +35,14 @@ def media_size(path: MediaPath) -> int:
     return path.size if isinstance(path, ByteRange) else getsize(path)
 
 
+def media_start(path: MediaPath, size: int) -> bytes:
+    """The first bytes of a media file. Raises: OSError."""
+    source = path if isinstance(path, ByteRange) else ByteRange(Path(path), 0, size, str(path))
+    with open(source.file, "rb") as file:
+        file.seek(source.start)
+        return file.read(min(size, source.size))
+
+
 def media_url(path: MediaPath) -> str:
     """The address by which FFmpeg opens a media file, whatever characters its name has."""
     if isinstance(path, ByteRange):

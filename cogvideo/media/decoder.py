@@ -26,7 +26,7 @@ from av.video.frame import PictureType
 from numpy.typing import NDArray
 from PIL import Image
 
-from cogvideo.media.byte_range import ByteRange, MediaPath, is_file, media_size, media_url
+from cogvideo.media.byte_range import ByteRange, MediaPath, is_file, media_size, media_start, media_url
 from cogvideo.media.memory import allow_memory
 from cogvideo.media.pixels import deinterlace
 
@@ -176,7 +176,23 @@ def _open(
     except MemoryError:
         raise
     except av.error.FFmpegError as error:
-        raise ValueError(f"{path} is not a readable video ({error.strerror}); it may be cut short") from error
+        problem = _instead_of_video(path) or f"is not a readable video ({error.strerror}); it may be cut short"
+        raise ValueError(f"{path} {problem}") from error
+
+
+def _instead_of_video(path: MediaPath) -> str:
+    """What a file is that failed to download; empty if it may be a video."""
+    try:
+        start = media_start(path, 64).lstrip().lower()
+    except OSError:
+        return ""
+    if not start:
+        return "is empty; download or copy it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer to a file in Git LFS; fetch the videos with git lfs pull"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not a video; download it again"
+    return ""
 
 
 def _too_many(path: MediaPath, max_frames: int) -> TooLargeError:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cogvideo.checkpoint.tensor_file import TensorInfo, chunks_as_bytes
 from cogvideo.dtypes import CODE_OF_DTYPE, STORAGE_OF_DTYPE
-from cogvideo.files import naming
+from cogvideo.files import disk_errors_name
 
 MAX_PICKLE_BYTES = 4 << 20
 """About twenty times that of a full-size stage. One byte of a pickle can create a list, so this bounds memory too."""
@@ -208,7 +208,7 @@ def write_module(
     _Pickler(pickled, protocol=2).dump({"module": tensors, **rest})
     root = path.stem
     with (
-        naming(path),
+        disk_errors_name(path),
         open(path, "wb") as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
     ):

@@ -4,14 +4,12 @@ To add a format, write `records.Rows` (for one record per line, a function that 
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from cogvideo.data.captions import CaptionsFile
-from cogvideo.data.readers import jsonl
 from cogvideo.data.readers.delimited import csv_rows, tsv_rows
 from cogvideo.data.readers.folder import FolderRows
-from cogvideo.data.readers.json_file import JsonRows
+from cogvideo.data.readers.json_file import json_rows
 from cogvideo.data.readers.parquet import ParquetRows
 from cogvideo.data.readers.records import ReadOptions, RecordReader, Rows
 from cogvideo.data.readers.textfile import MAX_LINE_BYTES, LineRows
@@ -22,9 +20,9 @@ __all__ = ["MAX_LINE_BYTES", "READERS", "LineRows", "ReadOptions", "open_caption
 READERS: dict[str, Callable[[Path, ReadOptions], Rows]] = {
     ".csv": csv_rows,
     ".tsv": tsv_rows,
-    ".jsonl": partial(LineRows, parse_line=jsonl.parse_line),
-    ".ndjson": partial(LineRows, parse_line=jsonl.parse_line),
-    ".json": JsonRows,
+    ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".json": json_rows,
     ".parquet": ParquetRows,
 }
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

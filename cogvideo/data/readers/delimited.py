@@ -5,7 +5,8 @@ be separated by semicolons, tabs or bars instead of commas. Without a header lin
 """
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cogvideo.data.readers.textfile import MAX_LINE_BYTES, LineCursor, LongLine,
 
 VIDEO_TYPES = "mp4 m4v mov mkv webm avi gif mpg mpeg ts m2ts mts wmv flv ogv 3gp mjpeg"
 MEDIA_SUFFIXES = frozenset(f".{name}" for name in VIDEO_TYPES.split())
+BLANK = ' \t\r\n\ufeff,;|"'
 csv.field_size_limit(MAX_LINE_BYTES)
 
 
@@ -31,6 +33,9 @@ class DelimitedRows(TextRows):
         self._path, self._options = path, options
         self._literal = delimiters == "\t"  # there are .tsv files without quoting, in which quotes are text
         self._delimiter, self._names, self._first = self._read_header(delimiters)
+        named = [number for number, name in enumerate(self._names, 1) if name != _unnamed(number)]
+        self._fewest = max(named, default=0)
+        """Cells of the shortest row: separators after the last named column need not be there."""
 
     def _read_header(self, delimiters: str) -> tuple[str, list[str], tuple[int, int]]:
         """The delimiter, the names of the columns, and offset and number of the first line of data."""
@@ -45,7 +50,7 @@ class DelimitedRows(TextRows):
                         return self._read_named_header(cursor, cells[0])
                 except _Malformed:
                     cells = [""]
-                tables.append((delimiter, [cell.strip() for cell in cells or ()], (cursor.offset, cursor.number)))
+                tables.append((delimiter, _stripped(cells or ()), (cursor.offset, cursor.number)))
         if not any(any(names) for _, names, _ in tables):
             return delimiters[0], ["video", "caption"], start  # an empty file, or a first line that `scan` reports
         for delimiter, names, first in tables:
@@ -55,10 +60,10 @@ class DelimitedRows(TextRows):
         return self._without_both(delimiter, names, first, start)
 
     def _skip_blank(self, cursor: LineCursor) -> tuple[int, int]:
-        """Offset and number of the first line that is not blank."""
+        """Offset and number of the first line with something in it, which separators alone are not."""
         start = cursor.offset, cursor.number
         try:
-            while (line := cursor.line()) is not None and not line.strip():
+            while (line := cursor.line()) is not None and not line.strip(BLANK):
                 start = cursor.offset, cursor.number
         except LongLine:
             pass
@@ -68,7 +73,7 @@ class DelimitedRows(TextRows):
         """The header after a line such as "sep=;", which Excel writes and reads."""
         delimiter = line.removeprefix("sep=").strip('"') or ","
         start = cursor.offset, cursor.number
-        names = [cell.strip() for cell in (self._cells(cursor, delimiter[0]) or [""])]
+        names = _stripped(self._cells(cursor, delimiter[0]) or [""])
         if len({"video", "caption"} & self._roles(names).keys()) == 2:
             return delimiter[0], _distinct(names), (cursor.offset, cursor.number)
         return self._without_both(delimiter[0], names, (cursor.offset, cursor.number), start)
@@ -111,6 +116,8 @@ class DelimitedRows(TextRows):
                 break
         while len(cells) > len(self._names) and not cells[-1].strip():
             cells.pop()  # spreadsheets pad rows with empty cells
+        if self._fewest <= len(cells) < len(self._names):
+            cells += [""] * (len(self._names) - len(cells))
         if len(cells) != len(self._names):
             names = ", ".join(self._names)
             problem = f"expected {len(self._names)} fields ({names}), got {len(cells)}"
@@ -131,7 +138,8 @@ class DelimitedRows(TextRows):
         after = cursor.offset, cursor.number
         if '"' not in line:
             return line.rstrip("\r\n").split(delimiter)
-        strict = partial(csv.reader, delimiter=delimiter, strict=True)
+        spaced = re.search(f'{re.escape(delimiter)} +"', line) is not None  # the quote opens a field all the same
+        strict = partial(csv.reader, delimiter=delimiter, strict=True, skipinitialspace=spaced)
         backslash = partial(strict, doublequote=False, escapechar="\\")
         for parse in (strict, backslash) if '\\"' in line else (strict,):
             cursor.seek(*after)
@@ -161,11 +169,19 @@ def _lines(first: str, cursor: LineCursor, start: int) -> Iterator[str]:
         yield line
 
 
+def _stripped(cells: Iterable[str]) -> list[str]:
+    return [cell.replace("\ufeff", "").strip() for cell in cells]
+
+
+def _unnamed(number: int) -> str:
+    return f"column {number}"
+
+
 def _distinct(names: list[str]) -> list[str]:
     """Names for all columns: a number for one without a name, such as the index that pandas writes, or a second one."""
     found: list[str] = []
     for number, name in enumerate(names, 1):
-        found.append(name if name and name not in found else f"{name or 'column'} {number}")
+        found.append(f"{name} {number}" if name in found else name or _unnamed(number))
     return found
 
 

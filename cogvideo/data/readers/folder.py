@@ -6,13 +6,14 @@ caption may be a list; beside a .txt file, it holds further data.
 
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
 from cogvideo.data.readers.records import ReadOptions, Row
-from cogvideo.data.readers.textfile import TextFile
+from cogvideo.data.readers.textfile import decode
 
 TEXT_SUFFIXES = (".txt", ".caption")
 SIDECAR_SUFFIXES = (*TEXT_SUFFIXES, ".json")
@@ -29,6 +30,8 @@ class FolderRows:
     def __init__(self, folder: Path, options: ReadOptions):
         """Raises: OSError; ValueError if there is no video."""
         self._folder, self._options = folder, options
+        self._texts: tuple[Path | None, dict[str, Path]] = (None, {})
+        """A folder and its texts, the last one looked at."""
         self._videos: list[str] = []
         for place, folders, names in os.walk(folder, onerror=_raise):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -48,21 +51,30 @@ class FolderRows:
     def _row(self, number: int) -> Row:
         video = self._videos[number]
         place = video.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        stem = self._folder / Path(video).with_suffix("")
-        beside = {suffix: path for suffix in SIDECAR_SUFFIXES if (path := Path(f"{stem}{suffix}")).is_file()}
+        stem = (self._folder / video).with_suffix("")
         try:
+            found = self._texts_of(stem.parent)
+            beside = {suffix: path for suffix in SIDECAR_SUFFIXES if (path := found.get(_plain(stem.name) + suffix))}
             texts = {suffix: self._read(path) for suffix, path in beside.items()}
         except (ValueError, OSError) as error:
             reason = error.strerror or "cannot be read" if isinstance(error, OSError) else str(error)
             return Row(number, place, {}, reason.replace(f"{self._folder}/", ""))
         return sidecar_row(number, place, video, texts, self._options)
 
+    def _texts_of(self, folder: Path) -> dict[str, Path]:
+        """The texts of a folder by their names, with suffixes in lower case. Raises: OSError."""
+        if self._texts[0] != folder:
+            paths = [path for path in folder.iterdir() if path.suffix.lower() in SIDECAR_SUFFIXES and path.is_file()]
+            # Sorted, so that a.txt takes the place of a.TXT.
+            self._texts = folder, {_plain(path.stem) + path.suffix.lower(): path for path in sorted(paths)}
+        return self._texts[1]
+
     def _read(self, path: Path) -> str:
         if not path.resolve().is_relative_to(self._folder.resolve()):
             raise ValueError(f"{path} is a link that leads out of {self._folder}; give a path inside it")
         if path.stat().st_size > MAX_SIDECAR_BYTES:
             raise ValueError(f"{path} is larger than {MAX_SIDECAR_BYTES} bytes; expected a caption")
-        return TextFile(path, self._options.encoding).read()
+        return decode(path.read_bytes(), path, self._options.encoding)
 
 
 def sidecar_row(position: int, place: str, video: str, texts: Mapping[str, str], options: ReadOptions) -> Row:
@@ -89,6 +101,11 @@ def sidecar_row(position: int, place: str, video: str, texts: Mapping[str, str],
         wanted = ", ".join(SIDECAR_SUFFIXES)
         return Row(position, place, {}, f"no caption beside it; expected the same name with {wanted}")
     return Row(position, place, {**fields, OWN_VIDEO: video}, roles={**roles, "video": OWN_VIDEO})
+
+
+def _plain(name: str) -> str:
+    """A name with its accents composed; some systems store them decomposed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _raise(error: OSError) -> None:

@@ -7,11 +7,13 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cogvideo.data.readers.records import ReadOptions, Row
-from cogvideo.data.readers.textfile import TextFile
+from cogvideo.data.readers.jsonl import parse_line
+from cogvideo.data.readers.records import ReadOptions, Row, Rows
+from cogvideo.data.readers.textfile import LineRows, decode
 
 MAX_BYTES = 1 << 28
 """A larger file would take gigabytes of memory; .jsonl has no limit."""
@@ -26,7 +28,7 @@ class JsonRows:
         """Raises: OSError; ValueError if the file is not JSON of one of these forms."""
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path}: larger than {MAX_BYTES >> 20} MiB; write it as .jsonl, one object per line")
-        text = TextFile(path, options.encoding).read()
+        text = decode(path.read_bytes(), path, options.encoding)
         if not text.strip():
             raise ValueError(f"{path} holds no captions; expected a list of objects, or an object of path to caption")
         try:
@@ -45,6 +47,22 @@ class JsonRows:
 
     def read(self, positions: Iterable[int]) -> Iterator[Row]:
         return (self._rows[position] for position in positions)
+
+
+def json_rows(path: Path, options: ReadOptions) -> Rows:
+    """Records of a .json, .jsonl or .ndjson file. The content says which it is, since names are often mixed up.
+
+    Raises: OSError; ValueError.
+    """
+    lines = LineRows(path, options, parse_line)
+    first = list(islice(lines.scan(), 2))
+    is_value = not first or bool(first[0].problem)  # no record in the first line
+    if path.suffix.lower() == ".json":
+        return JsonRows(path, options) if is_value or len(first) == 1 else lines
+    try:
+        return JsonRows(path, options) if first and is_value else lines
+    except ValueError:
+        return lines
 
 
 def _rows(value: Any, options: ReadOptions) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from cogvideo.data.readers.records import ReadOptions, Row
 
 BATCH_ROWS = 4096
 MAX_GROUP_BYTES = 1 << 32
-"""Of a row group, decoded; checked only if no column is left out."""
+"""Of the columns of a row group that are read, uncompressed."""
 
 
 class ParquetRows:
@@ -75,15 +75,25 @@ class ParquetRows:
 
     def _group(self, group: int) -> Any:
         if self._cached[0] != group:
-            size = self._file.metadata.row_group(group).total_byte_size
-            if size > MAX_GROUP_BYTES and len(self._columns) == len(self._file.schema_arrow.names):
-                raise ValueError(f"{self._path}: a row group of {size >> 20} MiB; write it in smaller row groups")
+            if (size := self._group_bytes(group)) > MAX_GROUP_BYTES:
+                most = MAX_GROUP_BYTES >> 20
+                raise ValueError(
+                    f"{self._path}: a row group of {size >> 20} MiB; write it in row groups of at most {most} MiB"
+                )
             self._cached = -1, None  # free the last one first
             try:
                 self._cached = group, self._file.read_row_group(group, columns=self._columns)
             except self._errors as error:
                 raise self._damaged(error) from None
         return self._cached[1]
+
+    def _group_bytes(self, group: int) -> int:
+        """Uncompressed bytes of the columns that are read."""
+        row_group, names = self._file.metadata.row_group(group), tuple(f"{name}." for name in self._columns)
+        columns = map(row_group.column, range(row_group.num_columns))
+        return sum(
+            column.total_uncompressed_size for column in columns if f"{column.path_in_schema}.".startswith(names)
+        )
 
     def _damaged(self, error: Exception) -> ValueError:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,6 +10,8 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import time, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -25,8 +27,8 @@ USUAL_NAMES = {
     "end": ("end", "end_time", "end_sec", "end_seconds"),
 }  # fmt: skip
 """Names of fields by role, in lower case with underscores."""
-MISSING = frozenset(("", "nan", "null", "none", "n/a", "na", "<na>", "#n/a"))
-"""Cells that stand for no value in a table, in lower case, as pandas and spreadsheets write them."""
+MISSING = frozenset(("", "nan", "null", "none", "n/a", "na", "<na>", "#n/a", "\\n"))
+"""Cells that stand for no value in a table, in lower case, as pandas, spreadsheets and databases write them."""
 MAX_CAPTIONS = 1 << 10
 """Captions in one record."""
 MAX_EXTRA_BYTES = 1 << 20
@@ -75,8 +77,8 @@ class ReadOptions:
 
 
 def plain_name(name: str) -> str:
-    """A field's name for comparison: lower case, underscores for spaces and dashes."""
-    return re.sub(r"[\s\-]+", "_", name.strip().casefold())
+    """A field's name for comparison: lower case, underscores for spaces and dashes, no byte order mark."""
+    return re.sub(r"[\s\-]+", "_", name.replace("\ufeff", "").strip().casefold())
 
 
 class Row(NamedTuple):
@@ -102,7 +104,7 @@ class Rows(Protocol):
     """
 
     is_text: bool
-    """Whether all values are text, as in a table of text: then numbers and lists are parsed from it."""
+    """Whether all values are text, as in a table of text: then lists and missing values are parsed from it."""
 
     def scan(self) -> Iterator[Row]:
         """All records in the file's order."""
@@ -197,12 +199,20 @@ class RecordReader:
             raise ValueError(f"caption={_short(value)}; expected text")
         return texts
 
-    def _seconds(self, role: str, value: Any) -> float | None:
-        if self._rows.is_text and isinstance(value, str):
+    @staticmethod
+    def _seconds(role: str, value: Any) -> float | None:
+        """Seconds from a number, a text, or a type of Parquet."""
+        if isinstance(value, str):
             return _parsed_seconds(role, value)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, time):
+            value = timedelta(
+                hours=value.hour, minutes=value.minute, seconds=value.second, microseconds=value.microsecond
+            )
+        if isinstance(value, timedelta):
+            return value.total_seconds()
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
             raise ValueError(f"{role}={_short(value)}; expected seconds")
         try:
             return float(value)

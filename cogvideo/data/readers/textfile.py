@@ -11,17 +11,11 @@ from typing import Any, BinaryIO
 from charset_normalizer import from_bytes
 
 from cogvideo.data.readers.records import ReadOptions, Row
+from cogvideo.text import marked_encoding
 
 MAX_LINE_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 18
 """Bytes by which an encoding is guessed."""
-BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 NOT_TEXT = (
     (b"PK\x03\x04", "a zip file or a spreadsheet's workbook; export the table as .csv"),
     (b"\x1f\x8b", "compressed; decompress it with gunzip"),
@@ -40,19 +34,8 @@ class TextFile:
         self._copy: Any = None  # deletes the temporary file when it is freed
         with open(path, "rb") as file:
             sample = file.read(SAMPLE_BYTES)
-        marked = next((name for mark, name in BYTE_ORDER_MARKS if sample.startswith(mark)), None)
-        if encoding is None and marked is None and (guess := _utf_16_without_mark(sample)):
-            raise ValueError(_remedy(path, "", guess))
-        for magic, problem in NOT_TEXT:
-            if sample.startswith(magic):
-                raise ValueError(f"{path} is {problem}")
-        encoding = marked or encoding or "utf-8"
-        try:
-            is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
-        except (LookupError, ValueError):
-            raise ValueError(
-                f"--encoding {encoding}: no encoding that Python knows; try utf-8, utf-16, cp1252"
-            ) from None
+        encoding = _encoding(sample, path, encoding)
+        is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
         if not is_utf8 or sample.count(b"\r") - sample.count(b"\r\n") > sample.count(b"\n"):
             self._transcode("utf-8" if is_utf8 else encoding)
 
@@ -62,7 +45,7 @@ class TextFile:
             with open(self.path, encoding=encoding) as file:  # any line end becomes a newline
                 shutil.copyfileobj(file, copy, 1 << 20)
         except LookupError:
-            raise ValueError(f"--encoding {encoding}: not an encoding of text; try utf-8, utf-16, cp1252") from None
+            raise _not_of_text(encoding) from None
         except UnicodeError:
             with open(self.path, "rb") as bytes_file:
                 guess = guess_encoding(bytes_file.read(SAMPLE_BYTES))
@@ -72,15 +55,6 @@ class TextFile:
 
     def open(self) -> "LineCursor":
         return LineCursor(open(self.path if self._copy is None else self._copy.name, "rb"), self)
-
-    def read(self) -> str:
-        """All of it. Raises: ValueError if it is not UTF-8."""
-        with open(self.path if self._copy is None else self._copy.name, "rb") as file:
-            data = file.read()
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise self.undecodable("", data) from None
 
     def undecodable(self, place: str, data: bytes) -> ValueError:
         """The error for a line that is not UTF-8."""
@@ -117,7 +91,7 @@ class LineCursor:
 
         Raises: LongLine, after it was skipped; ValueError if the file is not UTF-8.
         """
-        data, place, offset = self._file.readline(MAX_LINE_BYTES + 1), self.place(), self.offset
+        data, place = self._file.readline(MAX_LINE_BYTES + 1), self.place()
         if not data:
             return None
         size, is_long = len(data), len(data) > MAX_LINE_BYTES
@@ -130,7 +104,7 @@ class LineCursor:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
             raise self._text.undecodable(place, data) from None
-        return text.removeprefix("\ufeff") if offset == 0 else text
+        return text.lstrip("\ufeff")  # also where files with byte order marks were joined
 
 
 class LongLine(Exception):
@@ -190,6 +164,43 @@ class LineRows(TextRows):
             return Row(offset, place, {}, str(error))
 
 
+def decode(data: bytes, place: str | Path, encoding: str | None = None) -> str:
+    """Decode a whole text that is in memory, by the rules of `TextFile`. `place` is named in errors.
+
+    Raises: ValueError that names the encoding, if the text is not in the expected one.
+    """
+    encoding = _encoding(data, place, encoding)
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise _not_of_text(encoding) from None
+    except UnicodeError:
+        raise ValueError(_remedy(place, "", guess_encoding(data), encoding)) from None
+
+
+def _encoding(sample: bytes, place: str | Path, given: str | None) -> str:
+    """The encoding of a text: that of its byte order mark, else the given one, else UTF-8.
+
+    Raises: ValueError for a file that is no text, or in UTF-16 without saying so, or an encoding that is not known.
+    """
+    marked = marked_encoding(sample)
+    if given is None and marked is None and (guess := _utf_16_without_mark(sample)):
+        raise ValueError(_remedy(place, "", guess))
+    for magic, problem in NOT_TEXT:
+        if sample.startswith(magic):
+            raise ValueError(f"{place} is {problem}")
+    encoding = marked or given or "utf-8"
+    try:
+        codecs.lookup(encoding)
+    except (LookupError, ValueError):
+        raise ValueError(f"--encoding {encoding}: no encoding that Python knows; try utf-8, utf-16, cp1252") from None
+    return encoding
+
+
+def _not_of_text(encoding: str) -> ValueError:
+    return ValueError(f"--encoding {encoding}: not an encoding of text; try utf-8, utf-16, cp1252")
+
+
 def _utf_16_without_mark(sample: bytes) -> str | None:
     """UTF-16 in text that is mostly Latin has a zero in every second byte."""
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
@@ -210,7 +221,7 @@ def guess_encoding(data: bytes) -> str | None:
     return best.encoding if best is not None else None
 
 
-def _remedy(path: Path, place: str, guess: str | None, expected: str = "utf-8") -> str:
+def _remedy(path: str | Path, place: str, guess: str | None, expected: str = "utf-8") -> str:
     where = f"{path} {place}".rstrip()
     known = {"gb18030": "gb18030 (GBK)", "cp1252": "cp1252 (Windows)"}.get(guess or "", guess)
     if guess is None:

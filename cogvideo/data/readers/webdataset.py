@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
 from cogvideo.data.readers.folder import MAX_SIDECAR_BYTES, SIDECAR_SUFFIXES, sidecar_row
 from cogvideo.data.readers.records import ReadOptions, Row
+from cogvideo.data.readers.textfile import decode
 from cogvideo.media.byte_range import ByteRange
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -104,23 +105,39 @@ class TarRows:
         if member.size > MAX_SIDECAR_BYTES:
             raise ValueError(f"{member.name} has {member.size} bytes; expected at most {MAX_SIDECAR_BYTES}")
         file.seek(member.offset_data)
-        data, encoding = file.read(member.size), self._options.encoding or "utf-8-sig"
+        data = file.read(member.size)
         if len(data) < member.size:
             raise ValueError(f"{member.name} is cut short")
-        try:
-            return data.decode(encoding)
-        except (UnicodeError, LookupError):
-            raise ValueError(
-                f"{member.name} is not {encoding.upper()} text; name its encoding with --encoding"
-            ) from None
+        return decode(data, member.name, self._options.encoding)
 
 
 class _Sample:
     """Neighbouring members of one key."""
 
-    def __init__(self, key: str, offset: int):
-        self.key, self.offset = key, offset
-        self.members: list[tarfile.TarInfo] = []
+    def __init__(self, key: str, members: list[tarfile.TarInfo]):
+        """`key`: the members' name up to its first dot."""
+        self.key, self.members = key, members
+
+    @property
+    def offset(self) -> int:
+        return self.members[0].offset
+
+    def rest(self, video: tarfile.TarInfo) -> "_Sample | None":
+        """Where names have dots of their own, such as 22.05.mp4 and 22.06.mp4, a key is shared by several videos.
+
+        Returns the sample that the next member, a video, belongs to, and takes its texts out of this one; None if this
+        sample has no video of another name. Both then have their whole names as keys.
+        """
+        stem = _stem(video)
+        own = [_stem(member) for member in self.members if _suffix(member) in MEDIA_SUFFIXES]
+        if not own or any(f"{name}.".startswith(f"{stem}.") or f"{stem}.".startswith(f"{name}.") for name in own):
+            return None
+        count = len(self.members)
+        while _stem(self.members[count - 1]) == stem:
+            count -= 1
+        moved, self.members = self.members[count:], self.members[:count]
+        self.key = own[0]
+        return _Sample(stem, [*moved, video])
 
 
 class _BoundedFile:
@@ -138,18 +155,23 @@ class _BoundedFile:
 
 def _samples(file: BinaryIO) -> Iterator[_Sample]:
     """Samples from the file's position on. Raises: tarfile.TarError, after the samples before the damage."""
-    sample = None
+    sample, key = None, ""
     try:
         for member in _members(file):
             folder, _, base = member.name.rpartition("/")
             if member.isdir() or base.startswith("."):
                 continue
-            key = f"{folder}/{base.partition('.')[0]}" if folder else base.partition(".")[0]
-            if sample is None or sample.key != key:
-                if sample is not None:
-                    yield sample
-                sample = _Sample(key, member.offset)
-            sample.members.append(member)
+            before, key = key, f"{folder}/{base.partition('.')[0]}" if folder else base.partition(".")[0]
+            if sample is None or key != before:
+                following = _Sample(key, [member])
+            elif _suffix(member) in MEDIA_SUFFIXES and (rest := sample.rest(member)) is not None:
+                following = rest
+            else:
+                sample.members.append(member)
+                continue
+            if sample is not None:
+                yield sample
+            sample = following
     except tarfile.TarError:
         if sample is not None:
             yield sample
@@ -178,6 +200,10 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError("data after its end" if not rest[:512].strip(b"\0") else "no header follows")
 
 
+def _stem(member: tarfile.TarInfo) -> str:
+    return member.name.removesuffix(Path(member.name).suffix)
+
+
 def _suffix(member: tarfile.TarInfo) -> str:
     return Path(member.name).suffix.lower()
 
@@ -202,10 +228,10 @@ def find_tars(path: Path) -> tuple[list[Path], Path] | None:
         return (tars, path) if tars else None
     if not path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
         return None
-    return expand_braces(path), Path(str(path).split("{")[0] + "x").parent if BRACES.search(str(path)) else path.parent
+    return _expand_braces(path), Path(str(path).split("{")[0] + "x").parent if BRACES.search(str(path)) else path.parent
 
 
-def expand_braces(path: Path) -> list[Path]:
+def _expand_braces(path: Path) -> list[Path]:
     """Every path that {000..009} stands for; the width of the first number is kept. Raises: ValueError."""
     match = BRACES.search(str(path))
     if match is None:
@@ -215,4 +241,4 @@ def expand_braces(path: Path) -> list[Path]:
         raise ValueError(f"{path}: expected a range such as {{000..009}}, of at most {MAX_TARS} files")
     width, text = len(match[1]), str(path)
     named = (f"{text[: match.start()]}{number:0{width}d}{text[match.end() :]}" for number in range(first, last + 1))
-    return [each for name in named for each in expand_braces(Path(name))]
+    return [each for name in named for each in _expand_braces(Path(name))]

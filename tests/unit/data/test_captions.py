@@ -1,10 +1,11 @@
 """Captions by index and by video, from any reader."""
 
+import unicodedata
 from itertools import pairwise
 
 import pytest
 
-from cogvideo.data.captions import Caption, CaptionsFile, validated
+from cogvideo.data.captions import Caption, CaptionsFile, plain_path, validated
 
 
 class ListReader:
@@ -43,3 +44,12 @@ def test_validation_collapses_whitespace_and_keeps_the_path():
     assert validated(Caption("a/../b.mp4", " two\n lines ", 1.0)) == Caption("a/../b.mp4", "two lines", 1.0)
     with pytest.raises(ValueError, match="start < end"):
         validated(Caption("a.mp4", "x", 2.0, 1.0))
+
+
+def test_two_spellings_of_a_path_are_held_out_together(tmp_path):
+    names = [f"p/{number}-caf\u00e9.mp4" for number in range(20)]
+    other = [unicodedata.normalize("NFD", name).replace("/", "\\") + " " for name in names]
+    given = [Caption(name, "x") for pair in zip(names, other, strict=True) for name in pair]
+    parts = CaptionsFile(tmp_path / "captions.list", ListReader(given)).split(0.5)
+    training, held_out = ({plain_path(caption.video) for caption in part} for part in parts)
+    assert len(training) == len(held_out) == 10 and not training & held_out

@@ -114,3 +114,35 @@ def test_a_field_of_any_size_costs_its_row_only(tmp_path):
 def test_line_numbers_count_lines_within_quotes(tmp_path):
     captions = captions_of(tmp_path / "c.csv", 'video,caption\na.mp4,"x\n\ny"\nb.mp4,\n', skip_bad=True)
     assert captions.bad_reasons() == ["c.csv line 5: the caption is empty; describe the video in a few words"]
+
+
+def test_byte_order_marks_anywhere(tmp_path):
+    expected = [Caption("a.mp4", "x"), Caption("b.mp4", "y, z")]
+    for text in (
+        '\ufeffvideo,caption\na.mp4,x\n\ufeff"b.mp4","y, z"\n',
+        '\ufeff\ufeffvideo,caption\na.mp4,x\nb.mp4,"y, z"\n',
+        'caption,\ufeffvideo\nx,a.mp4\n"y, z",b.mp4\n',
+    ):
+        captions = captions_of(tmp_path / "c.csv", text)
+        assert list(captions) == expected and captions.select([1, 0]) == expected[::-1]
+
+
+def test_a_quote_after_a_space_opens_a_field(tmp_path):
+    text = 'video, caption, note\na.mp4, "x, y", "z"\nb.mp4,"he said, ""no""", 1\n c.mp4,plain, 2\n'
+    assert list(captions_of(tmp_path / "c.csv", text)) == [
+        Caption("a.mp4", "x, y", extra={"note": "z"}),
+        Caption("b.mp4", 'he said, "no"', extra={"note": "1"}),
+        Caption(" c.mp4", "plain", extra={"note": " 2"}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.tsv"])
+def test_separators_after_the_last_named_column_may_be_missing(tmp_path, name):
+    text = "video,caption,,\na.mp4,x\nb.mp4,y,\nc.mp4\n"
+    captions = captions_of(tmp_path / name, text if name == "c.csv" else text.replace(",", "\t"), skip_bad=True)
+    assert [(caption.video, caption.text) for caption in captions] == [("a.mp4", "x"), ("b.mp4", "y")]
+    assert captions.bad[0].reason.endswith("got 1")
+
+
+def test_rows_of_separators_before_the_header(tmp_path):
+    assert list(captions_of(tmp_path / "c.csv", ',,\n"",\n\nvideo,caption\na.mp4,x\n')) == [Caption("a.mp4", "x")]

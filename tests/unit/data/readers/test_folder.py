@@ -1,6 +1,7 @@
 """Texts beside videos, at any depth."""
 
 import json
+import unicodedata
 
 import pytest
 
@@ -92,3 +93,23 @@ def test_links_that_lead_out_and_names_that_are_not_text(tmp_path):
 def test_a_folder_without_videos(tmp_path):
     with pytest.raises(ValueError, match=r"holds no videos; expected NAME\.mp4 with NAME\.txt beside it"):
         open_captions(write(tmp_path, a_txt="x"))
+
+
+def test_names_as_cameras_and_macs_write_them(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    names = {"CLIP.MP4": "CLIP.TXT", "b.mov": "b.Json", f"{decomposed}.mp4": f"{composed}.txt", "x.y.mp4": "x.y.txt"}
+    for video, text in names.items():
+        (tmp_path / video).touch()
+        (tmp_path / text).write_text(f'["{video}"]' if text.endswith("Json") else video)
+    (tmp_path / "x.txt").write_text("of another video")
+    (tmp_path / "._b.mov").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    captions = open_captions(tmp_path)
+    assert {caption.video: caption.text for caption in captions} == {
+        video: unicodedata.normalize("NFC", video) for video in names
+    }
+
+
+def test_of_two_texts_that_differ_in_case_the_lower_case_one(tmp_path):
+    write(tmp_path, a_mp4="", a_TXT="upper", a_txt="lower")
+    assert next(iter(open_captions(tmp_path))).text == "lower"

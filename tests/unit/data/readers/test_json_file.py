@@ -30,6 +30,31 @@ def test_forms(tmp_path, value):
     assert list(captions) == EXPECTED and captions.select([1]) == EXPECTED[1:]
 
 
+LINES = '{"video": "a.mp4", "caption": "x"}\n{"video": "b.mp4", "caption": "y"}\n'
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".ndjson"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("text", [LINES, f"[{LINES.replace('}' + chr(10) + '{', '},' + chr(10) + '{')}]"])
+def test_the_content_says_whether_a_file_holds_lines(tmp_path, suffix, encoding, text):
+    file = tmp_path / f"c{suffix}"
+    file.write_text(text, encoding=encoding)
+    captions = open_captions(file)
+    assert list(captions) == EXPECTED and captions.select([1]) == EXPECTED[1:]
+
+
+def test_a_bad_line_of_a_json_file_that_holds_lines(tmp_path):
+    captions = captions_of(tmp_path, LINES + "{oops\n", skip_bad=True)
+    assert list(captions) == EXPECTED and captions.bad[0].place == "line 3"
+    (tmp_path / "c.jsonl").write_text("{oops\n" + LINES)
+    captions = open_captions(tmp_path / "c.jsonl", skip_bad=True)
+    assert list(captions) == EXPECTED and captions.bad[0].place == "line 1"
+
+
+def test_joined_surrogates_are_one_character(tmp_path):
+    assert captions_of(tmp_path, '{"a.mp4": "\\ud83d\\ude00"}').select([0])[0].text == "\U0001f600"
+
+
 def test_a_path_that_occurs_twice_has_two_captions(tmp_path):
     found = list(captions_of(tmp_path, '{"a.mp4": "x", "b.mp4": "z", "a.mp4": ["y"]}'))
     assert found == [Caption("a.mp4", "x"), Caption("a.mp4", "y"), Caption("b.mp4", "z")]

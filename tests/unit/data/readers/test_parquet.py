@@ -1,6 +1,7 @@
 """Parquet: row groups, types, columns of bytes, damage."""
 
 import datetime
+import decimal
 import sys
 
 import pytest
@@ -74,3 +75,28 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[parquet\]'"):
         open_captions(tmp_path / "c.parquet")
+
+
+def test_types_of_seconds(tmp_path):
+    columns = {
+        "video": pyarrow.array(["a.mp4", "b.mp4"]).dictionary_encode(),
+        "caption": ["x", "y"],
+        "start": pyarrow.array([datetime.timedelta(seconds=0.5), None]),
+        "end": pyarrow.array([decimal.Decimal("1.50"), None]),
+    }
+    assert list(captions_of(tmp_path, columns)) == [Caption("a.mp4", "x", 0.5, 1.5), Caption("b.mp4", "y")]
+
+
+def test_the_size_of_a_row_group_is_that_of_the_columns_that_are_read(tmp_path, monkeypatch):
+    columns = {
+        "video": [f"{i}.mp4" for i in range(100)],
+        "caption": [f"caption {i}" for i in range(100)],
+        "meta.size": list(range(100)),
+        "thumbnail": [bytes([i]) * 1000 for i in range(100)],
+    }
+    captions = captions_of(tmp_path, columns, row_group_size=100)
+    monkeypatch.setattr("cogvideo.data.readers.parquet.MAX_GROUP_BYTES", 20_000)
+    assert captions.select([7])[0].text == "caption 7", "the bytes that are left out do not count"
+    monkeypatch.setattr("cogvideo.data.readers.parquet.MAX_GROUP_BYTES", 1_000)
+    with pytest.raises(ValueError, match="a row group of 0 MiB; write it in row groups of at most 0 MiB"):
+        open_captions(tmp_path / "c.parquet").select([7])

@@ -1,5 +1,8 @@
 """Which field is what, values of all types, several captions, further fields."""
 
+from datetime import time, timedelta
+from decimal import Decimal
+
 import pytest
 
 from cogvideo.data.captions import Caption
@@ -86,7 +89,8 @@ def test_other_fields_are_kept_as_json_holds_them(tmp_path):
         ({"video": "a.mp4", "caption": "x", "more": "x" * (1 << 21)}, "the other fields take more than"),
         ({"video": 3, "caption": "x"}, "video=3"),
         ({"video": None, "caption": "x"}, "video=None"),
-        ({"video": "a.mp4", "caption": "x", "start": "1"}, "start='1'; expected seconds"),
+        ({"video": "a.mp4", "caption": "x", "start": "soon"}, "start='soon'; expected seconds"),
+        ({"video": "a.mp4", "caption": "x", "start": [1]}, "start=[1]; expected seconds"),
     ],
 )
 def test_a_record_that_cannot_be_used(tmp_path, fields, reason):
@@ -114,13 +118,37 @@ def test_fields_nested_too_deeply(tmp_path):
         ("", "1:02:03.5", (0.0, 3723.5)),
         ("0:05", "00:00:07", (5.0, 7.0)),
         ("1,5", "NaN", (1.5, None)),
+        ("\\N", "2", (0.0, 2.0)),
         ("soon", "", "start='soon'; expected seconds, or h:mm:ss"),
         ("nan", "-1", "expected 0 <= start < end"),
     ],
 )
-def test_seconds_in_tables_of_text(tmp_path, start, end, expected):
-    (found,) = read(tmp_path, {"video": "a.mp4", "caption": "x", "start": start, "end": end}, is_text=True)
+@pytest.mark.parametrize("is_text", [True, False])
+def test_seconds_as_text(tmp_path, start, end, expected, is_text):
+    (found,) = read(tmp_path, {"video": "a.mp4", "caption": "x", "start": start, "end": end}, is_text=is_text)
     assert (expected in found.reason) if isinstance(expected, str) else (found.start, found.end) == expected
+
+
+def test_seconds_in_the_types_of_parquet(tmp_path):
+    spans = [
+        (Decimal("0.50"), None, (0.5, None)),
+        (timedelta(milliseconds=1500), timedelta(minutes=1), (1.5, 60.0)),
+        (time(0, 0, 2, 250_000), time(1, 0, 3), (2.25, 3603.0)),
+    ]
+    for start, end, expected in spans:
+        (found,) = read(tmp_path, {"video": "a.mp4", "caption": "x", "start": start, "end": end})
+        assert (found.start, found.end) == expected
+
+
+def test_a_byte_order_mark_in_a_name(tmp_path):
+    assert read(tmp_path, {"\ufeffvideo": "a.mp4", "caption": "x"}) == [Caption("a.mp4", "x")]
+
+
+@pytest.mark.parametrize("text", ["NA", "null", "None", "\\N"])
+def test_a_missing_caption_is_text_where_the_format_has_types(tmp_path, text):
+    (found,) = read(tmp_path, {"video": "a.mp4", "caption": text}, is_text=True)
+    assert f"the caption is missing ({text!r})" in found.reason
+    assert read(tmp_path, {"video": "a.mp4", "caption": text}) == [Caption("a.mp4", text)]
 
 
 @pytest.mark.parametrize(
