@@ -5,20 +5,42 @@
     cogvideo demo --direct DIR --iterative DIR         with super-resolution
     cogvideo demo --host 0.0.0.0                       for others in your network, who can then see all results
 
+    cogvideo demo --root-path /video --proxies 1       behind a proxy that serves it below a path
+
 Visitors share the models, and concurrent requests share forward passes. Each result is a numbered folder below --out,
-as `cogvideo sample` writes it; a restarted page continues the numbering. Nothing is fetched from other servers. Needs
-gradio: the extra [demo].
+as `cogvideo sample` writes it; a restarted page continues the numbering. Once results take more than --disk, the oldest
+are removed. Nothing is fetched from other servers.
+
+GET /health answers 200 and "ready", or 503 and "loading" or "stopping". A first Ctrl-C or SIGTERM lets running requests
+end, a second one ends the page at once. Needs gradio: the extra [demo].
 """
 
 import argparse
 import errno
+import logging
+import logging.handlers
+import math
+import re
+import signal
 import socket
+import sys
 import threading
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from cogvideo.config import split_overrides
 
+if TYPE_CHECKING:
+    from cogvideo.demo.places import Limits
+    from cogvideo.demo.server import Server
+    from cogvideo.demo.service import DemoService
+
+SAME_SIGNAL_SECONDS = 0.5
+"""`timeout` and some others send a signal twice and mean it once."""
 ABOUT_BUNDLED = (
     "These small weights know one thing: a moving digit, in English or Chinese. "
     "Name its colour, the digit, its direction, and whether it moves slowly or quickly."
@@ -46,6 +68,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0: any that is free (default: 7860)")
+    add = parser.add_argument_group("limits").add_argument
+    add("--waiting", metavar="N", type=int, default=64, help="requests that wait while others run (default: 64)")
+    add(
+        "--per-visitor",
+        metavar="N",
+        type=int,
+        default=4,
+        help="requests of one address that run or wait (default: 4)",
+    )
+    add("--seconds-per-clip", metavar="S", type=float, default=3600, help="time to generate a clip (default: 3600)")
+    add("--disk", metavar="GB", type=float, default=10, help="space for results; the oldest go first (default: 10)")
+    add = parser.add_argument_group("behind a proxy, and its log").add_argument
+    add("--root-path", metavar="PATH", default="", help="where the proxy serves the page: /video, or a whole URL")
+    add(
+        "--proxies",
+        metavar="N",
+        type=int,
+        default=0,
+        help="proxies whose X-Forwarded-For names the visitor (default: 0, the header is ignored)",
+    )
+    add(
+        "--access-log",
+        metavar="FILE",
+        default="-",
+        help="a line per request, without prompts; - is stderr, off is none (default: -)",
+    )
+    add("--log-prompts", action="store_true", help="write prompts into the log too")
     parser.add_argument("--share", action="store_true", help="also create a public address, through gradio's servers")
 
 
@@ -59,52 +108,117 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--at-once {args.at_once} allows no request; give at least 1")
     if args.iterative is not None and args.direct is None:
         raise ValueError("--iterative refines what the direct model draws; give --direct too")
-    port = free_port(args.host, args.port)
-    from cogvideo.demo.service import DemoService
-    from cogvideo.files import BUNDLED_WEIGHTS
-    from cogvideo.locks import lock_folder
-    from cogvideo.sampling.bundle import load_sample_config
-    from cogvideo.sampling.config import UpsampleConfig
-    from cogvideo.sampling.pipeline import Pipeline
-    from cogvideo.sampling.superres import open_upsampler
-    from cogvideo.text import read_prompts
+    limits, root_path = _limits(args), _root_path(args.root_path)
+    if args.proxies < 0:
+        raise ValueError(f"--proxies {args.proxies} is below 0; give the number of proxies that are trusted")
+    log = _access_log(args.access_log)
+    with listen(args.host, args.port) as listener:
+        from cogvideo.demo.service import DemoService
+        from cogvideo.files import BUNDLED_WEIGHTS
+        from cogvideo.locks import lock_folder
+        from cogvideo.sampling.bundle import load_sample_config
+        from cogvideo.sampling.config import UpsampleConfig
+        from cogvideo.sampling.pipeline import Pipeline
+        from cogvideo.sampling.superres import open_upsampler
+        from cogvideo.text import read_prompts
 
-    directory = args.model or BUNDLED_WEIGHTS
-    config = load_sample_config(directory, args.config, overrides)
-    bundled = directory == BUNDLED_WEIGHTS
-    examples = read_prompts(args.examples) if args.examples else EXAMPLES if bundled else ()
-    pipeline = Pipeline.load(directory, config)
-    upsampler = None
-    if args.direct is not None:
-        loading = UpsampleConfig(weights=config.weights, device=config.device, stream_layers=config.stream_layers)
-        upsampler = open_upsampler(directory, args.direct, args.iterative, loading)
-    with lock_folder(args.out):
-        service = DemoService(pipeline, config, args.out, directory=directory, upsampler=upsampler)
-        from cogvideo.demo.server import serve
+        directory = args.model or BUNDLED_WEIGHTS
+        config = load_sample_config(directory, args.config, overrides)
+        bundled = directory == BUNDLED_WEIGHTS
+        examples = read_prompts(args.examples) if args.examples else EXAMPLES if bundled else ()
+        with lock_folder(args.out):
+            from cogvideo.demo.places import Places
+            from cogvideo.demo.server import Server
 
-        page = serve(
-            service,
-            about=f"{service.about} {ABOUT_BUNDLED if bundled else ''}",
-            examples=examples,
-            host=args.host,
-            port=port,
-            share=args.share,
-            max_running=args.at_once,
-        )
-        with page as address:
-            print(f"CogVideo is at {address}, results in {args.out}; Ctrl-C ends it", flush=True)
-            threading.Event().wait()
+            server = Server(
+                Places(limits),
+                listener,
+                root_path=root_path,
+                proxies=args.proxies,
+                share=args.share,
+                log=log,
+                log_prompts=args.log_prompts,
+            )
+            with server.listening():
+                pipeline = Pipeline.load(directory, config)
+                upsampler = None
+                if args.direct is not None:
+                    loading = UpsampleConfig(
+                        weights=config.weights, device=config.device, stream_layers=config.stream_layers
+                    )
+                    upsampler = open_upsampler(directory, args.direct, args.iterative, loading)
+                service = DemoService(
+                    pipeline, config, args.out, directory=directory, upsampler=upsampler, limits=limits
+                )
+                try:
+                    about = f"{service.about} {ABOUT_BUNDLED if bundled else ''}"
+                    address = server.show(service, about=about, examples=examples)
+                    print(f"CogVideo is at {address}, results in {args.out}; Ctrl-C ends it", flush=True)
+                    _wait_for_signal(server, service)
+                finally:
+                    service.close()
 
 
-def free_port(host: str, port: int) -> int:
-    """The port if it is free, or any free port for 0. Raises: ValueError, before models are loaded."""
+def _limits(args: argparse.Namespace) -> "Limits":
+    """Raises: ValueError."""
+    from cogvideo.demo.places import Limits
+
+    least = {"waiting": 0, "per_visitor": 1, "seconds_per_clip": 1, "disk": 0.001}
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if not (math.isfinite(value) and value >= smallest):
+            raise ValueError(f"--{name.replace('_', '-')} {value:g} is too small; give at least {smallest:g}")
+    return Limits(args.at_once, args.waiting, args.per_visitor, args.seconds_per_clip, int(args.disk * 1e9))
+
+
+def _root_path(text: str) -> str:
+    """A path or URL without a slash at its end. Raises: ValueError."""
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(https?://[\w.:\[\]-]+)?(/[\w.~-]+)*", path):
+        raise ValueError(f"--root-path {text} is no path; give one such as /video, or https://example.org/video")
+    return path
+
+
+def _access_log(name: str) -> Callable[[str], None] | None:
+    """What writes a line, with the time before it. Raises: OSError if the file cannot be written."""
+    if name == "off":
+        return None
+    handler: logging.Handler
+    # reopened if it was moved away, by logrotate for example
+    handler = logging.StreamHandler(sys.stderr) if name == "-" else logging.handlers.WatchedFileHandler(name)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.Logger("cogvideo.demo.access")
+    log.addHandler(handler)
+    return log.info
+
+
+def _wait_for_signal(server: "Server", service: "DemoService") -> None:
+    """Until the page is to end; running requests then end first, unless there is a second signal."""
+    try:
+        threading.Event().wait()
+    except (KeyboardInterrupt, SystemExit):
+        start = time.monotonic()
+
+        def end(number: int, frame: FrameType | None) -> None:
+            if time.monotonic() - start > SAME_SIGNAL_SECONDS:
+                raise SystemExit(128 + number)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, end)
+        if running := service.running_jobs():
+            print(f"{running} requests are running; the page ends after them, or at once with Ctrl-C", flush=True)
+        server.finish(service)
+        raise
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0: any that is free. Raises: ValueError, before models are loaded."""
     if not host:
         raise ValueError("--host is empty; give 127.0.0.1 for this machine only, 0.0.0.0 for all of its addresses")
     if not 0 <= port < 65536:
         raise ValueError(f"--port {port} is no port; give one from 1024 to 65535, or 0 for any that is free")
     try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            return int(probe.getsockname()[1])
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name that is none
         number = error.errno if isinstance(error, OSError) else None
         if number == errno.EADDRINUSE:

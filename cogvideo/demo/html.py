@@ -4,6 +4,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from cogvideo.demo.places import Limits
 from cogvideo.demo.service import Progress
 
 CSS = """
@@ -20,6 +21,7 @@ CSS = """
 .cv-clips figcaption { margin-bottom: .5rem; font-weight: 600 }
 .cv-clips nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin-top: .6rem; font-size: .9rem }
 .cv-clips nav a { text-decoration: underline }
+.cv-notes { margin-top: 1rem; font-size: .85rem; opacity: .7 }
 .cv-empty { padding: 4rem 1rem; text-align: center; opacity: .6; border-radius: .8rem;
   border: 1px dashed var(--border-color-primary) }
 """
@@ -40,6 +42,20 @@ def progress_line(progress: Progress) -> str:
     return f'<div class="cv-line"><progress max="{total}" value="{drawn}"></progress>{text}</div>'
 
 
+def waiting_line(ahead: int) -> str:
+    """How many requests come before this one."""
+    return f'<div class="cv-line">Waiting: {ahead} request{"s" * (ahead > 1)} before this one</div>'
+
+
+def notes(limits: Limits) -> str:
+    """What a visitor should know about the limits."""
+    space = f"{limits.disk_bytes / 1e9:,.3g} GB" if limits.disk_bytes >= 10**9 else f"{limits.disk_bytes / 1e6:,.3g} MB"
+    return (
+        f'<div class="cv-notes">Download what you want to keep: once all results take more than {space}, '
+        "the oldest are removed. Everyone who can open this page can see them.</div>"
+    )
+
+
 def _shown_path(folder: Path) -> Path:
     """The path below the working directory; of a folder elsewhere only its last two names, since visitors see it."""
     resolved, here = folder.resolve(), Path.cwd().resolve()
@@ -52,30 +68,35 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def clip_cards(progress: Progress) -> str:
-    """Each clip's video as far as it is generated, its contact sheet, and download links."""
-    cards = [_card(progress, caption, name) for caption, name in zip(progress.captions, progress.names, strict=True)]
+def clip_cards(progress: Progress, root: str = "") -> str:
+    """Each clip's video as far as it is generated, its contact sheet, and download links.
+
+    `root`: the page's path or address in front of a proxy, without a slash at its end; empty: links are relative.
+    """
+    cards = [
+        _card(progress, root, caption, name) for caption, name in zip(progress.captions, progress.names, strict=True)
+    ]
     return f'<div class="cv-clips">{"".join(cards)}</div>'
 
 
-def _card(progress: Progress, caption: str, name: str) -> str:
+def _card(progress: Progress, root: str, caption: str, name: str) -> str:
     video, gif, sheet = (progress.folder / f"{name}{ending}" for ending in (".mp4", ".gif", ".png"))
     links = {"video": video, "GIF": gif, "frames": sheet}
     if progress.finished:
         links |= {"tokens": progress.folder / "tokens.safetensors", "settings": progress.folder / "config.yaml"}
     inner = f"<figcaption>{escape(caption)}</figcaption>"
     if video in progress.files:
-        inner += f'<video src="{_url(progress, video)}" autoplay loop muted playsinline controls></video>'
+        inner += f'<video src="{_url(progress, root, video)}" autoplay loop muted playsinline controls></video>'
     if sheet in progress.files:
-        inner += f'<img src="{_url(progress, sheet)}" alt="frames of the clip">'
+        inner += f'<img src="{_url(progress, root, sheet)}" alt="frames of the clip">'
     inner += "<nav>" + "".join(
-        f'<a href="{_url(progress, path)}" download="{escape(path.name)}">{label}</a>'
+        f'<a href="{_url(progress, root, path)}" download="{escape(path.name)}">{label}</a>'
         for label, path in links.items()
         if path in progress.files
     )
     return f"<figure>{inner}</nav></figure>"
 
 
-def _url(progress: Progress, path: Path) -> str:
-    """Relative to the page; it changes with every version of the file, so that a browser reloads it."""
-    return f"gradio_api/file={quote(str(path.resolve()))}?{progress.files[path]}"
+def _url(progress: Progress, root: str, path: Path) -> str:
+    """It changes with every version of the file, so that a browser reloads it."""
+    return f"{escape(root + '/' if root else '')}gradio_api/file={quote(str(path.resolve()))}?{progress.files[path]}"

@@ -1,10 +1,13 @@
 """The page itself, with gradio: its settings, its widgets, and their connection to a `DemoService`.
 
-What a request may do is decided in service.py.
+What a request may do is decided in service.py, and when it runs in places.py.
 """
 
+import asyncio
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from html import escape
 from inspect import Parameter, Signature
@@ -14,15 +17,22 @@ from typing import Any, Literal
 import gradio as gr
 
 from cogvideo.config import to_dict
-from cogvideo.demo.html import EMPTY, IDLE, clip_cards, progress_line
-from cogvideo.demo.service import DemoService, FileUse, Request
+from cogvideo.demo.guard import UPLOAD_SECONDS
+from cogvideo.demo.html import EMPTY, IDLE, clip_cards, notes, progress_line, waiting_line
+from cogvideo.demo.places import Places, RefusedError
+from cogvideo.demo.service import DemoService, FileUse, Progress, Request
 from cogvideo.logs import one_line
 from cogvideo.sampling.config import MAX_ROUNDS, STYLES
 
-MAX_WAITING = 64
-"""Requests that wait while others run; further ones are rejected."""
-UPLOAD_SECONDS = 3600
-"""How long uploads are kept."""
+Log = Callable[[str, str], None]
+"""Takes a visitor, and what happened to a request of theirs."""
+
+MAX_THREADS = 512
+"""Requests that gradio handles at the same time, waiting ones included; of those, places.py lets a few run."""
+POLL_SECONDS = 0.1
+"""Between two looks whether a request has a place."""
+SHOW_SECONDS = 1.0
+"""Between two messages about how long it still waits."""
 FILE_USES: dict[str, FileUse] = {
     "start with its first frame": "first frame",
     "continue from its end": "continue",
@@ -64,9 +74,22 @@ def draw_settings(stage: str) -> tuple[Setting, ...]:
     )
 
 
-def build_page(service: DemoService, about: str, examples: Sequence[str], max_running: int) -> gr.Blocks:
-    """Build the page; arguments as in `server.serve`."""
+def build_page(
+    service: DemoService,
+    places: Places,
+    about: str,
+    examples: Sequence[str],
+    *,
+    root: str,
+    log: Log,
+    log_prompts: bool,
+) -> gr.Blocks:
+    """Build the page. `root`: its path or address in front of a proxy.
+
+    The guard (guard.py) has put the visitor's address into the scope of every request.
+    """
     values = to_dict(service.config)
+    threads = ThreadPoolExecutor(2 * service.limits.running, "page")
     names: list[str] = []
     widgets: list[Any] = []
 
@@ -109,25 +132,60 @@ def build_page(service: DemoService, about: str, examples: Sequence[str], max_ru
             with gr.Column(scale=7):
                 line = gr.HTML(IDLE, elem_id="line")
                 clips = gr.HTML(EMPTY)
+                gr.HTML(notes(service.limits))
 
-        def generate(prompts: str, file: str | None, use: str, upsample: bool, *settings: Any) -> Iterator[Any]:
-            chosen = {name: None if value == "" else value for name, value in zip(names, settings, strict=True)}
-            upload = None if file is None else Path(file)
-            request = Request(prompts or "", chosen, upload, FILE_USES[use], upsample)
-            shown = None
+        async def generate(
+            visit: gr.Request, prompts: str, file: str | None, use: str, upsample: bool, *settings: Any
+        ) -> AsyncIterator[Any]:
+            visitor, start, end = str(visit.request.scope["visitor"] if visit.request else ""), time.monotonic(), "left"
+            running: Generator[Progress, None, None] | None = None
+            step: asyncio.Future[Progress | None] | None = None
+            ask = places.enter(visitor, visit.session_hash or "")
             try:
-                for progress in service.run(request):
-                    cards = clip_cards(progress)
-                    yield progress_line(progress), gr.skip() if cards == shown else cards
-                    shown = cards
+                shown = start
+                while (ahead := places.poll(ask)) != 0:
+                    if ahead is not None and time.monotonic() - shown > SHOW_SECONDS:
+                        shown = time.monotonic()
+                        yield waiting_line(ahead), gr.skip()
+                    await asyncio.sleep(POLL_SECONDS)
+                chosen = {name: None if value == "" else value for name, value in zip(names, settings, strict=True)}
+                upload = None if file is None else Path(file)
+                running = service.run(Request(prompts or "", chosen, upload, FILE_USES[use], upsample))
+                old_cards = None
+                while True:
+                    step = asyncio.ensure_future(asyncio.wrap_future(threads.submit(next, running, None)))
+                    if (progress := await asyncio.shield(step)) is None:
+                        break
+                    end, cards = progress.plan, clip_cards(progress, root)
+                    yield progress_line(progress), gr.skip() if cards == old_cards else cards
+                    old_cards = cards
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                end = "refused" if isinstance(error, RefusedError) else "failed"
                 raise gr.Error(escape(one_line(error)), duration=None, title="", print_exception=False) from None
+            finally:
+
+                def leave(done: asyncio.Future[Any] | None = None) -> None:
+                    if done is not None and not done.cancelled():
+                        done.exception()  # nobody is left to see it
+                    if running is not None:
+                        running.close()
+                    places.leave(ask)
+
+                if step is not None and not step.done():  # the visitor left; a thread is still at it
+                    step.add_done_callback(leave)
+                else:
+                    leave()
+                text = f": {one_line(ValueError(prompts))}" if log_prompts and prompts else ""
+                log(visitor, f"request {end}, {time.monotonic() - start:.1f} s{text}")
 
         inputs = {"prompts": prompts, "file": file, "use": file_use, "upsample": upsample}
         inputs |= dict(zip((name.replace(".", "_") for name in names), widgets, strict=True))
         # gradio's clients pass arguments by these names, and may leave out any
         generate.__signature__ = Signature(  # type: ignore[attr-defined]
-            [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=widget.value) for name, widget in inputs.items()]
+            [
+                Parameter("visit", Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.Request),
+                *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=w.value) for name, w in inputs.items()),
+            ]
         )
         running = gr.on(
             [start.click, prompts.submit],
@@ -135,13 +193,14 @@ def build_page(service: DemoService, about: str, examples: Sequence[str], max_ru
             list(inputs.values()),
             [line, clips],
             api_name="generate",
-            concurrency_limit=max_running,
+            concurrency_limit=None,  # places.py has the limits
             show_progress="minimal",
             show_progress_on=line,
         )
         stop.click(lambda: "Stopped. Finished files are kept.", None, line, cancels=[running], api_visibility="private")
         new_seed.click(lambda: random.randrange(2**31), None, widgets[0], queue=False, api_visibility="private")
-    page.queue(max_size=MAX_WAITING)
+    page.max_threads = MAX_THREADS
+    page.queue(max_size=None, api_open=False)
     return page
 
 

@@ -1,138 +1,121 @@
-"""The server of the page: where it listens and what it serves. The page itself is page.py.
+"""The server of the page: where it listens, when the page appears, and how it ends. The page itself is page.py.
+
+    with Server(places, host="127.0.0.1", port=0).listening() as server:    # /health says "loading"
+        server.show(service, about="...", examples=[...])                   # now it says "ready"
 
 It serves the page and the results, and no other file of this machine. Neither it nor a visitor's browser contacts other
 servers, except for a public address (`share`), which goes through gradio's.
 """
 
-import json
+import asyncio
 import os
+import secrets
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 # gradio reads these at import
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="cogvideo-demo-")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # or it keeps, and sums up, ten thousand requests
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from gradio.networking import setup_tunnel
 from gradio.themes.utils.fonts import Font
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cogvideo.demo.guard import MAX_UPLOAD, POLICY, Guard
 from cogvideo.demo.html import CSS
 from cogvideo.demo.page import build_page
+from cogvideo.demo.places import Places
 from cogvideo.demo.service import DemoService
 from cogvideo.locks import LOCK_NAME
 
-MAX_UPLOAD = "64mb"
-MAX_BODY = 1 << 20  # bytes of any request that is no upload
-UPLOAD_PATH = "/gradio_api/upload"
-REFUSALS = {400: b"not JSON", 403: b"files of this server only", 413: b"the request is too large"}
-POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'"
-)
+LINGER_SECONDS = 3.0
+"""After the last request, for browsers to fetch its clips."""
+CLOSE_SECONDS = 3
+"""How long open connections may take to end."""
 
 
-@dataclass(frozen=True)
-class GuardedApp:
-    """gradio's server with a content security policy, and without its fetching of other addresses."""
+class Server:
+    """A web server in a thread of its own. It answers `/health` at once, and has the page after `show`."""
 
-    app: ASGIApp
-    policy: str | None
+    def __init__(
+        self,
+        places: Places,
+        listener: socket.socket,
+        *,
+        root_path: str = "",
+        proxies: int = 0,
+        share: bool = False,
+        log: Callable[[str], None] | None = None,
+        log_prompts: bool = False,
+    ) -> None:
+        """`listener`: a bound socket. `root_path`: the path or address of the page in front of a proxy.
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start" and self.policy is not None:
-                message["headers"] = [*message.get("headers", []), (b"content-security-policy", self.policy.encode())]
-            await send(message)
+        `proxies`, `log`: as in `Guard`. `log_prompts`: write prompts into the log too.
+        """
+        self._root, self._share, self._log, self._log_prompts = root_path.rstrip("/"), share, log, log_prompts
+        self._uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+        # a shared page loads gradio's scripts
+        policy, path = None if share else POLICY, urlsplit(self._root).path
+        self._guard = Guard(places, self._uploads, policy, path, proxies, log)
+        self._places, self._listener = places, listener
+        config = uvicorn.Config(
+            self._guard,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,  # the guard decides whom to trust
+            server_header=False,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+        self._server = uvicorn.Server(config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._page: gr.Blocks | None = None
+        self._open = AsyncExitStack()
 
-        path, status = scope.get("path", ""), 200
-        if "://" in path:  # after file=, file/ or proxy=, gradio would fetch that address
-            status = 403
-        elif _has_body(scope) and path.removeprefix(scope.get("root_path", "")) != UPLOAD_PATH:
-            receive, body = await _read_body(receive)
-            status = _judge_body(body)
-        if status == 200:
-            await self.app(scope, receive, guarded)
-        else:
-            await guarded({"type": "http.response.start", "status": status, "headers": []})
-            await guarded({"type": "http.response.body", "body": REFUSALS[status]})
+    @property
+    def address(self) -> str:
+        """Where a browser on this machine finds the page."""
+        host, port = self._listener.getsockname()[:2]
+        name = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
+        return f"http://{name}:{port}/"
 
+    @contextmanager
+    def listening(self) -> Iterator["Server"]:
+        """Listen for as long as the context lasts."""
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._close()
 
-def _has_body(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS")
+    def show(self, service: DemoService, *, about: str, examples: Sequence[str]) -> str:
+        """Serve the page; returns its address. `about` describes the model in a line.
 
-
-async def _read_body(receive: Receive) -> tuple[Receive, bytes]:
-    """Read a request's body, until it is over the limit; also returns what gives it to the next reader."""
-    body, more = bytearray(), True
-    while more and len(body) <= MAX_BODY:
-        message = await receive()
-        if message["type"] != "http.request":
-            break
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    waiting: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-    async def again() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return again, bytes(body)
-
-
-def _judge_body(body: bytes) -> int:
-    """Status for the body of a request that is no upload: it is JSON, and all files in it were uploaded before."""
-    if len(body) > MAX_BODY:
-        return 413
-    try:
-        values = [json.loads(body)] if body else []
-    except (ValueError, RecursionError):
-        return 400
-    while values:
-        value = values.pop()
-        if isinstance(value, list):
-            values += value
-        elif isinstance(value, dict):
-            values += value.values()
-            if ("path" in value and not _is_upload(value["path"])) or ("url" in value and "path" not in value):
-                return 403
-    return 200
-
-
-def _is_upload(path: Any) -> bool:
-    """Whether this is the path of a file in the folder of uploads, which was empty when the server started."""
-    try:
-        found = Path(path).resolve(strict=True)
-        return found.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()) and found.is_file()
-    except (TypeError, ValueError, OSError, RuntimeError):
-        return False
-
-
-@contextmanager
-def serve(
-    service: DemoService, *, about: str, examples: Sequence[str], host: str, port: int, share: bool, max_running: int
-) -> Iterator[str]:
-    """Serve the page for as long as the context lasts; yields its address.
-
-    `about` describes the model in a line. `max_running` requests run at the same time; further ones wait.
-    Raises: OSError if the port is taken, or if `share` gets no public address.
-    """
-    page = build_page(service, about, examples, max_running)
-    guard = Middleware(GuardedApp, policy=None if share else POLICY)  # a shared page loads gradio's scripts
-    try:
-        _, address, public = page.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
+        Raises: OSError if a public address was wanted and there is none.
+        """
+        page = build_page(
+            service, self._places, about, examples, root=self._root, log=self._note, log_prompts=self._log_prompts
+        )
+        app = gr.mount_gradio_app(
+            FastAPI(),
+            page,
+            path="/",
+            root_path=self._root or None,
             allowed_paths=[str(service.out.resolve())],
             blocked_paths=[str(service.out.resolve() / LOCK_NAME)],  # names the machine and the command
             max_file_size=MAX_UPLOAD,
-            app_kwargs={"middleware": [guard]},
             theme=gr.themes.Default(primary_hue="indigo", font=Font("system-ui"), font_mono=Font("monospace")),
             css=CSS,
             footer_links=["api"],
@@ -140,13 +123,61 @@ def serve(
             enable_monitoring=False,
             ssr_mode=False,
             mcp_server=False,
-            quiet=True,
-            prevent_thread_lock=True,
         )
-        if share and not public:
-            raise OSError("--share: gradio's servers gave no public address; see its message, or leave out --share")
-        yield public or address
-    finally:
-        service.close()
-        page.close(verbose=False)
-        shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)  # uploads
+        page.app = app.routes[-1].app
+        page.share = self._share
+        asyncio.run_coroutine_threadsafe(self._start(app), self._loop).result()
+        self._page = page
+        self._guard.session_of = lambda event: _session_of(page, event)
+        self._guard.app = app
+        if not self._share:
+            return self.address
+        try:
+            host, port = self._listener.getsockname()[:2]
+            public = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
+        except Exception as error:
+            message = f"--share: gradio's servers gave no public address ({error}); leave out --share"
+            raise OSError(message) from None
+        return "https://" + public.partition("://")[2]
+
+    def finish(self, service: DemoService) -> None:
+        """Let running requests end; no other one starts. `/health` says "stopping"."""
+        self._guard.stopping = True
+        self._places.close()
+        was_busy = False
+        while service.running_jobs() or self._places.count()[0]:
+            was_busy = True
+            time.sleep(0.1)
+        if was_busy:
+            time.sleep(LINGER_SECONDS)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._server.serve([self._listener]))
+        self._loop.close()
+
+    async def _start(self, app: FastAPI) -> None:
+        await self._open.enter_async_context(app.router.lifespan_context(app))
+
+    async def _stop(self) -> None:
+        if self._page is not None:
+            self._page._queue.stopped = True
+            self._page.is_running = False
+            self._page.app.stop_event.set()  # ends what browsers keep open
+        await self._open.aclose()
+        self._server.should_exit = True
+
+    def _close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(CLOSE_SECONDS)
+        self._thread.join(3 * CLOSE_SECONDS)
+        shutil.rmtree(self._uploads, ignore_errors=True)
+
+    def _note(self, visitor: str, text: str) -> None:
+        if self._log is not None:
+            self._log(f"{visitor} {text}")
+
+
+def _session_of(page: gr.Blocks, event: str) -> str:
+    """The session of a request, by its id; without one of its own it is named like the request."""
+    found = page._queue.event_ids_to_events.get(event)
+    return event if found is None else str(found.session_hash)

@@ -11,15 +11,18 @@ Concurrent requests share forward passes (inference/batching.py).
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cogvideo.config import from_dict, to_dict
+from cogvideo.demo.places import Limits
+from cogvideo.demo.storage import limit_arenas, release_memory, remove_oldest
 from cogvideo.distributed import ProcessGroup
 from cogvideo.files import BUNDLED_WEIGHTS, safe_name
 from cogvideo.locks import entries
+from cogvideo.logs import get_logger
 from cogvideo.media.video import UNTRUSTED, check_untrusted
 from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
@@ -91,12 +94,16 @@ class DemoService:
         *,
         directory: Path = BUNDLED_WEIGHTS,
         upsampler: Upsampler | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """`config`: defaults of the visitors' settings. `directory`: the bundle that the pipeline was loaded from.
+
+        Of `limits`, the time per clip and the disk space count here; the places are the page's.
 
         Raises: FileExistsError, OSError if `out` is not writable or holds anything but folders of an earlier service.
         """
         self.pipeline, self.config, self.out, self.upsampler = pipeline, config, out, upsampler
+        self.limits = limits or Limits()
         self._directory, self._fingerprint = directory, fingerprint(directory)
         names = [path.name if path.is_dir() else "" for path in entries(out)] if out.is_dir() else []
         numbers = [re.match(r"(\d{3,})-", name) for name in names]
@@ -106,6 +113,8 @@ class DemoService:
         self._lock, self._closed = threading.Lock(), False
         self._reading = threading.Semaphore(MAX_READING)
         self._running: set[_JobThread] = set()
+        limit_arenas()
+        self._tidy_up()
 
     @property
     def about(self) -> str:
@@ -119,7 +128,7 @@ class DemoService:
             f"frames of {side}x{side} pixels."
         )
 
-    def run(self, request: Request) -> Iterator[Progress]:
+    def run(self, request: Request) -> Generator[Progress, None, None]:
         """Check a request, then run it in a thread of its own; yields its progress at regular intervals.
 
         Closing the iterator stops the job at its next step; finished files stay.
@@ -136,6 +145,11 @@ class DemoService:
             large = folder.with_name(f"{folder.name}-large")
             yield from self._run_job(upsample_job(upsampler, reader.read([folder]), None), large)
 
+    def running_jobs(self) -> int:
+        """Jobs that are running now."""
+        with self._lock:
+            return sum(running.thread.is_alive() for running in self._running)
+
     def close(self) -> None:
         """Stop all jobs; returns once they have stopped."""
         with self._lock:
@@ -143,6 +157,15 @@ class DemoService:
         for running in self._running:
             running.stop()
             running.thread.join()
+
+    def _tidy_up(self) -> None:
+        """Keep to the disk space, and give freed memory back. At the end of a job, its thread calls it."""
+        with self._lock:
+            keep = [running.folder for running in self._running if running.thread.is_alive()]
+        for folder in remove_oldest(self.out, self.limits.disk_bytes, keep):
+            number = folder.name.partition("-")[0]  # the rest is a prompt
+            get_logger(__name__).info("removed result %s, the oldest: results take too much space", number)
+        release_memory()
 
     def _job(self, request: Request) -> Job:
         """The request as a job within the limits. Raises: ValueError, OSError."""
@@ -205,7 +228,7 @@ class DemoService:
         except ValueError as error:  # do not reveal where the server stores uploads
             raise ValueError(str(error).replace(str(path), path.name)) from None
 
-    def _run_job(self, job: Job, folder: Path) -> Iterator[Progress]:
+    def _run_job(self, job: Job, folder: Path) -> Generator[Progress, None, None]:
         captions = tuple(key.caption for key in job.keys)
         progress = Progress(
             describe_job(job),
@@ -218,7 +241,8 @@ class DemoService:
         with self._lock:
             if self._closed:
                 raise _Stopped("stopped")
-            started, running = time.monotonic(), _JobThread(job, run, str(self._directory))
+            seconds = self.limits.seconds_per_clip * len(captions)
+            started, running = time.monotonic(), _JobThread(job, run, str(self._directory), seconds, self._tidy_up)
             self._running = {running, *(other for other in self._running if other.thread.is_alive())}
 
         def current(files: Mapping[Path, int], *, finished: bool = False) -> Progress:
@@ -239,13 +263,16 @@ class DemoService:
 class _JobThread:
     """A thread that runs one job."""
 
-    def __init__(self, job: Job, run: RunDirectory, weights: str) -> None:
+    def __init__(self, job: Job, run: RunDirectory, weights: str, seconds: float, at_end: Callable[[], None]) -> None:
+        """`seconds`: time that the job may take. `at_end` is called in the thread, after the job."""
+        self.folder = run.out
         self.drawn_tokens = 0
         self.files: dict[Path, int] = {}
         """How many times each file was written."""
         self.error: Exception | None = None
         """Why the job failed, once the thread has ended."""
         self._stop = False
+        self._seconds, self._deadline, self._at_end = seconds, time.monotonic() + seconds, at_end
         self.thread = threading.Thread(target=self._run, args=(job, run, weights))
         self.thread.start()
 
@@ -259,9 +286,13 @@ class _JobThread:
             for path, _ in write_clips(job, run, weights=weights, progress=self._count_tokens):
                 self.files[path] = self.files.get(path, 0) + 1
         except Exception as error:  # raised again by whoever follows the progress
-            self.error = error
+            self.error = error.with_traceback(None)  # whose frames would keep the job's tensors
+        finally:
+            self._at_end()
 
     def _count_tokens(self, drawn: int) -> None:
         if self._stop:
             raise _Stopped("stopped")
+        if time.monotonic() > self._deadline:
+            raise _Stopped(f"stopped after {self._seconds:,.0f} s, the limit here; ask for fewer rounds or samples")
         self.drawn_tokens += drawn

@@ -1,0 +1,282 @@
+"""What stands between visitors and gradio's server: who they are, what they may send, and what is logged about it.
+
+It also answers `/health`, before the page is there too, and takes a proxy's path off the addresses.
+"""
+
+import asyncio
+import ipaddress
+import json
+import os
+import re
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cogvideo.demo.places import Places
+from cogvideo.demo.storage import remove_oldest
+
+MAX_UPLOAD = 64 << 20
+"""Bytes of an uploaded file, and about those of a request with uploads."""
+MAX_BODY = 1 << 20
+"""Bytes of any other request."""
+BODY_SECONDS = 60.0
+"""Time for a request of that kind to arrive."""
+MAX_REQUESTS = 256
+"""Requests of a visitor that are answered at the same time; an open tab holds two."""
+UPLOAD_SECONDS = 3600
+"""How long uploads are kept."""
+VISITOR_UPLOADS = 512 << 20
+"""Bytes that a visitor may upload in that time."""
+ALL_UPLOADS = 4 << 30
+"""Bytes of all uploads; the oldest are removed when they take more."""
+API = "/gradio_api"
+DOORS = re.compile(rf"{API}/(upload|cancel|reset|queue/join|(call|run|api)/[\w/]+)/?")
+"""Where requests with a body may go."""
+READING = re.compile(rf"{API}/(?:queue/data|call/(?:v2/)?\w+/(?P<event>\w+))/?")
+"""Where answers are read."""
+STATIC = re.compile(r"/(health|assets|static|svelte|theme\.css|favicon\.ico|manifest\.json)")
+"""Parts of the page itself, and looks at its health, which are not logged."""
+REFUSALS = {
+    400: "not JSON",
+    403: "files of this server only",
+    404: "no such address",
+    408: "the request takes too long",
+    411: "the length of the upload is missing",
+    413: "the request is too large",
+    429: "too many requests or uploads from your address; wait a little",
+    503: "not ready; try again in a minute",
+}
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'"
+)
+
+
+class _Refusal(Exception):
+    """The request ends with this status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+@dataclass
+class Guard:
+    """The ASGI application that visitors reach."""
+
+    places: Places
+    uploads: Path
+    """The folder of uploads, which was empty when the server started."""
+    policy: str | None = POLICY
+    """The content security policy."""
+    path: str = ""
+    """In front of a proxy, `/video` for example; both addresses with it and without are understood."""
+    proxies: int = 0
+    """How many proxies are trusted to name the visitor's address."""
+    log: Callable[[str], None] | None = None
+    """Takes a line per request."""
+    app: ASGIApp | None = None
+    """gradio's; None while models are loaded."""
+    session_of: Callable[[str], str] = str
+    """The session to which a request of this id belongs."""
+    stopping: bool = False
+    _open: Counter[str] = field(default_factory=Counter)
+    """Requests of each visitor that are being answered."""
+    _uploading: Counter[str] = field(default_factory=Counter)
+    _uploaded: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
+    """Times and bytes of each visitor's uploads."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        start, status, sent = time.monotonic(), 0, 0
+        visitor, path = visitor_of(scope, self.proxies), scope["path"]
+        if self.path and (path + "/").startswith(self.path + "/"):
+            path = path[len(self.path) :] or "/"
+
+        async def guarded(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self.policy is not None:
+                    headers = [*message.get("headers", []), (b"content-security-policy", self.policy.encode())]
+                    message = {**message, "headers": headers}
+            sent += len(message.get("body", b""))
+            await send(message)
+
+        self._open[visitor] += 1
+        try:
+            if path.rstrip("/") == "/health":
+                await self._answer_health(guarded)
+                return
+            if self._open[visitor] > MAX_REQUESTS:
+                raise _Refusal(429)
+            await self._pass_on(
+                {**scope, "path": path, "raw_path": path.encode(), "visitor": visitor}, receive, guarded
+            )
+        except _Refusal as refusal:
+            await _answer(guarded, refusal.status, REFUSALS[refusal.status])
+        finally:
+            _decrement(self._open, visitor)
+            if self.log is not None and not STATIC.match(path):
+                seconds = time.monotonic() - start
+                self.log(f"{visitor} {scope['method']} {_loggable(path)} {status} {sent} {seconds:.3f}")
+
+    async def _answer_health(self, send: Send) -> None:
+        state = "stopping" if self.stopping else "loading" if self.app is None else "ready"
+        running, waiting = self.places.count()
+        text = json.dumps({"status": state, "running": running, "waiting": waiting})
+        await _answer(send, 200 if state == "ready" else 503, text, "application/json")
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: _Refusal."""
+        path = scope["path"]
+        if self.app is None:
+            raise _Refusal(503)
+        if "://" in path or path.startswith(f"{API}/deep_link"):
+            # after file=, file/ or proxy=, gradio would fetch that address; for a deep link, write a file
+            raise _Refusal(403)
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            if not DOORS.fullmatch(path):
+                raise _Refusal(404)
+            if path.rstrip("/") == f"{API}/upload":
+                await self._upload(self.app, scope, receive, send)
+                return
+            receive, body = await _read_body(receive)
+            self._judge_body(body)
+        with self._reading(scope):
+            await self.app(scope, receive, send)
+
+    def _reading(self, scope: Scope) -> AbstractContextManager[None]:
+        found = READING.fullmatch(scope["path"])
+        if found is None or scope["method"] != "GET":
+            return nullcontext()
+        if found["event"]:
+            return self.places.reading(self.session_of(found["event"]))
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        return self.places.reading(query.get("session_hash", [""])[0])
+
+    async def _upload(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit():
+            raise _Refusal(411)
+        if int(length) > MAX_UPLOAD + MAX_BODY:
+            raise _Refusal(413)
+        visitor, now = scope["visitor"], time.monotonic()
+        recent = self._uploaded.setdefault(visitor, deque())
+        while recent and now - recent[0][0] > UPLOAD_SECONDS:
+            recent.popleft()
+        if sum(size for _, size in recent) + int(length) > VISITOR_UPLOADS:
+            raise _Refusal(429)
+        recent.append((now, int(length)))
+        self._uploading[visitor] += 1
+        try:
+            await app(scope, receive, send)
+        finally:
+            _decrement(self._uploading, visitor)
+            await asyncio.to_thread(self._tidy_uploads, not self._uploading)
+
+    def _tidy_uploads(self, idle: bool) -> None:
+        """Remove what uploads that were cut off left, unless others are under way, and the oldest uploads."""
+        remove_oldest(self.uploads, ALL_UPLOADS)
+        for path in self.uploads.iterdir() if idle else ():
+            if path.is_file():  # finished ones are in folders
+                path.unlink(missing_ok=True)
+
+    def _judge_body(self, body: bytes) -> None:
+        """A request that is no upload is JSON, and all files in it were uploaded before. Raises: _Refusal."""
+        try:
+            values = [json.loads(body)] if body else []
+        except (ValueError, RecursionError):
+            raise _Refusal(400) from None
+        while values:
+            value = values.pop()
+            if isinstance(value, list):
+                values += value
+            elif isinstance(value, dict):
+                values += value.values()
+                if ("path" in value and not self._is_upload(value["path"])) or ("url" in value and "path" not in value):
+                    raise _Refusal(403)
+
+    def _is_upload(self, path: Any) -> bool:
+        try:
+            found = Path(path).resolve(strict=True)
+            return found.is_relative_to(self.uploads.resolve()) and found.is_file()
+        except (TypeError, ValueError, OSError, RuntimeError):
+            return False
+
+
+def visitor_of(scope: Scope, proxies: int) -> str:
+    """The visitor's address; an IPv6 visitor has a whole network of them.
+
+    With `proxies` it is the one that the outermost trusted proxy added to X-Forwarded-For; earlier ones can be forged.
+    """
+    client = scope.get("client")
+    name = str(client[0]) if client else ""
+    if proxies:
+        headers = [value.decode("latin-1") for key, value in scope["headers"] if key == b"x-forwarded-for"]
+        hops = [hop.strip() for hop in ",".join(headers).split(",")]
+        name = hops[-proxies] if len(hops) >= proxies else name
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return str(client[0]) if client else "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        return str(mapped or ipaddress.IPv6Network((int(address), 64), strict=False))
+    return str(address)
+
+
+async def _read_body(receive: Receive) -> tuple[Receive, bytes]:
+    """Read a request's body; also returns what gives it to the next reader. Raises: _Refusal."""
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    break
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MAX_BODY:
+                    raise _Refusal(413)
+    except TimeoutError:
+        raise _Refusal(408) from None
+    waiting: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again, bytes(body)
+
+
+async def _answer(send: Send, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
+    headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-store")]
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers.append((b"retry-after", b"60"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+def _decrement(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
+def _loggable(path: str) -> str:
+    """A path without what visitors typed: names of files hold prompts, other parts may name sessions."""
+    door, is_file, name = path.partition("file=")
+    if is_file:
+        folder, ending = os.path.basename(os.path.dirname(name)), os.path.splitext(name)[1]
+        number = re.match(r"\d{3,}(?=-)", folder)
+        ending = ending if re.fullmatch(r"[.]\w{1,12}", ending) else ""
+        return f"{API}/file={number[0] if number else ''}*{ending}"
+    return re.sub(r"[^\w/.-]", "?", "/".join(door.split("/")[:3]))[:60]

@@ -1,0 +1,154 @@
+"""Who may run, who waits, and who is refused: the places of the page, shared fairly among visitors. No web server.
+
+    ask = places.enter(visitor="192.0.2.7", session="x")
+    while (ahead := places.poll(ask)) != 0: ...     # wait, and poll again; None: nobody reads the answers yet
+    ...                                             # it has a place
+    places.leave(ask)
+
+A request takes a place only while its visitor reads its answers. Places go to the visitor who runs the fewest requests,
+then to the oldest request.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+UNREAD_SECONDS = 20.0
+"""How long a request waits for somebody to read its answers."""
+MAX_UNREAD = 64
+"""Unread requests per visitor; a further one replaces the oldest."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What visitors of the page may use."""
+
+    running: int = 8
+    """Requests that run at the same time."""
+    waiting: int = 64
+    """Requests that wait for them."""
+    per_visitor: int = 4
+    """Requests of one visitor that run or wait."""
+    seconds_per_clip: float = 3600.0
+    """Time to generate a clip; a request may take this long for each of its clips."""
+    disk_bytes: int = 10 * 10**9
+    """Results on the disk; the oldest are removed when they take more."""
+
+
+class RefusedError(RuntimeError):
+    """A request gets no place; the message says why and what to do."""
+
+
+@dataclass(eq=False)
+class Ask:
+    """A request, from its arrival to its end."""
+
+    visitor: str
+    session: str
+    """Whoever reads the answers names it."""
+    last_read: float = field(default_factory=time.monotonic)
+    """When its answers were last being read; at first, when it arrived."""
+    admitted: bool = False
+    running: bool = False
+    dropped: bool = False
+
+
+class Places:
+    """All requests that are here, and who reads their answers. Its methods may be called by any thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._asks: list[Ask] = []
+        self._readers: Counter[str] = Counter()
+        self._closed = False
+
+    @property
+    def total(self) -> int:
+        """Requests that run or wait at most."""
+        return self._limits.running + self._limits.waiting
+
+    def count(self) -> tuple[int, int]:
+        """Requests that run, and that wait."""
+        with self._lock:
+            admitted = [ask.running for ask in self._asks if ask.admitted]
+            return sum(admitted), len(admitted) - sum(admitted)
+
+    def close(self) -> None:
+        """From now on no further request gets a place."""
+        with self._lock:
+            self._closed = True
+
+    def enter(self, visitor: str, session: str) -> Ask:
+        """A new request. It holds no place yet."""
+        ask = Ask(visitor, session)
+        with self._lock:
+            unread = [other for other in self._asks if other.visitor == visitor and not other.admitted]
+            for other in unread[: len(unread) + 1 - MAX_UNREAD]:
+                other.dropped = True
+                self._asks.remove(other)
+            self._asks.append(ask)
+        return ask
+
+    def poll(self, ask: Ask) -> int | None:
+        """Requests ahead of this one; 0 once it has a place, None as long as nobody reads its answers.
+
+        Raises: RefusedError; the request has then left.
+        """
+        with self._lock:
+            if ask.running:
+                return 0
+            try:
+                return self._poll(ask)
+            except RefusedError:
+                self._remove(ask)
+                raise
+
+    def _poll(self, ask: Ask) -> int | None:
+        limits = self._limits
+        if self._closed:
+            raise RefusedError("the server is being stopped; try again in a few minutes")
+        now = time.monotonic()
+        if not self._readers[ask.session]:
+            if ask.dropped or now - ask.last_read > UNREAD_SECONDS:
+                raise RefusedError("nobody reads the answers to this request")
+            return None
+        ask.last_read = now
+        if not ask.admitted:
+            admitted = [other for other in self._asks if other.admitted]
+            own = sum(other.visitor == ask.visitor for other in admitted)
+            if own >= limits.per_visitor:
+                raise RefusedError(f"{own} requests from your address run or wait already; let one end, or stop one")
+            if len(admitted) >= self.total:
+                raise RefusedError(f"all {self.total} places are taken; try again in a few minutes")
+            ask.admitted = True
+        running = Counter(other.visitor for other in self._asks if other.running)
+        waiting = [o for o in self._asks if o.admitted and not o.running and self._readers[o.session]]
+        ahead = sorted(waiting, key=lambda other: running[other.visitor]).index(ask)
+        ask.running = ahead < limits.running - running.total()
+        return 0 if ask.running else ahead + 1
+
+    def leave(self, ask: Ask) -> None:
+        """The request has ended; its place is free."""
+        with self._lock:
+            self._remove(ask)
+
+    def _remove(self, ask: Ask) -> None:
+        if ask in self._asks:
+            self._asks.remove(ask)
+
+    @contextmanager
+    def reading(self, session: str) -> Iterator[None]:
+        """Somebody reads the answers of a session."""
+        with self._lock:
+            self._readers[session] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers[session] -= 1
+                if not self._readers[session]:
+                    del self._readers[session]
