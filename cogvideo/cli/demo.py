@@ -4,7 +4,6 @@
     cogvideo demo --model DIR rounds=2 seconds=2       other weights; initial settings of the page
     cogvideo demo --direct DIR --iterative DIR         with super-resolution
     cogvideo demo --host 0.0.0.0                       for others in your network, who can then see all results
-
     cogvideo demo --root-path /video --proxies 1       behind a proxy that serves it below a path
 
 Visitors share the models, and concurrent requests share forward passes. Each result is a numbered folder below --out,

@@ -193,7 +193,7 @@ class Guard:
     def _judge_body(self, body: bytes) -> None:
         """A request that is no upload is JSON, and all files in it were uploaded before. Raises: _Refusal."""
         try:
-            values = [json.loads(body)] if body else []
+            values = [json.loads(body, parse_constant=_refuse_constant)] if body else []
         except (ValueError, RecursionError):
             raise _Refusal(400) from None
         while values:
@@ -255,6 +255,11 @@ async def _read_body(receive: Receive) -> tuple[Receive, bytes]:
         return waiting.pop() if waiting else await receive()
 
     return again, bytes(body)
+
+
+def _refuse_constant(name: str) -> None:
+    """Raises: ValueError. JSON has no NaN and no infinity."""
+    raise ValueError(name)
 
 
 async def _answer(send: Send, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:

@@ -86,8 +86,12 @@ class Places:
         """A new request. It holds no place yet."""
         ask = Ask(visitor, session)
         with self._lock:
-            unread = [other for other in self._asks if other.visitor == visitor and not other.admitted]
-            for other in unread[: len(unread) + 1 - MAX_UNREAD]:
+            unread = [
+                other
+                for other in self._asks
+                if other.visitor == visitor and not other.admitted and not self._readers[other.session]
+            ]
+            for other in unread[: max(0, len(unread) + 1 - MAX_UNREAD)]:
                 other.dropped = True
                 self._asks.remove(other)
             self._asks.append(ask)

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,26 +63,38 @@ def tokens(folder: Path) -> torch.Tensor:
     return load_file(folder / "tokens.safetensors")["tokens"]
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+@contextmanager
+def serve(folder: Path, *words: str) -> Iterator[Page]:
     pytest.importorskip("gradio", reason="the page needs gradio; pip install -e '.[demo]'")
-    folder = tmp_path_factory.mktemp("demo")
     bundle, out = write_bundle(folder / "bundle"), folder / "out"
-    words = ["demo", "--model", str(bundle), "--out", str(out), "--port", "0", "--at-once", "2", *SETTINGS]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cogvideo", *words],
+        [
+            *(sys.executable, "-m", "cogvideo", "demo", "--model", str(bundle), "--out", str(out), "--port", "0"),
+            *("--access-log", str(folder / "log"), *words, *SETTINGS),
+        ],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "no_proxy": "127.0.0.1", "TMPDIR": str(folder)},
     )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith("CogVideo is at http://127.0.0.1:"), line
-    yield Page(process, line.split()[3].rstrip(","), bundle, out)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("CogVideo is at http://127.0.0.1:"), line
+        yield Page(process, line.split()[3].rstrip(","), bundle, out)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    folder = tmp_path_factory.mktemp("demo")
+    with serve(folder, "--at-once", "2") as page:
+        yield page
+        page.process.send_signal(signal.SIGTERM)
+        assert page.process.wait(60) == 143
     left = {path.name for path in folder.iterdir()} - {"torchinductor_root"}
-    assert left == {"bundle", "out"}, "uploads are deleted with the server"
+    assert left == {"bundle", "out", "log"}, "uploads are deleted with the server"
 
 
 def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
@@ -170,6 +183,49 @@ def test_a_file_that_was_not_uploaded_is_not_read(page: Page, tmp_path: Path) ->
     assert page.get("gradio_api/queue/join", "x" * (1 << 20))[0] == 413
 
 
+def test_the_log_has_no_prompts(page: Page) -> None:
+    """Nor have the names of files in it."""
+    page.client.predict("unspeakable", rounds=0, api_name="/generate")
+    (folder,) = page.out.glob("*-unspeakable")
+    assert page.file(folder / "000-unspeakable.mp4")[0] == 200
+    log = page.out.parent / "log"
+    wanted = f"127.0.0.1 GET /gradio_api/file={folder.name.partition('-')[0]}*.mp4 200"
+    for _ in range(300):  # a line is written after the answer
+        if wanted in log.read_text():
+            break
+        time.sleep(0.1)
+    assert wanted in log.read_text() and "127.0.0.1 request 1 clip of 5 frames" in log.read_text()
+    assert "unspeakable" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_first_signal_lets_clips_end_and_a_second_does_not(tmp_path: Path) -> None:
+    """Also: a page below a path, with places for two requests of a visitor."""
+    with serve(tmp_path, "--root-path", "/video", "--per-visitor", "2", "--log-prompts") as page:
+        assert f'"root":"{page.address}video"'.encode() in page.get("config")[2].replace(b" ", b"")
+        assert json.loads(page.get("video/health")[2])["status"] == "ready"
+        client = page.client
+        jobs = [
+            client.submit(f"job {n}", samples_per_prompt=2 + 14 * n, rounds=4, api_name="/generate") for n in (0, 1)
+        ]
+        while len(list(page.out.glob("*/unfinished/0*"))) < 2:
+            time.sleep(0.05)
+        with pytest.raises(Exception, match="2 requests from your address run or wait already"):
+            client.predict("too many", api_name="/generate")
+        page.process.send_signal(signal.SIGTERM)
+        line, cards = jobs[0].result(timeout=120)
+        assert "done. Saved in" in line and 'src="/video/gradio_api/file=' in cards
+        assert json.loads(page.get("health")[2])["status"] == "stopping"
+        with pytest.raises(Exception, match="the server is being stopped"):
+            client.predict("too late", api_name="/generate")
+        assert page.process.poll() is None
+        page.process.send_signal(signal.SIGTERM)
+        assert page.process.wait(30) == 143
+        assert (next(page.out.glob("*-job-0")) / "samples.json").exists()
+        assert not (next(page.out.glob("*-job-1")) / "samples.json").exists()
+        assert ": job 0" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -183,6 +239,11 @@ def test_a_file_that_was_not_uploaded_is_not_read(page: Page, tmp_path: Path) ->
         (["--host", "no such host"], "give --host an address of this machine"),
         (["--host", "http://127.0.0.1"], "give --host an address of this machine"),
         (["--host", ""], "--host is empty"),
+        (["--per-visitor", "0"], "--per-visitor 0 is too small; give at least 1"),
+        (["--disk", "nan"], "--disk nan is too small; give at least 0.001"),
+        (["--proxies", "-1"], "--proxies -1 is below 0"),
+        (["--root-path", "video/"], "--root-path video/ is no path; give one such as /video"),
+        (["--access-log", "missing/log"], "No such file"),
         (["sed=3"], "did you mean 'seed'?"),
     ],
 )

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cogvideo.demo.html import clip_cards, clock, progress_line
+from cogvideo.demo.html import clip_cards, clock, notes, progress_line, waiting_line
+from cogvideo.demo.places import Limits
 from cogvideo.demo.service import Progress
 
 FOLDER = Path("/out/000-a")
@@ -26,6 +27,17 @@ def test_urls_change_with_every_version_of_a_file() -> None:
     assert 'href="gradio_api/file=/out/000-a/tokens.safetensors?1" download="tokens.safetensors">tokens' in clip_cards(
         done
     )
+
+
+def test_urls_below_the_path_of_a_proxy() -> None:
+    shown = replace(PROGRESS, files={FOLDER / "000-一.png": 3})
+    assert 'src="/video/gradio_api/file=/out/000-a/' in clip_cards(shown, "/video")
+
+
+def test_what_is_said_about_disk_space_and_waiting() -> None:
+    assert "take more than 10 GB, the oldest are removed" in notes(Limits())
+    assert "take more than 250 MB, the oldest" in notes(Limits(disk_bytes=250 * 10**6))
+    assert "Waiting: 1 request before" in waiting_line(1) and "Waiting: 2 requests before" in waiting_line(2)
 
 
 def test_progress() -> None:

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from cogvideo.cli.main import main
 from cogvideo.demo import service as module
+from cogvideo.demo.places import Limits
 from cogvideo.demo.service import DemoService, Request
+from cogvideo.demo.storage import size_of
 from cogvideo.media.video import write_video
 from cogvideo.sampling.bundle import load_sample_config, open_tokenizers
 from cogvideo.sampling.config import UpsampleConfig
@@ -152,7 +154,7 @@ def test_closing_one_request_does_not_affect_others(
     requests = [Request("a", {"samples_per_prompt": 16, "rounds": 2}), Request(CAPTIONS[0], {"rounds": 2})]
     leaving, staying = running = [service.run(request) for request in requests]
     left, _ = map(next, running)
-    leaving.close()  # type: ignore[attr-defined]
+    leaving.close()
     all_started.wait()
     *_, last = staying
     assert contents(last.folder) == by_command(bundle, tmp_path / "sampled", "sample", CAPTIONS[0], "rounds=2")
@@ -161,6 +163,22 @@ def test_closing_one_request_does_not_affect_others(
     words = ["sample", "a", "samples_per_prompt=16", "rounds=2"]
     resumed = by_command(bundle, left.folder, *words, "--resume")
     assert resumed == by_command(bundle, tmp_path / "uninterrupted", *words)
+
+
+def test_the_oldest_results_go_first(service: DemoService) -> None:
+    """The disk space is counted after every request; what runs stays."""
+    folders = [list(service.run(Request(prompt, {"rounds": 0})))[-1].folder for prompt in "abc"]
+    service.limits = Limits(disk_bytes=2 * size_of(folders[0]))
+    *_, last = service.run(Request("d", {"rounds": 0}))
+    service.close()
+    assert sorted(service.out.iterdir()) == [folders[2], last.folder]
+
+
+def test_a_clip_has_limited_time(service: DemoService) -> None:
+    service.limits = Limits(seconds_per_clip=0.01)
+    with pytest.raises(RuntimeError, match="stopped after 0 s, the limit here; ask for fewer rounds or samples"):
+        list(service.run(Request("a\nb", {"rounds": 3})))
+    assert not list(service.out.glob("*/samples.json"))
 
 
 def test_closing_the_service_stops_all_requests(service: DemoService, monkeypatch: pytest.MonkeyPatch) -> None:
