@@ -1,7 +1,7 @@
 """The server of the page: where it listens, when the page appears, and how it ends. The page itself is page.py.
 
-    with Server(places, host="127.0.0.1", port=0).listening() as server:    # /health says "loading"
-        server.show(service, about="...", examples=[...])                   # now it says "ready"
+    with Server(places, listener).listening() as server:        # /health says "loading"
+        server.show(service, about="...", examples=[...])       # now it says "ready"
 
 It serves the page and the results, and no other file of this machine. Neither it nor a visitor's browser contacts other
 servers, except for a public address (`share`), which goes through gradio's.
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -168,7 +168,8 @@ class Server:
         self._server.should_exit = True
 
     def _close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(CLOSE_SECONDS)
+        with suppress(TimeoutError):  # a busy machine; the thread ends with the process
+            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(3 * CLOSE_SECONDS)
         self._thread.join(3 * CLOSE_SECONDS)
         shutil.rmtree(self._uploads, ignore_errors=True)
 
