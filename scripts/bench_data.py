@@ -15,29 +15,40 @@ The data set is synthetic: per row a video, a caption of some 60 characters and 
 resident memory at the end that is not a mapped file, imports included; `files`, the number of open files. Files in
 `--work` that were just written are read from the page cache, not from a disk.
 
-`--decode` compares `cogvideo prepare` (finding the frames, decoding, scaling, cropping; not encoding) with a bare PyAV
-loop that seeks to a caption's span, decodes it, and scales and crops the same frames. Generated files: 1080p, 360p,
-360p with one key frame, and two short captions in a long video. They alternate; figures are medians over `--repeats`.
-`cpu_ratio` is the loop's CPU time divided by ours, `frames_per_cpu_s` counts the frames that the loop decodes. The last
-case reads the samples of a WebDataset tar, against reading the tar from end to end.
+`--decode` compares three ways to read a video: `cogvideo prepare` (finding the frames, planning the clips, decoding,
+scaling, cropping; not encoding), the same without its limited child process, and a bare PyAV loop. Per caption, the
+loop opens the file, seeks to the first frame that `prepare` uses, decodes everything up to the last one on all
+processors, and scales and crops the frames that `prepare` uses, with the same scaler; it is given their times and checks
+nothing. Files are generated: 1080p, 360p, 360p with one key frame, two short captions in a long video, and 360p of
+which every frame is used. The ways take turns; figures are medians over `--repeats`.
+
+CPU time and memory include child processes. `cpu_ratio` and `wall_ratio` are the loop's time divided by ours,
+`frames_per_cpu_s` and `frames_per_s` the frames that the loop decodes divided by our time; `child_cost`, the fraction
+by which the child process adds to CPU time; `peak_mb`, the peak above that after imports; `child_mb`, all of the child's
+peak memory. `child` is the start of a child process, once per decoding thread. `tar` reads the samples of a WebDataset
+tar, against reading the tar from end to end.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
 
 from cogvideo.cli.main import run_command
 from cogvideo.data.captions import Caption
@@ -46,7 +57,9 @@ from cogvideo.data.extract import VideoJob
 from cogvideo.data.loader import ClipLoader, LoaderConfig
 from cogvideo.data.prepare import Preparation, PrepareConfig
 from cogvideo.data.readers import open_captions
-from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
+from cogvideo.data.shards import FORMATS, ROW, VERSION, Kind, read_shard, shard_folder, write_manifest, write_shard
+from cogvideo.media import decoder, video, worker
+from cogvideo.media.pixels import SCALING
 from cogvideo.sequence.layout import Vocabulary
 
 ROWS_PER_SHARD = 256
@@ -56,6 +69,7 @@ VIDEOS = {  # width, height, frames between key frames (0: one key frame), how m
     "360p": (640, 360, 25, 1),
     "long_gop": (640, 360, 0, 1),
     "short_captions": (640, 360, 50, 15),
+    "every_frame": (640, 360, 25, 1),
 }
 SIDE, FPS = 160, 25
 TAR_SAMPLES, TAR_MEMBER_BYTES = 400, 1 << 19
@@ -118,7 +132,7 @@ def measure(case: str, work: Path) -> dict[str, float]:
 
 
 def measure_decoding(case: str, work: Path, seconds: float, repeats: int) -> dict[str, float]:
-    """One kind of video: `prepare` and a bare PyAV loop in turn, over the same file."""
+    """One kind of video: `prepare`, the same in one process, and a bare PyAV loop in turn, over the same file."""
     length = seconds * VIDEOS[case][3]
     path = work / f"{case}.mp4"
     spans = [(0.0, None)]
@@ -127,16 +141,20 @@ def measure_decoding(case: str, work: Path, seconds: float, repeats: int) -> dic
     captions = work / f"{case}.jsonl"
     lines = [json.dumps({"video": path.name, "caption": "a", "start": start, "end": end}) for start, end in spans]
     captions.write_text("\n".join(lines))
-    extractor = Preparation(captions, work / "out", "tokens", PrepareConfig(frame_pixels=SIDE)).extractor
+    kind: Kind = "frames" if case == "every_frame" else "tokens"
+    config = PrepareConfig(frame_pixels=SIDE, frames_per_video=round(length * FPS))
+    extractor = Preparation(captions, work / "out", kind, config).extractor
     job = VideoJob(path.name, tuple((i, Caption(path.name, "a", *span)) for i, span in enumerate(spans)))
     start_mb = _peak_mb()
+    extractor.decode(job)
+    peak_mb, child_mb = _peak_mb() - start_mb, max(map(_peak_mb, _children()))  # before the other ways have run
     wanted = extractor.plan(job).times
     parts = [wanted[(wanted >= start) & (wanted <= (end or length))] for start, end in spans]
-    ours, bare, frames = [], [], 0
-    extractor.decode(job)
-    peak_mb = _peak_mb() - start_mb  # before the loop has run
-    for _ in range(repeats):  # in turn, so that both meet the same load
+    ours, unlimited, bare, frames = [], [], [], 0
+    for _ in range(repeats):  # in turn, so that all meet the same load
         ours.append(_timed(lambda: extractor.decode(job))[1:])
+        with patch.multiple(video, index_frames=decoder.index_frames, read_frames=_read_frames_here):
+            unlimited.append(_timed(lambda: extractor.decode(job))[2])
         frames, *spent = _timed(lambda: _bare_loop(path, parts))
         bare.append(spent)
     (our_wall, our_cpu), (wall, cpu) = (np.median(np.array(t), axis=0).tolist() for t in (ours, bare))
@@ -146,14 +164,30 @@ def measure_decoding(case: str, work: Path, seconds: float, repeats: int) -> dic
         "frames_per_s": round(frames / our_wall),
         "cpu_ratio": round(cpu / our_cpu, 2),
         "wall_ratio": round(wall / our_wall, 2),
+        "child_cost": round(our_cpu / median(unlimited) - 1, 3),
         "peak_mb": round(peak_mb),
+        "child_mb": round(child_mb),
     }
+
+
+def _read_frames_here(*request: Any) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """`sandbox.read_frames` without the child process."""
+    for fields, (pixels,) in worker.decode(*request):
+        yield pixels, fields["time"]
+
+
+def measure_child(work: Path) -> dict[str, float]:
+    """Start a child process that reads media."""
+    path = work / "360p.mp4"
+    first, second = (_timed(lambda: video.probe_video(path))[1:] for _ in range(2))
+    return {"start_s": round(first[0] - second[0], 2), "start_cpu_s": round(first[1] - second[1], 2)}
 
 
 def _bare_loop(path: Path, parts: list[Any]) -> int:
     """Decode each span from the key frame before it, scaling and cropping the wanted frames -> frames decoded."""
     count = 0
     for wanted in parts:
+        reformatter = VideoReformatter()
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
@@ -166,7 +200,8 @@ def _bare_loop(path: Path, parts: list[Any]) -> int:
                 if number in left:
                     left.remove(number)
                     scale = SIDE / min(frame.width, frame.height)
-                    scaled = frame.reformat(round(frame.width * scale), round(frame.height * scale), "rgb24")
+                    size = round(frame.width * scale), round(frame.height * scale)
+                    scaled = reformatter.reformat(frame, *size, "rgb24", interpolation=SCALING, threads=1)
                     pixels = scaled.to_ndarray()
                     middle = (pixels.shape[1] - SIDE) // 2
                     np.ascontiguousarray(pixels[:, middle : middle + SIDE])
@@ -231,15 +266,26 @@ def _read_member(caption: Caption) -> int:
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What `work` returns, wall-clock seconds, CPU seconds of all threads."""
-    start, cpu_start = time.perf_counter(), time.process_time()
+    """What `work` returns, wall-clock seconds, CPU seconds of all threads and child processes."""
+    start, cpu_start = time.perf_counter(), _cpu_seconds()
     result = work()
-    return result, time.perf_counter() - start, time.process_time() - cpu_start
+    return result, time.perf_counter() - start, _cpu_seconds() - cpu_start
 
 
-def _peak_mb() -> float:
-    """Peak resident memory of this program; `ru_maxrss` would include what its parent had before it was started."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+def _cpu_seconds() -> float:
+    """CPU time of this process and its children, living and ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    clocks = [(~child << 3) | 2 for child in _children()]  # Linux's numbers for the CPU clocks of other processes
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(time.clock_gettime, clocks))
+
+
+def _children() -> list[int]:
+    return [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+
+def _peak_mb(process: int | str = "self") -> float:
+    """Peak resident memory of a program; `ru_maxrss` would include what its parent had before it was started."""
+    return int(Path(f"/proc/{process}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:
@@ -249,8 +295,10 @@ def main() -> None:
     parser.add_argument("--decode", action="store_true", help="measure decoding and tar reading instead")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of the generated videos")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--case", choices=(*CASES, *VIDEOS, "tar"), help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=(*CASES, *VIDEOS, "child", "tar"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.case == "child":
+        return print(json.dumps(measure_child(args.work)))
     if args.case == "tar":
         return print(json.dumps(measure_tar(args.work, args.repeats)))
     if args.case in VIDEOS:
@@ -263,7 +311,7 @@ def main() -> None:
         result: dict[str, object] = {"seconds": args.seconds} if args.decode else {"rows": args.rows}
         if not args.decode:
             make_dataset(work, args.rows)
-        for case in (*VIDEOS, "tar") if args.decode else CASES:
+        for case in (*VIDEOS, "child", "tar") if args.decode else CASES:
             if case in VIDEOS:
                 _write_noise(work / f"{case}.mp4", case, args.seconds)
             command = [sys.executable, __file__, "--case", case, "--work", str(work)]

@@ -35,7 +35,8 @@ CHECKED_FRAMES = 12  # decoded to check packet timestamps; longer than the usual
 OPENING_BYTES, BYTES_PER_BYTE = 256 << 20, 32  # memory for opening: an index entry is larger than what it stands for
 BYTES_PER_PIXEL = 256  # memory for decoding: the frames that a codec refers to and works on
 MAX_THREADS = 8  # per file; many files are read at the same time
-SEEK_MARGINS = (1.0, 10.0, None)  # seconds before the wanted frame, tried in turn; None: from the start of the file
+SEEK_MARGINS = (0.0, 1.0, 10.0, None)  # seconds before a wanted frame, tried in turn; None: from the start of the file
+SKIPPED_FRAMES = 8  # not decoded, make up for a seek
 DEFAULT_BONUS = 5_000_000  # pixels by which FFmpeg prefers the stream that is marked as the default one
 TIMESTAMPS_RESTART = 0x200  # FFmpeg's AVFMT_TS_DISCONT: containers such as MPEG-TS, which can be joined by appending
 JUMP_BACK, JUMP_AHEAD = 0.1, 10.0  # seconds between packets beyond which FFmpeg takes timestamps to restart
@@ -75,6 +76,8 @@ class VideoInfo:
     """Stored size in pixels, before rotation; other frames may have other sizes."""
     seconds: NDArray[np.float64]
     """(N,) frame times, ascending, the first 0."""
+    key_seconds: NDArray[np.float64]
+    """(K,) times of those that decoding can start at, ascending; empty if they are not known."""
     pixel_aspect: Fraction
     """Width of a pixel relative to its height."""
     exif_orientation: int | None
@@ -116,10 +119,9 @@ def decode_frames(
             yield time, frame
     else:
         for margin in SEEK_MARGINS:  # seeking can land late
-            seek = None if margin is None else float(wanted[found]) - margin
-            if seek is not None and seek <= 0:
+            if margin and wanted[found] <= margin:
                 continue
-            for time, frame in _decode_by_time(path, info, wanted[found:], seek, limits):
+            for time, frame in _decode_by_time(path, info, wanted[found:], margin, limits):
                 found += 1
                 yield time, frame
             if found == len(wanted):
@@ -273,10 +275,10 @@ class _Timeline:
 
 def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | None:
     """Take the times from the packets; None if they cannot be trusted."""
-    stamps, count = array("q"), 0
+    stamps, keys, count = array("q"), array("q"), 0
     max_frames = (limits or Limits()).max_frames
     checked: list[int | None] = []
-    with _open(path, limits) as (container, stream):
+    with _open(path, limits, times_only=True) as (container, stream):
         codec, timeline = stream.codec_context, _Timeline(container, stream)
         try:
             for packet in container.demux(stream):  # keep none: together packets are as large as the file
@@ -289,6 +291,8 @@ def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | Non
                         if packet.pts is None:
                             return None
                         stamps.append(packet.pts)
+                        if packet.is_keyframe:
+                            keys.append(packet.pts)
                         if len(stamps) > max_frames:
                             raise _too_many(path, max_frames)
                 if len(checked) < CHECKED_FRAMES:
@@ -305,7 +309,7 @@ def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | Non
             count < len(stream.index_entries) and _is_cut_short(path, container, stream)
         ):
             return None
-        return _video_info(path, container, stream, ordered, None, None)
+        return _video_info(path, container, stream, ordered, np.unique(np.array(keys, np.int64)), None, None)
 
 
 def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
@@ -342,9 +346,8 @@ def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
             damage = f"it ends after {len(pts)} frames"
         times, shown = _presentation_times(pts, np.array(stamps, np.int64), reordered, _frame_ticks(stream))
         by_number = pts != times.tolist() or timeline.offset != 0
-        return _video_info(
-            path, container, stream, times, np.array(outputs, np.int64)[shown] if by_number else None, damage
-        )
+        numbers = np.array(outputs, np.int64)[shown] if by_number else None
+        return _video_info(path, container, stream, times, np.zeros(0, np.int64), numbers, damage)
 
 
 def _presentation_times(
@@ -388,14 +391,20 @@ def _video_info(
     container: InputContainer,
     stream: av.VideoStream,
     ticks: NDArray[np.int64],
+    key_ticks: NDArray[np.int64],
     outputs: NDArray[np.int64] | None,
     damage: str | None,
 ) -> VideoInfo:
     tick, is_picture = _tick(stream), container.format.name.endswith(("_pipe", "image2"))
+
+    def seconds(ticks_: NDArray[np.int64]) -> NDArray[np.float64]:
+        return (ticks_ - ticks[0]) * tick.numerator / tick.denominator
+
     return VideoInfo(
         width=stream.width,
         height=stream.height,
-        seconds=(ticks - ticks[0]) * tick.numerator / tick.denominator,
+        seconds=seconds(ticks),
+        key_seconds=seconds(key_ticks[key_ticks >= ticks[0]]),
         # In a picture this is the printer's business.
         pixel_aspect=Fraction(1) if is_picture else stream.sample_aspect_ratio or Fraction(1),
         exif_orientation=_exif_orientation(path) if is_picture else None,
@@ -429,37 +438,69 @@ def _decode_by_number(
 
 
 def _decode_by_time(
-    path: MediaPath, info: VideoInfo, wanted: NDArray[np.float64], seek: float | None, limits: Limits | None
+    path: MediaPath, info: VideoInfo, wanted: NDArray[np.float64], margin: float | None, limits: Limits | None
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decode from the key frame before `seek`, or from the start. Ends early if a frame is damaged or missing."""
+    """Decode from the key frame that is `margin` seconds before the first wanted frame, or from the start.
+
+    Whole groups of frames between wanted ones are skipped. Ends early if a frame is damaged or missing.
+    """
     with _open(path, limits) as (container, stream):
         tick = _tick(stream)
         targets = {info.origin + round(time / tick): time for time in wanted.tolist()}
+        keys = (info.origin + np.rint(info.key_seconds / float(tick))).astype(np.int64)
+        ticks = None if margin is None else round(margin / tick)
+        yield from _select(_timed_frames(container, stream, info.origin, targets, keys, ticks), len(targets))
+
+
+def _timed_frames(
+    container: InputContainer,
+    stream: av.VideoStream,
+    origin: int,
+    targets: dict[int, float],
+    keys: NDArray[np.int64],
+    margin: int | None,
+) -> Iterator[tuple[float | None, av.VideoFrame]]:
+    """Decode a file, as `_decode_by_time` says -> the times of `targets` or None, and frames.
+
+    `origin`, `targets`, `keys` (of the key frames), `margin`: in ticks.
+    """
+    awaited = list(targets)[::-1]
+    can_skip, least_skip = margin is not None, SKIPPED_FRAMES * _frame_ticks(stream)
+    seek = awaited[-1] - margin if margin is not None and awaited[-1] - margin > origin else None
+    reached = skip_to = origin
+    while True:
         packets = container.demux(stream)
         if seek is not None:
-            container.seek(info.origin + int(seek / tick), stream=stream)
+            container.seek(seek, stream=stream)
             packets = dropwhile(lambda packet: packet.size and not packet.is_keyframe, packets)
-
-        def timed() -> Iterator[tuple[float | None, av.VideoFrame]]:
-            awaited = list(targets)[::-1]
-            started = False
-            for frame in _frames(container, stream, packets):
-                if not started and seek is not None and frame is not None and not frame.key_frame:
-                    continue  # after a seek, what is shown before the key frame may refer to frames before it
-                if frame is None or frame.is_corrupt or frame.pts is None:
-                    if started:
-                        return
-                    continue
-                if not started and seek is not None and frame.interlaced_frame and frame.pts >= awaited[-1]:
-                    return  # deinterlacing needs the frame before
-                started = True
-                if awaited and frame.pts > awaited[-1]:
+        started = False
+        for frame in _frames(container, stream, packets):
+            if not started and seek is not None and frame is not None and not frame.key_frame:
+                continue  # after a seek, what is shown before the key frame may refer to frames before it
+            if frame is None or frame.is_corrupt or frame.pts is None:
+                if started:
                     return
-                if awaited and frame.pts == awaited[-1]:
-                    awaited.pop()
-                yield targets.get(frame.pts), frame
-
-        yield from _select(timed(), len(targets))
+                continue
+            if not started:
+                if seek is not None and frame.interlaced_frame and frame.pts >= awaited[-1]:
+                    return  # deinterlacing needs the frame before
+                can_skip &= frame.pts >= reached  # where seeking lands early, the same would be decoded many times
+                started = True
+            if awaited and frame.pts > awaited[-1]:
+                return
+            if awaited and frame.pts == awaited[-1]:
+                awaited.pop()
+                skip_to = origin
+                if can_skip and margin is not None and awaited:
+                    before = int(np.searchsorted(keys, awaited[-1] - margin, "right"))
+                    skip_to = int(keys[before - 1]) if before else origin
+            yield targets.get(frame.pts), frame
+            needed = frame.interlaced_frame and frame.pts in targets  # deinterlacing needs the frame after
+            if awaited and margin is not None and frame.pts + least_skip < skip_to and not needed:
+                seek, reached = awaited[-1] - margin, frame.pts
+                break
+        else:
+            return
 
 
 def _select(frames: Iterator[tuple[float | None, av.VideoFrame]], count: int) -> Iterator[tuple[float, av.VideoFrame]]:

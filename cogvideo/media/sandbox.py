@@ -44,11 +44,13 @@ def index_frames(path: MediaPath, *, exact: bool, limits: Limits) -> VideoInfo:
     for fields, worker in _run(path, "index", request, limits):
         count = _within(fields["count"], limits.max_frames)
         seconds = worker.read((count,), np.float64)
+        key_seconds = worker.read((_within(fields["key_count"], count, least=0),), np.float64)
         outputs = worker.read((count,), np.int64) if fields["numbered"] else None
         found = VideoInfo(
             fields["width"],
             fields["height"],
             seconds,
+            key_seconds,
             Fraction(*fields["pixel_aspect"]),
             fields["exif_orientation"],
             fields["origin"],
@@ -175,7 +177,7 @@ def _reason(worker: _Worker, late: bool, seconds: int) -> str:
     return "the process that reads media ended; is its installation sound?"
 
 
-def _within(count: Any, most: int) -> int:
-    if not isinstance(count, int) or not 0 < count <= most:
+def _within(count: Any, most: int, *, least: int = 1) -> int:
+    if not isinstance(count, int) or not least <= count <= most:
         raise TypeError
     return count

@@ -51,9 +51,11 @@ def index(path: MediaPath, exact: bool, limits: Limits) -> Iterator[Answer]:
         "origin": info.origin,
         "damage": info.damage,
         "count": len(info.seconds),
+        "key_count": len(info.key_seconds),
         "numbered": info.outputs is not None,
     }
-    yield fields, (info.seconds,) if info.outputs is None else (info.seconds, info.outputs)
+    arrays = (info.seconds, info.key_seconds)
+    yield fields, arrays if info.outputs is None else (*arrays, info.outputs)
 
 
 def decode(
