@@ -36,7 +36,11 @@ OPENING_BYTES, BYTES_PER_BYTE = 256 << 20, 32  # memory for opening: an index en
 BYTES_PER_PIXEL = 256  # memory for decoding: the frames that a codec refers to and works on
 MAX_THREADS = 8  # per file; many files are read at the same time
 SEEK_MARGINS = (0.0, 1.0, 10.0, None)  # seconds before a wanted frame, tried in turn; None: from the start of the file
-SKIPPED_FRAMES = 8  # not decoded, make up for a seek
+INDEXED_FORMATS = (
+    "mov",
+    "matroska",
+)  # FFmpeg's containers with an index, in which seeking and times after it are exact
+WORTHWHILE_SKIP = 8  # frames; decoding fewer is cheaper than a seek
 DEFAULT_BONUS = 5_000_000  # pixels by which FFmpeg prefers the stream that is marked as the default one
 TIMESTAMPS_RESTART = 0x200  # FFmpeg's AVFMT_TS_DISCONT: containers such as MPEG-TS, which can be joined by appending
 JUMP_BACK, JUMP_AHEAD = 0.1, 10.0  # seconds between packets beyond which FFmpeg takes timestamps to restart
@@ -77,7 +81,7 @@ class VideoInfo:
     seconds: NDArray[np.float64]
     """(N,) frame times, ascending, the first 0."""
     key_seconds: NDArray[np.float64]
-    """(K,) times of those that decoding can start at, ascending; empty if they are not known."""
+    """(K,) times of the key frames, ascending; empty if they are unknown or cannot be seeked to exactly."""
     pixel_aspect: Fraction
     """Width of a pixel relative to its height."""
     exif_orientation: int | None
@@ -119,7 +123,7 @@ def decode_frames(
             yield time, frame
     else:
         for margin in SEEK_MARGINS:  # seeking can land late
-            if margin and wanted[found] <= margin:
+            if (margin and wanted[found] <= margin) or (margin == 0 and not len(info.key_seconds)):
                 continue
             for time, frame in _decode_by_time(path, info, wanted[found:], margin, limits):
                 found += 1
@@ -280,6 +284,7 @@ def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | Non
     checked: list[int | None] = []
     with _open(path, limits, times_only=True) as (container, stream):
         codec, timeline = stream.codec_context, _Timeline(container, stream)
+        indexed = container.format.name.startswith(INDEXED_FORMATS)
         try:
             for packet in container.demux(stream):  # keep none: together packets are as large as the file
                 timeline.shift(packet)
@@ -291,7 +296,7 @@ def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | Non
                         if packet.pts is None:
                             return None
                         stamps.append(packet.pts)
-                        if packet.is_keyframe:
+                        if packet.is_keyframe and indexed:
                             keys.append(packet.pts)
                         if len(stamps) > max_frames:
                             raise _too_many(path, max_frames)
@@ -442,37 +447,32 @@ def _decode_by_time(
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decode from the key frame that is `margin` seconds before the first wanted frame, or from the start.
 
-    Whole groups of frames between wanted ones are skipped. Ends early if a frame is damaged or missing.
+    Seeks again where wanted frames are far apart. Ends early if a frame is damaged or missing.
     """
     with _open(path, limits) as (container, stream):
-        tick = _tick(stream)
-        targets = {info.origin + round(time / tick): time for time in wanted.tolist()}
-        keys = (info.origin + np.rint(info.key_seconds / float(tick))).astype(np.int64)
-        ticks = None if margin is None else round(margin / tick)
-        yield from _select(_timed_frames(container, stream, info.origin, targets, keys, ticks), len(targets))
+        targets = {info.origin + round(time / _tick(stream)): time for time in wanted.tolist()}
+        yield from _select(_timed_frames(container, stream, info, targets, margin), len(targets))
 
 
 def _timed_frames(
-    container: InputContainer,
-    stream: av.VideoStream,
-    origin: int,
-    targets: dict[int, float],
-    keys: NDArray[np.int64],
-    margin: int | None,
+    container: InputContainer, stream: av.VideoStream, info: VideoInfo, targets: dict[int, float], margin: float | None
 ) -> Iterator[tuple[float | None, av.VideoFrame]]:
-    """Decode a file, as `_decode_by_time` says -> the times of `targets` or None, and frames.
-
-    `origin`, `targets`, `keys` (of the key frames), `margin`: in ticks.
-    """
+    """What `_decode_by_time` decodes: each frame, and its time if its timestamp is one of `targets`."""
+    tick = _tick(stream)
+    keys = (info.origin + np.rint(info.key_seconds / float(tick))).astype(np.int64)
+    back = 0 if margin is None else round(margin / tick)
+    worthwhile = WORTHWHILE_SKIP * _frame_ticks(stream)
     awaited = list(targets)[::-1]
-    can_skip, least_skip = margin is not None, SKIPPED_FRAMES * _frame_ticks(stream)
-    seek = awaited[-1] - margin if margin is not None and awaited[-1] - margin > origin else None
-    reached = skip_to = origin
+    seek = awaited[-1] - back if margin is not None and awaited[-1] - back > info.origin else None
+    lean = margin == 0 and stream.codec_context.codec.canonical_name == "h264"
+    can_skip, reached, skip_to = margin is not None, info.origin, info.origin
     while True:
         packets = container.demux(stream)
         if seek is not None:
             container.seek(seek, stream=stream)
             packets = dropwhile(lambda packet: packet.size and not packet.is_keyframe, packets)
+        if lean:
+            packets = _skip_unreferenced(packets, stream.codec_context, targets)
         started = False
         for frame in _frames(container, stream, packets):
             if not started and seek is not None and frame is not None and not frame.key_frame:
@@ -481,26 +481,34 @@ def _timed_frames(
                 if started:
                     return
                 continue
+            if frame.interlaced_frame and frame.pts in targets and (lean or (seek is not None and not started)):
+                return  # deinterlacing needs the frames before and after
             if not started:
-                if seek is not None and frame.interlaced_frame and frame.pts >= awaited[-1]:
-                    return  # deinterlacing needs the frame before
                 can_skip &= frame.pts >= reached  # where seeking lands early, the same would be decoded many times
                 started = True
             if awaited and frame.pts > awaited[-1]:
                 return
             if awaited and frame.pts == awaited[-1]:
                 awaited.pop()
-                skip_to = origin
-                if can_skip and margin is not None and awaited:
-                    before = int(np.searchsorted(keys, awaited[-1] - margin, "right"))
-                    skip_to = int(keys[before - 1]) if before else origin
+                if awaited and can_skip:
+                    before = np.searchsorted(keys, awaited[-1] - back, "right")
+                    skip_to = int(keys[before - 1]) if before else info.origin
             yield targets.get(frame.pts), frame
             needed = frame.interlaced_frame and frame.pts in targets  # deinterlacing needs the frame after
-            if awaited and margin is not None and frame.pts + least_skip < skip_to and not needed:
-                seek, reached = awaited[-1] - margin, frame.pts
+            if awaited and can_skip and frame.pts + worthwhile < skip_to and not needed:
+                seek, reached = awaited[-1] - back, frame.pts
                 break
         else:
             return
+
+
+def _skip_unreferenced(
+    packets: Iterator["av.Packet[av.VideoStream]"], codec: av.VideoCodecContext, targets: dict[int, float]
+) -> Iterator["av.Packet[av.VideoStream]"]:
+    """Let the decoder leave out frames that are not wanted and that no other frame refers to."""
+    for packet in packets:
+        codec.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"
+        yield packet
 
 
 def _select(frames: Iterator[tuple[float | None, av.VideoFrame]], count: int) -> Iterator[tuple[float, av.VideoFrame]]:
