@@ -17,16 +17,16 @@ resident memory at the end that is not a mapped file, imports included; `files`,
 
 `--decode` compares three ways to read a video: `cogvideo prepare` (finding the frames, planning the clips, decoding,
 scaling, cropping; not encoding), the same without its limited child process, and a bare PyAV loop. Per caption, the
-loop opens the file, seeks to the first frame that `prepare` uses, decodes everything up to the last one on all
-processors, and scales and crops the frames that `prepare` uses, with the same scaler; it is given their times and checks
-nothing. Files are generated: 1080p, 360p, 360p with one key frame, two short captions in a long video, and 360p of
-which every frame is used. The ways take turns; figures are medians over `--repeats`.
+loop opens the file, seeks to the first frame that `prepare` uses, decodes everything up to the last one on all cores,
+and scales and crops the frames that `prepare` uses, with the same scaler. It is given their times and checks nothing.
+Files are generated: 1080p, 360p, 360p with one key frame, two short captions in a long video, and 360p of which every
+frame is used. The ways take turns; figures are medians over `--repeats`.
 
 CPU time and memory include child processes. `cpu_ratio` and `wall_ratio` are the loop's time divided by ours,
-`frames_per_cpu_s` and `frames_per_s` the frames that the loop decodes divided by our time; `child_cost`, the fraction
-by which the child process adds to CPU time; `peak_mb`, the peak above that after imports; `child_mb`, all of the child's
-peak memory. `child` is the start of a child process, once per decoding thread. `tar` reads the samples of a WebDataset
-tar, against reading the tar from end to end.
+`frames_per_cpu_s` and `frames_per_s` the frames that the loop decodes divided by our time (`prepare` itself skips those
+that it does not need); `child_cost`, the fraction that the child process adds to CPU time; `peak_mb`, the peak above
+that after imports; `child_mb`, the child's whole peak. `child` is the start of a child process, once per decoding
+thread. `tar` reads the samples of a WebDataset tar, against reading the tar from end to end.
 """
 
 import argparse

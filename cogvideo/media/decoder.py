@@ -493,10 +493,12 @@ def _timed_frames(
                 if awaited and can_skip:
                     before = np.searchsorted(keys, awaited[-1] - back, "right")
                     skip_to = int(keys[before - 1]) if before else info.origin
-            yield targets.get(frame.pts), frame
-            needed = frame.interlaced_frame and frame.pts in targets  # deinterlacing needs the frame after
-            if awaited and can_skip and frame.pts + worthwhile < skip_to and not needed:
-                seek, reached = awaited[-1] - back, frame.pts
+            waits = frame.interlaced_frame and frame.pts in targets  # for the frame after it
+            skips = bool(awaited) and can_skip and not waits and frame.pts + worthwhile < skip_to
+            reached = frame.pts  # deinterlacing changes it
+            yield targets.get(reached), frame
+            if skips:
+                seek = awaited[-1] - back
                 break
         else:
             return

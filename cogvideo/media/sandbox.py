@@ -7,6 +7,7 @@ A file that crashes such a process, hangs it or takes too much memory is a Value
 for further files; as many run as there are calls at the same time.
 """
 
+import fcntl
 import json
 import os
 import pickle
@@ -32,6 +33,7 @@ START = "import sys; sys.path[:] = sys.argv[1:]; from cogvideo.media.worker impo
 WALL_FACTOR = 10
 """Time that a file may take, as a multiple of its processor time: the machine may be busy, the disk slow."""
 MAX_LINE = 1 << 16
+PIPE_BYTES = 1 << 20  # several small frames, so that the processes seldom wait for each other
 ERRORS: dict[str, type[ValueError]] = {"TooLargeError": TooLargeError, "DamagedVideoError": DamagedVideoError}
 
 Part = tuple[dict[str, Any], "_Worker"]
@@ -91,6 +93,8 @@ class _Worker:
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self._requests, self._answers = self.process.stdin, self.process.stdout
+        with suppress(OSError, AttributeError):  # beyond a limit for all of a user's pipes; not Linux
+            fcntl.fcntl(self._answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def ask(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the answers' fields; arrays that belong to one must be read before the next. The last is the end."""

@@ -1,19 +1,22 @@
 """Which frames are shown and when: timestamps that cannot be trusted, hidden frames, damage, names of files."""
 
 import os
+from contextlib import contextmanager
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from cogvideo.media import decoder
 from cogvideo.media.decoder import DamagedVideoError
 from cogvideo.media.video import probe_video, read_video
 
 
 def encode(path, stamps, codec="mjpeg", size=(48, 32), options=None, **muxer):
-    """Write a video with a frame at each stamp, in tenths of a second; frame k has the grey level 7 * k."""
+    """Write a video with a frame at each stamp, in tenths of a second; frame k has the grey level 7 * k % 256."""
     with av.open(str(path), "w", **muxer) as container:
         stream = container.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height = size
@@ -21,7 +24,7 @@ def encode(path, stamps, codec="mjpeg", size=(48, 32), options=None, **muxer):
         stream.codec_context.time_base = Fraction(1, 10)
         packets = []
         for index in range(len(stamps)):
-            frame = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), 7 * index, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), 7 * index % 256, np.uint8), format="rgb24")
             frame.pts, frame.time_base = index if codec == "mjpeg" else stamps[index], Fraction(1, 10)
             packets += stream.encode(frame)
         for index, packet in enumerate(packets + stream.encode()):
@@ -86,6 +89,68 @@ def test_seeking_in_a_stream_without_an_index_finds_every_frame(tmp_path):
     path = encode(tmp_path / "a.ts", list(range(31)), "libx264", options={"g": "9", "bf": "3"})
     frames, _ = read_video(path)
     assert levels(frames) == list(range(31)) and np.array_equal(each_alone(path), frames)
+
+
+GROUPS = {"g": "20", "bf": "3", "sc_threshold": "0", "preset": "ultrafast"}
+
+
+def decoded_counts(monkeypatch):
+    """Counts the frames that are decoded in this process; the list grows by one for each."""
+    count, frames = [], decoder._frames
+    monkeypatch.setattr(decoder, "_frames", lambda *args: (count.append(1) or frame for frame in frames(*args)))
+    return count
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", GROUPS),
+        ("a.mkv", "libx264", GROUPS | {"x264-params": "open-gop=1:b-pyramid=normal"}),
+        ("a.mp4", "libx264", GROUPS | {"x264-params": "intra-refresh=1"}),
+        ("a.mov", "libx264", GROUPS | {"flags": "+ildct+ilme", "x264-params": "tff=1"}),
+        ("a.mp4", "mpeg4", {"g": "20", "bf": "2"}),
+        ("a.avi", "mpeg4", {"g": "20"}),
+    ],
+)
+def test_frames_far_apart_are_those_of_the_whole_video(tmp_path, name, codec, options):
+    path = encode(tmp_path / name, range(90), codec, (64, 64), options)
+    info = probe_video(path)
+    frames, seconds = read_video(path, info=info)
+    for chosen in ([0, 89], [1, 45, 46, 88], [19, 20, 21, 60], [38, 59, 79], [7]):
+        found, times = read_video(path, only=info.seconds[chosen], info=info)
+        assert np.array_equal(found, frames[chosen]) and np.array_equal(times, seconds[chosen])
+
+
+def test_what_lies_between_frames_far_apart_is_not_decoded(tmp_path, monkeypatch):
+    path = encode(tmp_path / "a.mp4", range(90), "libx264", (64, 64), GROUPS)
+    info, count = decoder.index_frames(path), decoded_counts(monkeypatch)
+    times = [time for time, _ in decoder.decode_frames(path, info, info.seconds[[0, 42, 85]])]
+    assert times == info.seconds[[0, 42, 85]].tolist() and len(count) < 20
+
+
+def test_frames_that_nothing_refers_to_are_not_decoded(tmp_path, monkeypatch):
+    path = encode(tmp_path / "a.mp4", range(90), "libx264", (64, 64), GROUPS | {"g": "90", "b_strategy": "0"})
+    info, count = decoder.index_frames(path), decoded_counts(monkeypatch)
+    assert len(list(decoder.decode_frames(path, info, info.seconds[[1, 88]]))) == 2
+    assert len(count) < 60
+
+
+def test_a_container_that_seeks_too_early_is_not_read_again_and_again(tmp_path, monkeypatch):
+    path = encode(tmp_path / "a.mp4", range(90), "libx264", (64, 64), GROUPS)
+    info, count = decoder.index_frames(path), decoded_counts(monkeypatch)
+    wanted = info.seconds[[15, 35, 55, 75]]
+    chosen = decoder._open
+
+    @contextmanager
+    def from_the_start(*args, **options):
+        with chosen(*args, **options) as (container, stream):
+            early = SimpleNamespace(demux=container.demux, format=container.format)
+            early.seek = lambda offset, stream: container.seek(0, stream=stream)
+            yield early, stream
+
+    monkeypatch.setattr(decoder, "_open", from_the_start)
+    assert [time for time, _ in decoder.decode_frames(path, info, wanted)] == wanted.tolist()
+    assert len(count) < 120
 
 
 def test_a_header_that_miscounts_is_no_damage(tmp_path):

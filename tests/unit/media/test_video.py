@@ -104,7 +104,7 @@ def test_memory_is_bounded(clip):
 
 def test_probing_keeps_no_packets_in_memory(tmp_path, monkeypatch):
     class Packet:
-        size, is_corrupt, is_discard = 1, False, False
+        size, is_corrupt, is_discard, is_keyframe = 1, False, False, True
 
         def __init__(self, pts):
             self.pts = self.dts = pts
@@ -128,7 +128,7 @@ def test_probing_keeps_no_packets_in_memory(tmp_path, monkeypatch):
     )
     stream.sample_aspect_ratio = None
     container = SimpleNamespace(demux=demux, format=SimpleNamespace(flags=0, name="avi"))
-    monkeypatch.setattr(decoder, "_open", lambda path, limits: nullcontext((container, stream)))
+    monkeypatch.setattr(decoder, "_open", lambda *args, **options: nullcontext((container, stream)))
     assert np.array_equal(decoder.index_frames("any.mp4").seconds, np.arange(50) / 10)
     assert max(most) <= 2
 
