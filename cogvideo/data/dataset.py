@@ -44,7 +44,8 @@ class ClipDataset:
                 lengths = dict.fromkeys(s for f in self._rows.folders for s in f.manifest["rows_by_seconds"])
                 names = ", ".join(str(folder.path) for folder in self._rows.folders)
                 raise ValueError(
-                    f"{names}: no clip of {list(clip_seconds)} s; there are lengths {', '.join(lengths)} s"
+                    f"{names}: no clip of {list(clip_seconds)} s (data.clip_seconds); there are lengths "
+                    f"{', '.join(lengths)} s"
                 )
 
     def __len__(self) -> int:

@@ -1,11 +1,13 @@
 """Settings of a training run, grouped by the code that reads them. Plain data: nothing here imports torch."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cogvideo.logs import one_line
 from cogvideo.model.config import AttentionName, ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.superres.config import SuperresConfig
@@ -370,3 +372,14 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any], group: str = "
             yield from changed_settings(old, new, f"{key}.")
         elif old != new and not FREE_TO_CHANGE.fullmatch(key):
             yield key, old, new
+
+
+@contextlib.contextmanager
+def errors_name_key(key: str) -> Iterator[None]:
+    """Let errors of reading what the user gave with a key begin with that key, unless they name it anyway."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if key in str(error):
+            raise
+        raise ValueError(f"{key}: {one_line(error)}") from error

@@ -19,7 +19,7 @@ from cogvideo.model.quantize import Embedding, Linear
 from cogvideo.model.transformer import CogVideoTransformer, TrunkModel
 from cogvideo.rng import generator_for
 from cogvideo.superres.transformer import SuperresTransformer
-from cogvideo.training.config import TrainConfig
+from cogvideo.training.config import TrainConfig, errors_name_key
 from cogvideo.training.deepspeed_engine import partition_parameters, zero_stage
 
 M = TypeVar("M", CogVideoTransformer, SuperresTransformer)
@@ -91,7 +91,10 @@ def construct(
     init, loop = config.init, config.train
     if init.freeze_trunk:
         model.freeze_trunk()
-    values = {} if init.checkpoint is None else values_from(model, init.checkpoint)
+    values: Values = {}
+    if init.checkpoint is not None:
+        with errors_name_key("init.checkpoint"):
+            values = values_from(model, init.checkpoint)
     generator = generator_for(loop.seed, "initialise")
     drawn = draw_parameters(model, generator, mix_logit=init.mix_logit, skip=values)
     dtype = FLOAT_DTYPES[loop.dtype] if loop.weights == "dtype" else torch.float32

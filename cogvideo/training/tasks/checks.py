@@ -13,8 +13,8 @@ from cogvideo.data.statistics import FEW_CODES_ADVICE, MAX_CAPTIONS, CaptionLeng
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.logs import get_logger
 from cogvideo.tokenizers.records import TokenizerRecords, are_different, hash_tokenizer
-from cogvideo.tokenizers.text import TextTokenizer
-from cogvideo.training.config import DataConfig, TrainConfig
+from cogvideo.tokenizers.text import TextTokenizer, open_text_tokenizer
+from cogvideo.training.config import DataConfig, TrainConfig, errors_name_key
 
 log = get_logger(__name__)
 
@@ -22,6 +22,12 @@ MAX_CUT = 0.5
 """Captions longer than the model's text may be at most this share of the data."""
 MAX_SPELLED = 0.1
 """A vocabulary that spells more than this share of the captions in bytes was made for other texts."""
+
+
+def open_vocabulary(settings: DataConfig) -> TextTokenizer:
+    """The text tokenizer of a run. Raises: ValueError that names the key."""
+    with errors_name_key("data.text_tokenizer"):
+        return open_text_tokenizer(settings.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
 
 
 def check_tokenizers(
@@ -56,7 +62,8 @@ def check_tokenizers(
             made_by,
         )
     if init.checkpoint is not None:
-        trained = TokenizerRecords.of_export(load_checkpoint(init.checkpoint, verify=False).extra)
+        with errors_name_key("init.checkpoint"):
+            trained = TokenizerRecords.of_export(load_checkpoint(init.checkpoint, verify=False).extra)
         if (kind := trained.differing(records)) is not None:
             key = "data.text_tokenizer" if kind == "text tokenizer" else f"data.path={_names(settings.path)}"
             raise ValueError(
@@ -129,7 +136,8 @@ def sampled_texts(data: ClipDataset | InMemoryClips | PairDataset) -> list[tuple
 
 def _decoder_record(settings: DataConfig) -> dict[str, Any]:
     """Of the tokenizer that decodes sample sheets and encodes embedded clips."""
-    return hash_tokenizer(settings.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
+    with errors_name_key("data.image_tokenizer"):
+        return hash_tokenizer(settings.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
 
 
 def _names(folders: list[Path] | None) -> str:

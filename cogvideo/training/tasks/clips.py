@@ -18,14 +18,19 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import training_flops
 from cogvideo.sequence.batch import TEXT_MULTIPLE, Batch
 from cogvideo.tokenizers.image import open_image_tokenizer
-from cogvideo.tokenizers.text import open_text_tokenizer
-from cogvideo.training.config import TrainConfig
+from cogvideo.training.config import TrainConfig, errors_name_key
 from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.deepspeed_engine import gathered
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.resources import log_plan
 from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layers, component_of
-from cogvideo.training.tasks.checks import check_captions, check_codes, check_tokenizers, sampled_texts
+from cogvideo.training.tasks.checks import (
+    check_captions,
+    check_codes,
+    check_tokenizers,
+    open_vocabulary,
+    sampled_texts,
+)
 from cogvideo.worlds.digits.files import clips_in_memory
 
 EXPORT_NAMES = {"image": "trunk"}
@@ -65,11 +70,13 @@ class ClipTask:
     def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         init = config.init
         self.config, self.device = config, device
-        self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
+        self.text_tokenizer = open_vocabulary(config.data)
         vocabulary = self.text_tokenizer.vocabulary
         self.model_config = dataclasses.replace(config.model, task=config.task, vocabulary=vocabulary)  # type: ignore[arg-type]
-        clips = self._open_clips(config.data.path)
-        held_out = None if config.data.validation is None else self._open_clips(config.data.validation)
+        clips = self._open_clips("data.path", config.data.path)
+        held_out = None
+        if config.data.validation is not None:
+            held_out = self._open_clips("data.validation", config.data.validation)
         self.tokenizers = check_tokenizers(config, self.text_tokenizer, clips, held_out)
         self._loader = self._open_loader(clips, rank, world_size)
         self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
@@ -144,13 +151,15 @@ class ClipTask:
         export_model(path, self.model, extra, self._frozen)
         return path
 
-    def _open_clips(self, path: list[Path] | None) -> ClipDataset | InMemoryClips:
+    def _open_clips(self, key: str, path: list[Path] | None) -> ClipDataset | InMemoryClips:
         lengths, count = self.config.data.clip_seconds, self.config.data.embedded_clips
         if path is not None:
-            return ClipDataset(path, lengths)
+            with errors_name_key(key):
+                return ClipDataset(path, lengths)
         if count is None:
             raise ValueError("data.path is not set; give a folder that `cogvideo prepare` made, or data.embedded_clips")
-        tokenizer = open_image_tokenizer(self.config.data.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
+        with errors_name_key("data.image_tokenizer"):
+            tokenizer = open_image_tokenizer(self.config.data.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
         return clips_in_memory(tokenizer, count, clip_seconds=lengths, num_frames=self.model_config.num_frames)
 
     def _open_loader(self, data: ClipDataset | InMemoryClips, rank: int, world_size: int) -> ClipLoader:

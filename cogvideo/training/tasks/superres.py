@@ -15,7 +15,6 @@ from cogvideo.checkpoint.load import stored_config
 from cogvideo.checkpoint.parameters import model_kind
 from cogvideo.data.dataset import PairDataset
 from cogvideo.data.loader import PairLoader
-from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference.backends import install_kernels
 from cogvideo.model.config import ModelConfig
 from cogvideo.planning.budgets import superres_training_flops
@@ -25,13 +24,18 @@ from cogvideo.superres.grid import round_masks
 from cogvideo.superres.initialise import inherited_values
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.text import normalise
-from cogvideo.tokenizers.text import open_text_tokenizer
-from cogvideo.training.config import TrainConfig
+from cogvideo.training.config import TrainConfig, errors_name_key
 from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.export import FrozenTrunk, export_model
 from cogvideo.training.resources import log_plan
 from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layers, component_of
-from cogvideo.training.tasks.checks import check_captions, check_codes, check_tokenizers, sampled_texts
+from cogvideo.training.tasks.checks import (
+    check_captions,
+    check_codes,
+    check_tokenizers,
+    open_vocabulary,
+    sampled_texts,
+)
 
 
 class SuperresObjective(nn.Module):
@@ -62,12 +66,14 @@ class SuperresTask:
     def __init__(self, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         init = config.init
         self.config, self.device = config, device
-        self.text_tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
+        self.text_tokenizer = open_vocabulary(config.data)
         self.model_config = dataclasses.replace(config.superres, vocabulary=self.text_tokenizer.vocabulary)
         if config.data.path is None:
             raise ValueError("data.path is not set; give pairs that `cogvideo prepare ... low_res_pixels=` made")
-        pairs = PairDataset(config.data.path)
-        held_out = None if config.data.validation is None else PairDataset(config.data.validation)
+        with errors_name_key("data.path"):
+            pairs = PairDataset(config.data.path)
+        with errors_name_key("data.validation"):
+            held_out = None if config.data.validation is None else PairDataset(config.data.validation)
         self.tokenizers = check_tokenizers(config, self.text_tokenizer, pairs, held_out)
         self._loader = self._open_loader(pairs, rank, world_size)
         self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)

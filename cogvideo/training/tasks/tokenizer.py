@@ -24,7 +24,7 @@ from cogvideo.tokenizers.quantise import (
     update_codebook,
 )
 from cogvideo.tokenizers.vqvae import VQVAEConfig
-from cogvideo.training.config import TokenizerTraining, TrainConfig
+from cogvideo.training.config import TokenizerTraining, TrainConfig, errors_name_key
 from cogvideo.training.tasks.base import LossAndMetrics, autocast
 
 log = get_logger(__name__)
@@ -124,7 +124,8 @@ class TokenizerTask:
             raise ValueError("data.path is not set; give frames that `cogvideo prepare --frames` made")
         check_steps(config)
         self.config, self.device, self.world_size = config, device, world_size
-        frames = FrameDataset(config.data.path)
+        with errors_name_key("data.path"):
+            frames = FrameDataset(config.data.path)
         self._sample = frames.frames(spread(len(frames), MEASURED_FRAMES))
         self._loader = FrameLoader(
             frames,
@@ -135,7 +136,8 @@ class TokenizerTask:
         )
         self._validation = None
         if config.data.validation is not None:
-            held_out = FrameDataset(config.data.validation)
+            with errors_name_key("data.validation"):
+                held_out = FrameDataset(config.data.validation)
             self._validation = FrameLoader(held_out, config.train.batch_size, rank=rank, world_size=world_size)
         self.tokenizer = self._make_tokenizer()
         sides, rate = self._sample.shape[1:3], self.tokenizer.compress_rate
@@ -225,7 +227,8 @@ class TokenizerTask:
 
     def _make_tokenizer(self) -> ImageTokenizer:
         if self.config.init.checkpoint is not None:
-            return ImageTokenizer.load(self.config.init.checkpoint)
+            with errors_name_key("init.checkpoint"):
+                return ImageTokenizer.load(self.config.init.checkpoint)
         with torch.random.fork_rng():
             torch.manual_seed(generator_for(self.config.train.seed, "initialise").initial_seed())
             return ImageTokenizer(tokenizer_config(self.config.tokenizer, self._sample))
