@@ -23,7 +23,7 @@ from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.logs import get_logger, one_line, progress
 from cogvideo.rng import seed_dropout
 from cogvideo.training.checkpointing import TrainingState, load_state, newest_state, resume_advice, save_state
-from cogvideo.training.config import TrainConfig, changed_settings
+from cogvideo.training.config import TrainConfig, changed_settings, errors_name_key
 from cogvideo.training.deepspeed_engine import (
     GradientNorms,
     deepspeed_settings,
@@ -77,7 +77,8 @@ class Trainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         deepspeed_settings(config, self.world_size)
         self.accumulation = config.train.accumulation(self.world_size)
-        self.previews = PreviewWriter(config.data.image_tokenizer)
+        with errors_name_key("data.image_tokenizer"):
+            self.previews = PreviewWriter(config.data.image_tokenizer)
         self.writer = MetricsWriter(config)
         self.checkpoints = config.run_dir / "checkpoints"
         newest = newest_state(self.checkpoints)
