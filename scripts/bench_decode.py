@@ -253,7 +253,7 @@ def baseline_seconds(stages: list[Stage]) -> float:
         config = stage.model.config
         model = random_model(config, "fp32")  # whatever the stages' own weights are
         guided = 2 if stage.sampler.config.guidance_scale is not None else 1
-        begin = 0 if stage.program.given is None else len(stage.program.given[0].slots)
+        begin = 0 if stage.program.given is None else len(stage.program.given.slots)
         steps = stage.program.tokens_per_clip
         for clips in stage.batches:
             lengths = [len(TEXT) + begin + steps * part // 4 for part in (1, 2, 3)]

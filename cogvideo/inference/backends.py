@@ -22,16 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.model.config import AttentionName, ModelConfig
-from cogvideo.model.inputs import Cache, Channel, DecodeInputs
+from cogvideo.model.decode import decode_layers
+from cogvideo.model.inputs import Cache, Channel, DecodeInputs, Draw
 from cogvideo.model.joined import flex_is_available
 from cogvideo.model.quantize import set_linear_kernel
-from cogvideo.model.transformer import CogVideoTransformer, TransformerLayer, compile_layer
+from cogvideo.model.transformer import CogVideoTransformer, compile_layer
 from cogvideo.sequence.batch import TEXT_MULTIPLE
 
 try:
     from cogvideo.kernels import cpu, decode_cpu
 except ModuleNotFoundError:  # kernels are optional
     cpu = decode_cpu = None  # type: ignore[assignment]
+
+Decode = Callable[[DecodeInputs], Tensor]
+"""The logits of a step: `CogVideoTransformer.decode`, or that of compiled layers."""
 
 
 @dataclass(eq=False)
@@ -123,6 +127,8 @@ class Backend(Protocol):
 
     text_multiple: int
     """Texts are padded to a multiple of so many tokens, so that few shapes are compiled; 1: not at all."""
+    keeps_batches: bool
+    """Whether memory of a batch is to be used again by the next that is alike, because graphs are recorded for it."""
 
     def allocate(
         self, batch: int, text_len: int, *, temporal: bool, spatial_capacity: int, temporal_capacity: int
@@ -131,11 +137,16 @@ class Backend(Protocol):
         ...
 
     def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
-        """Logits of each step's rows: (batch, rows, num_image_tokens) float32, valid until the next call."""
+        """The result of each step, valid until the next call; see `DecodeInputs.finish`.
+
+        Shapes: tokens (clips, rows) int64, or logits (batch, rows, num_image_tokens) float32.
+        """
         ...
 
 
 class EagerBackend:
+    keeps_batches = False
+
     def __init__(self, model: CogVideoTransformer) -> None:
         self.model = model
         set_linear_kernel(model, None)
@@ -156,7 +167,7 @@ class EagerBackend:
         )
 
     def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
-        return [self.model.decode(step) for step in steps]
+        return [step.finish(self.model.decode(step)) for step in steps]
 
 
 class CpuBackend(EagerBackend):
@@ -173,31 +184,56 @@ class CpuBackend(EagerBackend):
         for step in steps:
             if step.cache not in self._handles:
                 self._handles[step.cache] = decode_cpu.NativeHandle(self.model, step.cache)
-        return decode_cpu.decode_step(self.model, steps, [self._handles[step.cache] for step in steps])
+        logits = decode_cpu.decode_step(self.model, steps, [self._handles[step.cache] for step in steps])
+        return [step.finish(of_step) for step, of_step in zip(steps, logits, strict=True)]
 
 
 class CompiledBackend(EagerBackend):
     """On a GPU: layers are compiled when a shape first occurs; steps are recorded as CUDA graphs and replayed.
 
-    So that few shapes occur, steps are padded to a power of 2 of rows.
+    Of a step nothing is left outside its graph but its slots: input tokens are taken, sampled and written within. So
+    that few shapes occur, steps are padded to a power of 2 of rows.
     """
 
+    keeps_batches = True
+
     def __init__(self, model: CogVideoTransformer) -> None:
-        from cogvideo.kernels.graphs import StepGraphs
+        from cogvideo.kernels.graphs import Graphs
 
         super().__init__(model)
         self.text_multiple = TEXT_MULTIPLE
-        self._decode = partial(model.decode, run_layer=compile_layer(TransformerLayer))
-        self._new_graphs = StepGraphs
-        self._graphs: WeakKeyDictionary[Cache, StepGraphs] = WeakKeyDictionary()
+        layers = decode_layers(model)
+        self._decode = partial(
+            model.decode,
+            layers=layers,
+            run_layer=compile_layer(type(layers[0])),
+            key_blocks=flex_is_available(model.final_layernorm.weight.device, model.config.head_dim),
+        )
+        self._new_graphs = Graphs
+        self._graphs: WeakKeyDictionary[Cache, Graphs] = WeakKeyDictionary()
 
     def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
-        for step in steps:
-            if step.cache not in self._graphs:
-                self._graphs[step.cache] = self._new_graphs(self._decode)
-        padded = [step.pad_rows(1 << (step.tokens.shape[1] - 1).bit_length()) for step in steps]
-        logits = [self._graphs[step.cache].run(step) for step in padded]
-        return [of_rows[:, : step.tokens.shape[1]] for of_rows, step in zip(logits, steps, strict=True)]
+        return [self._run(step) for step in steps]
+
+    def _run(self, step: DecodeInputs) -> Tensor:
+        if step.cache not in self._graphs:
+            self._graphs[step.cache] = self._new_graphs()
+        graphs, rows, draw = self._graphs[step.cache], len(step.slots), step.draw
+        step = step.pad_rows(1 << (rows - 1).bit_length())
+        key = len(step.slots), draw is not None
+        if draw is None:
+            result = graphs.run(key, partial(_logits, self._decode, step), step.tokens, step.slots)
+        else:
+            result = graphs.run(key, partial(_sample, self._decode, step, draw), step.slots)
+        return result[:, :rows]
+
+
+def _logits(decode: Decode, step: DecodeInputs, tokens: Tensor, slots: Tensor) -> Tensor:
+    return decode(step._replace(tokens=tokens, slots=slots))
+
+
+def _sample(decode: Decode, step: DecodeInputs, draw: Draw, slots: Tensor) -> Tensor:
+    return draw(decode(step._replace(tokens=draw.input_tokens(slots), slots=slots)), slots)
 
 
 BACKENDS: dict[str, Callable[[CogVideoTransformer], Backend]] = {"eager": EagerBackend}

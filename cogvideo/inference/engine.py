@@ -7,9 +7,11 @@
 Classifier-free guidance doubles the batch: conditional rows first, then their guides, one forward pass for both.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,67 +26,48 @@ from cogvideo.inference.schedules import Schedule, check_schedule, spatial_cache
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.inputs import DecodeInputs, TextBias
 from cogvideo.model.masks import channel_masks
-from cogvideo.model.plan import DecodeMasks, GivenWindows, Plan, plan_forward
+from cogvideo.model.plan import CachePositions, DecodeMasks, GivenWindows, Plan, plan_forward, window_positions
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.prompt import left_pad
 
 Progress = Callable[[int], object]
 """Called with the number of tokens just sampled."""
+KEPT_BATCHES = 4
+"""How many kinds of batches have their memory and graphs kept for the next ones that are alike."""
 PREFILL_SLOTS = 2048
 """Prefill at most this many slots of all clips in one forward pass, but always at least one clip."""
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """One forward pass: the slots whose tokens it predicts, and where its input tokens are."""
-
-    slots: Tensor
-    """(rows,) int64."""
-    input_columns: Tensor
-    """(rows,) columns of `ClipState.tokens`: 0 for BOI, else 1 + the slot of the left neighbour."""
-
-    @classmethod
-    def from_slots(cls, slots: np.ndarray, frame_len: int) -> "StepInputs":
-        slots = slots.astype(np.int64)
-        # the left neighbour of slot s is s - 1, in column s; the first slot of each frame takes BOI
-        return cls(torch.from_numpy(slots), torch.from_numpy(np.where(slots % frame_len, slots, 0)))
-
-    def to(self, device: torch.device) -> "StepInputs":
-        return StepInputs(self.slots.to(device), self.input_columns.to(device))
 
 
 @dataclass(frozen=True)
 class DraftPlan:
     """The slots of speculative decoding in their order; decoding decides where each window of them begins."""
 
-    inputs: StepInputs
+    slots: Tensor
+    """(slots,) int64."""
     guess_from: Tensor
     """(slots,) the slot whose token is the first guess for each; -1: none."""
     window: int
 
-    @property
-    def num_slots(self) -> int:
-        return len(self.guess_from)
-
-    def window_from(self, start: int) -> StepInputs:
-        """The window that begins with the start-th slot."""
-        window = slice(start, start + self.window)
-        return StepInputs(self.inputs.slots[window], self.inputs.input_columns[window])
+    def window_from(self, start: int) -> Tensor:
+        """The slots of the window that begins with the start-th."""
+        return self.slots[start : start + self.window]
 
     def to(self, device: torch.device) -> "DraftPlan":
-        return DraftPlan(self.inputs.to(device), self.guess_from.to(device), self.window)
+        return DraftPlan(self.slots.to(device), self.guess_from.to(device), self.window)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A schedule prepared for models of one configuration; it holds no weights and no state."""
 
-    given: tuple[StepInputs, Plan] | None
+    given: Plan | None
     """The forward pass over given frames."""
     masks: DecodeMasks
     """What decoding steps attend to."""
-    steps: tuple[StepInputs, ...]
-    """Empty for speculative decoding."""
+    input_columns: Tensor
+    """(num_slots,) where each slot's input token is in `ClipState.tokens`: 0 for BOI, else 1 + the slot before it."""
+    steps: tuple[Tensor, ...]
+    """(rows,) int64 slots whose tokens a forward pass predicts. Empty for speculative decoding."""
     draft: DraftPlan | None
     temporal: bool
     spatial_capacity: int
@@ -94,15 +77,16 @@ class Program:
     @property
     def tokens_per_clip(self) -> int:
         """Tokens that are sampled for each clip."""
-        return self.draft.num_slots if self.draft else sum(len(step.slots) for step in self.steps)
+        return len(self.draft.slots) if self.draft else sum(map(len, self.steps))
 
     def to(self, device: torch.device) -> "Program":
         if device.type == "cpu":
             return self
         return replace(
             self,
-            given=self.given and (self.given[0].to(device), self.given[1].to(device)),
+            given=self.given and self.given.to(device),
             masks=self.masks.to(device),
+            input_columns=self.input_columns.to(device),
             steps=tuple(step.to(device) for step in self.steps),
             draft=self.draft and self.draft.to(device),
         )
@@ -124,28 +108,40 @@ def build_program(
     spatial_mask, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
     use_temporal = temporal and config.has_temporal_channel
     check_schedule(schedule, config.layout, (spatial_mask, *(by_layer if use_temporal else ())))
-    positions, frame_len = spatial_cache_positions(schedule, config.layout), config.frame_len
-    masks = DecodeMasks.from_config(config, temporal=temporal, given_windows=given_windows, spatial_positions=positions)
+    used = np.concatenate([schedule.given, schedule.order])
+    in_time = tuple(window_positions(mask, used) for mask in by_layer)
+    positions = CachePositions(spatial_cache_positions(schedule, config.layout), in_time)
+    masks = DecodeMasks.from_config(config, temporal=temporal, given_windows=given_windows, positions=positions)
     given = None
     if len(schedule.given):
-        plan = plan_forward(
+        given = plan_forward(
             config,
             schedule.given,
             temporal=temporal,
             given_windows=given_windows,
-            spatial_positions=positions,
+            positions=positions,
             joined=joined,
         )
-        given = StepInputs.from_slots(schedule.given, frame_len), plan
-    steps: tuple[StepInputs, ...] = ()
+    # the left neighbour of slot s is s - 1, in column s; the first slot of each frame takes BOI
+    every_slot = np.arange(config.layout.num_slots)
+    columns = np.where(every_slot % config.frame_len, every_slot, 0)
+    steps: tuple[Tensor, ...] = ()
     draft = None
     if schedule.draft is None:
-        steps = tuple(StepInputs.from_slots(step, frame_len) for step in schedule.steps)
+        steps = tuple(torch.from_numpy(step.astype(np.int64)) for step in schedule.steps)
     else:
-        inputs = StepInputs.from_slots(schedule.order, frame_len)
-        draft = DraftPlan(inputs, torch.from_numpy(schedule.draft.source[schedule.order]), schedule.draft.window)
-    last_slot = max(schedule.given.max(initial=-1), schedule.order.max(initial=-1))
-    return Program(given, masks, steps, draft, temporal, int(positions.max()) + 1, int(last_slot) + 1)
+        order = torch.from_numpy(schedule.order.astype(np.int64))
+        draft = DraftPlan(order, torch.from_numpy(schedule.draft.source[schedule.order]), schedule.draft.window)
+    return Program(
+        given,
+        masks,
+        torch.from_numpy(columns),
+        steps,
+        draft,
+        temporal=temporal,
+        spatial_capacity=int(positions.spatial.max()) + 1,
+        temporal_capacity=len(used),
+    )
 
 
 @dataclass(frozen=True)
@@ -197,33 +193,67 @@ class Conditioning:
         return cls(torch.from_numpy(text), torch.from_numpy(mask), guidance_scale, text_bonus)
 
 
-@dataclass
-class ClipState:
-    """A batch of clips in decoding."""
+class BatchKind(NamedTuple):
+    """What batches have in common that are decoded in the same memory, by the same recorded graphs."""
 
     program: Program
-    conditioning: Conditioning
+    sampler: TokenSampler
+    guidance_scale: float | None
+    num_rows: int
+    text_len: int
+    num_slots: int
+    uniforms_dtype: torch.dtype
+
+
+@dataclass(eq=False)
+class ClipState:
+    """A batch of clips in decoding. As a step's `Draw`, it samples tokens and writes them."""
+
+    kind: BatchKind
+    cache: KVCache
     text_bias: TextBias
     tokens: Tensor
     """(clips, 1 + num_slots) int64: BOI, then what is known or sampled so far."""
-    cache: KVCache
-    sampler: TokenSampler
     uniforms: Tensor
     """(clips, num_slots, 2)."""
-    progress: Progress | None
+    progress: Progress | None = None
 
-    def input_tokens(self, inputs: StepInputs) -> Tensor:
+    @classmethod
+    def allocate(cls, kind: BatchKind, cache: KVCache, start_of_image: int, device: torch.device) -> "ClipState":
+        clips = kind.num_rows if kind.guidance_scale is None else kind.num_rows // 2
+        spatial, temporal = torch.empty(2, kind.num_rows, kind.text_len, device=device)
+        tokens = torch.full((clips, 1 + kind.num_slots), start_of_image, device=device)
+        uniforms = torch.empty(clips, kind.num_slots, 2, dtype=kind.uniforms_dtype, device=device)
+        return cls(kind, cache, TextBias(spatial, temporal), tokens, uniforms)
+
+    def begin(self, known: Tensor, conditioning: Conditioning, uniforms: Tensor, progress: Progress | None) -> None:
+        """Copy a batch's inputs to where steps read them."""
+        bias = TextBias.from_mask(conditioning.text_mask, conditioning.row_bonus, conditioning.row_bonus)
+        own = *self.text_bias, self.tokens[:, 1:], self.uniforms
+        for read, given in zip(own, (*bias, known, uniforms), strict=True):
+            read.copy_(given)
+        self.progress = progress
+
+    def step(self, slots: Tensor, *, draw: bool = False) -> DecodeInputs:
+        """A forward pass over `slots`. `draw`: its result is their tokens, not their logits."""
+        masks = self.kind.program.masks
+        return DecodeInputs(self.input_tokens(slots), slots, masks, self.text_bias, self.cache, self if draw else None)
+
+    def input_tokens(self, slots: Tensor) -> Tensor:
         """(rows, slots), guides after the clips."""
-        tokens = self.tokens.index_select(1, inputs.input_columns)
-        return tokens if self.conditioning.guidance_scale is None else tokens.repeat(2, 1)
-
-    def step(self, inputs: StepInputs) -> DecodeInputs:
-        return DecodeInputs(self.input_tokens(inputs), inputs.slots, self.program.masks, self.text_bias, self.cache)
+        tokens = self.tokens.index_select(1, self.kind.program.input_columns.index_select(0, slots))
+        return tokens if self.kind.guidance_scale is None else tokens.repeat(2, 1)
 
     def sample(self, logits: Tensor, slots: Tensor) -> Tensor:
         """Tokens (clips, slots) from the logits of a step, guides included."""
-        logits = apply_guidance(logits, self.conditioning.guidance_scale)
-        return self.sampler(logits, self.uniforms.index_select(1, slots))
+        logits = apply_guidance(logits, self.kind.guidance_scale)
+        return self.kind.sampler(logits, self.uniforms.index_select(1, slots))
+
+    def __call__(self, logits: Tensor, slots: Tensor) -> Tensor:
+        """Sample a step's tokens, and write them where later steps read them."""
+        sampled = self.sample(logits, slots)
+        self.tokens.index_copy_(1, slots + 1, sampled)
+        return sampled
 
     def report(self, num_tokens: int) -> None:
         if self.progress is not None:
@@ -239,6 +269,8 @@ class Engine:
         self.backend = open_backend(backend, model)
         self.scheduler = BatchScheduler(self.backend.decode)
         self.prefill_passes = 0
+        self._kept: dict[BatchKind, ClipState] = {}
+        """Memory of batches that are done, the last used at the end."""
         self._lock = threading.Lock()
 
     @property
@@ -268,42 +300,68 @@ class Engine:
         """
         assert not self.model.training, "dropout is on; call model.eval() first"
         conditioning = conditioning.pad_text(self.backend.text_multiple).to(self.device)
-        start_of_image = self.model.config.vocabulary.start_of_image
-        tokens = F.pad(known.to(self.device), (1, 0), value=start_of_image)
-        cache = self.backend.allocate(
-            *conditioning.text.shape,
-            temporal=program.temporal,
-            spatial_capacity=program.spatial_capacity,
-            temporal_capacity=program.temporal_capacity,
-        )
-        text_bias = TextBias.from_mask(conditioning.text_mask, conditioning.row_bonus, conditioning.row_bonus)
-        uniforms = uniforms.to(self.device)
-        state = ClipState(program, conditioning, text_bias, tokens, cache, sampler, uniforms, progress)
-        first_logits = self.prefill(state)
-        decode = decode_steps if program.draft is None else decode_speculative
-        self.scheduler.run(decode(state, first_logits))
-        return state.tokens[:, 1:].to(known.device)
+        rows, text_len = conditioning.text.shape
+        scale, num_slots = conditioning.guidance_scale, known.shape[1]
+        kind = BatchKind(program, sampler, scale, rows, text_len, num_slots, uniforms.dtype)
+        with self._state(kind) as state:
+            state.begin(known, conditioning, uniforms, progress)
+            first_logits = self.prefill(state, conditioning)
+            decode = decode_steps if program.draft is None else decode_speculative
+            self.scheduler.run(decode(state, first_logits))
+            # a copy: the next batch may write to the same memory
+            return state.tokens[:, 1:].to(known.device, copy=True)
 
-    def prefill(self, state: ClipState) -> Tensor | None:
+    @contextlib.contextmanager
+    def _state(self, kind: BatchKind) -> Iterator[ClipState]:
+        """Memory for a batch: of an earlier one that is alike and done, if the backend keeps them, else new."""
+        with self._lock:
+            state = self._kept.pop(kind, None)
+        if state is None:
+            try:
+                state = self._allocate(kind)
+            except torch.OutOfMemoryError:
+                if not self._kept:
+                    raise
+                self._kept.clear()
+                state = self._allocate(kind)
+        yield state
+        if self.backend.keeps_batches:
+            state.progress = None
+            with self._lock:
+                self._kept.pop(kind, None)
+                self._kept[kind] = state
+                while len(self._kept) > KEPT_BATCHES:
+                    del self._kept[next(iter(self._kept))]
+
+    def _allocate(self, kind: BatchKind) -> ClipState:
+        cache = self.backend.allocate(
+            kind.num_rows,
+            kind.text_len,
+            temporal=kind.program.temporal,
+            spatial_capacity=kind.program.spatial_capacity,
+            temporal_capacity=kind.program.temporal_capacity,
+        )
+        return ClipState.allocate(kind, cache, self.model.config.vocabulary.start_of_image, self.device)
+
+    def prefill(self, state: ClipState, conditioning: Conditioning) -> Tensor | None:
         """Fill the cache with text and given frames; without given frames, return the logits of the first step.
 
         The text bonus reaches given frames in the spatial channel only, as in published inference, which the published
         settings were tuned with.
         """
-        program, conditioning = state.program, state.conditioning
-        text = conditioning.text
+        program, text = state.kind.program, conditioning.text
         if program.given is None:
             if program.draft is None:
                 first = program.steps[0]
             else:
                 first = program.draft.window_from(0)
-                guess_tokens(state.tokens, program.draft, 0, len(first.slots))
+                guess_tokens(state.tokens, program.draft, 0, len(first))
             self._count_prefill()
-            plan = program.masks.plan(first.slots)
+            plan = program.masks.plan(first)
             hidden = self.model(state.input_tokens(first), plan, state.text_bias, text=text, cache=state.cache)
             return self.model.logits(hidden)
-        given, plan = program.given
-        tokens = state.input_tokens(given)
+        plan = program.given
+        tokens = state.input_tokens(plan.slots)
         # some clips at a time: the activations of all would be sampling's peak in memory
         clips_at_once = max(1, PREFILL_SLOTS // tokens.shape[1])
         bias = TextBias.from_mask(conditioning.text_mask, conditioning.row_bonus, 0.0)
@@ -321,11 +379,8 @@ class Engine:
 
 def decode_steps(state: ClipState, logits: Tensor | None) -> Decoding:
     """Run the program's steps. `logits`: of the first step, where prefill has computed them."""
-    for inputs in state.program.steps:
-        if logits is None:
-            logits = yield state.step(inputs)
-        sampled = state.sample(logits, inputs.slots)
-        state.tokens.index_copy_(1, inputs.slots + 1, sampled)
+    for slots in state.kind.program.steps:
+        sampled = (yield state.step(slots, draw=True)) if logits is None else state(logits, slots)
         state.report(sampled.numel())
         logits = None
 
@@ -336,25 +391,25 @@ def decode_speculative(state: ClipState, logits: Tensor | None) -> Decoding:
     Clips of a batch advance at their own pace within a window, which begins at the slowest. Keys in the cache are final
     once the slot's token is: both were computed from the same, final, inputs.
     """
-    tokens, draft = state.tokens, state.program.draft
+    tokens, draft = state.tokens, state.kind.program.draft
     assert draft is not None
     num_final = torch.zeros_like(tokens[:, 0])
     """(clips,) slots whose tokens are final, in the order of decoding."""
     start, num_guessed = 0, 0
-    while start < draft.num_slots:
+    while start < len(draft.slots):
         window = draft.window_from(start)
-        end = start + len(window.slots)
+        end = start + len(window)
         if logits is None:  # else prefill has guessed the first window's tokens
             guess_tokens(tokens, draft, num_guessed, end)
             logits = yield state.step(window)
         num_guessed = max(num_guessed, end)
-        sampled = state.sample(logits, window.slots)
+        sampled = state.sample(logits, window)
         logits = None
         # a clip's tokens are right up to the first that differs from its guess, and that one is right as well
-        guess = tokens.index_select(1, window.slots + 1)
+        guess = tokens.index_select(1, window + 1)
         final = torch.arange(start, num_guessed, device=tokens.device) < num_final[:, None]
         right = (final | (sampled == guess)).cumprod(1).sum(1)
-        tokens.index_copy_(1, window.slots + 1, torch.where(final, guess, sampled))
+        tokens.index_copy_(1, window + 1, torch.where(final, guess, sampled))
         before, num_final = num_final, torch.maximum(num_final, (start + right + 1).clamp(max=num_guessed))
         start = int(num_final.min())
         state.report(int((num_final - before).sum()))
@@ -363,7 +418,7 @@ def decode_speculative(state: ClipState, logits: Tensor | None) -> Decoding:
 def guess_tokens(tokens: Tensor, draft: DraftPlan, start: int, end: int) -> None:
     """Write the first guesses for the start-th to end-th slots (end excluded) into tokens (clips, 1 + num_slots)."""
     fresh = slice(start, end)
-    tokens[:, draft.inputs.slots[fresh] + 1] = tokens[:, draft.guess_from[fresh] + 1]
+    tokens[:, draft.slots[fresh] + 1] = tokens[:, draft.guess_from[fresh] + 1]
 
 
 def apply_guidance(logits: Tensor, scale: float | None) -> Tensor:

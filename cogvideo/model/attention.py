@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cogvideo.model.inputs import ChannelCache
-from cogvideo.model.joined import JoinedMask, attend_dense, attend_flex, permute_rows
+from cogvideo.model.joined import JoinedMask, attend_dense, attend_flex, attend_key_blocks, permute_rows
 from cogvideo.model.plan import BlockPlan, LayerPlan, PlanType, TablePlan
 from cogvideo.model.quantize import Linear
 from cogvideo.model.tiles import TilePlan
@@ -135,7 +135,7 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if isinstance(plan, TablePlan):
             assert cache is not None, "a table plan attends to a cache"
-            out = rearrange(attend_table(query, cache, context.text_bias, plan.visible), "b h r d -> b r (h d)")
+            out = rearrange(attend_table(query, cache, context.text_bias, plan), "b h r d -> b r (h d)")
         else:
             if cache is not None and plan.cache_positions is not None:
                 key, value = cache.read_frames(frames.dtype)
@@ -144,6 +144,17 @@ class Attention(nn.Module):
         if text_query is not None and update_text:
             text_out = self._attend_text(text_query, text_key, text_value, context.text_bias, dropout)
         return text_out, self.dense(out)
+
+    def attend_cached(self, projected: Tensor, context: ChannelContext) -> Tensor:
+        """Store the keys of a decoding step, and attend to the cache.
+
+        Shapes: projected (batch, rows, 3 * hidden), queries, keys and values side by side -> (batch, rows, hidden).
+        """
+        plan, cache = context.plan, context.cache
+        assert isinstance(plan, TablePlan) and cache is not None, "a decoding step has a table plan and a cache"
+        query, key, value = self._split_heads(projected)
+        cache.store_frames(plan.cache_positions, key, value)
+        return rearrange(attend_table(query, cache, context.text_bias, plan), "b h r d -> b r (h d)")
 
     def _attend_blocks(
         self,
@@ -241,12 +252,15 @@ def _store_joined(cache: ChannelCache, key: Tensor, value: Tensor, mask: JoinedM
     return torch.cat([text_key, key], 2), torch.cat([text_value, value], 2)
 
 
-def attend_table(query: Tensor, cache: ChannelCache, text_bias: Tensor, visible: Tensor) -> Tensor:
+def attend_table(query: Tensor, cache: ChannelCache, text_bias: Tensor, plan: TablePlan) -> Tensor:
     """One softmax over the cache's text and the frame keys that each row sees. Nothing is copied.
 
-    Shapes: query (batch, heads, rows, head_dim), and the result; text_bias (batch, text_len); visible (rows, positions)
-    bool, for a cache that may have fewer positions (a clip that ends early) or more.
+    Where the plan lists blocks of keys, FlexAttention reads those only; else the whole cache is read.
+    Shapes: query (batch, heads, rows, head_dim), and the result; text_bias (batch, text_len).
     """
+    if plan.keys is not None and cache.key.dtype == query.dtype:
+        return attend_key_blocks(query, cache.key, cache.value, text_bias, plan.keys)
+    visible = plan.visible
     bias = query.new_full((len(query), 1, len(visible), cache.key.shape[2]), float("-inf"))
     bias[..., : cache.text_len] = text_bias[:, None, None, :]
     frames = bias[..., cache.text_len : cache.text_len + visible.shape[1]]

@@ -66,6 +66,18 @@ class Cache(Protocol):
         ...
 
 
+class Draw(Protocol):
+    """What a decoding step does besides the model, for clips whose tokens it holds."""
+
+    def input_tokens(self, slots: Tensor) -> Tensor:
+        """Input tokens (batch, rows) of slots (rows,)."""
+        ...
+
+    def __call__(self, logits: Tensor, slots: Tensor) -> Tensor:
+        """Sample tokens (clips, rows) from logits (batch, rows, num_image_tokens), and write them for later steps."""
+        ...
+
+
 class DecodeInputs(NamedTuple):
     """One decoding step: a few slots of a batch of clips whose text is in the cache."""
 
@@ -76,9 +88,15 @@ class DecodeInputs(NamedTuple):
     masks: DecodeMasks
     text_bias: TextBias
     cache: Cache
+    draw: Draw | None = None
+    """Makes tokens of the step's logits; None: the logits are wanted."""
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """The step's result: tokens (clips, rows), or the logits where there is no `draw`."""
+        return logits if self.draw is None else self.draw(logits, self.slots)
 
     def pad_rows(self, rows: int) -> "DecodeInputs":
-        """Repeat the last row until there are so many: its key is stored again, and its logits come again."""
+        """Repeat the last row until there are so many: its key is stored again, and its result comes again."""
         missing = rows - self.tokens.shape[1]
         if not missing:
             return self

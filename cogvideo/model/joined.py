@@ -2,7 +2,8 @@
 
 `JoinedPlan` is the geometry: an order of the frame rows in which those that see each other are neighbours, and for each
 row which keys it sees, as an interval. `JoinedMask` adds text of some length; it lists the blocks of 128 x 128 scores
-that FlexAttention computes and those that it skips. `attend_flex` and `attend_dense` compute with it.
+that FlexAttention computes and those that it skips. `attend_flex` and `attend_dense` compute with it. `KeyBlocks` does
+the same for the few rows of a decoding step: of a cache only the blocks that are filled, and in the window, are read.
 """
 
 from collections.abc import Callable
@@ -183,6 +184,56 @@ def _block_mask(visible: np.ndarray, first: Tensor, last: Tensor, place: Tensor)
     return BlockMask.from_kv_blocks(
         *partly, *listed(whole), BLOCK_SIZE=BLOCK_SIZE, mask_mod=mask_mod, seq_lengths=(len(first), len(place))
     )
+
+
+@dataclass(frozen=True, eq=False)
+class KeyBlocks:
+    """What the rows of a decoding step see of a cache, and the blocks of keys that any of them sees."""
+
+    visible: Tensor
+    """(rows, keys) bool, text included."""
+    text_len: int
+    blocks: BlockMask
+
+    @property
+    def num_blocks(self) -> tuple[int, int]:
+        """How many blocks are read, of how many."""
+        return int(self.blocks.kv_num_blocks.sum()), self.blocks.kv_indices.shape[-1]
+
+
+def list_key_blocks(visible: Tensor, text_len: int, num_keys: int) -> KeyBlocks:
+    """From the frame positions that each row sees, (rows, positions) bool: the same operations for any rows."""
+    rows, num_blocks = len(visible), -(-num_keys // BLOCK_SIZE)
+    frames = visible[:, : num_keys - text_len]
+    text = frames.new_ones(rows, text_len)
+    visible = torch.cat([text, F.pad(frames, (0, num_keys - text_len - frames.shape[1]))], 1)
+    seen = F.pad(visible.any(0), (0, num_blocks * BLOCK_SIZE - num_keys)).view(num_blocks, BLOCK_SIZE).any(1)
+    counts = seen.sum(dtype=torch.int32).view(1, 1, 1)
+    numbers = torch.argsort(~seen, stable=True).to(torch.int32).view(1, 1, 1, num_blocks)
+
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return visible[query, key]
+
+    blocks = BlockMask.from_kv_blocks(
+        counts, numbers, BLOCK_SIZE=BLOCK_SIZE, mask_mod=mask_mod, seq_lengths=(rows, num_keys)
+    )
+    return KeyBlocks(visible, text_len, blocks)
+
+
+def attend_key_blocks(query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, keys: KeyBlocks) -> Tensor:
+    """Attention of a few rows over a cache by FlexAttention, without gradients.
+
+    Shapes: query (batch, heads, rows, head_dim), and the result; key, value (batch, heads, keys, head_dim); text_bias
+    (batch, text_len).
+    """
+    bias = F.pad(text_bias, (0, key.shape[2] - keys.text_len))
+
+    def add_bias(score: Tensor, batch: Tensor, head: Tensor, query_row: Tensor, key_row: Tensor) -> Tensor:
+        return score + bias[batch, key_row]
+
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    out: Tensor = attend(query, key, value, score_mod=add_bias, block_mask=keys.blocks)
+    return out
 
 
 def flex_is_available(device: torch.device, head_dim: int) -> bool:

@@ -13,7 +13,7 @@ operations alone, so that every decoding step has the same shapes.
 
 from collections import defaultdict
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.joined import JoinedMask, JoinedPlan, plan_joined
+from cogvideo.model.joined import JoinedMask, JoinedPlan, KeyBlocks, list_key_blocks, plan_joined
 from cogvideo.model.masks import Mask, channel_masks
 from cogvideo.model.tiles import TilePlan, plan_tiles
 
@@ -99,7 +99,13 @@ class TablePlan:
     cache_positions: Tensor
     """(rows,) where the cache stores the rows' keys."""
     visible: Tensor
-    """(rows, positions) bool."""
+    """(rows, positions) bool, for a cache that may have fewer positions (a clip that ends early) or more."""
+    keys: KeyBlocks | None = None
+    """The blocks of a cache of a certain size that are to be read; None: all of it."""
+
+    def with_key_blocks(self, text_len: int, num_keys: int) -> "TablePlan":
+        """For a cache of so many keys, text included."""
+        return replace(self, keys=list_key_blocks(self.visible, text_len, num_keys))
 
     def to(self, device: torch.device | str) -> "TablePlan":
         return TablePlan(self.cache_positions.to(device), self.visible.to(device))
@@ -146,6 +152,15 @@ class Plan:
         channels = (self.spatial, *self.temporal)
         return any(not isinstance(c, TilePlan) and c.cache_positions is not None for c in channels)
 
+    def with_key_blocks(self, text_len: int, spatial_keys: int, temporal_keys: int) -> "Plan":
+        """Of a decoding step: list the blocks to be read of caches with so many keys, text included."""
+
+        def listed(plan: ChannelPlan, num_keys: int) -> ChannelPlan:
+            return plan.with_key_blocks(text_len, num_keys) if isinstance(plan, TablePlan) else plan
+
+        temporal = tuple(listed(plan, temporal_keys) for plan in self.temporal)
+        return replace(self, spatial=listed(self.spatial, spatial_keys), temporal=temporal)
+
     def temporal_at(self, layer: int) -> ChannelPlan | None:
         return self.temporal[layer % len(self.temporal)] if self.temporal else None
 
@@ -155,38 +170,54 @@ class Plan:
         return Plan(self.slots.to(device), self.spatial.to(device), temporal, last)
 
 
+class CachePositions(NamedTuple):
+    """Where a cache stores each slot; arrays (num_slots,) int64, -1: not at all."""
+
+    spatial: np.ndarray
+    temporal: tuple[np.ndarray, ...]
+    """By layer, cyclically."""
+
+
+def window_positions(mask: Mask, slots: np.ndarray) -> np.ndarray:
+    """Where to store `slots`, so that those of a window are neighbours, in the order of generation: (num_slots,)."""
+    windows = replace(mask, wrap_given=False).window_index(slots)
+    order = np.lexsort((slots, mask.layout.locate(slots).order, windows))
+    positions = np.full(mask.layout.num_slots, -1)
+    positions[slots[order]] = np.arange(len(slots))
+    return positions
+
+
 def plan_forward(
     config: ModelConfig,
     slots: np.ndarray | None = None,
     *,
     temporal: bool = True,
     given_windows: GivenWindows = "cut",
-    spatial_positions: np.ndarray | None = None,
+    positions: CachePositions | None = None,
     joined: bool = False,
 ) -> Plan:
     """Plan a forward pass over `slots` that stores keys in a cache, or over the whole clip without one (None).
 
     Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or among `slots`; with
     `joined`, which plans text and frames as one sequence, among `slots`.
-    The temporal channel's cache stores every slot at its own number, the spatial channel's at `spatial_positions`
-    (num_slots,), or not at all where that is -1 (default: at its own number). `temporal=False` turns the channel off,
-    which leaves a text-to-image model of one frame. For `given_windows` see docs/differences.md.
+    `positions` (default: every slot at its own number) is where the cache stores slots. `temporal=False` turns the
+    channel off, which leaves a text-to-image model of one frame. For `given_windows` see docs/differences.md.
     """
     every_slot = np.arange(config.layout.num_slots)
     cached = slots is not None
     slots = every_slot if slots is None else np.asarray(slots)
-    spatial_positions = every_slot if spatial_positions is None else spatial_positions
     spatial, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
     use_temporal = temporal and config.has_temporal_channel
 
-    def plan(mask: Mask, positions: np.ndarray) -> ChannelPlan:
+    def plan(mask: Mask, stored_at: np.ndarray) -> ChannelPlan:
         plan_channel = plan_joined if joined else plan_blocks
-        return plan_channel(mask, slots, positions=positions if cached else None)
+        return plan_channel(mask, slots, positions=stored_at if cached else None)
 
+    at = positions or CachePositions(every_slot, (every_slot,) * len(by_layer))
     return Plan(
         torch.from_numpy(slots.astype(np.int64)),
-        plan(spatial, spatial_positions),
-        tuple(plan(mask, every_slot) for mask in by_layer) if use_temporal else (),
+        plan(spatial, at.spatial),
+        tuple(map(plan, by_layer, at.temporal)) if use_temporal else (),
     )
 
 
@@ -287,15 +318,15 @@ class VisibleKeys:
     def __init__(self, mask: Mask, positions: np.ndarray) -> None:
         layout = mask.layout
         every_slot, counts, runs = np.arange(layout.num_slots), [], []
+        # a run of keys ends where the next slot is stored elsewhere
+        follows = np.diff(positions, prepend=-2) == np.where(positions < 0, 0, 1)
         for frame in range(layout.num_frames):
             allowed = mask.allowed(layout.slots_of(frame)[:, None], every_slot)
-            # a run of visible slots begins where the mask's row goes up and ends where it goes down
-            edges = np.diff(allowed.astype(np.int8), axis=1, prepend=0, append=0)
-            (row, first), (_, end) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+            before = np.pad(allowed, ((0, 0), (1, 0)))[:, :-1] & follows
+            after = np.pad(allowed & follows, ((0, 0), (0, 1)))[:, 1:]
+            (row, first), (_, last) = np.nonzero(allowed & ~before), np.nonzero(allowed & ~after)
             counts.append(np.bincount(row, minlength=layout.frame_len))
-            contiguous = positions[end - 1] - positions[first] == end - 1 - first
-            assert (contiguous | (positions[first] < 0)).all(), "a run of keys is not contiguous in the cache"
-            runs.append(np.stack([positions[first], end - first], axis=1))
+            runs.append(np.stack([positions[first], last + 1 - first], axis=1))
         starts = np.cumsum([0, *np.concatenate(counts)])
         self.starts, self.runs = torch.from_numpy(starts), torch.from_numpy(np.concatenate(runs))
         self.positions = torch.from_numpy(positions.astype(np.int64))
@@ -338,14 +369,14 @@ class DecodeMasks(NamedTuple):
         *,
         temporal: bool = True,
         given_windows: GivenWindows = "cut",
-        spatial_positions: np.ndarray | None = None,
+        positions: CachePositions | None = None,
     ) -> "DecodeMasks":
         """Arguments as in `plan_forward`."""
         spatial, by_layer = channel_masks(config.layout, config.window_size, wrap_given=given_windows == "wrapped")
         every_slot = np.arange(config.layout.num_slots)
         by_layer = by_layer if temporal and config.has_temporal_channel else ()
-        positions = every_slot if spatial_positions is None else spatial_positions
-        return cls(VisibleKeys(spatial, positions), tuple(VisibleKeys(mask, every_slot) for mask in by_layer))
+        at = positions or CachePositions(every_slot, (every_slot,) * len(by_layer))
+        return cls(VisibleKeys(spatial, at.spatial), tuple(map(VisibleKeys, by_layer, at.temporal)))
 
     def to(self, device: torch.device) -> "DecodeMasks":
         return DecodeMasks(self.spatial.to(device), tuple(keys.to(device) for keys in self.temporal))

@@ -5,7 +5,7 @@ Whether a model is a text-to-image trunk, stage 1 or stage 2 is decided by its c
 Decoding loops, caches and samplers are in `cogvideo.inference`, optimisation in `cogvideo.training`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -84,13 +84,15 @@ class TransformerLayer(nn.Module):
             _, temporal_out = self.temporal_attention(text_normed, frames_normed, temporal, update_text=False)
         if query_rows is not None:
             frames = frames.index_select(1, query_rows)
-        frames = self._finish(frames, frames_out, temporal_out, recompute)
+        frames = self.add_outputs(frames, frames_out, temporal_out, recompute)
         if text is not None and text_out is not None:
-            text = self._finish(text, text_out, None, recompute)
+            text = self.add_outputs(text, text_out, recompute=recompute)
         return text, frames
 
-    def _finish(self, x: Tensor, spatial: Tensor, temporal: Tensor | None, recompute: bool) -> Tensor:
-        """Add attention's output and the MLP's to the residual stream."""
+    def add_outputs(
+        self, x: Tensor, spatial: Tensor, temporal: Tensor | None = None, recompute: bool = False
+    ) -> Tensor:
+        """Add attention's output, mixed of two channels if there are two, and the MLP's to the residual stream."""
         through_mlp = partial(checkpoint, self._through_mlp, use_reentrant=False) if recompute else self._through_mlp
         x, mlp_out = through_mlp(x, spatial, temporal)
         return x + self.fourth_layernorm(mlp_out)
@@ -199,6 +201,7 @@ class CogVideoTransformer(TrunkModel):
         *,
         text: Tensor | None = None,
         cache: Cache | None = None,
+        layers: Iterable[nn.Module] | None = None,
         run_layer: RunLayer | None = None,
     ) -> Tensor:
         """Hidden states of frame rows after the final LayerNorm.
@@ -206,7 +209,7 @@ class CogVideoTransformer(TrunkModel):
         Shapes: frame_tokens (batch, rows), the input tokens of `plan.slots`; text (batch, text_len) ids, given without
         a cache and in the first forward pass with one; -> (batch, query rows of the plan, hidden). `logits` maps them
         to scores. With a cache, keys and values of these rows are added to it, and those of earlier passes are visible.
-        `run_layer`: from `compile_layer`, to run compiled layers.
+        `layers`: in place of the model's own, called alike. `run_layer`: from `compile_layer`, to run compiled layers.
         """
         assert cache is not None or not plan.needs_cache, "this plan needs a cache: its keys are cache positions"
         frames = self._embed(frame_tokens, self._frame_positions(plan.slots))
@@ -217,7 +220,7 @@ class CogVideoTransformer(TrunkModel):
             words = self._embed(text, self.position_embeddings(positions))
         text_len, final = text_bias.spatial.shape[1], len(self.layers) - 1
         recompute = self.recompute if self.training and torch.is_grad_enabled() else "nothing"
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.layers if layers is None else layers):
             last = plan.last if i == final else None
             spatial, temporal = (last.spatial, last.temporal) if last else (plan.spatial, plan.temporal_at(i))
             spatial_cache = cache.channel(i, "spatial") if cache else None
@@ -240,10 +243,25 @@ class CogVideoTransformer(TrunkModel):
                 words, frames = run(words, frames)
         return self.final_layernorm(frames)
 
-    def decode(self, step: DecodeInputs, run_layer: RunLayer | None = None) -> Tensor:
-        """Logits of image tokens after one decoding step: (batch, rows, num_image_tokens) float32."""
+    def decode(
+        self,
+        step: DecodeInputs,
+        *,
+        layers: Iterable[nn.Module] | None = None,
+        run_layer: RunLayer | None = None,
+        key_blocks: bool = False,
+    ) -> Tensor:
+        """Logits of image tokens after one decoding step: (batch, rows, num_image_tokens) float32.
+
+        `layers` and `run_layer` as in `forward`. With `key_blocks` FlexAttention reads only those blocks of the cache
+        that the rows see.
+        """
         plan = step.masks.plan(step.slots)
-        hidden = self(step.tokens, plan, step.text_bias, cache=step.cache, run_layer=run_layer)
+        if key_blocks:
+            channels = step.cache.channel(0, "spatial"), step.cache.channel(0, "temporal")
+            num_keys = [0 if channel is None else channel.key.shape[2] for channel in channels]
+            plan = plan.with_key_blocks(step.text_bias.spatial.shape[1], *num_keys)
+        hidden = self(step.tokens, plan, step.text_bias, cache=step.cache, layers=layers, run_layer=run_layer)
         return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

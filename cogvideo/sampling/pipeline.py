@@ -153,6 +153,7 @@ class Pipeline:
         """Settings that suit these weights; by default the published ones."""
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
         self._programs: dict[tuple[StageName, bool, str], Program] = {}
+        self._samplers: dict[tuple[int | None, tuple[float, int, float]], TokenSampler] = {}
         models = {id(model): model for model in (self.trunk, sequential, interpolation) if model is not None}
         self.engines = {key: Engine(model, backend) for key, model in models.items()}
 
@@ -318,7 +319,7 @@ class Pipeline:
         return decode_frames(self.image_tokenizer, tokens)
 
     def frame_sampler(self, stage: StageName, config: SampleConfig) -> FrameSampler:
-        """The model, program and token sampler of a stage; programs are built once."""
+        """The model, program and token sampler of a stage; programs and samplers are made once."""
         model, draw = self._model(stage), config.draw_config(stage)
         engine = self.engines[id(model)]
         wrapped = config.published_prefill and stage == "interpolation"
@@ -339,9 +340,11 @@ class Pipeline:
                 joined=model.is_joined,
             )
             self._programs[key] = program.to(engine.device)
-        labels = self.labels(config.num_clusters)
-        token_sampler = ClusterSampler(labels, draw.temperature, draw.top_k_clusters, draw.token_temperature)
-        return FrameSampler(engine, self._programs[key], token_sampler.to(engine.device), draw)
+        settings = draw.temperature, draw.top_k_clusters, draw.token_temperature
+        if (config.num_clusters, settings) not in self._samplers:
+            sampler = ClusterSampler(self.labels(config.num_clusters), *settings).to(engine.device)
+            self._samplers[config.num_clusters, settings] = sampler
+        return FrameSampler(engine, self._programs[key], self._samplers[config.num_clusters, settings], draw)
 
     def labels(self, num_clusters: int | None) -> np.ndarray:
         """The cluster of each image code: the bundle's own (None), or k-means of the codebook, computed once."""

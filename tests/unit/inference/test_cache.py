@@ -10,7 +10,7 @@ from torch import Tensor
 from cogvideo.inference.backends import KVCache
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.inputs import TextBias
-from cogvideo.model.plan import plan_forward
+from cogvideo.model.plan import CachePositions, plan_forward
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch, frame_inputs
 from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
@@ -96,7 +96,7 @@ def test_the_trunk_alone_is_an_image_model() -> None:
     batch = tiny_batch(video.config)
     inputs = frame_inputs(batch.frames[:, :1], video.config.vocabulary.start_of_image)
     bias = TextBias.from_mask(batch.text_mask)
-    plan = plan_forward(video.config, np.arange(16), temporal=False, spatial_positions=np.full(80, -1))
+    plan = plan_forward(video.config, np.arange(16), temporal=False, positions=CachePositions(np.full(80, -1), ()))
     assert torch.equal(
         video(inputs, plan, bias, text=batch.text), image(inputs, plan_forward(image.config), bias, text=batch.text)
     )

@@ -116,20 +116,20 @@ def missing_keys(program: Program, frame_len: int) -> list[tuple[int, int]]:
 
     For the spatial channel, whose cache reuses positions, (step, position) of keys that are of another frame.
     """
-    there = set(program.given[0].slots.tolist()) if program.given else set()
+    there = set(program.given.slots.tolist()) if program.given else set()
     missing = []
     stored = dict[int, int]()  # position: slot
     for number, step in enumerate(program.steps):
-        own = set(step.slots.tolist())
-        visible = torch.stack([table.visible[step.slots].any(0) for table in program.masks.temporal]).any(0)
+        own = set(step.tolist())
+        visible = torch.stack([table.visible[step].any(0) for table in program.masks.temporal]).any(0)
         keys = set(visible.nonzero().flatten().tolist())
         inputs = {slot - 1 for slot in own if slot % frame_len}
         missing += [(number, slot) for slot in (keys - there - own) | (inputs - there)]
         there |= own
 
         spatial = program.masks.spatial
-        stored |= dict(zip(spatial.positions[step.slots].tolist(), step.slots.tolist(), strict=True))
-        for slot in step.slots.tolist():
+        stored |= dict(zip(spatial.positions[step].tolist(), step.tolist(), strict=True))
+        for slot in step.tolist():
             positions = spatial.visible[slot].nonzero().flatten().tolist()
             expected = list(range(slot - slot % frame_len, slot + 1))
             missing += [(number, position) for position in positions if stored.get(position) not in expected]

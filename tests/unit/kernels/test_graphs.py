@@ -71,9 +71,9 @@ def test_threads_record_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> 
         modes.append(capture_error_mode)
         yield
 
-    def decode(step: DecodeInputs) -> torch.Tensor:
+    def double(x: torch.Tensor) -> torch.Tensor:
         with alone():
-            return step.tokens * 2
+            return x * 2
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
     for name, stand_in in {
@@ -86,11 +86,8 @@ def test_threads_record_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> 
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     graphs._recording_stream.cache_clear()
-    slots, bias = torch.zeros(1, dtype=torch.int64), TextBias.from_mask(torch.ones(1, 1, dtype=torch.bool))
-    masks: Any = None
-    steps = [DecodeInputs(torch.full((1, 1), n), slots, masks, bias, KVCache([], [])) for n in range(4)]
     with ThreadPoolExecutor(4) as threads:
-        logits = list(threads.map(lambda step: graphs.StepGraphs(decode).run(step), steps))
-    assert torch.cat(logits).flatten().tolist() == [0, 2, 4, 6]
+        results = list(threads.map(lambda n: graphs.Graphs().run("x", double, torch.full((1,), n)), range(4)))
+    assert torch.cat(results).tolist() == [0, 2, 4, 6]
     assert modes == ["thread_local"] * 4
     graphs._recording_stream.cache_clear()

@@ -219,7 +219,7 @@ def test_prefill_stores_the_same_keys_and_draws_the_same_tokens(
         model.use_attention(name)
         engine = Engine(model, "eager")
         program = build_program(model.config, schedule, given_windows=windows, joined=model.is_joined)
-        assert program.given is not None and isinstance(program.given[1].temporal[0], JoinedPlan) == (name == "dense")
+        assert program.given is not None and isinstance(program.given.temporal[0], JoinedPlan) == (name == "dense")
         caches: list[KVCache] = []
         monkeypatch.setattr(engine.backend, "allocate", keeping(engine.backend.allocate, caches))
         tokens.append(engine.generate(program, known, conditioning, sampler, uniforms))

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogvideo.model import plan as plan_module
+from cogvideo.model.config import ModelTask
 from cogvideo.model.masks import Mask, channel_masks
 from cogvideo.model.plan import (
     BlockPlan,
+    CachePositions,
     DecodeMasks,
     Plan,
     Rows,
@@ -18,6 +20,7 @@ from cogvideo.model.plan import (
     plan_blocks,
     plan_clip,
     plan_forward,
+    window_positions,
 )
 from cogvideo.model.tiles import TilePlan
 from cogvideo.sequence.layout import ClipLayout, FrameSpec
@@ -116,13 +119,13 @@ def test_keys_that_are_not_cached_must_be_in_the_same_pass() -> None:
     assert plan_forward(config, np.arange(16)).needs_cache
 
     whole, nowhere = config.layout.slots_of(0, 2, 4), np.full(80, -1)
-    plan = plan_forward(config, whole, spatial_positions=nowhere)
+    plan = plan_forward(config, whole, positions=CachePositions(nowhere, (np.arange(80),) * 2))
     assert isinstance(plan.spatial, BlockPlan) and isinstance(plan.temporal[0], BlockPlan)
     assert plan.spatial.cache_positions is None and plan.temporal[0].cache_positions is not None
     rows = {tuple(keys.tolist()) for block in plan.spatial.blocks for keys in block.keys.index}
     assert rows == {tuple(range(start, start + 16)) for start in (0, 16, 32)}
     with pytest.raises(AssertionError, match="nor in the cache"):
-        plan_forward(config, whole[8:], spatial_positions=nowhere)
+        plan_forward(config, whole[8:], positions=CachePositions(nowhere, (np.arange(80),) * 2))
 
 
 def kinds(plan: Plan) -> set[type]:
@@ -149,12 +152,51 @@ def test_decode_masks_are_the_masks_at_the_cache_positions(mask: Mask) -> None:
     # frames stored in reverse order, which keeps each frame's keys together
     positions = slots % layout.frame_len + (layout.num_frames - 1 - slots // layout.frame_len) * layout.frame_len
     if mask.scope == "clip":
-        positions = slots
+        positions = window_positions(mask, slots)
     keys = VisibleKeys(mask, positions)
     expected = np.zeros((layout.num_slots, layout.num_slots), bool)
     expected[:, positions] = mask.allowed(slots[:, None], slots[None])
     assert np.array_equal(keys.visible.numpy(), expected)
     assert keys.max_keys == expected.sum(1).max()
+
+
+def test_a_window_is_stored_together_in_the_order_of_generation() -> None:
+    config = tiny_config("interpolation", window_size=2)
+    _, masks = channel_masks(config.layout, 2)
+    slots = np.arange(80)
+    for mask in masks:
+        positions = window_positions(mask, slots)
+        assert sorted(positions) == slots.tolist()
+        windows = mask.window_index(slots)[np.argsort(positions)]
+        assert (np.diff(windows) >= 0).all()
+    # the first window's slots 0, 1, 4 and 5 of frames 0, 2 and 4, which are given, then of 1 and 3
+    first = np.argsort(window_positions(masks[0], slots))[:20].reshape(5, 4)
+    assert np.array_equal(first, np.array([0, 2, 4, 1, 3])[:, None] * 16 + [0, 1, 4, 5])
+    sequential = channel_masks(tiny_config().layout, None)[1][0]
+    assert window_positions(sequential, slots).tolist() == slots.tolist()
+    some = window_positions(masks[0], config.layout.slots_of(0, 2))
+    assert sorted(some) == [-1] * 48 + list(range(32))
+
+
+def test_decoding_reads_the_blocks_of_a_cache_that_are_filled_and_in_the_window() -> None:
+    """Blocks of 128 keys of the spatial and temporal channels, at the published sizes with a text of 64."""
+
+    def num_blocks(task: ModelTask, slot: int) -> list[tuple[int, int]]:
+        config = tiny_config(
+            task, frame_side=20, num_positions=512, window_size=10 if task == "interpolation" else None
+        )
+        _, masks = channel_masks(config.layout, config.window_size)
+        every = np.arange(2000)
+        positions = CachePositions(every, tuple(window_positions(mask, every) for mask in masks))
+        step = DecodeMasks.from_config(config, positions=positions).plan(torch.tensor([slot]))
+        plan = step.with_key_blocks(64, 64 + 2000, 64 + 2000)
+        channels = [channel for channel in (plan.spatial, *plan.temporal) if isinstance(channel, TablePlan)]
+        return [channel.keys.num_blocks for channel in channels if channel.keys is not None]
+
+    assert num_blocks("sequential", 400) == [(2, 17), (4, 17)]
+    assert num_blocks("sequential", 1999) == [(5, 17), (17, 17)]
+    assert num_blocks("interpolation", 400) == [(2, 17), (3, 17), (2, 17)]
+    assert num_blocks("interpolation", 1599) == [(5, 17), (5, 17), (3, 17)]
 
 
 def test_a_decoding_step_attends_to_what_its_block_plan_does() -> None:
