@@ -1,4 +1,4 @@
-"""Kernels and bytes of one layer's training step, counted without running it: prints a Markdown table.
+"""Kernels and bytes of one layer, in training and in decoding, counted without running it: prints Markdown tables.
 
     python scripts/count_kernels.py                     # the published size, four clips; takes a minute or two
     python scripts/count_kernels.py --task interpolation --batch 2
@@ -9,6 +9,12 @@ A layer beside a frozen trunk, in bfloat16, neither the first nor the last, as P
     joined    one attention call per channel, one operation after the other
     compiled  the same, its operations fused by Inductor (by its rules for CPUs, which are close to those for GPUs)
 
+And in a decoding step of one slot of one guided clip, half-way through:
+
+    layer     as the model's own layer computes it, reading the whole cache
+    joint     both channels in joint products, reading the blocks of the cache that are filled and in the window
+    compiled  the same, fused
+
 A kernel is an operation that is no view, or a group that Inductor fused. Bytes are those of its inputs and outputs,
 each read or written once: what attention keeps in registers counts nothing, and neither do caches. Attention counts as
 one kernel forward and two backward, as FlexAttention has.
@@ -18,7 +24,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
@@ -27,16 +35,22 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.fx_passes.reinplace import reinplace_inplaceable_ops
+from torch._inductor.fx_utils import FakeTensorUpdater
 from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cogvideo.inference.backends import ChannelKV
+from cogvideo.model import attention as attention_module
 from cogvideo.model.attention import AttentionImplementation, ChannelContext, attend_block
 from cogvideo.model.config import ModelConfig
-from cogvideo.model.joined import JoinedMask
-from cogvideo.model.plan import plan_clip, with_text
+from cogvideo.model.decode import DecodeLayer
+from cogvideo.model.joined import BLOCK_SIZE, JoinedMask, KeyBlocks
+from cogvideo.model.masks import channel_masks
+from cogvideo.model.plan import CachePositions, DecodeMasks, TablePlan, plan_clip, window_positions, with_text
 from cogvideo.model.transformer import CogVideoTransformer, TransformerLayer, compile_layer
 
 ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "_unsafe_view")
@@ -119,9 +133,12 @@ class Fusions:
         self.counts: list[Count] = []
 
     def _compile(self, graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        fake_mode = detect_fake_mode(inputs)
+        with V.set_fake_mode(fake_mode):
+            reinplace_inplaceable_ops(FakeTensorUpdater(graph), graph.graph)  # caches are written in place
         lowering = GraphLowering(graph, example_inputs=inputs, shape_env=None)
         with (
-            V.set_fake_mode(detect_fake_mode(inputs)),
+            V.set_fake_mode(fake_mode),
             V.set_debug_handler(DebugContext()),
             V.set_graph_handler(lowering),
             V.set_extern_kernel_nodes([]),
@@ -139,6 +156,7 @@ class Fusions:
             bw_compiler=self._compile,
             decompositions=select_decomp_table(),
             partition_fn=min_cut_rematerialization_partition,
+            keep_inference_input_mutations=True,
         )
         return backend(graph, inputs)
 
@@ -174,6 +192,46 @@ def count_layer(config: ModelConfig, batch: int, text_len: int, way: str) -> tup
         return forward, operations.count
 
 
+def count_step(config: ModelConfig, text_len: int, way: str) -> Count:
+    """A decoding step of the second layer. `way`: layer, joint or compiled."""
+    layout, batch = config.layout, 2
+    order = np.concatenate([layout.slots_of(frame) for frame in layout.generation_order])
+    every_slot = np.arange(layout.num_slots)
+    positions = tuple(window_positions(mask, every_slot) for mask in channel_masks(layout, config.window_size)[1])
+    spatial_positions = every_slot % layout.frame_len  # one frame is in flight
+    masks = DecodeMasks.from_config(config, positions=CachePositions(spatial_positions, positions))
+    plan = masks.plan(torch.from_numpy(order[len(order) // 2 :][:1]))
+    sizes = text_len + layout.frame_len, text_len + layout.num_slots
+    if way != "layer":
+        plan = plan.with_key_blocks(text_len, *sizes)
+    plans = [of_channel for of_channel in (plan.spatial, plan.temporal_at(1)) if isinstance(of_channel, TablePlan)]
+    listed = {id(of_channel.keys): of_channel.keys.num_blocks[0] for of_channel in plans if of_channel.keys is not None}
+
+    def attend_listed(query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, keys: KeyBlocks) -> Tensor:
+        num_keys = listed[id(keys)] * BLOCK_SIZE
+        return attention(query, key[:, :, :num_keys], value[:, :, :num_keys])[0]
+
+    stand_in = mock.patch.object(attention_module, "attend_key_blocks", attend_listed)
+    with stand_in, FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        torch.set_default_dtype(torch.bfloat16)
+        layer = TransformerLayer(config)
+        caches = [
+            ChannelKV(*(torch.zeros(batch, config.num_heads, size, config.head_dim) for _ in "kv"), text_len)
+            for size in sizes
+        ]
+        bias = torch.zeros(batch, text_len, dtype=torch.float32)
+        frames = torch.zeros(batch, 1, config.hidden_size)
+        contexts = [ChannelContext(of_channel, bias, cache) for of_channel, cache in zip(plans, caches, strict=True)]
+        run = layer if way == "layer" else DecodeLayer(layer)
+        if way == "compiled":
+            fusions = Fusions()
+            compile_layer(DecodeLayer, fusions)(run, None, frames, *contexts)
+            return fusions.counts[0]
+        with Operations() as operations:
+            run(None, frames, *contexts)
+        return operations.count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=("sequential", "interpolation"), help="default: both")
@@ -184,11 +242,10 @@ def main() -> None:
     for name in ("batch", "hidden", "heads"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}; expected at least 1")
-    print("| stage | way | forward: kernels | GB | backward: kernels | GB |")
-    print("|---|---|---:|---:|---:|---:|")
+    configs = {}
     for task in [args.task] if args.task else ["sequential", "interpolation"]:
         try:
-            config = ModelConfig(
+            configs[task] = ModelConfig(
                 task=task,
                 num_layers=2,
                 hidden_size=args.hidden,
@@ -199,9 +256,17 @@ def main() -> None:
             )
         except ValueError as error:
             parser.error(str(error))
+    print("| stage | way | forward: kernels | GB | backward: kernels | GB |")
+    print("|---|---|---:|---:|---:|---:|")
+    for task, config in configs.items():
         for way in ("blocks", "joined", "compiled"):
             forward, backward = count_layer(config, args.batch, config.text_len, way)
             print(f"| {task} | {way} | {forward} | {backward} |", flush=True)
+    print("\n| stage | way | decoding step: kernels | GB |")
+    print("|---|---|---:|---:|")
+    for task, config in configs.items():
+        for way in ("layer", "joint", "compiled"):
+            print(f"| {task} | {way} | {count_step(config, config.text_len, way)} |", flush=True)
 
 
 if __name__ == "__main__":

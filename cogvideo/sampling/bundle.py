@@ -22,7 +22,7 @@ import torch
 from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
-from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
+from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, weights_for
 from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json, write_npy
 from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.sampler import kmeans_labels, load_labels
@@ -78,7 +78,7 @@ def load_sample_config(directory: Path, files: list[Path], overrides: list[str])
 
 
 def open_bundle(
-    directory: Path, weights: WeightName = "fp32", device: torch.device = CPU, *, offload: bool = False
+    directory: Path, weights: WeightChoice = "auto", device: torch.device = CPU, *, offload: bool = False
 ) -> Bundle:
     """Open a bundle with its models on `device` and their matrices stored as `weights`.
 
@@ -152,10 +152,11 @@ def check_tokenizers(checkpoint: Checkpoint, given: TokenizerRecords, name: str,
 
 
 def place_model(
-    model: CogVideoTransformer | SuperresTransformer, weights: WeightName, device: torch.device, *, offload: bool
+    model: CogVideoTransformer | SuperresTransformer, choice: WeightChoice, device: torch.device, *, offload: bool
 ) -> None:
-    """Convert a model's matrices to `weights`, move it to `device`, with or without its layers' matrices, and let it
-    use what speeds it up there."""
+    """Convert a model's matrices to the chosen type, move it to `device`, with or without its layers' matrices, and let
+    it use what speeds it up there."""
+    weights = weights_for(device, choice)
     convert_weights(model, weights, ACTIVATION_DTYPES[weights] if device.type != "cpu" else torch.float32)
     if offload:
         offload_layers(model)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cogvideo.dtypes import WeightName
+from cogvideo.dtypes import WeightChoice
 
 UNGUIDED_TEXT_BONUS = 1.4
 """Published: without guidance, attention to the text is strengthened instead."""
@@ -102,8 +102,9 @@ class SampleConfig:
     schedule: Literal["sequential", "wavefront", "speculative"] = "sequential"
     """`wavefront`: several frames in flight where attention windows allow it; `speculative`: draft many tokens, verify
     them in one forward pass. Both draw the same tokens in fewer steps."""
-    weights: WeightName = "fp32"
-    """Number type of the transformers' matrices; decoding is bound by reading them. A CPU computes in float32."""
+    weights: WeightChoice = "auto"
+    """Number type of the transformers' matrices; decoding is bound by reading them. `auto`: bfloat16 on a GPU, float32
+    on a CPU, which computes in float32 whatever the matrices are."""
     device: str = "auto"
     """`auto`: a GPU if there is one; or `cpu`, `cuda`, `cuda:1`."""
     stream_layers: bool = False
@@ -152,7 +153,7 @@ class UpsampleConfig:
     """As in `SampleConfig`."""
     frames_at_once: int = 1
     """Batch size in frames: memory against speed."""
-    weights: WeightName = "fp32"
+    weights: WeightChoice = "auto"
     device: str = "auto"
     stream_layers: bool = False
 
