@@ -13,7 +13,11 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "count_kernels.py"
 def test_one_attention_call_and_compiled_layers_need_fewer_kernels_and_bytes() -> None:
     words = [sys.executable, str(SCRIPT), "--task", "interpolation", "--hidden", "64", "--heads", "1", "--batch", "1"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines()[2:]]
+    tables = [
+        [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+        for table in done.stdout.split("\n\n")
+    ]
+    rows, steps = tables
     assert [row[:2] for row in rows] == [["interpolation", way] for way in ("blocks", "joined", "compiled")]
     for column in (2, 4):
         blocks, joined, compiled = (int(row[column]) for row in rows)
@@ -21,6 +25,9 @@ def test_one_attention_call_and_compiled_layers_need_fewer_kernels_and_bytes() -
     for column in (3, 5):
         blocks_gb, joined_gb, compiled_gb = (float(row[column]) for row in rows)
         assert 0 < compiled_gb <= joined_gb < blocks_gb
+    assert [row[:2] for row in steps] == [["interpolation", way] for way in ("layer", "joint", "compiled")]
+    layer, joint, compiled = (int(row[2]) for row in steps)
+    assert 10 < compiled < joint < layer
 
 
 def test_invalid_sizes_are_a_one_line_error() -> None:

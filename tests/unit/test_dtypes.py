@@ -17,8 +17,10 @@ from cogvideo.dtypes import (
     STORAGE_OF_DTYPE,
     STORED_DTYPES,
     FloatName,
+    WeightChoice,
     WeightName,
     dtype_name,
+    weights_for,
 )
 
 
@@ -26,6 +28,13 @@ def test_names_in_configs_have_types() -> None:
     assert set(FLOAT_DTYPES) == set(get_args(FloatName))
     assert set(STORED_DTYPES) == set(ACTIVATION_DTYPES) == set(get_args(WeightName))
     assert all(dtype.is_floating_point for dtype in ACTIVATION_DTYPES.values())
+    assert set(get_args(WeightChoice)) == {"auto", *get_args(WeightName)}
+
+
+def test_models_are_sampled_in_bf16_on_a_gpu_unless_told_otherwise() -> None:
+    assert weights_for(torch.device("cuda"), "auto") == "bf16"
+    assert weights_for(torch.device("cpu"), "auto") == "fp32"
+    assert weights_for(torch.device("cuda"), "int8") == "int8"
 
 
 def test_each_type_has_its_own_code_and_storage() -> None:

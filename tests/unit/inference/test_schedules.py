@@ -121,8 +121,10 @@ def missing_keys(program: Program, frame_len: int) -> list[tuple[int, int]]:
     stored = dict[int, int]()  # position: slot
     for number, step in enumerate(program.steps):
         own = set(step.tolist())
-        visible = torch.stack([table.visible[step].any(0) for table in program.masks.temporal]).any(0)
-        keys = set(visible.nonzero().flatten().tolist())
+        keys = set[int]()
+        for table in program.masks.temporal:
+            slot_at = dict(zip(table.positions.tolist(), range(len(table.positions)), strict=True))
+            keys |= {slot_at[position] for position in table.visible[step].any(0).nonzero().flatten().tolist()}
         inputs = {slot - 1 for slot in own if slot % frame_len}
         missing += [(number, slot) for slot in (keys - there - own) | (inputs - there)]
         there |= own
