@@ -279,7 +279,7 @@ class CogVideoTransformer(TrunkModel):
         bias = TextBias.from_mask(batch.text_mask)
         hidden = self(inputs, plan, bias, text=batch.text, run_layer=run_layer)
         hidden = rearrange(hidden, "b (f n) h -> b f n h", n=self.config.frame_len)
-        labels = batch.frames[:, list(self.config.layout.supervised_frames)]
+        labels = torch.stack([batch.frames[:, frame] for frame in self.config.layout.supervised_frames], 1)
         weight = self.word_embeddings.output_weight(hidden, self.config.vocabulary.num_image_tokens)
         return token_nll(hidden.flatten(0, 2), weight, labels.flatten()).view(labels.shape)
 

@@ -24,7 +24,9 @@ class Batch:
     """(batch,) float32: the length of each clip; for logging only, the model reads it as text."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(*(x.to(device, non_blocking=True) for x in (self.text, self.text_mask, self.frames, self.seconds)))
+        """Move what the model reads; `seconds` stays, so that grouping losses by it does not wait for a GPU."""
+        moved = (x.to(device, non_blocking=True) for x in (self.text, self.text_mask, self.frames))
+        return Batch(*moved, self.seconds)
 
     def trim_text(self, multiple: int = 1) -> "Batch":
         """Drop text columns that are padding in every row, but keep a multiple of `multiple`: the same result with less

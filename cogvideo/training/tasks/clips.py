@@ -57,7 +57,7 @@ class ClipObjective(nn.Module):
                 metrics[f"loss/frame_{frame}"] = (float(by_frame[:, column].sum()), float(clips))
         if self.model.config.has_temporal_channel:
             for seconds in batch.seconds.unique().tolist():
-                chosen = by_frame[batch.seconds.cpu() == seconds].mean(1)
+                chosen = by_frame[batch.seconds == seconds].mean(1)
                 metrics[f"loss/{seconds:g}s"] = (float(chosen.sum()), float(len(chosen)))
         return LossAndMetrics(losses.mean(), metrics)
 
