@@ -3,6 +3,7 @@
     python scripts/bench_decode.py --case stage1
     python scripts/bench_decode.py --case clip --schedule wavefront --dtype bf16
     python scripts/bench_decode.py --case clip --quick        # tiny, to try the script; says nothing about speed
+    python scripts/bench_decode.py --case stage1 --device cuda --published --layers 8 --dtype bf16 --steps 64 --compile
 
 Random weights: hidden 512, 6 layers, 8 heads, 20,000 image tokens of a vocabulary of 20,480, frames of 20x20, five per
 clip, windows of 10 in stage 2, 2 threads; published settings. The cases are the parts of one guided clip of 33 frames,
@@ -15,6 +16,10 @@ measured afterwards, over `wall_s`: at 1 only fewer passes or fewer bytes would 
 same tokens were sampled. With --baseline, `baseline_wall_s` is an estimate for the published loop in fp32: the time of
 some of its steps (published_loop.py) times their number, without prefill; `speedup` is relative to it.
 This is not a test: it neither passes nor fails.
+
+`--published` takes the published width and vocabulary, with `--layers` of its 48. `--steps` ends each part after so
+many steps. On a GPU the case is run twice and the second time counts; the first, which compiles and records graphs, is
+`first_wall_s`. Times are then CUDA events', and `peak_gb` is the most memory that tensors took.
 """
 
 import argparse
@@ -30,11 +35,13 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from device_timing import add_device_argument, device_argument, peak_gb, read_speed, timed
 from published_loop import step_seconds
 from torch import Tensor
 
 from cogvideo.cli.main import run_command
-from cogvideo.dtypes import WeightName
+from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
+from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS
 from cogvideo.inference.schedules import SCHEDULES
@@ -43,13 +50,14 @@ from cogvideo.model.quantize import convert_weights
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.config import SampleConfig, StageName
-from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.sampling.pipeline import FrameSampler, Pipeline
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
 
 WORDS = Vocabulary(20480, 20000, pad=20000, newline=20001, start_of_image=20002)
 FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10, vocabulary=WORDS)
+PUBLISHED = ModelConfig(window_size=10)
 QUICK = replace(FULL, num_layers=2, hidden_size=32, num_heads=2, frame_side=4, window_size=2)
 """Windows are used in stage 2 only."""
 CASES = ("first_frame", "stage1", "stage1x4", "late4", "round2", "round4", "round8", "clip")
@@ -61,10 +69,14 @@ PROMPT = EncodedPrompt(TEXT, GUIDE)
 PROMPTS = ClipPrompts(EncodedPrompt(TEXT, None), PROMPT, [PROMPT] * SETTINGS.rounds)
 
 
-def random_model(config: ModelConfig, dtype: WeightName) -> CogVideoTransformer:
+CPU = torch.device("cpu")
+
+
+def random_model(config: ModelConfig, dtype: WeightName, device: torch.device = CPU) -> CogVideoTransformer:
     """Random weights whose logits are spread like those of trained ones."""
-    model = CogVideoTransformer(config).eval()
-    generator = torch.Generator().manual_seed(0)
+    with device:
+        model = CogVideoTransformer(config).eval()
+    generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim == 2:
@@ -72,23 +84,39 @@ def random_model(config: ModelConfig, dtype: WeightName) -> CogVideoTransformer:
             else:
                 p.fill_(1.0 if name.endswith("layernorm.weight") else 0.0)
     if dtype != "fp32":
-        convert_weights(model, dtype)
+        convert_weights(model, dtype, torch.float32 if device.type == "cpu" else ACTIVATION_DTYPES[dtype])
+    if device.type == "cuda":
+        install_kernels(model, device)
     return model
+
+
+class FirstSteps(Pipeline):
+    """A pipeline whose stages end after so many steps; None: of all."""
+
+    max_steps: int | None = None
+
+    def frame_sampler(self, stage: StageName, config: SampleConfig) -> FrameSampler:
+        sampler = super().frame_sampler(stage, config)
+        return replace(sampler, program=replace(sampler.program, steps=sampler.program.steps[: self.max_steps]))
 
 
 class Stage:
     """A stage of a pipeline, and what it has cost so far."""
 
-    def __init__(self, model: CogVideoTransformer, name: StageName, config: SampleConfig) -> None:
+    def __init__(
+        self, model: CogVideoTransformer, name: StageName, config: SampleConfig, backend: str, max_steps: int | None
+    ) -> None:
         labels = np.arange(model.config.vocabulary.num_image_tokens) % PUBLISHED_CLUSTERS
-        self.pipeline = Pipeline(
+        self.pipeline = FirstSteps(
             encode=lambda text: TEXT,
             prompt_format=PromptFormat(),
             image_tokenizer=None,  # type: ignore[arg-type]  # nothing is decoded to pixels
             sequential=model,
             interpolation=model,
             labels=labels,
+            backend=backend,
         )
+        self.pipeline.max_steps = max_steps
         start = time.perf_counter()
         self.sampler = self.pipeline.frame_sampler(name, config)
         self.plan_s = time.perf_counter() - start
@@ -96,24 +124,31 @@ class Stage:
         self.wall_s, self.tokens = 0.0, 0
         self.batches: list[int] = []
         """Clips of each run."""
+        self._passes_before = (0, 0)
 
     def run(self, sample: Callable[[Pipeline, Progress], Tensor]) -> Tensor:
         """`sample(pipeline, progress)`, timed and counted; one batch."""
-        start = time.perf_counter()
         before = self.tokens
-        tokens = sample(self.pipeline, self._count_tokens)
-        self.wall_s += time.perf_counter() - start
+        seconds, tokens = timed(self.engine.device, lambda: sample(self.pipeline, self._count_tokens))
+        self.wall_s += seconds
         self.batches.append((self.tokens - before) // self.program.tokens_per_clip)
         return tokens
+
+    def reset(self) -> None:
+        """Count from here on."""
+        self.wall_s, self.tokens = 0.0, 0
+        self.batches.clear()
+        self._passes_before = self.engine.forward_passes, self.engine.prefill_passes
 
     @property
     def steps(self) -> int:
         """Forward passes that gave tokens: prefill does so without given frames only."""
-        return self.engine.forward_passes - (0 if self.program.given is None else self.engine.prefill_passes)
+        prefills = self.engine.prefill_passes - self._passes_before[1]
+        return self.forwards - (0 if self.program.given is None else prefills)
 
     @property
     def forwards(self) -> int:
-        return self.engine.forward_passes
+        return self.engine.forward_passes - self._passes_before[0]
 
     def _count_tokens(self, drawn: int) -> None:
         self.tokens += drawn
@@ -134,8 +169,17 @@ class Stage:
 class Bench:
     """The stages of a clip, each built when a case first needs it."""
 
-    def __init__(self, base: ModelConfig, dtype: WeightName, schedule: str) -> None:
-        self.base, self.dtype = base, dtype
+    def __init__(
+        self,
+        base: ModelConfig,
+        dtype: WeightName,
+        schedule: str,
+        device: torch.device = CPU,
+        backend: str = "auto",
+        max_steps: int | None = None,
+    ) -> None:
+        self.base, self.dtype, self.device = base, dtype, device
+        self.backend, self.max_steps = backend, max_steps
         self.config = replace(SETTINGS, schedule=schedule)
         self.stages: list[Stage] = []
 
@@ -191,7 +235,7 @@ class Bench:
     @cached_property
     def sequential(self) -> CogVideoTransformer:
         """Stage 1; its trunk makes the first frame. Published: full attention."""
-        return random_model(replace(self.base, task="sequential", window_size=None), self.dtype)
+        return random_model(replace(self.base, task="sequential", window_size=None), self.dtype, self.device)
 
     @cached_property
     def first_frame(self) -> Stage:
@@ -203,10 +247,12 @@ class Bench:
 
     @cached_property
     def interpolation(self) -> Stage:
-        return self._stage(random_model(replace(self.base, task="interpolation"), self.dtype), "interpolation")
+        return self._stage(
+            random_model(replace(self.base, task="interpolation"), self.dtype, self.device), "interpolation"
+        )
 
     def _stage(self, model: CogVideoTransformer, name: StageName) -> Stage:
-        self.stages.append(Stage(model, name, self.config))
+        self.stages.append(Stage(model, name, self.config, self.backend, self.max_steps))
         return self.stages[-1]
 
 
@@ -262,16 +308,6 @@ def baseline_seconds(stages: list[Stage]) -> float:
     return total
 
 
-def read_speed() -> float:
-    """Memory bandwidth in bytes per second: the best of several sums."""
-    data, best = torch.ones(1 << 26), float("inf")  # 256 MB: more than caches hold
-    for _ in range(8):
-        start = time.perf_counter()
-        data.sum()
-        best = min(best, time.perf_counter() - start)
-    return data.nbytes / best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog="One JSON line; the script's docstring explains its fields."
@@ -281,20 +317,45 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--threads", type=int, default=2, help="default 2; on a busy machine 1 is faster")
     parser.add_argument("--baseline", action="store_true", help="time the published loop's steps too")
-    parser.add_argument("--quick", action="store_true", help="a tiny model on frames of 4x4, to try the script")
+    parser.add_argument("--layers", type=int, help="default: 6, of the published size 48")
+    parser.add_argument("--steps", type=int, metavar="N", help="only the first N steps of each part")
+    parser.add_argument("--compile", action="store_true", help="compiled layers and CUDA graphs; needs a GPU")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--published", action="store_true", help="the published width and vocabulary")
+    size.add_argument("--quick", action="store_true", help="a tiny model on frames of 4x4, to try the script")
+    add_device_argument(parser)
     args = parser.parse_args()
+    device = device_argument(parser, args)
+    for name in ("layers", "steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} {value}; expected at least 1")
+    if device.type == "cuda" and args.baseline:
+        parser.error("--baseline is for a CPU; leave out --device")
+    if args.compile and device.type != "cuda":
+        parser.error("--compile needs a GPU; give --device cuda")
+    if args.steps and (args.schedule == "speculative" or args.case not in ("first_frame", "stage1")):
+        parser.error("--steps is for the cases first_frame and stage1, and not for --schedule speculative")
     if args.schedule not in SCHEDULES:
         parser.exit(2, f"--schedule {args.schedule} is not among {', '.join(SCHEDULES)}\n")
 
     torch.set_num_threads(args.threads)
-    bench = Bench(QUICK if args.quick else FULL, args.dtype, args.schedule)
+    base = QUICK if args.quick else PUBLISHED if args.published else FULL
+    base = replace(base, num_layers=args.layers or base.num_layers)
+    backend = "compiled" if args.compile else "auto"
+    bench = Bench(base, args.dtype, args.schedule, device, backend, args.steps)
     tokens = bench.run(args.case)
+    first_wall_s = sum(stage.wall_s for stage in bench.stages)
+    if device.type == "cuda":
+        for stage in bench.stages:
+            stage.reset()
+        tokens = bench.run(args.case)
     peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the next line takes its own
 
     def total(field: str) -> float:
         return sum(getattr(stage, field) for stage in bench.stages)
 
-    bound_s, wall_s = total("bytes_read") / read_speed(), total("wall_s")
+    bound_s, wall_s = total("bytes_read") / read_speed(device), total("wall_s")
     report = {
         "case": args.case,
         "schedule": args.schedule,
@@ -309,7 +370,15 @@ def main() -> None:
         "plan_s": round(total("plan_s"), 3),
         "peak_rss_mb": round(peak_rss_mb),
         "bandwidth_share": round(bound_s / wall_s, 4),
+        "device": str(device),
     }
+    if device.type == "cuda":
+        report |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "first_wall_s": round(first_wall_s, 3),
+            "step_s": round(wall_s / total("forwards"), 5),
+            "peak_gb": peak_gb(device),
+        }
     if args.baseline:
         baseline_s = baseline_seconds(bench.stages)
         report |= {"baseline_wall_s": round(baseline_s, 2), "speedup": round(baseline_s / wall_s, 2)}

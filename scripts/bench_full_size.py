@@ -1,11 +1,13 @@
-"""Sample from a full-size stage on a machine without a GPU: peak memory and seconds per token, as one JSON line.
+"""Sample from a full-size stage on a CPU or a GPU: peak memory and seconds per token, as one JSON line.
 
     python scripts/bench_full_size.py [--config configs/model/cogvideo_stage1.yaml] [--work DIR] [model.key=value ...]
+    python scripts/bench_full_size.py --device cuda --published --layers 8
 
 Random bf16 weights are written shard by shard (15.4 GB at full size; kept in --work and reused), then a new process
 maps them into memory and samples the first row of a frame's tokens, with both channels. It first measures the memory
 bandwidth: at best a token takes the time to read all weights once. The first token reads the file from disk; the time
-per token is the median of the others. Run it on an otherwise idle machine.
+per token is the median of the others. Run it on an otherwise idle machine. On a GPU `peak_gb` is the most memory that
+tensors took there.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from device_timing import add_device_argument, device_argument, peak_gb, read_speed
 from torch import Tensor
 
 from cogvideo.checkpoint.format import MANIFEST, load_checkpoint, write_checkpoint
@@ -32,6 +35,7 @@ from cogvideo.checkpoint.parameters import parameter_shapes
 from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.cli.main import run_child, run_command
 from cogvideo.config import load_config, to_dict
+from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.engine import Conditioning, Engine, build_program
 from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import Schedule
@@ -40,6 +44,7 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights
 
 ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / "configs" / "model" / "cogvideo_stage1.yaml"
 TEXT_TOKENS = 20
 
 
@@ -66,27 +71,17 @@ def write_random(directory: Path, config: ModelConfig) -> None:
         write_checkpoint(directory, infos, draw, {"model": to_dict(config)})
 
 
-def read_bandwidth() -> float:
-    """Memory bandwidth of this process in bytes per second: the best of several sums over 1 GiB."""
-    block = torch.ones(1 << 27, dtype=torch.int64)
-    best = min(timed(block.sum) for _ in range(6))
-    return block.nbytes / best
-
-
-def timed(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[str, Any]:
+def sample_row(directory: Path, num_tokens: int, threads: int | None, device: torch.device) -> dict[str, Any]:
     """Load the weights and sample; runs in the new process."""
     if threads:
         torch.set_num_threads(threads)
-    bandwidth = read_bandwidth()
+    bandwidth = read_speed(device)
     before = time.perf_counter()
     model = load_model(directory, verify=False)
-    convert_weights(model, "bf16")  # no copy: the matrices are memory-mapped
+    convert_weights(model, "bf16", torch.float32 if device.type == "cpu" else torch.bfloat16)
+    model.to(device)  # on a CPU the matrices stay memory-mapped, without a copy
+    if device.type == "cuda":
+        install_kernels(model, device)
     load_seconds = time.perf_counter() - before
     config = model.config
 
@@ -94,9 +89,9 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[st
     text = [(ids[: config.text_len] + config.vocabulary.num_image_tokens).tolist()]
     conditioning = Conditioning.from_tokens(text, [], config.vocabulary.pad, guidance_scale=None, text_bonus=0.0)
     slots = np.arange(num_tokens)
-    program = build_program(config, Schedule(slots[:0], tuple(slots[:, None])))
+    program = build_program(config, Schedule(slots[:0], tuple(slots[:, None]))).to(device)
     codes = config.vocabulary.num_image_tokens
-    sampler = ClusterSampler(np.arange(codes) % min(500, codes), 1.0, 16, 0.89)
+    sampler = ClusterSampler(np.arange(codes) % min(500, codes), 1.0, 16, 0.89).to(device)
     known = torch.zeros(1, config.layout.num_slots, dtype=torch.int64)
     uniforms = torch.rand(
         1, config.layout.num_slots, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
@@ -106,6 +101,8 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[st
     with progress(num_tokens, "sampling", "tokens") as bar:
 
         def tick(tokens: int) -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             ticks.append(time.perf_counter())
             bar.update(tokens)
 
@@ -126,6 +123,8 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[st
         "ratio": round(token_seconds / (read / bandwidth), 3),
         "bandwidth_gb_a_second": round(bandwidth / 1e9, 2),
         "peak_resident_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2),
+        "device": str(device),
+        "peak_gb": peak_gb(device),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
         "torch": torch.__version__,
@@ -135,19 +134,24 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None) -> dict[st
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "model" / "cogvideo_stage1.yaml")
+    parser.add_argument("--config", type=Path, default=PUBLISHED)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "full_size", metavar="DIR")
     parser.add_argument("--tokens", type=int, help="how many (default: one row of a frame)")
     parser.add_argument("--threads", type=int, help="of the sampling process")
+    parser.add_argument("--published", action="store_true", help="the published stage 1, whatever --config says")
+    parser.add_argument("--layers", type=int, help="of the model; short for model.num_layers=N")
+    add_device_argument(parser)
     parser.add_argument("--sample-only", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="model.key=value")
     args = parser.parse_args()
+    device = device_argument(parser, args)
     weights = args.work / "weights"
     if args.sample_only:
-        print(json.dumps(sample_row(weights, args.tokens, args.threads)))
+        print(json.dumps(sample_row(weights, args.tokens, args.threads, device)))
         return 0
 
-    config = load_config(Settings, [args.config], args.overrides).model
+    overrides = [*args.overrides, *([] if args.layers is None else [f"model.num_layers={args.layers}"])]
+    config = load_config(Settings, [PUBLISHED if args.published else args.config], overrides).model
     tokens = args.tokens or config.frame_side
     if not 2 <= tokens <= config.frame_len:
         parser.error(f"--tokens {tokens}; expected 2 to {config.frame_len}")
@@ -158,9 +162,12 @@ def main() -> int:
         free = os.statvfs(args.work).f_bavail * os.statvfs(args.work).f_frsize
         if free < need + (1 << 30):
             parser.error(f"{args.work} has {free / 1e9:.1f} GB free, the weights take {need / 1e9:.1f} GB")
-        write_seconds = round(timed(lambda: write_random(weights, config)), 1)
+        start = time.perf_counter()
+        write_random(weights, config)
+        write_seconds = round(time.perf_counter() - start, 1)
 
     words = [sys.executable, __file__, "--sample-only", "--work", str(args.work), "--tokens", str(tokens)]
+    words += ["--device", str(device)]
     words += ["--threads", str(args.threads)] if args.threads else []
     done = run_child(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:

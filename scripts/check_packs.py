@@ -1,6 +1,6 @@
 """Check golden packs against this package: numbers that the published code gave for seeded weights, of any sizes.
 
-    python scripts/check_packs.py DIR [--dtype float32] [--only NAME]
+    python scripts/check_packs.py DIR [--dtype float32] [--only NAME] [--device cuda]
 
 DIR holds packs (NAME.json + NAME.safetensors; training packs have `rows`, decoding packs have `seq`) and SAT
 checkpoint folders `sat-stage1`, `sat-stage2`, which are converted first. Prints one JSON line per pack; the exit code
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device_timing import add_device_argument, device_argument
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat
 from cogvideo.cli.main import run_command
 from cogvideo.data.published_rows import PublishedRows
+from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.engine import Conditioning, Engine, build_program
 from cogvideo.inference.schedules import Schedule
 from cogvideo.model.inputs import TextBias
@@ -52,6 +54,7 @@ class Pack:
     path: Path
     """Its .json."""
     dtype: torch.dtype
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -95,7 +98,10 @@ class Pack:
             from_sat(source, converted, settings).run(lambda: None)
             # no dropout in training either: packs have none
             config = dataclasses.replace(load_model(converted).config, dropout=0.0, attention_dropout=0.0)
-            return load_model(converted, config=config).to(self.dtype)
+            model = load_model(converted, config=config).to(self.device, self.dtype)
+            if self.device.type == "cuda":
+                install_kernels(model, self.device)
+            return model
 
 
 def check_training(pack: Pack) -> dict[str, Any]:
@@ -113,13 +119,14 @@ def check_training(pack: Pack) -> dict[str, Any]:
             frame_len=config.frame_len,
             vocabulary=config.vocabulary,
         )
-        batch = rows.batch(range(len(rows)))
+        batch = rows.batch(range(len(rows))).to(pack.device)
 
     inputs = frame_inputs(batch.frames, config.vocabulary.start_of_image)
     with torch.no_grad():
-        hidden = model(inputs, plan_forward(config), TextBias.from_mask(batch.text_mask), text=batch.text)
+        plan = plan_forward(config, joined=model.is_joined).to(pack.device)
+        hidden = model(inputs, plan, TextBias.from_mask(batch.text_mask), text=batch.text)
         hidden = hidden[:, tensors["logits_at"]] if "logits_at" in tensors else hidden  # packs cut to some rows
-        logit_error = largest(model.logits(hidden) - tensors["logits"])
+        logit_error = largest(model.logits(hidden).cpu() - tensors["logits"])
     loss = model.token_losses(batch).mean()
     loss.backward()
     ours = dict(model.named_parameters())
@@ -152,10 +159,11 @@ class FollowPack:
 
     def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         step = len(self.greedy)
-        self.greedy.append(logits[:, 0].argmax(-1))
+        of_row = logits[:, 0].cpu()
+        self.greedy.append(of_row.argmax(-1))
         if step in self.recorded_steps:
-            self.logits.append(logits[:, 0])
-        return self.tokens[:, step, None]
+            self.logits.append(of_row)
+        return self.tokens[:, step, None].to(logits.device)
 
 
 def check_decoding(pack: Pack) -> dict[str, Any]:
@@ -187,7 +195,8 @@ def check_decoding(pack: Pack) -> dict[str, Any]:
         Schedule(slots[:known], tuple(slots[known:, None])),
         temporal=num_frames > 1,  # a first frame alone comes from the trunk
         given_windows="wrapped" if pack.stage == 2 else "cut",  # packs come from the published prefill
-    )
+        joined=model.is_joined,
+    ).to(pack.device)
     sampler = FollowPack(sequence[:, known:], set(tensors["kept_steps"].tolist()))
     uniforms = torch.zeros(*clip.shape, 2, dtype=torch.float64)
     Engine(model).generate(program, clip, conditioning, sampler, uniforms)
@@ -211,7 +220,9 @@ def main() -> int:
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--dtype", choices=["float64", "float32"], default="float64")
     parser.add_argument("--only", metavar="NAME", help="check this pack only")
+    add_device_argument(parser)
     args = parser.parse_args()
+    device = device_argument(parser, args)
     if not args.directory.is_dir():
         print(f"check_packs: no folder at {args.directory}", file=sys.stderr)
         return 2
@@ -220,7 +231,7 @@ def main() -> int:
         file = path.with_suffix(".safetensors")
         if not file.is_file() or (args.only and path.stem != args.only):
             continue
-        pack = Pack(path, getattr(torch, args.dtype))
+        pack = Pack(path, getattr(torch, args.dtype), device)
         if {"rows", "grad_norms"} <= {*pack.tensors, *pack.about}:
             check = check_training
         elif {"seq", "guided_logits", "kept_steps"} <= pack.tensors.keys():

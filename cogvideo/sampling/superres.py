@@ -73,15 +73,15 @@ def redraw(
     """Redraw the tokens of one round with the iterative model; `number` counts from 1, see `superres.grid`.
 
     Shapes: text, text_mask as returned by `pad_captions`, one row per frame; tokens (frames, high_res_len), not
-    modified; uniforms (frames, high_res_len, 2); only (high_res_len,) bool, positions that may change (default: all);
-    returns (frames, high_res_len).
+    modified; uniforms (frames, high_res_len, 2); only (high_res_len,) bool, on the CPU, positions that may change
+    (default: all); returns (frames, high_res_len).
     """
     config = model.config
     assert config.method == "iterative"
-    changing = redraw_mask(config.high_res_side, number).to(tokens.device)
+    changing = redraw_mask(config.high_res_side, number)
     changing = changing if only is None else changing & only
-    positions = changing.nonzero().squeeze(1)
-    inputs = tokens.masked_fill(changing, config.vocabulary.start_of_image)
+    positions = changing.nonzero().squeeze(1).to(tokens.device)
+    inputs = tokens.index_fill(1, positions, config.vocabulary.start_of_image)
     hidden = model(text, text_mask, tokens[:, :0], inputs)
     drawn = _draw(model, hidden[:, positions], token_sampler, uniforms[:, positions])
     return tokens.index_copy(1, positions, drawn)

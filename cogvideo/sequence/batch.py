@@ -25,8 +25,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move what the model reads; `seconds` stays, so that grouping losses by it does not wait for a GPU."""
-        moved = (x.to(device, non_blocking=True) for x in (self.text, self.text_mask, self.frames))
-        return Batch(*moved, self.seconds)
+        read = self.text, self.text_mask, self.frames
+        text, text_mask, frames = (x.to(device, non_blocking=True) for x in read)
+        return Batch(text, text_mask, frames, self.seconds)
 
     def trim_text(self, multiple: int = 1) -> "Batch":
         """Drop text columns that are padding in every row, but keep a multiple of `multiple`: the same result with less

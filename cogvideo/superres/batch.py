@@ -32,11 +32,15 @@ class SuperresBatch:
     high_res: Tensor
     """(batch, high_res_len) int64 image-token ids."""
     target_mask: Tensor
-    """(batch, high_res_len) bool: places whose tokens are hidden from the model and predicted; some in every row."""
+    """(batch, high_res_len) bool: places whose tokens are hidden from the model and predicted; some in every row.
+
+    On the host, as is `round`: how many places there are decides shapes, and must not be waited for.
+    """
     round: Tensor
     """(batch,) int64: the model's round with this target mask, from 1; for logging only."""
 
     def select(self, rows: slice, device: torch.device) -> "SuperresBatch":
-        """Some of the rows, on a device."""
-        fields = (self.text, self.text_mask, self.low_res, self.high_res, self.target_mask, self.round)
-        return SuperresBatch(*(x[rows].to(device, non_blocking=True) for x in fields))
+        """Some of the rows, with what the model reads on a device."""
+        read = self.text, self.text_mask, self.low_res, self.high_res
+        text, text_mask, low_res, high_res = (x[rows].to(device, non_blocking=True) for x in read)
+        return SuperresBatch(text, text_mask, low_res, high_res, self.target_mask[rows], self.round[rows])

@@ -194,12 +194,14 @@ class SuperresTransformer(TrunkModel):
         The mean is per frame, so all rounds have the same weight whatever their number of targets. Logits are computed
         only for target rows, a chunk at a time.
         """
-        inputs = batch.high_res.masked_fill(batch.target_mask, self.config.vocabulary.start_of_image)
-        hidden = self(batch.text, batch.text_mask, batch.low_res, inputs)[batch.target_mask]
+        device = batch.high_res.device
+        frames, places = (index.to(device) for index in batch.target_mask.nonzero(as_tuple=True))
+        inputs = batch.high_res.masked_fill(batch.target_mask.to(device), self.config.vocabulary.start_of_image)
+        hidden = self(batch.text, batch.text_mask, batch.low_res, inputs)[frames, places]
         weight = self.word_embeddings.output_weight(hidden, self.config.vocabulary.num_image_tokens)
-        losses = token_nll(hidden, weight, batch.high_res[batch.target_mask])
-        frames = batch.target_mask.nonzero()[:, 0]
-        return losses.new_zeros(len(batch.target_mask)).index_add(0, frames, losses) / batch.target_mask.sum(1)
+        losses = token_nll(hidden, weight, batch.high_res[frames, places])
+        counts = batch.target_mask.sum(1).to(device)
+        return losses.new_zeros(len(counts)).index_add(0, frames, losses) / counts
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         return self.embedding_dropout(self.word_embeddings(ids).to(positions.dtype) + positions)

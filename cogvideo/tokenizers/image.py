@@ -44,6 +44,7 @@ class ImageTokenizer:
     def __init__(self, config: ImageTokenizerConfig, model: VQVAE | None = None) -> None:
         self.config = config
         self.model = VQVAE(config.vqvae) if model is None else model
+        self._mean_std = torch.tensor([config.pixel_mean, config.pixel_std])[..., None, None]
 
     @property
     def num_tokens(self) -> int:
@@ -64,11 +65,11 @@ class ImageTokenizer:
         return self.model.quantize.embed.weight.device
 
     def normalise(self, images: Tensor) -> Tensor:
-        mean, std = self._mean_std()
+        mean, std = self._statistics()
         return (images.to(self.device, torch.float32) - mean) / std
 
     def denormalise(self, pixels: Tensor) -> Tensor:
-        mean, std = self._mean_std()
+        mean, std = self._statistics()
         return pixels.float() * std + mean
 
     @torch.no_grad()
@@ -129,12 +130,11 @@ class ImageTokenizer:
         load_weights(model, weights, origin=str(path))
         return cls(config, model)
 
-    def _mean_std(self) -> tuple[Tensor, Tensor]:
-        mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (self.config.pixel_mean, self.config.pixel_std)
-        )
-        return mean, std
+    def _statistics(self) -> Tensor:
+        """Mean and standard deviation of pixels, (2, 3, 1, 1); copied once to wherever the model is."""
+        if self._mean_std.device != self.device:
+            self._mean_std = self._mean_std.to(self.device)
+        return self._mean_std
 
 
 def open_image_tokenizer(path: Path | str) -> ImageTokenizer:

@@ -23,7 +23,7 @@ def update_codebook(
     """Move every code towards the mean of the features that chose it. Shapes: features (rows, dim), ids (rows,)."""
     num_codes = quantizer.embed.num_embeddings
     features = features.float()
-    counts = torch.bincount(ids, minlength=num_codes).to(features)
+    counts = _count(ids, num_codes).to(features)
     sums = torch.zeros_like(quantizer.embed_avg).index_add_(0, ids, features)
     if _is_distributed():
         dist.all_reduce(counts)
@@ -78,22 +78,27 @@ def initialise_codebook(
     quantizer.embed.weight.copy_(codes)
     for _ in range(iterations):
         ids = quantizer.nearest(features)
-        counts = torch.bincount(ids, minlength=num_codes).to(features)
+        counts = _count(ids, num_codes).to(features)
         sums = torch.zeros_like(quantizer.embed_avg).index_add_(0, ids, features)
-        used = counts > 0
-        quantizer.embed.weight[used] = sums[used] / counts[used, None]
+        means = sums / counts.clamp(min=1)[:, None]
+        quantizer.embed.weight.copy_(torch.where(counts[:, None] > 0, means, quantizer.embed.weight))
     codes = quantizer.embed.weight.clone()
     if _is_distributed():
         dist.broadcast(codes, src=0)
     _set_codes(quantizer, torch.arange(num_codes), codes, cluster_size=1.0)
 
 
-def codebook_usage(ids: Tensor, num_codes: int) -> tuple[float, float]:
-    """Fraction of codes that occur in `ids`, and the perplexity of their distribution (1 to num_codes)."""
-    counts = torch.bincount(ids.flatten(), minlength=num_codes).double()
+def codebook_usage(ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Fraction of codes that occur in `ids`, and the perplexity of their distribution (1 to num_codes); scalars."""
+    counts = _count(ids.flatten(), num_codes).double()
     p = counts / counts.sum().clamp(min=1)
     perplexity = torch.exp(-torch.xlogy(p, p).sum())
-    return float((counts > 0).double().mean()), float(perplexity)
+    return (counts > 0).double().mean(), perplexity
+
+
+def _count(ids: Tensor, num_codes: int) -> Tensor:
+    """How often each code occurs; unlike `bincount` it does not wait for a GPU."""
+    return ids.new_zeros(num_codes).index_add_(0, ids, torch.ones_like(ids))
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -127,7 +132,8 @@ class TokenizerLoss:
     """Loss of one batch; `features` (rows, dim) and `ids` (rows,) are for the codebook update that follows."""
 
     loss: Tensor
-    metrics: dict[str, float]
+    metrics: dict[str, Tensor]
+    """Scalars."""
     features: Tensor
     ids: Tensor | None  # None while codes are not used yet
 
@@ -164,7 +170,7 @@ def tokenizer_loss(
     edge = edge_loss(error, torch.zeros_like(error), config.edge_scales)
     loss = config.l1 * l1 + config.l2 * l2 + config.edge * edge + config.commitment * commitment
     terms = {"loss": loss, "l1": l1, "l2": l2, "edge": edge, "commitment": commitment}
-    metrics = {name: float(value.detach()) for name, value in terms.items()}
+    metrics = {name: value.detach() for name, value in terms.items()}
     if ids is not None:
         metrics["codebook_used"], metrics["perplexity"] = codebook_usage(ids, model.config.num_codes)
         ids = ids.flatten()

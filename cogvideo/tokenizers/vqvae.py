@@ -323,10 +323,9 @@ class VQVAE(nn.Module):
     def decode(self, ids: Tensor, level: int) -> Tensor:
         if ids.ndim != 3:
             raise ValueError(f"image tokenizer: ids have shape {tuple(ids.shape)}, expected (batch, height, width)")
-        if ids.numel() and (ids.min() < 0 or ids.max() >= self.config.num_codes):
-            raise ValueError(
-                f"image tokenizer: ids span {int(ids.min())}..{int(ids.max())}, expected 0..{self.config.num_codes - 1}"
-            )
+        low, high = torch.stack(ids.aminmax()).tolist() if ids.numel() else (0, 0)
+        if low < 0 or high >= self.config.num_codes:
+            raise ValueError(f"image tokenizer: ids span {low}..{high}, expected 0..{self.config.num_codes - 1}")
         return self.decode_codes(rearrange(self.quantize.embed(ids), "b h w c -> b c h w"), level)
 
     def _decoder_name(self, level: int) -> str:

@@ -179,11 +179,12 @@ class GradientNorms:
         """`component_of` maps a parameter's name to its component's."""
         trainable = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
         self._components = sorted({component_of(name) for name, _ in trainable})
-        self._squares = torch.zeros(len(self._components), dtype=torch.float64)
         self._is_partitioned = False
         self._slices: dict[int, list[tuple[int, int, int]]] = {}
         """By id of a tensor that AdamW updates: (component, start, length) of each parameter's slice of it."""
         flat = flat_parameters(engine)
+        device = flat[0].device if flat else torch.device("cpu")
+        self._squares = torch.zeros(len(self._components), dtype=torch.float64, device=device)
         positions = getattr(engine.optimizer, "grad_position", None)
         for name, p in trainable:
             component = self._components.index(component_of(name))
@@ -206,12 +207,12 @@ class GradientNorms:
                 continue
             gradient = p.grad.detach().reshape(-1)
             for component, start, length in self._slices.get(id(p), ()):
-                self._squares[component] += float(gradient[start : start + length].double().square().sum())
+                self._squares[component] += gradient[start : start + length].double().square().sum()
 
     def take(self, total: float) -> dict[str, float]:
         """grad_norm/COMPONENT, scaled to compose the `total` norm before clipping. Every rank must call this."""
-        squares = self._squares
-        self._squares = torch.zeros_like(squares)
+        squares = self._squares.cpu()
+        self._squares = torch.zeros_like(self._squares)
         if self._is_partitioned and dist.get_world_size() > 1:
             gathered_squares: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered_squares, squares.tolist())

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from cogvideo.config import to_dict
 from cogvideo.distributed import any_rank, lost_peer_as_error, max_over_ranks, run_on_all_ranks, store_barrier
@@ -35,13 +35,15 @@ from cogvideo.training.metrics import Averages, MetricsWriter, draw_curves, prog
 from cogvideo.training.optimiser import GuardedAdamW, is_finite_norm, learning_rate
 from cogvideo.training.previews import PreviewWriter
 from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
-from cogvideo.training.tasks.base import Task
+from cogvideo.training.tasks.base import Metrics, Task, read_metrics
 from cogvideo.training.tasks.clips import ClipTask
 from cogvideo.training.tasks.superres import SuperresTask
 from cogvideo.training.tasks.tokenizer import TokenizerTask
 
 log = get_logger(__name__)
 
+IS_FINITE = "is_finite"
+"""Read along with an objective's metrics: whether its loss is."""
 CURVES_SECONDS = 60.0
 """Curves are redrawn no more often than this, except at the end."""
 
@@ -217,29 +219,31 @@ class Trainer:
     def train_step(self, batch: Any) -> StepResult:
         """One optimiser step: forward and backward over the micro-batches, then the update. Every rank takes it.
 
-        A non-finite loss or gradient must not reach weights or moments. A bad loss shows here, and is replaced by a
-        zero loss so that all ranks still run the same collectives. A bad gradient only shows inside `engine.step()`:
-        there DeepSpeed reduces, unscales, measures and clips the gradients before it calls the optimiser. So the
-        decision is made at that point: the optimiser is a `GuardedAdamW`, which asks `_allow_update` before it changes
-        anything. All ranks decide alike, because the loss flag is combined over ranks and the norm is global.
+        A non-finite loss or gradient must not reach weights or moments. Losses are read once, after the last backward
+        pass, so that a GPU never waits for the host between micro-batches. A bad gradient only shows inside
+        `engine.step()`: there DeepSpeed reduces, unscales, measures and clips the gradients before it calls the
+        optimiser. So the decision is made at that point: the optimiser is a `GuardedAdamW`, which asks `_allow_update`
+        before it changes anything. All ranks decide alike, because the loss flag is combined over ranks and the norm is
+        global.
         """
         loop, engine = self.config.train, self.engine
         engine.train()
-        is_finite = True
+        of_forwards: list[Metrics] = []
         for index in range(self.accumulation):
             # micro-batches are numbered over all ranks, so dropout does not depend on the number of processes
             seed_dropout(loop.seed, self.step, self.rank + self.world_size * index)
             loss, metrics = engine(self.task.micro_batch(batch, index, self.accumulation))
-            if torch.isfinite(loss):
-                self.averages.add(metrics)
-            else:
-                is_finite = False
-                loss = _zero_loss(engine.module)
+            of_forwards.append({**metrics, IS_FINITE: (torch.isfinite(loss), 1.0)})
             engine.backward(loss)  # loss.backward(), divided by the number of micro-batches and reduced over ranks
             if index < self.accumulation - 1:
                 engine.step()  # counts the micro-batch; nothing is updated before the last one
 
-        self._is_finite = not any_rank(not is_finite, self.device)
+        read = read_metrics(of_forwards)
+        finite = [bool(metrics.pop(IS_FINITE)[0]) for metrics in read]
+        for metrics, is_finite in zip(read, finite, strict=True):
+            if is_finite:
+                self.averages.add(metrics)
+        self._is_finite = not any_rank(not all(finite), self.device)
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, loop.steps, self.config.optimiser)
         self._clipped_norm = self._clip_gradients() if trainer_clips_gradients(self.config) else None
@@ -301,7 +305,7 @@ class Trainer:
         for batch in batches:
             for index in range(self.accumulation):
                 _, metrics = self.engine(self.task.micro_batch(batch, index, self.accumulation))
-                averages.add(metrics)
+                averages.add(*read_metrics([metrics]))
         self._write({"step": self.step} | {f"validation/{name}": mean for name, mean in averages.means().items()})
 
     def _write_preview(self) -> None:
@@ -399,8 +403,3 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def _zero_loss(module: nn.Module) -> Tensor:
-    """A loss of zero whose gradient is zero for every trainable parameter."""
-    return sum((p.sum() * 0.0 for p in module.parameters() if p.requires_grad), start=torch.zeros(()))

@@ -1,6 +1,6 @@
 """What the trainer knows of a task, and what the tasks share. The trainer never asks which task it runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -26,13 +26,16 @@ COMPONENTS = (
 """(word, component): a transformer's parameter belongs to the component of the first word in its name."""
 
 
+Metrics = Mapping[str, tuple[float | Tensor, float]]
+"""(sum, weight) by name. Tensors are scalars that stay on the device until a step is through, see `read_metrics`."""
+
+
 class LossAndMetrics(NamedTuple):
     """The result of an objective's forward; a tuple, since DeepSpeed looks for tensors in what a module returns."""
 
     loss: Tensor
     """A scalar to differentiate."""
-    metrics: Mapping[str, tuple[float, float]]
-    """(sum, weight) by name."""
+    metrics: Metrics
 
 
 class Task(Protocol[B]):
@@ -75,6 +78,16 @@ class Task(Protocol[B]):
 
     def export(self, folder: Path, step: int) -> Path:
         """Write the model into `folder` in our checkpoint format; returns its path. Every rank must call this."""
+
+
+def read_metrics(of_forwards: Sequence[Metrics]) -> list[dict[str, tuple[float, float]]]:
+    """The same with numbers for tensors, all of which are read at once: the host waits for a GPU no more than once."""
+    tensors = [value for metrics in of_forwards for value, _ in metrics.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack([tensor.detach().double() for tensor in tensors]).tolist() if tensors else [])
+    return [
+        {name: (next(numbers) if isinstance(value, Tensor) else value, weight) for name, (value, weight) in m.items()}
+        for m in of_forwards
+    ]
 
 
 def component_of(parameter: str) -> str:

@@ -48,17 +48,17 @@ class ClipObjective(nn.Module):
     def forward(self, batch: Batch) -> LossAndMetrics:
         with autocast(self._config, batch.frames.device):
             losses = self.model.token_losses(batch)
-        by_frame = losses.detach().mean(2).cpu().double()
-        clips = len(by_frame)
-        metrics = {"loss": (float(by_frame.mean(1).sum()), float(clips))}
+        by_frame = losses.detach().mean(2).double()
+        clips = float(len(by_frame))
+        metrics = {"loss": (by_frame.mean(1).sum(), clips)}
         supervised = self.model.config.layout.supervised_frames
         if len(supervised) > 1:
             for column, frame in enumerate(supervised):
-                metrics[f"loss/frame_{frame}"] = (float(by_frame[:, column].sum()), float(clips))
+                metrics[f"loss/frame_{frame}"] = (by_frame[:, column].sum(), clips)
         if self.model.config.has_temporal_channel:
             for seconds in batch.seconds.unique().tolist():
-                chosen = by_frame[batch.seconds == seconds].mean(1)
-                metrics[f"loss/{seconds:g}s"] = (float(chosen.sum()), float(len(chosen)))
+                rows = (batch.seconds == seconds).nonzero()[:, 0]
+                metrics[f"loss/{seconds:g}s"] = (by_frame[rows.to(by_frame.device)].mean(1).sum(), float(len(rows)))
         return LossAndMetrics(losses.mean(), metrics)
 
 

@@ -49,12 +49,12 @@ class SuperresObjective(nn.Module):
     def forward(self, batch: SuperresBatch) -> LossAndMetrics:
         with autocast(self._config, batch.text.device):
             losses = self.model.frame_losses(batch)
-        by_frame, rounds = losses.detach().cpu().double(), batch.round.cpu()
-        metrics = {"loss": (float(by_frame.sum()), float(len(by_frame)))}
+        by_frame = losses.detach().double()
+        metrics = {"loss": (by_frame.sum(), float(len(by_frame)))}
         if self._has_rounds:
-            for number in rounds.unique().tolist():
-                chosen = by_frame[rounds == number]
-                metrics[f"loss/round_{number}"] = (float(chosen.sum()), float(len(chosen)))
+            for number in batch.round.unique().tolist():
+                rows = (batch.round == number).nonzero()[:, 0]
+                metrics[f"loss/round_{number}"] = (by_frame[rows.to(by_frame.device)].sum(), float(len(rows)))
         return LossAndMetrics(losses.mean(), metrics)
 
 

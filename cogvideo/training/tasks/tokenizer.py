@@ -108,7 +108,8 @@ class TokenizerObjective(nn.Module):
         if self.training:
             self.forwards.append(result)
         rows = float(len(images))
-        metrics = {("loss" if k == "loss" else f"loss/{k}"): (v * rows, rows) for k, v in result.metrics.items()}
+        names = {name: "loss" if name == "loss" else f"loss/{name}" for name in result.metrics}
+        metrics = {names[name]: (value.double() * rows, rows) for name, value in result.metrics.items()}
         return LossAndMetrics(result.loss, metrics)
 
 

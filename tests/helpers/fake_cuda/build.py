@@ -20,7 +20,7 @@ def has_cuda_build() -> bool:
 
 
 def build(library: Path) -> None:
-    """Raises: CalledProcessError, FileNotFoundError without a compiler."""
+    """Raises: CalledProcessError with the compiler's messages, FileNotFoundError without a compiler."""
     torch = torch_folder()
     command = [
         "g++",
@@ -33,7 +33,8 @@ def build(library: Path) -> None:
         "-o",
         str(library),
     ]
-    subprocess.run([*command, f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"], check=True)
+    command += [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def load(library: Path) -> None:

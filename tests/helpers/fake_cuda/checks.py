@@ -1,97 +1,248 @@
-"""Runs all checks and prints JSON: the problem of each, or null.
+"""Runs checks on fake tensors of a GPU and prints a JSON object per line: the name of each, and its problem or null.
 
-    python -m tests.helpers.fake_cuda.checks DEVICE.so
+    python -m tests.helpers.fake_cuda.checks DEVICE.so quick|all|NAME ...
 
-DEVICE.so is what `build.build` made. Each check says which functions of cogvideo may wait for the GPU, and how often.
+DEVICE.so is what `build.build` made.
 """
 
 import json
 import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
+from unittest import mock
 
 from tests.helpers.fake_cuda.build import load
 
 if __name__ == "__main__":
     load(Path(sys.argv[1]))  # before anything imports PyTorch
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from cogvideo.dtypes import WeightName
+from cogvideo.evaluation.likelihood import token_losses
 from cogvideo.inference.backends import install_kernels
+from cogvideo.inference.engine import Engine
 from cogvideo.model.config import AttentionName, Recompute
 from cogvideo.model.quantize import convert_weights
+from cogvideo.model.transformer import TrunkModel
+from cogvideo.sampling.config import UpsampleConfig
+from cogvideo.sampling.superres import Upsampler
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.tasks.clips import ClipObjective
-from cogvideo.training.tasks.tokenizer import TokenizerObjective
-from tests.helpers import models, pipelines
+from cogvideo.training.optimiser import make_optimiser
+from cogvideo.training.previews import PreviewWriter
+from cogvideo.training.tasks.base import read_metrics
+from cogvideo.training.tasks.clips import ClipObjective, ClipTask
+from cogvideo.training.tasks.superres import SuperresObjective
+from cogvideo.training.tasks.tokenizer import TokenizerTask
+from tests.helpers import models, pipelines, superres, training
 from tests.helpers.fake_cuda.mode import FakeCuda, fake_cuda
 
 Check = Callable[[FakeCuda], None]
+Trunk = Literal["trained", "frozen", "int8"]
 GPU = torch.device("cuda")
 
+ALLOWED_SYNCS = {
+    "read_metrics": "a step's losses are read at once, after its last backward pass",
+    "Pipeline.labels": "codes are clustered on the host, once per pipeline",
+    "Engine.generate": "a stage's tokens go back to the host",
+    "decode_speculative": "how many guesses were right decides what is decoded next; see its docstring for the cost",
+    "Upsampler.upsample_frames": "the fine tokens go back to the host",
+    "token_losses": "scores go to a file on the host",
+    "VQVAE.decode": "ids are checked before they index the codebook; pixels go to the host anyway",
+    "_pixels": "pixels go to the host",
+    "_generate_clips": "captions and known tokens of a sample sheet are made on the host",
+}
+"""Functions that may wait for the GPU, and why; anywhere else it is a failure."""
 
-def train(
-    kind: str, recompute: Recompute, attention: AttentionName = "auto", *, frozen: bool = False, int8: bool = False
-) -> Check:
-    """A training step: forward, backward, AdamW. `kind`: of models.VARIANTS."""
+
+def train_step(mode: FakeCuda, objective: nn.Module, batch: Any) -> None:
+    """Forward, backward, AdamW, as the trainer does: one wait, for the metrics."""
+    config = TrainConfig().optimiser
+    optimiser = make_optimiser(objective, config)
+    loss, metrics = objective(batch)
+    loss.backward()
+    assert not mode.syncs, f"waits for the GPU between micro-batches, in {', '.join(mode.syncs)}"
+    read_metrics([metrics, metrics])
+    for parameter in objective.parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.device.type == "cuda", "a gradient is missing"
+    optimiser.step()
+    _expect(mode, read_metrics=1)
+
+
+def place(model: TrunkModel, recompute: Recompute, trunk: Trunk) -> None:
+    if trunk != "trained":
+        model.freeze_trunk()
+    if trunk == "int8":
+        model.quantize_trunk()
+    model.to(GPU)
+    model.recompute = recompute
+    model.train()
+
+
+def train_clips(kind: str, recompute: Recompute, trunk: Trunk = "trained", attention: AttentionName = "auto") -> Check:
+    """`kind`: of models.VARIANTS."""
 
     def check(mode: FakeCuda) -> None:
         config = replace(TrainConfig(), train=replace(TrainConfig().train, dtype="bf16"))
-        model = models.tiny_model(replace(models.TINY, dropout=0.1, **models.VARIANTS[kind]))
-        batch, objective = models.tiny_batch(model.config).to(GPU), ClipObjective(model, config)
-        if frozen:
-            model.freeze_trunk()
-        if int8:
-            model.quantize_trunk()
-        model.to(GPU)
-        model.recompute = recompute
+        model = models.tiny_model(replace(models.TINY, num_layers=2, dropout=0.1, **models.VARIANTS[kind]))
+        place(model, recompute, trunk)
         install_kernels(model, GPU, attention)
-        model.train()
-        loss, _ = objective(batch)
-        loss.backward()
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        assert learning, "nothing learns"
-        for parameter in learning:
-            assert parameter.grad is not None and parameter.grad.device.type == "cuda", "a gradient is missing"
-        torch.optim.AdamW(learning).step()
-        _expect(mode, {"ClipObjective.forward": 1})  # the losses, for metrics
+        train_step(mode, ClipObjective(model, config), models.tiny_batch(model.config).to(GPU))
+
+    return check
+
+
+def train_superres(method: str, recompute: Recompute, trunk: Trunk = "trained") -> Check:
+    def check(mode: FakeCuda) -> None:
+        config = replace(TrainConfig(), train=replace(TrainConfig().train, dtype="bf16"))
+        model = superres.tiny_superres(replace(superres.TINY_CONFIGS[method], dropout=0.1, attention_dropout=0.1))
+        place(model, recompute, trunk)
+        batch = superres.tiny_superres_batch(model.config, frames=2).select(slice(None), GPU)
+        train_step(mode, SuperresObjective(model, config), batch)
 
     return check
 
 
 def train_tokenizer(mode: FakeCuda) -> None:
-    tokenizer = pipelines.image_tokenizer()
-    tokenizer.model.to(GPU).train()
-    objective = TokenizerObjective(tokenizer, TrainConfig())
-    objective.use_codes = True
-    loss, _ = objective(torch.zeros(2, 3, 16, 16, dtype=torch.uint8).to(GPU))
-    loss.backward()
+    """A real task: a step without codes, one with them and the update of the codebook, and a sheet."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = training.prepare_data(Path(folder))
+        task = TokenizerTask(training.settings(data, data / "run", "tokenizer"), GPU)
+        batch = next(task.batches(0))
+        for use_codes in (False, True):
+            mode.syncs.clear()
+            task.objective.use_codes = use_codes
+            train_step(mode, task.objective.train(), task.micro_batch(batch, 0, 2))
+            if use_codes:
+                task.after_step(2, is_finite=True)  # not 3, when dead codes are revived: how many, the host must know
+            task.objective.forwards.clear()
+        _expect(mode, read_metrics=1)
+        mode.syncs.clear()
+        PreviewWriter(None).write(task, 1, data / "sheet.png")
+        assert (data / "sheet.png").stat().st_size > 0
+        _expect(mode, **{"VQVAE.decode": None, "_pixels": None})
 
 
-def sample(schedule: str, weights: WeightName = "fp32") -> Check:
-    """First frame, key frames and a round, with guidance, for prompts of different lengths."""
+def start_and_preview(mode: FakeCuda) -> None:
+    """A real task: its weights are made on the GPU, a step, and a sample sheet up to its tokens."""
+    from cogvideo.training import previews
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = training.prepare_data(Path(folder))
+        task = ClipTask(training.settings(data, data / "run", train={"dtype": "bf16", "weights": "dtype"}), GPU)
+        assert {p.device.type for p in task.model.parameters()} == {"cuda"}
+        assert {p.dtype for p in task.model.parameters()} == {torch.bfloat16}
+        assert not mode.syncs, f"waits for the GPU at the start, in {', '.join(mode.syncs)}"
+        train_step(mode, task.objective.train(), task.micro_batch(next(task.batches(0)), 0, 2))
+        mode.syncs.clear()
+        task.objective.eval()
+        with torch.no_grad():
+            real, drawn, captions = previews._generate_clips(task)
+        assert real.shape == drawn.shape and len(captions) == len(real)
+        _expect(mode, **{"_generate_clips": None, "Engine.generate": None})
+
+
+def pipeline_on_gpu(weights: WeightName) -> Any:
+    pipeline = pipelines.pipeline()
+    for model in {pipeline.trunk, pipeline.sequential, pipeline.interpolation}:
+        assert model is not None
+        convert_weights(model, weights, torch.float32 if weights == "fp32" else torch.bfloat16)
+        model.to(GPU)
+        install_kernels(model, GPU)
+    pipeline.image_tokenizer.model.to(GPU)
+    return pipeline
+
+
+def sample(schedule: str, weights: WeightName = "bf16") -> Check:
+    """First frame, key frames and a round, with guidance, for prompts of different lengths, then their pixels."""
 
     def check(mode: FakeCuda) -> None:
-        pipeline = pipelines.pipeline()
-        for model in {pipeline.trunk, pipeline.sequential, pipeline.interpolation}:
-            assert model is not None
-            convert_weights(model, weights, torch.float32 if weights == "fp32" else torch.bfloat16)
-            model.to(GPU)
-            install_kernels(model, GPU)
-        pipeline.image_tokenizer.model.to(GPU)
+        pipeline = pipeline_on_gpu(weights)
         config = replace(pipeline.config, schedule=schedule, rounds=1)
         tokens = pipeline.sample(["a", "a longer prompt"], config)
         assert tokens.shape == (2, 9, 4)
-        allowed = {"Engine.generate"}
-        if schedule == "speculative":
-            allowed.add("decode_speculative")
-        _expect(mode, dict.fromkeys(allowed))
+        guesses = {"decode_speculative": None} if schedule == "speculative" else {}
+        _expect(mode, **{"Pipeline.labels": 1, "Engine.generate": 3}, **guesses)
+        mode.syncs.clear()
+        pixels = pipeline.image_tokenizer.decode(tokens.flatten(0, 1)).numpy(force=True)
+        assert isinstance(pixels, np.ndarray)
+        _expect(mode, **{"VQVAE.decode": 1, "outside": 1})
 
     return check
+
+
+def prefill_and_steps(mode: FakeCuda) -> None:
+    """Given frames, then the sampling of tokens: no wait in either, only at the end."""
+    pipeline = pipeline_on_gpu("bf16")
+    seen: list[tuple[str, int]] = []
+    prefill = Engine.prefill
+
+    def watched_prefill(engine: Engine, state: Any) -> Tensor | None:
+        logits = prefill(engine, state)
+        seen.append(("prefill", len(mode.syncs)))
+        return logits
+
+    def progress(tokens: int) -> None:
+        seen.append(("step", len(mode.syncs)))
+
+    with mock.patch.object(Engine, "prefill", watched_prefill):
+        keys, prompts = pipelines_inputs(pipeline)
+        frames = torch.zeros(1, 5, 4, dtype=torch.int64)
+        config = replace(pipeline.config, rounds=1)
+        (output,) = pipeline.interpolate(frames, keys, prompts, config, progress=progress)
+    assert output.tokens.shape == (1, 9, 4)
+    assert {name for name, _ in seen} == {"prefill", "step"}
+    assert mode.syncs == ["Pipeline.labels", "Engine.generate"], mode.syncs
+    assert {count for _, count in seen} == {1}, "waits during prefill or steps"
+
+
+def pipelines_inputs(pipeline: Any) -> tuple[Any, Any]:
+    from cogvideo.rng import sample_keys
+
+    return sample_keys(0, ["a"], 1), pipeline.encode_interpolation_prompts(["a"], replace(pipeline.config, rounds=1), 5)
+
+
+def upsample(mode: FakeCuda) -> None:
+    """Both super-resolution models, all rounds."""
+    from cogvideo.rng import SampleKey
+
+    built = {method: superres.tiny_superres(config).eval().to(GPU) for method, config in superres.TINY_CONFIGS.items()}
+    upsampler = Upsampler(
+        built["direct"],
+        built["iterative"],
+        pipelines.image_tokenizer(),
+        lambda text: [50, 51],
+        np.arange(40) % 8,
+        UpsampleConfig(),
+    )
+    fine = upsampler.upsample_frames(torch.zeros(2, 16, dtype=torch.int64), SampleKey(0, "", 0), [50, 51], range(2))
+    assert fine.shape == (2, 144) and fine.device.type == "cpu"
+    _expect(mode, **{"Upsampler.upsample_frames": 1})
+
+
+def score(mode: FakeCuda) -> None:
+    """The likelihood of clips, as `cogvideo score` and `eval` compute it."""
+    model = models.tiny_model(models.tiny_config("interpolation", window_size=2)).to(GPU)
+    install_kernels(model)
+    losses = token_losses(model, model.plan_clip(GPU), models.tiny_batch(model.config))
+    assert losses.shape == (2, 5, 16)
+    _expect(mode, token_losses=1)
+
+
+def encode_images(mode: FakeCuda) -> None:
+    tokenizer = pipelines.image_tokenizer()
+    tokenizer.model.to(GPU)
+    assert tokenizer.encode(torch.zeros(3, 3, 16, 16)).device.type == "cuda"
+    _expect(mode)
 
 
 def mixed_devices_are_noticed(mode: FakeCuda) -> None:
@@ -104,12 +255,24 @@ def mixed_devices_are_noticed(mode: FakeCuda) -> None:
 
 
 def unexpected_syncs_are_noticed(mode: FakeCuda) -> None:
-    pipelines.image_tokenizer().model.to(GPU).quantize.embed.weight.sum().item()
-    assert len(mode.syncs) == 1, mode.syncs
+    x = torch.zeros(3, device=GPU)
+    x.sum().item()
+    x.cpu()
+    bool(x.isfinite().all())
+    assert len(mode.syncs) == 3, mode.syncs
+    for waits in (lambda: x[x > 0], lambda: x.nonzero(), lambda: torch.equal(x, x), lambda: x.long().bincount()):
+        try:
+            waits()
+        except AssertionError as error:
+            assert "waits for the GPU" in str(error)
+        else:
+            raise AssertionError("an output whose shape depends on values passed")
 
 
-def _expect(mode: FakeCuda, allowed: dict[str, int | None]) -> None:
-    """Syncs in these functions only, and as many as given; None: any number."""
+def _expect(mode: FakeCuda, **allowed: int | None) -> None:
+    """Syncs in these functions only, and no more of them than given; None: any number."""
+    unexplained = allowed.keys() - ALLOWED_SYNCS.keys() - {"outside"}
+    assert not unexplained, f"ALLOWED_SYNCS gives no reason for {unexplained}"
     seen = Counter(mode.syncs)
     unexpected = seen.keys() - allowed.keys()
     assert not unexpected, f"waits for the GPU in {', '.join(sorted(unexpected))}"
@@ -117,36 +280,58 @@ def _expect(mode: FakeCuda, allowed: dict[str, int | None]) -> None:
         assert count is None or seen[function] <= count, f"waits {seen[function]} times in {function}, expected {count}"
 
 
-NARROW: tuple[WeightName, ...] = ("bf16", "int8", "int4")
 RECOMPUTES: tuple[Recompute, ...] = get_args(Recompute)
-CHECKS: dict[str, Check] = {
+TRUNKS: tuple[Trunk, ...] = get_args(Trunk)
+QUICK: dict[str, Check] = {
     "mixed devices": mixed_devices_are_noticed,
     "unexpected syncs": unexpected_syncs_are_noticed,
-    **{f"train {kind} {how}": train(kind, how) for kind in models.VARIANTS for how in RECOMPUTES},
-    **{f"train {kind} blocks": train(kind, "nothing", "sdpa") for kind in models.VARIANTS},
-    **{f"train sequential {how} frozen": train("sequential", how, frozen=True) for how in RECOMPUTES},
-    **{f"train sequential {how} int8 trunk": train("sequential", how, frozen=True, int8=True) for how in RECOMPUTES},
+    "train image": train_clips("image", "nothing"),
+    "train sequential nothing": train_clips("sequential", "nothing"),
+    "train sequential mlp frozen": train_clips("sequential", "mlp", "frozen"),
+    "train sequential layer int8": train_clips("sequential", "layer", "int8"),
+    "train interpolation layer frozen": train_clips("interpolation", "layer", "frozen"),
+    "train superres direct frozen": train_superres("direct", "mlp", "frozen"),
+    "train superres iterative": train_superres("iterative", "layer"),
     "train tokenizer": train_tokenizer,
+    "start and preview": start_and_preview,
     **{f"sample {schedule}": sample(schedule) for schedule in ("sequential", "wavefront", "speculative")},
-    **{f"sample {weights}": sample("sequential", weights) for weights in NARROW},
+    "prefill and steps": prefill_and_steps,
+    "upsample": upsample,
+    "score": score,
+    "encode images": encode_images,
+}
+SLOW: dict[str, Check] = {
+    **{
+        f"train {kind} {recompute} {trunk}": train_clips(kind, recompute, trunk)
+        for kind, recompute, trunk in product(models.VARIANTS, RECOMPUTES, TRUNKS)
+        if kind != "image" or trunk == "trained"
+    },
+    **{f"train {kind} sdpa": train_clips(kind, "nothing", attention="sdpa") for kind in models.VARIANTS},
+    **{
+        f"train superres direct {recompute} {trunk}": train_superres("direct", recompute, trunk)
+        for recompute, trunk in product(RECOMPUTES, TRUNKS)
+    },
+    **{f"train superres iterative {recompute}": train_superres("iterative", recompute) for recompute in RECOMPUTES},
+    **{f"sample {weights}": sample("sequential", weights) for weights in ("fp32", "int8", "int4")},
 }
 
 
 def main() -> None:
-    only = sys.argv[2:]
-    problems: dict[str, str | None] = {}
-    for name, check in CHECKS.items():
-        if only and name not in only:
-            continue
+    choice = sys.argv[2:]
+    chosen = {("quick",): QUICK, ("all",): QUICK | SLOW}.get(tuple(choice))
+    if chosen is None:
+        chosen = {name: (QUICK | SLOW)[name] for name in choice}
+    for name, check in chosen.items():
+        problem, start = None, time.perf_counter()
         try:
             with fake_cuda() as mode:
                 check(mode)
-            problems[name] = None
         except Exception as error:
-            if only:
+            if choice == [name]:
                 raise
-            problems[name] = f"{type(error).__name__}: {str(error)[:300]}"
-    print(json.dumps(problems, indent=1))
+            problem = f"{type(error).__name__}: {str(error)[:300]}"
+        seconds = round(time.perf_counter() - start, 2)
+        print(json.dumps({"name": name, "problem": problem, "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":

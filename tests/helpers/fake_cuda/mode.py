@@ -1,17 +1,26 @@
-"""The dispatch mode: host tensors stay real, tensors on "cuda" are fake, and what crosses from one to the other counts."""
+"""The dispatch mode: host tensors stay real, tensors on "cuda" are fake, and copies to the host are counted."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+try:
+    from torch._subclasses.fake_tensor import DynamicOutputShapeException
+except ImportError:  # where it is has changed before
+    DynamicOutputShapeException = DataDependentOutputException  # type: ignore[misc, assignment]
+
 aten = torch.ops.aten
+CARD = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=80 << 30, major=9, minor=0, multi_processor_count=132)
+_to_numpy = torch.Tensor.numpy
 
 
 class FakeCuda(TorchDispatchMode):
@@ -39,18 +48,36 @@ class FakeCuda(TorchDispatchMode):
             if func is aten.copy_.default:
                 return args[0].zero_()
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        with self.fake:
-            args, kwargs = pytree.tree_map_only(torch.Tensor, self._to_fake, (args, kwargs))
-            return func(*args, **kwargs)
+        try:
+            with self.fake:
+                args, kwargs = pytree.tree_map_only(torch.Tensor, self._to_fake, (args, kwargs))
+                return func(*args, **kwargs)
+        except (DynamicOutputShapeException, DataDependentOutputException, GuardOnDataDependentSymNode):
+            raise AssertionError(f"{_caller()} waits for the GPU: what {func} gives depends on values") from None
 
     def _to_fake(self, x: torch.Tensor) -> torch.Tensor:
         return x if isinstance(x, FakeTensor) else self.fake.from_tensor(x)
 
     def _count_sync(self) -> None:
-        frame = sys._getframe(1)
-        while frame is not None and "/cogvideo/" not in frame.f_code.co_filename:
-            frame = frame.f_back  # type: ignore[assignment]
-        self.syncs.append("outside" if frame is None else frame.f_code.co_qualname)
+        self.syncs.append(_caller())
+
+
+def _caller() -> str:
+    """The innermost function of cogvideo that is being called."""
+    frame = sys._getframe(1)
+    while frame is not None and "/cogvideo/" not in frame.f_code.co_filename:
+        frame = frame.f_back  # type: ignore[assignment]
+    return "outside" if frame is None else frame.f_code.co_qualname
+
+
+def _numpy(tensor: torch.Tensor, *, force: bool = False) -> Any:
+    """Tensor.numpy, which reads a tensor's memory without dispatching anything."""
+    return _to_numpy(tensor.detach().cpu() if force else tensor, force=force)
+
+
+def _tolist(tensor: FakeTensor) -> Any:
+    """FakeTensor.tolist as it is on a GPU: one copy to the host, not one for each element."""
+    return tensor.detach().cpu().tolist()
 
 
 @contextmanager
@@ -64,6 +91,9 @@ def fake_cuda() -> Iterator[FakeCuda]:
             mock.patch("torch.cuda._lazy_init", lambda: None),
             mock.patch("torch.cuda.current_device", lambda: 0),
             mock.patch("torch.cuda.is_bf16_supported", lambda: True),
+            mock.patch("torch.cuda.get_device_properties", lambda device=None: CARD),
+            mock.patch.object(torch.Tensor, "numpy", _numpy),
+            mock.patch.object(FakeTensor, "tolist", _tolist),
             FakeCuda() as mode,
         ):
             yield mode

@@ -132,7 +132,7 @@ def test_loss_is_the_weighted_sum_of_its_metrics():
     torch.manual_seed(0)
     config = TokenizerLossConfig(l1=0.5, l2=2.0, edge=3.0, commitment=0.25)
     step = tokenizer_loss(VQVAE(TINY), torch.randn(2, 3, 8, 8), 0, config)
-    m = step.metrics
+    m = {name: value.item() for name, value in step.metrics.items()}
     expected = 0.5 * m["l1"] + 2 * m["l2"] + 3 * m["edge"] + 0.25 * m["commitment"]
     assert m["loss"] == pytest.approx(expected, rel=1e-5) and step.loss.item() == pytest.approx(expected, rel=1e-5)
     assert step.features.shape == (32, 8) and step.ids.shape == (32,) and not step.features.requires_grad
@@ -151,7 +151,7 @@ def test_training_lowers_the_loss_and_keeps_codes_in_use():
         optimiser.zero_grad()
         step.loss.backward()
         optimiser.step()
-        losses.append(step.metrics["l1"])
+        losses.append(step.metrics["l1"].item())
         if step.ids is None:
             rows.append(step.features)
             if index == 14:
