@@ -100,7 +100,7 @@ class Pack:
             config = dataclasses.replace(load_model(converted).config, dropout=0.0, attention_dropout=0.0)
             model = load_model(converted, config=config).to(self.device, self.dtype)
             if self.device.type == "cuda":
-                install_kernels(model, self.device)
+                install_kernels(model, self.device, "auto" if self.dtype == torch.float32 else "dense")
             return model
 
 

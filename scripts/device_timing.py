@@ -12,8 +12,10 @@ from cogvideo.distributed import open_device
 T = TypeVar("T")
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:0 or auto")
+def add_device_argument(parser: argparse.ArgumentParser, default: str = "cpu") -> None:
+    parser.add_argument(
+        "--device", default=default, metavar="NAME", help="cpu, cuda, cuda:0 or auto; default %(default)s"
+    )
 
 
 def device_argument(parser: argparse.ArgumentParser, args: argparse.Namespace) -> torch.device:

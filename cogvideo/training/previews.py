@@ -86,7 +86,7 @@ class PreviewWriter:
 def _generate_clips(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
     """Real and generated tokens, each (clips, frames, frame_len), and captions."""
     batch, model = task.preview_batch(ROWS), task.model
-    texts = [row[mask].tolist() for row, mask in zip(batch.text.cpu(), batch.text_mask.cpu(), strict=True)]
+    texts = [row[mask].tolist() for row, mask in zip(batch.text, batch.text_mask, strict=True)]
     captions = [" ".join(task.text_tokenizer.decode(text).split()) for text in texts]
     layout, codes = model.config.layout, model.config.vocabulary.num_image_tokens
     program = build_program(

@@ -113,14 +113,17 @@ class ClipTask:
         return [] if loader is None else [loader.batch(index) for index in range(count)]
 
     def preview_batch(self, rows: int) -> Batch:
-        """About `rows` clips for sample sheets, always the same."""
+        """About `rows` clips for sample sheets, always the same, on the host."""
         batch = (self._validation or self._loader).batch(0)
-        return self.micro_batch(batch, 0, max(1, len(batch.frames) // rows))
+        return self._part(batch, 0, max(1, len(batch.frames) // rows))
 
     def micro_batch(self, batch: Batch, index: int, count: int) -> Batch:
+        return self._part(batch, index, count).to(self.device)
+
+    def _part(self, batch: Batch, index: int, count: int) -> Batch:
         rows = slice(index, None, count)
         chosen = Batch(batch.text[rows], batch.text_mask[rows], batch.frames[rows], batch.seconds[rows])
-        return chosen.trim_text(self._text_multiple).to(self.device)
+        return chosen.trim_text(self._text_multiple)
 
     def tokens(self, batch: Batch) -> int:
         return int(batch.text_mask.sum()) + batch.frames.numel()

@@ -42,18 +42,23 @@ class FakeCuda(TorchDispatchMode):
         if func in (aten._local_scalar_dense.default, aten.item.default):
             self._count_sync()
             return {torch.bool: False, torch.float32: 1.0}.get(args[0].dtype, 1)
-        leaves_gpu = func is aten._to_copy.default and device is not None and not to_gpu
-        if leaves_gpu or (func is aten.copy_.default and not isinstance(args[0], FakeTensor)):
+        if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
             self._count_sync()
-            if func is aten.copy_.default:
-                return args[0].zero_()
-            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+            return args[0].zero_()
         try:
             with self.fake:
                 args, kwargs = pytree.tree_map_only(torch.Tensor, self._to_fake, (args, kwargs))
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException, GuardOnDataDependentSymNode):
             raise AssertionError(f"{_caller()} waits for the GPU: what {func} gives depends on values") from None
+        return pytree.tree_map_only(FakeTensor, self._leave, result)
+
+    def _leave(self, x: FakeTensor) -> torch.Tensor:
+        """Whatever an operation on the GPU gives on the host was copied there."""
+        if x.device.type == "cuda":
+            return x
+        self._count_sync()
+        return torch.zeros(x.shape, dtype=x.dtype)
 
     def _to_fake(self, x: torch.Tensor) -> torch.Tensor:
         return x if isinstance(x, FakeTensor) else self.fake.from_tensor(x)

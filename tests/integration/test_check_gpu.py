@@ -1,0 +1,122 @@
+"""scripts/check_gpu.py: a part of its list without a GPU; a check that fails, hangs or cannot run ends no other."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.helpers.scripts import ROOT, load_script
+
+SCRIPT = ROOT / "scripts" / "check_gpu.py"
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    return load_script("check_gpu")
+
+
+def run_main(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["check_gpu.py", *words])
+    return script.main()
+
+
+def python(code: str) -> str:
+    return f"{{python}} -c '{code}'"
+
+
+def test_a_check_that_fails_crashes_or_hangs_ends_no_other(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pid = tmp_path / "pid"
+    hanging = f'import os, time; open("{pid}", "w").write(str(os.getpid())); print(1, flush=True); time.sleep(600)'
+    report = 'print("noise"); print("{{\\"step_s_median\\": 0.25, \\"mfu\\": 0.4, \\"max_logit_error\\": 2e-5}}")'
+    checks = (
+        script.Check("fails", "an error", 60, "", on_cpu=python('raise SystemExit("out of memory")')),
+        script.Check("crashes", "a signal", 60, "", on_cpu=python("import os; os.abort()")),
+        script.Check("hangs", "a long sleep", 60, "", on_cpu=python(hanging)),
+        script.Check("reports", "figures", 60, "", on_cpu=python(report)),
+        script.Check("device", "a GPU's alone", 60, ""),
+    )
+    limited = script.run
+
+    def run(check: Any, where: Any, command: Any, limit: float) -> Any:
+        return limited(check, where, command, 5 if check.name == "hangs" else limit)
+
+    monkeypatch.setattr(script, "CHECKS", checks)
+    monkeypatch.setattr(script, "run", run)
+    assert run_main(script, monkeypatch, "--fake", "--out", str(tmp_path)) == 1
+    written = {check["name"]: check for check in json.loads((tmp_path / "check_gpu.json").read_text())["checks"]}
+    assert {name: check["status"] for name, check in written.items()} == {
+        "fails": "failed",
+        "crashes": "failed",
+        "hangs": "timed out",
+        "reports": "passed on the CPU",
+        "device": "needs a GPU",
+    }
+    assert written["fails"]["message"] == "out of memory"
+    assert written["reports"]["figures"]["mfu"] == 0.4
+    time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    table = (tmp_path / "check_gpu.md").read_text()
+    assert table == capsys.readouterr().out
+    (line,) = (line for line in table.splitlines() if line.startswith("| reports"))
+    assert "| 250.0 |" in line and "| 0.4 |" in line and "| 2.0e-05 |" in line
+
+
+def test_checks_that_do_not_fit_are_not_started(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(script, "CHECKS", (script.Check("late", "", 60, "", on_cpu=python("raise SystemExit(1)")),))
+    assert run_main(script, monkeypatch, "--fake", "--minutes", "0", "--out", str(tmp_path)) == 0
+    (check,) = json.loads((tmp_path / "check_gpu.json").read_text())["checks"]
+    assert check["status"] == "not started"
+
+
+def test_a_problem_on_fake_tensors_is_a_failure(script: ModuleType) -> None:
+    check = script.Check("fake", "", 60, "")
+    code = 'print("{\\"name\\": \\"x\\", \\"problem\\": \\"waits for the GPU\\"}")'
+    result = script.run(check, "fake tensors", [sys.executable, "-c", code], 60)
+    assert result.status == "failed"
+
+
+def test_names_and_commands_exist(script: ModuleType) -> None:
+    from tests.helpers.fake_cuda.checks import QUICK, SLOW
+
+    for check in script.CHECKS:
+        assert check.on_fake_tensors is None or check.on_fake_tensors in QUICK | SLOW
+        for command in filter(None, (check.command, check.on_cpu)):
+            path = next(word for word in command.split() if "{scripts}" in word or word.startswith("tests/"))
+            assert (ROOT / path.replace("{scripts}", "scripts")).is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [(["--only", "nothing"], "--only nothing; choose among packs"), ([], "give --fake to try the list")],
+)
+def test_wrong_arguments_are_one_line(words: list[str], complaint: str) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert complaint in done.stderr.splitlines()[-1]
+
+
+def test_a_training_step_at_a_tiny_size(tmp_path: Path) -> None:
+    words = [sys.executable, str(SCRIPT), "--fake", "--only", "train_sequential", "--only", "attention_kernels"]
+    done = subprocess.run([*words, "--out", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    checks = json.loads((tmp_path / "check_gpu.json").read_text())["checks"]
+    assert [check["status"] for check in checks] == ["passed on the CPU", "needs a GPU"]
+    assert checks[0]["figures"]["step_s_median"] > 0
+
+
+@pytest.mark.slow
+def test_the_whole_list_without_a_gpu(tmp_path: Path) -> None:
+    words = [sys.executable, str(SCRIPT), "--fake", "--minutes", "60", "--out", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
