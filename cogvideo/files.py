@@ -24,7 +24,7 @@ import unicodedata
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +46,9 @@ LARGEST = 2**53
 """The largest count that a file may claim."""
 Count = Annotated[int, Ge(0), Le(LARGEST)]
 MAX_NAME_BYTES = 96
+MAX_TEMPORARY_STEM = 32
+TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]+)?", re.DOTALL)
+"""Names that `atomic_write` and `atomic_directory` write under; a killed process leaves them."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
 """The bundle that ships with the package: a small model of moving digits."""
@@ -112,8 +115,22 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
 def remove_leftovers(path: Path | str) -> list[Path]:
     """Remove temporary files that killed writers of `path` left, and return them. No other writer may be running."""
     path = Path(path)
-    pattern = f".{glob.escape(path.stem[:32])}.*.tmp{glob.escape(path.suffix)}"
-    found = sorted(path.parent.glob(pattern))
+    pattern = f".{glob.escape(_temporary_stem(path))}.{'?' * 8}.tmp{glob.escape(path.suffix)}"
+    return _remove(leftover for leftover in sorted(path.parent.glob(pattern)) if is_temporary(leftover))
+
+
+def remove_all_leftovers(folder: Path | str) -> list[Path]:
+    """Remove temporary files that killed writers of files in `folder` left, and return them; not in its subfolders."""
+    return _remove(path for path in sorted(Path(folder).glob(".*")) if is_temporary(path))
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is a file or folder that is being written, or was when its process was killed."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def _remove(leftovers: Iterable[Path]) -> list[Path]:
+    found = list(leftovers)
     for leftover in found:
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
@@ -144,7 +161,15 @@ def _temporary_sibling(path: Path) -> Path:
     """A free name in the same folder (a rename must not cross file systems); creates the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     token = next(tempfile._get_candidate_names())  # type: ignore[attr-defined]
-    return path.with_name(f".{path.stem[:32]}.{token}.tmp{path.suffix}")
+    return path.with_name(f".{_temporary_stem(path)}.{token}.tmp{path.suffix}")
+
+
+def _temporary_stem(path: Path) -> str:
+    """The stem; long ones are cut, but not so that two are the same."""
+    stem = path.stem
+    if len(stem) <= MAX_TEMPORARY_STEM:
+        return stem
+    return f"{stem[: MAX_TEMPORARY_STEM - 9]}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
 
 
 def _sync(path: Path) -> None:

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.files import parse_json
+from cogvideo.files import naming, parse_json, remove_leftovers
 from cogvideo.logs import get_logger
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def lock_folder(folder: Path | str, processes: "ProcessGroup | None" = None) -> 
 
 @contextlib.contextmanager
 def lock_output(path: Path | str) -> Iterator[None]:
-    """Hold the lock of a file or folder that appears as a whole.
+    """Hold the lock of a file or folder that appears as a whole; removes what killed writers of it left.
 
     Raises: InUseError if another process makes it, or fills the folder of that name; OSError.
     """
@@ -127,6 +127,8 @@ def lock_output(path: Path | str) -> Iterator[None]:
         if (path / LOCK_NAME).exists():
             with lock_folder(path):
                 pass
+        for leftover in remove_leftovers(path):
+            get_logger(__name__).info("removed %s, left by an interrupted run", leftover)
         yield
 
 
@@ -194,6 +196,7 @@ class _Lock:
         while True:
             # writable, which NFS requires; never through a link
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            is_ours = False
             try:
                 has_flock = self._flock(descriptor)
                 if has_flock and not _is_same_file(descriptor, self._path):
@@ -202,16 +205,22 @@ class _Lock:
                 before = _read_owner(self._path)
                 if before is not None and self._is_alive(before, has_flock):
                     raise self._in_use(before)
+                is_ours = True
                 text = json.dumps(asdict(self._owner), ensure_ascii=False).encode()
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, text, 0)
-                os.fsync(descriptor)
+                with naming(self._path):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, text, 0)
+                    os.fsync(descriptor)
                 if not has_flock:
                     time.sleep(SETTLE_SECONDS)
                     if (after := _read_owner(self._path)) != self._owner:
+                        is_ours = False
                         raise self._in_use(after)
                 return descriptor
             except BaseException:
+                if is_ours and _is_same_file(descriptor, self._path):
+                    with contextlib.suppress(OSError):
+                        self._path.unlink()
                 os.close(descriptor)
                 raise
 

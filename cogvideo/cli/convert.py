@@ -34,7 +34,6 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.checkpoint.sat.convert import from_sat, to_sat
     from cogvideo.config import load_config
     from cogvideo.dtypes import FLOAT_DTYPES
-    from cogvideo.files import remove_leftovers
     from cogvideo.locks import lock_output
     from cogvideo.logs import get_logger, progress
 
@@ -58,8 +57,6 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         return
     with lock_output(args.to):
-        for leftover in remove_leftovers(args.to):
-            get_logger().info(f"removed {leftover}, left by an interrupted run")
         get_logger().info("checking the source's checksums, then writing")
         with progress(conversion.num_writes, "converting", "tensors") as bar:
             conversion.run(bar.update)

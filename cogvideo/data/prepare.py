@@ -34,7 +34,7 @@ from cogvideo.data.shards import (
 )
 from cogvideo.data.statistics import spread
 from cogvideo.distributed import ProcessGroup
-from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.files import atomic_write, is_temporary, read_json, remove_all_leftovers, write_json
 from cogvideo.locks import entries, lock_folder
 from cogvideo.logs import get_logger, progress
 from cogvideo.media.cuts import check_installed
@@ -281,14 +281,13 @@ class Preparation:
         """Write plan.json and captions.jsonl, or check that the same ones are there. Returns the missing shards."""
         if (self.out / "plan.json").is_file():
             self._check_same_plan(plan)
-        elif self.out.exists() and not all(map(_is_leftover, entries(self.out))):
+        elif self.out.exists() and not all(map(is_temporary, entries(self.out))):
             raise ValueError(f"{self.out} holds other files; choose a new folder")
         write_json(self.out / "plan.json", plan)
         with atomic_write(self.out / "captions.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(caption.to_json_line() for caption in self.captions)
-        for entry in [*entries(self.out), *self.out.glob("shards/*")]:
-            if _is_leftover(entry):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for folder in (self.out, self.out / "shards"):
+            remove_all_leftovers(folder)
         finished = finished_shards(self.out)
         if finished:
             log.info("%s: resuming with %d of %d shards finished", self.out, len(finished), self.num_shards)
@@ -318,8 +317,3 @@ class Preparation:
         if self.kind == "tokens":
             return plan_clips(times, self.config.clips, caption.start, caption.end)
         return plan_frames(times, self.config.frames_per_video, caption.start, caption.end)
-
-
-def _is_leftover(path: Path) -> bool:
-    """Whether this is a temporary file or folder of a run that was killed while writing."""
-    return path.name.startswith(".") and ".tmp" in path.name

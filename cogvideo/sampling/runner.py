@@ -14,7 +14,6 @@ appears complete or not at all.
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,15 +28,22 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from cogvideo.distributed import ProcessGroup
-from cogvideo.files import Count, atomic_write, checked, read_json, safe_name, write_json
+from cogvideo.files import (
+    Count,
+    atomic_write,
+    checked,
+    is_temporary,
+    read_json,
+    remove_all_leftovers,
+    safe_name,
+    write_json,
+)
 from cogvideo.inference.engine import Progress
 from cogvideo.locks import LOCK_NAME, entries
 from cogvideo.sampling.jobs import Job
 from cogvideo.sampling.outputs import describe_samples, write_clip, write_summary
 
 UNFINISHED, RECORD, RESULT = "unfinished", "work.json", "samples.json"
-TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.\w+)?")
-"""Names of temporary files that a killed `files.atomic_write` leaves behind."""
 
 START_ELSEWHERE = "start again in another folder, or here with --overwrite"
 
@@ -145,9 +151,8 @@ class RunDirectory:
         record = {"work": self.identity, "processes": self.processes.size}
         if resume and (self.folder / RECORD).is_file():
             self._check_same_run(read_json(self.folder / RECORD, dict[str, Any]))
-            for path in [*self.out.iterdir(), *self.folder.iterdir()]:
-                if TEMPORARY.fullmatch(path.name):
-                    path.unlink()
+            for folder in (self.out, self.folder):
+                remove_all_leftovers(folder)
             return True
         if resume and (self.out / RESULT).is_file():
             if read_json(self.out / RESULT, dict[str, Any]).get("made_from") != self.digest:
@@ -156,7 +161,7 @@ class RunDirectory:
         if (
             resume
             and self.out.is_dir()
-            and any(path.name != LOCK_NAME and not TEMPORARY.fullmatch(path.name) for path in self.out.rglob("*"))
+            and any(path.name != LOCK_NAME and not is_temporary(path) for path in self.out.rglob("*"))
         ):
             if any(path.name != UNFINISHED for path in entries(self.out)):
                 raise FileExistsError(f"{self.out} holds no run to resume; choose another folder")

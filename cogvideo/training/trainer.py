@@ -20,6 +20,7 @@ from torch import nn
 from cogvideo.config import to_dict
 from cogvideo.distributed import any_rank, lost_peer_as_error, max_over_ranks, run_on_all_ranks, store_barrier
 from cogvideo.dtypes import FLOAT_DTYPES
+from cogvideo.files import remove_all_leftovers
 from cogvideo.logs import get_logger, one_line, progress
 from cogvideo.rng import seed_dropout
 from cogvideo.training.checkpointing import TrainingState, load_state, newest_state, resume_advice, save_state
@@ -146,6 +147,8 @@ class Trainer:
         SystemExit(128 + its number) for another.
         """
         if self.rank == 0:
+            for folder in (self.config.run_dir, self.config.run_dir / "previews"):
+                remove_all_leftovers(folder)
             self.writer.open(self.step)  # first: a service may refuse
             write_origin(self.config.run_dir, self.config)
         with self._signals_request_stop():

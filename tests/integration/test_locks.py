@@ -2,25 +2,35 @@
 
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.bundles import CAPTIONS, write_bundle
-from tests.helpers.ranks import finish, start, train_words
+from cogvideo.tokenizers.text import TextTokenizer
+from tests.helpers.bundles import write_bundle
+from tests.helpers.ranks import finish, run, start, train_words
+from tests.helpers.superres import TINY_DIRECT, write_superres
 from tests.helpers.training import prepare_data, read_metrics, settings
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data/ to train on, bundle/ to sample from, and videos with captions.jsonl to prepare."""
+    """Inputs: data/ and digits/, tokens/ to score, bundle/ to sample from, clips/ and direct/ to upsample."""
     folder = tmp_path_factory.mktemp("scene")
     prepare_data(folder / "data")
-    write_bundle(folder / "bundle", frame_side=5, num_layers=1)
-    digits = start(["digits", "--out", str(folder / "digits"), "--count", "6"], 1, folder)
-    assert finish(digits) == [0]
+    bundle = write_bundle(folder / "bundle", frame_side=5, num_layers=1)
+    vocabulary = TextTokenizer.load(bundle / "text.model").vocabulary
+    sides = {"low_res_side": 5, "high_res_side": 15, "low_res_position_start": 65, "num_positions": 128}
+    write_superres(folder / "direct", replace(TINY_DIRECT, text_len=16, vocabulary=vocabulary, **sides))
+    run(["digits", "--out", str(folder / "digits"), "--count", "6"], 1, folder)
+    run(["sample", "one", "--model", str(bundle), "--out", str(folder / "clips"), "rounds=0"], 1, folder)
+    words = ["prepare", "--captions", str(folder / "digits/captions.jsonl"), "--out", str(folder / "tokens")]
+    run([*words, "--tokenizer", str(bundle / "image_tokenizer"), "frame_pixels=40"], 1, folder)
     return folder
 
 
@@ -63,24 +73,56 @@ def check_second_is_refused(words: list[str], out: Path, lock: Path, scratch: Pa
     assert not lock.exists() and not list(out.rglob("*.tmp*"))
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "prepare": ("prepare --captions {scene}/digits/captions.jsonl --frames --out {out}", lambda out: out / ".lock"),
-    "sample": ("sample {prompt} --model {scene}/bundle --out {out} rounds=0", lambda out: out / ".lock"),
-    "convert": (
-        "convert --from {scene}/bundle/sequential --to {out} --to-sat",
-        lambda out: out.with_name(f".{out.name}.lock"),
-    ),
-    "digits": ("digits --count 40 --out {out}", lambda out: out.with_name(f".{out.name}.lock")),
+FILLED_IN_PLACE = {
+    "prepare": "prepare --captions {scene}/digits/captions.jsonl --frames --out {out}",
+    "worlds": "worlds bodies --count 1 --pixels 64 --out {out}",
+    "sample": "sample one --model {scene}/bundle --out {out} rounds=0",
+    "interpolate": "interpolate {scene}/clips --model {scene}/bundle --out {out} rounds=1",
+    "upsample": "upsample {scene}/clips --model {scene}/bundle --direct {scene}/direct --out {out}",
+}
+MADE_AS_A_WHOLE = {
+    "digits": "digits --count 40 --out {out}",
+    "vocabulary": "vocabulary --captions {scene}/digits/captions.jsonl --tokenizer {scene}/bundle/image_tokenizer "
+    "--pieces 400 --out {out}",
+    "bundle": "bundle --text {scene}/bundle/text.model --tokenizer {scene}/bundle/image_tokenizer "
+    "--trunk {scene}/bundle/trunk --sequential {scene}/bundle/sequential "
+    "--interpolation {scene}/bundle/interpolation --clusters 16 --out {out} --overwrite",
+    "convert": "convert --from {scene}/bundle/sequential --to {out} --to-sat",
+    "eval": "eval digits --real --tokenizer {scene}/bundle/image_tokenizer --num-prompts 2 --json {out}",
+    "score": "score --model {scene}/bundle/sequential --rows {scene}/tokens --limit 2 "
+    "--text-tokenizer {scene}/bundle/text.model --out {out}",
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", FILLED_IN_PLACE | MADE_AS_A_WHOLE)
 def test_the_second_of_two_commands_is_refused(command: str, scene: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    text, lock = COMMANDS[command]
-    words = [w.format(scene=scene, out=out, prompt=CAPTIONS[0]) for w in text.split()]
-    check_second_is_refused(words, out, lock(out), tmp_path)
-    assert any(out.iterdir())
+    if command == "worlds":
+        pytest.importorskip("pybullet", reason="simulates with PyBullet")
+    out = tmp_path / ("out.safetensors" if command == "score" else "out")
+    lock = out / ".lock" if command in FILLED_IN_PLACE else out.with_name(f".{out.name}.lock")
+    words = (FILLED_IN_PLACE | MADE_AS_A_WHOLE)[command].format(scene=scene, out=out).split()
+    check_second_is_refused(words, out, lock, tmp_path)
+    assert out.exists()
+
+
+def test_two_interactive_samplings_and_two_pages_are_refused(scene: Path, tmp_path: Path) -> None:
+    """Both wait for work as long as they run."""
+    pytest.importorskip("gradio", reason="the page is made with gradio")
+    for name, words in (("talk", ["sample", "--interactive"]), ("page", ["demo", "--port", "0"])):
+        out = tmp_path / name
+        words = [*words, "--model", str(scene / "bundle"), "--out", str(out)]
+        first = subprocess.Popen([sys.executable, "-m", "cogvideo", *words], stdin=subprocess.PIPE)
+        try:
+            while not ((out / ".lock").is_file() and (out / ".lock").stat().st_size):
+                assert first.poll() is None, "ended before its lock was seen"
+                time.sleep(0.01)
+            assert finish(start(words, 1, tmp_path / f"{name}_second")) == [2]
+            said = (tmp_path / f"{name}_second/stderr_0.txt").read_text()
+            assert f"{out} is in use by process {first.pid}" in said and "Traceback" not in said
+        finally:
+            first.terminate()
+            first.wait(60)
+        assert first.returncode == 143 and not list(out.rglob("*lock"))
 
 
 @pytest.mark.parametrize("world", [1, 2])

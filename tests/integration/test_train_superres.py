@@ -1,7 +1,6 @@
 """Super-resolution end to end on small random weights: pairs, bitwise resuming, exports that sample."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.cli.main import main
-from cogvideo.config import from_dict
 from cogvideo.data.dataset import ClipDataset, PairDataset
 from cogvideo.data.loader import PairLoader
 from cogvideo.media.video import read_video
@@ -25,9 +23,9 @@ from cogvideo.training.config import TrainConfig
 from cogvideo.training.launch import train
 from tests.helpers import ranks
 from tests.helpers.bundles import NUM_CODES, write_bundle
-from tests.helpers.training import WALL_CLOCK
+from tests.helpers.superres import HIGH, LOW, superres_settings
+from tests.helpers.training import read_metrics
 
-LOW, HIGH = 2, 6
 SIZES = ["frame_pixels=48", "low_res_pixels=16", "frames_per_video=3"]
 
 
@@ -44,34 +42,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepare(scene: Path, out: Path, *words: str) -> int:
     captions, tokenizer = scene / "videos/captions.jsonl", scene / "bundle/image_tokenizer"
     return main(["prepare", "--captions", str(captions), "--tokenizer", str(tokenizer), "--out", str(out), *words])
-
-
-def settings(scene: Path, run_dir: Path, method: str = "direct", **groups: dict[str, Any]) -> TrainConfig:
-    values: dict[str, dict[str, Any]] = {
-        "superres": {
-            "method": method,
-            "num_layers": 2,
-            "hidden_size": 16,
-            "num_heads": 2,
-            "text_len": 16,
-            "low_res_side": LOW,
-            "high_res_side": HIGH,
-            "num_positions": 64,
-            "low_res_position_start": 33,
-        },
-        "data": {"path": str(scene / "pairs"), "text_tokenizer": str(scene / "bundle/text.model")},
-        "init": {"checkpoint": str(scene / "bundle/trunk"), "freeze_trunk": method == "direct"},
-        "optimiser": {"lr": 1e-2, "warmup_steps": 2},
-        "train": {"steps": 6, "batch_size": 8, "micro_batch_size": 4},
-        "log": {"every": 1, "save_every": 100, "preview_every": 0},
-    }
-    merged = {name: values.get(name, {}) | groups.get(name, {}) for name in values.keys() | groups.keys()}
-    return from_dict(TrainConfig, {"task": "superres", "run_dir": str(run_dir)} | merged)
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
 
 
 def digest(folder: Path) -> str:
@@ -128,10 +98,11 @@ def test_resuming_is_bitwise_exact(variant: str, scene: Path, tmp_path: Path) ->
 
     def run(name: str, **train_settings: Any) -> TrainConfig:
         groups = dict(VARIANTS[variant])
-        base = settings(scene, Path("x"), method)
+        base = superres_settings(scene, Path("x"), method)
         init = {"checkpoint": str(base.init.checkpoint), "freeze_trunk": base.init.freeze_trunk}
         groups["init"] = init | groups.get("init", {})
-        return settings(scene, tmp_path / name, method, **groups | {"train": groups.get("train", {}) | train_settings})
+        groups["train"] = groups.get("train", {}) | train_settings
+        return superres_settings(scene, tmp_path / name, method, **groups)
 
     train(run("whole"))
     train(run("parts", stop_at=3))
@@ -149,10 +120,10 @@ def test_resuming_is_bitwise_exact(variant: str, scene: Path, tmp_path: Path) ->
 
 def test_a_checkpoint_of_the_same_model_is_loaded_whole(scene: Path, tmp_path: Path) -> None:
     for method in ("direct", "iterative"):
-        train(settings(scene, tmp_path / method, method, train={"steps": 2}))
+        train(superres_settings(scene, tmp_path / method, method, train={"steps": 2}))
         export = tmp_path / method / "export" / f"{method}_superres"
         init = {"checkpoint": str(export), "freeze_trunk": method == "direct"}
-        again = settings(
+        again = superres_settings(
             scene, tmp_path / f"{method}_on", method, init=init, train={"steps": 1}, optimiser={"lr": 1e-9}
         )
         train(again)
@@ -168,7 +139,7 @@ def test_exports_work_in_a_bundle_and_previews_are_written(scene: Path, tmp_path
     for stage in ("trunk", "sequential", "interpolation"):
         words += [f"--{stage}", str(scene / "bundle" / stage)]
     for method in ("direct", "iterative"):
-        config = settings(
+        config = superres_settings(
             scene, tmp_path / method, method, train={"steps": 2}, log={"preview_every": 2},
             data={"validation": str(scene / "pairs"), "image_tokenizer": str(scene / "bundle/image_tokenizer")},
         )  # fmt: skip
@@ -190,7 +161,7 @@ def test_exports_work_in_a_bundle_and_previews_are_written(scene: Path, tmp_path
 def test_two_processes_train_like_one(scene: Path, tmp_path: Path) -> None:
     losses = []
     for world in (1, 2):
-        config = settings(
+        config = superres_settings(
             scene, tmp_path / f"world_{world}", superres={**_sizes(scene), "dropout": 0.0, "attention_dropout": 0.0}
         )
         group = ranks.start(ranks.train_words(config), world, tmp_path / f"said_{world}")
@@ -200,7 +171,7 @@ def test_two_processes_train_like_one(scene: Path, tmp_path: Path) -> None:
 
 
 def _sizes(scene: Path) -> dict[str, Any]:
-    config = settings(scene, Path("x")).superres
+    config = superres_settings(scene, Path("x")).superres
     names = ("num_layers", "hidden_size", "num_heads", "text_len", "low_res_side", "high_res_side", "num_positions")
     return {name: getattr(config, name) for name in (*names, "low_res_position_start")}
 
@@ -228,7 +199,7 @@ def test_bad_settings_are_a_one_line_error_before_anything_is_written(
             assert prepare(scene, scene / "clips", "frame_pixels=48", "clips.clip_seconds=[4]") == 0
         groups["data"] = {"path": str(scene / "clips")}
     with pytest.raises(ValueError, match=message) as caught:
-        train(settings(scene, tmp_path / "run", **groups))
+        train(superres_settings(scene, tmp_path / "run", **groups))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 

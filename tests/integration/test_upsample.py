@@ -11,15 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cogvideo.checkpoint.format import save_checkpoint
 from cogvideo.cli.main import main
-from cogvideo.config import to_dict
 from cogvideo.sampling.superres import Upsampler
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import redraw_mask
-from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.text import TextTokenizer
 from tests.helpers.bundles import CAPTIONS, write_bundle
+from tests.helpers.superres import write_superres
 
 COARSE, FINE = 2, 6
 
@@ -40,15 +38,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
         low_res_position_start=33,
         vocabulary=vocabulary,
     )
-    torch.manual_seed(0)
     for name, config in {
         "direct": base,
         "iterative": replace(base, method="iterative"),
         "finer": replace(base, method="iterative", high_res_side=12),
         "stranger": replace(base, vocabulary=replace(vocabulary, pad=vocabulary.pad + 1)),
     }.items():
-        model = SuperresTransformer(config)  # type: ignore[arg-type]
-        save_checkpoint(folder / name, dict(model.state_dict()), {"superres": to_dict(config)})
+        write_superres(folder / name, config)  # type: ignore[arg-type]
     assert main(["sample", *CAPTIONS[:2], "--model", str(bundle), "--out", str(folder / "clips"), "rounds=0"]) == 0
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(folder / "picture.png")
     return folder

@@ -22,6 +22,7 @@ from cogvideo.files import (
     parse_json,
     read_json,
     read_npz,
+    remove_all_leftovers,
     remove_leftovers,
     safe_name,
     sha256_file,
@@ -109,15 +110,33 @@ def test_an_existing_directory_is_replaced_only_on_request(tmp_path: Path) -> No
     assert names(target) == ["new"] and names(tmp_path) == ["target"]
 
 
-def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
-    file, folder, other = tmp_path / "a.json", tmp_path / "a", tmp_path / "b.json"
-    for path in (file, folder, other):  # a killed process runs no `finally`: its temporary stays
-        with atomic_write(path) as temporary:
-            (tmp_path / temporary.name.replace(".tmp", "x.tmp")).touch()
-            temporary.touch()
-    assert len(names(tmp_path)) == 6
-    assert len(remove_leftovers(file)) == len(remove_leftovers(folder)) == 1
-    assert file.exists() and folder.exists() and len(names(tmp_path)) == 4
+def leave_temporary(path: Path) -> Path:
+    """What a process that is killed while it writes `path` leaves: it runs no `finally`."""
+    with atomic_write(path) as temporary:
+        temporary.touch()
+    path.unlink()
+    temporary.touch()
+    return temporary
+
+
+def test_leftovers_of_killed_writers_are_removed_and_no_others(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.json", tmp_path / "a"
+    others = [tmp_path / name for name in ("b.json", "a.b.json", "a.b", "ab", "a.txt")]
+    left, kept = [leave_temporary(path) for path in (file, folder)], [leave_temporary(path) for path in others]
+    kept.append(tmp_path / ".a.notes.tmp.json")
+    kept[-1].touch()
+    assert remove_leftovers(file) == left[:1] and remove_leftovers(folder) == left[1:]
+    assert names(tmp_path) == sorted(path.name for path in kept)
+    assert remove_all_leftovers(tmp_path) == sorted(kept[:-1])
+    assert names(tmp_path) == [".a.notes.tmp.json"]
+
+
+def test_long_names_do_not_share_their_leftovers(tmp_path: Path) -> None:
+    """Or the writer of one file would remove what another process is writing."""
+    one, two = (tmp_path / f"{'x' * 60}{end}" for end in "ab")
+    left = leave_temporary(two)
+    assert remove_leftovers(one) == [] and left.exists()
+    assert remove_leftovers(two) == [left]
 
 
 @given(st.binary(max_size=5000))

@@ -80,6 +80,32 @@ def test_a_second_process_is_told_of_the_first_and_takes_over_after_a_kill(kind:
     assert not list(tmp_path.rglob("*lock"))
 
 
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_a_lock_that_cannot_be_written_names_the_file_and_leaves_none(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match=r"\.x\.lock") as caught, lock_output(tmp_path / "x"):
+            pass
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    with lock_output(tmp_path / "x"):
+        pass
+
+
+def test_the_owner_of_an_output_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    left, other = tmp_path / ".x.abcdefgh.tmp", tmp_path / ".y.abcdefgh.tmp"
+    left.mkdir()
+    (left / "part").touch()
+    other.touch()
+    with lock_output(tmp_path / "x"):
+        assert not left.exists()
+    assert list(tmp_path.iterdir()) == [other]
+
+
 def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
     with lock_folder(tmp_path):
         with pytest.raises(InUseError, match=f"process {os.getpid()} on"), lock_folder(tmp_path):

@@ -24,7 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from cogvideo.files import atomic_write, parse_json, read_json, read_npz, write_json
+from cogvideo.files import (
+    atomic_write,
+    is_temporary,
+    parse_json,
+    read_json,
+    read_npz,
+    remove_all_leftovers,
+    write_json,
+)
 from cogvideo.locks import entries
 from cogvideo.logs import progress
 from cogvideo.media.video import write_video
@@ -152,10 +160,13 @@ def _claim(folder: Path, settings: Settings) -> None:
             raise ValueError(
                 f"{folder} holds {str(found)[:200]}, not {wanted}; choose another folder or the same settings"
             )
-    elif folder.exists() and entries(folder):
+    elif folder.exists() and not all(map(is_temporary, entries(folder))):
         raise FileExistsError(f"{folder} is not empty and holds no {path.name}; choose another folder")
     else:
         write_json(path, wanted)
+    videos = (folder / _video_name(0, pixels) for pixels in (REFERENCE_PIXELS, settings.pixels))
+    for place in (folder, *(path.parent for path in (*videos, _truth_path(folder, 0)))):
+        remove_all_leftovers(place)
 
 
 def _write_captions_files(folder: Path, settings: Settings, count: int) -> Path:

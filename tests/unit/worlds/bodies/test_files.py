@@ -21,7 +21,10 @@ def read_all(folder):
 
 def test_resumed_and_parallel_runs_write_the_same_bytes(tmp_path):
     write_dataset(tmp_path / "once", SMALL, 3)
+    (tmp_path / "twice").mkdir()
+    (tmp_path / "twice/.dataset.abcdefgh.tmp.json").touch()  # of a run that was killed at once
     write_dataset(tmp_path / "twice", SMALL, 1)
+    (tmp_path / "twice/clips/.000001.abcdefgh.tmp.mp4").touch()  # of one that was killed later
     write_dataset(tmp_path / "twice", SMALL, 3, processes=2)
     assert read_all(tmp_path / "once") == read_all(tmp_path / "twice")
 

@@ -1,0 +1,468 @@
+"""Try every command under every fault: kills, a full disk, failing reads and writes, limits, clocks that jump.
+
+    python scripts/torture.py --out DIR [--command NAME ...] [--fault NAME ...] [--kills 100] [--seed 0]
+
+A trial runs one command, in small, with one fault at a random moment, then the same command again (with --resume where
+there is such an option) if it failed. It passes if
+
+- the files are in the end, byte for byte, those of an undisturbed run, but for those that tell the time
+  (`NOT_COMPARED`, and `WALL_CLOCK` in metrics.jsonl);
+- a failure that the process could see had exit code 2 and was one line, without a traceback;
+- no other file is left, no lock and no process; after a SIGKILL, once the command has run again.
+
+`--kills` counts the trials of SIGKILL and of SIGTERM for each command; of the other faults it tries a fifth. A tenth is
+tried of commands that start several processes. Each finished cell of the matrix is kept in DIR/cells; the same command
+line goes on after the last. DIR/table.md has passed/tried per cell, DIR/table.json also how to repeat what failed,
+DIR/failed the folders of failed trials. Needs Linux and gcc. Commands are forked from a process that has imported all
+they need; its system calls go through faults.c.
+"""
+
+import argparse
+import atexit
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from torture_commands import COMMANDS, Command, contents, make_scene, warm_up  # noqa: E402
+
+from cogvideo.files import write_json  # noqa: E402
+from tests.helpers.ranks import free_port  # noqa: E402
+
+WRITES, READS, REMOVALS = 1, 2, 4
+"""As in faults.c."""
+SECONDS = 240
+"""What a trial may take: a command that hangs has failed."""
+NOISE = re.compile(r"Traceback|Exception ignored|terminate called|Fatal Python error|Segmentation fault")
+ERROR = re.compile(r"^(\[rank \d+\] )?cogvideo: error: ", re.MULTILINE)
+TEMPORARY = re.compile(r"\.tmp\b|lock$")
+
+
+class Failed(Exception):
+    """A trial that did not pass; the message says why."""
+
+
+@dataclass
+class Moment:
+    """What a fault may use."""
+
+    rng: random.Random
+    seconds: float
+    """What an undisturbed run takes."""
+    writes: int
+    """Calls that it makes to write."""
+    reads: int
+    shim: ctypes.CDLL
+    work: Path
+    scene: Path
+
+    def arm_shim(
+        self, kinds: int, first: int = 0, lasting: bool = False, error: int = 0, microseconds: int = 0
+    ) -> None:
+        """Let calls of this process fail from now on, or take up to so long."""
+        places = os.fsencode(self.work / "cwd"), os.fsencode(self.scene)
+        self.shim.faults_arm(*places, kinds, first, lasting, error, microseconds)
+
+
+Arm = Callable[[Moment], Callable[[], None]]
+"""Draws a fault's moment, and returns what a process does before the command."""
+
+
+def failing(number: int, *, lasting: bool = False, kinds: int = WRITES) -> Arm:
+    """The n-th call fails, or all from the n-th on."""
+
+    def arm(moment: Moment) -> Callable[[], None]:
+        first = moment.rng.randint(1, max(1, moment.reads if kinds == READS else moment.writes))
+        return lambda: moment.arm_shim(kinds, first, lasting, number)
+
+    return arm
+
+
+def slow(moment: Moment) -> Callable[[], None]:
+    microseconds = min(100_000, int(2 * 10e6 / max(1, moment.writes)))  # ten seconds in all
+    return lambda: moment.arm_shim(WRITES, microseconds=microseconds)
+
+
+def jumping(moment: Moment) -> Callable[[], None]:
+    seed = moment.rng.getrandbits(31)
+    return lambda: moment.shim.faults_jump(seed)
+
+
+def little_memory(moment: Moment) -> Callable[[], None]:
+    more = moment.rng.randrange(256 << 20)
+
+    def limit() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more,) * 2)
+
+    return limit
+
+
+def few_files(moment: Moment) -> Callable[[], None]:
+    more = moment.rng.randrange(16)
+
+    def limit() -> None:
+        most = max(int(name) for name in os.listdir("/proc/self/fd")) + 1 + more
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    return limit
+
+
+FAULTS: dict[str, Arm | None] = {
+    "sigkill": None,
+    "sigterm": None,
+    "full-disk": failing(errno.ENOSPC, lasting=True),
+    "write-error": failing(errno.EIO),
+    "read-error": failing(errno.EIO, kinds=READS),
+    "read-only": failing(errno.EROFS, lasting=True, kinds=WRITES | REMOVALS),
+    "memory": little_memory,
+    "open-files": few_files,
+    "two-at-once": None,
+    "clock-jumps": jumping,
+    "slow-disk": slow,
+}
+UNNOTICED = ("clock-jumps", "slow-disk")
+"""Faults that must not end a command."""
+LEAVES_FILES = ("sigkill", "read-only")
+"""Faults after which a process cannot remove its temporary files."""
+
+
+class Group:
+    """The processes of a command, one a rank, forked from this one."""
+
+    def __init__(self, command: Command, words: list[str], work: Path, name: str, arm: Callable[[], None]) -> None:
+        self.errors = [work / f"{name}_{rank}.txt" for rank in range(command.world)]
+        self.codes: dict[int, int] = {}
+        group = {"WORLD_SIZE": str(command.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        (work / "cwd").mkdir(parents=True, exist_ok=True)
+        (work / "tmp").mkdir(exist_ok=True)
+        self.pids = []
+        for rank in range(command.world):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | group if command.world > 1 else {}
+            pid = os.fork()
+            if pid == 0:
+                _run_in_fork(words, own | {"TMPDIR": str(work / "tmp")}, work, self.errors[rank], arm)
+            self.pids.append(pid)
+
+    def poll(self) -> bool:
+        """Whether processes still run."""
+        for pid in self.pids:
+            if pid not in self.codes:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    self.codes[pid] = os.waitstatus_to_exitcode(status)
+        return len(self.codes) < len(self.pids)
+
+    def send(self, number: int) -> None:
+        for pid in self.pids:
+            if pid not in self.codes:
+                os.kill(pid, number)
+
+    def wait(self, seconds: float = SECONDS) -> None:
+        """Raises: Failed if it takes longer."""
+        deadline = time.monotonic() + seconds
+        while self.poll():
+            if time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+                while self.poll():
+                    time.sleep(0.01)
+                raise Failed(f"did not end within {seconds:.0f} s")
+            time.sleep(0.003)
+
+    @property
+    def succeeded(self) -> bool:
+        return not any(self.codes.values())
+
+    def text(self) -> str:
+        return "".join(path.read_text("utf-8", "replace") for path in self.errors)
+
+    def check_messages(self, allowed: tuple[int, ...] = (0, 2)) -> None:
+        """Raises: Failed for a traceback, another exit code, or anything but one line per failed process."""
+        if noise := NOISE.search(text := self.text()):
+            raise Failed(f"{noise[0]}: {text.strip().splitlines()[-1][:300]}")
+        codes = list(self.codes.values())
+        if not set(codes) <= set(allowed):
+            raise Failed(f"ended with {codes}: {' / '.join(text.strip().splitlines()[-2:])[:300]}")
+        for path, code in zip(self.errors, (self.codes[pid] for pid in self.pids), strict=True):
+            lines = len(ERROR.findall(path.read_text("utf-8", "replace")))
+            if code == 2 and (lines > 1 or (lines == 0 and len(self.pids) == 1)):
+                raise Failed(f"{lines} lines of error for exit code 2")
+        if 2 in codes and not ERROR.search(text):
+            raise Failed("exit code 2 without a line")
+
+    def check_no_process_left(self) -> None:
+        """Raises: Failed, and ends it."""
+        deadline = time.monotonic() + 10
+        while left := [pid for pid, session in _sessions() if session in self.pids]:
+            if time.monotonic() > deadline:
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                raise Failed("left a process behind")
+            time.sleep(0.01)
+
+
+def _sessions() -> list[tuple[int, int]]:
+    """Process and session ids of all processes that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                found.append((int(path.parent.name), int(fields[3])))
+    return found
+
+
+def _run_in_fork(words: list[str], environment: dict[str, str], work: Path, errors: Path, arm: Callable[[], None]):
+    """The command, as a new process would run it; does not return."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(work / "cwd")
+        os.environ.update(environment)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.argv = ["cogvideo", *words]
+        from cogvideo.cli.main import main
+
+        arm()
+        code = main(words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:  # as at the interpreter's exit
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+            sys.stderr.flush()
+        finally:
+            os._exit(code & 255)
+
+
+class Torture:
+    """The matrix."""
+
+    def __init__(self, out: Path, kills: int, seed: int, shim: ctypes.CDLL) -> None:
+        self.out, self.kills, self.seed, self.shim = out, kills, seed, shim
+        self.scene = out / "scene"
+        self._references: dict[str, tuple[Moment, dict[str, bytes]]] = {}
+
+    def make_scene(self) -> None:
+        if not self.scene.is_dir():
+            building = self.out / "scene.building"
+            shutil.rmtree(building, ignore_errors=True)
+            if (pid := os.fork()) == 0:
+                try:
+                    make_scene(building)
+                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(1)
+            if os.waitpid(pid, 0)[1]:
+                sys.exit("torture: the inputs of the commands could not be made")
+            building.rename(self.scene)
+
+    def words(self, command: Command, again: bool = False) -> list[str]:
+        return [
+            *shlex.split(command.words.format(scene=self.scene)),
+            *([command.again] if again and command.again else []),
+        ]
+
+    def reference(self, name: str) -> tuple[Moment, dict[str, bytes]]:
+        """What an undisturbed run makes, how long it takes, and how often it reads and writes."""
+        if name not in self._references:
+            command, work = COMMANDS[name], self.out / "references" / name
+            shutil.rmtree(work, ignore_errors=True)
+            moment = Moment(random.Random(), 0.0, 0, 0, self.shim, work, self.scene)
+
+            def write_counts(pid: int) -> None:
+                counts = self.shim.faults_count(WRITES), self.shim.faults_count(READS)
+                (work / f"counts_{pid}").write_text(json.dumps(counts))
+
+            def arm() -> None:
+                moment.arm_shim(WRITES | READS)
+                atexit.register(write_counts, os.getpid())
+
+            started = time.monotonic()
+            group = Group(command, self.words(command), work, "stderr", arm)
+            group.wait()
+            moment.seconds = time.monotonic() - started
+            if not group.succeeded:
+                sys.exit(f"torture: {name} fails without a fault:\n{group.text()}")
+            counts = [json.loads(path.read_text()) for path in work.glob("counts_*")]
+            moment.writes, moment.reads = map(max, zip(*counts, strict=True))
+            print(f"{name}: {moment.seconds:.1f} s, {moment.writes} writes, {moment.reads} reads", flush=True)
+            self._references[name] = moment, contents(work / "cwd")
+        return self._references[name]
+
+    def cell(self, name: str, fault: str) -> dict[str, Any]:
+        """Try a command under a fault, or return what an earlier run found."""
+        trials = self.kills if fault in ("sigkill", "sigterm") else self.kills // 5
+        trials = max(1, trials // (10 if COMMANDS[name].world > 1 else 1))
+        file = self.out / "cells" / f"{name}--{fault}.json"
+        if file.is_file():
+            found: dict[str, Any] = json.loads(file.read_text())
+            if (found["trials"], found["seed"]) == (trials, self.seed):
+                return found
+        self.reference(name)
+        failures, ended = [], 0
+        started = time.monotonic()
+        for seed in range(self.seed, self.seed + trials):
+            work = self.out / "trials" / f"{name}--{fault}--{seed}"
+            shutil.rmtree(work, ignore_errors=True)
+            try:
+                ended += self.trial(name, fault, seed, work)
+            except Failed as failure:
+                repeat = f"python scripts/torture.py --out {self.out} --command {name} --fault {fault} --kills 1"
+                failures.append({"seed": seed, "reason": str(failure), "repeat": f"{repeat} --seed {seed}"})
+                print(f"  {name} {fault} seed {seed}: {failure}", flush=True)
+                kept = self.out / "failed" / work.name
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.parent.mkdir(exist_ok=True)
+                work.rename(kept)
+            else:
+                shutil.rmtree(work)
+        cell = {"command": name, "fault": fault, "seed": self.seed, "trials": trials, "ended_by_fault": ended}
+        cell |= {"passed": trials - len(failures), "seconds": round(time.monotonic() - started, 1)}
+        write_json(file, cell | {"failures": failures})
+        print(f"{name} {fault}: {cell['passed']}/{trials} passed, {ended} ended by it", flush=True)
+        return cell | {"failures": failures}
+
+    def trial(self, name: str, fault: str, seed: int, work: Path) -> bool:
+        """Run a command under a fault and again; returns whether the fault ended it. Raises: Failed."""
+        command = COMMANDS[name]
+        plain, expected = self.reference(name)
+        rng = random.Random(f"{name} {fault} {seed}")
+        moment = replace(plain, rng=rng, work=work)
+        make_arm = FAULTS[fault]
+        first = Group(command, self.words(command), work, "stderr", make_arm(moment) if make_arm else lambda: None)
+        groups, allowed = [first], (0, 2)
+        if fault in ("sigkill", "sigterm"):
+            number = signal.SIGKILL if fault == "sigkill" else signal.SIGTERM
+            allowed = (0, -number, 128 + number) if number == signal.SIGTERM else (0, -number)
+            until = time.monotonic() + rng.uniform(0, plain.seconds)
+            while first.poll() and time.monotonic() < until:
+                time.sleep(0.001)
+            first.send(number)
+        elif fault == "two-at-once":
+            time.sleep(rng.uniform(0, plain.seconds))
+            groups.append(Group(command, self.words(command), work, "second", lambda: None))
+        for group in groups:
+            group.wait()
+        for group in groups:
+            group.check_messages(allowed)
+            group.check_no_process_left()
+        if fault in UNNOTICED and not first.succeeded:
+            raise Failed(f"ended by {fault}")
+        if not any(group.succeeded for group in groups) and fault == "two-at-once":
+            raise Failed("both were refused")
+        if fault not in LEAVES_FILES:
+            check_nothing_left(work)
+        if any(group.succeeded for group in groups):
+            compare(contents(work / "cwd"), expected)
+            return not first.succeeded
+        done = contents(work / "cwd") == expected
+        second = Group(command, self.words(command, again=True), work, "again", lambda: None)
+        second.wait()
+        second.check_messages()
+        second.check_no_process_left()
+        if not second.succeeded and not done:  # a finished result may be refused: it exists
+            raise Failed(f"cannot be run again: {second.text().strip()[-300:]}")
+        shutil.rmtree(work / "tmp")  # of the killed process
+        check_nothing_left(work)
+        compare(contents(work / "cwd"), expected)
+        return True
+
+
+def check_nothing_left(work: Path) -> None:
+    """Raises: Failed for temporary files and locks."""
+    left = [path for path in (work / "cwd").rglob("*") if TEMPORARY.search(path.name)]
+    left += [*(work / "tmp").glob("*")]
+    if left:
+        raise Failed(f"left {', '.join(str(path.relative_to(work)) for path in left[:3])}")
+
+
+def compare(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Raises: Failed that names the first file that differs."""
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found or name not in expected:
+            raise Failed(f"{name} is {'missing' if name not in found else 'left over'}")
+        if found[name] != expected[name]:
+            raise Failed(f"{name} differs from that of an undisturbed run")
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Passed/tried, a row for each command."""
+    found = {(cell["command"], cell["fault"]): f"{cell['passed']}/{cell['trials']}" for cell in cells}
+    faults = [fault for fault in FAULTS if any(fault == tried for _, tried in found)]
+    lines = [f"| | {' | '.join(faults)} |", f"|---|{'---:|' * len(faults)}"]
+    for name in COMMANDS:
+        if any(name == tried for tried, _ in found):
+            lines.append(f"| {name} | {' | '.join(found.get((name, fault), '') for fault in faults)} |")
+    return "\n".join(lines) + "\n"
+
+
+def build_shim(out: Path) -> Path:
+    """Compile faults.c. Raises: SystemExit without gcc."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        sys.exit("torture: needs a C compiler, for the faults of files and clocks; install gcc")
+    shim = out / "faults.so"
+    source = ROOT / "scripts/faults.c"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"], check=True)
+    return shim
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for trials and results")
+    parser.add_argument("--command", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), metavar="NAME")
+    parser.add_argument("--fault", nargs="+", choices=list(FAULTS), default=list(FAULTS), metavar="NAME")
+    parser.add_argument("--kills", type=int, default=100, help="trials per cell of kills; others have a fifth")
+    parser.add_argument("--seed", type=int, default=0, help="of the first trial of each cell")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
+        os.environ["LD_PRELOAD"] = str(build_shim(out))  # of this process, which is forked
+        os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork has one thread
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
+    numbers = (ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint)
+    shim.faults_arm.argtypes = [ctypes.c_char_p, ctypes.c_char_p, *numbers]
+    shim.faults_count.restype = ctypes.c_long
+    warm_up()
+    torture = Torture(out, args.kills, args.seed, shim)
+    torture.make_scene()
+    cells = [torture.cell(name, fault) for fault in args.fault for name in args.command]
+    everything = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
+    (out / "table.md").write_text(table(everything), encoding="utf-8")
+    write_json(out / "table.json", everything)
+    print(table(cells), end="")
+    return 0 if all(cell["passed"] == cell["trials"] for cell in cells) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The fault matrix of scripts/torture.py in short, and that its judgement fails what it should."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.scripts import ROOT, load_script
+
+torture = load_script("torture")
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="preloads a library and reads /proc"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="compiles scripts/faults.c"),
+]
+COMMANDS = ["convert-to", "score", "prepare-frames"]
+FAULTS = ["sigkill", "sigterm", "full-disk", "write-error", "read-error", "read-only", "two-at-once", "clock-jumps"]
+
+
+@pytest.mark.slow
+def test_every_trial_passes(tmp_path: Path) -> None:
+    words = ["--out", str(tmp_path), "--kills", "2", "--command", *COMMANDS, "--fault", *FAULTS]
+    command = [sys.executable, str(ROOT / "scripts/torture.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    cells = json.loads((tmp_path / "table.json").read_text()) if done.returncode in (0, 1) else []
+    assert done.returncode == 0, [cell["failures"] for cell in cells if cell["failures"]] or done.stderr[-2000:]
+    assert {(cell["command"], cell["fault"]) for cell in cells} == {(c, f) for c in COMMANDS for f in FAULTS}
+    ended = {cell["fault"] for cell in cells if cell["ended_by_fault"]}
+    assert {"full-disk", "read-only"} <= ended and "clock-jumps" not in ended
+    assert not (tmp_path / "failed").exists()
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert "passed" not in first.stdout, "finished cells are not tried again"
+
+
+def test_differences_and_leftovers_fail_a_trial(tmp_path: Path) -> None:
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "tmp").mkdir()
+    torture.check_nothing_left(tmp_path)
+    torture.compare({"a": b"1"}, {"a": b"1"})
+    for found, message in (({"a": b"2"}, "a differs"), ({}, "a is missing"), ({"a": b"1", "b": b""}, "b is left over")):
+        with pytest.raises(torture.Failed, match=message):
+            torture.compare(found, {"a": b"1"})
+    for name in ("cwd/.out.lock", "cwd/.lock", "cwd/.a.abcdefgh.tmp.json", "tmp/anything"):
+        (tmp_path / name).touch()
+        with pytest.raises(torture.Failed, match=name):
+            torture.check_nothing_left(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("codes", "said", "message"),
+    [
+        ([0], "", None),
+        ([2], "cogvideo: error: no\n", None),
+        ([2], "", "0 lines"),
+        ([2], "cogvideo: error: no\ncogvideo: error: no\n", "2 lines"),
+        ([2], "Traceback (most recent call last):\nValueError: x\n", "Traceback: ValueError: x"),
+        ([0], "Exception ignored in: <x>\n", "Exception ignored"),
+        ([1], "cogvideo: error: no\n", "ended with"),
+        ([-11], "", "ended with"),
+    ],
+)
+def test_messages_and_exit_codes_are_judged(codes: list[int], said: str, message: str | None, tmp_path: Path) -> None:
+    group = torture.Group.__new__(torture.Group)
+    group.errors, group.pids, group.codes = [tmp_path / "said"], [1], dict(enumerate(codes, 1))
+    group.errors[0].write_text(said)
+    if message is None:
+        group.check_messages()
+    else:
+        with pytest.raises(torture.Failed, match=message):
+            group.check_messages()
