@@ -49,6 +49,7 @@ MAX_NAME_BYTES = 96
 MAX_TEMPORARY_STEM = 32
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]+)?", re.DOTALL)
 """Names that `atomic_write` and `atomic_directory` write under; a killed process leaves them."""
+TORCH_FILE_ERROR = re.compile(r"unable to .*file <(?P<name>.*)>.*\((?P<number>\d+)\)")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
 """The bundle that ships with the package: a small model of moving digits."""
@@ -65,6 +66,18 @@ def disk_errors_name(path: Path | str, temporary: Path | str = "") -> Iterator[N
         name = str(error.filename or path).removeprefix("file:")  # as FFmpeg writes it
         name = name.replace(str(temporary) or "\0", str(path))
         raise OSError(error.errno, os.strerror(error.errno), name) from error
+
+
+@contextlib.contextmanager
+def torch_errors_as_os_errors() -> Iterator[None]:
+    """Raise errors of files from torch, RuntimeErrors with the system's number in their text, as OSErrors."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (found := TORCH_FILE_ERROR.match(str(error))) is None:
+            raise
+        number = int(found["number"])
+        raise OSError(number, os.strerror(number), found["name"]) from error
 
 
 @contextlib.contextmanager

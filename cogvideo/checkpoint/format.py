@@ -21,7 +21,15 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from cogvideo.checkpoint.tensor_file import TensorInfo, read_header, write_tensor_file
-from cogvideo.files import Count, atomic_directory, checked, read_json, sha256_file, write_json
+from cogvideo.files import (
+    Count,
+    atomic_directory,
+    checked,
+    read_json,
+    sha256_file,
+    torch_errors_as_os_errors,
+    write_json,
+)
 
 WEIGHTS, INDEX, CONFIG, MANIFEST = "model.safetensors", "model.safetensors.index.json", "config.json", "manifest.json"
 FORMAT = 1
@@ -93,7 +101,8 @@ class Checkpoint:
         path = self._file_of[name]
         try:
             if path not in self._open:
-                self._open[path] = safe_open(path, framework="pt")
+                with torch_errors_as_os_errors():
+                    self._open[path] = safe_open(path, framework="pt")
             return self._open[path].get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged: {str(error)[:200]}") from None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cogvideo.files import torch_errors_as_os_errors
 from cogvideo.media.decoder import Limits
 from cogvideo.media.video import probe_video, read_video
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -108,7 +109,7 @@ class InputReader:
 
     def _read_tokens(self, path: Path) -> InputClips:
         try:
-            with safe_open(path, "pt") as file:
+            with torch_errors_as_os_errors(), safe_open(path, "pt") as file:
                 samples = (file.metadata() or {}).get("samples")
                 tokens, seconds = (file.get_tensor(name) for name in ("tokens", "seconds"))
         except SafetensorError as error:

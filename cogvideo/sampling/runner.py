@@ -36,6 +36,7 @@ from cogvideo.files import (
     read_json,
     remove_all_leftovers,
     safe_name,
+    torch_errors_as_os_errors,
     write_json,
 )
 from cogvideo.inference.engine import Progress
@@ -272,7 +273,8 @@ def _save(path: Path, **tensors: Tensor) -> None:
 def _load(path: Path) -> dict[str, Tensor]:
     """`tokens`, and `clips` of a finished group, all int64. Raises: ValueError if the file is damaged."""
     try:
-        tensors = load_file(path)
+        with torch_errors_as_os_errors():
+            tensors = load_file(path)
     except SafetensorError as error:
         reason = str(error).splitlines()[0][:200]
     else:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cogvideo.config import from_dict, to_dict
-from cogvideo.files import atomic_directory, read_json, write_json
+from cogvideo.files import atomic_directory, read_json, torch_errors_as_os_errors, write_json
 from cogvideo.tokenizers import icetk
 from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
 
@@ -124,7 +124,8 @@ class ImageTokenizer:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; an image tokenizer is {CONFIG_FILE} and {WEIGHTS_FILE}")
         try:
-            weights = load_file(str(path))
+            with torch_errors_as_os_errors():
+                weights = load_file(str(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a complete safetensors file ({str(error).splitlines()[0][:200]})") from None
         load_weights(model, weights, origin=str(path))

@@ -28,7 +28,15 @@ from typing_extensions import TypedDict
 from cogvideo.checkpoint.format import FileEntry
 from cogvideo.checkpoint.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.distributed import run_on_all_ranks
-from cogvideo.files import Count, atomic_write, checked, read_json, sha256_file, write_json
+from cogvideo.files import (
+    Count,
+    atomic_write,
+    checked,
+    read_json,
+    sha256_file,
+    torch_errors_as_os_errors,
+    write_json,
+)
 from cogvideo.logs import get_logger
 from cogvideo.training.deepspeed_engine import MOMENTS, gathered, initialise_moments, inner_optimiser
 
@@ -389,7 +397,7 @@ def _stored_tensors(path: Path, manifest: Manifest) -> Iterable[tuple[str, Tenso
     """All tensors of a checkpoint, memory-mapped, in the same order on every rank."""
     for file in sorted(name for name in manifest["files"] if name.endswith(".safetensors")):
         try:
-            with safe_open(path / file, framework="pt") as opened:
+            with torch_errors_as_os_errors(), safe_open(path / file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118, not a dict
                     yield name, opened.get_tensor(name)
         except SafetensorError as error:

@@ -10,6 +10,7 @@ from typing import NotRequired
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import TypedDict
@@ -26,6 +27,7 @@ from cogvideo.files import (
     remove_leftovers,
     safe_name,
     sha256_file,
+    torch_errors_as_os_errors,
     write_json,
     write_npy,
 )
@@ -137,6 +139,15 @@ def test_long_names_do_not_share_their_leftovers(tmp_path: Path) -> None:
     left = leave_temporary(two)
     assert remove_leftovers(one) == [] and left.exists()
     assert remove_leftovers(two) == [left]
+
+
+def test_a_file_that_torch_cannot_open_is_an_os_error_that_names_it(tmp_path: Path) -> None:
+    none = tmp_path / "none.bin"
+    with pytest.raises(FileNotFoundError) as caught, torch_errors_as_os_errors():
+        torch.from_file(str(none), size=1)
+    assert caught.value.filename == str(none)
+    with pytest.raises(RuntimeError, match="shape"), torch_errors_as_os_errors():
+        torch.zeros(2).reshape(3)
 
 
 @given(st.binary(max_size=5000))
