@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.files import naming, parse_json, remove_leftovers
+from cogvideo.files import disk_errors_name, parse_json, remove_leftovers
 from cogvideo.logs import get_logger
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class _Lock:
                     raise self._in_use(before)
                 is_ours = True
                 text = json.dumps(asdict(self._owner), ensure_ascii=False).encode()
-                with naming(self._path):
+                with disk_errors_name(self._path):
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, text, 0)
                     os.fsync(descriptor)
