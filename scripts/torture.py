@@ -155,6 +155,8 @@ class Group:
         group = {"WORLD_SIZE": str(command.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         (work / "cwd").mkdir(parents=True, exist_ok=True)
         (work / "tmp").mkdir(exist_ok=True)
+        for path in self.errors:
+            path.touch()  # a process may be killed before it opens it
         self.pids = []
         for rank in range(command.world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | group if command.world > 1 else {}
