@@ -12,9 +12,10 @@ there is such an option) if it failed. It passes if
 
 `--kills` counts the trials of SIGKILL and of SIGTERM for each command; of the other faults it tries a fifth. A tenth is
 tried of commands that start several processes. Each finished cell of the matrix is kept in DIR/cells; the same command
-line goes on after the last. DIR/table.md has passed/tried per cell, DIR/table.json also how to repeat what failed,
-DIR/failed the folders of failed trials. Needs Linux and gcc. Commands are forked from a process that has imported all
-they need; its system calls go through faults.c.
+line goes on after the last. The source tree must not change meanwhile: commands start processes of their own from it.
+DIR/table.md has passed/tried per cell, DIR/table.json also how to repeat what failed, DIR/failed the folders of failed
+trials. Needs Linux and gcc. Commands are forked from a process that has imported all they need; its system calls go
+through faults.c.
 """
 
 import argparse
