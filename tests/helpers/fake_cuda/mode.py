@@ -30,6 +30,7 @@ class FakeCuda(TorchDispatchMode):
         super().__init__()
         self.fake = FakeTensorMode()
         self.syncs: list[str] = []
+        self._reads = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,7 +42,8 @@ class FakeCuda(TorchDispatchMode):
             return func(*args, **kwargs)
         if func in (aten._local_scalar_dense.default, aten.item.default):
             self._count_sync()
-            return {torch.bool: False, torch.float32: 1.0}.get(args[0].dtype, 1)
+            self._reads += 1  # integers grow, so that a loop until a count is reached ends
+            return {torch.bool: False, torch.float32: 1.0}.get(args[0].dtype, self._reads)
         if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
             self._count_sync()
             return args[0].zero_()
