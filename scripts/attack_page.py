@@ -172,26 +172,26 @@ def all_places(server: Server, count: int) -> None:
 def files_of_others(server: Server, secret: Path, address: str) -> None:
     for place in ({"path": str(secret)}, {"path": address}, {"url": address}, {"path": "/proc/self/environ"}):
         file = {**place, "meta": {"_type": "gradio.FileData"}}
-        for door in ("call/v2/generate", "call/generate", "run/generate", "api/generate", "queue/join"):
+        for start in ("call/v2/generate", "call/generate", "run/generate", "api/generate", "queue/join"):
             body = {**NORMAL, "file": file, "data": ["a", file], "fn_index": 0, "session_hash": "x"}
-            server.send(f"/gradio_api/{door}", body)
+            server.send(f"/gradio_api/{start}", body)
 
 
 def traversal(server: Server, secret: Path, address: str) -> None:
     for target in (str(secret), "/etc/passwd", "/proc/self/environ", f"{server.out}/.lock", f"{server.out}/../log"):
         for path in (target, quote(target, safe=""), f"{server.out}/../../../../../..{target}", f"..%2f..{target}"):
-            for door in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
-                status, data = server.send(door + path)
+            for start in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
+                status, data = server.send(start + path)
                 if status == 200 and (b"root:" in data or b"PATH=" in data):
-                    server.leaks.append(door + path)
-    for door in ("/gradio_api/file=", "/gradio_api/proxy=", "/gradio_api/file/"):
-        server.send(door + quote(address, safe=""))
+                    server.leaks.append(start + path)
+    for start in ("/gradio_api/file=", "/gradio_api/proxy=", "/gradio_api/file/"):
+        server.send(start + quote(address, safe=""))
 
 
 def bad_bodies(server: Server) -> None:
     for body in (b"{", b"[" * 100_000, b"\xff\xfe", b'{"data": NaN}', b"x" * (2 << 20), json.dumps([[]] * 9).encode()):
-        for door in ("call/v2/generate", "call/generate", "run/generate", "queue/join", "cancel", "component_server"):
-            server.send(f"/gradio_api/{door}", body)
+        for start in ("call/v2/generate", "call/generate", "run/generate", "queue/join", "cancel", "component_server"):
+            server.send(f"/gradio_api/{start}", body)
 
 
 def uploads(server: Server) -> None:

@@ -38,7 +38,7 @@ VISITOR_UPLOADS = 512 << 20
 ALL_UPLOADS = 4 << 30
 """Bytes of all uploads; the oldest are removed when they take more."""
 API = "/gradio_api"
-DOORS = re.compile(rf"{API}/(upload|cancel|reset|queue/join|(call|run|api)/[\w/]+)/?")
+WITH_BODY = re.compile(rf"{API}/(upload|cancel|reset|queue/join|(call|run|api)/[\w/]+)/?")
 """Where requests with a body may go."""
 READING = re.compile(rf"{API}/(?:queue/data|call/(?:v2/)?\w+/(?P<event>\w+))/?")
 """Where answers are read."""
@@ -144,13 +144,13 @@ class Guard:
             # after file=, file/ or proxy=, gradio would fetch that address; for a deep link, write a file
             raise _Refusal(403)
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            if not DOORS.fullmatch(path):
+            if not WITH_BODY.fullmatch(path):
                 raise _Refusal(404)
             if path.rstrip("/") == f"{API}/upload":
                 await self._upload(self.app, scope, receive, send)
                 return
             receive, body = await _read_body(receive)
-            self._judge_body(body)
+            self._check_body(body)
         with self._reading(scope):
             await self.app(scope, receive, send)
 
@@ -190,7 +190,7 @@ class Guard:
             if path.is_file():  # finished ones are in folders
                 path.unlink(missing_ok=True)
 
-    def _judge_body(self, body: bytes) -> None:
+    def _check_body(self, body: bytes) -> None:
         """A request that is no upload is JSON, and all files in it were uploaded before. Raises: _Refusal."""
         try:
             values = [json.loads(body, parse_constant=_refuse_constant)] if body else []
@@ -278,10 +278,10 @@ def _decrement(counter: Counter[str], key: str) -> None:
 
 def _loggable(path: str) -> str:
     """A path without what visitors typed: names of files hold prompts, other parts may name sessions."""
-    door, is_file, name = path.partition("file=")
+    start, is_file, name = path.partition("file=")
     if is_file:
         folder, ending = os.path.basename(os.path.dirname(name)), os.path.splitext(name)[1]
         number = re.match(r"\d{3,}(?=-)", folder)
         ending = ending if re.fullmatch(r"[.]\w{1,12}", ending) else ""
         return f"{API}/file={number[0] if number else ''}*{ending}"
-    return re.sub(r"[^\w/.-]", "?", "/".join(door.split("/")[:3]))[:60]
+    return re.sub(r"[^\w/.-]", "?", "/".join(start.split("/")[:3]))[:60]

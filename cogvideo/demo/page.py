@@ -140,10 +140,10 @@ def build_page(
             visitor, start, end = str(visit.request.scope["visitor"] if visit.request else ""), time.monotonic(), "left"
             running: Generator[Progress, None, None] | None = None
             step: asyncio.Future[Progress | None] | None = None
-            ask = places.enter(visitor, visit.session_hash or "")
+            request = places.enter(visitor, visit.session_hash or "")
             try:
                 shown = start
-                while (ahead := places.poll(ask)) != 0:
+                while (ahead := places.poll(request)) != 0:
                     if ahead is not None and time.monotonic() - shown > SHOW_SECONDS:
                         shown = time.monotonic()
                         yield waiting_line(ahead), gr.skip()
@@ -169,7 +169,7 @@ def build_page(
                         done.exception()  # nobody is left to see it
                     if running is not None:
                         running.close()
-                    places.leave(ask)
+                    places.leave(request)
 
                 if step is not None and not step.done():  # the visitor left; a thread is still at it
                     step.add_done_callback(leave)

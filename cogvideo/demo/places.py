@@ -1,9 +1,9 @@
 """Who may run, who waits, and who is refused: the places of the page, shared fairly among visitors. No web server.
 
-    ask = places.enter(visitor="192.0.2.7", session="x")
-    while (ahead := places.poll(ask)) != 0: ...     # wait, and poll again; None: nobody reads the answers yet
+    request = places.enter(visitor="192.0.2.7", session="x")
+    while (ahead := places.poll(request)) != 0: ...     # wait, and poll again; None: nobody reads the answers yet
     ...                                             # it has a place
-    places.leave(ask)
+    places.leave(request)
 
 A request takes a place only while its visitor reads its answers. Places go to the visitor who runs the fewest requests,
 then to the oldest request.
@@ -43,7 +43,7 @@ class RefusedError(RuntimeError):
 
 
 @dataclass(eq=False)
-class Ask:
+class PageRequest:
     """A request, from its arrival to its end."""
 
     visitor: str
@@ -62,7 +62,7 @@ class Places:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._lock = threading.Lock()
-        self._asks: list[Ask] = []
+        self._requests: list[PageRequest] = []
         self._readers: Counter[str] = Counter()
         self._closed = False
 
@@ -74,7 +74,7 @@ class Places:
     def count(self) -> tuple[int, int]:
         """Requests that run, and that wait."""
         with self._lock:
-            admitted = [ask.running for ask in self._asks if ask.admitted]
+            admitted = [request.running for request in self._requests if request.admitted]
             return sum(admitted), len(admitted) - sum(admitted)
 
     def close(self) -> None:
@@ -82,67 +82,67 @@ class Places:
         with self._lock:
             self._closed = True
 
-    def enter(self, visitor: str, session: str) -> Ask:
+    def enter(self, visitor: str, session: str) -> PageRequest:
         """A new request. It holds no place yet."""
-        ask = Ask(visitor, session)
+        request = PageRequest(visitor, session)
         with self._lock:
             unread = [
                 other
-                for other in self._asks
+                for other in self._requests
                 if other.visitor == visitor and not other.admitted and not self._readers[other.session]
             ]
             for other in unread[: max(0, len(unread) + 1 - MAX_UNREAD)]:
                 other.dropped = True
-                self._asks.remove(other)
-            self._asks.append(ask)
-        return ask
+                self._requests.remove(other)
+            self._requests.append(request)
+        return request
 
-    def poll(self, ask: Ask) -> int | None:
+    def poll(self, request: PageRequest) -> int | None:
         """Requests ahead of this one; 0 once it has a place, None as long as nobody reads its answers.
 
         Raises: RefusedError; the request has then left.
         """
         with self._lock:
-            if ask.running:
+            if request.running:
                 return 0
             try:
-                return self._poll(ask)
+                return self._poll(request)
             except RefusedError:
-                self._remove(ask)
+                self._remove(request)
                 raise
 
-    def _poll(self, ask: Ask) -> int | None:
+    def _poll(self, request: PageRequest) -> int | None:
         limits = self._limits
         if self._closed:
             raise RefusedError("the server is being stopped; try again in a few minutes")
         now = time.monotonic()
-        if not self._readers[ask.session]:
-            if ask.dropped or now - ask.last_read > UNREAD_SECONDS:
+        if not self._readers[request.session]:
+            if request.dropped or now - request.last_read > UNREAD_SECONDS:
                 raise RefusedError("nobody reads the answers to this request")
             return None
-        ask.last_read = now
-        if not ask.admitted:
-            admitted = [other for other in self._asks if other.admitted]
-            own = sum(other.visitor == ask.visitor for other in admitted)
+        request.last_read = now
+        if not request.admitted:
+            admitted = [other for other in self._requests if other.admitted]
+            own = sum(other.visitor == request.visitor for other in admitted)
             if own >= limits.per_visitor:
                 raise RefusedError(f"{own} requests from your address run or wait already; let one end, or stop one")
             if len(admitted) >= self.total:
                 raise RefusedError(f"all {self.total} places are taken; try again in a few minutes")
-            ask.admitted = True
-        running = Counter(other.visitor for other in self._asks if other.running)
-        waiting = [o for o in self._asks if o.admitted and not o.running and self._readers[o.session]]
-        ahead = sorted(waiting, key=lambda other: running[other.visitor]).index(ask)
-        ask.running = ahead < limits.running - running.total()
-        return 0 if ask.running else ahead + 1
+            request.admitted = True
+        running = Counter(other.visitor for other in self._requests if other.running)
+        waiting = [o for o in self._requests if o.admitted and not o.running and self._readers[o.session]]
+        ahead = sorted(waiting, key=lambda other: running[other.visitor]).index(request)
+        request.running = ahead < limits.running - running.total()
+        return 0 if request.running else ahead + 1
 
-    def leave(self, ask: Ask) -> None:
+    def leave(self, request: PageRequest) -> None:
         """The request has ended; its place is free."""
         with self._lock:
-            self._remove(ask)
+            self._remove(request)
 
-    def _remove(self, ask: Ask) -> None:
-        if ask in self._asks:
-            self._asks.remove(ask)
+    def _remove(self, request: PageRequest) -> None:
+        if request in self._requests:
+            self._requests.remove(request)
 
     @contextmanager
     def reading(self, session: str) -> Iterator[None]:

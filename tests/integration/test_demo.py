@@ -174,9 +174,9 @@ def test_a_file_that_was_not_uploaded_is_not_read(page: Page, tmp_path: Path) ->
         for place in ({"path": str(tmp_path / "secret.png")}, {"path": address}, {"url": address}, {"path": [address]}):
             file = {**place, "meta": {"_type": "gradio.FileData"}}
             values = ["not sent", file, *(parameter.get("parameter_default") for parameter in about[2:])]
-            for door in ("call/generate", "run/generate", "run/upload", "api/generate", "queue/join"):
-                status, _, said = page.get(f"gradio_api/{door}", {"data": values, "fn_index": 0, "session_hash": "x"})
-                assert (status, said) == (403, b"files of this server only"), door
+            for name in ("call/generate", "run/generate", "run/upload", "api/generate", "queue/join"):
+                status, _, said = page.get(f"gradio_api/{name}", {"data": values, "fn_index": 0, "session_hash": "x"})
+                assert (status, said) == (403, b"files of this server only"), name
         with pytest.raises(BlockingIOError):
             other.accept()  # nobody connected
     assert not list(page.out.glob("*-not-sent"))

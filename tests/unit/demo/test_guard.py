@@ -173,11 +173,11 @@ def test_reading_counts_while_it_lasts(guard: Guard) -> None:
     places = guard.places
 
     async def reader(scope: Any, receive: Any, send: Any) -> None:
-        assert places.poll(ask) == 0
+        assert places.poll(entered) == 0
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     guard.app, guard.session_of = reader, {"e1": "session"}.__getitem__
-    ask = places.enter("1.2.3.4", "session")
-    assert places.poll(ask) is None
+    entered = places.enter("1.2.3.4", "session")
+    assert places.poll(entered) is None
     assert request(guard, "/gradio_api/call/generate/e1")[0] == 200
     assert not places._readers

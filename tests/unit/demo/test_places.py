@@ -5,10 +5,10 @@ from contextlib import ExitStack
 import pytest
 
 from cogvideo.demo import places as module
-from cogvideo.demo.places import Ask, Limits, Places, RefusedError
+from cogvideo.demo.places import Limits, PageRequest, Places, RefusedError
 
 
-def read(places: Places, readers: ExitStack, visitor: str, session: str = "") -> Ask:
+def read(places: Places, readers: ExitStack, visitor: str, session: str = "") -> PageRequest:
     session = session or f"of {visitor}"
     readers.enter_context(places.reading(session))
     return places.enter(visitor, session)
@@ -21,32 +21,32 @@ def places() -> Places:
 
 def test_a_visitor_has_a_share(places: Places) -> None:
     with ExitStack() as readers:
-        asks = [read(places, readers, "a") for _ in range(4)]
-        assert [places.poll(ask) for ask in asks[:3]] == [0, 0, 1]
+        requests = [read(places, readers, "a") for _ in range(4)]
+        assert [places.poll(request) for request in requests[:3]] == [0, 0, 1]
         with pytest.raises(RefusedError, match="3 requests from your address run or wait already"):
-            places.poll(asks[3])
+            places.poll(requests[3])
         other = read(places, readers, "b")
         assert places.poll(other) == 1, "it comes before the third of the first visitor"
-        places.leave(asks[0])
-        assert places.poll(asks[2]) == 2 and places.poll(other) == 0
+        places.leave(requests[0])
+        assert places.poll(requests[2]) == 2 and places.poll(other) == 0
         assert places.count() == (2, 1)
 
 
 def test_all_places_are_taken(places: Places) -> None:
     with ExitStack() as readers:
-        asks = [read(places, readers, str(n)) for n in range(6)]
-        assert [places.poll(ask) for ask in asks[:5]] == [0, 0, 1, 2, 3]
+        requests = [read(places, readers, str(n)) for n in range(6)]
+        assert [places.poll(request) for request in requests[:5]] == [0, 0, 1, 2, 3]
         with pytest.raises(RefusedError, match="all 5 places are taken; try again"):
-            places.poll(asks[5])
-        places.leave(asks[4])
+            places.poll(requests[5])
+        places.leave(requests[4])
         assert places.poll(read(places, readers, "6")) == 3
 
 
 def test_unread_requests_hold_no_place(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     unread = [places.enter("a", f"unread {n}") for n in range(100)]
-    alive = [ask for ask in unread if not ask.dropped]
+    alive = [request for request in unread if not request.dropped]
     assert alive == unread[-module.MAX_UNREAD :]
-    assert [places.poll(ask) for ask in alive] == [None] * len(alive) and places.count() == (0, 0)
+    assert [places.poll(request) for request in alive] == [None] * len(alive) and places.count() == (0, 0)
     with ExitStack() as readers:
         assert places.poll(read(places, readers, "a")) == 0
         with places.reading("unread 99"):
@@ -63,7 +63,7 @@ def test_a_waiting_request_whose_reader_left_is_passed_over(places: Places) -> N
         first = [read(places, readers, visitor) for visitor in "ab"]
         with places.reading("left"):
             left = places.enter("c", "left")
-            assert [places.poll(ask) for ask in (*first, left)] == [0, 0, 1]
+            assert [places.poll(request) for request in (*first, left)] == [0, 0, 1]
         last = read(places, readers, "d")
         assert places.poll(last) == 1 and places.poll(left) is None
         places.leave(first[0])
@@ -72,11 +72,11 @@ def test_a_waiting_request_whose_reader_left_is_passed_over(places: Places) -> N
 
 def test_closed_places_let_running_requests_go_on(places: Places) -> None:
     with ExitStack() as readers:
-        asks = [read(places, readers, visitor) for visitor in "abc"]
-        assert [places.poll(ask) for ask in asks] == [0, 0, 1]
+        requests = [read(places, readers, visitor) for visitor in "abc"]
+        assert [places.poll(request) for request in requests] == [0, 0, 1]
         places.close()
-        assert places.poll(asks[0]) == 0
-        for ask in (asks[2], read(places, readers, "d")):
+        assert places.poll(requests[0]) == 0
+        for request in (requests[2], read(places, readers, "d")):
             with pytest.raises(RefusedError, match="the server is being stopped"):
-                places.poll(ask)
+                places.poll(request)
         assert places.count() == (2, 0)
