@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cogvideo.dtypes import WeightName
 from cogvideo.evaluation.likelihood import token_losses
@@ -185,8 +185,8 @@ def prefill_and_steps(mode: FakeCuda) -> None:
     seen: list[tuple[str, int]] = []
     prefill = Engine.prefill
 
-    def watched_prefill(engine: Engine, state: Any) -> Tensor | None:
-        logits = prefill(engine, state)
+    def watched_prefill(engine: Engine, *words: Any) -> Any:
+        logits = prefill(engine, *words)
         seen.append(("prefill", len(mode.syncs)))
         return logits
 
