@@ -28,6 +28,7 @@ from torch import nn
 
 from cogvideo.dtypes import WeightName
 from cogvideo.evaluation.likelihood import token_losses
+from cogvideo.inference import backends
 from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.engine import Engine
 from cogvideo.model.config import AttentionName, Recompute
@@ -179,6 +180,29 @@ def sample(schedule: str, weights: WeightName = "bf16") -> Check:
     return check
 
 
+class NoGraphs:
+    """Stands in for `kernels.graphs.Graphs`: what would be recorded runs each time."""
+
+    def run(self, key: object, function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        return function(*inputs)
+
+
+def sample_by_graphs(mode: FakeCuda) -> None:
+    """Steps as CUDA graphs record them, from input tokens to drawn tokens: no wait, or they could not be recorded."""
+    pipeline = pipeline_on_gpu("bf16")
+    with (
+        mock.patch("cogvideo.kernels.graphs.Graphs", NoGraphs),
+        mock.patch.object(
+            backends, "compile_layer", lambda layer: lambda module, *words, **named: module(*words, **named)
+        ),
+    ):
+        models_of = (pipeline.trunk, pipeline.sequential, pipeline.interpolation)
+        pipeline.engines = {id(model): Engine(model, "compiled") for model in models_of}
+        tokens = pipeline.sample(["a", "a longer prompt"], replace(pipeline.config, rounds=1))
+    assert tokens.shape == (2, 9, 4)
+    _expect(mode, **{"Pipeline.labels": 1, "Engine.generate": 3})
+
+
 def prefill_and_steps(mode: FakeCuda) -> None:
     """Given frames, then the sampling of tokens: no wait in either, only at the end."""
     pipeline = pipeline_on_gpu("bf16")
@@ -294,6 +318,7 @@ QUICK: dict[str, Check] = {
     "train tokenizer": train_tokenizer,
     "start and preview": start_and_preview,
     **{f"sample {schedule}": sample(schedule) for schedule in ("sequential", "wavefront", "speculative")},
+    "sample by graphs": sample_by_graphs,
     "prefill and steps": prefill_and_steps,
     "upsample": upsample,
     "score": score,
