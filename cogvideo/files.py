@@ -19,6 +19,7 @@ import os
 import re
 import reprlib
 import shutil
+import stat
 import tempfile
 import unicodedata
 import warnings
@@ -214,6 +215,31 @@ def write_json(path: Path | str, value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=1)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def code_cache() -> Path:
+    """The folder for compiled code that is loaded again, in the user's cache folder; it is created if it is missing.
+
+    It is made private to the user. Raises: OSError if that is impossible: whoever writes there runs code as the user.
+    """
+    folder = (Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cogvideo").resolve()
+    if not folder.is_dir():
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    if folder.stat().st_uid == os.geteuid() and not is_private(folder):
+        folder.chmod(0o700)
+    if not is_private(folder):
+        raise PermissionError(f"{folder} belongs to another user; set XDG_CACHE_HOME to a folder of your own")
+    for parent in folder.parents:
+        if parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise PermissionError(f"everybody can write to {parent}; set XDG_CACHE_HOME to a folder of your own")
+    return folder
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file or folder is no link, belongs to this user or root, and nobody else can write to it."""
+    found = path.lstat()
+    is_owned = found.st_uid in (0, os.geteuid()) and not stat.S_ISLNK(found.st_mode)
+    return is_owned and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def safe_name(text: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cogvideo.files import code_cache, is_private
 from cogvideo.logs import get_logger
 
 log = get_logger(__name__)
@@ -124,7 +125,7 @@ STRUCTURES = (Matrix, Norm, Channel, Layer, Model, KeyTable, KVBuffer, StepGroup
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, kept in the user's cache folder; None if they cannot be had."""
+    """The compiled kernels, kept in the user's cache folder, which is private; None if they cannot be had."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         log.info("no C++ compiler found: decoding uses PyTorch alone, which is slower")
@@ -132,15 +133,15 @@ def library() -> ctypes.CDLL | None:
     try:
         # -march=native: code compiled on one machine may not run on another that shares the folder
         key = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cogvideo"
+        folder = code_cache()
         path = folder / f"cpu-{key}.so"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
+        if not (path.is_file() and is_private(path)):
             log.info("compiling the decoding kernels for this processor into %s, once; takes some seconds", folder)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 compiled = Path(scratch) / path.name
                 command = [*shlex.split(compiler), *_FLAGS, "-o", str(compiled), str(_SOURCE)]
                 subprocess.run(command, check=True, capture_output=True)
+                compiled.chmod(0o700)
                 compiled.replace(path)  # atomic, in case another process compiles it at the same time
         kernels = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:

@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cogvideo.media.byte_range import ByteRange, MediaPath, is_file, media_size, media_start, media_url
-from cogvideo.media.memory import allow_memory
+from cogvideo.media.confinement import allow_memory, within_seconds
 from cogvideo.media.pixels import deinterlace
 
 SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
 CHECKED_FRAMES = 12  # decoded to check packet timestamps; longer than the usual patterns of B-frames
 OPENING_BYTES, BYTES_PER_BYTE = 256 << 20, 32  # memory for opening: an index entry is larger than what it stands for
+OPENING_SECONDS, OPENING_SECONDS_PER_MB = 5, 2  # of processor time; sound files take a tenth of a second
 BYTES_PER_PIXEL = 256  # memory for decoding: the frames that a codec refers to and works on
 MAX_THREADS = 8  # per file; many files are read at the same time
 SEEK_MARGINS = (0.0, 1.0, 10.0, None)  # seconds before a wanted frame, tried in turn; None: from the start of the file
@@ -160,7 +161,9 @@ def _open(
     if limits.containers is not None:
         options["format_whitelist"] = limits.containers
     try:
-        with av.open(media_url(path), options=options) as container:
+        with within_seconds(OPENING_SECONDS + OPENING_SECONDS_PER_MB * size // 10**6):
+            opened = av.open(media_url(path), options=options)
+        with opened as container:
             stream = _choose_stream(path, container)
             if not stream.width * stream.height:  # FFmpeg decodes a picture to find its size
                 most = f"frames of more than {limits.max_pixels} pixels"

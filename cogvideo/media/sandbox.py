@@ -174,8 +174,10 @@ def _reason(worker: _Worker, late: bool, seconds: int) -> str:
     with suppress(subprocess.TimeoutExpired):
         worker.process.wait(1)
     code = worker.process.poll()
-    if late or code == -signal.SIGXCPU:
+    if late:
         return f"it takes more than {seconds} seconds"
+    if code == -signal.SIGXCPU:
+        return "it takes more processor time than a sound file of its size would"
     if code is not None and code < 0:
         return f"FFmpeg ended with {signal.Signals(-code).name}; convert it to mp4 first"
     return "the process that reads media ended; is its installation sound?"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from cogvideo.media import decoder
 from cogvideo.media.byte_range import MediaPath, media_size
+from cogvideo.media.confinement import allow_seconds, confine, data_bytes, lift_memory_limit
 from cogvideo.media.decoder import Limits, VideoInfo
-from cogvideo.media.memory import confine, data_bytes, lift_memory_limit
 from cogvideo.media.pixels import Framing, PixelReader
 
 RETIRE_BYTES = 256 << 20
@@ -92,7 +92,7 @@ def main() -> None:
         try:
             if folder is not None:
                 os.chdir(folder)
-            _limit_cpu(cpu_seconds(path, limits))
+            allow_seconds(cpu_seconds(path, limits))
             for fields, arrays in OPERATIONS[operation](**arguments):
                 _send(answers, {"kind": "part", **fields}, arrays)
         except BrokenPipeError:
@@ -116,11 +116,3 @@ def _send(answers: BinaryIO, fields: dict[str, Any], arrays: tuple[NDArray[Any],
     for array in arrays:
         answers.write(np.ascontiguousarray(array).data.cast("B"))
     answers.flush()
-
-
-def _limit_cpu(seconds: int) -> None:
-    """Let this process use so much more processor time; beyond that, the system ends it."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    limit = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

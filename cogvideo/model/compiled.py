@@ -1,10 +1,15 @@
 """How functions are compiled here: one graph without breaks, static shapes, as many shapes as occur."""
 
+import os
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch.utils._triton import has_triton
+
+from cogvideo.files import code_cache
 
 RECOMPILE_LIMIT = 256
 """Shapes per compiled function. PyTorch's own limit of 8 is for shapes that would better be dynamic; here they are few
@@ -39,4 +44,20 @@ def compile_static(
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * RECOMPILE_LIMIT)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _inductor_cache())
     return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
+
+
+@cache
+def _inductor_cache() -> str:
+    """Where PyTorch keeps what it compiles. Its own choice is a folder of /tmp, which another user can create first."""
+    try:
+        return str(code_cache() / "inductor")
+    except OSError:
+        return _temporary_folder().name
+
+
+@cache
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A private folder, removed when this process ends."""
+    return tempfile.TemporaryDirectory()

@@ -4,6 +4,7 @@ Pictures and videos are scaled by their shorter edge and cropped to the centre s
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,8 @@ class InputReader:
     def read_first_frame(self, path: Path) -> InputClips:
         """Read a picture, or the first frame of a video or of saved tokens. Raises: as `read`."""
         if tokens_file := _tokens_file(path):
-            clips = self._read_tokens(tokens_file)
-            return InputClips(clips.tokens[:, :1], samples=clips.samples)
+            clips = self._read_tokens(tokens_file, 1)
+            return InputClips(clips.tokens, samples=clips.samples)
         return InputClips(self._encode(path, probe_video(path, limits=self.limits).seconds[:1]))
 
     def read_to_continue(self, path: Path, fps: float) -> InputClips:
@@ -107,11 +108,19 @@ class InputReader:
         pixels = rearrange(torch.from_numpy(frames), "n h w c -> n c h w", c=3).float() / 255
         return self.tokenizer.encode(pixels, batch_size=ENCODE_BATCH).cpu()[None]
 
-    def _read_tokens(self, path: Path) -> InputClips:
+    def _read_tokens(self, path: Path, most: int | None = None) -> InputClips:
+        """`most`: how many of a clip's frames are needed; the others are not looked at."""
+        frame_len, codes = self.frame_side**2, self.tokenizer.num_tokens
         try:
             with torch_errors_as_os_errors(), safe_open(path, "pt") as file:
                 samples = (file.metadata() or {}).get("samples")
-                tokens, seconds = (file.get_tensor(name) for name in ("tokens", "seconds"))
+                shape = file.get_slice("tokens").get_shape()
+                if math.prod(shape[:2]) > self.limits.max_frames:
+                    raise ValueError(
+                        f"{path} holds tokens of shape {shape}; expected at most {self.limits.max_frames} frames"
+                    )
+                tokens = file.get_slice("tokens")[:, :most] if len(shape) > 1 else file.get_tensor("tokens")
+                seconds = file.get_tensor("seconds")
         except SafetensorError as error:
             reason = str(error).splitlines()[0][:200]
             raise ValueError(
@@ -121,7 +130,6 @@ class InputReader:
             raise ValueError(
                 f"{path}: tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, expected integers in three axes"
             )
-        frame_len, codes = self.frame_side**2, self.tokenizer.num_tokens
         if tokens.shape[2] != frame_len or not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:
             raise ValueError(
                 f"{path} holds frames of {tokens.shape[2]} tokens up to {int(tokens.max())}; these weights make "

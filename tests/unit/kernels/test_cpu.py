@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cogvideo.dtypes import WeightName
+from cogvideo.files import is_private
 from cogvideo.kernels import cpu
 from cogvideo.model.quantize import Linear, convert_weights
 
@@ -102,3 +103,32 @@ def test_without_a_compiler_there_is_no_library(
         assert cpu.library() is None
     assert "CPU kernels are not available" in log_of(caplog)
     assert cpu.linear(torch.randn(2, 37), torch.randn(21, 37), None, None) is None
+
+
+@needs_kernels
+def test_code_that_another_user_could_have_written_is_not_loaded(
+    fresh_library: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cpu.library() is not None
+    (compiled,) = (tmp_path / "cogvideo").iterdir()
+    assert is_private(compiled) and is_private(compiled.parent)
+    compiled.unlink()  # not to be changed while it is loaded
+    compiled.write_bytes(b"code of another user")
+    compiled.chmod(0o666)
+    compiled.parent.chmod(0o777)
+    cpu.library.cache_clear()
+    assert cpu.library() is not None, "compiled again"
+    assert is_private(compiled) and is_private(compiled.parent) and compiled.read_bytes()[:4] == b"\x7fELF"
+
+
+def test_a_cache_folder_that_others_can_replace_is_not_used(
+    fresh_library: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "c++")
+    monkeypatch.setattr(cpu.log, "propagate", True)
+    with caplog.at_level(logging.INFO, logger=cpu.log.name):
+        assert cpu.library() is None
+    assert f"everybody can write to {tmp_path}; set XDG_CACHE_HOME" in log_of(caplog)

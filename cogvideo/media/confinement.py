@@ -1,0 +1,75 @@
+"""The limits on memory and processor time of the process that runs FFmpeg; the system enforces them.
+
+What a file is entitled to grows: at first with its size, then with that of its frames. Nothing here has an effect in
+other processes, and nothing limits memory without /proc.
+"""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_is_confined = False
+_start: int | None = None
+_deadline: int | None = None
+"""In seconds of processor time since this process began."""
+
+
+def confine() -> None:
+    """From now on the other functions limit this process."""
+    global _is_confined
+    _is_confined = True
+
+
+def allow_memory(extra: int) -> None:
+    """Let this process allocate `extra` bytes in all since the last `lift_memory_limit`; more is a MemoryError."""
+    global _start
+    if _is_confined and (used := data_bytes()):
+        _start = used if _start is None else _start
+        _set_limit(resource.RLIMIT_DATA, _start + extra)
+
+
+def lift_memory_limit() -> None:
+    global _start
+    if _is_confined:
+        _start = None
+        _set_limit(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
+
+
+def allow_seconds(seconds: int) -> None:
+    """Let this process use so much more processor time; beyond that, the system ends it."""
+    global _deadline
+    if _is_confined:
+        _deadline = _used_seconds() + seconds
+        _set_limit(resource.RLIMIT_CPU, _deadline)
+
+
+@contextmanager
+def within_seconds(seconds: int) -> Iterator[None]:
+    """Let a part of the work use at most so much of the processor time that is allowed."""
+    if _is_confined and _deadline is not None:
+        _set_limit(resource.RLIMIT_CPU, min(_deadline, _used_seconds() + seconds))
+    try:
+        yield
+    finally:
+        if _is_confined and _deadline is not None:
+            _set_limit(resource.RLIMIT_CPU, _deadline)
+
+
+def data_bytes() -> int:
+    """Private writable memory of this process, which RLIMIT_DATA bounds; 0 where it cannot be found."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next((int(line.split()[1]) << 10 for line in file if line.startswith("VmData:")), 0)
+    except OSError:
+        return 0
+
+
+def _used_seconds() -> int:
+    """Processor time of this process, rounded up."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return int(usage.ru_utime + usage.ru_stime) + 1
+
+
+def _set_limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
