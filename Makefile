@@ -6,10 +6,15 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
+TORCH_PACKAGES := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
+  nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
+  nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 \
+  nvidia-nvtx triton
+
 # Tools that start tools by name (DeepSpeed's launcher, ninja) must find those of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test quick lint docs pretrained clean
+.PHONY: demo test quick lint docs lock pretrained clean
 
 demo: .venv/.installed
 	python scripts/demo.py
@@ -31,6 +36,14 @@ lint: .venv/.installed
 # The site, into site/; it needs no network.
 docs: .venv/.docs
 	mkdocs build --strict
+
+# Renew requirements.lock, the packages with hashes that the workflow on GitHub installs. PyTorch and its CUDA libraries
+# are not in it: which of them to install depends on the machine.
+lock: .venv/.installed
+	python -m pip install --quiet uv
+	uv pip compile --quiet --upgrade --extra dev --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-unknown-linux-gnu $(addprefix --no-emit-package ,$(TORCH_PACKAGES)) \
+	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 # Train from nothing: text and image tokenizer, trunk, both stages, in hours on two cores. Replaces the bundled weights,
 # whose stages were trained longer (pretrain_tiny.py --long).

@@ -32,8 +32,9 @@ from cogvideo.media.pixels import deinterlace
 
 SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
 CHECKED_FRAMES = 12  # decoded to check packet timestamps; longer than the usual patterns of B-frames
-OPENING_BYTES, BYTES_PER_BYTE = 256 << 20, 32  # memory for opening: an index entry is larger than what it stands for
+OPENING_BYTES, BYTES_PER_BYTE = 224 << 20, 32  # memory for opening: an index entry is larger than what it stands for
 OPENING_SECONDS, OPENING_SECONDS_PER_MB = 5, 2  # of processor time; sound files take a tenth of a second
+FEW_FRAMES, FRAME_BYTES = 1000, 4  # frames that an edit list may repeat; the least bytes of any other
 BYTES_PER_PIXEL = 256  # memory for decoding: the frames that a codec refers to and works on
 MAX_THREADS = 8  # per file; many files are read at the same time
 SEEK_MARGINS = (0.0, 1.0, 10.0, None)  # seconds before a wanted frame, tried in turn; None: from the start of the file
@@ -171,8 +172,8 @@ def _open(
             if stream.width * stream.height > limits.max_pixels:
                 pixels = f"{stream.width}x{stream.height}"
                 raise TooLargeError(f"{path} has {pixels} pixels; expected at most {limits.max_pixels} in all")
-            if len(stream.index_entries) > limits.max_frames:
-                raise _too_many(path, limits.max_frames)
+            if len(stream.index_entries) > (most := _most_frames(path, limits)):
+                raise _too_many(path, most)
             frame_bytes = BYTES_PER_PIXEL * stream.width * stream.height
             allow_memory(min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * size + frame_bytes))
             codec = stream.codec_context
@@ -202,6 +203,11 @@ def _instead_of_video(path: MediaPath) -> str:
     if start.startswith((b"<!doctype html", b"<html")):
         return "is a web page, not a video; download it again"
     return ""
+
+
+def _most_frames(path: MediaPath, limits: Limits | None) -> int:
+    """How many frames a file may have: not more than fit into it, whatever its index claims."""
+    return min((limits or Limits()).max_frames, FEW_FRAMES + media_size(path) // FRAME_BYTES)
 
 
 def _too_many(path: MediaPath, max_frames: int) -> TooLargeError:
@@ -283,7 +289,7 @@ class _Timeline:
 def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | None:
     """Take the times from the packets; None if they cannot be trusted."""
     stamps, keys, count = array("q"), array("q"), 0
-    max_frames = (limits or Limits()).max_frames
+    max_frames = _most_frames(path, limits)
     checked: list[int | None] = []
     with _open(path, limits, times_only=True) as (container, stream):
         codec, timeline = stream.codec_context, _Timeline(container, stream)
@@ -325,7 +331,7 @@ def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
     pts: list[int | None] = []
     outputs, stamps = array("q"), array("q")
     output, reordered, damage = -1, False, None
-    max_frames = (limits or Limits()).max_frames
+    max_frames = _most_frames(path, limits)
     with _open(path, limits, times_only=True) as (container, stream):
         timeline = _Timeline(container, stream)
 

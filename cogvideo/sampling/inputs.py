@@ -4,7 +4,6 @@ Pictures and videos are scaled by their shorter edge and cropped to the centre s
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from cogvideo.checkpoint.tensor_file import read_header
 from cogvideo.files import torch_errors_as_os_errors
 from cogvideo.media.decoder import Limits
 from cogvideo.media.video import probe_video, read_video
@@ -23,6 +23,8 @@ from cogvideo.tokenizers.image import ImageTokenizer
 
 TOKENS_FILE = "tokens.safetensors"
 TOKEN_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+MAX_TOKENS = 1 << 24
+"""In a file of saved tokens; 128 MiB once they are wide enough to be ids."""
 ENCODE_BATCH = 32
 INPUT_LIMITS = Limits(max_frames=200_000)
 FPS_TOLERANCE = 1e-6
@@ -110,26 +112,23 @@ class InputReader:
 
     def _read_tokens(self, path: Path, most: int | None = None) -> InputClips:
         """`most`: how many of a clip's frames are needed; the others are not looked at."""
-        frame_len, codes = self.frame_side**2, self.tokenizer.num_tokens
         try:
-            with torch_errors_as_os_errors(), safe_open(path, "pt") as file:
-                samples = (file.metadata() or {}).get("samples")
-                shape = file.get_slice("tokens").get_shape()
-                if math.prod(shape[:2]) > self.limits.max_frames:
-                    raise ValueError(
-                        f"{path} holds tokens of shape {shape}; expected at most {self.limits.max_frames} frames"
-                    )
-                tokens = file.get_slice("tokens")[:, :most] if len(shape) > 1 else file.get_tensor("tokens")
-                seconds = file.get_tensor("seconds")
-        except SafetensorError as error:
-            reason = str(error).splitlines()[0][:200]
+            header = read_header(path)
+            info, seconds_info = header["tokens"], header["seconds"]
+        except (ValueError, KeyError) as error:
+            reason = f"no tensor {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{path} ")
             raise ValueError(
                 f"{path} does not hold tokens of clips ({reason}); give a file that `cogvideo sample` wrote"
             ) from None
-        if tokens.ndim != 3 or tokens.dtype not in TOKEN_TYPES or not tokens.numel() or seconds.numel() != 1:
-            raise ValueError(
-                f"{path}: tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, expected integers in three axes"
-            )
+        if len(info.shape) != 3 or info.dtype not in TOKEN_TYPES or not info.numel or seconds_info.numel != 1:
+            raise ValueError(f"{path}: tokens are {info.dtype} of shape {info.shape}, expected integers in three axes")
+        count = info.numel // info.shape[1] * min(info.shape[1], most or info.shape[1])
+        if count > MAX_TOKENS:
+            raise ValueError(f"{path} holds {count} tokens; expected at most {MAX_TOKENS}, which is hundreds of clips")
+        with torch_errors_as_os_errors(), safe_open(path, "pt") as file:
+            samples = (file.metadata() or {}).get("samples")
+            tokens, seconds = file.get_slice("tokens")[:, :most], file.get_tensor("seconds")
+        frame_len, codes = self.frame_side**2, self.tokenizer.num_tokens
         if tokens.shape[2] != frame_len or not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:
             raise ValueError(
                 f"{path} holds frames of {tokens.shape[2]} tokens up to {int(tokens.max())}; these weights make "

@@ -1,4 +1,4 @@
-"""Damaged folders of every kind that the package reads, by a seed, and how reading them ends.
+"""Damaged folders and files of every kind that the package reads, by a seed, and how reading them ends.
 
 One file of a good folder is changed: bytes flipped, cut, inserted; JSON values of other types, missing and repeated
 keys, deep nesting, huge numbers; forged NPY headers. Half the time hashes are made to fit again, as a hostile author
@@ -37,6 +37,7 @@ from cogvideo.training.config import TrainConfig, changed_settings
 from cogvideo.training.metrics import Averages, MetricsFile, draw_curves
 from tests.helpers.bundles import write_bundle
 from tests.helpers.data import make_prepared
+from tests.helpers.readers import Reader, readers
 
 MAX_SECONDS = 30
 IDENTITY = {"weights": "0", "prompts": ["a"]}
@@ -269,7 +270,23 @@ def kinds(scratch: Path) -> dict[str, Kind]:
         "frames": (lambda folder: make_prepared(folder, "frames"), read_frames),
         "run": (make_run, read_run),
         "samples": (make_samples, lambda folder: read_samples(folder, tokenizer)),
+        **{name: kind_of(reader) for name, reader in readers(scratch).items()},
     }
+
+
+def kind_of(reader: Reader) -> Kind:
+    """A folder of sound files that one reader reads."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        for number, data in enumerate(reader.seeds):
+            (folder / f"{number}{reader.suffix}").write_bytes(data)
+
+    def read(folder: Path) -> None:
+        for path in sorted(folder.glob(f"?{reader.suffix}")):
+            reader.read(path)
+
+    return make, read
 
 
 def fuzz(kind: Kind, count: int, seed: int, scratch: Path) -> tuple[Counter[str], dict[str, str]]:

@@ -161,7 +161,8 @@ def _json(config: Any) -> bytes:
 
 
 def _yaml(config: Any) -> tuple[bytes, ...]:
-    return dump_yaml(config).encode(), b"log: {}\n# note\nseconds: 4.0\nrounds: !!int '2'\n"
+    required = "run_dir: $HOME/x\ntask: image\n" if isinstance(config, TrainConfig) else "seconds: !!float '4'\n"
+    return dump_yaml(config).encode(), f"# note\n{required}".encode()
 
 
 def _lines(records: list[dict[str, Any]]) -> bytes:

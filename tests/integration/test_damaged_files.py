@@ -1,4 +1,4 @@
-"""Damaged folders of every kind are read, or refused in one line that names the file: a short form of the fuzzing."""
+"""Damaged folders and files of every kind are read, or refused in one line that names the file; short fuzzing."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 import torch.distributed as dist
 
 from cogvideo.training.launch import prepare_environment
-from tests.helpers.damage import fuzz, kinds
+from tests.helpers.damage import fuzz, kind_of, kinds
+from tests.helpers.readers import readers
 
 KINDS = ("bundle", "checkpoint", "clips", "frames", "run", "samples")
 
@@ -23,8 +24,15 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_damage_is_read_or_refused_in_one_line(name: str, scratch: Path) -> None:
     folder = scratch / name
     folder.mkdir()
-    kind = kinds(folder)
-    assert kind.keys() == set(KINDS)
-    outcomes, faults = fuzz(kind[name], 40, 0, folder)
+    outcomes, faults = fuzz(kinds(folder)[name], 40, 0, folder)
     assert not faults
     assert outcomes.keys() <= {"read", "refused"} and outcomes["refused"] > 5
+
+
+def test_single_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    found = readers(tmp_path)
+    assert kinds(tmp_path).keys() == {*KINDS, *found}
+    for name, reader in found.items():
+        (tmp_path / name).mkdir()
+        outcomes, faults = fuzz(kind_of(reader), 12, 0, tmp_path / name)
+        assert not faults and outcomes.keys() <= {"read", "refused"}, name

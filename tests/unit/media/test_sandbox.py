@@ -11,6 +11,7 @@ from PIL import Image
 from cogvideo.media import sandbox
 from cogvideo.media.decoder import Limits
 from cogvideo.media.video import probe_video, read_video, write_video
+from tests.helpers.hostile import claim, mp4, table
 
 
 @pytest.fixture
@@ -57,6 +58,14 @@ def test_a_claimed_index_takes_little_memory(clip, fresh):
         with open(f"/proc/{worker.process.pid}/status", encoding="ascii") as status:
             peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
         assert peak < 450 << 10
+
+
+@pytest.mark.parametrize("count", [5000, 1 << 18])
+def test_no_more_frames_are_believed_than_fit_into_the_file(tmp_path, count):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(mp4(table(**claim(count))))
+    with pytest.raises(ValueError, match=r"v\.mp4 has too many frames; expected at most 13\d\d$"):
+        probe_video(path)
 
 
 def test_a_process_that_dies_is_an_error_of_its_file(clip, fresh):

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cogvideo.media.video import write_video
+from cogvideo.sampling import inputs
 from cogvideo.sampling.inputs import InputReader, _times_at_rate
 from cogvideo.sampling.outputs import write_tokens
 from tests.helpers import pipelines
@@ -107,7 +108,7 @@ ZEROS, ONE = torch.zeros(1, 3, 4).int(), torch.ones(1)
         (ZEROS, None, None, "does not hold tokens of clips"),
         (ZEROS.float(), ONE, None, "expected integers in three axes"),
         (ZEROS[0], ONE, None, "expected integers in three axes"),
-        (ZEROS.to(torch.uint16), ONE, None, "expected integers in three axes"),
+        (ZEROS.to(torch.uint16), ONE, None, "does not hold tokens of clips .* has dtype 'U16'"),
         (ZEROS[:0], ONE, None, "expected integers in three axes"),
         (ZEROS, torch.ones(2), None, "expected integers in three axes"),
         (torch.zeros(1, 3, 9).int(), ONE, None, "frames of 9 tokens up to 0"),
@@ -131,3 +132,15 @@ def test_bad_tokens(
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="does not hold tokens"):
         READER.read([path])
+
+
+def test_saved_tokens_are_counted_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tokens.safetensors"
+    write_tokens(path, torch.zeros(2, 9, 4, dtype=torch.int64), 2.0, [{"prompt": "a", "number": n} for n in (0, 1)])
+    monkeypatch.setattr(inputs, "MAX_TOKENS", 71)
+    monkeypatch.setattr(inputs, "safe_open", None)
+    with pytest.raises(ValueError, match=r"tokens\.safetensors holds 72 tokens; expected at most 71"):
+        READER.read([path])
+    monkeypatch.undo()
+    monkeypatch.setattr(inputs, "MAX_TOKENS", 8)
+    assert READER.read_first_frame(path).tokens.shape == (2, 1, 4), "only first frames count"
