@@ -289,10 +289,9 @@ class _Timeline:
 def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | None:
     """Take the times from the packets; None if they cannot be trusted."""
     stamps, keys, count = array("q"), array("q"), 0
-    max_frames = _most_frames(path, limits)
     checked: list[int | None] = []
     with _open(path, limits, times_only=True) as (container, stream):
-        codec, timeline = stream.codec_context, _Timeline(container, stream)
+        codec, timeline, max_frames = stream.codec_context, _Timeline(container, stream), _most_frames(path, limits)
         indexed = container.format.name.startswith(INDEXED_FORMATS)
         try:
             for packet in container.demux(stream):  # keep none: together packets are as large as the file
@@ -331,9 +330,8 @@ def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
     pts: list[int | None] = []
     outputs, stamps = array("q"), array("q")
     output, reordered, damage = -1, False, None
-    max_frames = _most_frames(path, limits)
     with _open(path, limits, times_only=True) as (container, stream):
-        timeline = _Timeline(container, stream)
+        timeline, max_frames = _Timeline(container, stream), _most_frames(path, limits)
 
         def packets() -> Iterator["av.Packet[av.VideoStream]"]:
             for packet in container.demux(stream):
