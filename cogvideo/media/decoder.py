@@ -172,8 +172,8 @@ def _open(
             if stream.width * stream.height > limits.max_pixels:
                 pixels = f"{stream.width}x{stream.height}"
                 raise TooLargeError(f"{path} has {pixels} pixels; expected at most {limits.max_pixels} in all")
-            if len(stream.index_entries) > (most := _most_frames(path, limits)):
-                raise _too_many(path, most)
+            if len(stream.index_entries) > (max_frames := _most_frames(path, limits)):
+                raise _too_many(path, max_frames)
             frame_bytes = BYTES_PER_PIXEL * stream.width * stream.height
             allow_memory(min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * size + frame_bytes))
             codec = stream.codec_context

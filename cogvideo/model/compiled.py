@@ -7,6 +7,7 @@ from functools import cache
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils._triton import has_triton
 
 from cogvideo.files import code_cache
@@ -44,7 +45,8 @@ def compile_static(
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * RECOMPILE_LIMIT)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _inductor_cache())
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():  # torch sets it
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor_cache()
     return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
 
 
