@@ -350,7 +350,7 @@ def read_npz(path: Path | str, *, max_bytes: int = MAX_NPZ_BYTES) -> dict[str, N
                 array = np.frombuffer(data.getbuffer(), dtype, math.prod(shape), data.tell())
                 arrays[member.filename.removesuffix(".npy")] = array.reshape(shape).copy()
     except OSError as error:
-        if error.errno:
+        if error.filename is not None or error.errno in DISK_ERRORS:
             raise
         raise ValueError(f"{path} is damaged: {_first_line(error)[:200]}") from None
     except Exception as error:  # zipfile and zlib raise a dozen kinds for damaged files

@@ -105,7 +105,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header = parse_json(file.read(length), path)
     if not isinstance(header, dict):
         raise ValueError(f"{path} is damaged: its header is not a JSON object")
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+        raise ValueError(f"{path} is damaged: its header's __metadata__ is not an object of text")
     spans = sorted((_check_entry(path, name, entry) for name, entry in header.items()), key=lambda span: span[:2])
     position = 0
     for begin, end, name, _ in spans:

@@ -37,7 +37,7 @@ class PublishedRows:
                 f"{path} has {size} bytes, expected a multiple of {4 * row_len} (rows of {text_len} text ids and "
                 f"{num_frames} frames of {frame_len} tokens, int32); check the sizes"
             )
-        self._rows = np.memmap(path, np.int32, "r").reshape(-1, row_len)
+        self._path, self._rows = path, np.memmap(path, np.int32, "r").reshape(-1, row_len)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -50,7 +50,7 @@ class PublishedRows:
         bad_text = not text or min(text) < 0 or max(text) >= self.vocabulary.size
         if bad_text or frames.min() < 0 or frames.max() >= self.vocabulary.num_image_tokens:
             raise ValueError(
-                f"row {index} holds ids outside the vocabulary; is the file of another tokenizer or layout?"
+                f"{self._path} row {index} holds ids outside the vocabulary; is it of another tokenizer or layout?"
             )
         return text, frames
 
