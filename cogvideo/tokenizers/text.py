@@ -217,6 +217,8 @@ def parse_model(model: bytes) -> ModelProto:
         raise ValueError("not a complete sentencepiece model (its bytes do not parse)") from None
     if not proto.pieces:
         raise ValueError("not a complete sentencepiece model (it has no pieces)")
+    if not all(isinstance(text, str) for text in (proto.trainer_spec.model_prefix, *(p.piece for p in proto.pieces))):
+        raise ValueError("not a complete sentencepiece model (it holds text that is not UTF-8)")  # protobuf gives bytes
     return proto
 
 

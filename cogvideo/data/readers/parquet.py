@@ -30,23 +30,24 @@ class ParquetRows:
         except ImportError:
             problem = f"{path}: reading .parquet needs PyArrow, which is not installed; pip install -e '.[parquet]'"
             raise ValueError(problem) from None
-        self._path, self._errors = path, (pyarrow.ArrowException, OSError)
+        self._path, self._errors = path, (pyarrow.ArrowException, OSError, UnicodeDecodeError)
         with open(path, "rb"):
             pass  # PyArrow's message for a missing file is not one line
         try:
             self._file: Any = pyarrow.parquet.ParquetFile(path)
+            schema, types = self._file.schema_arrow, pyarrow.types
+            names = list(schema.names)
         except self._errors as error:
             raise self._damaged(error) from None
-        schema, types = self._file.schema_arrow, pyarrow.types
         binary = {field.name for field in schema if _holds_bytes(field.type, types)}
-        self._columns = [name for name in dict.fromkeys(schema.names) if name not in binary]
+        self._columns = [name for name in dict.fromkeys(names) if name not in binary]
         try:
-            roles = options.roles(schema.names)
+            roles = options.roles(names)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         for role in ("video", "caption"):
             if role not in roles:
-                raise ValueError(f"{path}: {options.missing(role, schema.names)}")
+                raise ValueError(f"{path}: {options.missing(role, names)}")
             if roles[role] in binary:
                 raise ValueError(f"{path}: column {roles[role]!r} holds bytes; expected text, such as paths of videos")
         metadata = self._file.metadata
@@ -71,7 +72,11 @@ class ParquetRows:
             if group >= len(self._starts) - 1:
                 raise ValueError(f"{self._path}: the file has changed; start again")
             table = self._group(group)
-            yield _row(number, table.slice(number - self._starts[group], 1).to_pylist()[0])
+            try:
+                (fields,) = table.slice(number - self._starts[group], 1).to_pylist()
+            except self._errors as error:
+                raise self._damaged(error) from None
+            yield _row(number, fields)
 
     def _group(self, group: int) -> Any:
         if self._cached[0] != group:

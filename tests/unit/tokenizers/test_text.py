@@ -165,3 +165,13 @@ def test_a_saved_copy_of_the_published_model_opens_as_ours(icetk_folder):
     assert copy.encode(CAPTIONS[1]) == published.encode(CAPTIONS[1])
     for name in ("num_image_tokens", "pad", "newline", "start_of_image"):
         assert getattr(copy.vocabulary, name) == getattr(published.vocabulary, name)
+
+
+def test_a_model_with_text_that_is_not_utf_8_is_refused(tmp_path):
+    path = tmp_path / "text.model"
+    TextTokenizer.train(["the red digit 3"], path, 310, 16)
+    path.write_bytes(path.read_bytes().replace(b"num_image_tokens=16", b"num_image_tokens=\xff6"))
+    with pytest.raises(
+        ValueError, match=r"text\.model: not a complete sentencepiece model \(it holds text that is not"
+    ):
+        TextTokenizer.load(path)

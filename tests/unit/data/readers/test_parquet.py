@@ -100,3 +100,11 @@ def test_the_size_of_a_row_group_is_that_of_the_columns_that_are_read(tmp_path, 
     monkeypatch.setattr("cogvideo.data.readers.parquet.MAX_GROUP_BYTES", 1_000)
     with pytest.raises(ValueError, match="a row group of 0 MiB; write it in row groups of at most 0 MiB"):
         open_captions(tmp_path / "c.parquet").select([7])
+
+
+def test_text_that_is_not_utf_8_is_named_with_its_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"video": ["a.mp4"], "caption": ["a red digit"]}), path, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"a red digit", b"a red \xff\xffgit"))
+    with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
+        open_captions(path, skip_bad=True)
