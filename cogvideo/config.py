@@ -266,7 +266,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = OmegaConf.to_container(loaded, resolve=False)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8 text") from None
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:  # such as !!int x
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ValueError(f"{path}:{where} not readable as YAML: {_first_line(error)}") from None

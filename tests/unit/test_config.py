@@ -316,3 +316,10 @@ def test_a_stored_file_is_literal(home: Path, tmp_path: Path, text: str) -> None
     assert load_config(Paths, [], ["note=mine"], stored=stored) == Paths(Path("~/a"), note="mine")
     with pytest.raises(ValueError, match=r"stored.yaml: (note=.* not allowed in a stored config|unknown key 'base')"):
         load_config(Paths, stored=write(stored, text))
+
+
+def test_a_number_that_is_none_is_named_with_its_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seconds: !!int x\n")
+    with pytest.raises(ValueError, match=r"c\.yaml: not readable as YAML: invalid literal for int"):
+        load_config(Training, [path])
