@@ -42,6 +42,7 @@ COMMANDS = {
     "upsample": "raise the resolution of a clip",
     "eval": "measure the quality of generated clips",
     "score": "compute the likelihood of clips, token by token",
+    "study": "let people compare systems on a blind page, and read their votes",
     "convert": "convert published checkpoints to ours and back",
     "inspect": "show a model's or checkpoint's parameters, memory and time",
     "demo": "serve a web page to generate clips",

@@ -1,0 +1,240 @@
+"""A study's design: which two clips each comparison shows. The key says which system made them, the page does not.
+
+    OUT/page/study.html   what raters get: captions, clips under random names, and the hash of the key
+    OUT/page/videos/      the clips, if they are too many to be inside the page
+    OUT/key.json          which system made which clip; stays with whoever makes the study
+
+All clips are decoded and encoded again in one way, so that neither codec, file size, frame padding nor the metadata of
+a file gives a system away, and every browser plays them. What a system's frames look like, their size included, stays.
+"""
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge
+from numpy.typing import NDArray
+from typing_extensions import TypedDict
+
+from cogvideo.evaluation.study.page import Pair, write_page
+from cogvideo.files import atomic_directory, checked, read_json, write_json
+from cogvideo.media.video import read_video, write_video
+from cogvideo.text import clean_text
+
+QUESTIONS = ("quality", "relevance", "motion")
+VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
+MAX_EMBEDDED_BYTES = 64 << 20
+"""Up to this size clips are inside the page: one file to send, which nothing can be missing from. Browsers become slow
+to open much larger pages, so more clips lie beside it."""
+MAX_KEY_BYTES = 64 << 20
+
+Index = Annotated[int, Ge(0)]
+
+
+class Trial(TypedDict):
+    """Two clips of one prompt, side by side."""
+
+    id: str
+    prompt: Index
+    first: Index
+    """The system whose clip is on the left, unless the page swaps sides."""
+    second: Index
+
+
+class Key(TypedDict):
+    """key.json."""
+
+    format: Literal["cogvideo-study"]
+    version: Literal[1]
+    secret: str
+    """Random, so that nobody finds the systems from the key's hash by trying all keys."""
+    title: str
+    systems: list[str]
+    prompts: list[str]
+    trials: list[Trial]
+    digest: str
+    """SHA-256 of everything above; the page and all votes carry it."""
+
+
+@dataclass(frozen=True)
+class System:
+    """Clips of one system to compare."""
+
+    name: str
+    videos: dict[str, Path]
+    """By prompt."""
+
+
+def key_digest(key: Mapping[str, Any]) -> str:
+    """The hex SHA-256 of a key without its own digest."""
+    rest = {name: value for name, value in key.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def read_key(path: Path) -> Key:
+    """Read a study's key. Raises: OSError; ValueError if it is not one, or was changed."""
+    key: Key = read_json(path, Key, max_bytes=MAX_KEY_BYTES)
+    if key_digest(key) != key["digest"]:
+        raise ValueError(f"{path} was changed since the study was made; use the original")
+    for trial in key["trials"]:
+        if trial["prompt"] >= len(key["prompts"]) or max(trial["first"], trial["second"]) >= len(key["systems"]):
+            raise ValueError(f"{path} is damaged: comparison {trial['id']} names a prompt or system that is not there")
+    return key
+
+
+def open_system(name: str, folder: Path, prompts: Sequence[str]) -> System:
+    """Find a clip for each prompt in a folder.
+
+    A folder of `cogvideo sample` says itself which clip is whose. In others, a clip is named by its prompt, PROMPT.mp4
+    or PROMPT-0.mp4, or by the prompt's line in the file, counted from 0: 12.mp4 or 0012.mp4.
+    Raises: OSError; ValueError naming the first prompt without a clip.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder; give the folder with the clips of {name}")
+    found = _listed_videos(folder) if (folder / "samples.json").is_file() else _named_videos(folder, prompts)
+    missing = [prompt for prompt in prompts if prompt not in found]
+    if missing:
+        raise ValueError(
+            f"{folder} has no clip for {len(missing)} of {len(prompts)} prompts, first {_short(missing[0])!r}; "
+            "expected a folder of `cogvideo sample`, or clips named PROMPT.mp4, PROMPT-0.mp4 or by the prompt's line "
+            "from 0, as 0000.mp4"
+        )
+    return System(name, {prompt: found[prompt] for prompt in prompts})
+
+
+class _Sample(TypedDict):
+    name: str
+    prompt: str
+    number: int
+
+
+class _Samples(TypedDict):
+    samples: list[_Sample]
+
+
+def _listed_videos(folder: Path) -> dict[str, Path]:
+    """The first clip of each prompt in a folder of `cogvideo sample`."""
+    listed: _Samples = read_json(folder / "samples.json", _Samples, max_bytes=MAX_KEY_BYTES)
+    found: dict[str, Path] = {}
+    for sample in sorted(listed["samples"], key=lambda sample: sample["number"]):
+        video = folder / f"{sample['name']}.mp4"
+        if Path(sample["name"]).name == sample["name"] and video.is_file():
+            found.setdefault(sample["prompt"], video)
+    return found
+
+
+def _named_videos(folder: Path, prompts: Sequence[str]) -> dict[str, Path]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_ENDINGS and path.name[0] != ".")
+    by_stem: dict[str, Path] = {}
+    for path in files:
+        try:
+            by_stem.setdefault(clean_text(path.stem), path)
+        except ValueError:
+            continue  # not the name of any prompt
+    numbers = {int(path.stem): path for path in reversed(files) if path.stem.isascii() and path.stem.isdecimal()}
+    found = {}
+    for line, prompt in enumerate(prompts):
+        video = by_stem.get(prompt) or by_stem.get(f"{prompt}-0") or numbers.get(line)
+        if video is not None:
+            found[prompt] = video
+    return found
+
+
+def make_key(title: str, systems: Sequence[str], prompts: Sequence[str]) -> Key:
+    """Every pair of systems on every prompt, in random order and on random sides."""
+    random = secrets.SystemRandom()
+    trials = []
+    for prompt in range(len(prompts)):
+        for pair in combinations(range(len(systems)), 2):
+            first, second = random.sample(pair, 2)
+            trials.append(Trial(id=secrets.token_hex(8), prompt=prompt, first=first, second=second))
+    random.shuffle(trials)
+    key = Key(
+        format="cogvideo-study",
+        version=1,
+        secret=secrets.token_hex(32),
+        title=title,
+        systems=list(systems),
+        prompts=list(prompts),
+        trials=trials,
+        digest="",
+    )
+    key["digest"] = key_digest(key)
+    checked(key, Key, "the key")
+    return key
+
+
+def make_study(
+    out: Path,
+    title: str,
+    systems: Sequence[System],
+    prompts: Sequence[str],
+    *,
+    per_rater: int | None = None,
+    embed_up_to: int = MAX_EMBEDDED_BYTES,
+    progress: Callable[[int], object] = lambda clips: None,
+) -> tuple[Key, list[str]]:
+    """Write a study into the new folder `out`. Returns its key, and in words how raters could tell systems apart.
+
+    `per_rater`: comparisons that each rater gets, a random choice; None: all. `progress` counts clips.
+    Raises: FileExistsError; OSError; ValueError for a clip that is not a video.
+    """
+    key = make_key(title, [system.name for system in systems], prompts)
+    names: dict[tuple[int, int], str] = {}  # of the clip of (system, prompt)
+    shapes: dict[str, set[str]] = {system.name: set() for system in systems}
+    with atomic_directory(out) as folder:
+        videos = folder / "page" / "videos"
+        videos.mkdir(parents=True)
+        for (i, system), (j, prompt) in product(enumerate(systems), enumerate(prompts)):
+            frames, fps = even_frames(*read_video(system.videos[prompt]))
+            names[i, j] = secrets.token_hex(8)
+            write_video(videos / f"{names[i, j]}.mp4", frames, fps)
+            height, width = frames.shape[1:3]
+            shapes[system.name].add(f"{width}x{height} at {fps:.3g} frames per second, {len(frames) / fps:.2g} s")
+            progress(1)
+        clips = sorted(videos.iterdir())
+        embed = sum(clip.stat().st_size for clip in clips) <= embed_up_to
+        write_page(
+            folder / "page" / "study.html",
+            title=title,
+            study=key["digest"],
+            pairs=[
+                Pair(t["id"], prompts[t["prompt"]], (names[t["first"], t["prompt"]], names[t["second"], t["prompt"]]))
+                for t in key["trials"]
+            ],
+            clips=clips,
+            embed=embed,
+            per_rater=per_rater,
+        )
+        if embed:
+            shutil.rmtree(videos)
+        write_json(folder / "key.json", key)
+    return key, list(_differences(shapes))
+
+
+def even_frames(frames: NDArray[np.uint8], seconds: NDArray[np.float64]) -> tuple[NDArray[np.uint8], float]:
+    """Frames (N, H, W, 3) shown at `seconds` (N,) as N frames at even times, the nearest each, and their rate."""
+    span = float(seconds[-1] - seconds[0])
+    if len(frames) < 2 or span <= 0:
+        return frames, 1.0
+    fps = (len(frames) - 1) / span
+    middles = (seconds[1:] + seconds[:-1]) / 2
+    return frames[np.searchsorted(middles, seconds[0] + np.arange(len(frames)) / fps)], fps
+
+
+def _differences(shapes: Mapping[str, set[str]]) -> Iterator[str]:
+    """What of a clip's shape tells systems apart."""
+    if len(set(map(frozenset, shapes.values()))) > 1:
+        described = "; ".join(f"{name}: {', '.join(sorted(found)[:3])}" for name, found in shapes.items())
+        yield f"raters can tell the systems apart by the shape of their clips ({described}); make them alike"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "..."
