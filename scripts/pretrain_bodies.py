@@ -7,15 +7,7 @@ Every step is one `cogvideo` command, printed before it runs. Stop it at any tim
 command again: finished steps are skipped (each leaves a file in DIR/done), rendering and preparing continue with what
 is missing, and training resumes from its last checkpoint, at most ten minutes back. The bundle is DIR/bundle.
 
-Hours of one core (AMD Zen 3, float32), planned:
-
-    render 20,000 clips at 192 and 64 pixels      2.8
-    prepare frames, pairs and clips               1.5
-    tokenizer                                     2
-    trunk                                         1.3
-    sequential (stage 1)                         15
-    interpolation (stage 2)                       4
-    superres_direct, superres_iterative           3 + 2.5
+docs/guides/bodies.md lists the steps and the hours planned for each.
 
 --minutes N trains for N minutes in all, minus what the other unfinished steps take: each training step measures its
 speed for CALIBRATION_STEPS, and its schedule is set to fill its share. Render and prepare before that, as on a GPU they
@@ -50,7 +42,7 @@ TRAINING_HOURS = {
     "superres_direct": 3.0,
     "superres_iterative": 2.5,
 }
-"""The training steps, and the share of the time that each gets."""
+"""The training steps, and the share of the time that each gets: hours of one core (AMD Zen 3, float32)."""
 BATCH_FACTOR = {"cpu": 1, "cuda": 4}
 """A GPU takes larger batches in the same time: small ones leave it waiting for the next kernel."""
 CALIBRATION_STEPS = 15

@@ -1,35 +1,63 @@
-"""What the forward pass keeps for the backward pass, counted on meta tensors: the model's own code, without its memory.
+"""What the forward pass keeps for the backward pass, counted on fake tensors: the model's own code, without its memory.
 
-Two models of a few layers are traced, and their difference is that of one layer. Attention is that of a GPU: one fused
-call per channel, which keeps queries, keys, values, its output and a sum per row.
+Two models of a few layers are traced, and their difference is that of one layer. A fused attention kernel keeps
+queries, keys, values, its bias, its output and a sum per row. Autocast keeps a copy of each weight as well, whatever
+the batch, so that there two batches are traced.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from cogvideo.checkpoint.load import on_meta
 from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.model.attention import ATTENTION, AttentionImplementation, attend_block
-from cogvideo.model.config import Recompute
+from cogvideo.model.config import AttentionName, ModelConfig, Recompute
 from cogvideo.model.inputs import TextBias
-from cogvideo.model.joined import JoinedMask, attend_dense
+from cogvideo.model.joined import MIN_HEAD_DIM, JoinedMask, attend_dense
 from cogvideo.model.loss import token_nll
-from cogvideo.model.transformer import CogVideoTransformer, TrunkModel
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
 from cogvideo.superres.transformer import SuperresTransformer
 
-M = TypeVar("M", bound=TrunkModel)
+with contextlib.suppress(ImportError):  # optional, see CONTRIBUTING.md
+    from cogvideo.kernels import tiled_attention  # noqa: F401  (adds itself to ATTENTION)
 
 _FEW_LAYERS = 2
 """Windows differ between even and odd layers, so layers are counted in pairs."""
+
+Arithmetic = Literal["bf16", "fp32", "autocast"]
+"""`autocast`: matrix products in bfloat16 over float32 weights; else weights and activations have this type."""
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "autocast": torch.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What decides, beside the model and the batch, which tensors the backward pass needs."""
+
+    recompute: Recompute
+    frozen_trunk: bool
+    arithmetic: Arithmetic = "bf16"
+    attention: AttentionName = "auto"
+    int8_trunk: bool = False
+    is_gpu: bool = True
+
+    def attention_of(self, config: ModelConfig) -> AttentionName:
+        """The implementation that `auto` stands for, as `install_kernels` chooses it."""
+        if self.attention != "auto":
+            return self.attention
+        if self.is_gpu:
+            return "flex" if config.head_dim >= MIN_HEAD_DIM else "dense"
+        return "cpu" if "cpu" in ATTENTION else "sdpa"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,57 +71,67 @@ class Activations:
 
 
 @lru_cache(maxsize=256)
-def count_activations(
-    config: TransformerConfig,
-    micro_batch: int,
-    recompute: Recompute,
-    *,
-    frozen_trunk: bool,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Activations:
-    """Count what training keeps with weights and activations in `dtype`. Takes a second or two the first time."""
-
-    def per_layer(what: Recompute) -> float:
-        few, more = (_trace(config, layers, what, frozen_trunk) for layers in (_FEW_LAYERS, 2 * _FEW_LAYERS))
-        return (more - few) / _FEW_LAYERS
-
-    scale = micro_batch * dtype.itemsize / torch.bfloat16.itemsize
-    layer, whole = per_layer(recompute), per_layer("nothing")
-    few = _trace(config, _FEW_LAYERS, recompute, frozen_trunk)
-    layers = few + (config.num_layers - _FEW_LAYERS) * layer
+def count_activations(config: TransformerConfig, micro_batch: int, setting: Setting) -> Activations:
+    """Count what training keeps. Takes some seconds the first time."""
+    whole = dataclasses.replace(setting, recompute="nothing")
+    layer = _layer_bytes(config, micro_batch, setting)
+    few = _model_bytes(config, _FEW_LAYERS, micro_batch, setting)
     return Activations(
-        kept=scale * layers + _loss_bytes(config, micro_batch, frozen_trunk, dtype),
-        recomputed=scale * (whole - layer),
+        kept=few + (config.num_layers - _FEW_LAYERS) * layer + _loss_bytes(config, micro_batch, setting),
+        recomputed=_layer_bytes(config, micro_batch, whole) - layer,
     )
 
 
-@lru_cache(maxsize=64)
-def _trace(config: TransformerConfig, num_layers: int, recompute: Recompute, frozen_trunk: bool) -> int:
-    """Bytes kept by a model of so many layers, its loss not included, for one clip or frame in bfloat16."""
-    config = dataclasses.replace(config, num_layers=num_layers)
-    if isinstance(config, SuperresConfig):
-        superres = _meta_model(lambda: SuperresTransformer(config), frozen_trunk)
-        superres.recompute = recompute
-        return saved_bytes(superres, lambda: superres(*_superres_inputs(config)))
-    model = _meta_model(lambda: CogVideoTransformer(config), frozen_trunk)
-    model.recompute = recompute
-    model.use_attention("counted")
-    text = _meta(config.text_len, dtype=torch.long)
-    frames = _meta(config.layout.num_slots, dtype=torch.long)
-    bias = TextBias.from_mask(_meta(config.text_len, dtype=torch.bool))
-    plan = model.plan_clip(frames.device, supervised_only=True)
-    return saved_bytes(model, lambda: model(frames, plan, bias, text=text))
+def _layer_bytes(config: TransformerConfig, micro_batch: int, setting: Setting) -> float:
+    few, more = (_model_bytes(config, layers, micro_batch, setting) for layers in (_FEW_LAYERS, 2 * _FEW_LAYERS))
+    return (more - few) / _FEW_LAYERS
+
+
+def _model_bytes(config: TransformerConfig, num_layers: int, micro_batch: int, setting: Setting) -> float:
+    """Bytes kept by a model of so many layers, its loss not included."""
+    one = _trace(config, num_layers, 1, setting)
+    per_clip = _trace(config, num_layers, 2, setting) - one if setting.arithmetic == "autocast" else one
+    return one + (micro_batch - 1) * per_clip
 
 
 @lru_cache(maxsize=256)
-def _loss_bytes(config: TransformerConfig, micro_batch: int, frozen_trunk: bool, dtype: torch.dtype) -> int:
+def _trace(config: TransformerConfig, num_layers: int, batch: int, setting: Setting) -> int:
+    config = dataclasses.replace(config, num_layers=num_layers)
+    model: Any
+    if isinstance(config, SuperresConfig):
+        model = on_meta(partial(SuperresTransformer, config))
+    else:
+        model = on_meta(partial(CogVideoTransformer, config))
+        chosen = setting.attention_of(config)
+        model.use_attention("counted" if chosen == "flex" else chosen)
+        plan = model.plan_clip(torch.device("cpu"), supervised_only=True)
+    model.to(_DTYPES[setting.arithmetic])
+    with _fake_device(setting):
+        _make_fake(model)
+        if setting.frozen_trunk:
+            model.freeze_trunk()
+        if setting.int8_trunk:
+            model.quantize_trunk()
+        model.recompute = setting.recompute
+        if isinstance(config, SuperresConfig):
+            return saved_bytes(model, partial(model, *_superres_inputs(config, batch)))
+        text = torch.zeros(batch, config.text_len, dtype=torch.long)
+        frames = torch.zeros(batch, config.layout.num_slots, dtype=torch.long)
+        bias = TextBias.from_mask(torch.zeros(batch, config.text_len, dtype=torch.bool))
+        return saved_bytes(model, partial(model, frames, plan, bias, text=text))
+
+
+@lru_cache(maxsize=256)
+def _loss_bytes(config: TransformerConfig, micro_batch: int, setting: Setting) -> int:
     """Bytes that the loss keeps. It works in chunks of rows, so they are not in proportion to the batch."""
     rows, h, codes = supervised_rows(config) * micro_batch, config.hidden_size, config.vocabulary.num_image_tokens
-    if frozen_trunk:
+    dtype = _DTYPES[setting.arithmetic]
+    if setting.frozen_trunk:
         return rows * h * dtype.itemsize  # the gradient of each row; its many small chunks are not traced
-    weight = nn.Parameter(_meta(codes, h, dtype=dtype)[0])
-    hidden, targets = _meta(rows, h, dtype=dtype)[0].requires_grad_(), _meta(rows, dtype=torch.long)[0]
-    return saved_bytes(nn.ParameterList([weight]), lambda: token_nll(hidden, weight, targets))
+    with _fake_device(setting):
+        weight = nn.Parameter(torch.empty(codes, h, dtype=dtype))
+        hidden, targets = torch.empty(rows, h, dtype=dtype, requires_grad=True), torch.zeros(rows, dtype=torch.long)
+        return saved_bytes(nn.ParameterList([weight]), lambda: token_nll(hidden, weight, targets))
 
 
 def supervised_rows(config: TransformerConfig) -> int:
@@ -120,8 +158,32 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
+@contextlib.contextmanager
+def _fake_device(setting: Setting) -> Iterator[None]:
+    """Tensors made inside are fake ones on a CPU; autocast is on as in training."""
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=setting.arithmetic == "autocast")
+    norms = FloatNorms() if setting.is_gpu and setting.arithmetic == "autocast" else contextlib.nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), autocast, norms:
+        yield
+
+
+def _make_fake(module: nn.Module) -> None:
+    for part in module.modules():
+        for name, p in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype)))
+
+
+class FloatNorms(TorchFunctionMode):
+    """LayerNorms compute and keep float32, as autocast has it on a GPU but not on a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func is F.layer_norm:
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 class FusedAttention(TorchFunctionMode):
-    """Replace attention's kernel, which meta tensors would take apart, by one that saves what the fused ones do."""
+    """Replace attention's kernel, which fake tensors would take apart, by one that saves what the fused ones do."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -151,18 +213,10 @@ def _attend_joined(
 ATTENTION["counted"] = AttentionImplementation(attend_block, attend_joined=_attend_joined)
 
 
-def _meta_model(make: Callable[[], M], frozen_trunk: bool) -> M:
-    model = on_meta(make).bfloat16()
-    if frozen_trunk:
-        model.freeze_trunk()
-    return model
-
-
-def _superres_inputs(config: SuperresConfig) -> tuple[Tensor, ...]:
-    text, mask = _meta(config.text_len, dtype=torch.long), _meta(config.text_len, dtype=torch.bool)
-    return text, mask, _meta(config.low_res_len, dtype=torch.long), _meta(config.high_res_len, dtype=torch.long)
-
-
-def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
-    """A batch of one."""
-    return torch.empty(1, *shape, dtype=dtype, device="meta")
+def _superres_inputs(config: SuperresConfig, batch: int) -> tuple[Tensor, ...]:
+    mask = torch.zeros(batch, config.text_len, dtype=torch.bool)
+    text, low, high = (
+        torch.zeros(batch, length, dtype=torch.long)
+        for length in (config.text_len, config.low_res_len, config.high_res_len)
+    )
+    return text, mask, low, high

@@ -1,9 +1,8 @@
 """Memory and time that a model needs, computed from its config.
 
-Counts of parameters and of the KV cache are exact. What the forward pass keeps is counted in the type of the weights;
-with float32 weights under autocast it is less. Working memory and times are estimates, good enough to choose a machine
-and a setting by. `training_flops` and `superres_training_flops` count what
-the training step computes, for MFU.
+Counts of parameters and of the KV cache are exact, and what the forward pass keeps is counted; of compiled layers
+it is somewhat less. Working memory and times are estimates, good enough to choose a machine and a setting by.
+`training_flops` and `superres_training_flops` count what the training step computes, for MFU.
 """
 
 import itertools
@@ -15,11 +14,11 @@ from typing import Literal, get_args
 import torch
 
 from cogvideo.checkpoint.parameters import TransformerConfig, parameter_shapes
-from cogvideo.model.config import ModelConfig, Recompute, TrunkWeights
+from cogvideo.model.config import AttentionName, ModelConfig, Recompute, TrunkWeights
 from cogvideo.model.loss import FROZEN_FRACTION, MAX_LOGITS
 from cogvideo.model.plan import BlockPlan, plan_forward
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.planning.activations import count_activations, supervised_rows
+from cogvideo.planning.activations import Activations, Arithmetic, Setting, count_activations, supervised_rows
 from cogvideo.planning.machines import Machine
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import QueryTiles, round_masks
@@ -88,6 +87,10 @@ class TrainingSettings:
     """Keep the optimiser and its float32 weights in CPU memory."""
     weights: Held = "dtype"
     """`fp32`: hold weights in float32, as train.weights does."""
+    products: Literal["fp32", "bf16"] = "bf16"
+    """With float32 weights: the type of matrix products, as train.dtype; bf16: by autocast."""
+    attention: AttentionName = "auto"
+    """How attention is computed, as train.attention says."""
     gradients: Held = "dtype"
     """`fp32`: sum the gradients of micro-batches in float32, as train.gradients does."""
 
@@ -97,6 +100,12 @@ class TrainingSettings:
                 raise ValueError(f"{name}={getattr(self, name)}; expected {least} to {most}")
         if self.trunk_weights == "int8" and not (self.frozen_trunk and self.zero_stage < 3):
             raise ValueError("trunk_weights=int8 needs frozen_trunk=true and zero_stage=0, 1 or 2")
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        if self.weights == "dtype":
+            return "bf16"
+        return "fp32" if self.products == "fp32" else "autocast"
 
     @property
     def accumulation(self) -> int:
@@ -318,13 +327,7 @@ def training_budget(config: TransformerConfig, machine: Machine, settings: Train
         host, optimiser = optimiser + 4 * trained / settings.partitions(1), 0.0
         if settings.zero_stage >= 2:
             host, gradients = host + 2 * trained / settings.partitions(2), 0.0
-    activations = count_activations(
-        config,
-        settings.micro_batch,
-        settings.recompute,
-        frozen_trunk=is_frozen(config, settings),
-        dtype=torch.float32 if settings.weights == "fp32" else torch.bfloat16,
-    )
+    activations = _activations(config, machine, settings)
     forward, backward = _flops(config, settings)
     return TrainingBudget(
         weights=weights / settings.partitions(3),
@@ -336,6 +339,18 @@ def training_budget(config: TransformerConfig, machine: Machine, settings: Train
         time=_step_time(config, machine, settings),
         flops=settings.accumulation * settings.micro_batch * (forward + backward),
     )
+
+
+def _activations(config: TransformerConfig, machine: Machine, settings: TrainingSettings) -> Activations:
+    setting = Setting(
+        recompute=settings.recompute,
+        frozen_trunk=is_frozen(config, settings),
+        arithmetic=settings.arithmetic,
+        attention=settings.attention,
+        int8_trunk=settings.arithmetic == "autocast" and settings.trunk_weights == "int8",
+        is_gpu=machine.is_gpu,
+    )
+    return count_activations(config, settings.micro_batch, setting)
 
 
 def _working_bytes(config: TransformerConfig, settings: TrainingSettings, trained: int, total: int) -> float:
@@ -373,7 +388,7 @@ def _step_time(config: TransformerConfig, machine: Machine, settings: TrainingSe
     scores = 4 * h * pairs * layers
     forward, backward = _flops(config, settings)
     # traffic follows what a forward pass without recomputation keeps
-    kept = count_activations(config, 1, "nothing", frozen_trunk=is_frozen(config, settings)).kept
+    kept = count_activations(config, 1, Setting("nothing", is_frozen(config, settings))).kept
 
     def seconds(products: float, attention: float, traffic: float) -> float:
         return clips * (

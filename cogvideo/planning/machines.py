@@ -18,6 +18,7 @@ class Machine:
     """Bytes of memory read per second."""
     link: float = 12e9
     """Bytes per second that one device sends to the others of its computer, as reductions reach them: an estimate."""
+    is_gpu: bool = True
 
 
 MACHINES = {
@@ -75,4 +76,4 @@ def measure_machine() -> Machine:
         properties = torch.cuda.get_device_properties(device)
         return Machine(properties.name, properties.total_memory, flops, bandwidth)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(f"this machine's {os.cpu_count()} CPU cores", memory, flops, bandwidth)
+    return Machine(f"this machine's {os.cpu_count()} CPU cores", memory, flops, bandwidth, is_gpu=False)

@@ -359,7 +359,7 @@ class TrainConfig:
 
 FREE_TO_CHANGE = re.compile(
     r"run_dir|log\..*|deepspeed\..*|machine\..*"
-    r"|train\.(steps|stop_at|time_limit_minutes|micro_batch_size|attention|compile|text_multiple)"
+    r"|train\.(steps|stop_at|time_limit_minutes|micro_batch_size|recompute|attention|compile|text_multiple)"
 )
 """Keys that a resumed run may change without a warning: they do not change what is learned, or only extend the run."""
 

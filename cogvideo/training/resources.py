@@ -66,6 +66,8 @@ def planned_settings(config: TrainConfig, count: int) -> TrainingSettings:
         offload_optimizer=config.deepspeed.offload_optimizer,
         weights=loop.weights,
         gradients=loop.gradients,
+        products="fp32" if loop.dtype == "fp32" else "bf16",
+        attention=loop.attention,
     )
 
 
@@ -91,12 +93,12 @@ def resolve_auto(config: TrainConfig, machine: Machine, count: int) -> TrainConf
     tried = {planned_settings(dataclasses.replace(config, train=choice), count): choice for choice in choices}
     found = settings_that_fit(model, machine, tried)
     if not found:
-        budgets = [training_budget(model, machine, settings) for settings in tried]
-        needed = min(budgets, key=lambda budget: budget.total)
+        needed = {settings: training_budget(model, machine, settings).total for settings in tried}
+        least = min(needed, key=lambda settings: needed[settings])
         raise ValueError(
             f"nothing fits {machine.name} with {format_bytes(machine.memory_bytes)}: at least "
-            f"{format_bytes(needed.total)} are needed with micro-batches of 1 and recompute=layer; see "
-            "`cogvideo inspect --suggest`"
+            f"{format_bytes(needed[least])} are needed, with train.micro_batch_size={least.micro_batch} and "
+            f"train.recompute={least.recompute}; see `cogvideo inspect --suggest`"
         )
     return dataclasses.replace(config, train=tried[found[0][0]])
 
@@ -108,7 +110,7 @@ def machine_of(device: torch.device) -> Machine:
         return machine_like(properties.name, properties.total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     share = memory / int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
-    return Machine("this machine's CPU", share, flops=1e11, bandwidth=1e10)
+    return Machine("this machine's CPU", share, flops=1e11, bandwidth=1e10, is_gpu=False)
 
 
 def smallest_machine(device: torch.device) -> Machine:

@@ -300,7 +300,7 @@ def test_an_incomplete_export_is_written_again(data: Path, trunk: Path, tmp_path
 def test_changed_settings_are_logged_on_resume(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(settings(data, tmp_path / "run", train={"stop_at": 2}))
     capsys.readouterr()
-    train(settings(data, tmp_path / "run", train={"seed": 7}), resume=True)
+    train(settings(data, tmp_path / "run", train={"seed": 7, "recompute": "layer"}), resume=True)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "continues with" in line]
     assert len(warnings) == 1 and "train.seed=" in warnings[0] and warnings[0].endswith("continues with 7")
 

@@ -65,6 +65,13 @@ def test_every_training_step_has_a_share_of_the_time():
     assert [name for name, step in recipe().items() if step.words[0] == "train"] == list(script.TRAINING_HOURS)
 
 
+def test_the_documented_hours_are_those_of_the_script():
+    page = (ROOT / "docs/guides/bodies.md").read_text(encoding="utf-8")
+    rows = [row for row in page.splitlines() if row.startswith(("| image tok", "| trunk", "| stage", "| super-res"))]
+    hours = [float(word) for row in rows for word in row.strip(" |").split("|")[-1].split(" and ")]
+    assert hours == list(script.TRAINING_HOURS.values())
+
+
 def test_few_clips_make_no_more():
     steps = recipe(clips=10)
     counts = [step.words[step.words.index("--count") + 1] for step in steps.values() if "--count" in step.words]

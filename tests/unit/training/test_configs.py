@@ -81,6 +81,28 @@ def test_without_offloading_the_small_machine_is_too_small() -> None:
         plan("paper_stage1", "1x24gb", "deepspeed.offload_optimizer=false")
 
 
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        (("train.micro_batch_size=8",), "train.micro_batch_size=8 and train.recompute=layer"),
+        (("train.recompute=mlp",), "train.micro_batch_size=1 and train.recompute=mlp"),
+    ],
+)
+def test_what_would_need_least_is_named_where_nothing_fits(words: tuple[str, ...], least: str) -> None:
+    with pytest.raises(ValueError, match=f"nothing fits .* are needed, with {least}; see"):
+        plan("paper_stage1", "1x24gb", "deepspeed.offload_optimizer=false", *words)
+
+
+def test_the_planner_knows_autocast_and_attention() -> None:
+    """Of autocast's own, a copy of each weight does not grow with the micro-batch."""
+    words = ("train.weights=fp32", "train.micro_batch_size=4", "train.recompute=nothing")
+    autocast, fp32, blocks = (
+        plan("paper_stage1", "8x141gb", *words, word)[1].activations
+        for word in ("train.dtype=bf16", "train.dtype=fp32", "train.attention=sdpa")
+    )
+    assert autocast < 0.85 * fp32 and blocks > 1.1 * autocast
+
+
 def test_auto_keeps_what_is_given() -> None:
     config, _ = plan("paper_stage1", "8x80gb", "train.micro_batch_size=13")
     assert (config.train.micro_batch_size, config.train.recompute) == (13, "layer")
