@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Divisor = Literal["n", "n-1"]
+MIN_TO_EXTRAPOLATE = 64
+"""Clips; of fewer, the distance is not nearly linear in 1 / n."""
 SIZES_TO_EXTRAPOLATE = (1.0, 0.75, 0.5, 0.35, 0.25)
 """Parts of the features at which the distance is measured to extrapolate it."""
 
@@ -72,15 +74,15 @@ def extrapolate(
     """The distance at infinitely many clips, by a line through distances over 1 / n, and the (n, distance) points.
 
     x, y: (n, d) features of equally many clips. Source: Chong & Forsyth 2020, "Effectively unbiased FID".
-    Raises: ValueError for fewer than 8 clips.
+    Raises: ValueError for fewer than 64 clips.
     """
     count = min(len(x), len(y))
-    if count < 8:
-        raise ValueError(f"{count} clips are too few to extrapolate from; give 8 or more")
+    if count < MIN_TO_EXTRAPOLATE:
+        raise ValueError(f"{count} clips are too few to extrapolate from; give {MIN_TO_EXTRAPOLATE} or more")
     rng = np.random.default_rng(seed)
     points = []
     for part in SIZES_TO_EXTRAPOLATE:
-        size = max(2, round(part * count))
+        size = round(part * count)
         repeats = 1 if part == 1.0 else 3
         draws = [(rng.permutation(len(x))[:size], rng.permutation(len(y))[:size]) for _ in range(repeats)]
         values = [frechet_distance(Moments.of(x[left]), Moments.of(y[right]), divisor) for left, right in draws]
@@ -102,7 +104,10 @@ def checked_features(features: ArrayLike) -> NDArray[np.float64]:
 
 def _triangle(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """R of a QR decomposition where that is smaller than the rows themselves."""
-    return np.linalg.qr(rows, mode="r") if len(rows) > rows.shape[1] else rows
+    if len(rows) <= rows.shape[1]:
+        return rows
+    triangle: NDArray[np.float64] = np.asarray(np.linalg.qr(rows, mode="r"))
+    return triangle
 
 
 def _check_widths(left: int, right: int) -> None:

@@ -1,4 +1,4 @@
-"""Uncertainty of measured figures: intervals of proportions, standard errors of means."""
+"""Uncertainty of measured figures: intervals of proportions, standard errors and intervals of means."""
 
 from __future__ import annotations
 
@@ -72,6 +72,20 @@ class Mean:
         if not self.total:
             return "-"
         return f"{self.value:.3f} ± {self.standard_error:.3f}" if self.total > 1 else f"{self.value:.3f}"
+
+
+def bootstrap_interval(values: ArrayLike, repeats: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of per-clip values, by drawing clips again; None for fewer than two.
+
+    For means only: a Fréchet distance of clips drawn again is biased, since some of them are drawn twice.
+    """
+    sample = np.asarray(values, np.float64)
+    if len(sample) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    means = [sample[rng.integers(len(sample), size=len(sample))].mean() for _ in range(repeats)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -1,0 +1,290 @@
+"""Compare generated clips with real ones: every number with its spread, its floor and its ceiling.
+
+floor: what other real clips score against the same real ones, at the same n; no model can be told from that.
+ceiling: what the real clips score after a round trip through the image tokenizer; no model on top of it does better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogvideo.evaluation.feature_metrics import inception_score, kernel_distance, precision_and_recall
+from cogvideo.evaluation.frechet import MIN_TO_EXTRAPOLATE, Moments, extrapolate, frechet_distance
+from cogvideo.evaluation.measure import Choice, ChosenClip, Measured, Meter, choose_clips
+from cogvideo.evaluation.protocols import Protocol
+from cogvideo.evaluation.sources import ClipSource, ReconstructedClip
+from cogvideo.evaluation.statistics import bootstrap_interval
+from cogvideo.tokenizers.image import ImageTokenizer
+
+SHOWN_CLIPS = 4
+"""Best and worst clips that a report shows, each."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """One figure of an evaluation."""
+
+    value: float | None
+    """The mean over seeds; None: no clip has one."""
+    count: int
+    """Clips that it is of, on each side."""
+    spread: float | None = None
+    """Standard deviation over seeds."""
+    interval: tuple[float, float] | None = None
+    """95 %, by bootstrap over videos; of means over clips only."""
+    floor: float | None = None
+    floor_count: int | None = None
+    """Clips on each side of the floor; it is biased upwards where they are fewer than `count`."""
+    ceiling: float | None = None
+    limit: float | None = None
+    """Extrapolated to infinitely many clips."""
+    points: tuple[tuple[int, float], ...] = ()
+    """What `limit` is extrapolated from: (clips, distance)."""
+
+
+@dataclass
+class Comparison:
+    """The result of an evaluation."""
+
+    protocol: Protocol
+    numbers: dict[str, Number] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers must know."""
+    best: list[tuple[ChosenClip, float]] = field(default_factory=list)
+    worst: list[tuple[ChosenClip, float]] = field(default_factory=list)
+    """Clips with their distance to the nearest real one, in features, or in motion without a network."""
+
+    def to_json(self) -> dict[str, Any]:
+        numbers = {
+            name: {
+                "protocol": self.protocol.hash,
+                **number.__dict__,
+                "points": [list(point) for point in number.points],
+            }
+            for name, number in self.numbers.items()
+        }
+        clips = {
+            name: [{"clip": chosen.clip.name, "distance": distance} for chosen, distance in shown]
+            for name, shown in (("best", self.best), ("worst", self.worst))
+        }
+        return {"protocol": self.protocol.to_json(), "numbers": numbers, **clips, "notes": self.notes}
+
+
+@dataclass
+class _Seed:
+    """The measured sets of one seed."""
+
+    generated: Measured
+    real: Measured | None
+    other_real: Measured | None
+    reconstructed: Measured | None
+    choice: Choice
+
+
+def compare(
+    meter: Meter,
+    generated: ClipSource,
+    real: ClipSource | None,
+    tokenizer: ImageTokenizer | None = None,
+    seeds: int = 1,
+) -> Comparison:
+    """Measure both sides with every seed, which draws other clips and other starts.
+
+    `tokenizer` gives the ceiling. Raises: ValueError if a side has too few clips, or one that cannot be read.
+    """
+    runs = [_measure(meter, generated, real, tokenizer, seed) for seed in range(seeds)]
+    result = Comparison(meter.protocol, notes=_notes(meter, generated, real, runs[0]))
+    for name, values in _by_name([_feature_numbers(meter.protocol, run) for run in runs]).items():
+        result.numbers[name] = _joined(values)
+    for name in runs[0].generated.pixels:
+        result.numbers[name] = _pixel_number(name, runs)
+    if runs[0].reconstructed is not None:
+        for name in ("psnr", "ssim"):
+            clips = runs[0].reconstructed.pixels[name]
+            interval = bootstrap_interval(clips[np.isfinite(clips)])
+            result.numbers[f"reconstructed_{name}"] = Number(_mean(clips), len(clips), interval=interval)
+    result.best, result.worst = _extremes(runs[0])
+    return result
+
+
+def _measure(
+    meter: Meter, generated: ClipSource, real: ClipSource | None, tokenizer: ImageTokenizer | None, seed: int
+) -> _Seed:
+    protocol = meter.protocol
+    count = protocol.clips
+    ours = choose_clips(generated, protocol, protocol.generated_start, count, seed)
+    theirs = None
+    if real is not None:
+        # Twice as many, so that the other half shows the floor.
+        theirs = choose_clips(real, protocol, protocol.real_start, None if count is None else 2 * count, seed)
+        count = min(len(ours.clips), len(theirs.clips)) if count is None else count
+    count = len(ours.clips) if count is None else count
+    for source, choice, side in ((generated, ours, "generated"), (real, theirs, "real")):
+        if choice is not None and (len(choice.clips) < count or count < 2):
+            data = f"; it needs {protocol.data}" if side == "real" else ""
+            raise ValueError(
+                f"{source.origin if source else ''} has {len(choice.clips)} {side} clips of {protocol.frames} frames "
+                f"({choice.too_short} videos are shorter), {protocol.name} needs {max(count, 2)}{data}"
+            )
+    rng = np.random.default_rng((seed, 0xF10A))
+    ours = _subset(ours, rng.permutation(len(ours.clips))[:count])
+    generated_set = meter.measure(ours, "generated clips")
+    if theirs is None:
+        return _Seed(generated_set, None, None, None, ours)
+    order = rng.permutation(len(theirs.clips))
+    first, second = _subset(theirs, order[:count]), _subset(theirs, order[count : 2 * count])
+    real_set = meter.measure(first, "real clips")
+    other = meter.measure(second, "other real clips") if len(second.clips) == count else None
+    reconstructed = None
+    if tokenizer is not None:
+        if protocol.side % tokenizer.compress_rate:
+            raise ValueError(
+                f"{protocol.name} has frames of {protocol.side} pixels, which the image tokenizer's "
+                f"{tokenizer.compress_rate} do not divide; leave the tokenizer out"
+            )
+        copies = [
+            ChosenClip(ReconstructedClip(clip, tokenizer, meter.prepare), indices) for clip, indices in first.clips
+        ]
+        reconstructed = meter.measure(Choice(copies, 0), "reconstructed clips", first.clips)
+    return _Seed(generated_set, real_set, other, reconstructed, ours)
+
+
+def _subset(choice: Choice, rows: NDArray[np.int64]) -> Choice:
+    return Choice([choice.clips[row] for row in sorted(rows)], choice.too_short)
+
+
+def _feature_numbers(protocol: Protocol, run: _Seed) -> dict[str, Number]:
+    """The measures that need networks, of one seed."""
+    numbers: dict[str, Number] = {}
+    n, real, generated = len(run.generated), run.real, run.generated
+    if "is" in protocol.metrics:
+        sets = (generated, real, run.reconstructed)
+        value, floor, ceiling = (None if part is None else _inception(protocol, part) for part in sets)
+        numbers["is"] = Number(value, n, floor=floor, floor_count=None if real is None else n, ceiling=ceiling)
+    if real is None:
+        return numbers
+    # Without as many other real clips, the two halves of the real ones.
+    halves = (real.part(slice(0, n // 2)), real.part(slice(n // 2, 2 * (n // 2))))
+    left, right = (real, run.other_real) if run.other_real is not None else halves
+    floor_count = len(left)
+    for metric in protocol.metrics:
+        if metric == "is":
+            continue
+        values = [
+            _distances(protocol, metric, *pair)
+            for pair in ((real, generated), (left, right), (real, run.reconstructed))
+        ]
+        for name in values[0] or {}:
+            value, floor, ceiling = (None if part is None else part[name] for part in values)
+            limit, points = None, ()
+            if name == "fvd" and n >= MIN_TO_EXTRAPOLATE:
+                limit, found = extrapolate(real.features["i3d"], generated.features["i3d"], protocol.divisor)
+                points = tuple(found)  # type: ignore[assignment]
+            numbers[name] = Number(
+                value, n, floor=floor, floor_count=floor_count, ceiling=ceiling, limit=limit, points=points
+            )
+    return numbers
+
+
+def _distances(protocol: Protocol, metric: str, real: Measured, other: Measured | None) -> dict[str, float] | None:
+    """A measure's values by name; None if there is nothing to compare, or too few clips."""
+    if other is None or min(len(real), len(other)) < 2:
+        return None
+    x, y = real.features["i3d"], other.features["i3d"]
+    if metric == "fvd":
+        return {"fvd": frechet_distance(Moments.of(x), Moments.of(y), protocol.divisor)}
+    if metric == "kvd":
+        return {"kvd": kernel_distance(x, y)}
+    if min(len(x), len(y)) <= 3:
+        return None
+    precision, recall = precision_and_recall(x, y)
+    return {"precision": precision, "recall": recall}
+
+
+def _inception(protocol: Protocol, clips: Measured) -> float:
+    splits = min(protocol.splits, len(clips)) if protocol.clips is None else protocol.splits
+    return inception_score(clips.features["c3d"], splits, protocol.shuffle_seed)[0]
+
+
+def _pixel_number(name: str, runs: Sequence[_Seed]) -> Number:
+    """A mean over clips; its floor and ceiling are the values of real and of reconstructed clips."""
+    first = runs[0]
+    values = first.generated.pixels[name]
+    finite = values[np.isfinite(values)]
+    means = [_mean(run.generated.pixels[name]) for run in runs]
+    known = [mean for mean in means if mean is not None]
+    return Number(
+        float(np.mean(known)) if known else None,
+        len(finite),
+        float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        bootstrap_interval(finite),
+        None if first.real is None else _mean(first.real.pixels[name]),
+        None if first.real is None else int(np.isfinite(first.real.pixels[name]).sum()),
+        None if first.reconstructed is None else _mean(first.reconstructed.pixels[name]),
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
+
+
+def _by_name(runs: Sequence[dict[str, Number]]) -> dict[str, list[Number]]:
+    return {name: [run[name] for run in runs] for name in runs[0]}
+
+
+def _joined(numbers: list[Number]) -> Number:
+    """One number of those of all seeds."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    values = [number.value for number in numbers if number.value is not None]
+    first = numbers[0]
+    return Number(
+        mean([number.value for number in numbers]),
+        first.count,
+        float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        None,
+        mean([number.floor for number in numbers]),
+        first.floor_count,
+        mean([number.ceiling for number in numbers]),
+        mean([number.limit for number in numbers]),
+        first.points,
+    )
+
+
+def _extremes(run: _Seed) -> tuple[list[tuple[ChosenClip, float]], list[tuple[ChosenClip, float]]]:
+    """The generated clips nearest to a real one, and those farthest from all."""
+    if run.real is None:
+        return [], []
+    role = next(iter(run.generated.features), None)
+    ours, theirs = (
+        part.pixels["motion"][:, None] if role is None else part.features[role].astype(np.float64)
+        for part in (run.generated, run.real)
+    )
+    nearest = np.array([np.sqrt(((theirs - row) ** 2).sum(axis=1).min()) for row in ours])
+    order = np.argsort(nearest, kind="stable")
+    shown = [(run.choice.clips[row], float(nearest[row])) for row in order]
+    return shown[:SHOWN_CLIPS], shown[SHOWN_CLIPS:][-SHOWN_CLIPS:][::-1]
+
+
+def _notes(meter: Meter, generated: ClipSource, real: ClipSource | None, run: _Seed) -> list[str]:
+    notes = []
+    if generated.lossy:
+        notes.append("the generated clips are video files: lossy coding moves every number; give tokens or pictures")
+    for network in meter.networks.values():
+        if network.trusted:
+            notes.append(f"the {network.role} network is not a known one (SHA-256 {network.sha256})")
+    if real is not None and run.other_real is None and meter.networks:
+        n = len(run.generated)
+        notes.append(f"there are fewer than {2 * n} real clips, so the floor is of {n // 2} against {n // 2}")
+    if run.real is not None and run.real.pixels["frozen"].mean() < 0.5 <= run.generated.pixels["frozen"].mean():
+        notes.append("half or more of the generated clips do not move")
+    return notes

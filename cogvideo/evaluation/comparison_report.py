@@ -1,0 +1,189 @@
+"""A comparison as a table of text and as an HTML page with curves and the best and worst clips to look at."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from typing_extensions import TypedDict
+
+from cogvideo.evaluation.compare import Comparison, Number
+from cogvideo.evaluation.html_report import HtmlReport
+from cogvideo.evaluation.measure import ChosenClip, Meter
+from cogvideo.evaluation.pixel_metrics import DRIFT_FRAMES
+from cogvideo.evaluation.protocols import check_comparable
+from cogvideo.files import read_json
+from cogvideo.media.contact_sheet import contact_sheet
+
+HEADER = ("measure", "value", "spread", "n", "floor", "ceiling", "at infinite n", "protocol")
+FRAMES_SHOWN = 8
+SHEET_WIDTH = 640
+"""Pixels; a clip's frames are thinned and enlarged to about that."""
+
+TITLES = {
+    "fvd": "FVD (lower is better)",
+    "kvd": "KVD (lower is better)",
+    "precision": "precision (higher is better)",
+    "recall": "recall (higher is better)",
+    "is": "Inception Score (higher is better)",
+    "motion": "motion per frame, of 255 (as real)",
+    "motion_at_fps": "motion at a fixed rate, of 255 (as real)",
+    "frozen": "share of frozen clips (lower is better)",
+    "flicker": "flicker relative to motion (as real)",
+    **{f"drift_{distance}": f"drift over {distance} frames, of 255 (as real)" for distance in DRIFT_FRAMES},
+    "seam": "step at the seam, of the usual one (1 is best)",
+    "reconstructed_psnr": "PSNR of reconstructed clips, dB",
+    "reconstructed_ssim": "SSIM of reconstructed clips",
+}
+
+
+def rows_of(result: Comparison) -> list[tuple[str, ...]]:
+    """The table, its header first. Each row carries the protocol's hash."""
+    rows: list[tuple[str, ...]] = [HEADER]
+    for name, number in result.numbers.items():
+        rows.append(
+            (
+                TITLES.get(name, name),
+                _figure(number.value),
+                _spread(number),
+                str(number.count),
+                _figure(number.floor)
+                + ("" if number.floor_count in (None, number.count) else f" ({number.floor_count})"),
+                _figure(number.ceiling),
+                _figure(number.limit),
+                result.protocol.hash,
+            )
+        )
+    return rows
+
+
+def format_comparison(result: Comparison) -> str:
+    """The table as text, with what a reader must know below it."""
+    rows = rows_of(result)
+    head = f"{result.protocol.name}, protocol {result.protocol.hash}"
+    return "\n".join([head, *_aligned(rows), *(f"note: {note}" for note in result.notes)])
+
+
+class NumberRecord(TypedDict):
+    """A number in a file of results."""
+
+    protocol: str
+    value: float | None
+
+
+class ProtocolRecord(TypedDict):
+    hash: str
+    name: str
+
+
+class ResultRecord(TypedDict):
+    """What is read of a file that `--json` wrote."""
+
+    protocol: ProtocolRecord
+    numbers: dict[str, NumberRecord]
+
+
+def format_files(left: Path, right: Path) -> str:
+    """Two files of results side by side.
+
+    Raises: OSError; ValueError if one is no such file, or for results of different protocols.
+    """
+    first, second = (read_json(path, ResultRecord) for path in (left, right))
+    check_comparable(first["protocol"]["hash"], second["protocol"]["hash"])
+    rows = [("measure", str(left), str(right), "protocol")]
+    for name, number in first["numbers"].items():
+        if name in second["numbers"]:
+            other = second["numbers"][name]
+            check_comparable(number["protocol"], other["protocol"])
+            title = TITLES.get(name, name)
+            rows.append((title, _figure(number["value"]), _figure(other["value"]), number["protocol"]))
+    return "\n".join(_aligned(rows))
+
+
+def write_report(path: Path, result: Comparison, meter: Meter) -> None:
+    """Write the HTML page. Raises: OSError; ValueError for a clip that can no longer be read."""
+    page = HtmlReport(f"{result.protocol.name}: generated against real clips")
+    page.text(f"{result.protocol.about}. Protocol {result.protocol.hash}; compare numbers of one hash only.")
+    for note in result.notes:
+        page.text(f"Note: {note}.")
+    page.table(rows_of(result))
+    page.text(
+        "floor: other real clips against the same real ones, or the real clips' own value. ceiling: the real clips "
+        "after a round trip through the image tokenizer. spread: standard deviation over seeds, or the 95 % interval "
+        "of a mean over clips."
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        curves = _curves(Path(folder), result)
+        if curves:
+            page.section("Curves")
+            page.pictures(curves)
+        for title, clips in (("Worst clips", result.worst), ("Best clips", result.best)):
+            if clips:
+                page.section(title)
+                page.text("By the distance to the nearest real clip.")
+                page.pictures(_sheets(Path(folder), title, clips, meter))
+        page.section("Protocol")
+        page.preformatted("\n".join(f"{key} = {value}" for key, value in result.protocol.to_json().items()))
+        page.write(path)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _sheets(
+    folder: Path, title: str, clips: Sequence[tuple[ChosenClip, float]], meter: Meter
+) -> list[tuple[Path, str]]:
+    pictures = []
+    for number, (chosen, distance) in enumerate(clips):
+        path = folder / f"{title[:5]}-{number}.png"
+        frames = meter.frames(chosen)
+        shown = frames[:: max(1, -(-len(frames) // FRAMES_SHOWN))]
+        contact_sheet(path, [shown], scale=max(1, SHEET_WIDTH // (len(shown) * shown.shape[2])))
+        pictures.append((path, f"{chosen.clip.name}, {distance:.4g}"))
+    return pictures
+
+
+def _curves(folder: Path, result: Comparison) -> list[tuple[Path, str]]:
+    """Drift over distance, and FVD over 1 / n, as far as they are known."""
+    pictures = []
+    drifts = [(distance, result.numbers[f"drift_{distance}"]) for distance in DRIFT_FRAMES]
+    lines: dict[str, list[tuple[float, float]]] = {
+        label: [
+            (float(distance), value) for distance, number in drifts if (value := getattr(number, attribute)) is not None
+        ]
+        for label, attribute in (("generated", "value"), ("real", "floor"), ("reconstructed", "ceiling"))
+    }
+    if any(lines.values()):
+        pictures.append((_plot(folder / "drift.png", lines, "frames apart"), "drift: mean difference of thumbnails"))
+    fvd = result.numbers.get("fvd")
+    if fvd is not None and fvd.limit is not None:
+        points = [(0.0, fvd.limit), *((1 / n, distance) for n, distance in reversed(fvd.points))]
+        pictures.append((_plot(folder / "fvd.png", {"FVD": points}, "1 / clips"), "FVD, extrapolated to infinite n"))
+    return pictures
+
+
+def _plot(path: Path, lines: dict[str, list[tuple[float, float]]], x_title: str) -> Path:
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for label, points in lines.items():
+        if points:
+            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=label)
+    axes.set_xlabel(x_title)
+    axes.legend()
+    figure.savefig(path)
+    return path
+
+
+def _spread(number: Number) -> str:
+    if number.spread is not None:
+        return f"± {number.spread:.3g}"
+    return "" if number.interval is None else f"[{number.interval[0]:.4g}, {number.interval[1]:.4g}]"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,193 @@
+"""Measure a set of clips: choose one clip per video, then features and pixel measures of each, one batch at a time.
+
+Memory does not grow with the number of clips beyond their features. Features can be kept on disk, under a digest of the
+protocol, the networks and the clips.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cogvideo.evaluation import pixel_metrics
+from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.evaluation.pixel_metrics import DRIFT_FRAMES, FROZEN_MOTION
+from cogvideo.evaluation.preprocessing import choose_frames, network_input, resize_frames, to_bytes
+from cogvideo.evaluation.protocols import Protocol, Start
+from cogvideo.evaluation.sources import Clip, ClipSource, Frames
+from cogvideo.files import atomic_write, read_npz
+from cogvideo.logs import get_logger, progress
+
+CACHE_BYTES = 1 << 30
+
+
+class ChosenClip(NamedTuple):
+    """Frames of a video."""
+
+    clip: Clip
+    indices: NDArray[np.int64]
+
+
+class Choice(NamedTuple):
+    """Clips of a source, in the order of their names."""
+
+    clips: list[ChosenClip]
+    too_short: int
+    """Videos that were looked at and left out."""
+
+    @property
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for clip, indices in self.clips:
+            digest.update(f"{clip.identity} {indices.tolist()}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a set of clips, row by row."""
+
+    names: list[str]
+    features: dict[str, NDArray[np.float32]]
+    """(clips, d) by the network's role."""
+    pixels: dict[str, NDArray[np.float64]]
+    """(clips,) by measure; NaN where a clip has no value."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def part(self, rows: slice | NDArray[np.int64]) -> Measured:
+        names = np.array(self.names, dtype=object)[rows].tolist()
+        features = {role: values[rows] for role, values in self.features.items()}
+        return Measured(names, features, {name: values[rows] for name, values in self.pixels.items()})
+
+
+def choose_clips(source: ClipSource, protocol: Protocol, start: Start, wanted: int | None, seed: int) -> Choice:
+    """Draw up to `wanted` videos that are long enough (None: all), and a clip of each. The same seed, the same clips.
+
+    Raises: ValueError for a video that cannot be read.
+    """
+    rng = np.random.default_rng((seed, 0xE7A1))
+    chosen: list[ChosenClip] = []
+    too_short = 0
+    for index in rng.permutation(len(source)):
+        if wanted is not None and len(chosen) == wanted:
+            break
+        clip = source.clips[index]
+        try:
+            indices = choose_frames(protocol, clip.num_frames, clip.seconds, start, rng)
+        except ValueError as error:
+            raise ValueError(f"{clip.name}: {error}".removeprefix(f"{clip.name}: {source.origin}/")) from None
+        if indices is None:
+            too_short += 1
+        else:
+            chosen.append(ChosenClip(clip, indices))
+    chosen.sort(key=lambda entry: entry.clip.name)
+    return Choice(chosen, too_short)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Measures sets of clips in one way."""
+
+    protocol: Protocol
+    networks: dict[str, FeatureNetwork]
+    batch: int = 8
+    """Clips that a network reads at once."""
+    cache: Path | None = None
+    """Folder of measured sets."""
+    seam: int | None = None
+    """Index of the frame that a continued clip begins with."""
+
+    def measure(self, choice: Choice, what: str, references: Sequence[ChosenClip] | None = None) -> Measured:
+        """Read and measure clips; `what` they are called in the progress bar.
+
+        `references`, one per clip, adds PSNR and SSIM. Raises: ValueError, OSError for a clip that cannot be read.
+        """
+        file = None if self.cache is None else self.cache / f"{self._key(choice, references is not None)}.npz"
+        if file is not None and file.is_file():
+            arrays = read_npz(file, max_bytes=CACHE_BYTES)
+            if measured := _from_arrays(arrays, choice):
+                get_logger("eval").info("%s: measured before, in %s", what, file.name)
+                return measured
+        features: dict[str, list[NDArray[np.float32]]] = {role: [] for role in self.networks}
+        rows: list[dict[str, float]] = []
+        with progress(len(choice.clips), what, "clips") as bar:
+            for first in range(0, len(choice.clips), self.batch):
+                inputs = []
+                for number, (clip, indices) in enumerate(choice.clips[first : first + self.batch], first):
+                    pixels = self._prepared(clip, indices)
+                    inputs.append(network_input(self.protocol, pixels) if self.networks else torch.empty(0))
+                    frames = to_bytes(pixels)
+                    row = self._pixel_row(frames, None if clip.seconds is None else clip.seconds[indices])
+                    if references is not None:
+                        original = to_bytes(self._prepared(*references[number]))
+                        row["psnr"] = pixel_metrics.psnr(frames, original)
+                        row["ssim"] = pixel_metrics.ssim(frames, original)
+                    rows.append(row)
+                for role, network in self.networks.items():
+                    features[role].append(network.features(torch.stack(inputs), prepare=self.protocol.network_prepares))
+                bar.update(len(inputs))
+        measured = Measured(
+            [clip.name for clip, _ in choice.clips],
+            {role: np.concatenate(parts) for role, parts in features.items()},
+            {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())},
+        )
+        if file is not None:
+            with atomic_write(file) as temporary, open(temporary, "wb") as opened:
+                np.savez(opened, **_to_arrays(measured))
+        return measured
+
+    def frames(self, chosen: ChosenClip) -> Frames:
+        """A clip's frames as they are measured, (n, side, side, 3)."""
+        return to_bytes(self._prepared(*chosen))
+
+    def prepare(self, frames: Frames) -> torch.Tensor:
+        """Frames at the protocol's size, (n, 3, side, side) 0 to 255."""
+        return resize_frames(frames, self.protocol.side, self.protocol.crop, self.protocol.filter)
+
+    def _prepared(self, clip: Clip, indices: NDArray[np.int64]) -> torch.Tensor:
+        return self.prepare(clip.read(indices))
+
+    def _pixel_row(self, frames: Frames, seconds: NDArray[np.float64] | None) -> dict[str, float]:
+        moved = pixel_metrics.motion(frames) if len(frames) > 1 else float("nan")
+        values: dict[str, float | None] = {"motion": moved, "motion_at_fps": None}
+        if seconds is not None and len(frames) > 1:
+            with suppress(ValueError):  # too slow or too short a clip: it has no value
+                values["motion_at_fps"] = pixel_metrics.motion(frames, seconds, self.protocol.motion_fps)
+        values["frozen"] = float(moved < FROZEN_MOTION)
+        values["flicker"] = pixel_metrics.flicker(frames)
+        for distance in DRIFT_FRAMES:
+            values[f"drift_{distance}"] = pixel_metrics.drift(frames, distance)
+        if self.seam is not None:
+            values["seam"] = pixel_metrics.seam(frames, self.seam)
+        return {name: float("nan") if value is None else value for name, value in values.items()}
+
+    def _key(self, choice: Choice, has_references: bool) -> str:
+        networks = sorted((role, network.sha256) for role, network in self.networks.items())
+        parts = (self.protocol.hash, networks, self.seam, has_references, choice.digest)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _to_arrays(measured: Measured) -> dict[str, Any]:
+    features: dict[str, Any] = {f"features_{role}": values for role, values in measured.features.items()}
+    return {**features, **{f"pixels_{name}": values for name, values in measured.pixels.items()}}
+
+
+def _from_arrays(arrays: dict[str, NDArray[np.float64]], choice: Choice) -> Measured | None:
+    """None unless every array has one row per clip."""
+    if not arrays or any(len(values) != len(choice.clips) for values in arrays.values()):
+        return None
+    return Measured(
+        [clip.name for clip, _ in choice.clips],
+        {name.removeprefix("features_"): v.astype(np.float32) for name, v in arrays.items() if "features_" in name},
+        {name.removeprefix("pixels_"): v for name, v in arrays.items() if "pixels_" in name},
+    )

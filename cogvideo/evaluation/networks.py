@@ -1,0 +1,194 @@
+"""Feature networks as TorchScript files that the user gives; these are code, so a file is hashed before it is loaded.
+
+A file whose SHA-256 is not in KNOWN is refused unless the user trusts it, and results then say so. Every network is
+tried on fixed inputs before it is used. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Role = Literal["i3d", "c3d"]
+ROLES: tuple[str, ...] = get_args(Role)
+MAX_BYTES = 2 << 30
+PROBE_SIDE, PROBE_FRAMES = 224, 16
+OWN_PREPARATION = ("rescale", "resize")
+"""Arguments of networks that turn pixels from 0 to 255 of any size into their own range and size."""
+TRUST = "--trust-network uses it all the same and marks the result"
+
+
+@dataclass(frozen=True)
+class ReferenceOutput:
+    """The squared distance between the features of a black and a white clip, as it was published."""
+
+    squared_distance: float
+    frames: int
+    side: int = 224
+    tolerance: float = 0.01
+    """Relative."""
+
+
+@dataclass(frozen=True)
+class KnownNetwork:
+    """A published file."""
+
+    role: Role
+    name: str
+    size: int
+    """Bytes."""
+    width: int
+    """Features per clip."""
+    reference: ReferenceOutput | None
+
+
+I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
+KNOWN: dict[str, KnownNetwork] = {
+    I3D_SHA256: KnownNetwork("i3d", "i3d_torchscript.pt", 51_235_320, 400, ReferenceOutput(151.256, 30)),
+}
+"""By SHA-256. No checksum of C3D's file has been published, so it is always one to trust."""
+
+
+class FeatureNetwork:
+    """A network that turns clips into one vector of features each."""
+
+    def __init__(self, role: str, sha256: str, module: Any, device: torch.device, *, trusted: bool) -> None:
+        self.role, self.sha256, self.device = role, sha256, device
+        self.trusted = trusted
+        """Whether it was used only because the user said so."""
+        self._module = module.to(device).eval()
+        schema = getattr(getattr(module, "forward", None), "schema", None)
+        self._arguments = {argument.name for argument in schema.arguments} if schema is not None else set()
+
+    @property
+    def prepares_pixels(self) -> bool:
+        """Whether it can rescale and resize by itself."""
+        return set(OWN_PREPARATION) <= self._arguments
+
+    def features(self, clips: Tensor, *, prepare: bool = False) -> NDArray[np.float32]:
+        """clips (n, 3, frames, H, W) float32 -> (n, d). `prepare`: pixels are 0 to 255, and the network rescales them.
+
+        Raises: ValueError if it cannot prepare pixels, fails, or answers with something else.
+        """
+        if prepare and not self.prepares_pixels:
+            raise ValueError(f"the {self.role} network takes no rescale= and resize=, which this protocol needs")
+        options: dict[str, bool] = {name: prepare for name in OWN_PREPARATION if name in self._arguments}
+        if "return_features" in self._arguments:
+            options["return_features"] = self.role != "c3d"  # of which the score needs the classes
+        try:
+            with torch.inference_mode():
+                output = self._module(clips.to(self.device), **options)
+        except (RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise ValueError(f"the {self.role} network fails on clips of {list(clips.shape)} ({reason})") from None
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(clips):
+            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the {self.role} network answers {len(clips)} clips with {got}; expected one row per clip"
+            )
+        values: NDArray[np.float32] = output.float().numpy(force=True)
+        if not np.isfinite(values).all():
+            raise ValueError(f"the {self.role} network answers with values that are not finite")
+        return values
+
+
+def parse_networks(words: list[str]) -> dict[str, Path]:
+    """`i3d=FILE` words by role. Raises: ValueError for another form, an unknown role or one given twice."""
+    from cogvideo.config import expand_path
+
+    files: dict[str, Path] = {}
+    for word in words:
+        role, equals, file = word.partition("=")
+        if not equals or not file or role not in ROLES:
+            raise ValueError(f"--network {word}: expected ROLE=FILE with a role of {', '.join(ROLES)}")
+        if role in files:
+            raise ValueError(f"--network {role}= is given twice")
+        files[role] = expand_path(file)
+    return files
+
+
+def open_network(role: str, path: Path, device: torch.device, *, trust: bool = False) -> FeatureNetwork:
+    """Hash a file, load it, and try it on fixed inputs.
+
+    Raises: OSError; ValueError, before anything is loaded, for an unknown file without `trust`; ValueError for a file
+    that is no TorchScript, or a network that does not answer as it should.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES >> 30} GiB; expected a network")
+    sha256 = hashlib.sha256(data).hexdigest()
+    known = KNOWN.get(sha256)
+    if known is not None and known.role != role:
+        raise ValueError(f"{path} is {known.name}, which goes with --network {known.role}=")
+    if known is None and not trust:
+        names = ", ".join(f"{entry.name} ({entry.size} bytes)" for entry in KNOWN.values() if entry.role == role)
+        expected = names or "none whose checksum was published"
+        raise ValueError(
+            f"{path} has {len(data)} bytes and SHA-256 {sha256}, no known {role} network; known: {expected}. "
+            f"It runs code: if you know where it is from, {TRUST}"
+        )
+    network = FeatureNetwork(role, sha256, _load(data, path), device, trusted=known is None)
+    try:
+        problem = _find_fault(network, known)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if problem is not None:
+        if not trust:
+            raise ValueError(f"{path}: {problem}; {TRUST}")
+        network.trusted = True
+    return network
+
+
+def black_and_white_distance(network: FeatureNetwork, reference: ReferenceOutput) -> float:
+    """The squared distance between the features of an all -1 and an all 1 clip."""
+    shape = (1, 3, reference.frames, reference.side, reference.side)
+    low, high = (network.features(torch.full(shape, level)).astype(np.float64) for level in (-1.0, 1.0))
+    return float(((low - high) ** 2).sum())
+
+
+def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | None:
+    """What a network gets wrong that another machine or another file gets right; None if nothing.
+
+    Raises: ValueError if it is of no use at all.
+    """
+    rng = np.random.default_rng(0)
+    noise = rng.random((2, 3, PROBE_FRAMES, PROBE_SIDE, PROBE_SIDE), np.float32)
+    clips = torch.from_numpy(noise * 2 - 1)
+    clips[1] *= 0.1
+    together, alone = network.features(clips), network.features(clips[1:])
+    if not np.allclose(together[1], alone[0], rtol=1e-2, atol=1e-3 * float(np.abs(alone).max())):
+        raise ValueError(f"the {network.role} network answers a clip differently beside another one")
+    if np.allclose(together[0], together[1], rtol=1e-6, atol=0):
+        raise ValueError(f"the {network.role} network answers different clips with the same features")
+    if known is None:
+        return None
+    if together.shape[1] != known.width:
+        raise ValueError(f"{known.name} answers with {together.shape[1]} features, expected {known.width}")
+    if known.reference is not None:
+        got, expected = black_and_white_distance(network, known.reference), known.reference.squared_distance
+        if abs(got - expected) > known.reference.tolerance * expected:
+            return f"black and white clips are {got:.3f} apart, published are {expected:.3f}"
+    return None
+
+
+def _load(data: bytes, path: Path) -> Any:
+    """The TorchScript module in these bytes, which are those that were hashed. Raises: ValueError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript itself is deprecated
+            return torch.jit.load(io.BytesIO(data), map_location="cpu")
+    except Exception as error:  # torch raises many kinds for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"{path} is not readable as TorchScript ({reason}); expected a file of torch.jit.save"
+        ) from None

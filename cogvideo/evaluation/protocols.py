@@ -1,0 +1,174 @@
+"""Protocols: everything that moves a number of an evaluation, under a name and a hash.
+
+Two numbers can be compared only if their hashes are equal. A field without a published value is our choice; `about`
+says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from cogvideo.evaluation.frechet import Divisor
+from cogvideo.evaluation.networks import I3D_SHA256
+
+Start = Literal["first", "random"]
+Crop = Literal["center", "squash"]
+Filter = Literal["bilinear", "lanczos"]
+FeatureMetric = Literal["fvd", "kvd", "precision_recall", "is"]
+NETWORK_OF: dict[FeatureMetric, str] = {"fvd": "i3d", "kvd": "i3d", "precision_recall": "i3d", "is": "c3d"}
+HASH_DIGITS = 12
+NOT_HASHED = ("name", "about", "data")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How clips are chosen, prepared and compared."""
+
+    name: str
+    about: str
+    """Where it comes from, and what of it is our choice."""
+    data: str
+    """The real clips that it needs, and where they come from."""
+    metrics: tuple[FeatureMetric, ...]
+    """Those that need a network."""
+    clips: int | None
+    """On each side, one per video; None: as many as the smaller side has."""
+    frames: int = 16
+    stride: int = 1
+    """Every so many frames of a video are taken."""
+    fps: float | None = None
+    """Frames per second to take a clip at, in place of `stride`; None: those of the video."""
+    real_start: Start = "random"
+    """Where in a real video the clip begins. Videos that are too short are left out."""
+    generated_start: Start = "first"
+    given_frames: int = 0
+    """Frame prediction: so many frames at the start of generated clips are real ones."""
+    split: str = "train"
+    side: int = 128
+    """Height and width in pixels that every frame is brought to first, before the network's size."""
+    crop: Crop = "center"
+    """center: scale the shorter edge and cut off the rest; squash: scale both edges, whatever the aspect."""
+    filter: Filter = "bilinear"
+    """bilinear: without antialiasing, not rounded; lanczos: Pillow's, rounded to 8 bits."""
+    network_side: int = 224
+    """Bilinear without antialiasing, like `filter`."""
+    network_prepares: bool = False
+    """The network itself rescales and resizes, from 0 to 255."""
+    low: float = -1.0
+    high: float = 1.0
+    """The range that black and white are mapped to for the network."""
+    divisor: Divisor = "n-1"
+    """Of the covariance."""
+    splits: int = 10
+    """Parts that the Inception Score is averaged over."""
+    shuffle_seed: int = 42
+    """Of the clips before they are split."""
+    i3d_sha256: str | None = I3D_SHA256
+    c3d_sha256: str | None = None
+    """None: no checksum was published; the hash of the file in use takes its place."""
+    motion_fps: float = 4.0
+    """Frames per second at which the amount of motion is measured."""
+    rules: int = 1
+    """Version of the code that carries all this out; raised when a change of it moves numbers."""
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over all fields but names and descriptions."""
+        values = {key: value for key, value in asdict(self).items() if key not in NOT_HASHED}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The networks that its metrics need, in order."""
+        return tuple(dict.fromkeys(NETWORK_OF[metric] for metric in self.metrics))
+
+    @property
+    def needs_real(self) -> bool:
+        return any(metric != "is" for metric in self.metrics) or not self.metrics
+
+    def with_networks(self, sha256: dict[str, str]) -> Protocol:
+        """With the networks in use, by role; the metrics of those not given are left out."""
+        metrics = tuple(metric for metric in self.metrics if NETWORK_OF[metric] in sha256)
+        hashes = {f"{role}_sha256": sha256.get(role) for role in ("i3d", "c3d")}
+        return replace(self, metrics=metrics, **hashes)  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"hash": self.hash, **asdict(self)}
+
+
+UCF101 = "the videos of UCF-101's train split 1 (9,537 .avi), from https://www.crcv.ucf.edu/data/UCF101.php"
+KINETICS600 = "the videos of Kinetics-600's test split, from https://github.com/cvdfoundation/kinetics-dataset"
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="tats-2048x16-128",
+            about="TATS: 2048 clips of 16 consecutive frames at 128 px, squashed to 224 without antialiasing; FVD with "
+            "n - 1, and KVD. Its own weights are no TorchScript; i3d_torchscript.pt stands for them",
+            data=UCF101,
+            metrics=("fvd", "kvd"),
+            clips=2048,
+        ),
+        Protocol(
+            name="styleganv-2048x16",
+            about="StyleGAN-V's fvd2048_16f: real clips from a random frame, generated ones from the first; the "
+            "network rescales and resizes; FVD with n. Frames brought to 256 px with Pillow's Lanczos are our choice",
+            data="videos of the set that the model was trained on, at least 2,048 of 16 frames or more",
+            metrics=("fvd",),
+            clips=2048,
+            side=256,
+            filter="lanczos",
+            network_prepares=True,
+            divisor="n",
+        ),
+        Protocol(
+            name="ucf101-2048",
+            about="class-conditional UCF-101: 2,048 clips whose captions are classes; FVD as in TATS",
+            data=UCF101,
+            metrics=("fvd", "kvd", "precision_recall"),
+            clips=2048,
+        ),
+        Protocol(
+            name="ucf101-10000",
+            about="class-conditional UCF-101: Inception Score of 10,000 clips in 10 parts, with C3D at 112 px",
+            data="none: the score looks at generated clips only",
+            metrics=("is",),
+            clips=10_000,
+            network_side=112,
+            i3d_sha256=None,
+        ),
+        Protocol(
+            name="kinetics600-5to11-64",
+            about="frame prediction: 16 frames at 64 px, of which the first 5 are given. That real clips begin at a "
+            "random frame is our choice",
+            data=KINETICS600,
+            metrics=("fvd", "kvd"),
+            clips=2048,
+            given_frames=5,
+            split="test",
+            side=64,
+        ),
+    )
+}
+LOCAL = Protocol(
+    name="local",
+    about="your own data, any number of clips",
+    data="any videos",
+    metrics=("fvd", "kvd", "precision_recall", "is"),
+    clips=None,
+    split="yours",
+)
+"""What `cogvideo eval local` starts from; its options change the hash."""
+
+
+def check_comparable(left: Protocol | str, right: Protocol | str) -> None:
+    """Raises: ValueError if numbers of these two protocols, or hashes, cannot be compared."""
+    first, second = (value.hash if isinstance(value, Protocol) else value for value in (left, right))
+    if first != second:
+        raise ValueError(
+            f"numbers of protocol {first} and of protocol {second} cannot be compared; measure both in the same way"
+        )

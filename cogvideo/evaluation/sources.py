@@ -1,0 +1,287 @@
+"""Where clips come from: folders of videos, folders of frames, results of `cogvideo sample`, tokens in memory.
+
+Tokens and pictures are what a model made; a video file has been through a lossy codec, which moves every distance, so
+sources say what they are. Clips are read one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
+from cogvideo.files import read_json
+from cogvideo.media.video import probe_video, read_video
+from cogvideo.sampling.inputs import TOKENS_FILE, InputReader
+from cogvideo.sampling.pipeline import decode_frames
+from cogvideo.tokenizers.image import ImageTokenizer
+
+PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
+VIDEO_SUFFIXES = MEDIA_SUFFIXES - PICTURE_SUFFIXES
+SAMPLES_FILE = "samples.json"
+
+Kind = Literal["tokens", "frames", "videos"]
+Frames = NDArray[np.uint8]
+
+
+class Clip:
+    """One video to take frames from."""
+
+    name: str
+
+    @property
+    def num_frames(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def seconds(self) -> NDArray[np.float64] | None:
+        """(num_frames,) times; None if they are not known."""
+        return None
+
+    @property
+    def identity(self) -> str:
+        """What decides its pixels; features are cached under it."""
+        raise NotImplementedError
+
+    def read(self, indices: NDArray[np.int64]) -> Frames:
+        """The frames at these ascending indices, (n, H, W, 3). Raises: ValueError if they cannot be read."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Clips in a fixed order."""
+
+    origin: str
+    """For messages and results."""
+    kind: Kind
+    clips: tuple[Clip, ...]
+
+    @property
+    def lossy(self) -> bool:
+        return self.kind == "videos"
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+
+class VideoClip(Clip):
+    """A video file. It is probed when it is first asked for anything."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+
+    @cached_property
+    def _times(self) -> NDArray[np.float64]:
+        return probe_video(self.path).seconds
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._times)
+
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        return self._times
+
+    @property
+    def identity(self) -> str:
+        return _file_identity(self.path)
+
+    def read(self, indices: NDArray[np.int64]) -> Frames:
+        return read_video(self.path, only=self._times[indices])[0]
+
+
+class FrameFolderClip(Clip):
+    """Pictures of equal size in a folder, in the order of their names; numbers in them count as numbers."""
+
+    def __init__(self, pictures: list[Path], name: str) -> None:
+        self.pictures, self.name = sorted(pictures, key=_natural), name
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def identity(self) -> str:
+        return "|".join(map(_file_identity, self.pictures))
+
+    def read(self, indices: NDArray[np.int64]) -> Frames:
+        frames = [_read_picture(self.pictures[index]) for index in indices]
+        for index, frame in zip(indices, frames, strict=True):
+            if frame.shape != frames[0].shape:
+                raise ValueError(
+                    f"{self.pictures[index]} has {frame.shape[1]}x{frame.shape[0]} pixels, the clip's first frame "
+                    f"{frames[0].shape[1]}x{frames[0].shape[0]}; expected one size per clip"
+                )
+        return np.stack(frames)
+
+
+class TokenClip(Clip):
+    """Tokens (frames, frame_len), decoded when frames are read. `times` in seconds."""
+
+    def __init__(self, tokens: Tensor, times: NDArray[np.float64] | None, tokenizer: ImageTokenizer, name: str) -> None:
+        self.tokens, self.times, self.tokenizer, self.name = tokens, times, tokenizer, name
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def seconds(self) -> NDArray[np.float64] | None:
+        return self.times
+
+    @property
+    def identity(self) -> str:
+        tokens = hashlib.sha256(self.tokens.long().numpy().tobytes()).hexdigest()
+        return f"{tokens} {tokenizer_digest(self.tokenizer)}"
+
+    def read(self, indices: NDArray[np.int64]) -> Frames:
+        frames: Frames = decode_frames(self.tokenizer, self.tokens[torch.from_numpy(indices)])
+        return frames
+
+
+class ReconstructedClip(Clip):
+    """A clip after a round trip through an image tokenizer: the best that a model on top of it could do."""
+
+    def __init__(self, clip: Clip, tokenizer: ImageTokenizer, prepare: Callable[[Frames], Tensor]) -> None:
+        """`prepare`: frames to (n, 3, side, side) 0 to 255, of a size that the tokenizer takes."""
+        self._clip, self._tokenizer, self._prepare, self.name = clip, tokenizer, prepare, clip.name
+
+    @property
+    def num_frames(self) -> int:
+        return self._clip.num_frames
+
+    @property
+    def seconds(self) -> NDArray[np.float64] | None:
+        return self._clip.seconds
+
+    @property
+    def identity(self) -> str:
+        return f"{self._clip.identity} {tokenizer_digest(self._tokenizer)}"
+
+    def read(self, indices: NDArray[np.int64]) -> Frames:
+        tokens = self._tokenizer.encode(self._prepare(self._clip.read(indices)) / 255)
+        frames: Frames = decode_frames(self._tokenizer, tokens.cpu())
+        return frames
+
+
+class SampleRecord(TypedDict):
+    """A clip in samples.json."""
+
+    name: str
+
+
+class SampleSummary(TypedDict):
+    """What is read of samples.json."""
+
+    samples: list[SampleRecord]
+
+
+def open_source(folder: Path, tokenizer: ImageTokenizer | None = None, frame_side: int | None = None) -> ClipSource:
+    """The clips of a folder: results of `cogvideo sample`, videos at any depth, or folders of frames.
+
+    With `tokenizer`, and `frame_side` in tokens, results are read from their tokens, else from their lossy .mp4.
+    Raises: OSError; ValueError for a folder with no clips, or with both videos and frames.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected one of videos, of folders of frames, or of results")
+    if (folder / TOKENS_FILE).is_file():
+        if tokenizer is not None:
+            return _tokens_of(folder, tokenizer, frame_side)
+        if (folder / SAMPLES_FILE).is_file():
+            summary: SampleSummary = read_json(folder / SAMPLES_FILE, SampleSummary)
+            return _videos(
+                [(folder / f"{sample['name']}.mp4", sample["name"]) for sample in summary["samples"]], folder
+            )
+    videos: list[tuple[Path, str]] = []
+    frames: list[Clip] = []
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
+        pictures = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
+        found = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+        videos += [(path, os.path.relpath(path, folder)) for path in found]
+        if pictures and not found:
+            frames.append(FrameFolderClip(pictures, os.path.relpath(place, folder)))
+    if videos and frames:
+        raise ValueError(
+            f"{folder} holds videos, such as {videos[0][1]}, and folders of frames, such as {frames[0].name}; "
+            "give a folder of one kind"
+        )
+    if not videos and not frames:
+        raise ValueError(f"{folder} holds no videos and no folders of frames")
+    return ClipSource(str(folder), "frames", tuple(frames)) if frames else _videos(videos, folder)
+
+
+def clips_of_tokens(
+    tokens: Tensor, seconds: float | None, names: list[str], tokenizer: ImageTokenizer, origin: str
+) -> ClipSource:
+    """Tokens (clips, frames, frame_len) that span `seconds`."""
+    times = np.linspace(0.0, seconds, tokens.shape[1]) if seconds else None
+    clips = (TokenClip(clip, times, tokenizer, name) for clip, name in zip(tokens, names, strict=True))
+    return ClipSource(origin, "tokens", tuple(clips))
+
+
+def _tokens_of(folder: Path, tokenizer: ImageTokenizer, frame_side: int | None) -> ClipSource:
+    from safetensors import SafetensorError, safe_open
+
+    if frame_side is None:  # as many tokens per frame as the file has
+        try:
+            with safe_open(folder / TOKENS_FILE, "pt") as file:
+                shape = file.get_slice("tokens").get_shape()
+        except SafetensorError as error:
+            reason = str(error).splitlines()[0][:200]
+            raise ValueError(f"{folder / TOKENS_FILE} does not hold tokens of clips ({reason})") from None
+        frame_side = round(shape[-1] ** 0.5) if shape else 0
+    read = InputReader(tokenizer, frame_side).read([folder])
+    names = [f"{index:03d} {caption}" for index, (caption, _) in enumerate(read.samples)]
+    names = names or [f"{index:03d}" for index in range(len(read.tokens))]
+    return clips_of_tokens(read.tokens, read.seconds, names, tokenizer, str(folder))
+
+
+def _videos(videos: list[tuple[Path, str]], folder: Path) -> ClipSource:
+    return ClipSource(str(folder), "videos", tuple(VideoClip(path, name) for path, name in videos))
+
+
+def _read_picture(path: Path) -> Frames:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable picture ({str(error)[:200]})") from None
+
+
+def _natural(path: Path) -> tuple[tuple[int, str], ...]:
+    """A sort key by which frame-9.png precedes frame-10.png."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name))
+
+
+@lru_cache(maxsize=4)
+def tokenizer_digest(tokenizer: ImageTokenizer) -> str:
+    """SHA-256 of an image tokenizer's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.model.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy(force=True).tobytes())
+    return digest.hexdigest()
+
+
+def _file_identity(path: Path) -> str:
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,141 @@
+"""`cogvideo eval PROTOCOL` from the command line: folders in, a table, JSON and a page out, and errors in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cogvideo.cli.main import main
+from cogvideo.media.video import write_video
+from tests.helpers.bundles import write_bundle
+from tests.helpers.networks import StandIn, write_network
+
+
+def write_videos(folder: Path, count: int, seed: int, frames: int = 17) -> Path:
+    """Videos of a bright bar that moves over noise."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        clip = rng.integers(0, 40, (frames, 24, 32, 3), np.uint8)
+        for index in range(frames):
+            clip[index, :, (number + index) % 28 : (number + index) % 28 + 4] = 220
+        write_video(folder / f"{number:02d}.mp4", clip, 8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval")
+    write_videos(folder / "real", 8, 0)
+    write_videos(folder / "generated", 4, 1)
+    write_network(folder / "net.pt", StandIn())
+    write_bundle(folder / "bundle", num_layers=1)
+    (folder / "prompts.txt").write_text(
+        "the red digit 3 moves left slowly\n红色的数字3向左缓慢移动\n", encoding="utf-8"
+    )
+    (folder / "empty").mkdir()
+    (folder / "folder.json").mkdir()
+    return folder
+
+
+def run(data: Path, *words: str) -> int:
+    """Run with paths relative to the data where a word names one."""
+    return main(["eval", *(str(data / word) if (data / word).exists() else word for word in words)])
+
+
+def test_folders_of_videos_with_a_network(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = [tmp_path / "a.json", tmp_path / "page.html"]
+    network = ["--network", f"i3d={data / 'net.pt'}", "--trust-network"]
+    words = ["local", "--real", "real", "--generated", "generated", *network, "--side", "16", "--seeds", "2"]
+    words += ["--json", str(out[0]), "--report", str(out[1]), "--tokenizer", str(data / "bundle" / "image_tokenizer")]
+    assert run(data, *words) == 0
+    text = capsys.readouterr().out
+    result = json.loads(out[0].read_text(encoding="utf-8"))
+    fvd = result["numbers"]["fvd"]
+    assert fvd["count"] == fvd["floor_count"] == 4 and fvd["spread"] > 0
+    assert fvd["ceiling"] > fvd["floor"] > 0, "random weights reconstruct nothing"
+    assert fvd["protocol"] == result["protocol"]["hash"] and text.count(fvd["protocol"]) == len(result["numbers"]) + 1
+    assert result["numbers"]["reconstructed_ssim"]["value"] < 1 and "lossy" in text and "not a known one" in text
+    assert out[1].read_text(encoding="utf-8").count("<img") >= 5
+
+    assert run(data, "--compare", str(out[0]), str(out[0])) == 0
+    assert fvd["protocol"] in capsys.readouterr().out
+    assert run(data, "local", "--real", "real", "--generated", "generated", "--json", str(tmp_path / "b.json")) == 0
+    capsys.readouterr()
+    assert run(data, "--compare", str(out[0]), str(tmp_path / "b.json")) == 2
+    assert "cannot be compared" in capsys.readouterr().err
+
+
+def test_a_model_is_sampled_and_measured_from_its_tokens(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "local",
+        "--real",
+        "real",
+        "--model",
+        "bundle",
+        "--prompts",
+        "prompts.txt",
+        "--side",
+        "16",
+        "--frames",
+        "5",
+    ]
+    words += ["--clips", "3", "num_clusters=32", "key_frames.top_k_clusters=4", "rounds=0"]
+    assert run(data, *words) == 0
+    text = capsys.readouterr().out
+    assert "PSNR of reconstructed clips" in text and "lossy" not in text
+
+
+def test_generated_clips_alone_have_pixel_measures(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data, "local", "--generated", "generated", "--fps", "4", "--frames", "5") == 0
+    text = capsys.readouterr().out
+    assert "motion per frame" in text and "FVD" not in text
+
+
+def test_the_self_test_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--self-test"]) == 0
+    assert "all as expected" in capsys.readouterr().out
+
+
+BOTH = ["--real", "real", "--generated", "generated"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a protocol"),
+        (["tats-2048x16-128", *BOTH], "needs --network i3d=FILE: i3d_torchscript.pt with SHA-256 bec6519f"),
+        (["tats-2048x16-128", *BOTH, "--frames", "8"], "--frames is fixed by tats-2048x16-128"),
+        (["ucf101-10000", "--generated", "generated"], "needs --network c3d=FILE"),
+        (["local", "--generated", "generated", "--network", "NET"], "needs --real DIR"),
+        (["local", "--real", "--generated", "generated"], "--real needs the folder"),
+        (["local", "--real", "real"], "either --generated DIR or --model DIR"),
+        (["local", "--real", "real", "--model", "bundle"], "--prompts FILE"),
+        (["local", *BOTH, "seed=1"], "go with --model"),
+        (["local", "--real", "empty", "--generated", "generated"], "holds no videos"),
+        (["local", "--real", "nowhere", "--generated", "generated"], "is not a folder"),
+        (["local", *BOTH, "--frames", "99"], "0 generated clips of 99 frames (4 videos are shorter)"),
+        (["local", *BOTH, "--clips", "5"], "has 4 generated clips"),
+        (["local", *BOTH, "--clips", "1"], "--clips 1: give 2 or more"),
+        (["local", *BOTH, "--fps", "nan"], "--fps nan: give more than 0"),
+        (["local", *BOTH, "--fps", "30"], "lower frame rate"),
+        (["local", *BOTH, "--fps", "2", "--stride", "2"], "give one of them"),
+        (["local", *BOTH, "--seeds", "0"], "--seeds 0: give 1 or more"),
+        (["local", *BOTH, "--seam", "99"], "a seam at frame 99"),
+        (["local", *BOTH, "--network", "fid=x.pt"], "--network fid=x.pt"),
+        (["local", *BOTH, "--network", "i3d=nowhere.pt"], "nowhere.pt"),
+        (["local", *BOTH, "--network", "NET"], "--trust-network"),
+        (["local", *BOTH, "--json", "folder.json"], "folder that exists"),
+        (["local", *BOTH, "--report", "no/such/page.html"], "--report no/such/page.html"),
+        (["--compare", "prompts.txt", "prompts.txt"], "not readable as JSON"),
+        (["digits", "--generated", "generated"], "--generated has no effect"),
+        (["digits", "--real", "real"], "takes no folder"),
+        (["--self-test", "--network", "i3d=nowhere.pt"], "nowhere.pt"),
+    ],
+)
+def test_bad_input_is_one_line(data: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    words = [f"i3d={data / 'net.pt'}" if word == "NET" else word for word in words]
+    assert run(data, *words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cogvideo: error")]
+    assert len(lines) == 1 and message in lines[0]
