@@ -96,6 +96,10 @@ def run(args: argparse.Namespace) -> int | None:
         if file and (file.is_dir() or not file.parent.is_dir()):
             option = "--json" if file is args.json else "--report"
             raise ValueError(f"{option} {file} cannot be written; name a file in a folder that exists")
+    if args.json and args.json == args.report:
+        raise ValueError("--json and --report name one file; give two")
+    if (args.self_test or args.compare) and (args.protocol or (args.self_test and args.compare)):
+        raise ValueError("--self-test and --compare stand alone; leave out the protocol and the other one")
     if args.self_test:
         return _self_test(args)
     if args.compare:
@@ -156,6 +160,8 @@ def _run_protocol(args: argparse.Namespace) -> None:
         for file in filter(None, (args.json, args.report)):
             stack.enter_context(lock_output(file))
         # Sets that several seeds share are measured once.
+        if args.cache:
+            args.cache.mkdir(parents=True, exist_ok=True)
         cache = args.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         generated, tokenizer = _generated(args, protocol, device)
         real = _source(args.real, tokenizer) if args.real else None
@@ -187,9 +193,9 @@ def _check_options(args: argparse.Namespace) -> None:
             raise ValueError(f"--{given[0]} is fixed by {args.protocol}; only {LOCAL} can be changed")
     for name in ("seeds", "batch", "clips", "frames", "stride", "fps", "side"):
         value = getattr(args, name)
-        least = {"clips": 2, "frames": 2, "side": 16}.get(name, 1)
-        if value is not None and not (0 < value < float("inf") if name == "fps" else least <= value <= 10**6):
-            raise ValueError(f"--{name} {value:g}: give {'more than 0' if name == 'fps' else f'{least} or more'}")
+        least, most = {"clips": (2, 10**6), "frames": (2, 10_000), "side": (16, 2048)}.get(name, (1, 1000))
+        if value is not None and not (0 < value <= most if name == "fps" else least <= value <= most):
+            raise ValueError(f"--{name} {value:g}: give {'more than 0' if name == 'fps' else least} to {most}")
     if args.fps is not None and args.stride is not None:
         raise ValueError("--fps and --stride both choose frames; give one of them")
 
@@ -245,6 +251,9 @@ def _source(folder: Path, tokenizer: "ImageTokenizer | None") -> "ClipSource":
 
 def _sampled(args: argparse.Namespace, protocol: "Protocol") -> "tuple[ClipSource, ImageTokenizer]":
     """Sample as many clips as the protocol needs: one per prompt, or several if there are fewer prompts."""
+    import numpy as np
+
+    from cogvideo.evaluation.preprocessing import choose_frames
     from cogvideo.evaluation.sources import clips_of_tokens
     from cogvideo.logs import progress
     from cogvideo.sampling.bundle import load_sample_config
@@ -256,6 +265,12 @@ def _sampled(args: argparse.Namespace, protocol: "Protocol") -> "tuple[ClipSourc
     wanted = protocol.clips or len(prompts) * config.samples_per_prompt
     config = replace(config, samples_per_prompt=-(-wanted // len(prompts)))
     pipeline = Pipeline.load(args.model, config)
+    count = round(pipeline.fps(config) * config.seconds) + 1
+    times = np.linspace(0, config.seconds, count)
+    if choose_frames(protocol, count, times, "first", np.random.default_rng()) is None:
+        raise ValueError(
+            f"the model makes clips of {count} frames, {protocol.name} needs {protocol.frames}; set rounds="
+        )
     with progress(pipeline.num_tokens(config, len(prompts)), "sampling", "tokens") as bar:
         tokens = pipeline.sample(prompts, config, bar.update)
     names = [f"{number:05d} {prompts[number // config.samples_per_prompt]}" for number in range(len(tokens))]

@@ -106,8 +106,9 @@ def compare(
     if runs[0].reconstructed is not None:
         for name in ("psnr", "ssim"):
             clips = runs[0].reconstructed.pixels[name]
-            interval = bootstrap_interval(clips[np.isfinite(clips)])
-            result.numbers[f"reconstructed_{name}"] = Number(_mean(clips), len(clips), interval=interval)
+            finite = clips[np.isfinite(clips)]  # a clip that comes back exactly has no PSNR
+            number = Number(_mean(clips), len(finite), interval=bootstrap_interval(finite))
+            result.numbers[f"reconstructed_{name}"] = number
     result.best, result.worst = _extremes(runs[0])
     return result
 
@@ -279,6 +280,8 @@ def _notes(meter: Meter, generated: ClipSource, real: ClipSource | None, run: _S
     notes = []
     if generated.lossy:
         notes.append("the generated clips are video files: lossy coding moves every number; give tokens or pictures")
+    if real is not None and real.origin == generated.origin:
+        notes.append("the real and the generated clips are one folder, so these numbers say nothing")
     for network in meter.networks.values():
         if network.trusted:
             notes.append(f"the {network.role} network is not a known one (SHA-256 {network.sha256})")

@@ -149,7 +149,7 @@ def _sheets(
 def _curves(folder: Path, result: Comparison) -> list[tuple[Path, str]]:
     """Drift over distance, and FVD over 1 / n, as far as they are known."""
     pictures = []
-    drifts = [(distance, result.numbers[f"drift_{distance}"]) for distance in DRIFT_FRAMES]
+    drifts = [(k, result.numbers[name]) for k in DRIFT_FRAMES if (name := f"drift_{k}") in result.numbers]
     lines: dict[str, list[tuple[float, float]]] = {
         label: [
             (float(distance), value) for distance, number in drifts if (value := getattr(number, attribute)) is not None
@@ -180,9 +180,9 @@ def _plot(path: Path, lines: dict[str, list[tuple[float, float]]], x_title: str)
 
 
 def _spread(number: Number) -> str:
-    if number.spread is not None:
-        return f"± {number.spread:.3g}"
-    return "" if number.interval is None else f"[{number.interval[0]:.4g}, {number.interval[1]:.4g}]"
+    if number.interval is not None:
+        return f"[{number.interval[0]:.4g}, {number.interval[1]:.4g}]"
+    return "" if number.spread is None else f"± {number.spread:.3g}"
 
 
 def _figure(value: float | None) -> str:

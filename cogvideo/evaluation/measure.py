@@ -165,7 +165,7 @@ class Meter:
                 values["motion_at_fps"] = pixel_metrics.motion(frames, seconds, self.protocol.motion_fps)
         values["frozen"] = float(moved < FROZEN_MOTION)
         values["flicker"] = pixel_metrics.flicker(frames)
-        for distance in DRIFT_FRAMES:
+        for distance in [distance for distance in DRIFT_FRAMES if distance < self.protocol.frames]:
             values[f"drift_{distance}"] = pixel_metrics.drift(frames, distance)
         if self.seam is not None:
             values["seam"] = pixel_metrics.seam(frames, self.seam)

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cogvideo.logs import is_out_of_memory
+
 Role = Literal["i3d", "c3d"]
 ROLES: tuple[str, ...] = get_args(Role)
 MAX_BYTES = 2 << 30
@@ -87,7 +89,9 @@ class FeatureNetwork:
         try:
             with torch.inference_mode():
                 output = self._module(clips.to(self.device), **options)
-        except (RuntimeError, TypeError) as error:
+        except Exception as error:  # its code may raise anything
+            if is_out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())[-200:]
             raise ValueError(f"the {self.role} network fails on clips of {list(clips.shape)} ({reason})") from None
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(clips):
@@ -95,6 +99,8 @@ class FeatureNetwork:
             raise ValueError(
                 f"the {self.role} network answers {len(clips)} clips with {got}; expected one row per clip"
             )
+        if not output.is_floating_point():
+            raise ValueError(f"the {self.role} network answers with {output.dtype}; expected floating-point features")
         values: NDArray[np.float32] = output.float().numpy(force=True)
         if not np.isfinite(values).all():
             raise ValueError(f"the {self.role} network answers with values that are not finite")
@@ -122,6 +128,8 @@ def open_network(role: str, path: Path, device: torch.device, *, trust: bool = F
     Raises: OSError; ValueError, before anything is loaded, for an unknown file without `trust`; ValueError for a file
     that is no TorchScript, or a network that does not answer as it should.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file; expected a network of torch.jit.save")
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

@@ -65,11 +65,12 @@ def frames_at_rate(seconds: NDArray[np.float64], fps: float) -> NDArray[np.int64
     Raises: ValueError for a rate above that of the clip, which would repeat frames.
     """
     elapsed = seconds - seconds[0]
-    count = math.floor(elapsed[-1] * fps + 1e-6) + 1
-    chosen = np.searchsorted(elapsed, np.arange(count) / fps + 1e-6, side="right") - 1
-    if len(np.unique(chosen)) < len(chosen):
-        raise ValueError(f"a clip has fewer than {fps:g} frames per second; give a lower frame rate")
-    return chosen.astype(np.int64)
+    count = math.floor(float(elapsed[-1]) * fps + 1e-6) + 1
+    if count <= len(seconds):  # or an absurd rate would need absurd memory
+        chosen = np.searchsorted(elapsed, np.arange(count) / fps + 1e-6, side="right") - 1
+        if len(np.unique(chosen)) == len(chosen):
+            return chosen.astype(np.int64)
+    raise ValueError(f"a clip has fewer than {fps:g} frames per second; give a lower frame rate")
 
 
 def flicker(frames: Frames) -> float | None:

@@ -193,6 +193,7 @@ class SampleSummary(TypedDict):
 def open_source(folder: Path, tokenizer: ImageTokenizer | None = None, frame_side: int | None = None) -> ClipSource:
     """The clips of a folder: results of `cogvideo sample`, videos at any depth, or folders of frames.
 
+    A .gif beside another video of its name is a copy of it, and left out.
     With `tokenizer`, and `frame_side` in tokens, results are read from their tokens, else from their lossy .mp4.
     Raises: OSError; ValueError for a folder with no clips, or with both videos and frames.
     """
@@ -213,6 +214,8 @@ def open_source(folder: Path, tokenizer: ImageTokenizer | None = None, frame_sid
         paths = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
         pictures = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
         found = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+        stems = {path.stem for path in found if path.suffix.lower() != ".gif"}
+        found = [path for path in found if path.suffix.lower() != ".gif" or path.stem not in stems]
         videos += [(path, os.path.relpath(path, folder)) for path in found]
         if pictures and not found:
             frames.append(FrameFolderClip(pictures, os.path.relpath(place, folder)))

@@ -161,7 +161,7 @@ def test_without_a_network_pixels_alone_are_measured(tmp_path: Path) -> None:
     numbers = result.numbers
     assert "fvd" not in numbers and numbers["seam"].value > 3 > numbers["seam"].floor
     assert numbers["motion"].interval[0] <= numbers["motion"].value <= numbers["motion"].interval[1]
-    assert numbers["motion_at_fps"].value > 0 and numbers["drift_10"].value is None and numbers["drift_5"].value > 0
+    assert numbers["motion_at_fps"].value > 0 and "drift_10" not in numbers and numbers["drift_5"].value > 0
     text = format_comparison(result)
     assert text.count(result.protocol.hash) == len(numbers) + 1
     write_report(tmp_path / "page.html", result, meter)

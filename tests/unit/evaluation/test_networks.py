@@ -90,6 +90,24 @@ def test_a_file_that_is_no_torchscript_is_one_line(tmp_path: Path, data: bytes) 
     assert "\n" not in str(caught.value)
 
 
+class Integers(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :4].long()
+
+
+class TwoInputs(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize(("module", "message"), [(Integers(), "torch.int64"), (TwoInputs(), "fails on clips of")])
+def test_a_network_of_another_kind_is_one_line(tmp_path: Path, module, message: str) -> None:
+    write_network(tmp_path / "net.pt", module)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_network("i3d", tmp_path / "net.pt", CPU, trust=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cogvideo.evaluation.sources import ReconstructedClip, clips_of_tokens, open_source
 from cogvideo.files import write_json
-from cogvideo.media.video import write_video
+from cogvideo.media.video import write_gif, write_video
 from cogvideo.rng import SampleKey
 from cogvideo.sampling.outputs import describe_samples, write_tokens
 from cogvideo.sampling.pipeline import decode_frames
@@ -31,6 +31,7 @@ def test_videos_at_any_depth_in_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b.mp4", "a/z.mp4", ".hidden/c.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_video(tmp_path / name, grey(10, 60, 110, 160), 4)
+    write_gif(tmp_path / "b.gif", grey(10, 60), 4)  # `cogvideo sample` writes both
     (tmp_path / "captions.txt").write_text("no video")
     source = open_source(tmp_path)
     assert source.kind == "videos" and source.lossy
