@@ -33,12 +33,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_captions_arguments(parser: argparse.ArgumentParser) -> None:
+def add_captions_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--captions` and the options that say how it is read, for `read_options_from`."""
     parser.add_argument(
         "--captions",
         type=Path,
-        required=True,
+        required=required,
         metavar="FILE",
         help=".csv, .tsv, .jsonl, .json or .parquet; WebDataset tars, such as shard-{000..009}.tar, or a folder of "
         "them; or a folder of videos, with a metadata file or with NAME.txt beside NAME.mp4",

@@ -43,6 +43,7 @@ COMMANDS = {
     "eval": "measure the quality of generated clips",
     "score": "compute the likelihood of clips, token by token",
     "study": "let people compare systems on a blind page, and read their votes",
+    "check": "find out whether data, tokenizers, training and sampling are sound together",
     "convert": "convert published checkpoints to ours and back",
     "inspect": "show a model's or checkpoint's parameters, memory and time",
     "demo": "serve a web page to generate clips",
@@ -61,6 +62,7 @@ MEMORY_ADVICE = {
     "upsample": "lower frames_at_once",
     "eval": "lower clips_at_once or --num-prompts",
     "score": "lower --batch",
+    "check": "lower --clips",
 }
 
 

@@ -28,7 +28,7 @@ from cogvideo.training.config import TrainConfig
 
 CONFIGS: tuple[tuple[str, type, str], ...] = (
     ("cogvideo train", TrainConfig, ""),
-    ("cogvideo prepare", PrepareConfig, ""),
+    ("cogvideo prepare and check", PrepareConfig, ""),
     ("cogvideo sample, interpolate, eval and demo", SampleConfig, ""),
     ("cogvideo upsample", UpsampleConfig, ""),
     ("cogvideo inspect: the planner", TrainingSettings, "training."),

@@ -27,6 +27,7 @@ PYTHON_BLOCK = re.compile(r"```python\n(?P<text>.*?)```", re.DOTALL)
 LAUNCHERS = {"torchrun", "deepspeed"}
 CONFIGS = {
     "prepare": PrepareConfig,
+    "check": PrepareConfig,
     "train": TrainConfig,
     "sample": SampleConfig,
     "interpolate": SampleConfig,
