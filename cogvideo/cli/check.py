@@ -11,6 +11,7 @@ with a line, ok or BROKEN with what to do; the exit code is 1 if anything is bro
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,8 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-len", type=int, metavar="N", help="text tokens of your model (default: the bundle's, 64)"
     )
-    parser.add_argument("--clips", type=int, default=6, metavar="N", help="clips to learn, 1 to 32 (default: 6)")
+    parser.add_argument("--clips", type=int, default=4, metavar="N", help="clips to learn, 1 to 32 (default: 4)")
     parser.add_argument("--steps", type=int, default=200, metavar="N", help="steps of training (default: 200)")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, metavar="T", help="most time for training, in minutes (default: 5)"
+    )
     add_config_arguments(parser)
 
 
@@ -63,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             raise ValueError(f"--{name.replace('_', '-')} {value}; expected {least} to {most}")
+    if not 0 < args.minutes < math.inf:
+        raise ValueError(f"--minutes {args.minutes:g}; expected above 0")
     findings = []
     with tempfile.TemporaryDirectory(prefix="cogvideo-check-") as folder:
         for finding in _checks(args, Path(folder)):
@@ -123,9 +129,9 @@ def _checks(args: argparse.Namespace, work: Path) -> "Iterator[Finding]":
 
     few = write_few(data, spread(len(clips), args.clips), work / "few")
     longest = _lengths(ClipDataset(few).texts(range(len(ClipDataset(few)))), text, prompt).longest
-    settings = Overfit(text_path, image_path if fits else None, longest, prompt, args.steps)
+    settings = Overfit(text_path, image_path if fits else None, longest, prompt, args.steps, args.minutes)
     try:
-        export, first_loss = overfit(few, work / "run", settings)
+        export, losses = overfit(few, work / "run", settings)
     except ValueError as error:  # whatever training refuses, non-finite losses for example
         yield Finding("training", False, str(error))
         return
@@ -133,7 +139,7 @@ def _checks(args: argparse.Namespace, work: Path) -> "Iterator[Finding]":
     model = load_model(export, device=device).eval()
     batch = _batch(model.config, few, text_path, prompt)
     decoded = decode_again(model, batch)
-    yield check_training(decoded, first_loss, args.steps, model.config.vocabulary.num_image_tokens)
+    yield check_training(decoded, losses[0], len(losses), model.config.vocabulary.num_image_tokens)
     yield check_cache(decoded)
     yield check_samples(decoded)
     if args.model is None:

@@ -38,6 +38,8 @@ class Overfit:
     """Room for the longest text."""
     prompt: PromptFormat
     steps: int
+    minutes: float
+    """Training ends after this time, whatever `steps` says."""
     hidden_size: int = 128
     lr: float = 3e-3
 
@@ -59,8 +61,8 @@ def write_few(data: Path, rows: NDArray[np.int64], out: Path) -> Path:
     return out
 
 
-def overfit(data: Path, run_dir: Path, settings: Overfit) -> tuple[Path, float]:
-    """Train a small stage 1 on a prepared folder of few clips. Returns its export, and the loss at the first step.
+def overfit(data: Path, run_dir: Path, settings: Overfit) -> tuple[Path, list[float]]:
+    """Train a small stage 1 on a prepared folder of few clips. Returns its export, and the loss of each step.
 
     Raises: as `train`.
     """
@@ -89,9 +91,9 @@ def overfit(data: Path, run_dir: Path, settings: Overfit) -> tuple[Path, float]:
             prompt=settings.prompt,
         ),
         optimiser=OptimiserConfig(lr=settings.lr, warmup_steps=min(20, settings.steps // 4), weight_decay=0.0),
-        train=LoopConfig(steps=settings.steps, batch_size=len(clips)),
+        train=LoopConfig(steps=settings.steps, batch_size=len(clips), time_limit_minutes=settings.minutes),
         log=LogConfig(every=1, save_every=NEVER, preview_every=0, validate_every=NEVER),
     )
     train(config)
-    first = json.loads((run_dir / "metrics.jsonl").read_text(encoding="utf-8").partition("\n")[0])
-    return run_dir / "export" / "sequential", float(first["loss"])
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return run_dir / "export" / "sequential", [float(json.loads(line)["loss"]) for line in lines]

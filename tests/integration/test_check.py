@@ -60,6 +60,7 @@ def broken(lines: dict[str, str]) -> list[str]:
     return [name for name, line in lines.items() if line.startswith("BROKEN")]
 
 
+@pytest.mark.slow
 def test_digits_and_the_bundled_weights_are_sound(data: Path, capsys: pytest.CaptureFixture[str]):
     code, lines = check(capsys, "--data", str(data), "--model", str(BUNDLED_WEIGHTS), *LEARN)
     assert (code, broken(lines)) == (0, [])
@@ -86,6 +87,8 @@ def test_training_that_does_not_learn_is_named(data: Path, capsys: pytest.Captur
     code, lines = check(capsys, "--data", str(data), *BRIEFLY)
     assert (code, broken(lines)) == (1, ["training"])
     assert "it has not learned its clips" in lines["training"]
+    code, lines = check(capsys, "--data", str(data), "--clips", "2", "--minutes", "1e-9")
+    assert code == 1 and "in 1 steps" in lines["training"]
 
 
 def test_captions_that_are_cut_are_named(data: Path, capsys: pytest.CaptureFixture[str]):
@@ -118,6 +121,7 @@ def test_videos_are_prepared_and_an_untrained_tokenizer_is_named(
         (["--data", "x", "--captions", "y"], "give either --data"),
         (["--data", "x", "frame_pixels=40"], "leave them out with --data"),
         (["--data", "x", "--clips", "0"], "--clips 0; expected 1 to 32"),
+        (["--data", "x", "--minutes", "0"], "--minutes 0; expected above 0"),
         (["--data", "nowhere"], "is not prepared data"),
         (["--data", "nowhere", "--model", "nowhere"], "nowhere"),
         (["--captions", "nowhere.csv"], "nowhere.csv"),

@@ -37,7 +37,7 @@ CONFIG = ModelConfig(
     frame_position_start=8,
     vocabulary=Vocabulary(size=60, num_image_tokens=32, pad=32, newline=33, start_of_image=34),
 )
-SOUND = Decoded(0.01, 1.0, 0.99, None, 1e-6, "")
+SOUND = Decoded(0.01, 1.0, 0.99, 1.0, None, 1e-6, "")
 
 
 def lengths(*counts: int, spelled: int = 0) -> CaptionLengths:
@@ -85,12 +85,18 @@ def test_logits_that_are_not_finite_differ(monkeypatch: pytest.MonkeyPatch):
     assert decode_again(*model_and_batch()).slot == 9
 
 
-def test_samples_that_lose_what_the_model_knows_are_noise():
+def test_drawn_tokens_are_the_likeliest_whatever_was_learned():
+    decoded = decode_again(*model_and_batch())
+    assert decoded.forced_right < 0.3 and decoded.consistent == 1
+    assert check_samples(decoded).sound
+
+
+def test_samples_that_the_model_would_not_draw_are_noise():
     assert check_samples(SOUND).sound
-    noise = check_samples(replace(SOUND, sampled_right=0.03, slot=37))
+    noise = check_samples(replace(SOUND, sampled_right=0.03, consistent=0.05, slot=37))
     assert not noise.sound
     assert "loss falls but samples are noise, because cached logits differ from uncached at slot 37" in noise.text
-    other = check_samples(replace(SOUND, sampled_right=0.03))
+    other = check_samples(replace(SOUND, sampled_right=0.03, consistent=0.05))
     assert not other.sound and "the schedule" in other.text
 
 
@@ -136,5 +142,5 @@ def test_psnr_of_a_known_error():
 def test_slots_and_the_whole_are_described_in_words():
     assert describe_slot(37, 5) == "frame 1, row 2, column 2"
     assert summary([check_samples(SOUND)]).startswith("sound")
-    assert summary([check_samples(SOUND), check_samples(replace(SOUND, sampled_right=0.0))]) == "broken: samples"
+    assert summary([check_samples(SOUND), check_samples(replace(SOUND, consistent=0.0))]) == "broken: samples"
     assert str(check_samples(SOUND)).startswith("ok      samples: ")
