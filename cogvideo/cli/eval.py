@@ -169,8 +169,10 @@ def _run_protocol(args: argparse.Namespace) -> None:
         result = compare(meter, generated, real, tokenizer, args.seeds)
         print(format_comparison(result))
         sources = {"generated": generated.origin, "generated_kind": generated.kind, "real": str(args.real)}
+        used = {role: {"sha256": network.sha256, "trusted": network.trusted} for role, network in networks.items()}
         if args.json:
-            write_json(args.json, {"sources": sources, "seeds": args.seeds, **result.to_json()})
+            about = {"sources": sources, "seeds": args.seeds, "networks": used}
+            write_json(args.json, {**about, **result.to_json()})
         if args.report:
             write_report(args.report, result, meter)
 

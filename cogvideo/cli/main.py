@@ -60,7 +60,7 @@ MEMORY_ADVICE = {
     "sample": "lower clips_at_once or rounds",
     "interpolate": "lower clips_at_once or rounds",
     "upsample": "lower frames_at_once",
-    "eval": "lower clips_at_once or --num-prompts",
+    "eval": "lower clips_at_once, --batch or --num-prompts",
     "score": "lower --batch",
     "check": "lower --clips",
 }

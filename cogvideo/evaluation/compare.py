@@ -208,7 +208,7 @@ def _distances(protocol: Protocol, metric: str, real: Measured, other: Measured 
 
 
 def _inception(protocol: Protocol, clips: Measured) -> float:
-    splits = min(protocol.splits, len(clips)) if protocol.clips is None else protocol.splits
+    splits = protocol.splits if len(clips) >= 10 * protocol.splits else 1
     return inception_score(clips.features["c3d"], splits, protocol.shuffle_seed)[0]
 
 

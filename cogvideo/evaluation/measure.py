@@ -122,10 +122,10 @@ class Meter:
         rows: list[dict[str, float]] = []
         with progress(len(choice.clips), what, "clips") as bar:
             for first in range(0, len(choice.clips), self.batch):
-                inputs = []
+                batch = []
                 for number, (clip, indices) in enumerate(choice.clips[first : first + self.batch], first):
                     pixels = self._prepared(clip, indices)
-                    inputs.append(network_input(self.protocol, pixels) if self.networks else torch.empty(0))
+                    batch.append(pixels)
                     frames = to_bytes(pixels)
                     row = self._pixel_row(frames, None if clip.seconds is None else clip.seconds[indices])
                     if references is not None:
@@ -134,8 +134,9 @@ class Meter:
                         row["ssim"] = pixel_metrics.ssim(frames, original)
                     rows.append(row)
                 for role, network in self.networks.items():
-                    features[role].append(network.features(torch.stack(inputs), prepare=self.protocol.network_prepares))
-                bar.update(len(inputs))
+                    clips = torch.stack([network_input(self.protocol, pixels, role) for pixels in batch])
+                    features[role].append(network.features(clips, prepare=self.protocol.network_prepares))
+                bar.update(len(batch))
         measured = Measured(
             [clip.name for clip, _ in choice.clips],
             {role: np.concatenate(parts) for role, parts in features.items()},

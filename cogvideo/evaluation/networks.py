@@ -23,7 +23,9 @@ from cogvideo.logs import is_out_of_memory
 Role = Literal["i3d", "c3d"]
 ROLES: tuple[str, ...] = get_args(Role)
 MAX_BYTES = 2 << 30
-PROBE_SIDE, PROBE_FRAMES = 224, 16
+PROBE_FRAMES = 16
+PROBE_SIDES = {"i3d": 224, "c3d": 112}
+"""Pixels; a network with a dense layer takes no other size."""
 OWN_PREPARATION = ("rescale", "resize")
 """Arguments of networks that turn pixels from 0 to 255 of any size into their own range and size."""
 TRUST = "--trust-network uses it all the same and marks the result"
@@ -170,7 +172,8 @@ def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | No
     Raises: ValueError if it is of no use at all.
     """
     rng = np.random.default_rng(0)
-    noise = rng.random((2, 3, PROBE_FRAMES, PROBE_SIDE, PROBE_SIDE), np.float32)
+    side = PROBE_SIDES[network.role]
+    noise = rng.random((2, 3, PROBE_FRAMES, side, side), np.float32)
     clips = torch.from_numpy(noise * 2 - 1)
     clips[1] *= 0.1
     together, alone = network.features(clips), network.features(clips[1:])

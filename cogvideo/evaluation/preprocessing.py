@@ -63,13 +63,14 @@ def bilinear(pixels: Tensor, rows: int, columns: int) -> Tensor:
     return interpolate(pixels, (rows, columns), mode="bilinear", align_corners=False, antialias=False)
 
 
-def network_input(protocol: Protocol, pixels: Tensor) -> Tensor:
+def network_input(protocol: Protocol, pixels: Tensor, role: str) -> Tensor:
     """Frames (n, 3, side, side) 0 to 255 -> (3, n, network side, network side) in the protocol's range.
 
     Left as they are for a network that prepares pixels itself.
     """
     if not protocol.network_prepares:
-        pixels = bilinear(pixels, protocol.network_side, protocol.network_side)
+        side = protocol.network_side(role)
+        pixels = bilinear(pixels, side, side)
         pixels = protocol.low + pixels / 255 * (protocol.high - protocol.low)
     return rearrange(pixels, "n c h w -> c n h w")
 

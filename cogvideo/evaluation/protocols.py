@@ -53,8 +53,9 @@ class Protocol:
     """center: scale the shorter edge and cut off the rest; squash: scale both edges, whatever the aspect."""
     filter: Filter = "bilinear"
     """bilinear: without antialiasing, not rounded; lanczos: Pillow's, rounded to 8 bits."""
-    network_side: int = 224
-    """Bilinear without antialiasing, like `filter`."""
+    i3d_side: int = 224
+    c3d_side: int = 112
+    """What frames are then scaled to for each network, bilinear without antialiasing."""
     network_prepares: bool = False
     """The network itself rescales and resizes, from 0 to 255."""
     low: float = -1.0
@@ -63,7 +64,7 @@ class Protocol:
     divisor: Divisor = "n-1"
     """Of the covariance."""
     splits: int = 10
-    """Parts that the Inception Score is averaged over."""
+    """Parts that the Inception Score is averaged over; one part if they would have fewer than 10 clips."""
     shuffle_seed: int = 42
     """Of the clips before they are split."""
     i3d_sha256: str | None = I3D_SHA256
@@ -88,6 +89,10 @@ class Protocol:
     @property
     def needs_real(self) -> bool:
         return any(metric != "is" for metric in self.metrics) or not self.metrics
+
+    def network_side(self, role: str) -> int:
+        """Height and width in pixels that a network reads."""
+        return self.c3d_side if role == "c3d" else self.i3d_side
 
     def with_networks(self, sha256: dict[str, str]) -> Protocol:
         """With the networks in use, by role; the metrics of those not given are left out."""
@@ -138,13 +143,12 @@ PROTOCOLS: dict[str, Protocol] = {
             data="none: the score looks at generated clips only",
             metrics=("is",),
             clips=10_000,
-            network_side=112,
             i3d_sha256=None,
         ),
         Protocol(
             name="kinetics600-5to11-64",
-            about="frame prediction: 16 frames at 64 px, of which the first 5 are given. That real clips begin at a "
-            "random frame is our choice",
+            about="frame prediction: 16 frames at 64 px, of which the first 5 are given. 2,048 clips, "
+            "and real ones from a random frame, are our choice",
             data=KINETICS600,
             metrics=("fvd", "kvd"),
             clips=2048,

@@ -9,7 +9,7 @@ import pytest
 from cogvideo.cli.main import main
 from cogvideo.media.video import write_video
 from tests.helpers.bundles import write_bundle
-from tests.helpers.networks import StandIn, write_network
+from tests.helpers.networks import Dense, StandIn, write_network
 
 
 def write_videos(folder: Path, count: int, seed: int, frames: int = 17) -> Path:
@@ -57,6 +57,7 @@ def test_folders_of_videos_with_a_network(data: Path, tmp_path: Path, capsys: py
     assert fvd["ceiling"] > fvd["floor"] > 0, "random weights reconstruct nothing"
     assert fvd["protocol"] == result["protocol"]["hash"] and text.count(fvd["protocol"]) == len(result["numbers"]) + 1
     assert result["numbers"]["reconstructed_ssim"]["value"] < 1 and "lossy" in text and "not a known one" in text
+    assert result["networks"]["i3d"]["trusted"] is True
     assert out[1].read_text(encoding="utf-8").count("<img") >= 5
 
     assert run(data, "--compare", str(out[0]), str(out[0])) == 0
@@ -85,6 +86,13 @@ def test_a_model_is_sampled_and_measured_from_its_tokens(data: Path, capsys: pyt
     assert run(data, *words) == 0
     text = capsys.readouterr().out
     assert "PSNR of reconstructed clips" in text and "lossy" not in text
+
+
+def test_both_networks_read_their_own_size(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_network(data / "dense.pt", Dense())
+    networks = ["--network", f"i3d={data / 'net.pt'}", "--network", f"c3d={data / 'dense.pt'}", "--trust-network"]
+    assert run(data, "local", "--real", "real", "--generated", "generated", "--side", "16", *networks) == 0
+    assert "Inception Score" in capsys.readouterr().out
 
 
 def test_generated_clips_alone_have_pixel_measures(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> FeatureNetwork:
 
 
 def protocol(network: FeatureNetwork | None = None, **changes) -> Protocol:
-    small = replace(LOCAL, frames=LENGTH, side=SIDE, network_side=SIDE, **changes)
+    small = replace(LOCAL, frames=LENGTH, side=SIDE, i3d_side=SIDE, **changes)
     return small.with_networks({} if network is None else {"i3d": network.sha256})
 
 
@@ -78,7 +78,8 @@ def test_fvd_is_that_of_the_features_by_hand(network: FeatureNetwork) -> None:
         moments = []
         for source in (real, generated):
             inputs = [
-                network_input(small, resize_frames(clip.array, SIDE, "center", "bilinear")) for clip in source.clips
+                network_input(small, resize_frames(clip.array, SIDE, "center", "bilinear"), "i3d")
+                for clip in source.clips
             ]
             moments.append(Moments.of(network.features(torch.stack(inputs))))
         number = result.numbers["fvd"]

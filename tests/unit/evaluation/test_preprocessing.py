@@ -86,12 +86,13 @@ def test_lanczos_is_pillows_in_8_bits() -> None:
 
 
 def test_a_network_reads_its_range_size_and_layout() -> None:
-    protocol = replace(LOCAL, network_side=2)
+    protocol = replace(LOCAL, i3d_side=2)
     frames = torch.stack([torch.full((3, 4, 4), level) for level in (0.0, 127.5, 255.0)])
     frames[:, 1] = 0
-    read = network_input(protocol, frames)
+    read = network_input(protocol, frames, "i3d")
     assert read.shape == (3, 3, 2, 2)  # colours, frames, rows, columns
     assert read[0, :, 0, 0].tolist() == [-1, 0, 1] and read[1].unique().tolist() == [-1]
-    assert network_input(replace(protocol, low=0.0), frames)[0, :, 0, 0].tolist() == [0, 0.5, 1]
-    untouched = network_input(replace(protocol, network_prepares=True), frames)
+    assert network_input(replace(protocol, low=0.0), frames, "i3d")[0, :, 0, 0].tolist() == [0, 0.5, 1]
+    assert network_input(protocol, frames, "c3d").shape == (3, 3, 112, 112)
+    untouched = network_input(replace(protocol, network_prepares=True), frames, "i3d")
     assert untouched.shape == (3, 3, 4, 4) and untouched.max() == 255

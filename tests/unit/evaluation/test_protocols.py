@@ -10,12 +10,12 @@ from cogvideo.evaluation.networks import I3D_SHA256
 from cogvideo.evaluation.protocols import LOCAL, NOT_HASHED, PROTOCOLS, Protocol, check_comparable
 
 HASHES = {
-    "tats-2048x16-128": "690e21bbf300",
-    "styleganv-2048x16": "e7d1e8781b19",
-    "ucf101-2048": "21e144730fbd",
-    "ucf101-10000": "e436372745db",
-    "kinetics600-5to11-64": "b474c4dbf0b7",
-    "local": "06ad86067df1",
+    "tats-2048x16-128": "b20c093ba440",
+    "styleganv-2048x16": "1c11b5c3f4e2",
+    "ucf101-2048": "78b1fd2a6316",
+    "ucf101-10000": "ccc8b5f52cf5",
+    "kinetics600-5to11-64": "f4a575e5a168",
+    "local": "776e8d59f629",
 }
 
 
