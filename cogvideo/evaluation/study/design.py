@@ -10,6 +10,7 @@ a file gives a system away, and every browser plays them. What a system's frames
 
 import hashlib
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,6 +201,8 @@ def make_study(
             shapes[system.name].add(f"{width}x{height} at {fps:.3g} frames per second, {len(frames) / fps:.2g} s")
             progress(1)
         clips = sorted(videos.iterdir())
+        for clip in clips:
+            os.utime(clip, (0, 0))  # the order in which they were written gives the systems away
         embed = sum(clip.stat().st_size for clip in clips) <= embed_up_to
         write_page(
             folder / "page" / "study.html",

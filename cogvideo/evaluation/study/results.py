@@ -47,6 +47,7 @@ class Answers:
 
     comparisons: tuple[Comparison, ...]
     strengths: dict[str, Strength]
+    """By system; empty if the votes do not connect all systems."""
     alpha: float | None
     """Krippendorff's; None if no comparison has two raters, or all answers are the same."""
 
@@ -102,12 +103,12 @@ class StudyResults:
             strengths = sorted(answers.strengths.items(), key=lambda item: -item[1].value)
             described = ", ".join(f"{system} {s.value:+.2f} [{s.low:+.2f}, {s.high:+.2f}]" for system, s in strengths)
             alpha = "-" if answers.alpha is None else f"{answers.alpha:.2f}"
-            lines += [f"  strength: {described}", f"  agreement: {alpha}"]
+            lines += [f"  strength: {described or '-, the votes do not connect all systems'}", f"  agreement: {alpha}"]
         return "\n".join([*lines, "", METHOD])
 
 
 def summarise(key: Key, ratings: Sequence[Rating]) -> StudyResults:
-    """Results of all ratings of a study. Raises: ValueError if they do not connect all systems."""
+    """Results of all ratings of a study."""
     left = [is_left for rating in ratings for is_left in rating.left_answers()]
     return StudyResults(
         raters=len({rating.rater for rating in ratings}),
@@ -147,14 +148,20 @@ def _answer(rating: Rating, question: str) -> str:
 
 
 def _strengths(systems: Sequence[str], outcomes: Sequence[tuple[Rating, str]]) -> dict[str, Strength]:
-    """By system. Prompts are resampled, not votes, because votes on the same clips are not independent."""
+    """By system; empty if the votes do not connect them all.
+
+    Prompts are resampled, not votes, because votes on the same clips are not independent.
+    """
     prompts = {prompt: row for row, prompt in enumerate(dict.fromkeys(rating.prompt for rating, _ in outcomes))}
     by_prompt: NDArray[np.float64] = np.zeros((len(prompts), len(systems), len(systems)))
     for rating, answer in outcomes:
         wins, share = by_prompt[prompts[rating.prompt]], (VALUES[answer] + 1) / 2
         wins[rating.first, rating.second] += share
         wins[rating.second, rating.first] += 1 - share
-    estimate = bradley_terry(by_prompt.sum(0))
+    try:
+        estimate = bradley_terry(by_prompt.sum(0))
+    except ValueError:
+        return {}
     random = np.random.default_rng(0)
     resampled = []
     for _ in range(RESAMPLES):

@@ -85,6 +85,7 @@ def test_large_studies_keep_clips_beside_the_page_under_random_names(tmp_path: P
     page = page_of(tmp_path / "study")
     names = {name for trial in data_of(page)["trials"] for name in trial["clips"]}
     assert {path.stem for path in (tmp_path / "study/page/videos").iterdir()} == names and len(names) == 6
+    assert {path.stat().st_mtime for path in (tmp_path / "study/page/videos").iterdir()} == {0}
     assert embedded(page) == [] and data_of(page)["perRater"] == 2
 
 

@@ -97,6 +97,13 @@ def test_one_rater_has_no_agreement(key: Key, tmp_path: Path):
     assert results.questions["quality"].alpha is None and "agreement: -" in results.table()
 
 
+def test_votes_that_do_not_connect_all_systems_have_win_rates_only(tmp_path: Path):
+    key = make_key("t", ["a", "b", "c"], ["one"])
+    results = summarise(key, read_votes([write_votes(tmp_path / "v.json", votes_file(key, RATER, [FIRST]))], key))
+    assert results.questions["quality"].strengths == {} and "do not connect all systems" in results.table()
+    assert sum(c.preferred.total for c in results.questions["quality"].comparisons) == 1
+
+
 def test_the_digest_of_a_key_covers_all_but_itself(key: Key):
     assert key_digest(key) == key["digest"] == key_digest({**key, "digest": "x"})
     assert key_digest({**key, "trials": key["trials"][1:]}) != key["digest"]
