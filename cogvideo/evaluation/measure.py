@@ -85,7 +85,9 @@ def choose_clips(source: ClipSource, protocol: Protocol, start: Start, wanted: i
         try:
             indices = choose_frames(protocol, clip.num_frames, clip.seconds, start, rng)
         except ValueError as error:
-            raise ValueError(f"{clip.name}: {error}".removeprefix(f"{clip.name}: {source.origin}/")) from None
+            if clip.name in str(error):
+                raise
+            raise ValueError(f"{source.origin}, {clip.name}: {error}") from None
         if indices is None:
             too_short += 1
         else:

@@ -106,6 +106,14 @@ def test_the_self_test_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "all as expected" in capsys.readouterr().out
 
 
+def test_a_damaged_video_is_named_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_videos(tmp_path / "damaged", 2, 0)
+    (folder / "01.mp4").write_bytes((folder / "01.mp4").read_bytes()[:700])
+    assert run(data, "local", "--real", str(folder), "--generated", "generated") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("cogvideo: error") and error.count("01.mp4") == 1 and str(folder) in error
+
+
 BOTH = ["--real", "real", "--generated", "generated"]
 
 
