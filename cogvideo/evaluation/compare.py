@@ -1,7 +1,8 @@
 """Compare generated clips with real ones: every number with its spread, its floor and its ceiling.
 
 floor: what other real clips score against the same real ones, at the same n; no model can be told from that.
-ceiling: what the real clips score after a round trip through the image tokenizer; no model on top of it does better.
+ceiling: what the same real clips score after a round trip through the image tokenizer. It has no share in the bias of
+few clips, so it can lie below the floor.
 """
 
 from __future__ import annotations
