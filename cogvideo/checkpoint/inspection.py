@@ -14,6 +14,8 @@ from cogvideo.checkpoint.load import check_fits
 from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, parameter_shapes
 from cogvideo.dtypes import dtype_name
 from cogvideo.files import read_json
+from cogvideo.model.config import LoraConfig
+from cogvideo.model.lora import count_adapters
 
 GROUPS = (
     ("embeddings", r"^word_embeddings"),
@@ -53,28 +55,39 @@ def describe_tensors(checkpoint: Checkpoint) -> str:
 
 
 def describe_parameters(
-    config: TransformerConfig, checkpoint: Checkpoint | None = None, *, frozen_trunk: bool = True, values: bool = False
+    config: TransformerConfig,
+    checkpoint: Checkpoint | None = None,
+    *,
+    frozen_trunk: bool = True,
+    values: bool = False,
+    adapters: LoraConfig | None = None,
 ) -> str:
     """One line per group of parameters: their number, whether they are trained, and their type in `checkpoint`.
 
-    `values` reads every value, for the spread and to find NaN and infinity. Raises: ValueError if it does not fit.
+    `values` reads every value, for the spread and to find NaN and infinity. `adapters`: trained instead of the model,
+    if their rank is above 0. Raises: ValueError if it does not fit.
     """
     kind = model_kind(config)
     if checkpoint is not None:
         check_fits(checkpoint, config)
     frozen_trunk = frozen_trunk and kind in ("video", "direct_superres")
-    counts = {name: math.prod(shape) for name, shape in parameter_shapes(config).items()}
+    shapes = parameter_shapes(config)
+    counts = {name: math.prod(shape) for name, shape in shapes.items()}
+    of_adapters = count_adapters(shapes, adapters) if adapters else 0
     lines, total, trainable = [], 0, 0
     for title, pattern in GROUPS:
         names = [name for name in counts if re.search(pattern, name)]
         if not names:
             continue
         count = sum(counts[name] for name in names)
-        is_trained = not frozen_trunk or NOT_IN_TRUNK.search(names[0]) is not None
+        is_trained = not of_adapters and (not frozen_trunk or NOT_IN_TRUNK.search(names[0]) is not None)
         total, trainable = total + count, trainable + count * is_trained
         stored = "" if checkpoint is None else _describe_stored(checkpoint, names, values)
         lines.append(f"  {title:<26}{count:>15,}  {'trainable' if is_trained else 'frozen':<11}{stored}".rstrip())
     assert total == sum(counts.values()), "a parameter is in no group, or in two"
+    if of_adapters:
+        total, trainable = total + of_adapters, of_adapters
+        lines.append(f"  {'adapters':<26}{of_adapters:>15,}  trainable")
     title = f"parameters: {kind.replace('_', ' ')} model, {config.num_layers} layers of {config.hidden_size}"
     totals = f"  {'all':<26}{total:>15,}  {trainable:,} trainable, {total - trainable:,} frozen"
     return "\n".join([title, *lines, totals])

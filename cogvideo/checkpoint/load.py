@@ -16,6 +16,7 @@ from cogvideo.checkpoint.format import CONFIG, MAX_SHARD_BYTES, Checkpoint, load
 from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, name_list, parameter_shapes
 from cogvideo.config import from_dict, to_dict
 from cogvideo.model.config import ModelConfig
+from cogvideo.model.lora import has_adapters
 from cogvideo.model.quantize import Embedding, Linear, quantize_int8
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.config import SuperresConfig
@@ -75,6 +76,8 @@ def save_model(
 
     Raises: ValueError if the model's trunk is not the one in `trunk`, or if a weight to be written is int8.
     """
+    if has_adapters(model):
+        raise ValueError("the model has adapters beside its weights, which checkpoints do not hold; save them alone")
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     scales = int8_scales(model)
     if trunk is not None:

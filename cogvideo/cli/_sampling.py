@@ -60,6 +60,7 @@ def run_job(
     """
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.locks import lock_folder
+    from cogvideo.sampling.adapters import AdapterChoice
     from cogvideo.sampling.bundle import fingerprint
     from cogvideo.sampling.jobs import describe_job
     from cogvideo.sampling.runner import RunDirectory
@@ -71,6 +72,9 @@ def run_job(
         return
     directory = args.model or BUNDLED_WEIGHTS
     identity: dict[str, Any] = {"weights": fingerprint(directory), **job.identity()}
+    if getattr(args, "adapter", None):
+        chosen = [AdapterChoice.parse(text) for text in args.adapter]
+        identity["adapters"] = [choice.identity() | {"apart": args.adapters_apart} for choice in chosen]
     run = RunDirectory(out, identity, processes)
     with lock_folder(out, processes):
         begun = run.begin(overwrite=args.overwrite, resume=args.resume)

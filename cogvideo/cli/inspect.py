@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("nothing to inspect; give --config FILE (see configs/model) or --checkpoint DIR")
 
     frozen = trained.init.freeze_trunk if trained else given.training.frozen_trunk
-    print(describe_parameters(config, checkpoint, frozen_trunk=frozen, values=args.values))
+    adapters = trained.lora if trained else given.training.lora
+    print(describe_parameters(config, checkpoint, frozen_trunk=frozen, values=args.values, adapters=adapters))
     if isinstance(config, ModelConfig):
         print(f"\n{describe_layout(config)}\n\n{draw_masks(config, args.mask)}")
     if args.no_plan:

@@ -5,6 +5,7 @@
     cogvideo sample --interactive --out DIR                  prompts from standard input, each in a folder of its own
     cogvideo sample PROMPT --first-frame FILE --out DIR      start from a picture, or the first frame of a video
     cogvideo sample PROMPT --continue FILE --out DIR         continue a video, or saved tokens
+    cogvideo sample PROMPT --adapter DIR[:SCALE] --out DIR   with what a finetuning run of adapters exported
     torchrun --nproc-per-node 2 -m cogvideo sample --prompts FILE --out DIR     on several processes; or by deepspeed
 
 Each sample gets an .mp4, a looping .gif and a contact sheet .png; tokens.safetensors, samples.json and config.yaml
@@ -26,6 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--first-frame", metavar="FILE", type=Path, help="picture, video or saved tokens to start from")
     given.add_argument("--continue", dest="continue_from", metavar="FILE", type=Path, help="video or saved tokens")
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR[:SCALE]",
+        action="append",
+        default=[],
+        help="an adapter, merged when loaded; repeat it",
+    )
+    parser.add_argument("--adapters-apart", action="store_true", help="compute adapters beside the weights: slower")
     add_run_arguments(parser)
 
 
@@ -33,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.config import split_overrides
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.sampling.adapters import AdapterChoice
     from cogvideo.sampling.bundle import load_sample_config
     from cogvideo.sampling.jobs import clip_job
     from cogvideo.sampling.pipeline import Pipeline
@@ -53,7 +63,13 @@ def run(args: argparse.Namespace) -> None:
                 raise ValueError(f"--interactive reads prompts from standard input; leave out {description}")
     directory = args.model or BUNDLED_WEIGHTS
     config = load_sample_config(directory, args.config, overrides)
+    adapters = [AdapterChoice.parse(text) for text in args.adapter]
     pipeline = Pipeline.load(directory, config)
+    for number, adapter in enumerate(adapters):
+        pipeline.add_adapter(str(number), adapter.folder)
+    if adapters:
+        scales = {str(number): adapter.scale for number, adapter in enumerate(adapters)}
+        pipeline.set_adapters(scales, merge=not args.adapters_apart)
     if args.interactive:
         from cogvideo.cli.interactive import run_interactive
 

@@ -17,6 +17,7 @@ from cogvideo.kernels import cpu
 from cogvideo.kernels.cpu import DTYPES, Channel, KeyTable, KVBuffer, Layer, Matrix, Model, Norm, StepGroup
 from cogvideo.model.attention import Attention
 from cogvideo.model.inputs import Cache, ChannelCache, DecodeInputs
+from cogvideo.model.lora import has_adapters
 from cogvideo.model.plan import DecodeMasks, VisibleKeys
 from cogvideo.model.quantize import Linear
 from cogvideo.model.transformer import CogVideoTransformer, TransformerLayer
@@ -118,7 +119,9 @@ def _key_table(keys: VisibleKeys) -> KeyTable:
 
 
 def is_supported(model: CogVideoTransformer, steps: Sequence[DecodeInputs]) -> bool:
-    """Whether `decode_step` can compute these steps together."""
+    """Whether `decode_step` can compute these steps together. It reads weights, so not with adapters beside them."""
+    if has_adapters(model):
+        return False
     weight, rows = model.word_embeddings.weight, sum(step.tokens.numel() for step in steps)
     if weight.device.type != "cpu" or weight.dtype not in DTYPES or rows > MAX_ROWS or torch.is_grad_enabled():
         return False

@@ -1,5 +1,6 @@
 """The transformer's configuration. Plain data: it needs no torch."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +16,38 @@ these are faster; `flex` and `dense` over text and frames as one sequence, by Fl
 `auto` chooses by the device."""
 TrunkWeights = Literal["full", "int8"]
 """How a frozen trunk's matrices are stored in training."""
+MAX_LORA_RANK = 4096
+"""Above the width of any model here, where a low rank is none."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen matrices. Source: LoRA (2106.09685)."""
+
+    rank: int = 0
+    """Rank of each matrix's update; 0: no adapters, all weights are trained."""
+    alpha: float = 16.0
+    """The update is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """On the adapters' input, in training."""
+    targets: tuple[str, ...] = ()
+    """Which matrices: parts (`spatial`, `temporal`, `high_res`, `mlp`, `embeddings`) or patterns of layer names, for
+    example `layers.*.mlp.dense_4h_to_h`; empty: all but the word embeddings."""
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead, which suits large ranks. Source: rsLoRA (2312.03732)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank <= MAX_LORA_RANK:
+            raise ValueError(f"lora.rank={self.rank}; expected 0 (no adapters) to {MAX_LORA_RANK}")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"lora.alpha={self.alpha}; expected a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout={self.dropout}; expected a probability from 0 to below 1")
+
+    @property
+    def scale(self) -> float:
+        """What the product of both factors is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)

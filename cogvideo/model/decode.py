@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.model.attention import Attention, ChannelContext
+from cogvideo.model.lora import has_adapters
 from cogvideo.model.quantize import Linear
 from cogvideo.model.transformer import CogVideoTransformer, TransformerLayer, mix_channels
 
@@ -55,7 +56,10 @@ class DecodeLayer(nn.Module):
 
 
 def decode_layers(model: CogVideoTransformer) -> list[nn.Module]:
-    """The model's layers for decoding steps; as they are where there is one channel, or weights are offloaded."""
+    """The model's layers for decoding steps; as they are where there is one channel, weights are offloaded, or any
+    matrix has an adapter beside it, which a joint product would leave out."""
+    if has_adapters(model):
+        return list(model.layers)
 
     def convert(layer: TransformerLayer) -> nn.Module:
         is_offloaded = any(isinstance(module, Linear) and module.offloaded for module in layer.modules())

@@ -36,6 +36,29 @@ class LinearKernel(Protocol):
         ...
 
 
+class LowRank(nn.Module):
+    """An update of low rank, scale * B A, of a matrix; of a table, whose rows are looked up, the transpose of that."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scale: float, dropout: float = 0.0) -> None:
+        """For a table `in_features` is its number of rows, `out_features` their length."""
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, in_features))
+        self.B = nn.Parameter(torch.zeros(out_features, rank))
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The update's product with x (..., in_features), or its rows for ids of any shape: (..., out_features)."""
+        if x.is_floating_point():
+            low = F.linear(F.dropout(x, self.dropout, self.training), self.A.to(x.dtype))
+        else:
+            low = F.embedding(x, self.A.T)
+        return F.linear(low, self.B.to(low.dtype)) * self.scale
+
+    def rows(self, count: int, dtype: torch.dtype) -> Tensor:
+        """The first `count` rows of a table's update: (count, out_features)."""
+        return F.linear(self.A[:, :count].T.to(dtype), self.B.to(dtype)) * self.scale
+
+
 class _Matrix(nn.Module):
     """A layer whose weight may be int8, or int4 with two values per byte, to be multiplied by scales."""
 
@@ -49,6 +72,8 @@ class _Matrix(nn.Module):
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
         self.register_buffer("weight_scale", None, persistent=False)
+        self.lora: LowRank | None = None
+        """An update that is computed beside the weight. Whatever reads `weight` past `forward` must look for it."""
 
     def quantize(self, bits: Literal[8, 4] = 8) -> None:
         """Store the weight in int8 or int4; it can no longer be trained."""
@@ -76,12 +101,14 @@ class Linear(_Matrix, nn.Linear):
         if self.kernel is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             y = self.kernel(x, self.weight, self.bias, self.weight_scale)
             if y is not None:
-                return y
+                return y if self.lora is None else y + self.lora(x)
         weight = self.weight.to(x.device)
         if self.weight_scale is not None:
             scale = self.weight_scale.to(x.device)
-            return _QuantizedLinear.apply(x.to(_product_dtype(x)), weight, scale, self.bias)  # type: ignore[no-untyped-call]
-        return F.linear(x, weight.to(x.dtype), self.bias)
+            y = _QuantizedLinear.apply(x.to(_product_dtype(x)), weight, scale, self.bias)  # type: ignore[no-untyped-call]
+        else:
+            y = F.linear(x, weight.to(x.dtype), self.bias)
+        return y if self.lora is None else y + self.lora(x)
 
 
 class Embedding(_Matrix, nn.Embedding):
@@ -96,14 +123,16 @@ class Embedding(_Matrix, nn.Embedding):
         else:
             flat = ids.flatten()
             rows = _dequantize(self.weight[flat], self.weight_scale[flat], torch.float32).view(*ids.shape, -1)
+        if self.lora is not None:
+            rows = rows + self.lora(ids)
         return rows if self.activation_dtype is None else rows.to(self.activation_dtype)
 
     def output_weight(self, hidden: Tensor, count: int) -> Tensor:
         """The first `count` rows, dequantized for a product with `hidden`: (count, embedding_dim)."""
         weight = self.weight[:count]
-        if self.weight_scale is None:
-            return weight
-        return _dequantize(weight, self.weight_scale[:count], _product_dtype(hidden))
+        if self.weight_scale is not None:
+            weight = _dequantize(weight, self.weight_scale[:count], _product_dtype(hidden))
+        return weight if self.lora is None else weight + self.lora.rows(count, weight.dtype)
 
     def logits(self, hidden: Tensor, count: int) -> Tensor:
         """Products with the first `count` rows, float32: (..., embedding_dim) -> (..., count)."""
@@ -111,8 +140,9 @@ class Embedding(_Matrix, nn.Embedding):
         if self.kernel is not None and not torch.is_grad_enabled():
             y = self.kernel(hidden, weight, None, scale)
             if y is not None:
-                return y
-        return F.linear(hidden, _dequantize(weight, scale, hidden.dtype)).float()
+                return y if self.lora is None else y + F.linear(hidden, self.lora.rows(count, hidden.dtype))
+        whole = _dequantize(weight, scale, hidden.dtype)
+        return F.linear(hidden, whole if self.lora is None else whole + self.lora.rows(count, whole.dtype)).float()
 
 
 class _QuantizedLinear(torch.autograd.Function):

@@ -138,8 +138,8 @@ class TrunkModel(nn.Module):
 
     @classmethod
     def is_extra(cls, parameter_name: str) -> bool:
-        """Whether a parameter is not part of the trunk."""
-        return any(part in parameter_name for part in cls.extra_names)
+        """Whether a parameter is not part of the trunk; those of adapters beside its matrices are not."""
+        return any(part in parameter_name for part in (*cls.extra_names, ".lora."))
 
     def extra_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters that the model adds to the trunk."""

@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 from cogvideo.checkpoint.load import on_meta
 from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.model.attention import ATTENTION, AttentionImplementation, attend_block
-from cogvideo.model.config import AttentionName, ModelConfig, Recompute
+from cogvideo.model.config import AttentionName, LoraConfig, ModelConfig, Recompute
 from cogvideo.model.inputs import TextBias
 from cogvideo.model.joined import MIN_HEAD_DIM, JoinedMask, attend_dense
+from cogvideo.model.lora import adapter_parameters, add_adapters
 from cogvideo.model.loss import token_nll
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.config import SuperresConfig
@@ -50,6 +51,7 @@ class Setting:
     attention: AttentionName = "auto"
     int8_trunk: bool = False
     is_gpu: bool = True
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def attention_of(self, config: ModelConfig) -> AttentionName:
         """The implementation that `auto` stands for, as `install_kernels` chooses it."""
@@ -105,11 +107,17 @@ def _trace(config: TransformerConfig, num_layers: int, batch: int, setting: Sett
         chosen = setting.attention_of(config)
         model.use_attention("counted" if chosen == "flex" else chosen)
         plan = model.plan_clip(torch.device("cpu"), supervised_only=True)
+    if setting.lora.rank:
+        add_adapters(model, setting.lora)
     model.to(_DTYPES[setting.arithmetic])
     with _fake_device(setting):
         _make_fake(model)
         if setting.frozen_trunk:
             model.freeze_trunk()
+        if setting.lora.rank:
+            model.requires_grad_(False)
+            for _, p in adapter_parameters(model):
+                p.requires_grad_()
         if setting.int8_trunk:
             model.quantize_trunk()
         model.recompute = setting.recompute

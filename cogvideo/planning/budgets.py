@@ -7,14 +7,15 @@ it is somewhat less. Working memory and times are estimates, good enough to choo
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
 
 from cogvideo.checkpoint.parameters import TransformerConfig, parameter_shapes
-from cogvideo.model.config import AttentionName, ModelConfig, Recompute, TrunkWeights
+from cogvideo.model.config import AttentionName, LoraConfig, ModelConfig, Recompute, TrunkWeights
+from cogvideo.model.lora import count_adapters
 from cogvideo.model.loss import FROZEN_FRACTION, MAX_LOGITS
 from cogvideo.model.plan import BlockPlan, plan_forward
 from cogvideo.model.transformer import CogVideoTransformer
@@ -93,13 +94,15 @@ class TrainingSettings:
     """How attention is computed, as train.attention says."""
     gradients: Held = "dtype"
     """`fp32`: sum the gradients of micro-batches in float32, as train.gradients does."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """With a rank above 0: train adapters alone, as lora.rank does."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("count", 1, 1 << 20), ("micro_batch", 1, 1 << 20), ("zero_stage", 0, 3)):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)}; expected {least} to {most}")
-        if self.trunk_weights == "int8" and not (self.frozen_trunk and self.zero_stage < 3):
-            raise ValueError("trunk_weights=int8 needs frozen_trunk=true and zero_stage=0, 1 or 2")
+        if self.trunk_weights == "int8" and not ((self.frozen_trunk or self.lora.rank) and self.zero_stage < 3):
+            raise ValueError("trunk_weights=int8 needs frozen_trunk=true or lora.rank, and zero_stage=0, 1 or 2")
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -229,12 +232,12 @@ def attention_pairs(config: ModelConfig) -> int:
     return pairs[0] + (sum(pairs[1:]) // len(plan.temporal) if plan.temporal else 0)
 
 
-def training_flops(config: ModelConfig, *, frozen_trunk: bool) -> tuple[float, float]:
+def training_flops(config: ModelConfig, *, frozen_trunk: bool, lora: bool = False) -> tuple[float, float]:
     """Flops of the forward and of the backward pass of one clip, all text rows included, without recomputation.
 
     Counts matrix products and attention. The backward pass needs each product twice, for the gradients of its input
     and of its weights. A frozen trunk needs only the first, and neither on text rows, which then depend on frozen
-    weights alone.
+    weights alone. With adapters (`lora`) every product needs the first alone; their own products are not counted.
     """
     h, text, slots, layers = config.hidden_size, config.text_len, config.layout.num_slots, config.num_layers
     frozen_trunk = frozen_trunk and config.has_temporal_channel
@@ -246,21 +249,23 @@ def training_flops(config: ModelConfig, *, frozen_trunk: bool) -> tuple[float, f
     temporal = layers * square * (4 * slots + 2 * text) if config.has_temporal_channel else 0
     scores = 4 * h * attention_pairs(config) * layers
     forward = trunk_on_text + trunk_on_frames + logits + temporal + scores
+    if lora:
+        return forward, forward - scores + 2.5 * scores
     once = trunk_on_frames + logits if frozen_trunk else 0
     twice = temporal if frozen_trunk else forward - scores
     return forward, once + 2 * twice + 2.5 * scores
 
 
-def superres_training_flops(config: SuperresConfig, *, frozen_trunk: bool) -> float:
+def superres_training_flops(config: SuperresConfig, *, frozen_trunk: bool, lora: bool = False) -> float:
     """Flops of the forward and backward pass of one frame, counted as by `training_flops`.
 
     With a frozen trunk the context (text and coarse grid) needs no backward pass. Logits: the number of tokens that
     a round predicts on average.
     """
-    return sum(_superres_flops(config, frozen_trunk))
+    return sum(_superres_flops(config, frozen_trunk, lora))
 
 
-def _superres_flops(config: SuperresConfig, frozen_trunk: bool) -> tuple[float, float]:
+def _superres_flops(config: SuperresConfig, frozen_trunk: bool, lora: bool) -> tuple[float, float]:
     """Flops of the forward and of the backward pass of one frame."""
     h, layers, context = config.hidden_size, config.num_layers, config.text_len + config.low_res_len
     square = 2 * h * h
@@ -269,6 +274,8 @@ def _superres_flops(config: SuperresConfig, frozen_trunk: bool) -> tuple[float, 
     scores = layers * 4 * h * _superres_pairs(config)
     logits = 2 * h * config.vocabulary.num_image_tokens * float(round_masks(config).sum(1).float().mean())
     forward = attention + mlp + on_context + scores + logits
+    if lora:
+        return forward, forward - scores + 2.5 * scores
     if frozen_trunk:
         return forward, 2 * attention + mlp + logits + 2.5 * scores
     return forward, 2 * (attention + mlp + on_context + logits) + 2.5 * scores
@@ -286,20 +293,28 @@ def _tile_pairs(tiles: QueryTiles) -> int:
 
 
 def is_frozen(config: TransformerConfig, settings: TrainingSettings) -> bool:
-    """Whether a trunk is frozen: image models and the iterative super-resolution model train all of their weights."""
+    """Whether a trunk is frozen: image models and the iterative super-resolution model train all of their weights,
+    unless adapters are trained instead."""
+    if settings.lora.rank:
+        return True
     has_extra_part = config.method == "direct" if isinstance(config, SuperresConfig) else config.has_temporal_channel
     return settings.frozen_trunk and has_extra_part
 
 
 def trained_and_all_parameters(config: TransformerConfig, settings: TrainingSettings) -> tuple[int, int]:
-    return _count_parameters(config, is_frozen(config, settings))
+    """Numbers of parameters; those of adapters are part of both."""
+    return _count_parameters(config, is_frozen(config, settings), settings.lora)
 
 
 @lru_cache(maxsize=64)
-def _count_parameters(config: TransformerConfig, frozen: bool) -> tuple[int, int]:
+def _count_parameters(config: TransformerConfig, frozen: bool, lora: LoraConfig) -> tuple[int, int]:
     model = SuperresTransformer if isinstance(config, SuperresConfig) else CogVideoTransformer
-    counts = {name: torch.Size(shape).numel() for name, shape in parameter_shapes(config).items()}
+    shapes = parameter_shapes(config)
+    counts = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     total = sum(counts.values())
+    if lora.rank:
+        trained = count_adapters(shapes, lora)
+        return trained, total + trained
     if not frozen:
         return total, total
     return sum(count for name, count in counts.items() if model.is_extra(name)), total
@@ -345,6 +360,7 @@ def _activations(config: TransformerConfig, machine: Machine, settings: Training
     setting = Setting(
         recompute=settings.recompute,
         frozen_trunk=is_frozen(config, settings),
+        lora=settings.lora,
         arithmetic=settings.arithmetic,
         attention=settings.attention,
         int8_trunk=settings.arithmetic == "autocast" and settings.trunk_weights == "int8",
@@ -376,10 +392,10 @@ def _rows(config: TransformerConfig) -> int:
 
 
 def _flops(config: TransformerConfig, settings: TrainingSettings) -> tuple[float, float]:
-    frozen = is_frozen(config, settings)
+    frozen, lora = is_frozen(config, settings), settings.lora.rank > 0
     if isinstance(config, SuperresConfig):
-        return _superres_flops(config, frozen)
-    return training_flops(config, frozen_trunk=frozen)
+        return _superres_flops(config, frozen, lora)
+    return training_flops(config, frozen_trunk=frozen, lora=lora)
 
 
 def _step_time(config: TransformerConfig, machine: Machine, settings: TrainingSettings) -> StepTime:
@@ -388,7 +404,7 @@ def _step_time(config: TransformerConfig, machine: Machine, settings: TrainingSe
     scores = 4 * h * pairs * layers
     forward, backward = _flops(config, settings)
     # traffic follows what a forward pass without recomputation keeps
-    kept = count_activations(config, 1, Setting("nothing", is_frozen(config, settings))).kept
+    kept = count_activations(config, 1, Setting("nothing", is_frozen(config, settings), lora=settings.lora)).kept
 
     def seconds(products: float, attention: float, traffic: float) -> float:
         return clips * (

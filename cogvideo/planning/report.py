@@ -12,6 +12,7 @@ from cogvideo.planning.budgets import (
     TrainingSettings,
     sampling_budget,
     suggestions,
+    trained_and_all_parameters,
     training_budget,
 )
 from cogvideo.planning.machines import Machine
@@ -92,6 +93,9 @@ def describe_training(
 ) -> str:
     """Memory under each ZeRO stage, and the time of a step. `source`: where the machine's figures are from."""
     int8 = ", int8 trunk" if settings.trunk_weights == "int8" else ""
+    lora = settings.lora
+    adapters = f", adapters of rank {lora.rank} ({trained_and_all_parameters(config, settings)[0]:,} parameters)"
+    int8 += adapters if lora.rank else ""
     offloaded = ", optimiser in CPU memory" if settings.offload_optimizer else ""
     lines = [
         f"{settings.count} x {machine.name}: {format_bytes(machine.memory_bytes)}, {machine.flops / 1e12:.3g} TFLOP/s "

@@ -69,6 +69,8 @@ class Bundle:
     trunk: CogVideoTransformer
     sequential: CogVideoTransformer
     interpolation: CogVideoTransformer | None
+    checkpoints: dict[str, Checkpoint]
+    """What the models were loaded from."""
 
 
 def load_sample_config(directory: Path, files: list[Path], overrides: list[str]) -> SampleConfig:
@@ -122,6 +124,7 @@ def open_bundle(
         trunk=models.get("trunk", models["sequential"]),
         sequential=models["sequential"],
         interpolation=models.get("interpolation"),
+        checkpoints=checkpoints,
     )
 
 

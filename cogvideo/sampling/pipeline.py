@@ -15,8 +15,9 @@ later rounds do not affect it. The same call on the same machine repeats bit for
 by float rounding only, which very rarely changes a token.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cogvideo.checkpoint.format import Checkpoint
 from cogvideo.distributed import open_device
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference.engine import Conditioning, Engine, Program, Progress, build_program
@@ -32,6 +34,7 @@ from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, Token
 from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.rng import SampleKey, sample_uniforms
+from cogvideo.sampling.adapters import AdapterSet
 from cogvideo.sampling.bundle import load_sample_config, open_bundle
 from cogvideo.sampling.config import DrawConfig, SampleConfig, StageName
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt, PromptBuilder, prompt_keys
@@ -142,10 +145,12 @@ class Pipeline:
         labels: np.ndarray | None = None,
         config: SampleConfig | None = None,
         backend: str = "auto",
+        checkpoints: Mapping[str, Checkpoint] | None = None,
     ) -> None:
         """Assemble a pipeline from loaded parts; `load` opens a bundle. `trunk` defaults to stage 1's own.
 
-        `backend`: how the models decode, see `inference.backends`.
+        `backend`: how the models decode, see `inference.backends`. `checkpoints`: what the models (`trunk`,
+        `sequential`, `interpolation`) were loaded from, which adapters are checked against.
         """
         self.encode, self.prompt_format, self.image_tokenizer = encode, prompt_format, image_tokenizer
         self.trunk, self.sequential, self.interpolation = trunk or sequential, sequential, interpolation
@@ -156,6 +161,7 @@ class Pipeline:
         self._samplers: dict[tuple[int | None, tuple[float, int, float]], TokenSampler] = {}
         models = {id(model): model for model in (self.trunk, sequential, interpolation) if model is not None}
         self.engines = {key: Engine(model, backend) for key, model in models.items()}
+        self._backend, self._checkpoints = backend, checkpoints or {}
 
     @classmethod
     def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
@@ -178,7 +184,33 @@ class Pipeline:
             labels=bundle.labels,
             config=load_sample_config(directory, [], []),
             backend="compiled" if config.compile else "auto",
+            checkpoints=bundle.checkpoints,
         )
+
+    def add_adapter(self, name: str, folder: Path | str) -> None:
+        """Read an adapter, to be put into effect by `set_adapters` under a name of your choice.
+
+        It goes to the model that it was trained for; one that does not say, as PEFT writes them, to stage 1.
+        Raises: FileNotFoundError, ValueError if it is damaged or does not fit the model.
+        """
+        self._adapters.add(name, Path(folder))
+
+    def set_adapters(self, scales: Mapping[str, float], *, merge: bool = True) -> None:
+        """Put adapters of `add_adapter` into effect, each times its scale, in place of those so far; {}: none.
+
+        Weights are then exactly those of before. `merge`: into the weights, which costs nothing in sampling;
+        otherwise beside them, which is slower and exact with weights of few bits. Not while other threads sample.
+        Raises: ValueError for an unknown name or a scale that is no number.
+        """
+        for model in self._adapters.set(scales, merge=merge):
+            self.engines[id(model)] = Engine(model, self._backend)  # what the old one keeps is of the weights before
+
+    @cached_property
+    def _adapters(self) -> AdapterSet:
+        models = {"sequential": self.sequential}
+        models |= {} if self.interpolation is None else {"interpolation": self.interpolation}
+        models |= {"trunk": self.trunk} if self.trunk is not self.sequential else {}
+        return AdapterSet(models, self._checkpoints)
 
     def num_frames(self, config: SampleConfig) -> int:
         """Frames per sample: the key frames, and those that the rounds of interpolation add."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cogvideo.logs import one_line
-from cogvideo.model.config import AttentionName, ModelConfig, Recompute, TrunkWeights
+from cogvideo.model.config import AttentionName, LoraConfig, ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.superres.config import SuperresConfig
 
@@ -61,13 +61,6 @@ class InitConfig:
     """Whether to train only the parameters that CogVideo adds to the trunk."""
     trunk_weights: TrunkWeights = "full"
     """`int8`: hold a frozen trunk's matrices in int8 with a float32 scale per row, dequantized where they are used."""
-
-    def __post_init__(self) -> None:
-        if self.trunk_weights == "int8" and not self.freeze_trunk:
-            raise ValueError(
-                "init.trunk_weights=int8 cannot be trained, and init.freeze_trunk=false; set init.freeze_trunk=true, "
-                "or init.trunk_weights=full"
-            )
 
 
 @dataclass(frozen=True)
@@ -334,6 +327,8 @@ class TrainConfig:
     """Training and validation data."""
     init: InitConfig = field(default_factory=InitConfig)
     """Initial weights."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters: with a rank above 0 they alone are trained, and exported instead of the model."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """AdamW and its learning-rate schedule."""
     train: LoopConfig = field(default_factory=LoopConfig)
@@ -350,6 +345,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.train.compile and self.task == "tokenizer":
             raise ValueError("train.compile=true compiles a transformer's layers; leave it out for task=tokenizer")
+        if self.init.trunk_weights == "int8" and not (self.init.freeze_trunk or self.lora.rank):
+            raise ValueError(
+                "init.trunk_weights=int8 cannot be trained, and init.freeze_trunk=false; set init.freeze_trunk=true, "
+                "or lora.rank, or init.trunk_weights=full"
+            )
+        if self.lora.rank and self.task == "tokenizer":
+            raise ValueError("lora.rank is for a transformer's matrices; leave it out for task=tokenizer")
+        if self.lora.rank and self.init.checkpoint is None:
+            raise ValueError("lora.rank trains adapters of weights that stay as they are; set init.checkpoint to them")
         if self.train.compile and self.deepspeed.stage == 3:
             raise ValueError(
                 "train.compile=true cannot compile layers whose weights deepspeed.stage=3 gathers; use "

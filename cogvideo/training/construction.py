@@ -5,6 +5,7 @@ with ZeRO 3 this rank's parts and one layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import on_meta
 from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.model.initialise import draw_parameters
+from cogvideo.model.lora import adapter_parameters, add_adapters, draw_adapter
 from cogvideo.model.quantize import Embedding, Linear
 from cogvideo.model.transformer import CogVideoTransformer, TrunkModel
 from cogvideo.rng import generator_for
@@ -64,19 +66,25 @@ def starting_values(
     checkpoint = load_checkpoint(folder)
     tensors = CheckpointTensors(checkpoint)
     if not loads_all_parameters(checkpoint):
+        if any(adapter_parameters(model)):
+            raise ValueError(
+                f"{folder} is of another task, and lora.rank adapts a model as it is; give a checkpoint of this task, "
+                "or train all weights from it (lora.rank=0)"
+            )
         try:
             return inherit(checkpoint, tensors)
         except ValueError as error:
             raise ValueError(f"{folder} does not fit the model: {error}") from None
-    for name, p in model.named_parameters():
-        info = checkpoint.infos.get(name)
+    names = [name for name, _ in model.named_parameters() if ".lora." not in name]
+    for name in names:
+        p, info = model.get_parameter(name), checkpoint.infos.get(name)
         if info is None or info.shape != tuple(p.shape):
             got = "no such tensor" if info is None else f"shape {info.shape}"
             raise ValueError(
                 f"{folder} does not fit the model: {name} should have shape {tuple(p.shape)}, got {got}; "
                 "use equal sizes, vocabularies and num_frames"
             )
-    return {name: lambda name=name: tensors[name] for name, _ in model.named_parameters()}  # type: ignore[misc]
+    return {name: lambda name=name: tensors[name] for name in names}  # type: ignore[misc]
 
 
 def construct(
@@ -91,10 +99,13 @@ def construct(
     init, loop = config.init, config.train
     if init.freeze_trunk:
         model.freeze_trunk()
+    if config.lora.rank:
+        add_adapters(model, config.lora)
     values: Values = {}
     if init.checkpoint is not None:
         with errors_name_key("init.checkpoint"):
             values = values_from(model, init.checkpoint)
+    values = {**values, **_adapter_values(model, loop.seed)}
     generator = generator_for(loop.seed, "initialise")
     drawn = draw_parameters(model, generator, mix_logit=init.mix_logit, skip=values)
     dtype = FLOAT_DTYPES[loop.dtype] if loop.weights == "dtype" else torch.float32
@@ -117,6 +128,15 @@ def construct(
         if left[block] == 0 and zero_stage(config) == 3:
             partition_parameters(blocks[block], config)
     return model
+
+
+def _adapter_values(model: nn.Module, seed: int) -> Values:
+    """How to draw the starting value of each parameter of the adapters; other parameters do not depend on them."""
+
+    def draw(name: str, shape: torch.Size) -> Tensor:
+        return draw_adapter(name, shape, generator_for(seed, f"lora {name}"))
+
+    return {name: partial(draw, name, p.shape) for name, p in adapter_parameters(model)}
 
 
 def _finished(value: Tensor, dtype: torch.dtype, device: torch.device, is_quantized_next: bool) -> Tensor:

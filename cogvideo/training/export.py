@@ -1,4 +1,4 @@
-"""Exports of a run: the model in our checkpoint format, and a frozen trunk once, beside it.
+"""Exports of a run: the model in our checkpoint format, and a frozen trunk once, beside it; or adapters alone.
 
 With ZeRO 3 every rank takes part and rank 0 writes, a parameter at a time: no rank ever holds the whole model.
 """
@@ -11,20 +11,36 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from cogvideo.checkpoint.adapter import Base, fingerprint, model_name, save_adapter
 from cogvideo.checkpoint.format import load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.load import check_holds, int8_scales, stored_settings
+from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.config import to_dict
 from cogvideo.distributed import store_barrier
 from cogvideo.files import atomic_directory, remove_leftovers
-from cogvideo.model.config import ModelConfig
+from cogvideo.model.config import LoraConfig, ModelConfig
+from cogvideo.model.lora import adapter_parameters
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.tokenizers.records import TokenizerRecords
+from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import gathered
 from cogvideo.training.optimiser import full_shape
 
 Model = CogVideoTransformer | SuperresTransformer
+
+
+ADAPTER = "adapter"
+"""The folder in run_dir/export where adapters go."""
+
+
+def base_of(config: TrainConfig, model: TransformerConfig) -> Base | None:
+    """What a run's adapters are beside; None: it trains none."""
+    if not config.lora.rank or config.init.checkpoint is None:
+        return None
+    stored = load_checkpoint(config.init.checkpoint, verify=False)
+    return Base(model=model_name(model), sha256=fingerprint(stored), step=0)
 
 
 class FrozenTrunk:
@@ -42,7 +58,23 @@ def export_model(folder: Path, model: Model, extra: dict[str, Any], frozen: Froz
 
     Raises: OSError on rank 0 if it cannot be written; ValueError if the trunk beside it is another one.
     """
-    parameters = dict(model.named_parameters())
+    _write_on_rank_0(dict(model.named_parameters()), lambda read: _write(folder, model, extra, frozen, read))
+
+
+def export_adapter(folder: Path, model: Model, config: LoraConfig, base: Base) -> None:
+    """Write a model's adapters into `folder`; every rank must call this. Raises: OSError on rank 0."""
+    parameters = dict(adapter_parameters(model))
+    infos = {name: TensorInfo(p.dtype, full_shape(p)) for name, p in parameters.items()}
+
+    def write(read: Callable[[str], Tensor]) -> None:
+        remove_leftovers(folder)
+        save_adapter(folder, config, infos, read, base)
+
+    _write_on_rank_0(parameters, write)
+
+
+def _write_on_rank_0(parameters: dict[str, Any], write: Callable[[Callable[[str], Tensor]], None]) -> None:
+    """Let rank 0 write; it gets parameters by name, which the others help to gather if ZeRO 3 partitioned them."""
     is_partitioned = any(hasattr(p, "ds_id") for p in parameters.values())
     if dist.is_initialized() and dist.get_rank() != 0:
         if is_partitioned:
@@ -56,7 +88,7 @@ def export_model(folder: Path, model: Model, extra: dict[str, Any], frozen: Froz
             return parameters[name].detach().cpu()
 
     try:
-        _write(folder, model, extra, frozen, read)
+        write(read)
     finally:
         if is_partitioned:
             _ask_for(None)

@@ -68,6 +68,7 @@ def planned_settings(config: TrainConfig, count: int) -> TrainingSettings:
         gradients=loop.gradients,
         products="fp32" if loop.dtype == "fp32" else "bf16",
         attention=loop.attention,
+        lora=config.lora,
     )
 
 

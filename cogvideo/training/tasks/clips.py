@@ -21,7 +21,7 @@ from cogvideo.tokenizers.image import open_image_tokenizer
 from cogvideo.training.config import TrainConfig, errors_name_key
 from cogvideo.training.construction import Values, construct, starting_values
 from cogvideo.training.deepspeed_engine import gathered
-from cogvideo.training.export import FrozenTrunk, export_model
+from cogvideo.training.export import ADAPTER, FrozenTrunk, base_of, export_adapter, export_model
 from cogvideo.training.resources import log_plan
 from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layers, component_of
 from cogvideo.training.tasks.checks import (
@@ -89,7 +89,8 @@ class ClipTask:
             f"set model.text_len={{}} (and model.frame_position_start, now {self.model_config.frame_position_start}, "
             "to at least that), or shorten them",
         )
-        if init.freeze_trunk and (init.checkpoint is None or not self.model_config.has_temporal_channel):
+        has_extra_part = self.model_config.has_temporal_channel or config.lora.rank > 0
+        if init.freeze_trunk and (init.checkpoint is None or not has_extra_part):
             raise ValueError("init.freeze_trunk=true needs a video task and a trunk to freeze; set init.checkpoint")
         log_plan(config, self.model_config, world_size, device)
         self.model = construct(lambda: CogVideoTransformer(self.model_config), config, device, self._starting_values)
@@ -99,10 +100,13 @@ class ClipTask:
         compile_layers(self.model, config, device)
         few_shapes = config.train.compile or device.type == "cuda"
         self._text_multiple = config.train.text_multiple or (TEXT_MULTIPLE if few_shapes else 1)
-        self._flops_per_clip = sum(training_flops(self.model_config, frozen_trunk=init.freeze_trunk))
+        self._flops_per_clip = sum(
+            training_flops(self.model_config, frozen_trunk=init.freeze_trunk, lora=config.lora.rank > 0)
+        )
         self._frozen = None
-        if init.freeze_trunk and init.checkpoint is not None:
+        if init.freeze_trunk and init.checkpoint is not None and not config.lora.rank:
             self._frozen = FrozenTrunk(init.checkpoint, dataclasses.replace(self.model_config, task="image"))
+        self._base = base_of(config, self.model_config)
         self.objective = ClipObjective(self.model, config)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
@@ -148,7 +152,10 @@ class ClipTask:
         pass
 
     def export(self, folder: Path, step: int) -> Path:
-        """A frozen trunk is written once, beside the model, which refers to it."""
+        """A frozen trunk is written once, beside the model, which refers to it. Adapters are written alone."""
+        if self._base is not None:
+            export_adapter(folder / ADAPTER, self.model, self.config.lora, self._base | {"step": step})
+            return folder / ADAPTER
         path = folder / EXPORT_NAMES.get(self.config.task, self.config.task)
         extra = {"step": step, "prompt": to_dict(self.config.data.prompt)} | self.tokenizers.to_extra()
         export_model(path, self.model, extra, self._frozen)

@@ -26,7 +26,7 @@ from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.text import normalise
 from cogvideo.training.config import TrainConfig, errors_name_key
 from cogvideo.training.construction import Values, construct, starting_values
-from cogvideo.training.export import FrozenTrunk, export_model
+from cogvideo.training.export import ADAPTER, FrozenTrunk, base_of, export_adapter, export_model
 from cogvideo.training.resources import log_plan
 from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layers, component_of
 from cogvideo.training.tasks.checks import (
@@ -86,7 +86,8 @@ class SuperresTask:
             "raise superres.text_len to read them whole",
             sampling_refuses=False,
         )
-        if init.freeze_trunk and (init.checkpoint is None or self.model_config.method != "direct"):
+        has_extra_part = self.model_config.method == "direct" or config.lora.rank > 0
+        if init.freeze_trunk and (init.checkpoint is None or not has_extra_part):
             raise ValueError(
                 "init.freeze_trunk=true needs superres.method=direct and a trunk to freeze; set init.checkpoint, or "
                 "init.freeze_trunk=false"
@@ -97,10 +98,13 @@ class SuperresTask:
         self.model.recompute = config.train.resolved_recompute
         install_kernels(self.model, device)
         compile_layers(self.model, config, device)
-        self._flops_per_frame = superres_training_flops(self.model_config, frozen_trunk=init.freeze_trunk)
+        self._flops_per_frame = superres_training_flops(
+            self.model_config, frozen_trunk=init.freeze_trunk, lora=config.lora.rank > 0
+        )
         self._frozen = None
-        if init.freeze_trunk and init.checkpoint is not None:
+        if init.freeze_trunk and init.checkpoint is not None and not config.lora.rank:
             self._frozen = FrozenTrunk(init.checkpoint, trunk_config(self.model_config))
+        self._base = base_of(config, self.model_config)
         self.objective = SuperresObjective(self.model, config)
 
     def batches(self, first_step: int) -> Iterator[SuperresBatch]:
@@ -139,6 +143,9 @@ class SuperresTask:
         pass
 
     def export(self, folder: Path, step: int) -> Path:
+        if self._base is not None:
+            export_adapter(folder / ADAPTER, self.model, self.config.lora, self._base | {"step": step})
+            return folder / ADAPTER
         path = folder / model_kind(self.model_config)
         export_model(path, self.model, {"step": step} | self.tokenizers.to_extra(), self._frozen)
         return path

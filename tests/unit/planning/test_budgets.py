@@ -1,14 +1,18 @@
 """Budgets: counts are exact, estimates move the right way with the settings."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cogvideo.checkpoint.load import on_meta
 from cogvideo.config import load_config
 from cogvideo.inference.backends import KVCache
-from cogvideo.model.config import ModelConfig
+from cogvideo.model.config import LoraConfig, ModelConfig
+from cogvideo.model.lora import add_adapters
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import (
     TrainingBudget,
@@ -18,12 +22,17 @@ from cogvideo.planning.budgets import (
     count_parameters,
     int8_trunk_size,
     sampling_budget,
+    suggestions,
     superres_training_flops,
+    trained_and_all_parameters,
     training_budget,
 )
 from cogvideo.planning.machines import MACHINES, measure_machine
+from cogvideo.superres.config import SuperresConfig
+from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.training.config import TrainConfig
 from tests.helpers.models import VARIANTS, tiny_config
+from tests.helpers.superres import TINY_CONFIGS
 
 A100 = MACHINES["a100-80"]
 CONFIGS = Path(__file__).parents[3] / "configs" / "model"
@@ -119,3 +128,25 @@ def test_this_machine_is_measured() -> None:
     assert machine.memory_bytes > 1e9
     assert machine.flops > 1e9
     assert machine.bandwidth > 1e8
+
+
+def test_adapters_are_counted_as_a_model_has_them() -> None:
+    lora = LoraConfig(rank=3, targets=("spatial", "mlp", "embeddings"))
+    for config in (tiny_config(), TINY_CONFIGS["direct"], TINY_CONFIGS["iterative"]):
+        kind = SuperresTransformer if isinstance(config, SuperresConfig) else CogVideoTransformer
+        model = on_meta(partial(kind, config))
+        add_adapters(model, lora)
+        trained, total = trained_and_all_parameters(config, TrainingSettings(lora=lora))
+        assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert total == sum(p.numel() for p in model.parameters())
+
+
+def test_a_full_size_stage_with_adapters_and_an_int8_trunk_fits_24_gb_without_offloading() -> None:
+    settings = TrainingSettings(
+        micro_batch=1, recompute="layer", trunk_weights="int8", frozen_trunk=False, lora=LoraConfig(rank=16)
+    )
+    machine = MACHINES["rtx4090-24"]
+    assert training_budget(ModelConfig(), machine, settings).fits(machine)
+    whole = replace(settings, lora=LoraConfig(), frozen_trunk=True)
+    assert not training_budget(ModelConfig(), machine, whole).fits(machine)
+    assert any(tried.trunk_weights == "int8" for tried, _ in suggestions(ModelConfig(), machine, settings))

@@ -1,0 +1,41 @@
+"""Add adapters to a model's weights: a checkpoint of its own, like any other.
+
+    cogvideo merge MODEL --adapter DIR[:SCALE] --out DIR
+
+MODEL is a checkpoint folder: the one that the adapters were trained beside (init.checkpoint of their run). Sums are
+float32, rounded to the type in which MODEL stores its weights. The result holds all weights, a frozen trunk's too.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the checkpoint to add to; it is left as it is")
+    parser.add_argument(
+        "--adapter", metavar="DIR[:SCALE]", action="append", required=True, help="an adapter; repeat it to add several"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+
+
+def run(args: argparse.Namespace) -> None:
+    from cogvideo.checkpoint.adapter import load_adapter, write_merged
+    from cogvideo.checkpoint.format import load_checkpoint
+    from cogvideo.checkpoint.load import stored_config
+    from cogvideo.locks import lock_output
+    from cogvideo.sampling.adapters import AdapterChoice
+
+    choices = [AdapterChoice.parse(text) for text in args.adapter]
+    if args.out.exists() and not args.overwrite:
+        raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")
+    if args.out.resolve() == args.model.resolve():
+        raise ValueError(f"--out {args.out} is the model itself; choose another name")
+    if (args.model / "sequential").is_dir():
+        raise ValueError(f"{args.model} is a bundle; give one of its models, such as {args.model / 'sequential'}")
+    checkpoint = load_checkpoint(args.model)
+    adapters = [(load_adapter(choice.folder), choice.scale) for choice in choices]
+    with lock_output(args.out):
+        write_merged(args.out, checkpoint, stored_config(checkpoint), adapters)
+    layers = {layer for adapter, _ in adapters for layer in adapter.factors}
+    print(f"{args.out}: {len(layers)} matrices changed of {len(checkpoint.names)} tensors")

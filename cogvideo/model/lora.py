@@ -1,0 +1,140 @@
+"""Low-rank adapters (LoRA) in a model: which matrices have one, adding them to train, and putting weights into effect.
+
+    add_adapters(model, config)              # to train: freezes everything else
+    adapted_layer(layer, a, b, ...)          # to sample: a layer beside the original, which stays as it is
+
+Not here: the arithmetic in a layer (`quantize.LowRank`), files (`checkpoint/adapter.py`).
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from cogvideo.model.config import LoraConfig
+from cogvideo.model.quantize import Embedding, Linear, LowRank
+
+PARTS = {
+    "spatial": "layers.*.attention.*",
+    "temporal": "layers.*.temporal_attention.*",
+    "high_res": "layers.*.high_res_attention.*",
+    "mlp": "layers.*.mlp.*",
+    "embeddings": "word_embeddings",
+}
+"""Patterns of layer names by part of a model."""
+
+Matrix = Linear | Embedding
+
+
+def matrices(model: nn.Module) -> dict[str, Matrix]:
+    """The layers that can have an adapter, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear | Embedding)}
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether any matrix has an adapter beside it."""
+    return any(isinstance(module, Linear | Embedding) and module.lora is not None for module in model.modules())
+
+
+def target_names(names: Iterable[str], config: LoraConfig) -> list[str]:
+    """Those layers of `names` that `config.targets` means. Raises: ValueError for a target that none of them is."""
+    names = list(names)
+    patterns = config.targets or [part for part in PARTS if part != "embeddings"]
+    found: set[str] = set()
+    for target in patterns:
+        matching = {name for name in names if fnmatchcase(name, PARTS.get(target, target))}
+        if not matching and config.targets:
+            raise ValueError(
+                f"lora.targets: this model has no matrix {target!r}; give parts ({', '.join(PARTS)}) or patterns of "
+                f"layer names such as {names[-1]}"
+            )
+        found |= matching
+    return [name for name in names if name in found]
+
+
+def adapter_shapes(shape: tuple[int, ...], rank: int, is_table: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of A and B of an adapter for a matrix of `shape`, see `LowRank`."""
+    rows, columns = shape
+    out_features, in_features = (columns, rows) if is_table else (rows, columns)
+    return (rank, in_features), (out_features, rank)
+
+
+def matrix_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the matrices that can have an adapter, by the layers' names, from those of all parameters."""
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2 and "position_embeddings" not in name
+    }
+
+
+def count_adapters(shapes: Mapping[str, tuple[int, ...]], config: LoraConfig) -> int:
+    """Parameters of the adapters of a model whose own have these shapes. Raises: ValueError as `target_names`."""
+    if not config.rank:
+        return 0
+    layers = matrix_shapes(shapes)
+    # A and B share the rank, whichever of them is for the rows
+    return sum(config.rank * sum(layers[name]) for name in target_names(layers, config))
+
+
+def add_adapters(model: nn.Module, config: LoraConfig) -> None:
+    """Freeze a model's parameters, and add adapters without values. Raises: ValueError as `target_names`."""
+    model.requires_grad_(False)
+    layers = matrices(model)
+    for name in target_names(layers, config):
+        weight, is_table = layers[name].weight, isinstance(layers[name], Embedding)
+        (_, in_features), (out_features, _) = adapter_shapes(tuple(weight.shape), config.rank, is_table)
+        with weight.device:
+            layers[name].lora = LowRank(in_features, out_features, config.rank, config.scale, config.dropout)
+
+
+def draw_adapter(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """The starting value of an adapter's parameter: A is uniform, B zero, so that the update is; of a table A is zero.
+
+    As PEFT starts them; `name` is the parameter's.
+    """
+    is_table = name.startswith(PARTS["embeddings"])
+    if name.endswith("A" if is_table else "B"):
+        return torch.zeros(shape)
+    if is_table:
+        return torch.randn(shape, generator=generator)
+    return torch.empty(shape).uniform_(-1 / math.sqrt(shape[1]), 1 / math.sqrt(shape[1]), generator=generator)
+
+
+def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name, parameter) of all adapters in a model."""
+    return ((name, p) for name, p in model.named_parameters() if ".lora." in name)
+
+
+def update(a: Tensor, b: Tensor, scale: float, is_table: bool) -> Tensor:
+    """scale * B A in float32, in the shape of the matrix that it is for."""
+    product = scale * (b.float() @ a.float())
+    return product.T if is_table else product
+
+
+def adapted_layer(layer: Matrix) -> Matrix:
+    """A layer that shares the tensors of another, to stand in its place: changing it leaves the other as it is."""
+    copy: Matrix
+    with torch.device("meta"):
+        if isinstance(layer, Linear):
+            copy = Linear(layer.in_features, layer.out_features)
+            copy.bias = layer.bias
+        else:
+            copy = Embedding(layer.num_embeddings, layer.embedding_dim)
+            copy.activation_dtype = layer.activation_dtype
+    copy.weight, copy.weight_scale = layer.weight, layer.weight_scale
+    copy.kernel, copy.offloaded = layer.kernel, layer.offloaded
+    return copy.train(layer.training)
+
+
+@torch.no_grad()
+def set_weight(layer: Matrix, value: Tensor) -> None:
+    """Give a layer a new weight, where its weight is and in the type that it is stored in."""
+    weight = layer.weight
+    bits = {torch.int8: 8, torch.uint8: 4}.get(weight.dtype)
+    layer.weight = nn.Parameter(value.to(weight.device, None if bits else weight.dtype), requires_grad=False)
+    if bits:
+        layer.weight_scale = None
+        layer.quantize(8 if bits == 8 else 4)

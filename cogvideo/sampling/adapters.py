@@ -1,0 +1,165 @@
+"""Adapters put into effect in a loaded model, changed without loading it again, and taken out without a trace.
+
+An adapted layer stands in for the original, which stays in memory as it is: taking the adapters out puts it back, and
+models that share a trunk's layers do not share adapters.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from cogvideo.checkpoint.adapter import (
+    MAX_SCALE,
+    SETTINGS,
+    WEIGHTS,
+    Adapter,
+    check_base,
+    check_fingerprint,
+    load_adapter,
+    merged_weight,
+)
+from cogvideo.checkpoint.format import Checkpoint
+from cogvideo.config import expand_path
+from cogvideo.files import sha256_file
+from cogvideo.model.lora import Matrix, adapted_layer, matrices, set_weight
+from cogvideo.model.quantize import Linear, LowRank
+from cogvideo.model.transformer import CogVideoTransformer
+
+
+class AdapterChoice(NamedTuple):
+    """An adapter's folder, and the scale that its update is multiplied by."""
+
+    folder: Path
+    scale: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "AdapterChoice":
+        """From `DIR` or `DIR:SCALE`. Raises: ValueError."""
+        folder, _, number = text.rpartition(":")
+        try:
+            scale = float(number)
+        except ValueError:
+            folder, scale = text, 1.0
+        if not folder:
+            raise ValueError(f"--adapter {text}: expected DIR or DIR:SCALE")
+        return cls(expand_path(folder), check_scale(scale, text))
+
+    def identity(self) -> dict[str, Any]:
+        """What determines its effect, ready for JSON."""
+        hashes = [sha256_file(self.folder / name) for name in (WEIGHTS, SETTINGS)]
+        return {"sha256": hashlib.sha256(" ".join(hashes).encode()).hexdigest(), "scale": self.scale}
+
+
+def check_scale(scale: float, name: str) -> float:
+    """Raises: ValueError for a scale that is not finite or absurdly large."""
+    if not math.isfinite(scale) or abs(scale) > MAX_SCALE:
+        raise ValueError(f"adapter {name}: scale {scale}; expected a number from -{MAX_SCALE:g} to {MAX_SCALE:g}")
+    return scale
+
+
+class AdapterSet:
+    """The adapters that were read for the models of a pipeline, and which of them are in effect."""
+
+    def __init__(self, models: Mapping[str, CogVideoTransformer], checkpoints: Mapping[str, Checkpoint]) -> None:
+        """Both by the models' names in a bundle; checkpoints may be unknown."""
+        self._models = {name: AdaptedModel(model, checkpoints.get(name)) for name, model in models.items()}
+        self._adapters: dict[str, tuple[str, Adapter]] = {}
+
+    def add(self, name: str, folder: Path) -> None:
+        """Read an adapter, for the model that it was trained for; one that does not say is for stage 1.
+
+        Raises: FileNotFoundError, ValueError if it is damaged or does not fit.
+        """
+        adapter = load_adapter(folder)
+        part = "sequential" if adapter.base is None else adapter.base["model"]
+        if part not in self._models:
+            raise ValueError(f"{folder} is for a {part[:40]} model; there are only {', '.join(self._models)}")
+        adapted = self._models[part]
+        check_base(adapter, part, {layer: _shape_of(module) for layer, module in matrices(adapted.model).items()})
+        if adapted.stored is not None:
+            check_fingerprint(adapter, adapted.stored)
+        self._adapters[name] = part, adapter
+
+    def set(self, scales: Mapping[str, float], *, merge: bool) -> list[CogVideoTransformer]:
+        """Put adapters into effect in place of those so far, each times its scale; returns the models that changed.
+
+        Raises: ValueError for an unknown name, or a scale that is no number, before anything changes.
+        """
+        for name, scale in scales.items():
+            if name not in self._adapters:
+                raise ValueError(
+                    f"there is no adapter {name!r}; add it first, so far there are: {list(self._adapters)}"
+                )
+            check_scale(scale, name)
+        changed = []
+        for part, adapted in self._models.items():
+            known = [(*self._adapters[name], scale) for name, scale in scales.items()]
+            if adapted.set([(adapter, scale) for of, adapter, scale in known if of == part], merge=merge):
+                changed.append(adapted.model)
+        return changed
+
+
+def _shape_of(layer: Matrix) -> tuple[int, int]:
+    """(rows, columns) of a layer's matrix, however it is stored."""
+    if isinstance(layer, Linear):
+        return layer.out_features, layer.in_features
+    return layer.num_embeddings, layer.embedding_dim
+
+
+class AdaptedModel:
+    """A model whose layers have stand-ins while adapters are in effect."""
+
+    def __init__(self, model: CogVideoTransformer, stored: Checkpoint | None = None) -> None:
+        """`stored`: what the model was loaded from, so that weights of few bits are merged from the exact ones."""
+        self.model, self.stored = model, stored
+        self._originals: dict[str, Matrix] = {}
+
+    def set(self, adapters: Sequence[tuple[Adapter, float]], *, merge: bool) -> bool:
+        """Put adapters, each times its weight, into effect in place of those so far; none: the model as it was.
+
+        `merge`: into the weights; otherwise their products are computed beside the weights in every pass.
+        Returns whether anything changed. Raises: ValueError, with no adapter in effect, if weights cannot be merged.
+        """
+        changed = bool(self._originals or adapters)
+        for name, original in self._originals.items():
+            self._replace(name, original)
+        self._originals.clear()
+        layers = matrices(self.model)
+        names = sorted({layer for adapter, _ in adapters for layer in adapter.factors})
+        stand_ins = {name: self._stand_in(name, layers[name], adapters, merge) for name in names}
+        for name, stand_in in stand_ins.items():
+            self._originals[name] = layers[name]
+            self._replace(name, stand_in)
+        return changed
+
+    def _stand_in(self, name: str, layer: Matrix, adapters: Sequence[tuple[Adapter, float]], merge: bool) -> Matrix:
+        stand_in = adapted_layer(layer)
+        if not merge:
+            stand_in.lora = _joined([(one, weight) for one, weight in adapters if name in one.factors], name)
+            stand_in.lora.to(self.model.final_layernorm.weight)
+        elif self.stored is not None:
+            set_weight(stand_in, merged_weight(self.stored.tensor(f"{name}.weight"), name, adapters))
+        elif layer.weight_scale is not None:
+            raise ValueError("weights of few bits cannot be merged with adapters in memory; keep the adapters apart")
+        else:
+            set_weight(stand_in, merged_weight(layer.weight.detach().cpu(), name, adapters))
+        return stand_in
+
+    def _replace(self, name: str, layer: Matrix) -> None:
+        parent, _, last = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), last, layer)
+
+
+def _joined(parts: Sequence[tuple[Adapter, float]], layer: str) -> LowRank:
+    """The updates of several adapters, each times its weight, as one of the sum of their ranks."""
+    a = torch.cat([adapter.factors[layer].a for adapter, _ in parts])
+    b = torch.cat([adapter.factors[layer].b * (adapter.scale * weight) for adapter, weight in parts], 1)
+    with torch.device("meta"):
+        joined = LowRank(a.shape[1], b.shape[0], len(a), 1.0)
+    joined.A, joined.B = nn.Parameter(a, requires_grad=False), nn.Parameter(b, requires_grad=False)
+    return joined.eval()
