@@ -216,3 +216,22 @@ def test_unusable_pair_sizes_are_refused(
     assert prepare(scene, tmp_path / "out", *words) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["direct", "iterative"])
+def test_adapters_resume_bitwise_and_merge(method: str, scene: Path, tmp_path: Path) -> None:
+    base = superres_settings(scene, tmp_path / "base", method, train={"steps": 1})
+    train(base)
+    checkpoint = tmp_path / "base/export" / f"{method}_superres"
+    lora = {"init": {"checkpoint": checkpoint, "trunk_weights": "int8"}, "lora": {"rank": 2}}
+    whole, parts = (superres_settings(scene, tmp_path / name, method, **lora) for name in ("whole", "parts"))
+    train(whole)
+    train(superres_settings(scene, tmp_path / "parts", method, **lora, train={"stop_at": 1}))
+    train(parts, resume=True)
+    assert read_metrics(whole.run_dir) == read_metrics(parts.run_dir)
+    adapters = [config.run_dir / "export/adapter/adapter_model.safetensors" for config in (whole, parts)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert (
+        main(["merge", str(checkpoint), "--adapter", str(adapters[0].parent), "--out", str(tmp_path / "merged")]) == 0
+    )
+    assert load_checkpoint(tmp_path / "merged").config == load_checkpoint(checkpoint).config
