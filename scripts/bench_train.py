@@ -233,6 +233,7 @@ def main() -> None:
             recompute=args.recompute,
             trunk_weights=args.trunk_weights,
             weights="fp32",
+            products=args.dtype,
         )
         report |= {
             "gpu": properties.name,

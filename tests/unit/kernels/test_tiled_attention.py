@@ -56,6 +56,25 @@ def test_tiles_equal_one_dense_softmax_and_so_do_gradients(variant: str, batch: 
             torch.testing.assert_close(mine, other)
 
 
+def test_gradients_of_bfloat16_tiles_are_computed_in_float32() -> None:
+    """Their error is that of rounding inputs and outputs to bfloat16; sums over tiles are not rounded."""
+    config = tiny_config(**VARIANTS["sequential"])
+    layout, generator = config.layout, torch.Generator().manual_seed(0)
+    _, (mask, *_) = channel_masks(layout, config.window_size)
+    plan = plan_tiles(mask, range(layout.num_frames))
+    assert plan is not None and plan.order is None
+    rough = [torch.randn(2, rows, 48, generator=generator).bfloat16() for rows in (layout.num_slots, 5)]
+    weight = torch.randn(2, layout.num_slots, 16, generator=generator).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        inputs = [x.to(dtype).requires_grad_() for x in rough]
+        out = attend_tiles(*inputs, torch.zeros(2, 5, dtype=dtype), 2, plan)
+        found.append(torch.autograd.grad(out, inputs, weight.to(dtype)))
+    for mine, exact in zip(*found, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine.double() - exact).norm() < 0.0027 * exact.norm()  # 0.0020; in bfloat16 0.0035
+
+
 def block_inputs(dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor]:
     """Queries, keys, values, text keys and values; text bias; mask."""
     generator = torch.Generator().manual_seed(0)

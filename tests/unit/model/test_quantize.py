@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cogvideo.dtypes import WeightName
 from cogvideo.model.config import Recompute
-from cogvideo.model.quantize import Embedding, Linear, convert_weights, set_linear_kernel
+from cogvideo.model.quantize import Embedding, Linear, convert_weights, scaled_product, set_linear_kernel
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sequence.batch import Batch
 from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
@@ -36,6 +36,24 @@ def test_product_is_that_of_the_stored_weights(dtype: WeightName) -> None:
     x = torch.randn(3, 37)
     expected = F.linear(x.double(), stored, linear.bias.double())
     torch.testing.assert_close(linear(x).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scaling_sums_is_as_exact_as_scaling_the_matrix(dtype: torch.dtype) -> None:
+    """What a GPU computes of an int8 weight, against the exact product, and against dequantizing in that type."""
+    linear = layer(512, 96)
+    convert_weights(linear, "int8", activations=dtype)
+    assert linear.weight_scale is not None
+    x = torch.randn(5, 512).to(dtype)
+    exact = F.linear(x.double(), linear.weight.double() * linear.weight_scale.double()[:, None], linear.bias.double())
+    scaled = scaled_product(x, linear.weight, linear.weight_scale, linear.bias)
+    assert scaled.dtype == dtype
+    with torch.enable_grad():
+        dequantized = linear(x)
+    errors = [float((y.double() - exact).abs().mean()) for y in (scaled, dequantized)]
+    assert errors[0] < 1.25 * errors[1] + 1e-7
+    torch.testing.assert_close(scaled.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=2 * torch.finfo(dtype).eps)
 
 
 @torch.no_grad()
