@@ -11,7 +11,7 @@ import torch
 FloatName = Literal["fp32", "bf16", "fp16"]
 WeightName = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 WeightChoice = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
-"""`auto`: what suits the device, see `weights_for`."""
+"""`auto`: what suits the device."""
 
 
 class FileType(NamedTuple):
@@ -46,13 +46,6 @@ STORED_DTYPES = FLOAT_DTYPES | {"int8": torch.int8, "int4": torch.uint8}
 """The type of a weight tensor in memory by `WeightName`; int4 packs two numbers into a byte."""
 ACTIVATION_DTYPES = FLOAT_DTYPES | {"int8": torch.bfloat16, "int4": torch.bfloat16}
 """What an accelerator computes in by `WeightName`; a CPU computes in float32."""
-
-
-def weights_for(device: torch.device, choice: WeightChoice) -> WeightName:
-    """The number type that models are sampled with: for `auto` bfloat16 on an accelerator, float32 on a CPU."""
-    if choice != "auto":
-        return choice
-    return "fp32" if device.type == "cpu" else "bf16"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -22,7 +22,7 @@ import torch
 from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
-from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, weights_for
+from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, WeightName
 from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json, write_npy
 from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.sampler import kmeans_labels, load_labels
@@ -165,6 +165,13 @@ def place_model(
         offload_layers(model)
     model.to(device)
     install_kernels(model, device)
+
+
+def weights_for(device: torch.device, choice: WeightChoice) -> WeightName:
+    """The number type that models are sampled with: for `auto` bfloat16 on an accelerator, float32 on a CPU."""
+    if choice != "auto":
+        return choice
+    return "fp32" if device.type == "cpu" else "bf16"
 
 
 def fingerprint(directory: Path) -> str:

@@ -20,7 +20,6 @@ from cogvideo.dtypes import (
     WeightChoice,
     WeightName,
     dtype_name,
-    weights_for,
 )
 
 
@@ -29,12 +28,6 @@ def test_names_in_configs_have_types() -> None:
     assert set(STORED_DTYPES) == set(ACTIVATION_DTYPES) == set(get_args(WeightName))
     assert all(dtype.is_floating_point for dtype in ACTIVATION_DTYPES.values())
     assert set(get_args(WeightChoice)) == {"auto", *get_args(WeightName)}
-
-
-def test_models_are_sampled_in_bf16_on_a_gpu_unless_told_otherwise() -> None:
-    assert weights_for(torch.device("cuda"), "auto") == "bf16"
-    assert weights_for(torch.device("cpu"), "auto") == "fp32"
-    assert weights_for(torch.device("cuda"), "int8") == "int8"
 
 
 def test_each_type_has_its_own_code_and_storage() -> None:

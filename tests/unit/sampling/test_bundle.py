@@ -10,7 +10,7 @@ from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.config import to_dict
 from cogvideo.dtypes import WeightName
 from cogvideo.model.transformer import is_temporal
-from cogvideo.sampling.bundle import BundleConfig, Parts, assemble_bundle, fingerprint, open_bundle
+from cogvideo.sampling.bundle import BundleConfig, Parts, assemble_bundle, fingerprint, open_bundle, weights_for
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sequence.prompt import PromptFormat
@@ -84,3 +84,9 @@ def test_fingerprints(folder: Path, tmp_path: Path) -> None:
         with open(copy / name, "ab") as file:
             file.write(b" ")
         assert fingerprint(copy) != before
+
+
+def test_models_are_sampled_in_bf16_on_a_gpu_unless_told_otherwise() -> None:
+    assert weights_for(torch.device("cuda"), "auto") == "bf16"
+    assert weights_for(torch.device("cpu"), "auto") == "fp32"
+    assert weights_for(torch.device("cuda"), "int8") == "int8"
