@@ -43,4 +43,4 @@ def test_every_task_trains_and_every_schedule_samples_on_a_gpu(device: Path) -> 
 
 @pytest.mark.slow
 def test_every_combination_trains_and_samples_on_a_gpu(device: Path) -> None:
-    assert problems(device, "all", at_least=80) == {}
+    assert problems(device, "all", at_least=61) == {}

@@ -347,7 +347,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(data: Path, trunk: Path, tmp_
     for model in ({"hidden_size": 32}, {"num_layers": 3}):
         with pytest.raises(ValueError, match="does not fit the model"):
             train(settings(data, tmp_path / "run", init={"checkpoint": trunk}, model=_small() | model))
-    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
+    with pytest.raises(ValueError, match=r"^init\.checkpoint: no checkpoint folder"):
         train(settings(data, tmp_path / "run", init={"checkpoint": tmp_path / "nowhere"}))
     assert not (tmp_path / "run").exists()
 

@@ -75,7 +75,7 @@ def test_a_dry_run_writes_nothing_and_leftovers_are_removed(tmp_path: Path, caps
     arguments = ["convert", "--from", str(GOLDEN / "sat-stage1"), "--to", str(tmp_path / "out"), *VOCABULARY]
     assert main([*arguments, "--dry-run"]) == 0
     assert list(tmp_path.iterdir()) == []
-    killed = tmp_path / ".out.abcd.tmp"  # as left by a killed run
+    killed = tmp_path / ".out.abcd_123.tmp"  # as left by a killed run
     killed.mkdir()
     (killed / "model.safetensors").write_bytes(b"half")
     assert main(arguments) == 0
