@@ -109,7 +109,7 @@ CHECKS = (
         "decode_eager",
         "64 guided steps of stage 1, 48 layers",
         120,
-        f"{BENCH_DECODE}",
+        BENCH_DECODE,
         on_cpu=TINY_DECODE,
     ),
     Check(

@@ -84,7 +84,7 @@ def _checks(args: argparse.Namespace, work: Path) -> "Iterator[Finding]":
 
     from cogvideo.checkpoint.load import load_model
     from cogvideo.data.dataset import ClipDataset
-    from cogvideo.data.statistics import CodeUse, spread
+    from cogvideo.data.statistics import MAX_CAPTIONS, CodeUse, spread
     from cogvideo.evaluation.soundness import (
         Finding,
         check_cache,
@@ -111,7 +111,7 @@ def _checks(args: argparse.Namespace, work: Path) -> "Iterator[Finding]":
         clips, fits = ClipDataset(data), True
     else:
         data, clips = args.data, ClipDataset(args.data)
-        lengths = _lengths(clips.texts(spread(len(clips), 20_000)), text, prompt)
+        lengths = _lengths(clips.texts(spread(len(clips), MAX_CAPTIONS)), text, prompt)
         fits = not are_different(clips.tokenizer_record, describe_tokenizer(image_path, image))
     yield from check_captions(lengths, text_len)
     use = CodeUse.count(clips.sample_tokens(), clips.num_tokens or image.num_tokens)

@@ -33,7 +33,7 @@ class Limits:
     per_visitor: int = 4
     """Requests of one visitor that run or wait."""
     seconds_per_clip: float = 3600.0
-    """Time to generate a clip; a request may take this long for each of its clips."""
+    """Time to generate a clip; a request may take this long for each of its clips, and again to enlarge them."""
     disk_bytes: int = 10 * 10**9
     """Results on the disk; the oldest are removed when they take more."""
 

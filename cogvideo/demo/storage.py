@@ -3,7 +3,6 @@
 import ctypes
 import os
 import shutil
-import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -25,22 +24,21 @@ def size_of(path: Path) -> int:
     return total
 
 
-def remove_oldest(folder: Path, limit: int, keep: Collection[Path] = (), min_age: float = 0.0) -> list[Path]:
+def remove_oldest(folder: Path, limit: int, keep: Collection[Path] = ()) -> list[Path]:
     """Remove the oldest entries of a folder until they take at most `limit` bytes; returns those removed.
 
-    Entries in `keep` stay, and those that are younger than `min_age` seconds. A folder is as old as the last change in
-    it.
+    Entries in `keep` stay. A folder is as old as the last change in it.
     """
     sizes: dict[Path, int] = {}
     ages: dict[Path, float] = {}
     for path in entries(folder):
         with suppress(OSError):
             ages[path], sizes[path] = path.lstat().st_mtime, size_of(path)
-    total, removed, latest = sum(sizes.values()), [], time.time() - min_age
+    total, removed = sum(sizes.values()), []
     for path in sorted(ages, key=lambda path: (ages[path], path.name)):
         if total <= limit:
             break
-        if path in keep or ages[path] > latest:
+        if path in keep:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -72,8 +72,9 @@ def check_captions(lengths: CaptionLengths, text_len: int) -> list[Finding]:
 def check_round_trip(frames: NDArray[np.uint8], rebuilt: NDArray[np.uint8], use: CodeUse) -> Finding:
     """An image tokenizer's reconstructions of frames (N, H, W, 3), compared with one plain colour per frame."""
     plain = np.broadcast_to(frames.mean((1, 2), keepdims=True), frames.shape)
-    reached, least = psnr(frames, rebuilt), min(psnr(frames, plain) + MIN_GAIN_DB, GOOD_DB)
-    text = f"frames come back with {reached:.1f} dB (one plain colour: {psnr(frames, plain):.1f} dB); {use}"
+    reached, of_plain = psnr(frames, rebuilt), psnr(frames, plain)
+    least = min(of_plain + MIN_GAIN_DB, GOOD_DB)
+    text = f"frames come back with {reached:.1f} dB (one plain colour: {of_plain:.1f} dB); {use}"
     if reached < least:
         text += "; it does not know such frames: train one on these videos, and prepare them again with it"
     elif use.is_low:

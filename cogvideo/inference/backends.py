@@ -191,8 +191,8 @@ class CpuBackend(EagerBackend):
 class CompiledBackend(EagerBackend):
     """On a GPU: layers are compiled when a shape first occurs; steps are recorded as CUDA graphs and replayed.
 
-    Of a step nothing is left outside its graph but its slots: input tokens are taken, sampled and written within. So
-    that few shapes occur, steps are padded to a power of 2 of rows.
+    Input tokens are taken, sampled and written within a step's graph. So that few shapes occur, steps are padded to a
+    power of 2 of rows.
     """
 
     keeps_batches = True

@@ -13,7 +13,7 @@ from torch import Tensor
 from cogvideo.model.inputs import DecodeInputs
 
 Decoding = Generator[DecodeInputs, Tensor, None]
-"""Yields the inputs of its next step, is sent the logits (batch, rows, image tokens), and samples from them."""
+"""Yields the inputs of its next step, and is sent the result, see `DecodeInputs.finish`."""
 
 
 class _Request:
@@ -25,10 +25,10 @@ class _Request:
         """None: finished."""
         self.error: BaseException | None = None
 
-    def advance(self, logits: Tensor) -> None:
+    def advance(self, result: Tensor) -> None:
         """Go on to the next step. An error ends this request only; interrupts are raised here as well."""
         try:
-            self.step = self.decoding.send(logits)
+            self.step = self.decoding.send(result)
         except StopIteration:
             self.step = None
         except BaseException as error:
@@ -44,7 +44,7 @@ class BatchScheduler:
     """Runs the decodings of several threads together. A thread that is alone never waits."""
 
     def __init__(self, forward: Callable[[Sequence[DecodeInputs]], list[Tensor]]) -> None:
-        """`forward` computes the logits of several steps, (batch, rows, image tokens) of each."""
+        """`forward` computes the results of several steps; an error in it ends all requests that take part."""
         self._forward = forward
         self.forward_passes = 0
         """So far; a pass that several requests shared counts once."""
@@ -84,8 +84,8 @@ class BatchScheduler:
             for request in requests:
                 request.fail(error)
         else:
-            for request, logits in zip(requests, results, strict=True):
-                request.advance(logits)
+            for request, result in zip(requests, results, strict=True):
+                request.advance(result)
         if any(request.step is None for request in requests):
             with self._changed:
                 self._changed.notify_all()

@@ -38,10 +38,7 @@ FEW_FRAMES, FRAME_BYTES = 1000, 4  # frames that an edit list may repeat; the le
 BYTES_PER_PIXEL = 256  # memory for decoding: the frames that a codec refers to and works on
 MAX_THREADS = 8  # per file; many files are read at the same time
 SEEK_MARGINS = (0.0, 1.0, 10.0, None)  # seconds before a wanted frame, tried in turn; None: from the start of the file
-INDEXED_FORMATS = (
-    "mov",
-    "matroska",
-)  # FFmpeg's containers with an index, in which seeking and times after it are exact
+INDEXED_FORMATS = ("mov", "matroska")  # containers with an index, in which seeking and times after it are exact
 WORTHWHILE_SKIP = 8  # frames; decoding fewer is cheaper than a seek
 DEFAULT_BONUS = 5_000_000  # pixels by which FFmpeg prefers the stream that is marked as the default one
 TIMESTAMPS_RESTART = 0x200  # FFmpeg's AVFMT_TS_DISCONT: containers such as MPEG-TS, which can be joined by appending

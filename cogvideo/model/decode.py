@@ -1,11 +1,13 @@
 """Layers for decoding steps on a GPU: a step multiplies few rows, so it is as fast as it reads weights in few kernels.
 
-    layers = decode_layers(model)            # once; they share the model's weights
+    layers = decode_layers(model)            # once
     model.decode(step, layers=layers)
 
 The queries, keys and values of both channels are one product, and so are both output layers with the mix of channels:
 mixed = a * (Ws x + bs) + (1 - a) * (Wt y + bt) = [a Ws | (1 - a) Wt] [x; y] + a bs + (1 - a) bt, folded in float32 and
-rounded to the weights' type. Equal to `TransformerLayer` up to that rounding.
+rounded to the weights' type. Equal to `TransformerLayer` up to that rounding. The joint projection and the model's own
+are the same memory (of models that share a trunk, the last one's); the folded output layer is held beside the model's,
+which prefill uses.
 """
 
 import torch

@@ -283,24 +283,12 @@ def hostile_media() -> dict[str, Callable[[], bytes]]:
         "chunks.mp4": lambda: mp4(table(**ONE | {"stsc": full("stsc", 1 << 27, 1, 1, 1)})),
         "sizes.mp4": lambda: mp4(table(**ONE | {"stsz": full("stsz", 0, 1 << 28)})),
         "tracks.mp4": lambda: mp4(
-            table(
-                **{
-                    "stts": full("stts", 1, 2**20, 1),
-                    "stsc": full("stsc", 1, 1, 2**20, 1),
-                    "stsz": full("stsz", 1, 2**20),
-                }
-            ),
+            table(**claim(2**20)),
             tracks=300,
         ),
         "edits.mp4": lambda: mp4(table(**ONE), edits=box("edts", full("elst", MANY, 600, 0, 1 << 16))),
         "many-edits.mp4": lambda: mp4(
-            table(
-                **{
-                    "stts": full("stts", 1, 2**18, 1),
-                    "stsc": full("stsc", 1, 1, 2**18, 1),
-                    "stsz": full("stsz", 1, 2**18),
-                }
-            ),
+            table(**claim(2**18)),
             edits=box("edts", full("elst", 4000, *(600, 0, 1 << 16) * 4000)),
         ),
         "fragment.mp4": fragmented,
@@ -311,9 +299,7 @@ def hostile_media() -> dict[str, Callable[[], bytes]]:
         "cue-positions.mkv": lambda: cue_positions(200_000),
         "claimed.mkv": lambda: matroska(element(0xEC, claim=(1 << 56) - 2), cluster(jpeg())),
         "private.mkv": lambda: matroska(cluster(jpeg()), private=bytes(1 << 16)),
-        "tags.mkv": lambda: matroska(
-            element(0x1254C367, *[element(0x7373, element(0x63C0))] * 30_000), cluster(jpeg())
-        ),
+        "tags.mkv": lambda: tags(30_000),
         "packed-blocks.mkv": deflated_blocks,
         "grows-vp8.webm": lambda: grown("libvpx", "webm"),
         "grows-vp9.webm": lambda: grown("libvpx-vp9", "webm"),
