@@ -16,11 +16,12 @@ hypothesis.settings.load_profile("cogvideo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests with the reason where there is no device; torch is asked only if there are any."""
+    """Run slow tests first, so that no core waits for one at the end; skip `gpu` tests where there is no device."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
-    import torch
+    import torch  # takes seconds
 
     if not torch.cuda.is_available():
         for item in marked:

@@ -89,11 +89,17 @@ class Extractor:
 
         Raises: ValueError if the video cannot be read, or if `strict` and a caption gives no clip.
         """
-        return self._plan(job, self.probe(job))
+        return self._plan(job, self._probe_spans(job))
 
     def probe(self, job: VideoJob, *, exact: bool = False) -> VideoInfo:
         """A video's size and frame times; of a damaged one, those before the damage, unless `strict`."""
         return probe_video(self._locate(job), partial=not self.strict, exact=exact)
+
+    def _probe_spans(self, job: VideoJob) -> VideoInfo:
+        """`probe`, but only the frames that the captions' spans need are sure to be among those found."""
+        spans = tuple((caption.start, caption.end) for _, caption in job.captions)
+        anywhere = self.cut_threshold is not None  # cuts are looked for in the whole video
+        return probe_video(self._locate(job), spans=None if anywhere else spans, partial=not self.strict)
 
     def _plan(self, job: VideoJob, info: VideoInfo) -> VideoPlan:
         times = info.seconds
@@ -128,7 +134,7 @@ class Extractor:
         """
         try:
             try:
-                return self._decode(job, self.probe(job))
+                return self._decode(job, self._probe_spans(job))
             except DamagedVideoError:
                 if self.strict:
                     raise

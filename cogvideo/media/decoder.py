@@ -4,6 +4,7 @@ Times are seconds after the first frame that is shown, from each frame's own tim
 they are. There are two ways to find them:
 
 - From the packets, without decoding, if their timestamps can be trusted. The first frames are decoded to check this.
+  If only some spans of a long mp4 are wanted, only the packets around them are read.
 - From all decoded frames, if timestamps are missing, repeated, out of order or restart, or a packet may be damaged.
 
 What is not shown has no time: frames that an edit list hides, and those that cannot be decoded because the stream
@@ -16,7 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import dropwhile
+from functools import partial
+from itertools import chain, dropwhile
 
 import av
 import numpy as np
@@ -42,6 +44,7 @@ INDEXED_FORMATS = ("mov", "matroska")  # containers with an index, in which seek
 WORTHWHILE_SKIP = 8  # frames; decoding fewer is cheaper than a seek
 DEFAULT_BONUS = 5_000_000  # pixels by which FFmpeg prefers the stream that is marked as the default one
 TIMESTAMPS_RESTART = 0x200  # FFmpeg's AVFMT_TS_DISCONT: containers such as MPEG-TS, which can be joined by appending
+REORDERED = 32  # frames before a span where reading its packets begins; a codec shifts frames by at most 16
 JUMP_BACK, JUMP_AHEAD = 0.1, 10.0  # seconds between packets beyond which FFmpeg takes timestamps to restart
 EXIF_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 EXIF_ORIENTATION = 0x112
@@ -70,6 +73,10 @@ class Limits:
     """Processor time that reading the file may take; None: by its size."""
 
 
+Spans = tuple[tuple[float, float | None], ...]
+"""Parts of a video: (start, end) in seconds after the first frame; None: to the end of the video."""
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """The frames that a file's video stream shows."""
@@ -78,7 +85,7 @@ class VideoInfo:
     height: int
     """Stored size in pixels, before rotation; other frames may have other sizes."""
     seconds: NDArray[np.float64]
-    """(N,) frame times, ascending, the first 0."""
+    """(N,) frame times, ascending, the first 0. If only spans were asked for, others may be missing."""
     key_seconds: NDArray[np.float64]
     """(K,) times of the key frames, ascending; empty if they are unknown or cannot be seeked to exactly."""
     pixel_aspect: Fraction
@@ -98,12 +105,20 @@ class VideoInfo:
         return float(self.seconds[-1] - self.seconds[0])
 
 
-def index_frames(path: MediaPath, *, exact: bool = False, limits: Limits | None = None) -> VideoInfo:
-    """Find a video's frames and their times. `exact`: by decoding everything, whatever the packets say.
+def index_frames(
+    path: MediaPath, *, spans: Spans | None = None, exact: bool = False, limits: Limits | None = None
+) -> VideoInfo:
+    """Find a video's frames and their times.
 
+    `spans`: what is wanted; the times of all frames in them are found, and it is not said which others are. None: all.
+    `exact`: by decoding everything, whatever the packets say.
     Raises: ValueError for a missing or non-video file, or one of which no frame can be shown.
     """
-    info = None if exact else _index_by_packets(path, limits)
+    info = None
+    if not exact and spans is not None:
+        info = _index_by_packets(path, spans, limits)
+    if not exact and info is None:
+        info = _index_by_packets(path, None, limits)
     return info or _index_by_decoding(path, limits)
 
 
@@ -283,15 +298,16 @@ class _Timeline:
             packet.pts += self.offset
 
 
-def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | None:
-    """Take the times from the packets; None if they cannot be trusted."""
+def _index_by_packets(path: MediaPath, spans: Spans | None, limits: Limits | None) -> VideoInfo | None:
+    """Take the times from the packets, of all frames or those of the spans; None if they cannot be trusted."""
     stamps, keys, count = array("q"), array("q"), 0
     checked: list[int | None] = []
     with _open(path, limits, times_only=True) as (container, stream):
         codec, timeline, max_frames = stream.codec_context, _Timeline(container, stream), _most_frames(path, limits)
         indexed = container.format.name.startswith(INDEXED_FORMATS)
+        packets = container.demux(stream) if spans is None else _packets_of_spans(container, stream, spans, checked)
         try:
-            for packet in container.demux(stream):  # keep none: together packets are as large as the file
+            for packet in packets:  # keep none: together packets are as large as the file
                 timeline.shift(packet)
                 if packet.is_corrupt or timeline.offset:
                     return None
@@ -307,7 +323,7 @@ def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | Non
                             raise _too_many(path, max_frames)
                 if len(checked) < CHECKED_FRAMES:
                     checked += [frame.pts for frame in codec.decode(packet) if checked or not frame.is_corrupt]
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, _SeekError):
             return None
         pts, origin = np.array(stamps, np.int64), checked[0] if checked else None
         ordered = np.unique(pts)
@@ -320,6 +336,61 @@ def _index_by_packets(path: MediaPath, limits: Limits | None) -> VideoInfo | Non
         ):
             return None
         return _video_info(path, container, stream, ordered, np.unique(np.array(keys, np.int64)), None, None)
+
+
+class _SeekError(Exception):
+    """Seeking in a file does not lead to where its index says."""
+
+
+def _packets_of_spans(
+    container: InputContainer, stream: av.VideoStream, spans: Spans, checked: list[int | None]
+) -> "Iterator[av.Packet[av.VideoStream]]":
+    """Demux the packets of the first frames, until all are in `checked`, and those of the spans, each once.
+
+    Raises: _SeekError unless the file's index is complete and seeking exact.
+    """
+    entries = stream.index_entries
+    if not container.format.name.startswith("mov") or not len(entries):
+        raise _SeekError
+    margin, reached = REORDERED * _frame_ticks(stream), 0
+    for packet in container.demux(stream):
+        yield packet
+        if packet.dts is None:
+            return  # the end of the file
+        reached = packet.dts
+        if len(checked) >= CHECKED_FRAMES:
+            break
+    origin, last = checked[0], entries[len(entries) - 1].timestamp
+    if origin is None:
+        raise _SeekError
+
+    def tick(seconds: float | None) -> float:
+        return np.inf if seconds is None else origin + seconds / float(_tick(stream))
+
+    for start, end in sorted((tick(start), tick(end)) for start, end in spans):
+        if end < reached:
+            continue
+        packets: Iterator[av.Packet[av.VideoStream]] = iter(container.demux(stream))
+        if reached < (target := start - margin) <= last:
+            container.seek(int(target), stream=stream)
+            first = next(packets)
+            if not first.is_keyframe or first.pts is None or first.pts > start:
+                raise _SeekError
+            packets = dropwhile(partial(_is_before, reached), chain([first], packets))
+        for packet in packets:
+            yield packet
+            if packet.dts is None:
+                return
+            if packet.pts is None or packet.pts < packet.dts:
+                raise _SeekError
+            reached = packet.dts
+            if reached > end:
+                break
+
+
+def _is_before(reached: int, packet: "av.Packet[av.VideoStream]") -> bool:
+    """Whether a packet after a seek has been read before it."""
+    return packet.dts is not None and packet.dts <= reached
 
 
 def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:

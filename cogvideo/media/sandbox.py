@@ -1,6 +1,6 @@
 """FFmpeg in processes of their own (worker.py), which have limits on memory, time, files and output.
 
-    info = index_frames(path, exact=False, limits=Limits())
+    info = index_frames(path, spans=None, exact=False, limits=Limits())
     for pixels, time in read_frames(path, info, info.seconds, None, Limits()): ...
 
 A file that crashes such a process, hangs it or takes too much memory is a ValueError of that file. Processes are kept
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.media.byte_range import MediaPath
-from cogvideo.media.decoder import DamagedVideoError, Limits, TooLargeError, VideoInfo
+from cogvideo.media.decoder import DamagedVideoError, Limits, Spans, TooLargeError, VideoInfo
 from cogvideo.media.pixels import MAX_PIXELS, Framing
 from cogvideo.media.worker import cpu_seconds
 
@@ -39,9 +39,9 @@ ERRORS: dict[str, type[ValueError]] = {"TooLargeError": TooLargeError, "DamagedV
 Part = tuple[dict[str, Any], "_Worker"]
 
 
-def index_frames(path: MediaPath, *, exact: bool, limits: Limits) -> VideoInfo:
+def index_frames(path: MediaPath, *, spans: Spans | None, exact: bool, limits: Limits) -> VideoInfo:
     """`decoder.index_frames`, in another process. Raises: ValueError likewise, and for a file beyond its limits."""
-    request = {"path": path, "exact": exact, "limits": limits}
+    request = {"path": path, "spans": spans, "exact": exact, "limits": limits}
     found: VideoInfo | None = None
     for fields, worker in _run(path, "index", request, limits):
         count = _within(fields["count"], limits.max_frames)

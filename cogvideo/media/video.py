@@ -19,7 +19,7 @@ from PIL import Image
 
 from cogvideo.files import atomic_write
 from cogvideo.media.byte_range import MediaPath
-from cogvideo.media.decoder import SMALL, Limits, TooLargeError, VideoInfo, damaged
+from cogvideo.media.decoder import SMALL, Limits, Spans, TooLargeError, VideoInfo, damaged
 from cogvideo.media.pixels import SCALING, Fit, Framing, Place
 from cogvideo.media.sandbox import index_frames, read_frames
 
@@ -34,13 +34,21 @@ UNTRUSTED = Limits(UNTRUSTED_MAX_PIXELS, UNTRUSTED_CONTAINERS, max_frames=10_000
 """For files that visitors of a page send; pass it wherever such a file is read."""
 
 
-def probe_video(path: MediaPath, *, partial: bool = False, exact: bool = False, limits: Limits = LIMITS) -> VideoInfo:
+def probe_video(
+    path: MediaPath,
+    *,
+    spans: Spans | None = None,
+    partial: bool = False,
+    exact: bool = False,
+    limits: Limits = LIMITS,
+) -> VideoInfo:
     """Find the frames that a video shows, and their times.
 
-    `partial`: of a damaged video, take what precedes the damage. `exact`: decode everything to find damage.
+    `spans`: find at least the frames of these parts, which is quicker in a long mp4. `partial`: take what precedes the
+    damage of a damaged video. `exact`: decode everything to find damage.
     Raises: ValueError for a missing or non-video file, one without a frame that can be shown, and a damaged one.
     """
-    info = index_frames(path, exact=exact, limits=limits)
+    info = index_frames(path, spans=spans, exact=exact, limits=limits)
     if info.damage is not None and not partial:
         raise damaged(path, info.damage)
     return info

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cogvideo.media import decoder
 from cogvideo.media.byte_range import MediaPath, media_size
 from cogvideo.media.confinement import allow_seconds, confine, data_bytes, lift_memory_limit
-from cogvideo.media.decoder import Limits, VideoInfo
+from cogvideo.media.decoder import Limits, Spans, VideoInfo
 from cogvideo.media.pixels import Framing, PixelReader
 
 RETIRE_BYTES = 256 << 20
@@ -40,9 +40,9 @@ def cpu_seconds(path: MediaPath, limits: Limits) -> int:
         return SECONDS
 
 
-def index(path: MediaPath, exact: bool, limits: Limits) -> Iterator[Answer]:
+def index(path: MediaPath, spans: Spans | None, exact: bool, limits: Limits) -> Iterator[Answer]:
     """Answer with the fields of a `VideoInfo`."""
-    info = decoder.index_frames(path, exact=exact, limits=limits)
+    info = decoder.index_frames(path, spans=spans, exact=exact, limits=limits)
     fields = {
         "width": info.width,
         "height": info.height,

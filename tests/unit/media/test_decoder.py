@@ -15,9 +15,9 @@ from cogvideo.media.decoder import DamagedVideoError
 from cogvideo.media.video import probe_video, read_video
 
 
-def encode(path, stamps, codec="mjpeg", size=(48, 32), options=None, **muxer):
+def encode(path, stamps, codec="mjpeg", size=(48, 32), options=None, muxer=None):
     """Write a video with a frame at each stamp, in tenths of a second; frame k has the grey level 7 * k % 256."""
-    with av.open(str(path), "w", **muxer) as container:
+    with av.open(str(path), "w", container_options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -121,6 +121,53 @@ def test_frames_far_apart_are_those_of_the_whole_video(tmp_path, name, codec, op
         assert np.array_equal(found, frames[chosen]) and np.array_equal(times, seconds[chosen])
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "muxer"),
+    [
+        ("a.mp4", GROUPS, {}),
+        ("a.mov", GROUPS | {"bf": "0"}, {}),
+        ("a.mp4", GROUPS | {"x264-params": "open-gop=1:b-pyramid=normal"}, {}),
+        ("a.mp4", GROUPS | {"g": "600"}, {}),
+        ("a.mp4", GROUPS, {"movflags": "frag_keyframe+empty_moov"}),
+        ("a.mkv", GROUPS, {}),
+    ],
+)
+def test_frames_of_spans_are_those_of_the_whole_video(tmp_path, name, options, muxer):
+    stamps = np.cumsum(np.random.default_rng(0).integers(1, 4, 500)).tolist()  # no constant rate
+    path = encode(tmp_path / name, stamps, "libx264", (64, 64), options, muxer)
+    whole, last = decoder.index_frames(path), (stamps[-1] - stamps[0]) / 10
+    for spans in (
+        [(20, 21.5)],
+        [(60, 62), (10, 10)],
+        [(3, 50), (40, 45)],
+        [(90, None)],
+        [(last, last + 9)],
+        [(500, 501)],
+    ):
+        info = decoder.index_frames(path, spans=tuple(spans))
+        for start, end in spans:
+            found, wanted = (
+                times[(times >= start) & (times <= (end or np.inf))] for times in (info.seconds, whole.seconds)
+            )
+            assert np.array_equal(found, wanted)
+        assert info.origin == whole.origin and set(info.key_seconds) <= set(whole.key_seconds)
+        if len(found):
+            only = found[:: len(found) // 3 + 1]
+            assert np.array_equal(read_video(path, only=only, info=info)[0], read_video(path, only=only)[0])
+
+
+def test_packets_between_spans_are_not_read(tmp_path):
+    path = encode(tmp_path / "a.mp4", range(3000), "libx264", (64, 64), GROUPS)
+    info = decoder.index_frames(path, spans=((100.0, 101.0), (250.0, 251.0)))
+    assert len(info.seconds) < 300
+
+
+def test_damage_outside_the_spans_is_found_like_that_in_them(tmp_path):
+    path = encode(tmp_path / "a.mp4", range(600), "libx264", (64, 64), GROUPS, {"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+    assert probe_video(path, spans=((1.0, 2.0),), partial=True).damage is not None
+
+
 def test_what_lies_between_frames_far_apart_is_not_decoded(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", range(90), "libx264", (64, 64), GROUPS)
     info, count = decoder.index_frames(path), decoded_counts(monkeypatch)
@@ -163,9 +210,7 @@ def test_a_header_that_miscounts_is_no_damage(tmp_path):
 
 
 def test_what_precedes_the_damage_can_be_had(tmp_path):
-    path = encode(
-        tmp_path / "a.mp4", list(range(20)), "libx264", options={"bf": "0"}, container_options={"movflags": "faststart"}
-    )
+    path = encode(tmp_path / "a.mp4", list(range(20)), "libx264", options={"bf": "0"}, muxer={"movflags": "faststart"})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) - 200])
     with pytest.raises(DamagedVideoError, match="cut short or damaged"):
