@@ -27,6 +27,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cogvideo.locks import LOCK_NAME
+
 ATTACKER, VISITOR = "127.0.0.2", "127.0.0.1"
 SECRET = b"a-secret-that-nobody-may-see"
 JSON_TYPE = {"content-type": "application/json"}
@@ -38,11 +42,13 @@ LONG = {"prompts": "the green digit 8 moves down quickly", "rounds": 4, "samples
 
 @dataclass
 class Server:
-    process: "subprocess.Popen[str]"
     port: int
     out: Path
     uploads: Path
     """The folder of temporary files."""
+    pid: int = 0
+    secrets: tuple[bytes, ...] = (SECRET,)
+    """What no answer may hold."""
     answers: Counter[str] = field(default_factory=Counter)
     leaks: list[str] = field(default_factory=list)
 
@@ -63,7 +69,7 @@ class Server:
             connection.close()
         if address == ATTACKER:
             self.answers[str(status) if status else "closed"] += 1
-            if SECRET in data:
+            if any(secret in data for secret in self.secrets):
                 self.leaks.append(path)
         return status, data
 
@@ -99,13 +105,13 @@ class Server:
 
     def memory(self) -> float:
         """Resident memory in MB."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) / 1024
         return 0.0
 
     def counts(self) -> dict[str, float]:
-        proc = Path(f"/proc/{self.process.pid}")
+        proc = Path(f"/proc/{self.pid}")
         files = [path for path in self.uploads.rglob("*") if path.is_file()] if self.uploads.exists() else []
         return {
             "memory_mb": round(self.memory()),
@@ -121,15 +127,19 @@ def start_server(folder: Path, words: list[str]) -> Iterator[Server]:
     temporary = folder / "tmp"
     temporary.mkdir()
     command = [sys.executable, "-m", "cogvideo", "demo", "--out", str(folder / "out"), "--port", "0", *words]
-    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
-    with open(folder / "log", "w") as log:
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "SECRET": SECRET.decode()}
+    with open(folder / "log", "wb") as log:
+        log.write(SECRET + b"\n")
+        log.flush()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith("CogVideo is at "):
             sys.exit(f"attack_page: the page did not start: {line}{(folder / 'log').read_text()}")
-        yield Server(process, int(line.split()[3].rstrip(",/").rpartition(":")[2]), folder / "out", temporary)
+        port, out = int(line.split()[3].rstrip(",/").rpartition(":")[2]), folder / "out"
+        secrets = SECRET, *(path.read_bytes().splitlines()[0] for path in (out / LOCK_NAME, Path("/etc/passwd")))
+        yield Server(port, out, temporary, process.pid, secrets)
     finally:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             process.send_signal(number)
@@ -178,12 +188,15 @@ def files_of_others(server: Server, secret: Path, address: str) -> None:
 
 
 def traversal(server: Server, secret: Path, address: str) -> None:
-    for target in (str(secret), "/etc/passwd", "/proc/self/environ", f"{server.out}/.lock", f"{server.out}/../log"):
-        for path in (target, quote(target, safe=""), f"{server.out}/../../../../../..{target}", f"..%2f..{target}"):
+    lock, log = server.out / LOCK_NAME, server.out.parent / "log"
+    up = f"{server.out}/../../../../../.."
+    for target in map(str, (secret, lock, log, "/etc/passwd", f"/proc/{server.pid}/environ", "/proc/self/environ")):
+        folder, name = os.path.split(target)
+        plain = target, quote(target, safe=""), f"{up}{target}", f"..%2f..{target}", f"{target}/", f"{target}/."
+        through = f"{folder}/./{name}", f"{folder}//{name}", f"{server.out}/../{name}", f"{server.out}/x/../{name}"
+        for path in plain + through:
             for start in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
-                status, data = server.send(start + path)
-                if status == 200 and (b"root:" in data or b"PATH=" in data):
-                    server.leaks.append(start + path)
+                server.send(start + path)
     for start in ("/gradio_api/file=", "/gradio_api/proxy=", "/gradio_api/file/"):
         server.send(start + quote(address, safe=""))
 

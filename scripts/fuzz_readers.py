@@ -33,10 +33,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="for each reader")
     parser.add_argument("--reader", metavar="NAME", help="only this one")
     parser.add_argument("--out", type=Path, default=Path("fuzzing"))
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
-        fuzz(args.reader, args.out, args.minutes)
+        fuzz(args.reader, args.out, args.minutes, args.inside)
     from tests.helpers.readers import readers
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -50,10 +50,10 @@ def main() -> int:
 
 def run(name: str, args: argparse.Namespace) -> bool:
     """Fuzz one reader in another process and print how it went; whether no fault was found."""
-    command = [sys.executable, __file__, "--inside", "--reader", name]
-    options = ["--minutes", str(args.minutes), "--out", str(args.out)]
-    with open(args.out / f"{name}.log", "w+b") as log:
-        code = subprocess.run(command + options, stdout=log, stderr=subprocess.STDOUT).returncode
+    options = ["--reader", name, "--minutes", str(args.minutes), "--out", str(args.out)]
+    with tempfile.TemporaryDirectory() as scratch, open(args.out / f"{name}.log", "w+b") as log:
+        command = [sys.executable, __file__, "--inside", scratch, *options]
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
         log.seek(0)
         text = log.read().decode(errors="replace")
     faults = args.out / f"{name}.txt"
@@ -68,21 +68,20 @@ def run(name: str, args: argparse.Namespace) -> bool:
     return code == 0 and not lines and runs > 0
 
 
-def fuzz(name: str, out: Path, minutes: float) -> None:
-    """Fuzz one reader. Ends this process."""
+def fuzz(name: str, out: Path, minutes: float, scratch: Path) -> None:
+    """Fuzz one reader, with its files in `scratch`. Ends this process, and nothing in it is cleaned up."""
     import atheris
 
     with atheris.instrument_imports(include=PACKAGES, enable_loader_override=False):
         from cogvideo.logs import one_line
         from tests.helpers.readers import readers
-    scratch = tempfile.mkdtemp()
-    reader = readers(Path(scratch))[name]
+    reader = readers(scratch)[name]
     corpus, kept = out / f"{name}.corpus", out / name
     for folder in (corpus, kept):
         folder.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(reader.seeds):
         (corpus / f"seed{number}").write_bytes(seed)
-    folder = Path(scratch) / "file"
+    folder = scratch / "file"
     folder.mkdir()
     path = folder / f"damaged{reader.suffix}"
     seen: set[str] = set()

@@ -76,7 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="requests of one address that run or wait (default: 4)",
     )
-    add("--seconds-per-clip", metavar="S", type=float, default=3600, help="time to generate a clip (default: 3600)")
+    add(
+        "--seconds-per-clip",
+        metavar="S",
+        type=float,
+        default=3600,
+        help="time to generate a clip and enlarge it (default: 3600)",
+    )
     add("--disk", metavar="GB", type=float, default=10, help="space for results; the oldest go first (default: 10)")
     add = parser.add_argument_group("behind a proxy, and its log").add_argument
     add("--root-path", metavar="PATH", default="", help="where the proxy serves the page: /video, or a whole URL")

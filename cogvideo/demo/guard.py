@@ -35,6 +35,8 @@ UPLOAD_SECONDS = 3600
 """How long uploads are kept."""
 VISITOR_UPLOADS = 512 << 20
 """Bytes that a visitor may upload in that time."""
+MIN_UPLOAD = 1 << 20
+"""What a smaller upload counts as, so that their number is limited too."""
 ALL_UPLOADS = 4 << 30
 """Bytes of all uploads; the oldest are removed when they take more."""
 API = "/gradio_api"
@@ -89,9 +91,12 @@ class Guard:
     stopping: bool = False
     _open: Counter[str] = field(default_factory=Counter)
     """Requests of each visitor that are being answered."""
-    _uploading: Counter[str] = field(default_factory=Counter)
-    _uploaded: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
-    """Times and bytes of each visitor's uploads."""
+    _uploading: int = 0
+    """Uploads that are under way."""
+    _uploaded: deque[tuple[float, str, int]] = field(default_factory=deque)
+    """Times, visitors and bytes of recent uploads, oldest first."""
+    _uploaded_bytes: Counter[str] = field(default_factory=Counter)
+    """Their sum for each visitor."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,6 +148,8 @@ class Guard:
         if "://" in path or path.startswith(f"{API}/deep_link"):
             # after file=, file/ or proxy=, gradio would fetch that address; for a deep link, write a file
             raise _Refusal(403)
+        if "file=" in path and os.path.basename(path.rstrip("/")).startswith("."):
+            raise _Refusal(403)  # locks, which name the machine and the command, and what is being written
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             if not WITH_BODY.fullmatch(path):
                 raise _Refusal(404)
@@ -169,26 +176,28 @@ class Guard:
             raise _Refusal(411)
         if int(length) > MAX_UPLOAD + MAX_BODY:
             raise _Refusal(413)
-        visitor, now = scope["visitor"], time.monotonic()
-        recent = self._uploaded.setdefault(visitor, deque())
-        while recent and now - recent[0][0] > UPLOAD_SECONDS:
-            recent.popleft()
-        if sum(size for _, size in recent) + int(length) > VISITOR_UPLOADS:
-            raise _Refusal(429)
-        recent.append((now, int(length)))
-        self._uploading[visitor] += 1
+        self._count_upload(scope["visitor"], max(int(length), MIN_UPLOAD))
+        self._uploading += 1
         try:
             await app(scope, receive, send)
         finally:
-            _decrement(self._uploading, visitor)
-            await asyncio.to_thread(self._tidy_uploads, not self._uploading)
-
-    def _tidy_uploads(self, idle: bool) -> None:
-        """Remove what uploads that were cut off left, unless others are under way, and the oldest uploads."""
-        remove_oldest(self.uploads, ALL_UPLOADS)
-        for path in self.uploads.iterdir() if idle else ():
-            if path.is_file():  # finished ones are in folders
+            self._uploading -= 1
+            # finished uploads are in folders; in the event loop, where no other upload can begin meanwhile
+            unfinished = [path for path in self.uploads.iterdir() if path.is_file()]
+            for path in () if self._uploading else unfinished:
                 path.unlink(missing_ok=True)
+            await asyncio.to_thread(remove_oldest, self.uploads, ALL_UPLOADS, unfinished)
+
+    def _count_upload(self, visitor: str, size: int) -> None:
+        """Raises: _Refusal if it is more than the visitor's share."""
+        now = time.monotonic()
+        while self._uploaded and now - self._uploaded[0][0] > UPLOAD_SECONDS:
+            _, earlier, bytes_then = self._uploaded.popleft()
+            _decrement(self._uploaded_bytes, earlier, bytes_then)
+        if self._uploaded_bytes[visitor] + size > VISITOR_UPLOADS:
+            raise _Refusal(429)
+        self._uploaded.append((now, visitor, size))
+        self._uploaded_bytes[visitor] += size
 
     def _check_body(self, body: bytes) -> None:
         """A request that is no upload is JSON, and all files in it were uploaded before. Raises: _Refusal."""
@@ -270,8 +279,8 @@ async def _answer(send: Send, status: int, text: str, kind: str = "text/plain; c
     await send({"type": "http.response.body", "body": text.encode()})
 
 
-def _decrement(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
+def _decrement(counter: Counter[str], key: str, count: int = 1) -> None:
+    counter[key] -= count
     if not counter[key]:
         del counter[key]
 

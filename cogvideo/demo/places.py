@@ -33,7 +33,7 @@ class Limits:
     per_visitor: int = 4
     """Requests of one visitor that run or wait."""
     seconds_per_clip: float = 3600.0
-    """Time to generate a clip; a request may take this long for each of its clips, and again to enlarge them."""
+    """Time to generate a clip; a request may take this long for each of its clips, to enlarge them included."""
     disk_bytes: int = 10 * 10**9
     """Results on the disk; the oldest are removed when they take more."""
 
@@ -116,9 +116,10 @@ class Places:
         if self._closed:
             raise RefusedError("the server is being stopped; try again in a few minutes")
         now = time.monotonic()
-        if not self._readers[request.session]:
-            if request.dropped or now - request.last_read > UNREAD_SECONDS:
-                raise RefusedError("nobody reads the answers to this request")
+        is_read = self._readers[request.session] > 0
+        if request.dropped or (not is_read and now - request.last_read > UNREAD_SECONDS):
+            raise RefusedError("nobody read the answers to this request; ask again")
+        if not is_read:
             return None
         request.last_read = now
         if not request.admitted:

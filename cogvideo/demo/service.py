@@ -138,12 +138,14 @@ class DemoService:
         with self._lock:
             number, self._next_number = self._next_number, self._next_number + 1
         folder = self.out / f"{number:03d}-{safe_name(job.keys[0].caption)}"
-        yield from self._run_job(job, folder)
+        seconds = self.limits.seconds_per_clip * len(job.keys)
+        deadline = _Deadline(seconds, time.monotonic() + seconds)
+        yield from self._run_job(job, folder, deadline)
         if request.upsample and self.upsampler is not None:
             upsampler = replace(self.upsampler, config=replace(self.upsampler.config, seed=job.config.seed))
             reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
             large = folder.with_name(f"{folder.name}-large")
-            yield from self._run_job(upsample_job(upsampler, reader.read([folder]), None), large)
+            yield from self._run_job(upsample_job(upsampler, reader.read([folder]), None), large, deadline)
 
     def running_jobs(self) -> int:
         """Jobs that are running now."""
@@ -228,7 +230,7 @@ class DemoService:
         except ValueError as error:  # do not reveal where the server stores uploads
             raise ValueError(str(error).replace(str(path), path.name)) from None
 
-    def _run_job(self, job: Job, folder: Path) -> Generator[Progress, None, None]:
+    def _run_job(self, job: Job, folder: Path, deadline: "_Deadline") -> Generator[Progress, None, None]:
         captions = tuple(key.caption for key in job.keys)
         progress = Progress(
             describe_job(job),
@@ -241,8 +243,7 @@ class DemoService:
         with self._lock:
             if self._closed:
                 raise _Stopped("stopped")
-            seconds = self.limits.seconds_per_clip * len(captions)
-            started, running = time.monotonic(), _JobThread(job, run, str(self._directory), seconds, self._tidy_up)
+            started, running = time.monotonic(), _JobThread(job, run, str(self._directory), deadline, self._tidy_up)
             self._running = {running, *(other for other in self._running if other.thread.is_alive())}
 
         def current(files: Mapping[Path, int], *, finished: bool = False) -> Progress:
@@ -260,11 +261,23 @@ class DemoService:
             running.stop()
 
 
+@dataclass(frozen=True)
+class _Deadline:
+    """When a request must have ended."""
+
+    seconds: float
+    """Time that it may take in all."""
+    end: float
+    """By `time.monotonic`."""
+
+
 class _JobThread:
     """A thread that runs one job."""
 
-    def __init__(self, job: Job, run: RunDirectory, weights: str, seconds: float, at_end: Callable[[], None]) -> None:
-        """`seconds`: time that the job may take. `at_end` is called in the thread, after the job."""
+    def __init__(
+        self, job: Job, run: RunDirectory, weights: str, deadline: _Deadline, at_end: Callable[[], None]
+    ) -> None:
+        """`at_end` is called in the thread, after the job."""
         self.folder = run.out
         self.drawn_tokens = 0
         self.files: dict[Path, int] = {}
@@ -272,7 +285,7 @@ class _JobThread:
         self.error: Exception | None = None
         """Why the job failed, once the thread has ended."""
         self._stop = False
-        self._seconds, self._deadline, self._at_end = seconds, time.monotonic() + seconds, at_end
+        self._deadline, self._at_end = deadline, at_end
         self.thread = threading.Thread(target=self._run, args=(job, run, weights))
         self.thread.start()
 
@@ -293,6 +306,7 @@ class _JobThread:
     def _count_tokens(self, drawn: int) -> None:
         if self._stop:
             raise _Stopped("stopped")
-        if time.monotonic() > self._deadline:
-            raise _Stopped(f"stopped after {self._seconds:,.0f} s, the limit here; ask for fewer rounds or samples")
+        if time.monotonic() > self._deadline.end:
+            limit = f"{self._deadline.seconds:,.0f} s"
+            raise _Stopped(f"stopped after {limit}, the limit here; ask for fewer rounds or samples")
         self.drawn_tokens += drawn

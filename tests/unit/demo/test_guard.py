@@ -120,6 +120,9 @@ def test_health(guard: Guard, app: App) -> None:
         ("/gradio_api/component_server", b"{}", 404),
         ("/login", b"{}", 404),
         ("/gradio_api/file=http://a/b", None, 403),
+        ("/gradio_api/file=/out/000-a/.lock", None, 403),
+        ("/gradio_api/file=/out/.lock/", None, 403),
+        ("/gradio_api/file=/home/.cache/out/000-a/a.mp4", None, 200),
         ("/gradio_api/deep_link", None, 403),
     ],
 )
@@ -142,6 +145,39 @@ def test_uploads_have_a_length_and_a_share(guard: Guard, app: App, tmp_path: Pat
     assert upload(module.MAX_UPLOAD, "5.6.7.8") == 200
     assert sorted(path.name for path in tmp_path.iterdir()) == ["finished"], "remains of cut uploads are removed"
     assert (tmp_path / "finished/a.png").exists()
+
+
+def test_small_uploads_count_too_and_all_are_forgotten(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "VISITOR_UPLOADS", 3 * module.MIN_UPLOAD)
+
+    def upload(client: str) -> int:
+        return request(guard, "/gradio_api/upload", b"x", {"content-length": "1"}, client)[0]
+
+    assert [upload("1.2.3.4") for _ in range(4)] == [200, 200, 200, 429]
+    assert [upload(f"5.6.7.{n}") for n in range(9)] == [200] * 9
+    monkeypatch.setattr(module, "UPLOAD_SECONDS", 0)
+    assert upload("9.9.9.9") == 200
+    assert [visitor for _, visitor, _ in guard._uploaded] == list(guard._uploaded_bytes) == ["9.9.9.9"]
+
+
+def test_an_upload_that_is_under_way_is_left_alone(
+    guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One begins while the remains of another are removed, or the oldest uploads."""
+    under_way = tmp_path / "tmpunderway"
+
+    async def writing(scope: Any, receive: Any, send: Any) -> None:
+        if not under_way.exists():
+            under_way.write_bytes(bytes(9000))
+            small = {**scope, "headers": [(b"content-length", b"1")]}
+            await guard._upload(writing, small, receive, send)  # another one, meanwhile
+            assert under_way.exists()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    monkeypatch.setattr(module, "ALL_UPLOADS", 0)
+    guard.app = writing
+    assert request(guard, "/gradio_api/upload", b"x", {"content-length": "1"})[0] == 200
+    assert not under_way.exists(), "nothing is under way any more"
 
 
 def test_too_many_requests_at_a_time(guard: Guard) -> None:

@@ -51,10 +51,12 @@ def test_unread_requests_hold_no_place(places: Places, monkeypatch: pytest.Monke
         assert places.poll(read(places, readers, "a")) == 0
         with places.reading("unread 99"):
             assert places.poll(unread[99]) == 0
-        with pytest.raises(RefusedError, match="nobody reads"):
+        with pytest.raises(RefusedError, match="nobody read the answers"):
             places.poll(unread[0])
+        with places.reading("unread 1"), pytest.raises(RefusedError, match="nobody read the answers"):
+            places.poll(unread[1])  # dropped, then read
         monkeypatch.setattr(module, "UNREAD_SECONDS", 0.0)
-        with pytest.raises(RefusedError, match="nobody reads"):
+        with pytest.raises(RefusedError, match="nobody read the answers"):
             places.poll(unread[98])
 
 

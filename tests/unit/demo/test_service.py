@@ -268,10 +268,12 @@ def test_super_resolution_afterwards(service: DemoService, bundle: Path) -> None
     service.upsampler = Upsampler(
         SuperresTransformer(config).eval(), None, image, text.encode, labels, UpsampleConfig(), ("direct",)
     )
-    folders = {}
+    folders, deadlines = {}, set()
     for progress in service.run(Request(CAPTIONS[0], {"rounds": 0, "seed": 3}, upsample=True)):
         folders[progress.folder.name] = progress
+        deadlines |= {running._deadline for running in service._running}
     small, large = folders.values()
     assert large.folder.name == f"{small.folder.name}-large" and large.finished
     assert load_file(large.folder / "tokens.safetensors")["tokens"].shape == (1, 5, 36)
     assert "seed: 3" in (large.folder / "config.yaml").read_text()
+    assert len(deadlines) == 1, "enlarging gets what is left of the time"
