@@ -62,7 +62,7 @@ def load_config(
     given += [("command line", _parse_override(word, known)) for word in overrides]
     sources = [(origin, _expand_paths(values, known, origin)) for origin, values in given]
     if stored is not None:
-        values = _read_yaml(stored)
+        values = read_yaml(stored)
         _check_literal(values, str(stored))
         sources.insert(0, (str(stored), values))
     if derive is not None:
@@ -258,7 +258,8 @@ def _suggest(key: str, known: dict[str, Any]) -> str:
     return f"known keys: {', '.join(siblings.values() or [other for other in known if '.' not in other])}"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a YAML file as they stand there, `${...}` included. Raises: OSError, ValueError."""
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path}: larger than {MAX_FILE_BYTES} bytes; give a YAML config file")
     try:
@@ -281,7 +282,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str
     resolved = path.resolve()
     if resolved in chain:
         raise ValueError(f"{path}: `base:` files form a cycle: {' -> '.join(p.name for p in (*chain, resolved))}")
-    values = _read_yaml(path)
+    values = read_yaml(path)
     bases = values.pop("base", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):

@@ -5,7 +5,7 @@ absent. All JSON, NPY and NPZ files are read by `read_json`, `open_npy` and `rea
 contents and then check every value. What a JSON file must be is a type, a `TypedDict` of `typing_extensions` for
 example, which pydantic compares strictly: 1.0 and True are no integers, text is no number. Unknown keys are left alone:
 newer versions may have added them. Not here: file formats (each package has its own), safetensors headers
-(`checkpoint/tensor_file.py`).
+(`tensor_file.py`), torch.save's files (`torch_archive.py`).
 """
 
 import contextlib

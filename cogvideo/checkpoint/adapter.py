@@ -25,10 +25,10 @@ from typing_extensions import TypedDict
 
 from cogvideo.checkpoint.format import Checkpoint, write_checkpoint
 from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, name_list
-from cogvideo.checkpoint.tensor_file import TensorInfo, read_header, write_tensor_file
 from cogvideo.files import Count, atomic_directory, read_json, write_json
 from cogvideo.model.config import MAX_LORA_RANK, LoraConfig, ModelConfig
 from cogvideo.model.lora import adapter_shapes, matrix_shapes, update
+from cogvideo.tensor_file import TensorInfo, read_header, write_tensor_file
 
 SETTINGS, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 FORMAT = 1

@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from cogvideo.checkpoint.tensor_file import TensorInfo, read_header, write_tensor_file
 from cogvideo.files import (
     Count,
     atomic_directory,
@@ -30,6 +29,7 @@ from cogvideo.files import (
     torch_errors_as_os_errors,
     write_json,
 )
+from cogvideo.tensor_file import TensorInfo, read_header, write_tensor_file
 
 WEIGHTS, INDEX, CONFIG, MANIFEST = "model.safetensors", "model.safetensors.index.json", "config.json", "manifest.json"
 FORMAT = 1

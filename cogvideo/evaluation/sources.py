@@ -24,12 +24,14 @@ from typing_extensions import TypedDict
 
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
 from cogvideo.files import read_json
-from cogvideo.media.video import probe_video, read_video
+from cogvideo.media.video import LIMITS, probe_video, read_video
 from cogvideo.sampling.inputs import TOKENS_FILE, InputReader
 from cogvideo.sampling.pipeline import decode_frames
+from cogvideo.tensor_file import read_header
 from cogvideo.tokenizers.image import ImageTokenizer
 
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
+PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 VIDEO_SUFFIXES = MEDIA_SUFFIXES - PICTURE_SUFFIXES
 SAMPLES_FILE = "samples.json"
 
@@ -239,16 +241,9 @@ def clips_of_tokens(
 
 
 def _tokens_of(folder: Path, tokenizer: ImageTokenizer, frame_side: int | None) -> ClipSource:
-    from safetensors import SafetensorError, safe_open
-
     if frame_side is None:  # as many tokens per frame as the file has
-        try:
-            with safe_open(folder / TOKENS_FILE, "pt") as file:
-                shape = file.get_slice("tokens").get_shape()
-        except SafetensorError as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ValueError(f"{folder / TOKENS_FILE} does not hold tokens of clips ({reason})") from None
-        frame_side = round(shape[-1] ** 0.5) if shape else 0
+        info = read_header(folder / TOKENS_FILE).get("tokens")
+        frame_side = round(info.shape[-1] ** 0.5) if info is not None and info.shape else 0
     read = InputReader(tokenizer, frame_side).read([folder])
     names = [f"{index:03d} {caption}" for index, (caption, _) in enumerate(read.samples)]
     names = names or [f"{index:03d}" for index in range(len(read.tokens))]
@@ -261,7 +256,9 @@ def _videos(videos: list[tuple[Path, str]], folder: Path) -> ClipSource:
 
 def _read_picture(path: Path) -> Frames:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
+            if picture.width * picture.height > LIMITS.max_pixels:
+                raise ValueError(f"{picture.width}x{picture.height} pixels; expected at most {LIMITS.max_pixels}")
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable picture ({str(error)[:200]})") from None

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -36,13 +35,13 @@ from cogvideo.files import (
     read_json,
     remove_all_leftovers,
     safe_name,
-    torch_errors_as_os_errors,
     write_json,
 )
 from cogvideo.inference.engine import Progress
 from cogvideo.locks import LOCK_NAME, entries
 from cogvideo.sampling.jobs import Job
 from cogvideo.sampling.outputs import describe_samples, write_clip, write_summary
+from cogvideo.tensor_file import read_tensors
 
 UNFINISHED, RECORD, RESULT = "unfinished", "work.json", "samples.json"
 
@@ -273,13 +272,11 @@ def _save(path: Path, **tensors: Tensor) -> None:
 def _load(path: Path) -> dict[str, Tensor]:
     """`tokens`, and `clips` of a finished group, all int64. Raises: ValueError if the file is damaged."""
     try:
-        with torch_errors_as_os_errors():
-            tensors = load_file(path)
-    except SafetensorError as error:
-        reason = str(error).splitlines()[0][:200]
-    else:
-        expected = {"tokens", "clips"} if path.stem.isdecimal() else {"tokens"}
-        if tensors.keys() == expected and all(tensor.dtype == torch.int64 for tensor in tensors.values()):
-            return tensors
-        reason = f"it holds {', '.join(f'{name} {tensor.dtype}' for name, tensor in tensors.items())}"[:200]
-    raise ValueError(f"{path} is damaged ({reason}); {START_ELSEWHERE}") from None
+        tensors = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {START_ELSEWHERE}") from None
+    expected = {"tokens", "clips"} if path.stem.isdecimal() else {"tokens"}
+    if tensors.keys() == expected and all(tensor.dtype == torch.int64 for tensor in tensors.values()):
+        return tensors
+    found = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())[:200]
+    raise ValueError(f"{path} is damaged (it holds {found}); {START_ELSEWHERE}")

@@ -3,12 +3,12 @@
 The icetk package, which downloads them, is not needed. `text.py` and `image.py` open them as tokenizers.
 """
 
-import re
 from pathlib import Path
 
-import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 from torch import Tensor
+
+from cogvideo.torch_archive import read_module
 
 NAME = "icetk"
 """Stands for `DEFAULT_FOLDER` wherever a tokenizer's path is expected."""
@@ -56,17 +56,7 @@ def add_special_pieces(proto: ModelProto) -> bytes:
 
 
 def read_image_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors in `ice_image.pt`. Raises: ValueError for a file that is anything else."""
+    """The tensors in `ice_image.pt`. Raises: ValueError for a file that is anything else, as `read_module`."""
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise ValueError(f"{path}: larger than {MAX_IMAGE_BYTES >> 30} GiB, expected about 0.5 GB of weights")
-    try:
-        # tensors and plain containers only: a pickle that names anything else is refused, never run
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile pickle can make the unpickler raise anything
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {named[1]}" if named else (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: refused, not a plain PyTorch weights file ({reason})") from None
-    weights = content.get("module") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path}: has no tensors under the key 'module'; it is not icetk's {IMAGE_FILE}")
-    return weights
+    return read_module(path)

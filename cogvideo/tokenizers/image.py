@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from cogvideo.config import from_dict, to_dict
-from cogvideo.files import atomic_directory, read_json, torch_errors_as_os_errors, write_json
+from cogvideo.files import atomic_directory, read_json, write_json
+from cogvideo.tensor_file import read_tensors
 from cogvideo.tokenizers import icetk
 from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
 
@@ -123,12 +123,7 @@ class ImageTokenizer:
         path = folder / WEIGHTS_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; an image tokenizer is {CONFIG_FILE} and {WEIGHTS_FILE}")
-        try:
-            with torch_errors_as_os_errors():
-                weights = load_file(str(path))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a complete safetensors file ({str(error).splitlines()[0][:200]})") from None
-        load_weights(model, weights, origin=str(path))
+        load_weights(model, read_tensors(path), origin=str(path))
         return cls(config, model)
 
     def _statistics(self) -> Tensor:

@@ -26,7 +26,6 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from cogvideo.checkpoint.format import FileEntry
-from cogvideo.checkpoint.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.distributed import run_on_all_ranks
 from cogvideo.files import (
     Count,
@@ -38,6 +37,7 @@ from cogvideo.files import (
     write_json,
 )
 from cogvideo.logs import get_logger
+from cogvideo.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.training.deepspeed_engine import MOMENTS, gathered, initialise_moments, inner_optimiser
 
 log = get_logger(__name__)

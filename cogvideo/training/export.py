@@ -15,7 +15,6 @@ from cogvideo.checkpoint.adapter import Base, fingerprint, model_name, save_adap
 from cogvideo.checkpoint.format import load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.load import check_holds, int8_scales, stored_settings
 from cogvideo.checkpoint.parameters import TransformerConfig
-from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.config import to_dict
 from cogvideo.distributed import store_barrier
 from cogvideo.files import atomic_directory, remove_leftovers
@@ -23,6 +22,7 @@ from cogvideo.model.config import LoraConfig, ModelConfig
 from cogvideo.model.lora import adapter_parameters
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.tensor_file import TensorInfo
 from cogvideo.tokenizers.records import TokenizerRecords
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.deepspeed_engine import gathered

@@ -5,8 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cogvideo.config import read_yaml
 from cogvideo.files import read_json
 from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
@@ -70,9 +69,8 @@ def _run_config(given: Mapping[str, Any]) -> Mapping[str, Any]:
     run_dir = given.get("run_dir")
     if run_dir is None:
         return {}
-    with suppress(OSError, ValueError, yaml.YAMLError):
-        stored = yaml.safe_load((Path(run_dir) / "config.yaml").read_text(encoding="utf-8"))
-        return stored if isinstance(stored, dict) else {}
+    with suppress(OSError, ValueError):
+        return read_yaml(Path(run_dir) / "config.yaml")
     return {}
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from cogvideo.checkpoint.adapter import Base, save_adapter
-from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.model.config import LoraConfig
 from cogvideo.model.lora import adapter_parameters, add_adapters
+from cogvideo.tensor_file import TensorInfo
 
 
 def randomise(model: nn.Module, seed: int = 0, size: float = 0.3) -> None:

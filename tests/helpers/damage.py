@@ -21,7 +21,6 @@ import torch
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.inspection import describe_files
 from cogvideo.checkpoint.load import build_model
-from cogvideo.checkpoint.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.config import to_dict
 from cogvideo.data.dataset import ClipDataset, FrameDataset
 from cogvideo.data.shards import read_shard, write_manifest
@@ -32,6 +31,7 @@ from cogvideo.sampling.bundle import load_sample_config, open_bundle
 from cogvideo.sampling.inputs import InputReader
 from cogvideo.sampling.outputs import write_tokens
 from cogvideo.sampling.runner import RunDirectory
+from cogvideo.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.training import checkpointing
 from cogvideo.training.config import TrainConfig, changed_settings
 from cogvideo.training.metrics import Averages, MetricsFile, draw_curves

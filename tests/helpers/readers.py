@@ -19,8 +19,6 @@ from PIL import Image
 from safetensors.torch import save
 
 from cogvideo.checkpoint.format import Index
-from cogvideo.checkpoint.sat.archive import read_module
-from cogvideo.checkpoint.tensor_file import read_header
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.data.published_rows import PublishedRows
 from cogvideo.data.readers import open_captions
@@ -34,10 +32,12 @@ from cogvideo.sampling.bundle import BundleConfig
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.inputs import InputReader
 from cogvideo.sequence.layout import Vocabulary
+from cogvideo.tensor_file import read_header
 from cogvideo.text import read_prompts
 from cogvideo.tokenizers.icetk import read_image_weights
 from cogvideo.tokenizers.image import ImageTokenizerConfig
 from cogvideo.tokenizers.text import TextTokenizer, parse_model
+from cogvideo.torch_archive import read_module
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.metrics import MetricsFile
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogvideo.checkpoint.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.dtypes import (
     ACTIVATION_DTYPES,
     CODE_OF_DTYPE,
@@ -21,6 +20,7 @@ from cogvideo.dtypes import (
     WeightName,
     dtype_name,
 )
+from cogvideo.tensor_file import TensorInfo, write_tensor_file
 
 
 def test_names_in_configs_have_types() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cogvideo.checkpoint.parameters import ModelKind
-from cogvideo.checkpoint.tensor_file import TensorInfo
+from cogvideo.tensor_file import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from torch import Tensor
 from cogvideo.checkpoint.format import MAX_SHARD_BYTES, Checkpoint, load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.load import check_fits, stored_config
 from cogvideo.checkpoint.parameters import Parameter, TransformerConfig, model_kind, model_parameters, name_list
-from cogvideo.checkpoint.sat.archive import check_archive, write_module
 from cogvideo.checkpoint.sat.card import model_card
 from cogvideo.checkpoint.sat.config import SatSettings, config_for
 from cogvideo.checkpoint.sat.conversion import Conversion, TensorMapping
 from cogvideo.checkpoint.sat.reader import ITERATION, RELEASE_BYTES, SatCheckpoint
 from cogvideo.checkpoint.sat.shard import shard, shard_shape
-from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.files import atomic_directory, sha256_file, write_json
 from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
+from cogvideo.tensor_file import TensorInfo
+from cogvideo.torch_archive import check_archive, write_module
 
 
 def from_sat(

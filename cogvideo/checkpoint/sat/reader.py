@@ -21,11 +21,11 @@ from cogvideo.checkpoint.parameters import (
     model_parameters,
     name_list,
 )
-from cogvideo.checkpoint.sat.archive import read_module
 from cogvideo.checkpoint.sat.names import canonical_sat_name, kind_from_names
 from cogvideo.checkpoint.sat.shard import merge, same_bits, whole_shape
-from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.files import read_json
+from cogvideo.tensor_file import TensorInfo
+from cogvideo.torch_archive import read_module
 
 POSITIONS, QKV = "transformer.position_embeddings.weight", "transformer.layers.0.attention.query_key_value.weight"
 MAX_CONFIG_BYTES = 1 << 20

@@ -9,8 +9,8 @@ import torch
 
 from cogvideo.checkpoint import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.format import write_checkpoint
-from cogvideo.checkpoint.tensor_file import TensorInfo
 from cogvideo.files import sha256_file
+from cogvideo.tensor_file import TensorInfo
 
 
 def some_tensors() -> dict[str, torch.Tensor]:

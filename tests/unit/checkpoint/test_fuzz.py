@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogvideo.checkpoint import load_checkpoint, save_checkpoint
-from cogvideo.checkpoint.tensor_file import MAX_HEADER_BYTES, read_header
 from cogvideo.dtypes import DTYPE_OF_CODE
+from cogvideo.tensor_file import MAX_HEADER_BYTES, read_header
 
 from .test_format import seal
 

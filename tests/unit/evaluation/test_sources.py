@@ -15,6 +15,7 @@ from cogvideo.sampling.outputs import describe_samples, write_tokens
 from cogvideo.sampling.pipeline import decode_frames
 from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
 from tests.helpers.bundles import write_bundle
+from tests.helpers.hostile import png
 
 
 @pytest.fixture(scope="module")
@@ -113,5 +114,20 @@ def test_folders_without_clips_of_one_kind_are_refused(tmp_path: Path) -> None:
 
 def test_damaged_tokens_are_one_line(tmp_path: Path, tokenizer: ImageTokenizer) -> None:
     (tmp_path / "tokens.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="does not hold tokens"):
+    with pytest.raises(ValueError, match="not a safetensors file"):
         open_source(tmp_path, tokenizer)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")  # Pillow's own limit is lower, and a warning
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify image file"),  # never to Ghostscript
+        (png(12_000, 12_000), "12000x12000 pixels; expected at most 134217728"),
+    ],
+)
+def test_hostile_pictures_are_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "0.png").write_bytes(content)
+    clip = open_source(tmp_path).clips[0]
+    with pytest.raises(ValueError, match=rf"0\.png is not a readable picture \(.*{problem}"):
+        clip.read(np.array([0]))

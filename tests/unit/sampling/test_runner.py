@@ -194,5 +194,5 @@ def test_a_damaged_batch(tmp_path: Path) -> None:
     run.batch_cache(0).store("x", TOKENS)
     path = run.folder / "000000-x.safetensors"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match=r"000000-x\.safetensors is damaged .*; start again in another folder"):
+    with pytest.raises(ValueError, match=r"000000-x\.safetensors is cut short .*; start again in another folder"):
         run.batch_cache(0).load("x")

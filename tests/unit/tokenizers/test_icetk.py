@@ -15,6 +15,7 @@ from cogvideo.tokenizers.icetk import DEFAULT_FOLDER, IMAGE_FILE, TEXT_FILE, add
 from cogvideo.tokenizers.image import image_tokenizer_files, load_icetk_image, open_image_tokenizer
 from cogvideo.tokenizers.text import load_icetk_text, open_text_tokenizer, parse_model
 from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
+from cogvideo.torch_archive import MAX_PICKLE_BYTES
 
 TEXTS = ["a lion is drinking water", "一只狮子正在喝水", "a 狮子 drinks 水", "🦁🎉 ok 好", "line one\n第二行\n", "\n\n"]
 TINY = VQVAEConfig(
@@ -149,7 +150,7 @@ def test_image_weights_load_at_every_rate(tmp_path):
 
 def test_image_weights_of_another_kind(tmp_path):
     save_weights(tmp_path, key="state")
-    with pytest.raises(ValueError, match="no tensors under the key 'module'"):
+    with pytest.raises(ValueError, match="no dict of tensors under 'module'"):
         load_icetk_image(tmp_path, 8, TINY)
     save_weights(tmp_path, config=replace(TINY, num_codes=17))
     with pytest.raises(ValueError, match=r"quantize\.\w+.* expected floats"):
@@ -161,7 +162,7 @@ def test_image_weights_of_another_kind(tmp_path):
             archive.writestr(f"x/{name}", data)
     for content in (b"", b"nonsense", complete[: len(complete) // 2], odd.getvalue()):
         (tmp_path / IMAGE_FILE).write_bytes(content)
-        with pytest.raises(ValueError, match="refused") as error:
+        with pytest.raises(ValueError, match=r"ice_image\.pt is (cut short|refused|damaged)") as error:
             load_icetk_image(tmp_path, 8, TINY)
         assert "\n" not in str(error.value)
 
@@ -180,6 +181,22 @@ class Planted:
 def test_a_pickle_that_would_run_code_does_not(tmp_path, save):
     planted = tmp_path / "planted"
     save({"module": Planted(planted)}, tmp_path / IMAGE_FILE)
-    with pytest.raises(ValueError, match=r"refused.*io\.open") as error:
+    with pytest.raises(ValueError, match=r"refused.*io\.open|not a file of torch\.save") as error:
         load_icetk_image(tmp_path, 8, TINY)
     assert not planted.exists() and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("repeat", "compression"), [(1 << 26, zipfile.ZIP_DEFLATED), (MAX_PICKLE_BYTES + 1, 0)])
+def test_weights_that_would_take_all_memory_are_refused_unread(tmp_path, repeat, compression):
+    """Packed zeros, and a pickle that is a list per byte."""
+    with zipfile.ZipFile(tmp_path / IMAGE_FILE, "w", compression) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02(" + b"]" * repeat + b"l.")
+    with pytest.raises(ValueError, match="it is not a checkpoint"):
+        load_icetk_image(tmp_path, 8, TINY)
+
+
+def test_weights_that_claim_more_than_the_file_has_are_refused(tmp_path):
+    """A number that is shown as a thousand."""
+    torch.save({"module": {"a": torch.zeros(1).expand(1000, 1000)}}, tmp_path / IMAGE_FILE)
+    with pytest.raises(ValueError, match="is not contiguous"):
+        load_icetk_image(tmp_path, 8, TINY)

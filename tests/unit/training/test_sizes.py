@@ -76,3 +76,9 @@ def test_what_is_wrong_is_still_reported(clips: Path) -> None:
         load(f"data.path={clips}", "model.num_heads=x")
     with pytest.raises(ValueError, match=r"model\.window_size=4 does not divide the frame grid 9x9"):
         load(f"data.path={clips}", "model.window_size=4")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "a: " + "[" * 100_000, "- 1", "\x00"])
+def test_a_damaged_config_of_the_run_changes_nothing(clips: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert sizes_from_data({"run_dir": str(tmp_path)}) == {}

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cogvideo.dtypes import CODE_OF_DTYPE, DTYPE_OF_CODE, dtype_name
-from cogvideo.files import disk_errors_name, parse_json
+from cogvideo.files import disk_errors_name, parse_json, torch_errors_as_os_errors
 
 MAX_HEADER_BYTES = 16 << 20
 """About a hundred times the header of a full-size stage; bounds what a hostile file can make us allocate."""
@@ -88,6 +90,16 @@ def chunks_as_bytes(tensor: Tensor, dtype: torch.dtype) -> Iterable[memoryview]:
     for piece in flat.split(WRITE_CHUNK_BYTES // dtype.itemsize):
         raw = piece.to(device="cpu", dtype=dtype).contiguous().view(torch.uint8)
         yield memoryview(raw.numpy())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, memory-mapped. Raises: OSError; ValueError, naming the file, if it is damaged."""
+    read_header(path)
+    try:
+        with torch_errors_as_os_errors():
+            return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0][:200]}") from None
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

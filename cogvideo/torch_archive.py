@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoint.tensor_file import TensorInfo, chunks_as_bytes
 from cogvideo.dtypes import CODE_OF_DTYPE, STORAGE_OF_DTYPE
 from cogvideo.files import disk_errors_name
+from cogvideo.tensor_file import TensorInfo, chunks_as_bytes
 
 MAX_PICKLE_BYTES = 4 << 20
 """About twenty times that of a full-size stage. One byte of a pickle can create a list, so this bounds memory too."""
@@ -54,7 +54,7 @@ module names). Shorter than torch's own list, which has types that allocate as m
 
 
 def read_module(path: Path) -> dict[str, Tensor]:
-    """The tensors under 'module', memory-mapped.
+    """The tensors under 'module', memory-mapped: a published checkpoint, or the published image tokenizer.
 
     Raises: ValueError if the file is damaged, holds objects other than tensors and plain containers (the message names
     them, they are never created), or claims sizes larger than the file.
@@ -68,7 +68,7 @@ def read_module(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged or refused by torch: {_first_line(error)}") from None
     module = state.get("module") if isinstance(state, dict) else None
     if not isinstance(module, dict):
-        raise ValueError(f"{path} holds no dict of tensors under 'module'; it is not a SAT checkpoint file")
+        raise ValueError(f"{path} holds no dict of tensors under 'module'; expected published weights")
     storages: dict[int, int] = {}
     for name, tensor in module.items():
         if not isinstance(name, str):
@@ -78,7 +78,7 @@ def read_module(path: Path) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in CODE_OF_DTYPE:
             raise ValueError(f"{path}: tensor {name[:100]} is {tensor.dtype}, {tensor.layout}, on {tensor.device}")
         if not tensor.is_contiguous():
-            raise ValueError(f"{path}: tensor {name[:100]} is not contiguous; it is not a SAT checkpoint file")
+            raise ValueError(f"{path}: tensor {name[:100]} is not contiguous; expected published weights")
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     if sum(storages.values()) > path.stat().st_size:
         raise ValueError(

@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cogvideo.checkpoint.sat.archive import MAX_PICKLE_BYTES, check_archive, read_module, write_module
-from cogvideo.checkpoint.tensor_file import TensorInfo
+from cogvideo.tensor_file import TensorInfo
+from cogvideo.torch_archive import MAX_PICKLE_BYTES, check_archive, read_module, write_module
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
