@@ -4,6 +4,7 @@ An adapted layer stands in for the original, which stays in memory as it is: tak
 models that share a trunk's layers do not share adapters.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -39,12 +40,12 @@ class AdapterChoice(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "AdapterChoice":
-        """From `DIR` or `DIR:SCALE`. Raises: ValueError."""
-        folder, _, number = text.rpartition(":")
-        try:
-            scale = float(number)
-        except ValueError:
-            folder, scale = text, 1.0
+        """From `DIR` or `DIR:SCALE`; a folder that exists is one, whatever its name. Raises: ValueError."""
+        folder, scale = text, 1.0
+        before, colon, number = text.rpartition(":")
+        if colon and not Path(text).is_dir():
+            with contextlib.suppress(ValueError):
+                folder, scale = before, float(number)
         if not folder:
             raise ValueError(f"--adapter {text}: expected DIR or DIR:SCALE")
         return cls(expand_path(folder), check_scale(scale, text))
@@ -85,23 +86,31 @@ class AdapterSet:
             check_fingerprint(adapter, adapted.stored)
         self._adapters[name] = part, adapter
 
-    def set(self, scales: Mapping[str, float], *, merge: bool) -> list[CogVideoTransformer]:
-        """Put adapters into effect in place of those so far, each times its scale; returns the models that changed.
-
-        Raises: ValueError for an unknown name, or a scale that is no number, before anything changes.
-        """
+    def check(self, scales: Mapping[str, float]) -> None:
+        """Raises: ValueError for an unknown name, or a scale that is no number."""
         for name, scale in scales.items():
             if name not in self._adapters:
                 raise ValueError(
                     f"there is no adapter {name!r}; add it first, so far there are: {list(self._adapters)}"
                 )
             check_scale(scale, name)
-        changed = []
-        for part, adapted in self._models.items():
-            known = [(*self._adapters[name], scale) for name, scale in scales.items()]
-            if adapted.set([(adapter, scale) for of, adapter, scale in known if of == part], merge=merge):
-                changed.append(adapted.model)
-        return changed
+
+    def set(self, scales: Mapping[str, float], *, merge: bool) -> bool:
+        """Put adapters that passed `check` into effect in place of those so far, each times its scale.
+
+        Returns whether any model changed. Whatever is raised, no adapter is in effect then, in any model.
+        """
+        known = [(*self._adapters[name], scale) for name, scale in scales.items()]
+        try:
+            changed = [
+                adapted.set([(adapter, scale) for of, adapter, scale in known if of == part], merge=merge)
+                for part, adapted in self._models.items()
+            ]
+        except BaseException:
+            for adapted in self._models.values():
+                adapted.set([], merge=merge)
+            raise
+        return any(changed)
 
 
 def _shape_of(layer: Matrix) -> tuple[int, int]:

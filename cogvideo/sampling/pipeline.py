@@ -159,9 +159,10 @@ class Pipeline:
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
         self._programs: dict[tuple[StageName, bool, str], Program] = {}
         self._samplers: dict[tuple[int | None, tuple[float, int, float]], TokenSampler] = {}
-        models = {id(model): model for model in (self.trunk, sequential, interpolation) if model is not None}
-        self.engines = {key: Engine(model, backend) for key, model in models.items()}
         self._backend, self._checkpoints = backend, checkpoints or {}
+        self.engines: dict[int, Engine] = {}
+        """By id of the model."""
+        self._open_engines()
 
     @classmethod
     def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
@@ -200,10 +201,26 @@ class Pipeline:
 
         Weights are then exactly those of before. `merge`: into the weights, which costs nothing in sampling;
         otherwise beside them, which is slower and exact with weights of few bits. Not while other threads sample.
-        Raises: ValueError for an unknown name or a scale that is no number.
+        Raises: ValueError for an unknown name or a scale that is no number, before anything changes; ValueError or
+        torch.OutOfMemoryError, with no adapter in effect, if weights cannot be merged.
         """
-        for model in self._adapters.set(scales, merge=merge):
-            self.engines[id(model)] = Engine(model, self._backend)  # what the old one keeps is of the weights before
+        self._adapters.check(scales)
+        changed = True  # also if that fails halfway
+        try:
+            changed = self._adapters.set(scales, merge=merge)
+        finally:
+            if changed:
+                self._open_engines()
+
+    def _open_engines(self) -> None:
+        """Open an engine for each model, in place of those so far, which are all of the weights before.
+
+        All of them, whichever model changed: models that share a trunk share its layers, whose memory an engine may
+        move, and the graphs that another one recorded would still read the old memory.
+        """
+        self.engines.clear()  # first: the old ones hold weights
+        models = {id(model): model for model in (self.trunk, self.sequential, self.interpolation) if model is not None}
+        self.engines |= {key: Engine(model, self._backend) for key, model in models.items()}
 
     @cached_property
     def _adapters(self) -> AdapterSet:

@@ -18,8 +18,11 @@ NUM_CODES = 32
 TASKS: dict[str, ModelTask] = {"trunk": "image", "sequential": "sequential", "interpolation": "interpolation"}
 
 
-def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2) -> Path:
-    """Frames have frame_side x frame_side tokens of 8x8 pixels; the digits benchmark needs 5 x 5."""
+def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2, *, shared_trunk: bool = False) -> Path:
+    """Frames have frame_side x frame_side tokens of 8x8 pixels; the digits benchmark needs 5 x 5.
+
+    `shared_trunk`: the stages are stored without the trunk's weights, as where they were trained with it frozen.
+    """
     folder.mkdir(parents=True)
     text = TextTokenizer.train(CAPTIONS, folder / "text.model", num_pieces=400, num_image_tokens=NUM_CODES)
     torch.manual_seed(0)
@@ -46,9 +49,12 @@ def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2) -> Path
         frame_position_start=32,
         vocabulary=text.vocabulary,
     )
-    for name, task in TASKS.items():
-        model = CogVideoTransformer(replace(config, task=task))
+    models = {name: CogVideoTransformer(replace(config, task=task)) for name, task in TASKS.items()}
+    for name, model in models.items():
         initialise(model, torch.Generator().manual_seed(1))
-        save_model(folder / name, model)
+        shares = shared_trunk and name != "trunk"
+        if shares:
+            model.load_state_dict(models["trunk"].state_dict(), strict=False)
+        save_model(folder / name, model, trunk=folder / "trunk" if shares else None)
     (folder / "sampling.yaml").write_text("first_frame: {text_bonus: 0.0}\n", encoding="utf-8")
     return folder
