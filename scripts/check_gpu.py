@@ -14,6 +14,7 @@ size, "passed on fake tensors" has shapes and devices but no values, and "needs 
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -233,10 +234,10 @@ def row(result: Result) -> dict[str, Any]:
     for key in ("step_s_median", "step_s", "token_seconds"):
         if key in merged:
             merged["ms"] = round(1e3 * merged[key], 2)
-    errors = [line[key] for line in lines for key in ("max_logit_error", "loss_error", "error") if line.get(key)]
-    numbers = [error for error in errors if isinstance(error, float)]
+    errors = [line.get(key) for line in lines for key in ("max_logit_error", "loss_error", "error")]
+    numbers = [error for error in errors if isinstance(error, int | float)]
     if numbers:
-        merged["error"] = f"{max(numbers):.1e}"
+        merged["error"] = f"{max(numbers, key=lambda error: (math.isnan(error), error)):.1e}"
     else:
         merged.pop("error", None)
     return {key: merged.get(key, "") for key in COLUMNS}

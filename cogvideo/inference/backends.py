@@ -136,12 +136,20 @@ class Backend(Protocol):
         """A cache for a batch of clips; arguments as in `KVCache.allocate`."""
         ...
 
-    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
-        """The result of each step, valid until the next call; see `DecodeInputs.finish`.
+    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor | Exception]:
+        """The result of each step, valid until the next call, see `DecodeInputs.finish`; or its own error.
 
         Shapes: tokens (clips, rows) int64, or logits (batch, rows, num_image_tokens) float32.
         """
         ...
+
+
+def attempt(step: Callable[[], Tensor]) -> Tensor | Exception:
+    """A step's result, or its error, so that steps of others in the same pass go on."""
+    try:
+        return step()
+    except Exception as error:
+        return error
 
 
 class EagerBackend:
@@ -166,8 +174,11 @@ class EagerBackend:
             device=self.model.final_layernorm.weight.device,
         )
 
-    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
-        return [step.finish(self.model.decode(step)) for step in steps]
+    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor | Exception]:
+        return [attempt(partial(self._run, step)) for step in steps]
+
+    def _run(self, step: DecodeInputs) -> Tensor:
+        return step.finish(self.model.decode(step))
 
 
 class CpuBackend(EagerBackend):
@@ -178,14 +189,14 @@ class CpuBackend(EagerBackend):
         set_linear_kernel(model, cpu.linear)
         self._handles: WeakKeyDictionary[Cache, decode_cpu.NativeHandle] = WeakKeyDictionary()
 
-    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
+    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor | Exception]:
         if not decode_cpu.is_supported(self.model, steps):
             return super().decode(steps)
         for step in steps:
             if step.cache not in self._handles:
                 self._handles[step.cache] = decode_cpu.NativeHandle(self.model, step.cache)
         logits = decode_cpu.decode_step(self.model, steps, [self._handles[step.cache] for step in steps])
-        return [step.finish(of_step) for step, of_step in zip(steps, logits, strict=True)]
+        return [attempt(partial(step.finish, of_step)) for step, of_step in zip(steps, logits, strict=True)]
 
 
 class CompiledBackend(EagerBackend):
@@ -212,9 +223,6 @@ class CompiledBackend(EagerBackend):
         self._new_graphs = Graphs
         self._graphs: WeakKeyDictionary[Cache, Graphs] = WeakKeyDictionary()
 
-    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor]:
-        return [self._run(step) for step in steps]
-
     def _run(self, step: DecodeInputs) -> Tensor:
         if step.cache not in self._graphs:
             self._graphs[step.cache] = self._new_graphs()
@@ -222,7 +230,7 @@ class CompiledBackend(EagerBackend):
         step = step.pad_rows(1 << (rows - 1).bit_length())
         key = len(step.slots), draw is not None
         if draw is None:
-            result = graphs.run(key, partial(_logits, self._decode, step), step.tokens, step.slots)
+            result = graphs.run(key, partial(_logits, self._decode, step), step.input_tokens(), step.slots)
         else:
             result = graphs.run(key, partial(_sample, self._decode, step, draw), step.slots)
         return result[:, :rows]
@@ -233,7 +241,7 @@ def _logits(decode: Decode, step: DecodeInputs, tokens: Tensor, slots: Tensor) -
 
 
 def _sample(decode: Decode, step: DecodeInputs, draw: Draw, slots: Tensor) -> Tensor:
-    return draw(decode(step._replace(tokens=draw.input_tokens(slots), slots=slots)), slots)
+    return draw(decode(step._replace(slots=slots)), slots)
 
 
 BACKENDS: dict[str, Callable[[CogVideoTransformer], Backend]] = {"eager": EagerBackend}

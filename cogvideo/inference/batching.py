@@ -43,8 +43,9 @@ class _Request:
 class BatchScheduler:
     """Runs the decodings of several threads together. A thread that is alone never waits."""
 
-    def __init__(self, forward: Callable[[Sequence[DecodeInputs]], list[Tensor]]) -> None:
-        """`forward` computes the results of several steps; an error in it ends all requests that take part."""
+    def __init__(self, forward: Callable[[Sequence[DecodeInputs]], Sequence[Tensor | Exception]]) -> None:
+        """`forward` computes the results of several steps. An error in place of a result ends that request; one that
+        it raises ends all requests that take part."""
         self._forward = forward
         self.forward_passes = 0
         """So far; a pass that several requests shared counts once."""
@@ -70,8 +71,12 @@ class BatchScheduler:
                 if self._leader is own:
                     self._leader = None
                 self._changed.notify_all()
-        if own.error is not None:
-            raise own.error
+        error, own.error = own.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and with it the memory of the decoding
 
     def _advance(self) -> None:
         """One step of all requests that are here."""
@@ -85,7 +90,10 @@ class BatchScheduler:
                 request.fail(error)
         else:
             for request, result in zip(requests, results, strict=True):
-                request.advance(result)
+                if isinstance(result, Exception):
+                    request.fail(result)
+                else:
+                    request.advance(result)
         if any(request.step is None for request in requests):
             with self._changed:
                 self._changed.notify_all()

@@ -193,6 +193,25 @@ class Conditioning:
         return cls(torch.from_numpy(text), torch.from_numpy(mask), guidance_scale, text_bonus)
 
 
+class ProgressOnce:
+    """A `Progress` that does not count tokens again when a batch begins again."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._drawn = self._reported = 0
+
+    def begin_again(self) -> None:
+        self._drawn = 0
+
+    def __call__(self, num_tokens: int) -> None:
+        self._drawn += num_tokens
+        new = self._drawn - self._reported
+        if new > 0:
+            self._reported = self._drawn
+            if self._progress is not None:
+                self._progress(new)
+
+
 class BatchKind(NamedTuple):
     """What batches have in common that are decoded in the same memory, by the same recorded graphs."""
 
@@ -236,8 +255,9 @@ class ClipState:
 
     def step(self, slots: Tensor, *, draw: bool = False) -> DecodeInputs:
         """A forward pass over `slots`. `draw`: its result is their tokens, not their logits."""
+        tokens = None if draw else self.input_tokens(slots)
         masks = self.kind.program.masks
-        return DecodeInputs(self.input_tokens(slots), slots, masks, self.text_bias, self.cache, self if draw else None)
+        return DecodeInputs(tokens, slots, masks, self.text_bias, self.cache, self if draw else None)
 
     def input_tokens(self, slots: Tensor) -> Tensor:
         """(rows, slots), guides after the clips."""
@@ -271,6 +291,8 @@ class Engine:
         self.prefill_passes = 0
         self._kept: dict[BatchKind, ClipState] = {}
         """Memory of batches that are done, the last used at the end."""
+        self._releases = 0
+        """How often that memory was released for want of it."""
         self._lock = threading.Lock()
 
     @property
@@ -296,20 +318,40 @@ class Engine:
 
         Shapes: known (clips, num_slots) int64, correct at given slots, anything elsewhere; uniforms (clips,
         num_slots, 2) -> (clips, num_slots) on the device of `known`. num_slots: the clip's, or as many as the program
-        needs. Program and sampler must be on the engine's device, the rest is moved there.
+        needs. Program and sampler must be on the engine's device, the rest is moved there. If the device runs out of
+        memory while that of earlier batches is kept, it is released, and the batch begins again.
         """
         assert not self.model.training, "dropout is on; call model.eval() first"
         conditioning = conditioning.pad_text(self.backend.text_multiple).to(self.device)
         rows, text_len = conditioning.text.shape
         scale, num_slots = conditioning.guidance_scale, known.shape[1]
         kind = BatchKind(program, sampler, scale, rows, text_len, num_slots, uniforms.dtype)
+        report, releases = ProgressOnce(progress), self._releases
+        try:
+            return self._generate(kind, known, conditioning, uniforms, report)
+        except torch.OutOfMemoryError:
+            if not self._release_kept(releases):
+                raise
+        report.begin_again()  # outside of the handler, whose traceback holds the memory of what failed
+        return self._generate(kind, known, conditioning, uniforms, report)
+
+    def _generate(
+        self, kind: BatchKind, known: Tensor, conditioning: Conditioning, uniforms: Tensor, progress: Progress
+    ) -> Tensor:
         with self._state(kind) as state:
             state.begin(known, conditioning, uniforms, progress)
             first_logits = self.prefill(state, conditioning)
-            decode = decode_steps if program.draft is None else decode_speculative
+            decode = decode_steps if kind.program.draft is None else decode_speculative
             self.scheduler.run(decode(state, first_logits))
             # a copy: the next batch may write to the same memory
             return state.tokens[:, 1:].to(known.device, copy=True)
+
+    def _release_kept(self, releases: int) -> bool:
+        """Release the memory of batches that are done. Returns whether any was since `releases` were counted."""
+        with self._lock:
+            self._releases += bool(self._kept)
+            self._kept.clear()
+            return self._releases > releases
 
     @contextlib.contextmanager
     def _state(self, kind: BatchKind) -> Iterator[ClipState]:
@@ -317,13 +359,7 @@ class Engine:
         with self._lock:
             state = self._kept.pop(kind, None)
         if state is None:
-            try:
-                state = self._allocate(kind)
-            except torch.OutOfMemoryError:
-                if not self._kept:
-                    raise
-                self._kept.clear()
-                state = self._allocate(kind)
+            state = self._allocate(kind)
         yield state
         if self.backend.keeps_batches:
             state.progress = None

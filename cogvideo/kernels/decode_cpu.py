@@ -6,6 +6,7 @@ cpu.cpp; here modules, caches and decode masks become its structures.
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -54,22 +55,25 @@ class NativeHandle:
         assert spatial is not None
         self._batch, self._text_len, self._cache_dtype = len(spatial.key), spatial.text_len, DTYPES[spatial.key.dtype]
         self._tables: tuple[DecodeMasks, ctypes.Array[KeyTable]] | None = None
+        self._step_tokens: Tensor | None = None
+        """Input tokens of the last step, which may have been made for it."""
 
     def group(self, step: DecodeInputs) -> StepGroup:
         """A step on this handle's cache. The structure points into the step and into this handle."""
         if self._tables is None or self._tables[0] is not step.masks:
             channels = (step.masks.spatial, *step.masks.temporal)
             self._tables = step.masks, (KeyTable * len(channels))(*map(_key_table, channels))
-        inputs = (step.tokens, step.slots, *step.text_bias)
+        tokens = self._step_tokens = step.input_tokens()
+        inputs = (tokens, step.slots, *step.text_bias)
         dtypes = [tensor.dtype for tensor in inputs if tensor.is_contiguous()]
         assert dtypes == [torch.int64, torch.int64, torch.float32, torch.float32], "kernels read contiguous arrays"
-        assert step.tokens.shape == (self._batch, len(step.slots))
+        assert tokens.shape == step.shape == (self._batch, len(step.slots))
         assert all(bias.shape == (self._batch, self._text_len) for bias in step.text_bias)
         return StepGroup(
             ctypes.addressof(self._buffers),
             ctypes.addressof(self._tables[1]),
             *(tensor.data_ptr() for tensor in inputs),
-            *(*step.tokens.shape, self._text_len, len(step.masks.temporal)),
+            *(*step.shape, self._text_len, len(step.masks.temporal)),
             self._cache_dtype,
         )
 
@@ -122,7 +126,7 @@ def is_supported(model: CogVideoTransformer, steps: Sequence[DecodeInputs]) -> b
     """Whether `decode_step` can compute these steps together. It reads weights, so not with adapters beside them."""
     if has_adapters(model):
         return False
-    weight, rows = model.word_embeddings.weight, sum(step.tokens.numel() for step in steps)
+    weight, rows = model.word_embeddings.weight, sum(math.prod(step.shape) for step in steps)
     if weight.device.type != "cpu" or weight.dtype not in DTYPES or rows > MAX_ROWS or torch.is_grad_enabled():
         return False
     if model.final_layernorm.weight.dtype != torch.float32 or len({len(step.masks.temporal) for step in steps}) > 1:
@@ -146,7 +150,7 @@ def decode_step(
     assert kernels is not None
     groups = (StepGroup * len(steps))(*(handle.group(step) for handle, step in zip(handles, steps, strict=True)))
     config = model.config
-    ends = np.cumsum([0, *(step.tokens.numel() for step in steps)])
+    ends = np.cumsum([0, *(math.prod(step.shape) for step in steps)])
     logits = torch.empty(int(ends[-1]), config.vocabulary.num_image_tokens)
     weights = len(model.layers) * 12 * config.hidden_size**2 + logits.shape[1] * config.hidden_size
     computed = kernels.cogvideo_decode_step(
@@ -156,4 +160,4 @@ def decode_step(
     if not computed:
         raise IndexError("a decoding step has a token outside the vocabulary, or a slot with keys outside its cache")
     parts = [logits[start:end] for start, end in pairwise(ends)]
-    return [part.view(*step.tokens.shape, -1) for part, step in zip(parts, steps, strict=True)]
+    return [part.view(*step.shape, -1) for part, step in zip(parts, steps, strict=True)]

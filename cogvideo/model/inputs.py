@@ -81,8 +81,8 @@ class Draw(Protocol):
 class DecodeInputs(NamedTuple):
     """One decoding step: a few slots of a batch of clips whose text is in the cache."""
 
-    tokens: Tensor
-    """(batch, rows) input token ids."""
+    tokens: Tensor | None
+    """(batch, rows) input token ids; None: those of `draw`, see `input_tokens`."""
     slots: Tensor
     """(rows,) int64, of any slots."""
     masks: DecodeMasks
@@ -91,14 +91,26 @@ class DecodeInputs(NamedTuple):
     draw: Draw | None = None
     """Makes tokens of the step's logits; None: the logits are wanted."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(batch, rows)."""
+        return len(self.text_bias.spatial), len(self.slots)
+
+    def input_tokens(self) -> Tensor:
+        """(batch, rows) input token ids."""
+        if self.tokens is not None:
+            return self.tokens
+        assert self.draw is not None, "a step without tokens needs a draw, which has them"
+        return self.draw.input_tokens(self.slots)
+
     def finish(self, logits: Tensor) -> Tensor:
         """The step's result: tokens (clips, rows), or the logits where there is no `draw`."""
         return logits if self.draw is None else self.draw(logits, self.slots)
 
     def pad_rows(self, rows: int) -> "DecodeInputs":
         """Repeat the last row until there are so many: its key is stored again, and its result comes again."""
-        missing = rows - self.tokens.shape[1]
+        missing = rows - len(self.slots)
         if not missing:
             return self
-        tokens = torch.cat([self.tokens, self.tokens[:, -1:].expand(-1, missing)], 1)
+        tokens = None if self.tokens is None else torch.cat([self.tokens, self.tokens[:, -1:].expand(-1, missing)], 1)
         return self._replace(tokens=tokens, slots=torch.cat([self.slots, self.slots[-1:].expand(missing)]))

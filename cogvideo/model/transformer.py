@@ -261,7 +261,7 @@ class CogVideoTransformer(TrunkModel):
             channels = step.cache.channel(0, "spatial"), step.cache.channel(0, "temporal")
             num_keys = [0 if channel is None else channel.key.shape[2] for channel in channels]
             plan = plan.with_key_blocks(step.text_bias.spatial.shape[1], *num_keys)
-        hidden = self(step.tokens, plan, step.text_bias, cache=step.cache, layers=layers, run_layer=run_layer)
+        hidden = self(step.input_tokens(), plan, step.text_bias, cache=step.cache, layers=layers, run_layer=run_layer)
         return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -144,6 +144,22 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
         yield
 
 
+def step_in_fp16(engine: Any, *, loss_is_finite: bool) -> bool:
+    """`engine.step()` in fp16. Returns whether the step was skipped because gradients overflowed, as they sometimes do.
+
+    The loss scaler answers every gradient that is not finite by lowering its scale. But a loss that is NaN says nothing
+    about the scale, which is then left as it was, and gradients that are NaN at the lowest scale did not overflow.
+    """
+    scaler = engine.optimizer.loss_scaler
+    before = dict(vars(scaler))
+    scaler.raise_error_at_min_scale = False  # the trainer says what happened, and ends the run after a few such steps
+    engine.step()
+    if not loss_is_finite:
+        vars(scaler).update(before)
+        return False
+    return bool(engine.optimizer.overflow) and before["cur_scale"] > scaler.min_scale
+
+
 def inner_optimiser(engine: Any) -> GuardedAdamW:
     """The AdamW of `make_optimiser`, inside whatever DeepSpeed wrapped around it."""
     optimiser: GuardedAdamW = getattr(engine.optimizer, "optimizer", engine.optimizer)

@@ -68,13 +68,18 @@ class Heartbeat:
             while not self._stop.is_set():
                 beat += 1
                 self._store.set(own, str(beat))
-                if self._store.check(self._keys):
-                    self._seen = self._store.multi_get(self._keys)
+                self._seen = self._read()
                 self._polls += 1
                 self._stop.wait(self._interval)
             self._store.set(own, self._final_state)
         except RuntimeError as error:  # of the connection to rank 0
             self._store_error = (str(error).splitlines() or ["no connection"])[0][:160]
+
+    def _read(self) -> list[bytes]:
+        """What each process wrote last; empty for one that has not begun, which may be lost already."""
+        if self._store.check(self._keys):
+            return self._store.multi_get(self._keys)
+        return [self._store.get(key) if self._store.check([key]) else b"" for key in self._keys]
 
     def _watch(self) -> None:
         """End the process if another one is lost, and the main thread does not end by itself.

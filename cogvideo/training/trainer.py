@@ -30,6 +30,7 @@ from cogvideo.training.deepspeed_engine import (
     deepspeed_settings,
     inner_optimiser,
     make_engine,
+    step_in_fp16,
     trainer_clips_gradients,
 )
 from cogvideo.training.metrics import Averages, MetricsWriter, draw_curves, progress_text, write_origin
@@ -250,10 +251,13 @@ class Trainer:
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, loop.steps, self.config.optimiser)
         self._clipped_norm = self._clip_gradients() if trainer_clips_gradients(self.config) else None
-        engine.step()  # calls GuardedAdamW.step, and that _allow_update
+        # engine.step calls GuardedAdamW.step, and that _allow_update
+        if loop.dtype == "fp16":
+            if step_in_fp16(engine, loss_is_finite=self._is_finite):
+                return StepResult(None, is_finite=True, overflowed=True)
+        else:
+            engine.step()
         norm = engine.get_global_grad_norm() if self._clipped_norm is None else self._clipped_norm
-        if loop.dtype == "fp16" and self._is_finite and not is_finite_norm(norm):
-            return StepResult(None, is_finite=True, overflowed=True)
         return StepResult(None if norm is None else float(norm), self._is_finite and is_finite_norm(norm))
 
     def _allow_update(self, optimiser: GuardedAdamW) -> bool:
@@ -275,6 +279,10 @@ class Trainer:
 
     def _count_skipped(self, result: StepResult) -> None:
         self.skipped += result.overflowed or not result.is_finite
+        if result.overflowed:
+            scale = self.engine.optimizer.loss_scaler.cur_scale
+            log.info("step %d overflows in fp16 and is skipped; the loss scale is now %g", self.step + 1, scale)
+            return
         if result.is_finite:
             self.bad_in_a_row = 0
             return

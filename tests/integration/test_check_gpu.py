@@ -86,6 +86,23 @@ def test_a_problem_on_fake_tensors_is_a_failure(script: ModuleType) -> None:
     assert result.status == "failed"
 
 
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        ([{"error": 0.0}], "0.0e+00"),
+        ([{"loss_error": 0}, {"max_logit_error": 1e-6}], "1.0e-06"),
+        ([{"error": float("nan")}, {"error": 1.0}], "nan"),
+        ([{"error": "KeyError: x"}], ""),
+        ([{"mfu": 0.4}], ""),
+    ],
+)
+def test_the_largest_error_is_shown_and_none_is_nothing(
+    script: ModuleType, lines: list[dict[str, Any]], shown: str
+) -> None:
+    result = script.Result("x", "", "passed", figures={"lines": lines} if len(lines) > 1 else lines[0])
+    assert script.row(result)["error"] == shown
+
+
 def test_names_and_commands_exist(script: ModuleType) -> None:
     from tests.helpers.fake_cuda.checks import QUICK, SLOW
 

@@ -231,6 +231,41 @@ def test_a_non_finite_step_is_skipped_and_many_end_the_run(
     assert not (tmp_path / "all_bad" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("part", ["loss", "gradients"])
+def test_fp16_lowers_its_scale_for_overflow_alone(
+    part: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NaN that no scale avoids is counted, and ends the run; of gradients, once the scale cannot be lower."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    scales, real = list[float](), trainer.Trainer.train_step
+
+    def train_step(self: trainer.Trainer, batch: object) -> trainer.StepResult:
+        scaler = self.engine.optimizer.loss_scaler
+        if not scales:
+            scaler.cur_scale, scaler.cur_hysteresis = 4.0, 1
+            forward = self.task.objective.forward
+
+            def non_finite(batch: object) -> LossAndMetrics:
+                loss, metrics = forward(batch)
+                if part == "loss":
+                    return LossAndMetrics(loss * float("nan"), metrics)
+                loss.register_hook(lambda gradient: gradient * float("nan"))
+                return LossAndMetrics(loss, metrics)
+
+            self.task.objective.forward = non_finite
+        result = real(self, batch)
+        scales.append(scaler.cur_scale)
+        return result
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
+    numbers = {"dtype": "fp16", "weights": "dtype", "max_bad_steps": 3, "steps": 9}
+    with pytest.raises(ValueError, match="3 steps in a row had a NaN or infinite loss or gradient"):
+        train(settings(data, tmp_path / "run", train=numbers))
+    assert scales == ([4.0] * 3 if part == "loss" else [2.0, 1.0, 1.0, 1.0, 1.0])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops(data: Path, tmp_path: Path, number: int) -> None:
     steps = 0

@@ -4,11 +4,13 @@ import gc
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cogvideo.dtypes import WeightName
 from cogvideo.inference import backends
@@ -17,11 +19,12 @@ from cogvideo.inference.backends import (
     CompiledBackend,
     CpuBackend,
     EagerBackend,
+    KVCache,
     install_kernels,
     open_backend,
 )
 from cogvideo.inference.batching import BatchScheduler
-from cogvideo.inference.engine import Conditioning, Engine, build_program
+from cogvideo.inference.engine import BatchKind, ClipState, Conditioning, Engine, build_program
 from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import SCHEDULES, wavefront
 from cogvideo.kernels import cpu
@@ -137,6 +140,34 @@ def test_ten_prompts_are_compiled_in_few_shapes(schedule: str, monkeypatch: pyte
     assert len(recorded) == counter.frame_count <= 3 * len(rows)  # texts are padded to 16, 32 and 48
     assert len(compiled._kept) == 3
     torch._dynamo.reset()
+
+
+@torch.inference_mode()
+def test_a_step_that_draws_computes_nothing_outside_its_graph() -> None:
+    """Its input tokens are taken inside; outside, a graph's own memory is filled with the slots."""
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    class NoRun:
+        def run(self, key: Hashable, function: object, *inputs: torch.Tensor) -> torch.Tensor:
+            given.append(inputs)
+            return torch.zeros(1, 1, dtype=torch.int64)
+
+    seen, given = list[Any](), list[tuple[torch.Tensor, ...]]()
+    model = tiny.model("sequential", window_size=2)
+    backend, layout = CompiledBackend(model), model.config.layout
+    backend._new_graphs = NoRun  # type: ignore[assignment]
+    program = build_program(model.config, SCHEDULES["sequential"](layout, (0,), (1,), 2))
+    kind = BatchKind(program, SAMPLER, None, 1, 5, layout.num_slots, torch.float64)
+    state = ClipState.allocate(kind, KVCache.allocate(model.config, 1, 5), 0, torch.device("cpu"))
+    with Counting():
+        backend.decode([state.step(program.steps[0], draw=True)])
+    of_result = {"aten.zeros.default", "aten.slice.Tensor", "aten.alias.default"}  # made by NoRun, and cut to its rows
+    assert {str(func) for func in seen} <= of_result
+    assert len(given) == 1 and given[0][0] is program.steps[0] and len(given[0]) == 1
 
 
 @pytest.mark.parametrize(

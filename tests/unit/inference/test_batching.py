@@ -10,14 +10,14 @@ from torch import Tensor
 
 from cogvideo.inference.batching import BatchScheduler, Decoding
 from cogvideo.inference.engine import Conditioning, Engine, build_program
-from cogvideo.inference.sampler import ClusterSampler
+from cogvideo.inference.sampler import ClusterSampler, TokenSampler
 from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.inputs import DecodeInputs
 from cogvideo.model.transformer import CogVideoTransformer
 from tests.helpers import decoding as tiny
 
 
-def request(number: int, model: CogVideoTransformer) -> Callable[[Engine], Tensor]:
+def request(number: int, model: CogVideoTransformer, sampler: TokenSampler | None = None) -> Callable[[Engine], Tensor]:
     """Batches of different sizes, texts, schedules, guidance and settings."""
     layout, window = model.config.layout, model.config.window_size
     build_schedule = list(SCHEDULES.values())[number % len(SCHEDULES)]
@@ -30,7 +30,7 @@ def request(number: int, model: CogVideoTransformer) -> Callable[[Engine], Tenso
     texts = [tiny.encode("left " * (number + 1))] * clips
     guides = [tiny.encode("any")] * clips if scale is not None else []
     conditioning = Conditioning.from_tokens(texts, guides, tiny.VOCABULARY.pad, guidance_scale=scale, text_bonus=0.5)
-    sampler = ClusterSampler(np.arange(tiny.NUM_CODES) % 12, 1.0, 4 + number, 0.9)
+    sampler = sampler or ClusterSampler(np.arange(tiny.NUM_CODES) % 12, 1.0, 4 + number, 0.9)
     return lambda engine: engine.generate(program, known, conditioning, sampler, uniforms)
 
 
@@ -50,7 +50,7 @@ def test_shared_passes_give_the_tokens_of_a_request_alone(task: str) -> None:
     alone = [one(Engine(model)) for one in requests]
     engine, shared, sampled = Engine(model), list[int](), dict[int, Tensor]()
 
-    def decode(steps: Sequence[DecodeInputs]) -> list[Tensor]:
+    def decode(steps: Sequence[DecodeInputs]) -> list[Tensor | Exception]:
         shared.append(len(steps))
         return engine.backend.decode(steps)
 
@@ -60,6 +60,44 @@ def test_shared_passes_give_the_tokens_of_a_request_alone(task: str) -> None:
         assert torch.equal(sampled[i], tokens)
     assert max(shared) > 1, "the test means nothing if no pass was shared"
     assert engine.scheduler.forward_passes == len(shared)
+
+
+class FailingSampler(ClusterSampler):
+    """Fails in the fifth step."""
+
+    def __init__(self) -> None:
+        super().__init__(np.arange(tiny.NUM_CODES) % 12, 1.0, 4, 0.9)
+        self.calls = 0
+
+    def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 5:
+            raise ZeroDivisionError
+        return super().__call__(logits, uniforms)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_an_error_in_the_draw_of_a_shared_pass_ends_its_own_request_only(backend: str) -> None:
+    model = tiny.model("sequential", window_size=2)
+    requests, failing = [request(number, model) for number in (0, 3, 6)], request(0, model, FailingSampler())
+    alone = [one(Engine(model, backend)) for one in requests]
+    engine, shared, sampled, errors = Engine(model, backend), list[int](), dict[int, Tensor](), list[Exception]()
+
+    def decode(steps: Sequence[DecodeInputs]) -> list[Tensor | Exception]:
+        results = engine.backend.decode(steps)
+        shared.extend(len(steps) for result in results if isinstance(result, Exception))
+        return results
+
+    def fail() -> None:
+        try:
+            failing(engine)
+        except ZeroDivisionError as error:
+            errors.append(error)
+
+    engine.scheduler = BatchScheduler(decode)
+    run_all([*(lambda i=i, one=one: sampled.update({i: one(engine)}) for i, one in enumerate(requests)), fail])
+    assert len(errors) == len(shared) == 1 and shared[0] > 1, "the test means nothing if the pass was not shared"
+    assert all(torch.equal(sampled[i], tokens) for i, tokens in enumerate(alone))
 
 
 def two_steps(after_each: Callable[[], object]) -> Decoding:

@@ -1,16 +1,22 @@
 """Decoding at small sizes: what batch, padding, schedule and guidance change, and what they do not."""
 
+import contextlib
+import gc
+import weakref
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cogvideo.inference.backends import BACKENDS, EagerBackend, KVCache
 from cogvideo.inference.engine import Conditioning, Engine, apply_guidance, build_program
 from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import Schedule, sequential
-from cogvideo.model.inputs import TextBias
+from cogvideo.model.inputs import DecodeInputs, TextBias
 from cogvideo.model.plan import plan_forward
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import frame_inputs
@@ -20,6 +26,7 @@ from tests.helpers import decoding as tiny
 PAD = tiny.VOCABULARY.pad
 TEXTS = [tiny.encode("left"), tiny.encode("quickly right")]
 GUIDES = [tiny.encode("any")] * 2
+SAMPLING = (np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
 MODELS = {"sequential": ("sequential", None), "windowed": ("sequential", 2), "interpolation": ("interpolation", 2)}
 
 
@@ -27,7 +34,7 @@ class RecordingSampler(ClusterSampler):
     """Samples, and records the logits."""
 
     def __init__(self) -> None:
-        super().__init__(np.arange(tiny.NUM_CODES) % 12, 1.0, 8, 0.9)
+        super().__init__(*SAMPLING)
         self.logits: list[Tensor] = []
 
     def __call__(self, logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -179,3 +186,89 @@ def test_training_mode_is_refused() -> None:
     program = build_program(replace(model.config), plain(model.config.layout))
     with pytest.raises(AssertionError, match="eval"):
         Engine(model).generate(program, *clips(model)[:1], conditioning(), RecordingSampler(), clips(model)[1])
+
+
+class KeepingBackend(EagerBackend):
+    """Keeps batches as the compiled backend does, on a device that runs out of memory where it is told to."""
+
+    keeps_batches = True
+
+    def __init__(self, model: CogVideoTransformer) -> None:
+        super().__init__(model)
+        self.fails_at: int | None = None
+        """Step before which there is no memory."""
+
+    def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor | Exception]:
+        if self.fails_at is not None:
+            self.fails_at -= 1
+            if self.fails_at < 0:
+                self.fails_at = None
+                raise torch.OutOfMemoryError("no memory")
+        return super().decode(steps)
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_memory_kept_for_later_is_released_when_a_step_has_none(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "keeping", KeepingBackend)
+    model = tiny.model("sequential")
+    engine, (known, uniforms) = Engine(model, "keeping"), clips(model)
+    backend = engine.backend
+    assert isinstance(backend, KeepingBackend)
+    program, counts = build_program(model.config, plain(model.config.layout)), list[int]()
+    expected = engine.generate(program, known, conditioning(), ClusterSampler(*SAMPLING), uniforms)
+    assert len(engine._kept) == 1
+    backend.fails_at = step
+    sampler = RecordingSampler()  # another kind of batch, so that the kept one is not used
+    tokens = engine.generate(program, known, conditioning(), sampler, uniforms, counts.append)
+    assert torch.equal(tokens, expected)
+    assert sum(counts) == 2 * program.tokens_per_clip, "tokens that were drawn again are counted once"
+    assert [kind.sampler for kind in engine._kept] == [sampler]
+    engine._kept.clear()
+    backend.fails_at = step
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.generate(program, known, conditioning(), sampler, uniforms)
+
+
+def test_what_another_thread_released_is_tried_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "keeping", KeepingBackend)
+    model = tiny.model("sequential")
+    engine, (known, uniforms) = Engine(model, "keeping"), clips(model)
+    program, prefill = build_program(model.config, plain(model.config.layout)), engine.prefill
+    engine.generate(program, known, conditioning(), RecordingSampler(), uniforms)
+
+    def prefill_without_memory(*words: Any) -> Tensor | None:
+        monkeypatch.undo()
+        assert engine._release_kept(0)  # the other thread
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(engine, "prefill", prefill_without_memory)
+    engine.generate(program, known, conditioning(), RecordingSampler(), uniforms)
+    assert engine.prefill == prefill
+
+
+def test_a_failed_batch_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a cycle of its error and the frames that raised it either, which would live until garbage collection."""
+    monkeypatch.setitem(BACKENDS, "keeping", KeepingBackend)
+    model = tiny.model("sequential")
+    engine, (known, uniforms) = Engine(model, "keeping"), clips(model)
+    backend, caches = engine.backend, list[weakref.ref[KVCache]]()
+    assert isinstance(backend, KeepingBackend)
+    allocate = backend.allocate
+
+    def watched(*words: int, **named: Any) -> KVCache:
+        cache = allocate(*words, **named)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(backend, "allocate", watched)
+    backend.fails_at = 3
+    gc.disable()
+    try:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            engine.generate(
+                build_program(model.config, plain(model.config.layout)),
+                *(known, conditioning(), RecordingSampler(), uniforms),
+            )
+        assert [cache() for cache in caches] == [None]
+    finally:
+        gc.enable()

@@ -18,13 +18,17 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.helpers.ranks_preload"])
 
 
-def run(work: Callable[[int], None], folder: Path, *, wait_for: tuple[int, ...]) -> tuple[list[int | None], list[str]]:
-    """Run `work(rank)` in two processes with heartbeats, until those in `wait_for` end.
+def run(
+    work: Callable[[int], None], folder: Path, *, wait_for: tuple[int, ...], before: Callable[[int], None] | None = None
+) -> tuple[list[int | None], list[str]]:
+    """Run `before(rank)`, then with heartbeats `work(rank)`, in two processes, until those in `wait_for` end.
 
     Returns their exit codes, and what both wrote to stderr.
     """
     port, files = free_port(), [folder / f"stderr_{rank}.txt" for rank in range(2)]
-    processes = [_context.Process(target=_start, args=(work, rank, port, file)) for rank, file in enumerate(files)]
+    processes = [
+        _context.Process(target=_start, args=(work, rank, port, file, before)) for rank, file in enumerate(files)
+    ]
     for process in processes:
         process.start()
     codes = finish([processes[rank] for rank in wait_for], 60)
@@ -34,7 +38,9 @@ def run(work: Callable[[int], None], folder: Path, *, wait_for: tuple[int, ...])
     return codes, [file.read_text(encoding="utf-8") for file in files]
 
 
-def _start(work: Callable[[int], None], rank: int, port: int, stderr: Path) -> None:
+def _start(
+    work: Callable[[int], None], rank: int, port: int, stderr: Path, before: Callable[[int], None] | None
+) -> None:
     import torch.distributed as dist
 
     from cogvideo.training.heartbeat import Heartbeat
@@ -42,8 +48,10 @@ def _start(work: Callable[[int], None], rank: int, port: int, stderr: Path) -> N
     sys.stderr = stderr.open("w", encoding="utf-8")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT))
+    dist.barrier()
+    if before is not None:
+        before(rank)
     with Heartbeat(LIMIT, lambda: "step_00000007 is saved; continue from it with --resume"):
-        dist.barrier()
         work(rank)
     dist.destroy_process_group()
 
@@ -65,6 +73,11 @@ def _hang_if(stops: bool) -> None:
     if stops:
         os.kill(os.getpid(), signal.SIGSTOP)
     store_barrier()
+
+
+def lose_rank_1_at_once(rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def fail_on_rank_1(rank: int) -> None:
@@ -100,6 +113,12 @@ def test_a_lost_process_ends_the_others_with_a_line_on_where_to_resume(
         f"cogvideo: error: rank {survivor} lost another process ({reason}); "
         "step_00000007 is saved; continue from it with --resume"
     ]
+
+
+def test_a_process_that_is_lost_before_its_first_heartbeat_is_missed(tmp_path: Path) -> None:
+    codes, errors = run(stop_rank_1, tmp_path, wait_for=(0,), before=lose_rank_1_at_once)
+    assert codes == [2], errors
+    assert "rank 0 lost another process (no heartbeat from rank 1 for 2 s)" in errors[0]
 
 
 def test_work_of_rank_0_alone_may_take_longer_than_the_timeout(tmp_path: Path) -> None:
