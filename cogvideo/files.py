@@ -35,6 +35,8 @@ import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import DTypeLike, NDArray
 
+from cogvideo.interrupts import postponed_signals
+
 MAX_JSON_BYTES = 64 << 20
 MAX_DEPTH = 32
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -113,8 +115,8 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists; choose another name")
     temporary = _temporary_sibling(path)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         with disk_errors_name(path, temporary):
             yield temporary
             for file in temporary.rglob("*"):
@@ -123,7 +125,8 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
             _swap_in(temporary, path)
             _sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with postponed_signals():
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(path: Path | str) -> list[Path]:
@@ -159,16 +162,14 @@ def _swap_in(new: Path, path: Path) -> None:
         os.rename(new, path)
         return
     aside = _temporary_sibling(path)
-    os.rename(path, aside)
-    try:
-        os.rename(new, path)
-    except OSError:
-        os.rename(aside, path)
-        raise
-    if aside.is_dir():
-        shutil.rmtree(aside)
-    else:
-        aside.unlink()
+    with postponed_signals():
+        os.rename(path, aside)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(aside, path)
+            raise
+        _remove([aside])
 
 
 def _temporary_sibling(path: Path) -> Path:

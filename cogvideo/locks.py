@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogvideo.files import disk_errors_name, parse_json, remove_leftovers
+from cogvideo.interrupts import postponed_signals
 from cogvideo.logs import get_logger
 
 if TYPE_CHECKING:
@@ -139,11 +140,11 @@ def entries(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _held_for_job(lock: "_Lock", processes: "ProcessGroup | None") -> Iterator[None]:
-    if processes is None:
-        lock.acquire()
-    else:
-        processes.broadcast_from_rank_0(lock.acquire)
     try:
+        if processes is None:
+            lock.acquire()
+        else:
+            processes.broadcast_from_rank_0(lock.acquire)
         yield
     finally:
         lock.release()
@@ -161,25 +162,27 @@ class _Lock:
         self._owner = Owner.this_process()
 
     def acquire(self) -> bool:
-        """Raises: InUseError, OSError."""
-        self._created = _make_folder(self._path.parent)
-        try:
-            before = self._path.parent.stat()
-            self._descriptor = self._open_and_lock()
-            self._folder_times = before, self._path.parent.stat()
-        except BaseException:
-            _remove_empty(self._created)
-            raise
-        _held.add(self._descriptor)
+        """Raises: InUseError, OSError; then `release` must be called all the same."""
+        with postponed_signals():
+            self._created = _make_folder(self._path.parent)
+        before = self._path.parent.stat()
+        self._open_and_lock()
+        self._folder_times = before, self._path.parent.stat()
         threading.Thread(target=self._touch_regularly, args=(self._descriptor,), daemon=True).start()
         return True
 
     def release(self) -> None:
-        """Remove the file and let go; does nothing in a forked child, or if the lock is not held."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None or descriptor not in _held or self._owner.pid != os.getpid():
+        """Remove the file and let go, and remove folders that were made for it; does nothing in a forked child."""
+        if self._owner.pid != os.getpid():
             return
-        self._ended.set()
+        with postponed_signals():
+            self._ended.set()
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is not None:
+                self._let_go(descriptor)
+            _remove_empty(self._created)
+
+    def _let_go(self, descriptor: int) -> None:
         with contextlib.suppress(OSError):
             if _is_same_file(descriptor, self._path):
                 now = self._path.parent.stat()
@@ -188,41 +191,46 @@ class _Lock:
                     # nothing else happened here, the command was refused for example: leave no trace
                     times = self._folder_times[0]
                     os.utime(self._path.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
+        self._close(descriptor)
+
+    def _open_and_lock(self) -> None:
+        """Take the lock and write who holds it. `_descriptor` is set once the file is ours, for `release` to remove."""
+        while self._descriptor is None:
+            with contextlib.ExitStack() as unless_ours:
+                with postponed_signals():
+                    # writable, which NFS requires; never through a link
+                    descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                    unless_ours.callback(os.close, descriptor)
+                    has_flock = self._flock(descriptor)
+                    if has_flock and not _is_same_file(descriptor, self._path):
+                        continue  # its owner removed it meanwhile
+                    before = _read_owner(self._path)
+                    if before is None:
+                        self._keep(descriptor, unless_ours)
+                if before is not None:
+                    if self._is_alive(before, has_flock):
+                        raise self._in_use(before)
+                    self._keep(descriptor, unless_ours)
+        text = json.dumps(asdict(self._owner), ensure_ascii=False).encode()
+        with disk_errors_name(self._path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text, 0)
+            os.fsync(descriptor)
+        if not has_flock:
+            time.sleep(SETTLE_SECONDS)
+            if (after := _read_owner(self._path)) != self._owner:
+                self._descriptor = None
+                self._close(descriptor)
+                raise self._in_use(after)
+
+    def _keep(self, descriptor: int, unless_ours: contextlib.ExitStack) -> None:
+        self._descriptor = descriptor
+        _held.add(descriptor)
+        unless_ours.pop_all()
+
+    def _close(self, descriptor: int) -> None:
         _held.discard(descriptor)
         os.close(descriptor)
-        _remove_empty(self._created)
-
-    def _open_and_lock(self) -> int:
-        while True:
-            # writable, which NFS requires; never through a link
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            is_ours = False
-            try:
-                has_flock = self._flock(descriptor)
-                if has_flock and not _is_same_file(descriptor, self._path):
-                    os.close(descriptor)  # its owner removed it meanwhile
-                    continue
-                before = _read_owner(self._path)
-                if before is not None and self._is_alive(before, has_flock):
-                    raise self._in_use(before)
-                is_ours = True
-                text = json.dumps(asdict(self._owner), ensure_ascii=False).encode()
-                with disk_errors_name(self._path):
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, text, 0)
-                    os.fsync(descriptor)
-                if not has_flock:
-                    time.sleep(SETTLE_SECONDS)
-                    if (after := _read_owner(self._path)) != self._owner:
-                        is_ours = False
-                        raise self._in_use(after)
-                return descriptor
-            except BaseException:
-                if is_ours and _is_same_file(descriptor, self._path):
-                    with contextlib.suppress(OSError):
-                        self._path.unlink()
-                os.close(descriptor)
-                raise
 
     def _flock(self, descriptor: int) -> bool:
         """Take the kernel's lock; False where there is none. Raises: InUseError."""

@@ -1,7 +1,7 @@
 /* Faults for torture.py, preloaded into the process that its commands are forked from.
  *
  * Nothing happens until a fork calls faults_arm. From then on, writes below one folder and reads below another are
- * counted, and may be slow or fail; clocks jump if faults_jump was called. Calls that libc makes for itself (fwrite) and
+ * counted, and may be slow, fail or send a signal; clocks jump if faults_jump was called. Calls that libc makes for itself (fwrite) and
  * memory maps are not seen.
  */
 #define _GNU_SOURCE
@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -26,7 +27,7 @@ static char written[PATH_MAX], read_from[PATH_MAX];
 static int kinds;            /* of calls that may fail */
 static long first;           /* the call that is the first to fail, from 1 */
 static int lasting;          /* whether all later ones fail too */
-static int failure;          /* their errno; 0: none fails */
+static int failure;          /* their errno; 0: none fails; below 0: a signal to this process before the call */
 static unsigned delay;       /* of each call, in microseconds, at most */
 static atomic_long counts[5]; /* of each kind */
 static atomic_uint state = 1;
@@ -64,6 +65,10 @@ static int fails(int kind, const char *path)
     long number = ++counts[kind] + (kind == WRITES ? counts[REMOVALS] : kind == REMOVALS ? counts[WRITES] : 0);
     if (!failure || (lasting ? number < first : number != first))
         return 0;
+    if (failure < 0) {
+        kill(getpid(), -failure);
+        return 0;
+    }
     errno = failure;
     return 1;
 }

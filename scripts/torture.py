@@ -2,7 +2,7 @@
 
     python scripts/torture.py --out DIR [--command NAME ...] [--fault NAME ...] [--kills 100] [--seed 0]
 
-A trial runs one command, in small, with one fault at a random moment, then the same command again (with --resume where
+A trial runs one command, in small, with one fault at some moment, then the same command again (with --resume where
 there is such an option) if it failed. It passes if
 
 - the files are in the end, byte for byte, those of an undisturbed run, but for those that tell the time
@@ -10,12 +10,17 @@ there is such an option) if it failed. It passes if
 - a failure that the process could see had exit code 2 and was one line, without a traceback;
 - no other file is left, no lock and no process; after a SIGKILL, once the command has run again.
 
-`--kills` counts the trials of SIGKILL and of SIGTERM for each command; of the other faults it tries a fifth. A tenth is
-tried of commands that start several processes. Each finished cell of the matrix is kept in DIR/cells; the same command
-line goes on after the last. The source tree must not change meanwhile: commands start processes of their own from it.
+Moments are spread evenly over a run. Of the kills, two fifths come at a time, the others before a call that changes a
+file, half as many of them within the last 5 % of those calls as before. `--kills` counts the trials of SIGKILL and of
+SIGTERM for each command; of the other faults it tries a fifth, of new processes a tenth. A tenth is tried of commands
+that start several processes. Each trial's outcome is kept in DIR/cells; the same command line, or one with more
+kills, goes on after the last. The source tree must not change meanwhile: commands start processes of their own from it.
 DIR/table.md has passed/tried per cell, DIR/table.json also how to repeat what failed, DIR/failed the folders of failed
-trials. Needs Linux and gcc. Commands are forked from a process that has imported all they need; its system calls go
-through faults.c.
+trials. Needs Linux and gcc.
+
+Commands are forked from a process that has imported all they need; its system calls go through faults.c. `new-process`
+is no fault but the command line itself, `python -m cogvideo`: it must write the same files (even seeds), and may get a
+SIGTERM while it imports (odd seeds).
 """
 
 import argparse
@@ -25,7 +30,6 @@ import ctypes
 import errno
 import json
 import os
-import random
 import re
 import resource
 import shlex
@@ -49,10 +53,18 @@ from torture_commands import COMMANDS, Command, contents, make_scene, warm_up  #
 from cogvideo.files import write_json  # noqa: E402
 from tests.helpers.ranks import free_port  # noqa: E402
 
-WRITES, READS, REMOVALS = 1, 2, 4
-"""As in faults.c."""
+KINDS = WRITES, READS, REMOVALS = 1, 2, 4
+"""Of calls, as in faults.c."""
 SECONDS = 240
 """What a trial may take: a command that hangs has failed."""
+IMPORT_SECONDS = 6
+"""What a new process takes to import what it needs, about."""
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # of pyarrow, which pandas imports
+}
+"""Only the thread that forks lives on in the fork."""
 NOISE = re.compile(r"Traceback|Exception ignored|terminate called|Fatal Python error|Segmentation fault")
 ERROR = re.compile(r"^(\[rank \d+\] )?cogvideo: error: ", re.MULTILINE)
 TEMPORARY = re.compile(r"\.tmp\b|lock$")
@@ -66,15 +78,23 @@ class Failed(Exception):
 class Moment:
     """What a fault may use."""
 
-    rng: random.Random
+    seed: int
     seconds: float
     """What an undisturbed run takes."""
-    writes: int
-    """Calls that it makes to write."""
-    reads: int
+    calls: dict[int, int]
+    """How many calls of each kind it makes."""
     shim: ctypes.CDLL
     work: Path
     scene: Path
+
+    @property
+    def share(self) -> float:
+        """Of the run until the fault: evenly spread over consecutive seeds."""
+        return (0.5 + self.seed * 0.6180339887498949) % 1
+
+    def nth_call(self, kinds: int, share: float) -> int:
+        """The number, from 1, of the call of these kinds at a share of them."""
+        return 1 + int(share * sum(count for kind, count in self.calls.items() if kind & kinds))
 
     def arm_shim(
         self, kinds: int, first: int = 0, lasting: bool = False, error: int = 0, microseconds: int = 0
@@ -92,24 +112,23 @@ def failing(number: int, *, lasting: bool = False, kinds: int = WRITES) -> Arm:
     """The n-th call fails, or all from the n-th on."""
 
     def arm(moment: Moment) -> Callable[[], None]:
-        first = moment.rng.randint(1, max(1, moment.reads if kinds == READS else moment.writes))
+        first = moment.nth_call(kinds, moment.share)
         return lambda: moment.arm_shim(kinds, first, lasting, number)
 
     return arm
 
 
 def slow(moment: Moment) -> Callable[[], None]:
-    microseconds = min(100_000, int(2 * 10e6 / max(1, moment.writes)))  # ten seconds in all
+    microseconds = min(100_000, int(2 * 10e6 / max(1, moment.calls[WRITES])))  # ten seconds in all
     return lambda: moment.arm_shim(WRITES, microseconds=microseconds)
 
 
 def jumping(moment: Moment) -> Callable[[], None]:
-    seed = moment.rng.getrandbits(31)
-    return lambda: moment.shim.faults_jump(seed)
+    return lambda: moment.shim.faults_jump(moment.seed)
 
 
 def little_memory(moment: Moment) -> Callable[[], None]:
-    more = moment.rng.randrange(256 << 20)
+    more = int(moment.share * (256 << 20))
 
     def limit() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -119,7 +138,7 @@ def little_memory(moment: Moment) -> Callable[[], None]:
 
 
 def few_files(moment: Moment) -> Callable[[], None]:
-    more = moment.rng.randrange(16)
+    more = int(moment.share * 16)
 
     def limit() -> None:
         most = max(int(name) for name in os.listdir("/proc/self/fd")) + 1 + more
@@ -128,18 +147,45 @@ def few_files(moment: Moment) -> Callable[[], None]:
     return limit
 
 
-FAULTS: dict[str, Arm | None] = {
-    "sigkill": None,
-    "sigterm": None,
+def killed(number: int) -> Arm:
+    """A signal: for `ends_at` at a time, else before a call that changes a file."""
+
+    def arm(moment: Moment) -> Callable[[], None]:
+        if is_timed(moment.seed):
+            return lambda: None
+        share = 0.95 + moment.share / 20 if moment.seed % 5 == 4 else moment.share
+        return lambda: moment.arm_shim(WRITES | REMOVALS, moment.nth_call(WRITES | REMOVALS, share), error=-number)
+
+    return arm
+
+
+def is_timed(seed: int) -> bool:
+    """Whether a kill comes at a time."""
+    return seed % 2 == 0 and seed % 5 != 4
+
+
+def in_new_process(moment: Moment) -> Callable[[], None]:
+    def execute() -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        os.execve(sys.executable, [sys.executable, "-m", "cogvideo", *sys.argv[1:]], environment)
+
+    return execute
+
+
+FAULTS: dict[str, Arm] = {
+    "sigkill": killed(signal.SIGKILL),
+    "sigterm": killed(signal.SIGTERM),
     "full-disk": failing(errno.ENOSPC, lasting=True),
     "write-error": failing(errno.EIO),
     "read-error": failing(errno.EIO, kinds=READS),
     "read-only": failing(errno.EROFS, lasting=True, kinds=WRITES | REMOVALS),
     "memory": little_memory,
     "open-files": few_files,
-    "two-at-once": None,
+    "two-at-once": lambda moment: lambda: None,
     "clock-jumps": jumping,
     "slow-disk": slow,
+    "new-process": in_new_process,
 }
 UNNOTICED = ("clock-jumps", "slow-disk")
 """Faults that must not end a command."""
@@ -158,6 +204,8 @@ class Group:
         (work / "tmp").mkdir(exist_ok=True)
         for path in self.errors:
             path.touch()  # a process may be killed before it opens it
+        if len(os.listdir("/proc/self/task")) > 1:
+            raise RuntimeError("a thread was started before the fork; its locks would never be freed")
         self.pids = []
         for rank in range(command.world):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | group if command.world > 1 else {}
@@ -298,14 +346,14 @@ class Torture:
         if name not in self._references:
             command, work = COMMANDS[name], self.out / "references" / name
             shutil.rmtree(work, ignore_errors=True)
-            moment = Moment(random.Random(), 0.0, 0, 0, self.shim, work, self.scene)
+            moment = Moment(0, 0.0, {}, self.shim, work, self.scene)
 
             def write_counts(pid: int) -> None:
-                counts = self.shim.faults_count(WRITES), self.shim.faults_count(READS)
+                counts = [self.shim.faults_count(kind) for kind in KINDS]
                 (work / f"counts_{pid}").write_text(json.dumps(counts))
 
             def arm() -> None:
-                moment.arm_shim(WRITES | READS)
+                moment.arm_shim(sum(KINDS))
                 atexit.register(write_counts, os.getpid())
 
             started = time.monotonic()
@@ -315,31 +363,35 @@ class Torture:
             if not group.succeeded:
                 sys.exit(f"torture: {name} fails without a fault:\n{group.text()}")
             counts = [json.loads(path.read_text()) for path in work.glob("counts_*")]
-            moment.writes, moment.reads = map(max, zip(*counts, strict=True))
-            print(f"{name}: {moment.seconds:.1f} s, {moment.writes} writes, {moment.reads} reads", flush=True)
+            moment.calls = dict(zip(KINDS, map(max, zip(*counts, strict=True)), strict=True))
+            writes, reads, removals = moment.calls.values()
+            print(f"{name}: {moment.seconds:.1f} s, {writes} writes, {reads} reads, {removals} removals", flush=True)
             self._references[name] = moment, contents(work / "cwd")
         return self._references[name]
 
     def cell(self, name: str, fault: str) -> dict[str, Any]:
         """Try a command under a fault, or return what an earlier run found."""
-        trials = self.kills if fault in ("sigkill", "sigterm") else self.kills // 5
-        trials = max(1, trials // (10 if COMMANDS[name].world > 1 else 1))
+        share = {"sigkill": 1, "sigterm": 1, "new-process": 10}.get(fault, 5)
+        trials = max(1, self.kills // share // (10 if COMMANDS[name].world > 1 else 1))
         file = self.out / "cells" / f"{name}--{fault}.json"
-        if file.is_file():
-            found: dict[str, Any] = json.loads(file.read_text())
-            if (found["trials"], found["seed"]) == (trials, self.seed):
-                return found
+        cell: dict[str, Any] = {"command": name, "fault": fault, "seed": self.seed, "trials": 0}
+        cell |= {"passed": 0, "ended_by_fault": 0, "seconds": 0.0, "failures": []}
+        if file.is_file() and (found := json.loads(file.read_text()))["seed"] == self.seed:
+            cell = found
+        if cell["trials"] >= trials:
+            return cell
         self.reference(name)
-        failures, ended = [], 0
-        started = time.monotonic()
-        for seed in range(self.seed, self.seed + trials):
+        for seed in range(self.seed + cell["trials"], self.seed + trials):
+            started = time.monotonic()
             work = self.out / "trials" / f"{name}--{fault}--{seed}"
             shutil.rmtree(work, ignore_errors=True)
             try:
-                ended += self.trial(name, fault, seed, work)
+                cell["ended_by_fault"] += self.trial(name, fault, seed, work)
+                cell["passed"] += 1
             except Failed as failure:
-                repeat = f"python scripts/torture.py --out {self.out} --command {name} --fault {fault} --kills 1"
-                failures.append({"seed": seed, "reason": str(failure), "repeat": f"{repeat} --seed {seed}"})
+                words = f"--out {self.out / 'repeat'} --command {name} --fault {fault} --kills 1 --seed {seed}"
+                repeat = f"python scripts/torture.py {words}"
+                cell["failures"].append({"seed": seed, "reason": str(failure), "repeat": repeat})
                 print(f"  {name} {fault} seed {seed}: {failure}", flush=True)
                 kept = self.out / "failed" / work.name
                 shutil.rmtree(kept, ignore_errors=True)
@@ -347,37 +399,36 @@ class Torture:
                 work.rename(kept)
             else:
                 shutil.rmtree(work)
-        cell = {"command": name, "fault": fault, "seed": self.seed, "trials": trials, "ended_by_fault": ended}
-        cell |= {"passed": trials - len(failures), "seconds": round(time.monotonic() - started, 1)}
-        write_json(file, cell | {"failures": failures})
-        print(f"{name} {fault}: {cell['passed']}/{trials} passed, {ended} ended by it", flush=True)
-        return cell | {"failures": failures}
+            cell["trials"] += 1
+            cell["seconds"] = round(cell["seconds"] + time.monotonic() - started, 1)
+            write_json(file, cell)
+        print(f"{name} {fault}: {cell['passed']}/{trials} passed, {cell['ended_by_fault']} ended by it", flush=True)
+        return cell
 
     def trial(self, name: str, fault: str, seed: int, work: Path) -> bool:
         """Run a command under a fault and again; returns whether the fault ended it. Raises: Failed."""
         command = COMMANDS[name]
         plain, expected = self.reference(name)
-        rng = random.Random(f"{name} {fault} {seed}")
-        moment = replace(plain, rng=rng, work=work)
-        make_arm = FAULTS[fault]
-        first = Group(command, self.words(command), work, "stderr", make_arm(moment) if make_arm else lambda: None)
+        moment = replace(plain, seed=seed, work=work)
+        first = Group(command, self.words(command), work, "stderr", FAULTS[fault](moment))
         groups, allowed = [first], (0, 2)
-        if fault in ("sigkill", "sigterm"):
+        if fault in ("sigkill", "sigterm") or (fault == "new-process" and seed % 2):
             number = signal.SIGKILL if fault == "sigkill" else signal.SIGTERM
             allowed = (0, -number, 128 + number) if number == signal.SIGTERM else (0, -number)
-            until = time.monotonic() + rng.uniform(0, plain.seconds)
-            while first.poll() and time.monotonic() < until:
+            until = time.monotonic() + moment.share * (IMPORT_SECONDS if fault == "new-process" else plain.seconds)
+            timed = fault == "new-process" or is_timed(seed)
+            while first.poll() and not first.codes and not (timed and time.monotonic() > until):
                 time.sleep(0.001)
             first.send(number)
         elif fault == "two-at-once":
-            time.sleep(rng.uniform(0, plain.seconds))
+            time.sleep(moment.share * plain.seconds)
             groups.append(Group(command, self.words(command), work, "second", lambda: None))
         for group in groups:
             group.wait()
         for group in groups:
             group.check_messages(allowed)
             group.check_no_process_left()
-        if fault in UNNOTICED and not first.succeeded:
+        if (fault in UNNOTICED or (fault == "new-process" and seed % 2 == 0)) and not first.succeeded:
             raise Failed(f"ended by {fault}")
         if not any(group.succeeded for group in groups) and fault == "two-at-once":
             raise Failed("both were refused")
@@ -386,7 +437,8 @@ class Torture:
         if any(group.succeeded for group in groups):
             compare(contents(work / "cwd"), expected)
             return not first.succeeded
-        done = contents(work / "cwd") == expected
+        left = contents(work / "cwd")
+        done = {name: data for name, data in left.items() if not TEMPORARY.search(name)} == expected
         second = Group(command, self.words(command, again=True), work, "again", lambda: None)
         second.wait()
         second.check_messages()
@@ -450,7 +502,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
         os.environ["LD_PRELOAD"] = str(build_shim(out))  # of this process, which is forked
-        os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork has one thread
+        os.environ |= ONE_THREAD
         os.execv(sys.executable, [sys.executable, *sys.argv])
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
     numbers = (ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint)

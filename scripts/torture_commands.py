@@ -10,9 +10,14 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cogvideo.checkpoint.adapter import Base, fingerprint
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.load import load_model
 from cogvideo.config import dump_yaml
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.launch import ONE_PROCESS, prepare_environment
+from cogvideo.worlds.digits import probes
+from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import write_bundle
 from tests.helpers.packs import GOLDEN
 from tests.helpers.superres import HIGH, LOW, TINY_DIRECT, superres_settings, write_superres
@@ -83,12 +88,17 @@ COMMANDS = {
         "--model {scene}/bundle --out out",
         "--resume",
     ),
+    "merge": Command("merge {scene}/bundle/sequential --adapter {scene}/adapter:0.5 --out out"),
     "convert-from": Command(
         "convert --from {scene}/sat --to out vocab.num_image_tokens=200 "
         "vocab.pad=200 vocab.newline=201 vocab.start_of_image=202"
     ),
     "convert-to": Command("convert --from {scene}/bundle/sequential --to out --to-sat"),
     "eval": Command("eval digits --model {scene}/digits-bundle --num-prompts 2 num_clusters=32 --json out.json"),
+    "eval-local": Command(
+        "eval local --generated {scene}/clips --real {scene}/videos --side 16 --frames 2 --cache cache --json out.json "
+        "--report out.html"
+    ),
     "score": Command(
         "score --model {scene}/bundle/sequential --rows {scene}/scored --text-tokenizer {scene}/bundle/text.model "
         "--out out.safetensors --batch 1"
@@ -119,6 +129,9 @@ def make_scene(folder: Path) -> None:
             vocabulary=vocabulary,
         )
         write_superres(folder / method, config)
+    base = bundle / "sequential"
+    record = Base(model="sequential", sha256=fingerprint(load_checkpoint(base)), step=1)
+    write_adapter(folder / "adapter", load_model(base), record, targets=["spatial"])
     shutil.copytree(GOLDEN / "sat-stage1", folder / "sat")
     run("digits --count 6 --pixels 80 --out {scene}/videos")
     for name, out in (("prepare-pairs", "pairs"), ("prepare-tokens", "scored")):
@@ -147,7 +160,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def warm_up() -> None:
-    """Import what commands import, so that forks need not; nothing here starts threads."""
+    """Import what commands import, so that forks need not, and fit the digit classifier, which takes as long.
+
+    Nothing here starts threads.
+    """
     import cogvideo
 
     before = dict(os.environ)
@@ -158,5 +174,6 @@ def warm_up() -> None:
     for name in IMPORTED_LATE:
         with contextlib.suppress(ImportError):  # some belong to extras
             importlib.import_module(name)
+    probes._digit_classifier()
     for name in ONE_PROCESS.keys() - before.keys():
         del os.environ[name]

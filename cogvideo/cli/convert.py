@@ -10,6 +10,7 @@ vocab.pad, vocab.newline, vocab.start_of_image (default: icetk's), task, num_hea
 """
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 
@@ -30,11 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from cogvideo.locks import lock_output
+
+    with nullcontext() if args.dry_run else lock_output(args.to):
+        _convert(args)
+
+
+def _convert(args: argparse.Namespace) -> None:
     from cogvideo.checkpoint.sat.config import SatSettings
     from cogvideo.checkpoint.sat.convert import from_sat, to_sat
     from cogvideo.config import load_config
     from cogvideo.dtypes import FLOAT_DTYPES
-    from cogvideo.locks import lock_output
     from cogvideo.logs import get_logger, progress
 
     if args.to.exists():
@@ -56,8 +63,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(conversion.written)} tensors mapped, {len(conversion.dropped)} dropped")
     if args.dry_run:
         return
-    with lock_output(args.to):
-        get_logger().info("checking the source's checksums, then writing")
-        with progress(conversion.num_writes, "converting", "tensors") as bar:
-            conversion.run(bar.update)
+    get_logger().info("checking the source's checksums, then writing")
+    with progress(conversion.num_writes, "converting", "tensors") as bar:
+        conversion.run(bar.update)
     print(f"{args.to}: written")

@@ -10,24 +10,21 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import math
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from cogvideo import __version__
+from cogvideo.interrupts import signals_as_exceptions
 from cogvideo.logs import is_out_of_memory, one_line
 
 COMMANDS = {
@@ -51,8 +48,6 @@ COMMANDS = {
 }
 INTERRUPTED = 128 + int(signal.SIGINT)
 """The exit code after Ctrl-C."""
-REPEAT_SECONDS = 5.0
-"""Launchers repeat SIGTERM without meaning more; a second one within this time must not interrupt the cleaning up."""
 
 LESS_AT_ONCE = "ask for less at once"
 MEMORY_ADVICE = {
@@ -106,7 +101,7 @@ class Outcome:
 def _outcome(name: str, memory_advice: str) -> Iterator[Outcome]:
     """As `run_command`, for the work in the `with` body, which sets the code unless it fails."""
     outcome = Outcome()
-    with _signals_as_exceptions() as received:
+    with signals_as_exceptions() as received:
         try:
             yield outcome
         except KeyboardInterrupt:
@@ -149,36 +144,6 @@ def run_child(command: Sequence[str], **options: Any) -> "subprocess.CompletedPr
             child.communicate()
             raise
     return subprocess.CompletedProcess(command, child.returncode, output, errors)
-
-
-@contextlib.contextmanager
-def _signals_as_exceptions() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt or SystemExit on signals that end a process; yields the list of those received.
-
-    Ignored signals stay ignored (`nohup`), and so do the handlers of a program that calls this one.
-    """
-    received: list[int] = []
-    last = -math.inf
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        is_repeated, last = time.monotonic() - last < REPEAT_SECONDS, time.monotonic()
-        received.append(number)
-        if is_repeated and number != signal.SIGINT:
-            return
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
-            handler = signal.getsignal(number)
-            if handler in (signal.SIG_DFL, signal.default_int_handler):
-                previous[number] = signal.signal(number, interrupt)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _parse(words: list[str]) -> Callable[[], int | None]:

@@ -27,15 +27,15 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.sampling.adapters import AdapterChoice
 
     choices = [AdapterChoice.parse(text) for text in args.adapter]
-    if args.out.exists() and not args.overwrite:
-        raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")
     if args.out.resolve() == args.model.resolve():
         raise ValueError(f"--out {args.out} is the model itself; choose another name")
-    if (args.model / "sequential").is_dir():
-        raise ValueError(f"{args.model} is a bundle; give one of its models, such as {args.model / 'sequential'}")
-    checkpoint = load_checkpoint(args.model)
-    adapters = [(load_adapter(choice.folder), choice.scale) for choice in choices]
     with lock_output(args.out):
+        if args.out.exists() and not args.overwrite:
+            raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")
+        if (args.model / "sequential").is_dir():
+            raise ValueError(f"{args.model} is a bundle; give one of its models, such as {args.model / 'sequential'}")
+        checkpoint = load_checkpoint(args.model)
+        adapters = [(load_adapter(choice.folder), choice.scale) for choice in choices]
         write_merged(args.out, checkpoint, stored_config(checkpoint), adapters)
     layers = {layer for adapter, _ in adapters for layer in adapter.factors}
     print(f"{args.out}: {len(layers)} matrices changed of {len(checkpoint.names)} tensors")

@@ -53,8 +53,6 @@ def _make(args: argparse.Namespace) -> None:
     from cogvideo.logs import get_logger, progress
     from cogvideo.text import clean_text, read_prompts
 
-    if args.out.exists():
-        raise FileExistsError(f"{args.out} exists; choose another name")
     if args.per_rater is not None and args.per_rater < 1:
         raise ValueError(f"--per-rater {args.per_rater}; expected at least 1")
     title = clean_text(args.title, "title")

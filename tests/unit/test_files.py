@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import os
+import signal
 import unicodedata
 import zipfile
 from pathlib import Path
-from typing import NotRequired
+from typing import Any, NotRequired
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from cogvideo.files import (
     write_json,
     write_npy,
 )
+from cogvideo.interrupts import signals_as_exceptions
 
 
 class Shape(TypedDict):
@@ -301,3 +303,41 @@ def test_numpys_own_loss_of_the_reason_does_not_happen(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         write_npy("/dev/full", np.zeros(10**6))
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == "/dev/full"
+
+
+def test_a_signal_after_the_temporary_folder_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def make_and_interrupt(path: Path, *args: Any, **kwargs: Any) -> None:
+        make(path, *args, **kwargs)
+        if path.suffix == ".tmp":
+            raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "mkdir", make_and_interrupt)
+    with pytest.raises(SystemExit), atomic_directory(tmp_path / "target"):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["rename", "rmdir"])
+def test_a_signal_while_a_folder_is_replaced_leaves_the_new_one(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not between the two renames, when nothing has its name, nor with half of the old one beside it."""
+    target, real = tmp_path / "target", getattr(os, call)
+    target.mkdir()
+    (target / "old").touch()
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+
+    with signals_as_exceptions() as received:
+        with pytest.raises(SystemExit) as caught, atomic_directory(target, replace=True) as temporary:
+            (temporary / "new").touch()
+            monkeypatch.setattr(os, call, interrupted)
+        assert caught.value.code == 143 and received == [signal.SIGTERM]
+    assert names(target) == ["new"] and names(tmp_path) == ["target"]

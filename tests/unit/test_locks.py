@@ -5,14 +5,17 @@ import fcntl
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cogvideo import locks
+from cogvideo.interrupts import signals_as_exceptions
 from cogvideo.locks import LOCK_NAME, InUseError, Owner, entries, lock_folder, lock_output
 
 HOLD = """
@@ -207,3 +210,25 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError), lock_folder(tmp_path):
         pass
     assert (tmp_path / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize("call", ["open", "mkdir", "fsync", "unlink"])
+@pytest.mark.parametrize("kind", ["folder", "output"])
+def test_a_signal_while_it_is_taken_or_released_leaves_none(
+    call: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, real = tmp_path / "made" / "run", getattr(os, call)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+        return result
+
+    with signals_as_exceptions() as received:
+        monkeypatch.setattr(os, call, interrupted)
+        with pytest.raises(SystemExit), lock_folder(target) if kind == "folder" else lock_output(target):
+            pass
+        assert received == [signal.SIGTERM]
+    assert not list(tmp_path.iterdir())
+    assert not locks._held
