@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cogvideo.cli.main import main
 from cogvideo.tokenizers.text import TextTokenizer
 from tests.helpers.bundles import write_bundle
 from tests.helpers.ranks import finish, run, start, train_words
@@ -151,3 +152,26 @@ def test_a_command_that_is_refused_leaves_no_folder_for_its_lock(scene: Path, tm
     config = settings(scene / "none", tmp_path / "b/run")
     assert finish(start(train_words(config), 1, tmp_path / "stderr")) == [2]
     assert not list(tmp_path.rglob("run"))
+
+
+REFUSES_TO_REPLACE = {
+    **{name: MADE_AS_A_WHOLE[name].removesuffix(" --overwrite") for name in ("digits", "bundle", "convert")},
+    "merge": "merge {scene}/bundle/sequential --adapter {scene}/bundle/trunk --out {out}",
+    "study": "study make a={scene}/clips b={scene}/clips --prompts {scene}/prompts.txt --out {out}",
+}
+
+
+@pytest.mark.parametrize("command", REFUSES_TO_REPLACE)
+def test_a_finished_result_is_refused_without_the_lock_of_its_killed_writer(
+    command: str, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was killed after its result appeared; nothing else would ever remove the lock."""
+    (scene / "prompts.txt").write_text("one\n", encoding="utf-8")
+    out, lock = tmp_path / "out", tmp_path / ".out.lock"
+    out.mkdir()
+    (out / "result").touch()
+    lock.touch()
+    before = tree(out)
+    assert main(REFUSES_TO_REPLACE[command].format(scene=scene, out=out).split()) == 2
+    assert f"{out} exists; choose another name" in capsys.readouterr().err
+    assert tree(out) == before and not lock.exists()

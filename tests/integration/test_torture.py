@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from tests.helpers.scripts import ROOT, load_script
@@ -18,6 +21,7 @@ pytestmark = [
 ]
 COMMANDS = ["convert-to", "score", "prepare-frames"]
 FAULTS = ["sigkill", "sigterm", "full-disk", "write-error", "read-error", "read-only", "two-at-once", "clock-jumps"]
+FAULTS += ["new-process"]
 
 
 @pytest.mark.slow
@@ -33,6 +37,31 @@ def test_every_trial_passes(tmp_path: Path) -> None:
     assert not (tmp_path / "failed").exists()
     first = subprocess.run(command, capture_output=True, text=True)
     assert "passed" not in first.stdout, "finished cells are not tried again"
+
+
+def test_moments_are_spread_over_a_run_and_a_fifth_of_kills_comes_at_its_end() -> None:
+    calls = {torture.WRITES: 900, torture.READS: 50, torture.REMOVALS: 100}
+    moments = [torture.Moment(seed, 1.0, calls, Shim(), Path("work"), Path("scene")) for seed in range(100)]
+    gaps = np.diff(sorted([0.0, *(moment.share for moment in moments), 1.0]))
+    assert gaps.max() < 0.02
+    numbers = []
+    for moment in moments:
+        Shim.armed.clear()
+        torture.killed(signal.SIGKILL)(moment)()
+        assert bool(Shim.armed) is not torture.is_timed(moment.seed)
+        numbers += Shim.armed
+    assert len(numbers) == 60 and all(1 <= number <= 1000 for number in numbers)
+    assert sum(number > 950 for number in numbers) >= 20 and min(numbers) < 50
+
+
+class Shim:
+    """Stands for faults.c."""
+
+    armed: ClassVar[list[int]] = []
+
+    def faults_arm(self, out: bytes, scene: bytes, kinds: int, first: int, *others: int) -> None:
+        assert kinds == torture.WRITES | torture.REMOVALS and others == (False, -signal.SIGKILL, 0)
+        self.armed.append(first)
 
 
 def test_differences_and_leftovers_fail_a_trial(tmp_path: Path) -> None:
