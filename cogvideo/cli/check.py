@@ -242,7 +242,7 @@ def _from_tokens(image: "ImageTokenizer", clips: Any) -> "tuple[NDArray[np.uint8
     from cogvideo.sampling.pipeline import decode_frames
 
     encoder = TokenEncoder(image, str(_device()))
-    tokens = clips.frames(spread(len(clips), MAX_FRAMES // clips.num_frames))
+    tokens = clips.frames(spread(len(clips), max(1, MAX_FRAMES // clips.num_frames)))
     frames = decode_frames(image, torch.from_numpy(tokens.reshape(-1, tokens.shape[-1])))
     return frames, encoder.reconstruct(frames)
 

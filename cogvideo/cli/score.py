@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cogvideo.cli._common import device_from
 
 if TYPE_CHECKING:
-    from cogvideo.evaluation.likelihood import ClipSource
+    from cogvideo.evaluation.likelihood import ScoredClips
     from cogvideo.model.config import ModelConfig
 
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     print(args.out)
 
 
-def _open(args: argparse.Namespace, config: "ModelConfig") -> "ClipSource":
+def _open(args: argparse.Namespace, config: "ModelConfig") -> "ScoredClips":
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.config import from_dict
     from cogvideo.evaluation.likelihood import open_prepared_clips, open_published_rows

@@ -7,7 +7,6 @@ few clips, so it can lie below the floor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +32,7 @@ class Number:
     value: float | None
     """The mean over seeds; None: no clip has one."""
     count: int
-    """Clips that it is of, on each side."""
+    """Clips that it is of, on each side; with several seeds, of the seed that has the fewest."""
     spread: float | None = None
     """Standard deviation over seeds."""
     interval: tuple[float, float] | None = None
@@ -100,16 +99,9 @@ def compare(
     """
     runs = [_measure(meter, generated, real, tokenizer, seed) for seed in range(seeds)]
     result = Comparison(meter.protocol, notes=_notes(meter, generated, real, runs[0]))
-    for name, values in _by_name([_feature_numbers(meter.protocol, run) for run in runs]).items():
-        result.numbers[name] = _joined(values)
-    for name in runs[0].generated.pixels:
-        result.numbers[name] = _pixel_number(name, runs)
-    if runs[0].reconstructed is not None:
-        for name in ("psnr", "ssim"):
-            clips = runs[0].reconstructed.pixels[name]
-            finite = clips[np.isfinite(clips)]  # a clip that comes back exactly has no PSNR
-            number = Number(_mean(clips), len(finite), interval=bootstrap_interval(finite))
-            result.numbers[f"reconstructed_{name}"] = number
+    of_seeds = [_feature_numbers(meter.protocol, run) | _pixel_numbers(run) for run in runs]
+    for name in of_seeds[0]:
+        result.numbers[name] = _joined([numbers[name] for numbers in of_seeds])
     result.best, result.worst = _extremes(runs[0])
     return result
 
@@ -213,22 +205,27 @@ def _inception(protocol: Protocol, clips: Measured) -> float:
     return inception_score(clips.features["c3d"], splits, protocol.shuffle_seed)[0]
 
 
-def _pixel_number(name: str, runs: Sequence[_Seed]) -> Number:
-    """A mean over clips; its floor and ceiling are the values of real and of reconstructed clips."""
-    first = runs[0]
-    values = first.generated.pixels[name]
-    finite = values[np.isfinite(values)]
-    means = [_mean(run.generated.pixels[name]) for run in runs]
-    known = [mean for mean in means if mean is not None]
-    return Number(
-        float(np.mean(known)) if known else None,
-        len(finite),
-        float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        bootstrap_interval(finite),
-        None if first.real is None else _mean(first.real.pixels[name]),
-        None if first.real is None else int(np.isfinite(first.real.pixels[name]).sum()),
-        None if first.reconstructed is None else _mean(first.reconstructed.pixels[name]),
-    )
+def _pixel_numbers(run: _Seed) -> dict[str, Number]:
+    """Means over clips, of one seed; their floors and ceilings are the values of real and of reconstructed clips."""
+    numbers: dict[str, Number] = {}
+    real, reconstructed = run.real, run.reconstructed
+    for name, values in run.generated.pixels.items():
+        finite = values[np.isfinite(values)]
+        numbers[name] = Number(
+            _mean(values),
+            len(finite),
+            interval=bootstrap_interval(finite),
+            floor=None if real is None else _mean(real.pixels[name]),
+            floor_count=None if real is None else int(np.isfinite(real.pixels[name]).sum()),
+            ceiling=None if reconstructed is None else _mean(reconstructed.pixels[name]),
+        )
+    if reconstructed is None:
+        return numbers
+    for name in ("psnr", "ssim"):
+        clips = reconstructed.pixels[name]
+        finite = clips[np.isfinite(clips)]  # a clip that comes back exactly has no PSNR
+        numbers[f"reconstructed_{name}"] = Number(_mean(clips), len(finite), interval=bootstrap_interval(finite))
+    return numbers
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
@@ -236,29 +233,32 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return float(finite.mean()) if len(finite) else None
 
 
-def _by_name(runs: Sequence[dict[str, Number]]) -> dict[str, list[Number]]:
-    return {name: [run[name] for run in runs] for name in runs[0]}
-
-
 def _joined(numbers: list[Number]) -> Number:
-    """One number of those of all seeds."""
+    """One number of those of all seeds: means, and their spread in place of one seed's interval."""
+    first, *others = numbers
+    if not others:
+        return first
 
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None
 
     values = [number.value for number in numbers if number.value is not None]
-    first = numbers[0]
+    floor_counts = [number.floor_count for number in numbers if number.floor_count is not None]
+    points = [
+        (count, float(np.mean([number.points[row][1] for number in numbers])))
+        for row, (count, _) in enumerate(first.points)
+    ]
     return Number(
         mean([number.value for number in numbers]),
-        first.count,
+        min(number.count for number in numbers),
         float(np.std(values, ddof=1)) if len(values) > 1 else None,
         None,
         mean([number.floor for number in numbers]),
-        first.floor_count,
+        min(floor_counts, default=None),
         mean([number.ceiling for number in numbers]),
         mean([number.limit for number in numbers]),
-        first.points,
+        tuple(points),
     )
 
 

@@ -24,6 +24,7 @@ from cogvideo.data.prepare import Preparation
 from cogvideo.data.shards import Shard, read_manifest
 from cogvideo.data.statistics import MAX_CAPTIONS, spread
 from cogvideo.evaluation.html_report import HtmlReport
+from cogvideo.evaluation.pixel_metrics import frame_psnr
 from cogvideo.files import read_json
 from cogvideo.locks import lock_folder
 from cogvideo.logs import progress
@@ -172,10 +173,7 @@ def _measure(preparation: Preparation, stored: NDArray[Any], reconstruct: Recons
 def _measured(
     video: str, caption: Caption, seconds: float, frames: NDArray[np.uint8], rebuilt: NDArray[np.uint8] | None
 ) -> _Clip:
-    psnr = np.zeros(0)
-    if rebuilt is not None:
-        errors = ((frames.astype(np.float64) - rebuilt) ** 2).mean(axis=(1, 2, 3))
-        psnr = 10 * np.log10(255**2 / np.maximum(errors, 1e-10))
+    psnr = np.zeros(0) if rebuilt is None else frame_psnr(frames, rebuilt)
     moves = motion(frames)
     small = None if rebuilt is None else _small(rebuilt)
     return _Clip(video, caption.text, seconds, moves, thumbnails(frames), _small(frames), small, psnr)

@@ -37,14 +37,14 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class ClipSource:
+class ScoredClips:
     """`count` clips to score. `batch` reads some of them."""
 
     count: int
     batch: Callable[[range], Batch]
 
 
-def open_published_rows(path: Path, config: ModelConfig) -> ClipSource:
+def open_published_rows(path: Path, config: ModelConfig) -> ScoredClips:
     """Clips from published training rows.
 
     Raises: OSError; ValueError if the file is not a whole number of rows of the model's sizes.
@@ -56,7 +56,7 @@ def open_published_rows(path: Path, config: ModelConfig) -> ClipSource:
         frame_len=config.frame_len,
         vocabulary=config.vocabulary,
     )
-    return ClipSource(len(rows), lambda indices: rows.batch(np.array(indices)))
+    return ScoredClips(len(rows), lambda indices: rows.batch(np.array(indices)))
 
 
 def open_prepared_clips(
@@ -67,7 +67,7 @@ def open_prepared_clips(
     *,
     suffix: bool = False,
     trained_with: TokenizerRecords | None = None,
-) -> ClipSource:
+) -> ScoredClips:
     """Clips from a folder that `cogvideo prepare` made. `suffix`: append the video suffix, as guided sampling does.
 
     `trained_with`: the tokenizers of the model, if it records them.
@@ -104,7 +104,7 @@ def open_prepared_clips(
         seconds = torch.tensor([seconds for seconds, _ in lengths_and_captions])
         return Batch(text, mask, torch.from_numpy(clips.frames(np.array(indices))), seconds)
 
-    return ClipSource(len(clips), batch)
+    return ScoredClips(len(clips), batch)
 
 
 @torch.inference_mode()
@@ -157,7 +157,7 @@ class FrameMeans:
 
 def score_clips(
     model: CogVideoTransformer,
-    source: ClipSource,
+    source: ScoredClips,
     path: Path,
     *,
     count: int,

@@ -10,13 +10,14 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cogvideo.media.similarity import thumbnails
 
 DRIFT_FRAMES = (2, 5, 10, 20)
 FROZEN_MOTION = 0.1
 """Of 255. Clips that move less count as frozen: lossy coding alone moves a still picture by about that much."""
+MAX_FRAME_PSNR = 100.0
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 
@@ -30,8 +31,16 @@ def psnr(frames: Frames, others: Frames) -> float:
     Raises: ValueError for clips of different shapes.
     """
     _check_same_shape(frames, others)
-    error = float(np.mean((frames.astype(np.float64) - others) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return float(_decibels(np.mean((frames.astype(np.float64) - others) ** 2)))
+
+
+def frame_psnr(frames: Frames, others: NDArray[np.floating] | Frames) -> NDArray[np.float64]:
+    """`psnr` of each frame, (frames,), but at most 100 dB, so that equal frames have a mean with others.
+
+    Raises: ValueError for clips of different shapes.
+    """
+    _check_same_shape(frames, others)
+    return np.minimum(_decibels(((frames.astype(np.float64) - others) ** 2).mean(axis=(1, 2, 3))), MAX_FRAME_PSNR)
 
 
 def ssim(frames: Frames, others: Frames) -> float:
@@ -114,6 +123,12 @@ def seam(frames: Frames, index: int) -> float | None:
     return None if usual == 0 else float(steps[index - 1]) / usual
 
 
+def _decibels(errors: ArrayLike) -> NDArray[np.float64]:
+    """PSNR of mean squared errors."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(10 * np.log10(255**2 / np.asarray(errors, np.float64)))
+
+
 def _difference(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
     return float(np.abs(x.astype(np.int16) - y).mean())
 
@@ -138,6 +153,6 @@ def _window_mean(image: NDArray[np.float64]) -> NDArray[np.float64]:
     return image
 
 
-def _check_same_shape(frames: Frames, others: Frames) -> None:
+def _check_same_shape(frames: Frames, others: NDArray[np.floating] | Frames) -> None:
     if frames.shape != others.shape:
         raise ValueError(f"clips of shapes {list(frames.shape)} and {list(others.shape)} cannot be compared")

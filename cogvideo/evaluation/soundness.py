@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cogvideo.data.statistics import CaptionLengths, CodeUse
 from cogvideo.evaluation.likelihood import token_losses
+from cogvideo.evaluation.pixel_metrics import frame_psnr
 from cogvideo.inference.engine import Conditioning, Engine, build_program
 from cogvideo.inference.sampler import ClusterSampler, TokenSampler
 from cogvideo.inference.schedules import SCHEDULES
@@ -72,7 +73,7 @@ def check_captions(lengths: CaptionLengths, text_len: int) -> list[Finding]:
 def check_round_trip(frames: NDArray[np.uint8], rebuilt: NDArray[np.uint8], use: CodeUse) -> Finding:
     """An image tokenizer's reconstructions of frames (N, H, W, 3), compared with one plain colour per frame."""
     plain = np.broadcast_to(frames.mean((1, 2), keepdims=True), frames.shape)
-    reached, of_plain = psnr(frames, rebuilt), psnr(frames, plain)
+    reached, of_plain = (float(frame_psnr(frames, other).mean()) for other in (rebuilt, plain))
     least = min(of_plain + MIN_GAIN_DB, GOOD_DB)
     text = f"frames come back with {reached:.1f} dB (one plain colour: {of_plain:.1f} dB); {use}"
     if reached < least:
@@ -80,12 +81,6 @@ def check_round_trip(frames: NDArray[np.uint8], rebuilt: NDArray[np.uint8], use:
     elif use.is_low:
         text += ", so that different frames look alike to a model; train it on these videos, or for longer"
     return Finding("image tokenizer", reached >= least and not use.is_low, text)
-
-
-def psnr(frames: NDArray[np.uint8], others: NDArray[np.floating] | NDArray[np.uint8]) -> float:
-    """Mean over frames (N, H, W, 3), in dB; equal frames count as 100 dB."""
-    errors = ((frames.astype(np.float64) - others) ** 2).mean((1, 2, 3))
-    return float((10 * np.log10(255**2 / np.maximum(errors, 255**2 / 1e10))).mean())
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
-from cogvideo.files import read_json
 from cogvideo.media.video import LIMITS, probe_video, read_video
 from cogvideo.sampling.inputs import TOKENS_FILE, InputReader
+from cogvideo.sampling.outputs import SAMPLES_FILE, read_samples
 from cogvideo.sampling.pipeline import decode_frames
 from cogvideo.tensor_file import read_header
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -33,7 +32,6 @@ from cogvideo.tokenizers.image import ImageTokenizer
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 VIDEO_SUFFIXES = MEDIA_SUFFIXES - PICTURE_SUFFIXES
-SAMPLES_FILE = "samples.json"
 
 Kind = Literal["tokens", "frames", "videos"]
 Frames = NDArray[np.uint8]
@@ -180,35 +178,21 @@ class ReconstructedClip(Clip):
         return frames
 
 
-class SampleRecord(TypedDict):
-    """A clip in samples.json."""
-
-    name: str
-
-
-class SampleSummary(TypedDict):
-    """What is read of samples.json."""
-
-    samples: list[SampleRecord]
-
-
-def open_source(folder: Path, tokenizer: ImageTokenizer | None = None, frame_side: int | None = None) -> ClipSource:
+def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSource:
     """The clips of a folder: results of `cogvideo sample`, videos at any depth, or folders of frames.
 
     A .gif beside another video of its name is a copy of it, and left out.
-    With `tokenizer`, and `frame_side` in tokens, results are read from their tokens, else from their lossy .mp4.
+    With `tokenizer`, results are read from their tokens, else from their lossy .mp4.
     Raises: OSError; ValueError for a folder with no clips, or with both videos and frames.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected one of videos, of folders of frames, or of results")
     if (folder / TOKENS_FILE).is_file():
         if tokenizer is not None:
-            return _tokens_of(folder, tokenizer, frame_side)
+            return _tokens_of(folder, tokenizer)
         if (folder / SAMPLES_FILE).is_file():
-            summary: SampleSummary = read_json(folder / SAMPLES_FILE, SampleSummary)
-            return _videos(
-                [(folder / f"{sample['name']}.mp4", sample["name"]) for sample in summary["samples"]], folder
-            )
+            names = [sample["name"] for sample in read_samples(folder)]
+            return _videos([(folder / f"{name}.mp4", name) for name in names], folder)
     videos: list[tuple[Path, str]] = []
     frames: list[Clip] = []
     for place, folders, names in os.walk(folder, onerror=_raise):
@@ -240,10 +224,9 @@ def clips_of_tokens(
     return ClipSource(origin, "tokens", tuple(clips))
 
 
-def _tokens_of(folder: Path, tokenizer: ImageTokenizer, frame_side: int | None) -> ClipSource:
-    if frame_side is None:  # as many tokens per frame as the file has
-        info = read_header(folder / TOKENS_FILE).get("tokens")
-        frame_side = round(info.shape[-1] ** 0.5) if info is not None and info.shape else 0
+def _tokens_of(folder: Path, tokenizer: ImageTokenizer) -> ClipSource:
+    info = read_header(folder / TOKENS_FILE).get("tokens")  # as many tokens per frame as the file has
+    frame_side = round(info.shape[-1] ** 0.5) if info is not None and info.shape else 0
     read = InputReader(tokenizer, frame_side).read([folder])
     names = [f"{index:03d} {caption}" for index, (caption, _) in enumerate(read.samples)]
     names = names or [f"{index:03d}" for index in range(len(read.tokens))]

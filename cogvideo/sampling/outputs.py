@@ -17,15 +17,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from cogvideo import __version__
 from cogvideo.config import dump_yaml
-from cogvideo.files import atomic_write, write_json
+from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.media.video import write_gif, write_video
 from cogvideo.rng import SampleKey
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 
+SAMPLES_FILE = "samples.json"
+MAX_SUMMARY_BYTES = 64 << 20
 MIN_VIDEO_SIDE = 240
 """Videos smaller than this, in pixels, are enlarged by a whole factor: players show small ones as stamps."""
 FRAMES_ON_SHEET = 9
@@ -35,15 +38,40 @@ GIF_SECONDS = 600
 """A GIF shows one picture for at most 655 seconds, and equal pictures are merged; longer clips are sped up."""
 
 
-def describe_samples(names: Sequence[str], keys: Sequence[SampleKey]) -> list[dict[str, Any]]:
-    """Each sample's name, prompt and number, for samples.json and the header of the tokens file."""
-    return [{"name": name, "prompt": key.caption, "number": key.number} for name, key in zip(names, keys, strict=True)]
+class SampleRecord(TypedDict):
+    """A clip in samples.json."""
+
+    name: str
+    """Of its files."""
+    prompt: str
+    number: int
+    """Among the samples of its prompt."""
+
+
+class _Summary(TypedDict):
+    """What is read of samples.json."""
+
+    samples: list[SampleRecord]
+
+
+def describe_samples(names: Sequence[str], keys: Sequence[SampleKey]) -> list[SampleRecord]:
+    """Each sample's record, for samples.json and the header of the tokens file."""
+    return [SampleRecord(name=name, prompt=k.caption, number=k.number) for name, k in zip(names, keys, strict=True)]
+
+
+def read_samples(folder: Path) -> list[SampleRecord]:
+    """The clips of a finished folder; names that lead out of it are left out.
+
+    Raises: OSError; ValueError if samples.json is damaged.
+    """
+    summary: _Summary = read_json(folder / SAMPLES_FILE, _Summary, max_bytes=MAX_SUMMARY_BYTES)
+    return [sample for sample in summary["samples"] if Path(sample["name"]).name == sample["name"]]
 
 
 def write_summary(
     out: Path,
     config: SampleConfig | UpsampleConfig,
-    samples: list[dict[str, Any]],
+    samples: list[SampleRecord],
     tokens: Tensor,
     *,
     seconds: float,
@@ -57,10 +85,10 @@ def write_summary(
         temporary.write_text(dump_yaml(config), encoding="utf-8")
     write_tokens(out / "tokens.safetensors", tokens, seconds, samples)
     fps = (tokens.shape[1] - 1) / seconds
-    write_json(out / "samples.json", {"cogvideo": __version__, **extra, "fps": fps, "samples": samples})
+    write_json(out / SAMPLES_FILE, {"cogvideo": __version__, **extra, "fps": fps, "samples": samples})
 
 
-def write_tokens(path: Path, tokens: Tensor, seconds: float, samples: list[dict[str, Any]]) -> None:
+def write_tokens(path: Path, tokens: Tensor, seconds: float, samples: list[SampleRecord]) -> None:
     """Write tokens (samples, frames, frame_len) and what they show as one safetensors file."""
     with atomic_write(path) as temporary:
         tensors = {"tokens": tokens.contiguous(), "seconds": torch.tensor([seconds])}

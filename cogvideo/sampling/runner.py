@@ -40,10 +40,10 @@ from cogvideo.files import (
 from cogvideo.inference.engine import Progress
 from cogvideo.locks import LOCK_NAME, entries
 from cogvideo.sampling.jobs import Job
-from cogvideo.sampling.outputs import describe_samples, write_clip, write_summary
+from cogvideo.sampling.outputs import SAMPLES_FILE, describe_samples, write_clip, write_summary
 from cogvideo.tensor_file import read_tensors
 
-UNFINISHED, RECORD, RESULT = "unfinished", "work.json", "samples.json"
+UNFINISHED, RECORD, RESULT = "unfinished", "work.json", SAMPLES_FILE
 
 START_ELSEWHERE = "start again in another folder, or here with --overwrite"
 

@@ -24,13 +24,14 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
+from cogvideo.evaluation.sources import VIDEO_SUFFIXES
 from cogvideo.evaluation.study.page import Pair, write_page
 from cogvideo.files import atomic_directory, checked, read_json, write_json
 from cogvideo.media.video import read_video, write_video
+from cogvideo.sampling.outputs import SAMPLES_FILE, read_samples
 from cogvideo.text import clean_text
 
 QUESTIONS = ("quality", "relevance", "motion")
-VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 MAX_EMBEDDED_BYTES = 64 << 20
 """Up to this size clips are inside the page: one file to send, which nothing can be missing from. Browsers become slow
 to open much larger pages, so more clips lie beside it."""
@@ -99,7 +100,7 @@ def open_system(name: str, folder: Path, prompts: Sequence[str]) -> System:
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; give the folder with the clips of {name}")
-    found = _listed_videos(folder) if (folder / "samples.json").is_file() else _named_videos(folder, prompts)
+    found = _listed_videos(folder) if (folder / SAMPLES_FILE).is_file() else _named_videos(folder, prompts)
     missing = [prompt for prompt in prompts if prompt not in found]
     if missing:
         raise ValueError(
@@ -110,29 +111,18 @@ def open_system(name: str, folder: Path, prompts: Sequence[str]) -> System:
     return System(name, {prompt: found[prompt] for prompt in prompts})
 
 
-class _Sample(TypedDict):
-    name: str
-    prompt: str
-    number: int
-
-
-class _Samples(TypedDict):
-    samples: list[_Sample]
-
-
 def _listed_videos(folder: Path) -> dict[str, Path]:
     """The first clip of each prompt in a folder of `cogvideo sample`."""
-    listed: _Samples = read_json(folder / "samples.json", _Samples, max_bytes=MAX_KEY_BYTES)
     found: dict[str, Path] = {}
-    for sample in sorted(listed["samples"], key=lambda sample: sample["number"]):
+    for sample in sorted(read_samples(folder), key=lambda sample: sample["number"]):
         video = folder / f"{sample['name']}.mp4"
-        if Path(sample["name"]).name == sample["name"] and video.is_file():
+        if video.is_file():
             found.setdefault(sample["prompt"], video)
     return found
 
 
 def _named_videos(folder: Path, prompts: Sequence[str]) -> dict[str, Path]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_ENDINGS and path.name[0] != ".")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != ".")
     by_stem: dict[str, Path] = {}
     for path in files:
         try:

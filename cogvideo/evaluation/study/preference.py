@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +37,11 @@ def bradley_terry(wins: NDArray[np.float64], prior: float = PRIOR_WINS) -> NDArr
     return logs
 
 
-def krippendorff_alpha(units: Sequence[Sequence[float]], *, nominal: bool = False) -> float:
+def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float:
     """Agreement between raters, 1 if perfect, 0 as by chance; nan if nothing can differ or no unit has two values.
 
     `units`: for each thing that was rated, the values that it got from different raters, however many. Values differ by
-    the square of their difference (interval data), or with `nominal` by being unequal.
+    the square of their difference (interval data).
     Source: Krippendorff (2011), "Computing Krippendorff's alpha-reliability".
     """
     rated = [np.asarray(values, np.float64) for values in units if len(values) > 1]
@@ -51,13 +50,11 @@ def krippendorff_alpha(units: Sequence[Sequence[float]], *, nominal: bool = Fals
 
     def disagreement(values: NDArray[np.float64]) -> float:
         """Over all ordered pairs of values."""
-        pairs = values[:, None] - values
-        return float(((pairs != 0) if nominal else pairs**2).sum())
+        return float(((values[:, None] - values) ** 2).sum())
 
     pooled = np.concatenate(rated)
     observed = sum(disagreement(values) / (len(values) - 1) for values in rated) / len(pooled)
     levels, counts = np.unique(pooled, return_counts=True)
-    differences = levels[:, None] - levels
-    weights: NDArray[Any] = (differences != 0) if nominal else differences**2
+    weights = (levels[:, None] - levels) ** 2
     expected = float((weights * np.outer(counts, counts)).sum()) / (len(pooled) * (len(pooled) - 1))
     return 1 - observed / expected if expected else math.nan

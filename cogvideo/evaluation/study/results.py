@@ -18,11 +18,11 @@ VALUES = {"first": 1.0, "tie": 0.0, "second": -1.0}
 """For agreement: a tie lies half way between the two preferences."""
 METHOD = """Win rates leave ties out; intervals are Wilson's at 95 %, of votes as if independent. Strengths are
 Bradley-Terry's, with a tie as half a win of both: s is preferred to t with probability 1 / (1 + exp(t - s)); 95 %
-intervals of 1,000 resamples of the prompts. Agreement is Krippendorff's alpha: 1 perfect, 0 as by chance."""
+intervals of 1,000 resamples of the prompts (none for a single prompt). Agreement is Krippendorff's alpha: 1 perfect, 0 as by chance."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairResult:
     """Two systems' votes on one question."""
 
     first: str
@@ -34,18 +34,26 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Strength:
-    """A system's Bradley-Terry strength and its 95 % interval over resampled prompts."""
+    """A system's Bradley-Terry strength."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    """Ends of the 95 % interval over resampled prompts; None for a single prompt, which resampling cannot vary."""
+    high: float | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f}" + ("" if self.interval is None else " [{:+.2f}, {:+.2f}]".format(*self.interval))
 
 
 @dataclass(frozen=True)
 class Answers:
     """Results of one question."""
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PairResult, ...]
     strengths: dict[str, Strength]
     """By system; empty if the votes do not connect all systems."""
     alpha: float | None
@@ -77,8 +85,7 @@ class StudyResults:
                         for c in answers.comparisons
                     ],
                     "strengths": {
-                        system: {"value": s.value, "interval95": [s.low, s.high]}
-                        for system, s in answers.strengths.items()
+                        system: {"value": s.value, "interval95": s.interval} for system, s in answers.strengths.items()
                     },
                     "alpha": answers.alpha,
                 }
@@ -101,7 +108,7 @@ class StudyResults:
                 label = f"{c.first} over {c.second}"
                 lines.append(f"  {label:<{width}}  {c.preferred!s:<22}  {wins} : {losses}, ties {c.ties}")
             strengths = sorted(answers.strengths.items(), key=lambda item: -item[1].value)
-            described = ", ".join(f"{system} {s.value:+.2f} [{s.low:+.2f}, {s.high:+.2f}]" for system, s in strengths)
+            described = ", ".join(f"{system} {strength}" for system, strength in strengths)
             alpha = "-" if answers.alpha is None else f"{answers.alpha:.2f}"
             lines += [f"  strength: {described or '-, the votes do not connect all systems'}", f"  agreement: {alpha}"]
         return "\n".join([*lines, "", METHOD])
@@ -133,7 +140,7 @@ def _answers(systems: Sequence[str], ratings: Sequence[Rating], question: str) -
             winner, loser = (rating.first, rating.second) if answer == "first" else (rating.second, rating.first)
             decided[winner, loser] += 1
     comparisons = tuple(
-        Comparison(
+        PairResult(
             systems[i], systems[j], Proportion(int(decided[i, j]), int(decided[i, j] + decided[j, i])), int(ties[i, j])
         )
         for i, j in combinations(range(len(systems)), 2)
@@ -164,11 +171,13 @@ def _strengths(systems: Sequence[str], outcomes: Sequence[tuple[Rating, str]]) -
         return {}
     random = np.random.default_rng(0)
     resampled = []
-    for _ in range(RESAMPLES):
+    for _ in range(RESAMPLES if len(prompts) > 1 else 0):
         wins = by_prompt[random.integers(len(by_prompt), size=len(by_prompt))].sum(0)
         try:
             resampled.append(bradley_terry(wins))
         except ValueError:
             continue  # a resample without all systems
-    low, high = np.quantile(resampled or [estimate], (0.025, 0.975), axis=0)
+    if not resampled:
+        return {name: Strength(float(value), None, None) for name, value in zip(systems, estimate, strict=True)}
+    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
     return {name: Strength(float(estimate[i]), float(low[i]), float(high[i])) for i, name in enumerate(systems)}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cogvideo.evaluation.pixel_metrics import drift, flicker, frames_at_rate, motion, psnr, seam, ssim
+from cogvideo.evaluation.pixel_metrics import drift, flicker, frame_psnr, frames_at_rate, motion, psnr, seam, ssim
 
 
 def grey(levels, side: int = 16):
@@ -21,6 +21,7 @@ def test_psnr_of_known_errors() -> None:
     assert psnr(grey([0, 0]), grey([255, 255])) == 0
     assert psnr(grey([100]), grey([101])) == pytest.approx(20 * math.log10(255))
     assert psnr(grey([7]), grey([7])) == math.inf
+    assert frame_psnr(grey([7, 0]), grey([7, 255])).tolist() == [100, 0]
 
 
 def test_ssim_of_black_and_white() -> None:

@@ -92,6 +92,20 @@ def test_figures_are_by_system_not_by_side(tmp_path: Path):
     assert results.to_json()["questions"]["motion"]["strengths"]["a"]["value"] == a.value
 
 
+def test_one_prompt_has_strengths_without_an_interval(tmp_path: Path):
+    key = make_key("t", ["a", "b"], ["one"])
+    files = [
+        write_votes(tmp_path / f"{rater}.json", votes_file(key, f"{rater:016x}", [("first", "tie", "second")]))
+        for rater in range(4)
+    ]
+    results = summarise(key, read_votes(files, key))
+    strength = results.questions["quality"].strengths["a"]
+    assert strength.value != 0 and strength.interval is None
+    assert results.to_json()["questions"]["quality"]["strengths"]["a"]["interval95"] is None
+    line = next(line for line in results.table().splitlines() if "strength:" in line)
+    assert "[" not in line and f"a {strength.value:+.2f}" in line
+
+
 def test_one_rater_has_no_agreement(key: Key, tmp_path: Path):
     results = summarise(key, read_votes([write_votes(tmp_path / "v.json", votes_file(key, RATER, [FIRST] * 3))], key))
     assert results.questions["quality"].alpha is None and "agreement: -" in results.table()
