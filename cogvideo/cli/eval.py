@@ -28,9 +28,12 @@ from cogvideo.cli._common import add_config_arguments
 if TYPE_CHECKING:
     import torch
 
+    from cogvideo.evaluation.compare import Comparison
+    from cogvideo.evaluation.measure import Meter
     from cogvideo.evaluation.networks import FeatureNetwork
     from cogvideo.evaluation.protocols import Protocol
     from cogvideo.evaluation.sources import ClipSource
+    from cogvideo.sampling.config import SampleConfig
     from cogvideo.tokenizers.image import ImageTokenizer
     from cogvideo.worlds.digits.benchmark import Generate
 
@@ -43,6 +46,17 @@ NAMES = (
 )
 LOCAL_OPTIONS = ("clips", "frames", "stride", "fps", "side", "crop")
 """Options that set a field of the local protocol."""
+DIGITS_OPTIONS = ("num_prompts", "captions_seed")
+TAKEN_BY: dict[str, tuple[str, ...]] = {
+    "--self-test": ("network", "trust_network", "device"),
+    "--compare": (),
+    DIGITS: (
+        *("real", "model", "tokenizer", "device", "batch", "json", "distances", "config", "overrides"),
+        *DIGITS_OPTIONS,
+    ),
+}
+"""What else has an effect; protocols take all but the options of `digits`."""
+DEFAULTS = {"seeds": 1, "batch": 8, "num_prompts": 200, "captions_seed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,12 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--network", metavar="ROLE=FILE", action="append", default=[], help="i3d=FILE or c3d=FILE, TorchScript"
     )
     parser.add_argument("--trust-network", action="store_true", help="load unknown files, which run code; is recorded")
-    parser.add_argument("--seeds", metavar="N", type=int, default=1, help="repeats with other clips and starts")
+    parser.add_argument(
+        "--distances",
+        action=argparse.BooleanOptionalAction,
+        help="appearance and motion distance, by networks of the extra [eval] (default: if it is installed)",
+    )
+    parser.add_argument("--seeds", metavar="N", type=int, help="repeats with other clips and starts (default 1)")
     parser.add_argument(
         "--seam", metavar="N", type=int, help="frame that a continued clip begins with: measure the seam"
     )
     parser.add_argument("--cache", metavar="DIR", type=Path, help="keep features here, and use those that are here")
-    parser.add_argument("--batch", metavar="N", type=int, default=8, help="clips that a network reads at once")
+    parser.add_argument("--batch", metavar="N", type=int, help="clips that a network reads at once (default 8)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write all figures to this file")
     parser.add_argument("--report", metavar="FILE", type=Path, help="also write an HTML page with clips to look at")
@@ -84,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     local.add_argument("--side", metavar="PX", type=int, help="height and width of frames (default 128)")
     local.add_argument("--crop", choices=["center", "squash"], help="how frames become square (default center)")
     digits = parser.add_argument_group("digits", "options of the benchmark `digits`")
-    digits.add_argument("--num-prompts", metavar="N", type=int, default=200, help="test captions (default 200)")
-    digits.add_argument("--captions-seed", metavar="N", type=int, default=0, help="seed of the captions (default 0)")
+    digits.add_argument("--num-prompts", metavar="N", type=int, help="test captions (default 200)")
+    digits.add_argument("--captions-seed", metavar="N", type=int, help="seed of the captions (default 0)")
     add_config_arguments(parser)
 
 
@@ -100,6 +119,7 @@ def run(args: argparse.Namespace) -> int | None:
         raise ValueError("--json and --report name one file; give two")
     if (args.self_test or args.compare) and (args.protocol or (args.self_test and args.compare)):
         raise ValueError("--self-test and --compare stand alone; leave out the protocol and the other one")
+    _refuse_unused(args)
     if args.self_test:
         return _self_test(args)
     if args.compare:
@@ -113,7 +133,24 @@ def run(args: argparse.Namespace) -> int | None:
     return None
 
 
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Set defaults. Raises: ValueError for an option that would have no effect."""
+    mode = "--self-test" if args.self_test else "--compare" if args.compare else args.protocol
+    for name, value in vars(args).items():
+        if name in ("protocol", "self_test", "compare") or value in (None, False, []):
+            continue
+        if name in DIGITS_OPTIONS if mode not in TAKEN_BY else name not in TAKEN_BY[mode]:
+            option = "key=value" if name == "overrides" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} has no effect on {mode}; leave it out")
+    for name, default in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if not 1 <= args.batch <= 1000:
+        raise ValueError(f"--batch {args.batch}: give 1 to 1000")
+
+
 def _run_digits(args: argparse.Namespace) -> None:
+    from cogvideo.cli._common import device_from
     from cogvideo.files import write_json
     from cogvideo.locks import lock_output
     from cogvideo.logs import get_logger
@@ -129,13 +166,11 @@ def _run_digits(args: argparse.Namespace) -> None:
     for override in args.overrides:
         if override.partition("=")[0] in FIXED_SETTINGS:
             raise ValueError(f"{override}: the benchmark sets {', '.join(FIXED_SETTINGS)} itself; leave it out")
-    for option in ("generated", "prompts", "report", "cache", "seam", "network"):
-        if getattr(args, option):
-            raise ValueError(f"--{option} has no effect on digits; leave it out")
-
-    tokenizer, generate, about = _real_clips(args) if args.real else _model_clips(args)
+    device = device_from(args.device)
+    networks = _packaged_networks(args, device)
+    tokenizer, generate, about = _real_clips(args, device) if args.real else _model_clips(args)
     with lock_output(args.json) if args.json else nullcontext():
-        results = run_benchmark(benchmark, tokenizer, generate, get_logger("eval").info)
+        results = run_benchmark(benchmark, tokenizer, generate, networks, args.batch, get_logger("eval").info)
         print(format_table(results))
         if args.json:
             write_json(args.json, {**about, **results.to_json()})
@@ -145,36 +180,66 @@ def _run_protocol(args: argparse.Namespace) -> None:
     import tempfile
 
     from cogvideo.cli._common import device_from
+    from cogvideo.distributed import ProcessGroup
     from cogvideo.evaluation.compare import compare
-    from cogvideo.evaluation.comparison_report import format_comparison, write_report
     from cogvideo.evaluation.measure import Meter
-    from cogvideo.files import write_json
     from cogvideo.locks import lock_output
 
     _check_options(args)
-    device = device_from(args.device)
+    processes = ProcessGroup.from_environment()
+    if processes.size > 1 and (args.model or not args.cache):
+        raise ValueError(
+            "in several processes give --cache DIR, a folder that all of them see, and clips as --generated; "
+            "`cogvideo sample` makes them in several processes too"
+        )
     protocol = _protocol(args)
-    networks = _open_networks(args, protocol, device)
-    protocol = protocol.with_networks({role: network.sha256 for role, network in networks.items()})
+    if args.seam is not None and args.seam >= protocol.frames:
+        raise ValueError(
+            f"a seam at frame {args.seam} needs longer clips; {protocol.name} has {protocol.frames} frames"
+        )
+    device = device_from(args.device)
+    given = _open_networks(args, protocol, device)
+    protocol = protocol.with_networks({role: network.sha256 for role, network in given.items()})
+    networks = given | (_packaged_networks(args, device) if args.real else {})
     with ExitStack() as stack:
-        for file in filter(None, (args.json, args.report)):
+        for file in filter(None, (args.json, args.report)) if processes.rank == 0 else ():
             stack.enter_context(lock_output(file))
         # Sets that several seeds share are measured once.
         if args.cache:
             args.cache.mkdir(parents=True, exist_ok=True)
         cache = args.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        generated, tokenizer = _generated(args, protocol, device)
-        real = _source(args.real, tokenizer) if args.real else None
-        meter = Meter(protocol, networks, args.batch, cache, args.seam)
+        generated, real, tokenizer = _clips(args, protocol, device)
+        meter = Meter(protocol, networks, args.batch, cache, args.seam, processes)
         result = compare(meter, generated, real, tokenizer, args.seeds)
-        print(format_comparison(result))
-        sources = {"generated": generated.origin, "generated_kind": generated.kind, "real": str(args.real)}
-        used = {role: {"sha256": network.sha256, "trusted": network.trusted} for role, network in networks.items()}
-        if args.json:
-            about = {"sources": sources, "seeds": args.seeds, "networks": used}
-            write_json(args.json, {**about, **result.to_json()})
-        if args.report:
-            write_report(args.report, result, meter)
+        if processes.rank == 0:
+            _write_results(args, result, meter, generated)
+    processes.close()
+
+
+def _write_results(args: argparse.Namespace, result: "Comparison", meter: "Meter", generated: "ClipSource") -> None:
+    from cogvideo.evaluation.comparison_report import format_comparison, write_report
+    from cogvideo.evaluation.packaged_networks import INSTALL, are_installed
+    from cogvideo.files import write_json
+
+    if args.real and args.distances is None and not are_installed():
+        result.notes.append(f"appearance and motion distance need their networks: {INSTALL}")
+    print(format_comparison(result))
+    origin = str(args.model or args.generated)
+    sources = {"generated": origin, "generated_kind": generated.kind, "real": str(args.real)}
+    used = {role: {"sha256": network.sha256, "trusted": network.trusted} for role, network in meter.networks.items()}
+    if args.json:
+        about = {"sources": sources, "seeds": args.seeds, "networks": used}
+        write_json(args.json, {**about, **result.to_json()})
+    if args.report:
+        write_report(args.report, result, meter)
+
+
+def _packaged_networks(args: argparse.Namespace, device: "torch.device") -> "dict[str, FeatureNetwork]":
+    """Those of `--distances`, by role; none if they are not wanted, or not installed and not asked for."""
+    from cogvideo.evaluation.packaged_networks import are_installed, open_packaged
+
+    wanted = are_installed() if args.distances is None else args.distances
+    return open_packaged(device) if wanted else {}
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -193,11 +258,13 @@ def _check_options(args: argparse.Namespace) -> None:
         given = [name for name in LOCAL_OPTIONS if getattr(args, name) is not None]
         if given:
             raise ValueError(f"--{given[0]} is fixed by {args.protocol}; only {LOCAL} can be changed")
-    for name in ("seeds", "batch", "clips", "frames", "stride", "fps", "side"):
+    for name in ("seeds", "clips", "frames", "stride", "fps", "side"):
         value = getattr(args, name)
         least, most = {"clips": (2, 10**6), "frames": (2, 10_000), "side": (16, 2048)}.get(name, (1, 1000))
         if value is not None and not (0 < value <= most if name == "fps" else least <= value <= most):
             raise ValueError(f"--{name} {value:g}: give {'more than 0' if name == 'fps' else least} to {most}")
+    if args.seam is not None and args.seam < 1:
+        raise ValueError(f"--seam {args.seam}: give the frame that the continued clip begins with, 1 or more")
     if args.fps is not None and args.stride is not None:
         raise ValueError("--fps and --stride both choose frames; give one of them")
 
@@ -231,53 +298,37 @@ def _open_networks(
     return {role: open_network(role, file, device, trust=args.trust_network) for role, file in files.items()}
 
 
-def _generated(
+def _clips(
     args: argparse.Namespace, protocol: "Protocol", device: "torch.device"
-) -> "tuple[ClipSource, ImageTokenizer | None]":
-    """The generated clips, and the image tokenizer for the ceiling."""
+) -> "tuple[ClipSource, ClipSource | None, ImageTokenizer | None]":
+    """The generated clips, the real ones, and the image tokenizer for the ceiling. What can be wrong is found first."""
+    from cogvideo.evaluation.compare import check_tokenizer
+    from cogvideo.evaluation.generation import sample_clips
+    from cogvideo.evaluation.sources import open_source
+    from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.text import read_prompts
     from cogvideo.tokenizers.image import open_image_tokenizer
 
     if args.model:
-        return _sampled(args, protocol)
+        prompts, config = read_prompts(args.prompts), _sample_config(args)
+        pipeline = Pipeline.load(args.model, config)
+        check_tokenizer(protocol, pipeline.image_tokenizer)
+        real = open_source(args.real, pipeline.image_tokenizer) if args.real else None
+        generated = sample_clips(pipeline, config, prompts, protocol, real)
+        return generated, real, pipeline.image_tokenizer
     tokenizer = open_image_tokenizer(args.tokenizer) if args.tokenizer else None
     if tokenizer is not None:
+        check_tokenizer(protocol, tokenizer)
         tokenizer.model.to(device)
-    return _source(args.generated, tokenizer), tokenizer
+    return open_source(args.generated, tokenizer), open_source(args.real, tokenizer) if args.real else None, tokenizer
 
 
-def _source(folder: Path, tokenizer: "ImageTokenizer | None") -> "ClipSource":
-    from cogvideo.evaluation.sources import open_source
-
-    return open_source(folder, tokenizer)
-
-
-def _sampled(args: argparse.Namespace, protocol: "Protocol") -> "tuple[ClipSource, ImageTokenizer]":
-    """Sample as many clips as the protocol needs: one per prompt, or several if there are fewer prompts."""
-    import numpy as np
-
-    from cogvideo.evaluation.preprocessing import choose_frames
-    from cogvideo.evaluation.sources import clips_of_tokens
-    from cogvideo.logs import progress
+def _sample_config(args: argparse.Namespace) -> "SampleConfig":
+    """The settings of sampling; `--device` counts unless device= is given too."""
     from cogvideo.sampling.bundle import load_sample_config
-    from cogvideo.sampling.pipeline import Pipeline
-    from cogvideo.text import read_prompts
 
-    prompts = read_prompts(args.prompts)
-    config = load_sample_config(args.model, args.config, args.overrides)
-    wanted = protocol.clips or len(prompts) * config.samples_per_prompt
-    config = replace(config, samples_per_prompt=-(-wanted // len(prompts)))
-    pipeline = Pipeline.load(args.model, config)
-    count = round(pipeline.fps(config) * config.seconds) + 1
-    times = np.linspace(0, config.seconds, count)
-    if choose_frames(protocol, count, times, "first", np.random.default_rng()) is None:
-        raise ValueError(
-            f"the model makes clips of {count} frames, {protocol.name} needs {protocol.frames}; set rounds="
-        )
-    with progress(pipeline.num_tokens(config, len(prompts)), "sampling", "tokens") as bar:
-        tokens = pipeline.sample(prompts, config, bar.update)
-    names = [f"{number:05d} {prompts[number // config.samples_per_prompt]}" for number in range(len(tokens))]
-    source = clips_of_tokens(tokens, config.seconds, names, pipeline.image_tokenizer, str(args.model))
-    return source, pipeline.image_tokenizer
+    overrides = [*([f"device={args.device}"] if args.device else []), *args.overrides]
+    return load_sample_config(_bundle(args), args.config, overrides)
 
 
 def _self_test(args: argparse.Namespace) -> int:
@@ -302,20 +353,20 @@ def _compare_files(left: Path, right: Path) -> None:
     print(format_files(left, right))
 
 
-def _real_clips(args: argparse.Namespace) -> "tuple[ImageTokenizer, None, dict[str, Any]]":
+def _real_clips(args: argparse.Namespace, device: "torch.device") -> "tuple[ImageTokenizer, None, dict[str, Any]]":
     from cogvideo.tokenizers.image import open_image_tokenizer
 
-    folder = args.tokenizer or _bundle(args) / "image_tokenizer"
-    return open_image_tokenizer(folder), None, {"tokenizer": str(args.tokenizer or args.model or "bundled")}
+    tokenizer = open_image_tokenizer(args.tokenizer or _bundle(args) / "image_tokenizer")
+    tokenizer.model.to(device)
+    return tokenizer, None, {"tokenizer": str(args.tokenizer or args.model or "bundled")}
 
 
 def _model_clips(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[str, Any]]":
     from cogvideo.config import to_dict
-    from cogvideo.sampling.bundle import load_sample_config
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.worlds.digits.benchmark import generate_with
 
-    config = load_sample_config(_bundle(args), args.config, args.overrides)
+    config = _sample_config(args)
     pipeline = Pipeline.load(_bundle(args), config)
     about = {"model": str(args.model or "bundled"), "sampling": to_dict(config)}
     return pipeline.image_tokenizer, generate_with(pipeline, config), about

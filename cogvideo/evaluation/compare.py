@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from cogvideo.evaluation.feature_metrics import inception_score, kernel_distance, precision_and_recall
 from cogvideo.evaluation.frechet import MIN_TO_EXTRAPOLATE, Moments, extrapolate, frechet_distance
 from cogvideo.evaluation.measure import Choice, ChosenClip, Measured, Meter, choose_clips
-from cogvideo.evaluation.protocols import Protocol
+from cogvideo.evaluation.packaged_networks import PACKAGED
+from cogvideo.evaluation.protocols import Protocol, Start
 from cogvideo.evaluation.sources import ClipSource, ReconstructedClip
 from cogvideo.evaluation.statistics import bootstrap_interval
 from cogvideo.tokenizers.image import ImageTokenizer
 
+PACKAGED_DISTANCES = {f"{role}_distance": role for role in PACKAGED}
+"""Fréchet distances on the features of packaged networks, which any protocol can have."""
 SHOWN_CLIPS = 4
 """Best and worst clips that a report shows, each."""
 
@@ -53,6 +56,8 @@ class Comparison:
 
     protocol: Protocol
     numbers: dict[str, Number] = field(default_factory=dict)
+    seam: int | None = None
+    """The frame that `seam` was measured at."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers must know."""
     best: list[tuple[ChosenClip, float]] = field(default_factory=list)
@@ -72,7 +77,8 @@ class Comparison:
             name: [{"clip": chosen.clip.name, "distance": distance} for chosen, distance in shown]
             for name, shown in (("best", self.best), ("worst", self.worst))
         }
-        return {"protocol": self.protocol.to_json(), "numbers": numbers, **clips, "notes": self.notes}
+        about = {"protocol": self.protocol.to_json(), "seam": self.seam}
+        return {**about, "numbers": numbers, **clips, "notes": self.notes}
 
 
 @dataclass
@@ -95,10 +101,15 @@ def compare(
 ) -> Comparison:
     """Measure both sides with every seed, which draws other clips and other starts.
 
-    `tokenizer` gives the ceiling. Raises: ValueError if a side has too few clips, or one that cannot be read.
+    `tokenizer` gives the ceiling. Of several processes, which all call this, rank 0 has the numbers.
+    Raises: ValueError if a side has too few clips, or one that cannot be read.
     """
+    if tokenizer is not None:
+        check_tokenizer(meter.protocol, tokenizer)
     runs = [_measure(meter, generated, real, tokenizer, seed) for seed in range(seeds)]
-    result = Comparison(meter.protocol, notes=_notes(meter, generated, real, runs[0]))
+    if meter.processes.rank:
+        return Comparison(meter.protocol)
+    result = Comparison(meter.protocol, notes=_notes(meter, generated, real, runs[0]), seam=meter.seam)
     of_seeds = [_feature_numbers(meter.protocol, run) | _pixel_numbers(run) for run in runs]
     for name in of_seeds[0]:
         result.numbers[name] = _joined([numbers[name] for numbers in of_seeds])
@@ -106,25 +117,44 @@ def compare(
     return result
 
 
+def check_tokenizer(protocol: Protocol, tokenizer: ImageTokenizer) -> None:
+    """Raises: ValueError if the protocol's frames cannot make the round trip through the image tokenizer."""
+    if protocol.side % tokenizer.compress_rate:
+        raise ValueError(
+            f"{protocol.name} has frames of {protocol.side} pixels, which the image tokenizer's "
+            f"{tokenizer.compress_rate} do not divide; leave the tokenizer out"
+        )
+
+
+def check_count(protocol: Protocol, source: ClipSource, choice: Choice, side: str, count: int) -> None:
+    """Raises: ValueError if fewer than `count` clips, or fewer than two, could be chosen."""
+    if len(choice.clips) < max(count, 2):
+        data = f"; it needs {protocol.data}" if side == "real" else ""
+        raise ValueError(
+            f"{source.origin} has {len(choice.clips)} {side} clips of {protocol.frames} frames "
+            f"({choice.too_short} videos are shorter), {protocol.name} needs {max(count, 2)}{data}"
+        )
+
+
 def _measure(
     meter: Meter, generated: ClipSource, real: ClipSource | None, tokenizer: ImageTokenizer | None, seed: int
 ) -> _Seed:
     protocol = meter.protocol
     count = protocol.clips
-    ours = choose_clips(generated, protocol, protocol.generated_start, count, seed)
+
+    def choose(source: ClipSource, start: Start, wanted: int | None) -> Choice:
+        return choose_clips(source, protocol, start, wanted, seed, meter.processes)
+
+    ours = choose(generated, protocol.generated_start, count)
     theirs = None
     if real is not None:
         # Twice as many, so that the other half shows the floor.
-        theirs = choose_clips(real, protocol, protocol.real_start, None if count is None else 2 * count, seed)
+        theirs = choose(real, protocol.real_start, None if count is None else 2 * count)
         count = min(len(ours.clips), len(theirs.clips)) if count is None else count
     count = len(ours.clips) if count is None else count
-    for source, choice, side in ((generated, ours, "generated"), (real, theirs, "real")):
-        if choice is not None and (len(choice.clips) < count or count < 2):
-            data = f"; it needs {protocol.data}" if side == "real" else ""
-            raise ValueError(
-                f"{source.origin if source else ''} has {len(choice.clips)} {side} clips of {protocol.frames} frames "
-                f"({choice.too_short} videos are shorter), {protocol.name} needs {max(count, 2)}{data}"
-            )
+    check_count(protocol, generated, ours, "generated", count)
+    if real is not None and theirs is not None:
+        check_count(protocol, real, theirs, "real", count)
     rng = np.random.default_rng((seed, 0xF10A))
     ours = _subset(ours, rng.permutation(len(ours.clips))[:count])
     generated_set = meter.measure(ours, "generated clips")
@@ -136,11 +166,6 @@ def _measure(
     other = meter.measure(second, "other real clips") if len(second.clips) == count else None
     reconstructed = None
     if tokenizer is not None:
-        if protocol.side % tokenizer.compress_rate:
-            raise ValueError(
-                f"{protocol.name} has frames of {protocol.side} pixels, which the image tokenizer's "
-                f"{tokenizer.compress_rate} do not divide; leave the tokenizer out"
-            )
         copies = [
             ChosenClip(ReconstructedClip(clip, tokenizer, meter.prepare), indices) for clip, indices in first.clips
         ]
@@ -166,7 +191,8 @@ def _feature_numbers(protocol: Protocol, run: _Seed) -> dict[str, Number]:
     halves = (real.part(slice(0, n // 2)), real.part(slice(n // 2, 2 * (n // 2))))
     left, right = (real, run.other_real) if run.other_real is not None else halves
     floor_count = len(left)
-    for metric in protocol.metrics:
+    distances = [name for name, role in PACKAGED_DISTANCES.items() if role in real.features]
+    for metric in (*protocol.metrics, *distances):
         if metric == "is":
             continue
         values = [
@@ -189,9 +215,10 @@ def _distances(protocol: Protocol, metric: str, real: Measured, other: Measured 
     """A measure's values by name; None if there is nothing to compare, or too few clips."""
     if other is None or min(len(real), len(other)) < 2:
         return None
-    x, y = real.features["i3d"], other.features["i3d"]
-    if metric == "fvd":
-        return {"fvd": frechet_distance(Moments.of(x), Moments.of(y), protocol.divisor)}
+    role = PACKAGED_DISTANCES.get(metric, "i3d")
+    x, y = real.features[role], other.features[role]
+    if metric == "fvd" or metric in PACKAGED_DISTANCES:
+        return {metric: frechet_distance(Moments.of(x), Moments.of(y), protocol.divisor)}
     if metric == "kvd":
         return {"kvd": kernel_distance(x, y)}
     if min(len(x), len(y)) <= 3:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NotRequired
 
 from typing_extensions import TypedDict
 
@@ -24,6 +25,8 @@ SHEET_WIDTH = 640
 TITLES = {
     "fvd": "FVD (lower is better)",
     "kvd": "KVD (lower is better)",
+    "appearance_distance": "appearance distance (lower is better)",
+    "motion_distance": "motion distance (lower is better)",
     "precision": "precision (higher is better)",
     "recall": "recall (higher is better)",
     "is": "Inception Score (higher is better)",
@@ -68,6 +71,7 @@ def format_comparison(result: Comparison) -> str:
 class NumberRecord(TypedDict):
     """A number in a file of results."""
 
+    count: int
     protocol: str
     value: float | None
 
@@ -82,15 +86,25 @@ class ResultRecord(TypedDict):
 
     protocol: ProtocolRecord
     numbers: dict[str, NumberRecord]
+    seam: NotRequired[int | None]
 
 
 def format_files(left: Path, right: Path) -> str:
     """Two files of results side by side.
 
-    Raises: OSError; ValueError if one is no such file, or for results of different protocols.
+    Raises: OSError; ValueError if one is no such file, or for results of other protocols, numbers of clips or seams.
     """
     first, second = (read_json(path, ResultRecord) for path in (left, right))
     check_comparable(first["protocol"]["hash"], second["protocol"]["hash"])
+    clips = [max((number["count"] for number in one["numbers"].values()), default=0) for one in (first, second)]
+    if clips[0] != clips[1]:
+        raise ValueError(
+            f"{left} has numbers of {clips[0]} clips, {right} of {clips[1]}; measure both with as many, by --clips"
+        )
+    seams = [one.get("seam") for one in (first, second)]
+    if seams[0] != seams[1]:
+        words = ["no --seam" if seam is None else f"--seam {seam}" for seam in seams]
+        raise ValueError(f"{left} was measured with {words[0]}, {right} with {words[1]}; measure both alike")
     rows = [("measure", str(left), str(right), "protocol")]
     for name, number in first["numbers"].items():
         if name in second["numbers"]:

@@ -9,13 +9,16 @@ X^T X = R^T R, which is exact to rounding, of bounded size, and can be extended 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Divisor = Literal["n", "n-1"]
+BLOCK = 4096
+"""Rows of features that are in float64 at once."""
 MIN_TO_EXTRAPOLATE = 64
 """Clips; of fewer, the distance is not nearly linear in 1 / n."""
 SIZES_TO_EXTRAPOLATE = (1.0, 0.75, 0.5, 0.35, 0.25)
@@ -35,6 +38,14 @@ class Moments:
     @classmethod
     def of(cls, features: ArrayLike) -> Moments:
         """features: (n, d). Raises: ValueError for another shape, no rows, or a value that is not finite."""
+        parts = list(_blocks(np.asarray(features)))
+        moments = cls._of_block(parts[0])
+        for part in parts[1:]:
+            moments = moments.merge(cls._of_block(part))
+        return moments
+
+    @classmethod
+    def _of_block(cls, features: NDArray[Any]) -> Moments:
         values = checked_features(features)
         mean = values.mean(axis=0)
         return cls(len(values), mean, _triangle(values - mean))
@@ -100,6 +111,12 @@ def checked_features(features: ArrayLike) -> NDArray[np.float64]:
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         raise ValueError(f"the features of clip {row} are not finite; the network or its input is wrong")
     return values
+
+
+def _blocks(features: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Rows to turn into float64 at once; one block even of nothing, to be refused."""
+    for first in range(0, max(1, len(features) if features.ndim else 0), BLOCK):
+        yield features[first : first + BLOCK] if features.ndim else features
 
 
 def _triangle(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,13 +1,14 @@
 """Measure a set of clips: choose one clip per video, then features and pixel measures of each, one batch at a time.
 
-Memory does not grow with the number of clips beyond their features. Features can be kept on disk, under a digest of the
-protocol, the networks and the clips.
+Frames are in memory one batch at a time; what stays of a clip is its features, about 10 KB. Measured clips can be kept
+on disk, under the protocol's hash and a digest of the networks and the clips, so that an interrupted evaluation
+continues and several processes share one.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cogvideo.distributed import ProcessGroup
 from cogvideo.evaluation import pixel_metrics
 from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.evaluation.packaged_networks import PACKAGED
 from cogvideo.evaluation.pixel_metrics import DRIFT_FRAMES, FROZEN_MOTION
 from cogvideo.evaluation.preprocessing import choose_frames, network_input, resize_frames, to_bytes
 from cogvideo.evaluation.protocols import Protocol, Start
 from cogvideo.evaluation.sources import Clip, ClipSource, Frames
 from cogvideo.files import atomic_write, read_npz
-from cogvideo.logs import get_logger, progress
+from cogvideo.logs import progress
 
 CACHE_BYTES = 1 << 30
+CHUNK = 64
+"""Clips per file of the cache: what an interruption costs at most, in each process."""
+ALONE = ProcessGroup()
 
 
 class ChosenClip(NamedTuple):
@@ -64,36 +70,58 @@ class Measured:
     def __len__(self) -> int:
         return len(self.names)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Measured]) -> Measured:
+        """Several sets that were measured alike, one after the other."""
+        first = parts[0]
+        return cls(
+            [name for part in parts for name in part.names],
+            {role: np.concatenate([part.features[role] for part in parts]) for role in first.features},
+            {name: np.concatenate([part.pixels[name] for part in parts]) for name in first.pixels},
+        )
+
     def part(self, rows: slice | NDArray[np.int64]) -> Measured:
         names = np.array(self.names, dtype=object)[rows].tolist()
         features = {role: values[rows] for role, values in self.features.items()}
         return Measured(names, features, {name: values[rows] for name, values in self.pixels.items()})
 
 
-def choose_clips(source: ClipSource, protocol: Protocol, start: Start, wanted: int | None, seed: int) -> Choice:
+def choose_clips(
+    source: ClipSource,
+    protocol: Protocol,
+    start: Start,
+    wanted: int | None,
+    seed: int,
+    processes: ProcessGroup = ALONE,
+) -> Choice:
     """Draw up to `wanted` videos that are long enough (None: all), and a clip of each. The same seed, the same clips.
 
-    Raises: ValueError for a video that cannot be read.
+    Of several processes one looks at the videos. Raises: ValueError for a video that cannot be read.
     """
-    rng = np.random.default_rng((seed, 0xE7A1))
-    chosen: list[ChosenClip] = []
-    too_short = 0
-    for index in rng.permutation(len(source)):
-        if wanted is not None and len(chosen) == wanted:
-            break
-        clip = source.clips[index]
-        try:
-            indices = choose_frames(protocol, clip.num_frames, clip.seconds, start, rng)
-        except ValueError as error:
-            if clip.name in str(error):
-                raise
-            raise ValueError(f"{source.origin}, {clip.name}: {error}") from None
-        if indices is None:
-            too_short += 1
-        else:
-            chosen.append(ChosenClip(clip, indices))
-    chosen.sort(key=lambda entry: entry.clip.name)
-    return Choice(chosen, too_short)
+
+    def choose() -> tuple[list[tuple[int, NDArray[np.int64]]], int]:
+        rng = np.random.default_rng((seed, 0xE7A1))
+        chosen: list[tuple[int, NDArray[np.int64]]] = []
+        too_short = 0
+        for index in rng.permutation(len(source)).tolist():
+            if wanted is not None and len(chosen) == wanted:
+                break
+            clip = source.clips[index]
+            try:
+                frames = choose_frames(protocol, clip.num_frames, clip.seconds, start, rng)
+            except ValueError as error:
+                if clip.name in str(error):
+                    raise
+                raise ValueError(f"{source.origin}, {clip.name}: {error}") from None
+            if frames is None:
+                too_short += 1
+            else:
+                chosen.append((index, frames))
+        return chosen, too_short
+
+    chosen, too_short = processes.broadcast_from_rank_0(choose)
+    clips = [ChosenClip(source.clips[index], frames) for index, frames in chosen]
+    return Choice(sorted(clips, key=lambda entry: entry.clip.name), too_short)
 
 
 @dataclass(frozen=True)
@@ -105,49 +133,77 @@ class Meter:
     batch: int = 8
     """Clips that a network reads at once."""
     cache: Path | None = None
-    """Folder of measured sets."""
+    """Folder of measured clips; several processes need one that all of them see."""
     seam: int | None = None
     """Index of the frame that a continued clip begins with."""
+    processes: ProcessGroup = ALONE
 
     def measure(self, choice: Choice, what: str, references: Sequence[ChosenClip] | None = None) -> Measured:
         """Read and measure clips; `what` they are called in the progress bar.
 
+        Clips are measured `CHUNK` at a time, and kept in the cache so. Several processes measure every so many chunks
+        each, and read each other's once all are there.
+
         `references`, one per clip, adds PSNR and SSIM. Raises: ValueError, OSError for a clip that cannot be read.
         """
+        if self.cache is None and self.processes.size > 1:
+            raise ValueError("several processes share what they measured in a folder; give one as the cache")
+        starts = range(0, len(choice.clips), CHUNK)
+        chunks = [Choice(choice.clips[first : first + CHUNK], 0) for first in starts]
+        known = [None if references is None else references[first : first + CHUNK] for first in starts]
+        own = self.processes.shard(len(chunks))
+        parts: dict[int, Measured] = {}
+        with progress(sum(len(chunks[number].clips) for number in own), what, "clips") as bar:
+            for number in own:
+                parts[number] = self._chunk(chunks[number], known[number], bar.update)
+        self.processes.barrier()
+        for number in set(range(len(chunks))) - set(own):
+            parts[number] = self._chunk(chunks[number], known[number], lambda count: None)
+        return Measured.joined([parts[number] for number in range(len(chunks))])
+
+    def _chunk(
+        self, choice: Choice, references: Sequence[ChosenClip] | None, update: Callable[[int], object]
+    ) -> Measured:
+        """A chunk from the cache, or measured and then in the cache."""
         file = None if self.cache is None else self.cache / f"{self._key(choice, references is not None)}.npz"
         if file is not None and file.is_file():
-            arrays = read_npz(file, max_bytes=CACHE_BYTES)
-            if measured := _from_arrays(arrays, choice):
-                get_logger("eval").info("%s: measured before, in %s", what, file.name)
+            measured = _from_arrays(read_npz(file, max_bytes=CACHE_BYTES), choice)
+            if measured is not None:
+                update(len(choice.clips))
                 return measured
-        features: dict[str, list[NDArray[np.float32]]] = {role: [] for role in self.networks}
-        rows: list[dict[str, float]] = []
-        with progress(len(choice.clips), what, "clips") as bar:
-            for first in range(0, len(choice.clips), self.batch):
-                batch = []
-                for number, (clip, indices) in enumerate(choice.clips[first : first + self.batch], first):
-                    pixels = self._prepared(clip, indices)
-                    batch.append(pixels)
-                    frames = to_bytes(pixels)
-                    row = self._pixel_row(frames, None if clip.seconds is None else clip.seconds[indices])
-                    if references is not None:
-                        original = to_bytes(self._prepared(*references[number]))
-                        row["psnr"] = pixel_metrics.psnr(frames, original)
-                        row["ssim"] = pixel_metrics.ssim(frames, original)
-                    rows.append(row)
-                for role, network in self.networks.items():
-                    clips = torch.stack([network_input(self.protocol, pixels, role) for pixels in batch])
-                    features[role].append(network.features(clips, prepare=self.protocol.network_prepares))
-                bar.update(len(batch))
-        measured = Measured(
-            [clip.name for clip, _ in choice.clips],
-            {role: np.concatenate(parts) for role, parts in features.items()},
-            {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())},
-        )
+        measured = self._measure(choice, references, update)
         if file is not None:
             with atomic_write(file) as temporary, open(temporary, "wb") as opened:
                 np.savez(opened, **_to_arrays(measured))
         return measured
+
+    def _measure(
+        self, choice: Choice, references: Sequence[ChosenClip] | None, update: Callable[[int], object]
+    ) -> Measured:
+        features: dict[str, list[NDArray[np.float32]]] = {role: [] for role in self.networks}
+        rows: list[dict[str, float]] = []
+        for first in range(0, len(choice.clips), self.batch):
+            batch = []
+            for number, (clip, indices) in enumerate(choice.clips[first : first + self.batch], first):
+                pixels = self._prepared(clip, indices)
+                batch.append(pixels)
+                frames = to_bytes(pixels)
+                row = self._pixel_row(frames, None if clip.seconds is None else clip.seconds[indices])
+                if references is not None:
+                    original = to_bytes(self._prepared(*references[number]))
+                    row["psnr"] = pixel_metrics.psnr(frames, original)
+                    row["ssim"] = pixel_metrics.ssim(frames, original)
+                rows.append(row)
+            for role, network in self.networks.items():
+                clips = torch.stack([network_input(self.protocol, pixels, role) for pixels in batch])
+                prepare = self.protocol.network_prepares and role not in PACKAGED
+                features[role].append(network.features(clips, prepare=prepare))
+            update(len(batch))
+        return Measured(
+            [clip.name for clip, _ in choice.clips],
+            {role: np.concatenate(parts) for role, parts in features.items()},
+            {name: np.array([row[name] for row in rows]) for name in rows[0]},
+        )
 
     def frames(self, chosen: ChosenClip) -> Frames:
         """A clip's frames as they are measured, (n, side, side, 3)."""
@@ -177,7 +233,7 @@ class Meter:
     def _key(self, choice: Choice, has_references: bool) -> str:
         networks = sorted((role, network.sha256) for role, network in self.networks.items())
         parts = (self.protocol.hash, networks, self.seam, has_references, choice.digest)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+        return f"{self.protocol.hash}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"
 
 
 def _to_arrays(measured: Measured) -> dict[str, Any]:

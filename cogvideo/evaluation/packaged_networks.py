@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cogvideo.evaluation.frechet import Moments, frechet_distance
 from cogvideo.evaluation.networks import FeatureNetwork
 
 INSTALL = "pip install 'cogvideo[eval]'"
@@ -69,7 +72,8 @@ class EfficientNetLite0(nn.Module):
 
     def frame_features(self, frames: Tensor) -> Tensor:
         """frames (n, 3, 224, 224), 0 to 255 -> (n, 1280); `_fc` makes ImageNet's logits of them."""
-        x = functional.relu6(self._bn0(self._conv_stem((frames - 127) / 128)))
+        x = ((frames - 127) / 128).contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
+        x = functional.relu6(self._bn0(self._conv_stem(x)))
         x = functional.relu6(self._bn1(self._conv_head(self._blocks(x))))
         return x.mean(dim=(2, 3))
 
@@ -83,9 +87,7 @@ class _Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         stride, kernel = self.stride[0], self.kernel_size[0]
         rows, columns = (max(0, (-(-size // stride) - 1) * stride + kernel - size) for size in x.shape[-2:])
-        return super().forward(
-            functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        )
+        return super().forward(functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))
 
 
 class _InvertedBottleneck(nn.Module):
@@ -273,3 +275,19 @@ def open_packaged(device: torch.device) -> dict[str, FeatureNetwork]:
         module.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
         networks[role] = FeatureNetwork(role, sha256, module, device, trusted=False)
     return networks
+
+
+def clip_moments(networks: Mapping[str, FeatureNetwork], frames: NDArray[np.uint8], batch: int) -> dict[str, Moments]:
+    """The moments of the features of clips (n, frames, H, W, 3), by role; `batch` clips are read at once."""
+    moments: dict[str, Moments] = {}
+    for first in range(0, len(frames), batch):
+        clips = rearrange(torch.from_numpy(frames[first : first + batch]), "n t h w c -> n c t h w").float()
+        for role, network in networks.items():
+            part = Moments.of(network.features(clips))
+            moments[role] = moments[role].merge(part) if role in moments else part
+    return moments
+
+
+def moment_distances(left: Mapping[str, Moments], right: Mapping[str, Moments]) -> dict[str, float]:
+    """`appearance_distance` and `motion_distance` between two sets. Raises: ValueError for sets of one clip."""
+    return {f"{role}_distance": frechet_distance(left[role], right[role]) for role in left}

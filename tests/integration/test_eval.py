@@ -52,6 +52,12 @@ def test_real_clips_need_only_the_tokenizer(bundle: Path, capsys: pytest.Capture
         (["--tokenizer", "x"], "--real"),
         (["--real", "seed=1"], "--real"),
         (["--json", "no/such/folder/x.json"], "a folder that exists"),
+        (["--seeds", "2"], "--seeds has no effect on digits"),
+        (["--frames", "5"], "--frames has no effect on digits"),
+        (["--crop", "squash"], "--crop has no effect on digits"),
+        (["--trust-network"], "--trust-network has no effect on digits"),
+        (["--batch", "0"], "--batch 0: give 1 to 1000"),
+        (["--device", "nonsense"], "--device nonsense"),
     ],
 )
 def test_bad_input_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str):

@@ -1,12 +1,16 @@
 """`cogvideo eval PROTOCOL` from the command line: folders in, a table, JSON and a page out, and errors in one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cogvideo.cli.main import main
+from cogvideo.evaluation import compare as compare_module
+from cogvideo.evaluation.measure import choose_clips
+from cogvideo.evaluation.protocols import PROTOCOLS
 from cogvideo.media.video import write_video
 from tests.helpers.bundles import write_bundle
 from tests.helpers.networks import Dense, StandIn, write_network
@@ -158,6 +162,11 @@ BOTH = ["--real", "real", "--generated", "generated"]
         (["digits", "--generated", "generated"], "--generated has no effect"),
         (["digits", "--real", "real"], "takes no folder"),
         (["--self-test", "--network", "i3d=nowhere.pt"], "nowhere.pt"),
+        (["--self-test", "--seeds", "3"], "--seeds has no effect on --self-test"),
+        (["--compare", "a.json", "b.json", "--json", "c.json"], "--json has no effect on --compare"),
+        (["local", *BOTH, "--num-prompts", "5"], "--num-prompts has no effect on local"),
+        (["local", *BOTH, "--seam", "0"], "--seam 0: give the frame"),
+        (["local", *BOTH, "--frames", "8", "--seam", "8"], "a seam at frame 8"),
     ],
 )
 def test_bad_input_is_one_line(data: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
@@ -165,3 +174,68 @@ def test_bad_input_is_one_line(data: Path, capsys: pytest.CaptureFixture[str], w
     assert run(data, *words) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cogvideo: error")]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_results_of_other_numbers_of_clips_or_seams_are_not_compared(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {}
+    cases = {"two": ["--clips", "2"], "three": ["--clips", "3"], "seam": ["--clips", "2", "--seam", "4"]}
+    for name, words in cases.items():
+        files[name] = str(tmp_path / f"{name}.json")
+        assert run(data, "local", "--generated", "generated", "--side", "16", *words, "--json", files[name]) == 0
+    for other, message in (("three", r"cannot be compared"), ("seam", "no --seam")):
+        capsys.readouterr()
+        assert run(data, "--compare", files["two"], files[other]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    # numbers of as many clips as there are: one protocol, other n
+    result = json.loads(Path(files["two"]).read_text(encoding="utf-8"))
+    for number in result["numbers"].values():
+        number["count"] = 7
+    Path(files["three"]).write_text(json.dumps(result), encoding="utf-8")
+    assert run(data, "--compare", files["two"], files["three"]) == 2
+    error = capsys.readouterr().err
+    assert f"{files['two']} has numbers of 2 clips, {files['three']} of 7" in error
+
+
+@pytest.mark.parametrize("words", [["--side", "20"], ["--seam", "99"]])
+def test_what_can_be_wrong_is_found_before_any_clip_is_read(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    def work(*args: object) -> None:
+        raise AssertionError("began to work")
+
+    monkeypatch.setattr("cogvideo.evaluation.sources.VideoClip.read", work)
+    monkeypatch.setattr("cogvideo.sampling.pipeline.Pipeline.stages", work)
+    tokenizer = str(data / "bundle" / "image_tokenizer")
+    assert run(data, "local", *BOTH, "--tokenizer", tokenizer, *words) == 2
+    sampled = ["--model", "bundle", "--prompts", "prompts.txt", "--frames", "5", "num_clusters=32"]
+    assert run(data, "local", "--real", "real", *sampled, *words) == 2
+    assert capsys.readouterr().err.count("cogvideo: error") == 2
+
+
+def test_a_model_that_predicts_frames_gets_the_first_ones_of_real_clips(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(PROTOCOLS["kinetics600-5to11-64"], side=16, clips=3, metrics=(), frames=8, given_frames=4)
+    monkeypatch.setitem(PROTOCOLS, small.name, small)
+    seen = []
+    compared = compare_module.compare
+
+    def spy(meter, generated, real, *rest):
+        seen.extend([generated, real, meter])
+        return compared(meter, generated, real, *rest)
+
+    monkeypatch.setattr(compare_module, "compare", spy)
+    words = [small.name, "--real", "real", "--model", "bundle", "--prompts", "prompts.txt", "rounds=0"]
+    assert run(data, *words, "num_clusters=32", "key_frames.top_k_clusters=4", "--no-distances") == 0
+    generated, real, meter = seen
+    chosen = choose_clips(real, small, "random", 3, 0).clips
+    assert len(generated) == 3 and generated.clips[0].num_frames == 8
+    for clip, given in zip(generated.clips, chosen, strict=True):
+        frames, known = clip.read(np.arange(8)), meter.frames(given)
+        assert (frames[:4] == known[:4]).all() and (frames[4:] != known[4:]).any()
+    monkeypatch.setitem(PROTOCOLS, small.name, replace(small, clips=9))
+    monkeypatch.setattr("cogvideo.sampling.pipeline.Pipeline.stages", None)  # the real clips are counted first
+    assert run(data, *words, "num_clusters=32") == 2

@@ -6,13 +6,15 @@ trip, which is the ceiling for any generator; and the real clips themselves, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.evaluation.packaged_networks import clip_moments, moment_distances
 from cogvideo.evaluation.statistics import Mean, Proportion
 from cogvideo.logs import progress
 from cogvideo.worlds.digits.probes import Summary, probe_clips, summarise
@@ -169,6 +171,9 @@ class Results:
 
     config: DigitBenchmarkConfig
     summaries: dict[str, dict[str, Summary]] = field(default_factory=dict)
+    distances: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By measure and source, of whole clips from the real ones; those of "original" are of other real clips: the floor.
+    """
 
     def add(self, source: str, set_name: str, frames: Frames, captions: Sequence[CaptionedClip]) -> Summary:
         """Score one set of clips and store its summary."""
@@ -197,7 +202,8 @@ class Results:
             source: {name: summary.to_json() for name, summary in sets.items()}
             for source, sets in self.summaries.items()
         }
-        return {"config": {**self.config.__dict__}, **by_source, "targets": checks}
+        config = {**self.config.__dict__}
+        return {"config": config, **by_source, "distances": self.distances, "targets": checks}
 
     def _value(self, source: str, target: Target) -> float | None:
         summary = self.summaries.get(source, {}).get(target.set_name)
@@ -209,23 +215,36 @@ def run_benchmark(
     config: DigitBenchmarkConfig,
     tokenizer: ImageTokenizer | None,
     generate: Generate | None,
+    networks: Mapping[str, FeatureNetwork] | None = None,
+    batch: int = 8,
     log: Callable[[str], None] = lambda line: None,
 ) -> Results:
     """Score generated, reconstructed and real clips of the same captions.
 
-    Without `tokenizer` there are no reconstructed clips, without `generate` no generated ones. `log` gets one line per
+    Without `tokenizer` there are no reconstructed clips, without `generate` no generated ones. `networks`, by role,
+    measure distances between whole clips, `batch` of them at once, if there are two or more. `log` gets one line per
     set.
     """
-    captions, results = draw_captions(config.num_prompts, config.seed), Results(config)
+    drawn, results = draw_captions(2 * config.num_prompts, config.seed), Results(config)
+    captions, others = drawn[: config.num_prompts], drawn[config.num_prompts :]
     for name, times in config.frame_times.items():
         log(f"{config.num_prompts} clips, {_title(name)}")
         real = real_frames(captions, times)
         results.add("original", name, real, captions)
+        sets = {}
         if tokenizer is not None:
-            results.add("reconstructed", name, reconstruct(tokenizer, real), captions)
+            sets["reconstructed"] = reconstruct(tokenizer, real)
+            results.add("reconstructed", name, sets["reconstructed"], captions)
         frames = generate([caption.text for caption in captions], name) if generate is not None else None
         if frames is not None:
+            sets["generated"] = frames
             results.add("generated", name, frames, captions)
+        if networks and name == WHOLE and len(captions) > 1:
+            sets["original"] = real_frames(others, times)
+            of_real = clip_moments(networks, real, batch)
+            for source, clips in sets.items():
+                for measure, value in moment_distances(of_real, clip_moments(networks, clips, batch)).items():
+                    results.distances.setdefault(measure, {})[source] = value
     return results
 
 
@@ -258,6 +277,9 @@ def format_table(results: Results) -> str:
         for index in range(NUM_ROUNDS if name == WHOLE else 0):
             rounds = [None if summary is None else summary.midpoint_by_round[index] for summary in summaries]
             rows.append([f"    round {index + 1}", *map(_format_figure, rounds)])
+        for measure, values in results.distances.items() if name == WHOLE else ():
+            cells = [f"{values[source]:.4g}" if source in values else "-" for source in sources]
+            rows.append([f"  {measure.replace('_', ' ')}; original: of other real clips", *cells])
         lines += [*_aligned(rows), ""]
     return "\n".join([*lines, *_aligned(_speed_rows(results, sources))])
 

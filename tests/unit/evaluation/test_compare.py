@@ -126,6 +126,18 @@ def test_seeds_draw_other_clips_and_give_a_spread(network: FeatureNetwork) -> No
     assert numbers[0] == numbers[1] and numbers[0].spread > 0 and numbers[2].spread is None
 
 
+def test_numbers_of_several_seeds_are_of_all_of_them() -> None:
+    meter = Meter(protocol(clips=4), {})
+    single = [compare(meter, clips(20, 1), clips(20, 0), seeds=1).numbers]
+    joined = compare(meter, clips(20, 1), clips(20, 0), seeds=2).numbers
+    ours = [choose_clips(clips(20, 1), meter.protocol, "first", 4, seed) for seed in range(2)]
+    motions = [meter.measure(choice, "clips").pixels["motion"].mean() for choice in ours]
+    assert single[0]["motion"].value == pytest.approx(motions[0]) and single[0]["motion"].spread is None
+    assert joined["motion"].value == pytest.approx(np.mean(motions))
+    assert joined["motion"].spread == pytest.approx(np.std(motions, ddof=1)) and joined["motion"].interval is None
+    assert joined["motion"].floor != single[0]["motion"].floor
+
+
 def test_features_are_kept_and_used_again(network: FeatureNetwork, tmp_path: Path) -> None:
     meter = Meter(protocol(network), {"i3d": network}, cache=tmp_path)
     first = compare(meter, clips(6, 1), clips(6, 0))

@@ -1,0 +1,94 @@
+"""Sample the clips that a protocol measures; in frame prediction they begin with real frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cogvideo.evaluation.compare import check_count
+from cogvideo.evaluation.measure import ChosenClip, choose_clips
+from cogvideo.evaluation.preprocessing import choose_frames, resize_frames, to_bytes
+from cogvideo.evaluation.protocols import Protocol
+from cogvideo.evaluation.sources import Clip, ClipSource, Frames, clips_of_tokens
+from cogvideo.logs import progress
+from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.sampling.prompts import prompt_keys
+
+
+class PredictedClip(Clip):
+    """A generated clip whose first frames are those of a real one, at the generated frames' size."""
+
+    def __init__(self, generated: Clip, given: ChosenClip, protocol: Protocol) -> None:
+        self._generated, self._given, self._protocol, self.name = generated, given, protocol, generated.name
+
+    @property
+    def num_frames(self) -> int:
+        return self._generated.num_frames
+
+    @property
+    def seconds(self) -> NDArray[np.float64] | None:
+        return self._generated.seconds
+
+    @property
+    def identity(self) -> str:
+        first = self._given.indices[: self._protocol.given_frames].tolist()
+        return f"{self._given.clip.identity} {first} {self._generated.identity}"
+
+    def read(self, indices: NDArray[np.int64]) -> Frames:
+        frames = self._generated.read(indices).copy()
+        given = indices < self._protocol.given_frames
+        if given.any():
+            real = self._given.clip.read(self._given.indices[indices[given]])
+            frames[given] = to_bytes(resize_frames(real, frames.shape[1], self._protocol.crop, self._protocol.filter))
+        return frames
+
+
+def sample_clips(
+    pipeline: Pipeline, config: SampleConfig, prompts: Sequence[str], protocol: Protocol, real: ClipSource | None
+) -> ClipSource:
+    """As many clips as the protocol needs: one per prompt, used in turn, or several.
+
+    In frame prediction the model continues the first frames of clips of `real`, from the last of them on.
+    Raises: ValueError before anything is drawn, for clips that are too short or real ones that are too few.
+    """
+    wanted = protocol.clips or len(prompts) * config.samples_per_prompt
+    keys = prompt_keys(config.seed, prompts, -(-wanted // len(prompts)))[:wanted]
+    given = max(0, protocol.given_frames - 1)  # in front of the frame that the model starts from
+    count = pipeline.num_frames(config) + given
+    seconds = (count - 1) / pipeline.fps(config)
+    if choose_frames(protocol, count, np.linspace(0, seconds, count), "first", np.random.default_rng()) is None:
+        raise ValueError(
+            f"the model makes clips of {count} frames, {protocol.name} needs {protocol.frames}; set rounds="
+        )
+    chosen: list[ChosenClip] = []
+    if real is not None:
+        choice = choose_clips(real, protocol, protocol.real_start, wanted, seed=0)
+        check_count(protocol, real, choice, "real", wanted if protocol.clips or protocol.given_frames else 2)
+        chosen = choice.clips
+    previous = _encode(pipeline, protocol, chosen) if protocol.given_frames else None
+    encoded = pipeline.encode_prompts([key.caption for key in keys], config)
+    tokens_to_draw = len(keys) * pipeline.num_frames(config) * pipeline.sequential.config.frame_len
+    with progress(tokens_to_draw, "sampling", "tokens") as bar:
+        *_, last = pipeline.stages(keys, encoded, config, previous_frames=previous, progress=bar.update)
+    names = [f"{number:05d} {key.caption}" for number, key in enumerate(keys)]
+    source = clips_of_tokens(last.tokens, seconds, names, pipeline.image_tokenizer, "the model")
+    if previous is None:
+        return source
+    pairs = zip(source.clips, chosen, strict=True)
+    return ClipSource(source.origin, source.kind, tuple(PredictedClip(clip, real, protocol) for clip, real in pairs))
+
+
+def _encode(pipeline: Pipeline, protocol: Protocol, chosen: Sequence[ChosenClip]) -> torch.Tensor:
+    """The first frames of real clips as tokens (clips, given frames, frame_len) of the model."""
+    side = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
+    tokens = []
+    with progress(len(chosen), "given frames", "clips") as bar:
+        for clip, indices in chosen:
+            frames = resize_frames(clip.read(indices[: protocol.given_frames]), side, protocol.crop, protocol.filter)
+            tokens.append(pipeline.image_tokenizer.encode(frames / 255).cpu())
+            bar.update(1)
+    return torch.stack(tokens)
