@@ -170,7 +170,9 @@ def _run_digits(args: argparse.Namespace) -> None:
     networks = _packaged_networks(args, device)
     tokenizer, generate, about = _real_clips(args, device) if args.real else _model_clips(args)
     with lock_output(args.json) if args.json else nullcontext():
-        results = run_benchmark(benchmark, tokenizer, generate, networks, args.batch, get_logger("eval").info)
+        results = run_benchmark(
+            benchmark, tokenizer, generate, get_logger("eval").info, networks=networks, batch=args.batch
+        )
         print(format_table(results))
         if args.json:
             write_json(args.json, {**about, **results.to_json()})

@@ -215,9 +215,10 @@ def run_benchmark(
     config: DigitBenchmarkConfig,
     tokenizer: ImageTokenizer | None,
     generate: Generate | None,
+    log: Callable[[str], None] = lambda line: None,
+    *,
     networks: Mapping[str, FeatureNetwork] | None = None,
     batch: int = 8,
-    log: Callable[[str], None] = lambda line: None,
 ) -> Results:
     """Score generated, reconstructed and real clips of the same captions.
 
