@@ -30,6 +30,8 @@ from pydantic import TypeAdapter, ValidationError
 T = TypeVar("T")
 
 MAX_FILE_BYTES = 1 << 20
+YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, LookupError, AttributeError)
+"""Of reading YAML; the last three for a value that is not of the type written before it, such as `!!bool x`."""
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(\.\w+)*)=(?P<value>.*)", re.DOTALL)
 SETTING = re.compile(OVERRIDE.pattern.replace(".*", r"([\[{].*|\S*)"), re.DOTALL)
 """An override without spaces, but in a list: beside prompts and file names, anything else is one of those."""
@@ -71,7 +73,12 @@ def load_config(
             resolved = OmegaConf.to_container(merged, resolve=True)
             assert isinstance(resolved, dict)
             sources.insert(0, ("derived settings", derive({str(key): value for key, value in resolved.items()})))
-    return _build(cls, sources)
+    try:
+        return _build(cls, sources)
+    except ValueError:
+        if stored is not None:
+            from_dict(cls, values, str(stored))  # names the file if it is wrong by itself
+        raise
 
 
 def from_dict(cls: type[T], values: dict[str, Any], origin: str = "config") -> T:
@@ -267,7 +274,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = OmegaConf.to_container(loaded, resolve=False)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8 text") from None
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:  # such as !!int x
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ValueError(f"{path}:{where} not readable as YAML: {_first_line(error)}") from None
@@ -316,7 +323,7 @@ def _parse_override(word: str, known: dict[str, Any]) -> dict[str, Any]:
     else:
         try:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except YAML_ERRORS as error:
             raise ValueError(f"command line: {key}={text!r} is not readable as YAML: {_first_line(error)}") from None
     return _nest(key, value)
 

@@ -109,6 +109,7 @@ def test_strings_on_the_command_line_are_not_parsed() -> None:
         ("optimiser.betas=[a]", "optimiser.betas=['a'] does not fit; expected tuple[float, ...]"),
         ("optimiser=3", "optimiser=3 does not fit; it is a group, set optimiser.name and so on"),
         ("tags=[a", "tags='[a' is not readable as YAML"),
+        ("steps=!!bool x", "steps='!!bool x' is not readable as YAML"),
         ("steps", "expected key=value, got 'steps'"),
         ("=3", "expected key=value, got '=3'"),
         ("steps=${nothing}", "nothing"),
@@ -137,6 +138,9 @@ def test_a_mistake_on_the_command_line_is_an_error_of_one_line(word: str, messag
         ("note: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("note: ${note}", "interpolation"),
         ("note: '\x00'", "not readable as YAML"),
+        ("steps: !!int ''", "not readable as YAML"),
+        ("steps: !!bool x", "not readable as YAML"),
+        ("steps: !!timestamp x", "not readable as YAML"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -323,3 +327,24 @@ def test_a_number_that_is_none_is_named_with_its_file(tmp_path):
     path.write_text("seconds: !!int x\n")
     with pytest.raises(ValueError, match=r"c\.yaml: not readable as YAML: invalid literal for int"):
         load_config(Training, [path])
+
+
+@dataclass
+class Checked:
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be above 0")
+
+
+def test_a_stored_value_that_a_check_refuses_names_the_file_and_one_of_the_command_line_does_not(
+    tmp_path: Path,
+) -> None:
+    stored = write(tmp_path / "stored.yaml", "steps: 0")
+    with pytest.raises(ValueError, match=f"^{stored}: steps=0 must be above 0$"):
+        load_config(Checked, stored=stored)
+    assert load_config(Checked, [], ["steps=2"], stored=stored) == Checked(2)
+    write(stored, "steps: 3")
+    with pytest.raises(ValueError, match=r"^steps=0 must be above 0$"):
+        load_config(Checked, [], ["steps=0"], stored=stored)
