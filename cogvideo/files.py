@@ -38,6 +38,8 @@ from numpy.typing import DTypeLike, NDArray
 from cogvideo.interrupts import postponed_signals
 
 MAX_JSON_BYTES = 64 << 20
+MAX_VALUES = 1 << 22
+"""Of JSON, a quarter of them lists and objects: three bytes can become an empty list, which takes 64."""
 MAX_DEPTH = 32
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """What text that is no Unicode looks like in JSON, among other text."""
@@ -265,6 +267,7 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
 
     Raises: ValueError that names `origin`.
     """
+    check_counts(data, origin)
     try:
         value = json.loads(
             data,
@@ -283,6 +286,20 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
     if isinstance(value, dict | list) and _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"{origin} is damaged: its JSON is nested more than {MAX_DEPTH} deep")
     return value
+
+
+def check_counts(data: bytes | str, origin: Path | str, max_values: int = MAX_VALUES) -> None:
+    """Refuse JSON of so many values that they would take far more memory than its text.
+
+    Raises: ValueError that names `origin`.
+    """
+    comma, begins = (b",", (b"[", b"{")) if isinstance(data, bytes) else (",", ("[", "{"))
+    values, containers = data.count(comma), sum(data.count(begin) for begin in begins)  # in texts too
+    if values > max_values or containers > max_values // 4:
+        raise ValueError(
+            f"{origin} has {values} commas and {containers} brackets; expected JSON of at most {max_values} values, "
+            f"{max_values // 4} of them lists or objects"
+        )
 
 
 def read_json(path: Path | str, shape: Any = Any, *, max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False) -> Any:

@@ -124,6 +124,44 @@ def cue_positions(count: int) -> bytes:
     return matroska(element(0x1C53BB6B, point), cluster(jpeg()))
 
 
+def attachments(count: int) -> bytes:
+    """Pictures beside the video, each of which is a stream."""
+    file = element(
+        0x61A7, element(0x466E, b"a"), element(0x4660, b"image/jpeg"), element(0x465C, jpeg()), uint(0x46AE, 1)
+    )
+    return matroska(element(0x1941A469, file * count), cluster(jpeg()))
+
+
+def subtitle_tracks(count: int) -> bytes:
+    entries = (
+        element(0xAE, uint(0xD7, n), uint(0x73C5, n), uint(0x83, 0x11), element(0x86, b"S_TEXT/UTF8"))
+        for n in range(2, count + 2)
+    )
+    return matroska(element(0x1654AE6B, *entries), cluster(jpeg()))
+
+
+def subtitles(count: int) -> bytes:
+    """One frame, and then subtitles only."""
+    track = element(0xAE, uint(0xD7, 2), uint(0x73C5, 2), uint(0x83, 0x11), element(0x86, b"S_TEXT/UTF8"))
+    blocks = element(0xA3, b"\x82\0\0\x80a") * count
+    return matroska(element(0x1654AE6B, track), cluster(jpeg()), element(0x1F43B675, uint(0xE7, 0), blocks))
+
+
+def covers(count: int) -> bytes:
+    """Cover pictures in an MP4's tags, each of which is a stream."""
+    item = box("data", struct.pack(">II", 13, 0), jpeg())
+    meta = full("meta", data=box("hdlr", bytes(8) + b"mdirappl" + bytes(9)) + box("ilst", box("covr", item * count)))
+    return mp4(table(**ONE), moov=box("udta", meta))
+
+
+def flac(picture: bytes, claimed: int) -> bytes:
+    """Sound with a cover that claims more than it has."""
+    info = struct.pack(">HH3s3sQ16s", 4096, 4096, bytes(3), bytes(3), 44100 << 44 | 1 << 41 | 15 << 36, bytes(16))
+    fields = struct.pack(">II9sIIIIII", 3, 9, b"image/png", 0, 60000, 60000, 24, 0, claimed) + picture
+    blocks = b"\0" + struct.pack(">I", len(info))[1:] + info, b"\x86" + struct.pack(">I", len(fields))[1:] + fields
+    return b"fLaC" + b"".join(blocks)
+
+
 def tags(count: int) -> bytes:
     return matroska(element(0x1254C367, *[element(0x7373, element(0x63C0))] * count), cluster(jpeg()))
 
@@ -270,6 +308,13 @@ def tiff(side: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(entries)) + packed + bytes(4)
 
 
+def tiff_pages(count: int) -> bytes:
+    """Pages that lead back to the first."""
+    page = tiff(16)[16:-4]
+    pages = (page + struct.pack("<I", 16 + (n + 1) % count * (len(page) + 4)) for n in range(count))
+    return b"II*\0" + struct.pack("<I", 16) + bytes(8) + b"".join(pages)
+
+
 def playlist(depth: int) -> bytes:
     return b"ffconcat version 1.0\n" + b"file bomb.ffconcat\n" * depth
 
@@ -299,6 +344,11 @@ def hostile_media() -> dict[str, Callable[[], bytes]]:
         "cue-positions.mkv": lambda: cue_positions(200_000),
         "claimed.mkv": lambda: matroska(element(0xEC, claim=(1 << 56) - 2), cluster(jpeg())),
         "private.mkv": lambda: matroska(cluster(jpeg()), private=bytes(1 << 16)),
+        "attachments.mkv": lambda: attachments(20_000),
+        "subtitle-tracks.mkv": lambda: subtitle_tracks(10_000),
+        "subtitles.mkv": lambda: subtitles(500_000),
+        "covers.mp4": lambda: covers(20_000),
+        "cover.flac": lambda: flac(png(11_000, 11_000), 1 << 31),
         "tags.mkv": lambda: tags(30_000),
         "packed-blocks.mkv": deflated_blocks,
         "grows-vp8.webm": lambda: grown("libvpx", "webm"),
@@ -317,6 +367,8 @@ def hostile_media() -> dict[str, Callable[[], bytes]]:
         "frames.apng": lambda: apng(300_000),
         "canvas.apng": lambda: apng(3000, side=11_000),
         "canvas.webp": lambda: webp(100),
+        "frames.webp": lambda: webp(50_000, side=16),
+        "pages.tiff": lambda: tiff_pages(5000),
         "scans.jpg": lambda: jpeg(11_000, progressive=True, quality=1),
         "strips.tiff": lambda: tiff(1 << 20),
         "programs.ts": lambda: mpegts(1500),

@@ -176,6 +176,17 @@ def test_oversized_json_is_refused_unread(tmp_path: Path) -> None:
     assert len(read_json(path)) == 101
 
 
+@pytest.mark.parametrize("value", ["[],", "1,"])
+def test_json_of_very_many_values_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """A few bytes of text can become twenty times as many of objects."""
+    monkeypatch.setattr("cogvideo.files.json", None)  # nothing is parsed
+    (tmp_path / "x.json").write_text("[" + value * (1 << (21 if "[" in value else 23)) + "0]")
+    with pytest.raises(ValueError, match=r"x\.json has \d+ commas and \d+ brackets; expected"):
+        read_json(tmp_path / "x.json")
+
+
 @given(st.text())
 def test_a_safe_name_is_a_single_path_component(text: str) -> None:
     name = safe_name(text)

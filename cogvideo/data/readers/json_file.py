@@ -14,8 +14,10 @@ from typing import Any
 from cogvideo.data.readers.jsonl import parse_line
 from cogvideo.data.readers.records import ReadOptions, Row, Rows
 from cogvideo.data.readers.textfile import LineRows, decode
+from cogvideo.files import check_counts
 
 MAX_BYTES = 1 << 28
+MAX_VALUES = 1 << 24
 """A larger file would take gigabytes of memory; .jsonl has no limit."""
 
 
@@ -31,6 +33,7 @@ class JsonRows:
         text = decode(path.read_bytes(), path, options.encoding)
         if not text.strip():
             raise ValueError(f"{path} holds no captions; expected a list of objects, or an object of path to caption")
+        check_counts(text, path, MAX_VALUES)
         try:
             value = json.loads(text, object_pairs_hook=_object)
         except json.JSONDecodeError as error:

@@ -90,3 +90,10 @@ def test_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         captions_of(tmp_path, text, skip_bad=True)
     assert "\n" not in str(caught.value)
+
+
+def test_very_many_values_are_refused_before_they_are_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_VALUES", 40)
+    with pytest.raises(ValueError, match=r"c\.json has \d+ commas and 11 brackets; expected JSON of at most 40 values"):
+        captions_of(tmp_path, [{"video": "a.mp4", "caption": "x"}] * 10)
+    assert list(captions_of(tmp_path, [{"video": "a.mp4", "caption": "x"}] * 9)) == [Caption("a.mp4", "x")] * 9
