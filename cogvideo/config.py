@@ -32,6 +32,8 @@ T = TypeVar("T")
 MAX_FILE_BYTES = 1 << 20
 YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, LookupError, AttributeError)
 """Of reading YAML; the last three for a value that is not of the type written before it, such as `!!bool x`."""
+MAX_VALUES = 1 << 16
+"""Of a YAML file that has aliases."""
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(\.\w+)*)=(?P<value>.*)", re.DOTALL)
 SETTING = re.compile(OVERRIDE.pattern.replace(".*", r"([\[{].*|\S*)"), re.DOTALL)
 """An override without spaces, but in a list: beside prompts and file names, anything else is one of those."""
@@ -270,6 +272,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path}: larger than {MAX_FILE_BYTES} bytes; give a YAML config file")
     try:
+        _check_aliases(path)
         loaded = OmegaConf.load(path)
         values = OmegaConf.to_container(loaded, resolve=False)
     except UnicodeDecodeError:
@@ -283,6 +286,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, DictConfig) or not isinstance(values, dict):
         raise ValueError(f"{path}: expected `key: value` lines, got a list")
     return {str(key): value for key, value in values.items()}
+
+
+def _check_aliases(path: Path) -> None:
+    """Refuse aliases of aliases, which can repeat a value a billion times.
+
+    Raises: ValueError, yaml.YAMLError, OSError.
+    """
+    data = path.read_bytes()
+    if b"*" in data and _expanded_size(yaml.compose(data, yaml.SafeLoader), {}) > MAX_VALUES:
+        raise ValueError(f"its aliases repeat values; expected at most {MAX_VALUES} in all")
+
+
+def _expanded_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
+    """Values in a YAML node, counted as often as aliases repeat them; infinity if a node is inside itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        elif isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:

@@ -122,6 +122,10 @@ def test_a_mistake_on_the_command_line_is_an_error_of_one_line(word: str, messag
     assert "\n" not in str(caught.value)
 
 
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+"""A few hundred bytes that hold 10^8 values."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -141,6 +145,8 @@ def test_a_mistake_on_the_command_line_is_an_error_of_one_line(word: str, messag
         ("steps: !!int ''", "not readable as YAML"),
         ("steps: !!bool x", "not readable as YAML"),
         ("steps: !!timestamp x", "not readable as YAML"),
+        ("a: &a [x, *a]", "its aliases repeat values"),
+        (LAUGHS, "its aliases repeat values; expected at most 65536 in all"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, message: str) -> None:
