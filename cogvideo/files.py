@@ -267,7 +267,7 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
 
     Raises: ValueError that names `origin`.
     """
-    check_counts(data, origin)
+    check_counts(data.count(b","), data.count(b"[") + data.count(b"{"), origin)
     try:
         value = json.loads(
             data,
@@ -288,16 +288,15 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
     return value
 
 
-def check_counts(data: bytes | str, origin: Path | str, max_values: int = MAX_VALUES) -> None:
+def check_counts(commas: int, brackets: int, origin: Path | str, max_values: int = MAX_VALUES) -> None:
     """Refuse JSON of so many values that they would take far more memory than its text.
 
+    `commas`, `brackets`: how many there are, opening ones of lists and objects, those inside texts included.
     Raises: ValueError that names `origin`.
     """
-    comma, begins = (b",", (b"[", b"{")) if isinstance(data, bytes) else (",", ("[", "{"))
-    values, containers = data.count(comma), sum(data.count(begin) for begin in begins)  # in texts too
-    if values > max_values or containers > max_values // 4:
+    if commas > max_values or brackets > max_values // 4:
         raise ValueError(
-            f"{origin} has {values} commas and {containers} brackets; expected JSON of at most {max_values} values, "
+            f"{origin} has {commas} commas and {brackets} brackets; expected JSON of at most {max_values} values, "
             f"{max_values // 4} of them lists or objects"
         )
 
