@@ -117,14 +117,14 @@ class ClipLoader:
         self.dataset, self.tokenizer, self.config = dataset, text_tokenizer, config
         self.rank, self.world_size = rank, world_size
         self._rows = balanced_rows(dataset.seconds) if config.balance_lengths else None
-        self._num_rows = len(dataset) if self._rows is None else len(self._rows)
+        self.num_rows = len(dataset) if self._rows is None else len(self._rows)
         self._encode = lru_cache(CACHED_TEXTS)(text_tokenizer.encode)
 
     def batch(self, step: int) -> Batch:
         """This rank's clips of a step. Shapes: text (B, text_len), frames (B, num_frames or 1, frame_len)."""
         config = self.config
         picked, positions = batch_indices(
-            step, self.rank, self.world_size, config.batch_size, self._num_rows, config.seed
+            step, self.rank, self.world_size, config.batch_size, self.num_rows, config.seed
         )
         rows = picked if self._rows is None else self._rows[picked]
         frames = self.dataset.frames(rows)

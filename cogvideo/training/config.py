@@ -190,12 +190,19 @@ class LogConfig:
     preview_every: int = 1000
     """Steps between sample sheets; 0: none."""
     preview_share: float = 0.05
-    """With several processes, which wait while one draws a sample sheet: the largest part of the run's time that sheets
-    may take. A sheet is left out where they took more so far."""
+    """With several processes, which wait while one draws a sample sheet or measures distances: the largest part of the
+    run's time that these may take. They are left out where they took more so far."""
     validate_every: int = 500
     """Steps between validations."""
     validation_batches: int = 8
     """Batches per validation."""
+    distances_every: int = 0
+    """Steps between measurements of appearance and motion distance: of clips that the model generates from real clips,
+    of the validation data if there are some, and of two halves of these as the floor; 0: none. Needs the extra
+    `[eval]`; tasks of clips only."""
+    distances_clips: int = 64
+    """Real clips, and as many generated ones, of a distance. Two distances can be compared only if they are of equally
+    many."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Whether to log to Weights & Biases."""
     tensorboard: bool = False
@@ -207,8 +214,11 @@ class LogConfig:
         for name in ("every", "save_every", "keep_last", "validate_every", "validation_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"log.{name}={getattr(self, name)}; expected at least 1")
-        if self.preview_every < 0:
-            raise ValueError(f"log.preview_every={self.preview_every}; expected 0 or more")
+        for name in ("preview_every", "distances_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"log.{name}={getattr(self, name)}; expected 0 or more")
+        if self.distances_clips < 4:
+            raise ValueError(f"log.distances_clips={self.distances_clips}; expected 4 or more")
         if not 0 <= self.preview_share <= 1:
             raise ValueError(f"log.preview_share={self.preview_share}; expected 0 to 1")
         if self.peak_tflops is not None and self.peak_tflops <= 0:

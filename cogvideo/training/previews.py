@@ -4,6 +4,7 @@ For the transformer, clips that it generates from the text and the given frames;
 tokens, as fine tokens, and as the model draws them; for the image tokenizer, reconstructions.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.evaluation.packaged_networks import clip_moments, moment_distances
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference.engine import Engine, build_program
 from cogvideo.inference.sampler import ClusterSampler
@@ -24,6 +27,7 @@ from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.pipeline import FrameSampler
 from cogvideo.sampling.prompts import EncodedPrompt
 from cogvideo.sampling.superres import draw_fine, redraw, top_k_samplers
+from cogvideo.sequence.batch import Batch
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
 from cogvideo.tokenizers.records import are_different, hash_tokenizer
@@ -54,6 +58,25 @@ class PreviewWriter:
         return open_image_tokenizer(self._path)
 
     @torch.no_grad()
+    def distances(self, task: ClipTask, networks: Mapping[str, FeatureNetwork], count: int) -> dict[str, float]:
+        """Distances of up to `count` generated clips from the real ones that they start from, and their floors.
+
+        All are decoded by the image tokenizer, so it has no share in them. A floor is the distance between two halves
+        of the real clips, which are fewer: it is higher than one of as many clips would be.
+        """
+        self._check_decoder(task)
+        real: list[NDArray[np.uint8]] = []
+        generated: list[NDArray[np.uint8]] = []
+        for batch in task.first_clips(count):
+            for clips, tokens in zip((real, generated), _generate_clips(task, batch)[:2], strict=True):
+                clips += [self._decode(clip) for clip in tokens]
+        half = len(real) // 2
+        parts = (real, generated, real[:half], real[half : 2 * half])
+        of_real, of_generated, left, right = (clip_moments(networks, np.stack(part), ROWS) for part in parts)
+        floors = {f"{name}_floor": value for name, value in moment_distances(left, right).items()}
+        return moment_distances(of_real, of_generated) | floors
+
+    @torch.no_grad()
     def write(self, task: Task[Any], step: int, path: Path) -> None:
         """Write the sheet of `task` after `step` steps to `path`."""
         if isinstance(task, TokenizerTask):
@@ -65,7 +88,7 @@ class PreviewWriter:
             contact_sheet(path, rows, ["original", "reconstruction"] * (len(rows) // 2), scale=SCALE)
         elif isinstance(task, ClipTask):
             self._check_decoder(task)
-            real, generated, captions = _generate_clips(task)
+            real, generated, captions = _generate_clips(task, task.preview_batch(ROWS))
             rows = [self._decode(clip) for pair in zip(real, generated, strict=True) for clip in pair]
             labels = [text for caption in captions for text in (f"real: {caption}", f"step {step}")]
             contact_sheet(path, rows, labels, scale=SCALE)
@@ -83,9 +106,9 @@ class PreviewWriter:
         return _pixels(self._tokenizer.decode(frames))
 
 
-def _generate_clips(task: ClipTask) -> tuple[Tensor, Tensor, list[str]]:
-    """Real and generated tokens, each (clips, frames, frame_len), and captions."""
-    batch, model = task.preview_batch(ROWS), task.model
+def _generate_clips(task: ClipTask, batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
+    """Real and generated tokens of a batch, each (clips, frames, frame_len), and captions."""
+    model = task.model
     texts = [row[mask].tolist() for row, mask in zip(batch.text, batch.text_mask, strict=True)]
     captions = [" ".join(task.text_tokenizer.decode(text).split()) for text in texts]
     layout, codes = model.config.layout, model.config.vocabulary.num_image_tokens

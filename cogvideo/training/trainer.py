@@ -8,7 +8,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from torch import nn
 from cogvideo.config import to_dict
 from cogvideo.distributed import any_rank, lost_peer_as_error, max_over_ranks, run_on_all_ranks, store_barrier
 from cogvideo.dtypes import FLOAT_DTYPES
+from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.evaluation.packaged_networks import open_packaged
 from cogvideo.files import remove_all_leftovers
 from cogvideo.logs import get_logger, one_line, progress
 from cogvideo.rng import seed_dropout
@@ -83,6 +85,7 @@ class Trainer:
         self.accumulation = config.train.accumulation(self.world_size)
         with errors_name_key("data.image_tokenizer"):
             self.previews = PreviewWriter(config.data.image_tokenizer)
+        self._networks = self._distance_networks()
         self.writer = MetricsWriter(config)
         self.checkpoints = config.run_dir / "checkpoints"
         newest = newest_state(self.checkpoints)
@@ -198,7 +201,9 @@ class Trainer:
                 if self.step % logs.save_every == 0 or is_last:
                     self.save(required=is_last)
                 if logs.preview_every and (self.step % logs.preview_every == 0 or is_final):
-                    self._write_preview()
+                    self._wait_for_rank_0("sample sheet", self._draw_preview)
+                if logs.distances_every and (self.step % logs.distances_every == 0 or is_final):
+                    self._wait_for_rank_0("distances", self._measure_distances)
                 if stop:
                     self._stop_signal = max_over_ranks(self._stop_signal, self.device)
                     break
@@ -319,8 +324,20 @@ class Trainer:
                 averages.add(*read_metrics([metrics]))
         self._write({"step": self.step} | {f"validation/{name}": mean for name, mean in averages.means().items()})
 
-    def _write_preview(self) -> None:
-        """Draw a sample sheet on rank 0 while the others wait, unless that took too much of the run's time so far."""
+    def _distance_networks(self) -> dict[str, FeatureNetwork]:
+        """Those of log.distances_every. Raises: ValueError if the task has no clips, or they are not installed."""
+        if not self.config.log.distances_every:
+            return {}
+        if self.config.task in ("tokenizer", "superres"):
+            raise ValueError(f"task={self.config.task} has no clips to measure distances of; set log.distances_every=0")
+        with errors_name_key("log.distances_every"):
+            return open_packaged(self.device)
+
+    def _wait_for_rank_0(self, what: str, work: Callable[[], None]) -> None:
+        """Let rank 0 sample while the others wait, unless that took too much of the run's time so far.
+
+        A failure is logged: whatever it is, it must not end a long run.
+        """
         if self.world_size > 1 and self.config.deepspeed.stage == 3:
             return  # with partitioned weights one rank cannot sample alone
         if self.rank == 0:
@@ -328,29 +345,32 @@ class Trainer:
             elapsed, share = start - self._started_at, self.config.log.preview_share
             if self.world_size > 1 and self._preview_seconds > share * elapsed:
                 log.info(
-                    "no sample sheet at step %d: sheets took %.0f of %.0f s so far, and log.preview_share=%g",
-                    *(self.step, self._preview_seconds, elapsed, share),
+                    "no %s at step %d: sheets took %.0f of %.0f s so far, distances included, and log.preview_share=%g",
+                    *(what, self.step, self._preview_seconds, elapsed, share),
                 )
             else:
-                self._draw_preview()
+                self.engine.eval()
+                try:
+                    work()
+                except (ValueError, OSError) as error:
+                    log.warning("no %s at step %d: %s", what, self.step, error)
+                except Exception:
+                    log.warning("no %s at step %d", what, self.step, exc_info=True)
                 seconds = time.monotonic() - start
                 self._preview_seconds += seconds
                 if self.world_size > 1 and seconds > 1:
-                    log.info(
-                        "the sample sheet at step %d took %.0f s, for which all processes waited", self.step, seconds
-                    )
+                    log.info("%s at step %d took %.0f s, for which all processes waited", *(what, self.step, seconds))
         store_barrier()
 
     def _draw_preview(self) -> None:
-        self.engine.eval()
         path = self.config.run_dir / "previews" / f"step_{self.step:08d}.png"
-        try:
-            self.previews.write(self.task, self.step, path)
-            self.writer.write_image("preview", path, self.step)
-        except (ValueError, OSError) as error:
-            log.warning("no sample sheet at step %d: %s", self.step, error)
-        except Exception:  # whatever it is, a sample sheet must not end a long run
-            log.warning("no sample sheet at step %d", self.step, exc_info=True)
+        self.previews.write(self.task, self.step, path)
+        self.writer.write_image("preview", path, self.step)
+
+    def _measure_distances(self) -> None:
+        assert isinstance(self.task, ClipTask)
+        distances = self.previews.distances(self.task, self._networks, self.config.log.distances_clips)
+        self._write({"step": self.step} | {f"validation/{name}": value for name, value in distances.items()})
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.rank == 0:

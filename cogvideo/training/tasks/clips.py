@@ -1,6 +1,7 @@
 """Training of the video transformer: text-to-image trunk, stage 1 or stage 2."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -121,11 +122,27 @@ class ClipTask:
         batch = (self._validation or self._loader).batch(0)
         return self._part(batch, 0, max(1, len(batch.frames) // rows))
 
+    def first_clips(self, count: int) -> Iterator[Batch]:
+        """Batches of up to `count` clips of the validation data, or else of the training data, always the same.
+
+        On the host; fewer if there are no more clips.
+        """
+        loader = self._validation or self._loader
+        left = min(count, loader.num_rows)
+        for step in itertools.count():
+            if left <= 0:
+                return
+            batch = loader.batch(step)
+            yield self._rows(batch, slice(0, left))
+            left -= len(batch.frames)
+
     def micro_batch(self, batch: Batch, index: int, count: int) -> Batch:
         return self._part(batch, index, count).to(self.device)
 
     def _part(self, batch: Batch, index: int, count: int) -> Batch:
-        rows = slice(index, None, count)
+        return self._rows(batch, slice(index, None, count))
+
+    def _rows(self, batch: Batch, rows: slice) -> Batch:
         chosen = Batch(batch.text[rows], batch.text_mask[rows], batch.frames[rows], batch.seconds[rows])
         return chosen.trim_text(self._text_multiple)
 

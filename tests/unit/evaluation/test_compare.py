@@ -1,5 +1,7 @@
 """Measuring and comparing sets of clips: FVD end to end with a stand-in network, its floor, ceiling and order."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.evaluation import measure
 from cogvideo.evaluation.compare import compare
 from cogvideo.evaluation.comparison_report import format_comparison, write_report
 from cogvideo.evaluation.frechet import Moments, frechet_distance
@@ -151,6 +154,61 @@ def test_features_are_kept_and_used_again(network: FeatureNetwork, tmp_path: Pat
         file.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is damaged"):
         compare(meter, again, real)
+
+
+def test_an_interrupted_measurement_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "CHUNK", 4)
+    meter = Meter(protocol(), {}, batch=3, cache=tmp_path)
+    source = clips(10, 1)
+    choice = choose_clips(source, meter.protocol, "first", None, 0)
+    whole = Meter(protocol(), {}).measure(choice, "clips")
+    read, source.clips[9].read = source.clips[9].read, None
+    with pytest.raises(TypeError):
+        meter.measure(choice, "clips")
+    source.clips[9].read = read
+    measured = meter.measure(choice, "clips")
+    assert [clip.reads for clip in source.clips[:8]] == [2] * 8, "once for `whole`, and once before the interruption"
+    assert all(np.array_equal(measured.pixels[name], values, equal_nan=True) for name, values in whole.pixels.items())
+    assert all(file.name.startswith(f"{meter.protocol.hash}-") for file in tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_clips() -> None:
+    """256 clips of 0.8 MB each, held at once, would take 200 MB more than 16 do."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many - few < 80 << 10, f"{few} KiB with 16 clips, {many} KiB with 256"
+
+
+MEMORY = """
+import re
+import numpy as np
+import torch
+from cogvideo.evaluation.measure import Meter, choose_clips
+from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.evaluation.protocols import LOCAL
+from cogvideo.evaluation.sources import Clip, ClipSource
+
+class Noise(Clip):
+    num_frames = 16
+    identity = ""
+    def __init__(self, seed):
+        self.name = str(seed)
+    def read(self, indices):
+        return np.random.default_rng(int(self.name)).integers(0, 256, (len(indices), 128, 128, 3), np.uint8)
+
+class Means(torch.nn.Module):
+    def forward(self, clips):
+        return clips.mean(dim=(3, 4)).flatten(1)
+
+meter = Meter(LOCAL, {"i3d": FeatureNetwork("i3d", "0" * 64, Means(), torch.device("cpu"), trusted=True)})
+for count in (16, 256):
+    source = ClipSource("noise", "frames", tuple(Noise(seed) for seed in range(count)))
+    assert len(meter.measure(choose_clips(source, LOCAL, "first", None, 0), "clips")) == count
+    print(re.search("VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+"""
 
 
 def test_one_clip_per_video_and_short_ones_are_left_out() -> None:

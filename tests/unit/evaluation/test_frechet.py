@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cogvideo.evaluation import frechet
 from cogvideo.evaluation.frechet import Moments, extrapolate, frechet_distance
 
 
@@ -75,3 +76,12 @@ def test_one_clip_and_other_widths_are_refused() -> None:
         one.merge(wide)
     with pytest.raises(ValueError, match="64 or more"):
         extrapolate(np.zeros((63, 4), np.float32), np.zeros((63, 4), np.float32))
+
+
+def test_moments_of_many_clips_are_gathered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    whole = Moments.of(x)
+    monkeypatch.setattr(frechet, "BLOCK", 16)
+    blocks = Moments.of(x)
+    assert blocks.count == 50 and frechet_distance(whole, blocks) < 1e-12
+    assert np.allclose(blocks.mean, whole.mean) and blocks.factor.shape == (6, 6)

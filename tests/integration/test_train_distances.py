@@ -1,0 +1,91 @@
+"""`log.distances_every`: appearance and motion distance of generated clips among the metrics of validation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cogvideo.cli.main import main
+from cogvideo.config import dump_yaml
+from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from cogvideo.tokenizers.vqvae import VQVAEConfig
+from cogvideo.training import trainer
+from tests.helpers.training import CODES, prepare_data, read_metrics, settings
+
+
+class Means(nn.Module):
+    def forward(self, clips: Tensor) -> Tensor:
+        return clips.mean(dim=(3, 4)).flatten(1)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A command that trains for two steps, and decodes with random weights."""
+    data = prepare_data(tmp_path / "data")
+    vqvae = VQVAEConfig(
+        channels=4,
+        channel_multipliers=(1, 1, 1),
+        encoder_num_res_blocks=1,
+        z_channels=4,
+        embedding_dim=4,
+        num_codes=CODES,
+        levels=(1,),
+        norm_groups=4,
+        mid_attention=False,
+        attention_resolutions=(),
+    )
+    ImageTokenizer(ImageTokenizerConfig(vqvae=vqvae)).save(tmp_path / "image_tokenizer")
+    config = settings(
+        data,
+        tmp_path / "run",
+        data={"validation": [data / "clips"], "image_tokenizer": tmp_path / "image_tokenizer"},
+        train={"steps": 2},
+        log={"distances_every": 1, "distances_clips": 12, "peak_tflops": 1},
+    )
+    (tmp_path / "run.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    return ["train", "--config", str(tmp_path / "run.yaml")]
+
+
+def test_distances_are_metrics_of_validation(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def networks(device: torch.device) -> dict[str, FeatureNetwork]:
+        return {"motion": FeatureNetwork("motion", "0" * 64, Means(), device, trusted=False)}
+
+    moments = trainer.PreviewWriter.distances
+
+    def spy(self, task, opened, count):
+        seen.extend(len(batch.frames) for batch in task.first_clips(count))
+        return moments(self, task, opened, count)
+
+    monkeypatch.setattr(trainer, "open_packaged", networks)
+    monkeypatch.setattr(trainer.PreviewWriter, "distances", spy)
+    assert main(words) == 0
+    rows = [row for row in read_metrics(tmp_path / "run") if "validation/motion_distance" in row]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["validation/motion_distance"] > 0 and row["validation/motion_distance_floor"] > 0 for row in rows)
+    assert seen == [8, 4] * 2, "twelve clips in batches of eight"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["task=tokenizer"], "log.distances_every=0"),
+        (["log.distances_every=-1"], "log.distances_every=-1"),
+        (["log.distances_clips=3"], "log.distances_clips=3"),
+        ([], "pip install 'cogvideo[eval]'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("cogvideo.evaluation.packaged_networks.find_spec", lambda name: None)
+    assert main([*words, *more]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
