@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 
 from cogvideo.cli.main import main
+from cogvideo.evaluation.packaged_networks import PACKAGED
 from tests.helpers.bundles import write_bundle
 
 SMALL = ["--num-prompts", "2", "num_clusters=32", "key_frames.top_k_clusters=4"]
+
+
+@pytest.fixture(autouse=True)
+def without_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take seconds per clip; tests that want them ask for them."""
+    monkeypatch.setattr("cogvideo.evaluation.packaged_networks.are_installed", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +77,16 @@ def test_weights_for_another_frame_size_are_refused(tmp_path: Path, capsys: pyte
     bundle = write_bundle(tmp_path / "bundle", frame_side=2, num_layers=1)
     assert main(["eval", "digits", "--model", str(bundle), *SMALL]) == 2
     assert "16x16" in capsys.readouterr().err
+
+
+def test_distances_of_whole_clips_from_the_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    if any(network.path is None for network in PACKAGED.values()):
+        pytest.skip("the packages of the extra [eval] are not installed")
+    file = tmp_path / "figures.json"
+    words = ["eval", "digits", "--real", "--num-prompts", "3", "--distances", "--batch", "2"]
+    assert main([*words, "--json", str(file)]) == 0
+    distances = json.loads(file.read_text(encoding="utf-8"))["distances"]
+    assert set(distances) == {"appearance_distance", "motion_distance"}
+    for by_source in distances.values():
+        assert set(by_source) == {"reconstructed", "original"} and by_source["original"] > 0
+    assert "appearance distance; original: of other real clips" in capsys.readouterr().out

