@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from cogvideo.cli.main import run_child, run_command
+from cogvideo.cli.main import run_command
+from cogvideo.recipes.steps import run_child
 
 SCORE = "validation/loss"
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from cogvideo.checkpoint.format import MANIFEST, load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.load import load_model, stored_config
 from cogvideo.checkpoint.parameters import parameter_shapes
-from cogvideo.cli.main import run_child, run_command
+from cogvideo.cli.main import run_command
 from cogvideo.config import load_config, to_dict
 from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.engine import Conditioning, Engine, build_program
@@ -41,6 +41,7 @@ from cogvideo.inference.schedules import Schedule
 from cogvideo.logs import progress
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights
+from cogvideo.recipes.steps import run_child
 from cogvideo.tensor_file import TensorInfo
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,7 +36,7 @@ import torch
 from device_timing import add_device_argument, device_argument, peak_gb, timed
 from torch import Tensor
 
-from cogvideo.cli.main import run_child, run_command
+from cogvideo.cli.main import run_command
 from cogvideo.inference.backends import install_kernels
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
@@ -44,6 +44,7 @@ from cogvideo.model.masks import channel_masks
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import TrainingSettings, attention_pairs, training_budget, training_flops
 from cogvideo.planning.machines import machine_like
+from cogvideo.recipes.steps import run_child
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.training.launch import tune_allocator

@@ -45,7 +45,7 @@ class Demo:
         print(f"\n$ {line}", flush=True)
         started = time.monotonic()
         command = [sys.executable, "-m", "cogvideo", *map(str, words)]
-        from cogvideo.cli.main import run_child
+        from cogvideo.recipes.steps import run_child
 
         result = run_child(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         print(result.stdout, end="", flush=True)

@@ -10,12 +10,11 @@ is missing, and training resumes from its last checkpoint, at most ten minutes b
 docs/guides/bodies.md lists the steps and the hours planned for each.
 
 --minutes N trains for N minutes in all, minus what the other unfinished steps take: each training step measures its
-speed for CALIBRATION_STEPS, and its schedule is set to fill its share. Render and prepare before that, as on a GPU they
+speed in its first steps, and its schedule is set to fill its share. Render and prepare before that, as on a GPU they
 take longest: --only with the names of the steps, then copy DIR.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -23,14 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from recipe import ROOT, Step, choose_steps, run
 
 from cogvideo.cli.main import run_command
 from cogvideo.config import load_config
+from cogvideo.recipes.steps import QUIET, Step, check_trained, choose_steps, run, schedule_for
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.resources import has_native_matmul
 
+ROOT = Path(__file__).resolve().parents[1]
 FIRST_CLIPS = 4000
 """Rendered before all else: enough for the image tokenizer and super-resolution."""
 TEST_CLIPS = 200
@@ -45,10 +44,6 @@ TRAINING_HOURS = {
 """The training steps, and the share of the time that each gets: hours of one core (AMD Zen 3, float32)."""
 BATCH_FACTOR = {"cpu": 1, "cuda": 4}
 """A GPU takes larger batches in the same time: small ones leave it waiting for the next kernel."""
-CALIBRATION_STEPS = 15
-SAVE_SECONDS = 120
-SAFETY = 0.9
-"""Of the time left that a schedule is made for: validation, checkpoints and sample sheets take some, too."""
 
 
 def recipe(out: Path, device: str, threads: int, clips: int) -> list[Step]:
@@ -140,41 +135,15 @@ def main() -> None:
         if deadline is not None and step.name in TRAINING_HOURS:
             to_train = [TRAINING_HOURS[later.name] for later in steps[index:] if later.name in TRAINING_HOURS]
             seconds = (deadline - time.monotonic()) * to_train[0] / sum(to_train)
-            step = fit(step, out / step.name, seconds, args.threads, environment)
+            schedule = schedule_for(step, out / step.name, seconds, args.threads, environment)
+            settings = [f"{key}={value}" for key, value in schedule.items()]
+            step = replace(step, words=[*step.words, *QUIET, *settings])
         run(step, args.threads, environment)
-        if step.name in TRAINING_HOURS and not is_trained(out / step.name):
-            sys.exit(f"[{step.name}] was stopped; run again to continue")
+        if step.name in TRAINING_HOURS:
+            check_trained(step, out / step.name)
         assert step.output is not None
         step.output.parent.mkdir(parents=True, exist_ok=True)
         step.output.touch()
-
-
-def is_trained(run_dir: Path) -> bool:
-    """Whether a run has reached its last step: one that was asked to stop ends without an error, too."""
-    steps = OmegaConf.load(run_dir / "config.yaml").train.steps
-    return (run_dir / "checkpoints/latest").read_text().strip() == f"step_{steps:08d}"
-
-
-def fit(step: Step, run_dir: Path, seconds: float, threads: int, environment: dict[str, str]) -> Step:
-    """The training step with a schedule that ends in `seconds` from now: trains its first steps, to know its speed."""
-    start = time.monotonic()
-    quiet = [*step.words, "log.every=5", "log.preview_every=0"]
-    if not _logged(run_dir):
-        run(replace(step, words=[*quiet, f"train.stop_at={CALIBRATION_STEPS}"]), threads, environment)
-    number, seconds_per_step = _logged(run_dir)[-1]
-    startup = max(0.0, time.monotonic() - start - number * seconds_per_step)  # it comes again
-    left = SAFETY * (start + seconds - time.monotonic() - startup)
-    steps = max(number + 10, number + int(left / seconds_per_step))
-    save_every = max(1, int(SAVE_SECONDS / seconds_per_step))
-    return replace(step, words=[*quiet, f"log.save_every={save_every}", f"train.steps={steps}"])
-
-
-def _logged(run_dir: Path) -> list[tuple[int, float]]:
-    """Step and seconds per step of each line of a run's metrics."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    entries = [json.loads(line) for line in lines]
-    return [(entry["step"], entry["seconds_per_step"]) for entry in entries if "seconds_per_step" in entry]
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import os
 import sys
 from pathlib import Path
 
-from recipe import ROOT, Step, choose_steps, run
-
 from cogvideo.cli.main import run_command
+from cogvideo.recipes.steps import Step, choose_steps, run
 
+ROOT = Path(__file__).resolve().parents[1]
 WORK = Path("runs/tiny")
 
 

@@ -13,7 +13,6 @@ import importlib
 import os
 import re
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,8 @@ from cogvideo.logs import is_out_of_memory, one_line
 COMMANDS = {
     "digits": "write the built-in moving digits as videos and captions",
     "worlds": "write a simulated world (bodies that roll, fall, collide) as videos and captions",
+    "pretrain": "train everything on captioned videos, from tokenizers to a bundle",
+    "finetune": "finetune a bundle of weights on captioned videos",
     "prepare": "turn videos and captions into token shards at several frame rates",
     "vocabulary": "train a text tokenizer on captions",
     "train": "train a model, in one process or in many with the deepspeed launcher",
@@ -129,21 +130,6 @@ def _outcome(name: str, memory_advice: str) -> Iterator[Outcome]:
     if outcome.code == INTERRUPTED:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"{name}: interrupted", file=sys.stderr)
-
-
-def run_child(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[Any]":
-    """`subprocess.run` for commands that save or clean up when interrupted: passes the signal on and awaits their end.
-
-    `subprocess.run` would kill them.
-    """
-    with subprocess.Popen(command, **options) as child:
-        try:
-            output, errors = child.communicate()
-        except (KeyboardInterrupt, SystemExit):
-            child.terminate()  # Ctrl-C on a terminal has reached it already; commands take both as one request
-            child.communicate()
-            raise
-    return subprocess.CompletedProcess(command, child.returncode, output, errors)
 
 
 def _parse(words: list[str]) -> Callable[[], int | None]:

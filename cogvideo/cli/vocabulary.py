@@ -1,8 +1,12 @@
 """Train a text tokenizer on captions; its ids follow the image tokenizer's codes.
 
     cogvideo vocabulary --captions FILE --tokenizer DIR --out text.model [--pieces 512]
+    cogvideo vocabulary --captions FILE --extend BUNDLE --out DIR [--pieces 512]
 
 Clip lengths, prompt suffixes and single bytes are pieces too, so any text can be encoded.
+
+--extend copies a bundle with up to --pieces more text pieces: those that its tokenizer spells as bytes or letter by
+letter. Old ids, and what the models do with them, stay; finetune the models to learn the new ones.
 """
 
 import argparse
@@ -14,13 +18,21 @@ from cogvideo.logs import get_logger
 
 log = get_logger("cogvideo.vocabulary")
 
+SHOWN = 12
+"""New pieces that are printed."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_captions_arguments(parser)
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="the image tokenizer")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write")
+    base = parser.add_mutually_exclusive_group(required=True)
+    base.add_argument("--tokenizer", type=Path, metavar="DIR", help="the image tokenizer")
+    base.add_argument("--extend", type=Path, metavar="BUNDLE", help="the bundle to copy with more pieces")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file, or bundle, to write")
     parser.add_argument(
-        "--pieces", type=int, default=512, help="maximum number of text pieces, 256 of which are single bytes"
+        "--pieces",
+        type=int,
+        default=512,
+        help="maximum number of text pieces, 256 of which are single bytes; with --extend, of new ones",
     )
 
 
@@ -29,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
     from cogvideo.locks import lock_output
     from cogvideo.model.config import ModelConfig
+    from cogvideo.sampling.extend import extend_bundle
     from cogvideo.tokenizers.image import open_image_tokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
@@ -36,6 +49,19 @@ def run(args: argparse.Namespace) -> None:
     for reason in islice(found.bad_reasons(), 10):
         log.warning("skipped %s", reason)
     captions = [caption.text for caption in found]
+    if args.pieces < 1:
+        raise ValueError(f"--pieces {args.pieces}; expected at least 1")
+    if args.extend is not None:
+        if args.out.exists():
+            raise FileExistsError(f"{args.out} exists; choose another name")
+        old = TextTokenizer.load(args.extend / "text.model")
+        extended = old.extended(captions, args.pieces)
+        with lock_output(args.out):
+            extend_bundle(args.extend, extended, args.out)
+        added = [extended.piece(id) for id in range(old.vocabulary.size, extended.vocabulary.size)]
+        shown = " ".join(added[:SHOWN]) + (" ..." if len(added) > SHOWN else "")
+        print(f"{args.out}: {args.extend} with {len(added)} more pieces{': ' if added else ''}{shown}")
+        return
     num_codes = open_image_tokenizer(args.tokenizer).num_tokens
     with lock_output(args.out):
         tokenizer = TextTokenizer.train(captions, args.out, args.pieces, num_codes)

@@ -27,6 +27,9 @@ PAD, NEWLINE, START_OF_IMAGE = "<pad>", "<n>", "<start_of_image>"
 MAX_MODEL_BYTES = 64 << 20  # a model of 150,000 pieces takes about 4 MB
 NUM_BYTE_PIECES = 256
 MAX_PIECES = 1_000_000
+NORMAL = ModelProto.SentencePiece.NORMAL
+SPELLED_LENGTH = 4
+"""A word of so many pieces is spelled out, rather than known."""
 IMAGE_TOKENS_NOTE = "num_image_tokens={}"
 """The number of image tokens before the pieces, stored in a field of the model file that sentencepiece ignores."""
 
@@ -128,41 +131,32 @@ class TextTokenizer:
         """
         if num_pieces > MAX_PIECES:
             raise ValueError(f"text tokenizer: num_pieces={num_pieces}; expected at most {MAX_PIECES}")
-        lines = [line for caption in captions for line in split_lines(caption) if line.strip()]
-        if not lines:
-            raise ValueError("text tokenizer: no captions to learn from; the captions are empty")
-        lines += [*_prompt_lines(), *_word_lines(lines)]
-        # bytes, characters, four special pieces and the space
-        min_pieces = NUM_BYTE_PIECES + len(set("".join(lines))) + 5
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines),
-                model_writer=model,
-                model_type="unigram",
-                vocab_size=num_pieces,
-                hard_vocab_limit=False,  # a few captions may not have that many pieces
-                character_coverage=1.0,
-                byte_fallback=True,
-                split_digits=True,  # "3" is one piece in every language and number
-                normalization_rule_name="nfkc",
-                bos_id=-1,
-                eos_id=-1,
-                pad_id=1,
-                pad_piece=PAD,
-                control_symbols=[NEWLINE, START_OF_IMAGE],
-                num_threads=1,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            if "required_chars" not in str(error) and num_pieces >= min_pieces:
-                raise
-            raise ValueError(
-                f"text tokenizer: num_pieces={num_pieces} does not fit these captions; give {min_pieces} or more"
-            ) from None
-        tokenizer = cls(model.getvalue(), num_image_tokens)
+        tokenizer = cls(_train_model(_caption_lines(captions), num_pieces), num_image_tokens)
         tokenizer.save(path)
         return tokenizer
+
+    def extended(self, captions: Iterable[str], max_pieces: int) -> "TextTokenizer":
+        """This tokenizer with up to `max_pieces` more pieces, the most frequent first; the old ones keep their ids.
+
+        Added is what captions need: pieces that this tokenizer spells as bytes, or in SPELLED_LENGTH pieces or more.
+        Other text is encoded as before. The same captions in the same order give the same pieces.
+        Raises: ValueError for no captions.
+        """
+        lines = _caption_lines(captions)
+        old = parse_model(self._pieces.serialized_model_proto())
+        known = {entry.piece for entry in old.pieces}
+        learned = parse_model(_train_model(lines, min(MAX_PIECES, _least_pieces(lines) + max_pieces)))
+        candidates = [entry for entry in learned.pieces if entry.type == NORMAL and entry.piece not in known]
+        candidates.sort(key=lambda entry: -entry.score)  # log probabilities
+        for entry in [entry for entry in candidates if self._spells_out(entry.piece)][:max_pieces]:
+            old.pieces.add(piece=entry.piece, score=entry.score, type=NORMAL)
+        return TextTokenizer(old.SerializeToString(deterministic=True), self.num_image_tokens)
+
+    def _spells_out(self, piece: str) -> bool:
+        """Whether a piece of another model is not known here, or only letter by letter."""
+        ids = self._pieces.encode(piece.replace("▁", " "))
+        known = not any(self._pieces.is_byte(id) or self._pieces.is_unknown(id) for id in ids)
+        return not known or len(ids) >= SPELLED_LENGTH
 
     def _special_id(self, piece: str) -> int:
         """Joint id of a special piece, looked up by name."""
@@ -227,6 +221,50 @@ def _noted_image_tokens(proto: ModelProto) -> int:
     if note is None:
         raise ValueError("does not give the number of image tokens before its pieces; it was not made by cogvideo")
     return int(note[1])
+
+
+def _caption_lines(captions: Iterable[str]) -> list[str]:
+    """What a model of captions is trained on. Raises: ValueError for no captions."""
+    lines = [line for caption in captions for line in split_lines(caption) if line.strip()]
+    if not lines:
+        raise ValueError("text tokenizer: no captions to learn from; the captions are empty")
+    return [*lines, *_prompt_lines(), *_word_lines(lines)]
+
+
+def _least_pieces(lines: list[str]) -> int:
+    """Bytes, characters, four special pieces and the space."""
+    return NUM_BYTE_PIECES + len(set("".join(lines))) + 5
+
+
+def _train_model(lines: list[str], num_pieces: int) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=num_pieces,
+            hard_vocab_limit=False,  # a few captions may not have that many pieces
+            character_coverage=1.0,
+            byte_fallback=True,
+            split_digits=True,  # "3" is one piece in every language and number
+            normalization_rule_name="nfkc",
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=1,
+            pad_piece=PAD,
+            control_symbols=[NEWLINE, START_OF_IMAGE],
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        least = _least_pieces(lines)
+        if "required_chars" not in str(error) and num_pieces >= least:
+            raise
+        raise ValueError(
+            f"text tokenizer: num_pieces={num_pieces} does not fit these captions; give {least} or more"
+        ) from None
+    return model.getvalue()
 
 
 def _prompt_lines() -> list[str]:

@@ -1,9 +1,6 @@
 """scripts/pretrain_bodies.py as data: order of the steps, sizes that fit each other, schedules that fill a time."""
 
-import json
 from pathlib import Path
-
-import pytest
 
 from cogvideo.config import load_config
 from cogvideo.data.prepare import PrepareConfig
@@ -76,21 +73,3 @@ def test_few_clips_make_no_more():
     steps = recipe(clips=10)
     counts = [step.words[step.words.index("--count") + 1] for step in steps.values() if "--count" in step.words]
     assert counts == ["10", "10", "10"]
-
-
-@pytest.mark.parametrize(("seconds", "expected"), [(100.0, 75), (0.0, 25)])
-def test_schedule_fills_the_time(tmp_path, monkeypatch, seconds, expected):
-    """1.5 seconds per step, 15 steps taken already: 0.9 of the time is filled, at least 10 steps."""
-    monkeypatch.setattr(script.time, "monotonic", lambda: 0.0)
-    lines = [{"step": step, "seconds_per_step": 1.5} for step in (5, 10, 15)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    step = script.fit(recipe()["sequential"], tmp_path, seconds, 1, {})
-    assert f"train.steps={expected}" in step.words
-
-
-@pytest.mark.parametrize(("latest", "expected"), [("step_00000020", True), ("step_00000010", False)])
-def test_a_stopped_run_is_not_finished(tmp_path, latest, expected):
-    (tmp_path / "config.yaml").write_text("task: tokenizer\ntrain: {steps: 20, stop_at: 10}\n")
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/latest").write_text(latest)
-    assert script.is_trained(tmp_path) is expected

@@ -1,0 +1,287 @@
+"""Finetuning a bundle on captioned videos: what stays as the weights were trained, what can change, and the steps.
+
+The tokenizers, the frame size and the longest prompt stay. The vocabulary grows where captions need pieces that it
+lacks. All weights are trained if the planner says that they fit the device, else adapters (LoRA) beside them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.load import stored_config
+from cogvideo.config import from_dict, to_dict
+from cogvideo.data.captions import CaptionsFile
+from cogvideo.data.shards import read_manifest
+from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
+from cogvideo.files import read_json
+from cogvideo.model.config import ModelConfig
+from cogvideo.planning.budgets import training_budget
+from cogvideo.planning.machines import Machine
+from cogvideo.recipes.folder import RecipeFolder
+from cogvideo.recipes.pretrain import (
+    GPU_BATCHES,
+    VALIDATION,
+    VALIDATION_VIDEOS,
+    bundle_words,
+    samples_step,
+    training_settings,
+)
+from cogvideo.recipes.steps import Step
+from cogvideo.recipes.survey import Survey
+from cogvideo.sampling.bundle import SUPERRES, BundleConfig, load_sample_config, open_tokenizers
+from cogvideo.sampling.config import SampleConfig
+from cogvideo.sequence.prompt import PromptFormat
+from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.training.config import TrainConfig
+from cogvideo.training.resources import planned_settings, resolve_auto
+
+Mode = Literal["all", "lora"]
+SHARES = {"trunk": 0.2, "sequential": 0.45, "interpolation": 0.35}
+"""The training steps, and the share of the time that each gets."""
+STEPS = {"trunk": 500, "sequential": 500, "interpolation": 500}
+BATCHES = {"trunk": 64, "sequential": 16, "interpolation": 16}
+LEARNING_RATES: Mapping[Mode, float] = {"all": 1e-4, "lora": 1e-3}
+RANK = 16
+MAX_NEW_PIECES = 512
+TITLES = {
+    "trunk": "The text-to-image trunk, which draws first frames.",
+    "sequential": "Stage 1: five frames one after the other.",
+    "interpolation": "Stage 2: two frames between three given ones.",
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The bundle to start from."""
+
+    path: Path
+    config: BundleConfig
+    text: TextTokenizer
+    image: ImageTokenizer
+    models: dict[str, ModelConfig]
+    """trunk (if the bundle has one), sequential, interpolation."""
+    sampling: SampleConfig
+
+    @classmethod
+    def open(cls, path: Path) -> "Base":
+        """Read what the steps depend on. Raises: FileNotFoundError, ValueError for what is no complete bundle."""
+        if not (path / "sequential").is_dir():
+            raise FileNotFoundError(f"{path} is no bundle of weights: it has no sequential/; give another folder")
+        text, image, _ = open_tokenizers(path)
+        models = {}
+        for name in STEPS:
+            if not (path / name).is_dir():
+                continue
+            stored = stored_config(load_checkpoint(path / name, verify=False))
+            if not isinstance(stored, ModelConfig):
+                raise ValueError(f"{path / name} holds a super-resolution model; give a complete bundle")
+            models[name] = stored
+        config = BundleConfig()
+        if (path / "bundle.json").is_file():
+            config = from_dict(BundleConfig, read_json(path / "bundle.json", dict[str, Any]), str(path / "bundle.json"))
+        return cls(path, config, text, image, models, load_sample_config(path, [], []))
+
+    @property
+    def pixels(self) -> int:
+        return self.models["sequential"].frame_side * self.image.compress_rate
+
+    def clip_seconds(self, survey: Survey) -> tuple[float, ...]:
+        """The lengths that the bundle is sampled at, as far as the videos have them; longest first.
+
+        Raises: ValueError if the videos have none.
+        """
+        learned = tuple(self.sampling.seconds / 2**k for k in range(self.sampling.rounds + 1))
+        lengths = tuple(length for length in learned if survey.fits(length))
+        if not lengths:
+            names = ", ".join(f"{length:g}" for length in learned)
+            raise ValueError(f"the bundle draws clips of {names} s, and the videos are shorter; give longer ones")
+        return lengths
+
+    def describe_fixed(self) -> str:
+        """What cannot change, in a sentence."""
+        sequential = self.models["sequential"]
+        return (
+            f"fixed by {self.path}: frames of {self.pixels}x{self.pixels} pixels ({sequential.frame_side}x"
+            f"{sequential.frame_side} tokens), {sequential.num_frames} frames per clip, prompts of at most "
+            f"{sequential.text_len} text tokens, both tokenizers"
+        )
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What the captions ask of the text tokenizer."""
+
+    new_pieces: int
+    num_cut: int
+    """Captions that are longer than the model reads, with the new pieces."""
+    count: int
+
+    @classmethod
+    def of(cls, base: Base, captions: CaptionsFile) -> "Captions":
+        texts = [caption.text for caption in captions.select(spread(len(captions), MAX_CAPTIONS))]
+        extended = base.text.extended(texts, MAX_NEW_PIECES)
+        lengths = CaptionLengths.of_clips(texts, extended)
+        new = extended.vocabulary.size - base.text.vocabulary.size
+        return cls(new, lengths.num_above(base.models["sequential"].text_len), len(texts))
+
+    def __str__(self) -> str:
+        pieces = f"{self.new_pieces} new text pieces" if self.new_pieces else "no new text pieces"
+        cut = f"; {self.num_cut:,} of {self.count:,} captions are too long and cut" if self.num_cut else ""
+        return f"{pieces}{cut}"
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """The steps for a bundle, videos and a machine; all paths are in `folder`."""
+
+    folder: RecipeFolder
+    base: Base
+    captions: CaptionsFile
+    captions_words: tuple[str, ...]
+    survey: Survey
+    new_pieces: int
+    mode: Mode
+    bf16: bool = False
+    num_gpus: int = 0
+    minutes: float | None = None
+
+    @property
+    def start(self) -> Path:
+        """The bundle that training starts from: with the new pieces, if there are any."""
+        return self.folder / "base" if self.new_pieces else self.base.path
+
+    def steps(self) -> list[Step]:
+        out, start = self.folder, self.start
+        tokenizer, text = start / "image_tokenizer", start / "text.model"
+        held_out: tuple[str, ...] = ("--validation", str(VALIDATION)) if self._holds_out else ()
+
+        steps = []
+        words: list[str | Path]
+        if self.new_pieces:
+            words = ["vocabulary", *self.captions_words, "--extend", self.base.path]
+            steps.append(out.step("base", [*words, "--pieces", str(MAX_NEW_PIECES), "--out", start]))
+        words = ["prepare", *self.captions_words, "--tokenizer", tokenizer, "--text-tokenizer", text, *held_out]
+        words += ["--report", "--config", out.config("data"), "--out", out / "clips"]
+        steps.append(out.step("clips", words, prepare=self._write_data))
+        trained: dict[str, Path] = {}
+        for name in self.base.models:
+            write = partial(self._write_training, name)
+            words = ["train", "--config", out.config(name), "--resume"]
+            steps.append(out.step(name, words, processes=max(1, self.num_gpus), prepare=write))
+            trained[name] = out / name / "export" / name
+            if self.mode == "lora":
+                adapter = out / name / "export/adapter"
+                trained[name] = out / "merged" / name
+                words = ["merge", start / name, "--adapter", adapter, "--out", trained[name], "--overwrite"]
+                steps.append(out.step(f"merge_{name}", words))
+        bundle: dict[str, str | Path] = {
+            "--text": text,
+            "--tokenizer": tokenizer,
+            "--trunk": trained.get("trunk", trained["sequential"]),
+            "--sequential": trained["sequential"],
+            "--interpolation": trained["interpolation"],
+            **{f"--{method}": start / name for method, name in SUPERRES.items() if (self.base.path / name).is_dir()},
+            "--sampling": out.config("sampling"),
+            "--clusters": str(self._num_clusters()),
+            "--out": out / "bundle",
+        }
+        steps.append(out.step("bundle", bundle_words(bundle), prepare=self._write_sampling))
+        steps.append(samples_step(out, "before", self.base.path, self.captions))
+        steps.append(samples_step(out, "after", out / "bundle", self.captions))
+        return steps
+
+    @property
+    def _holds_out(self) -> bool:
+        return self.survey.num_videos >= VALIDATION_VIDEOS
+
+    def _num_clusters(self) -> int:
+        _, _, labels = open_tokenizers(self.base.path)
+        return min(500, len(self.base.image.codebook)) if labels is None else int(labels.max()) + 1
+
+    def _write_data(self) -> None:
+        self.folder.write_config(
+            "data",
+            "How videos are cut, as the weights expect it.",
+            {
+                "frame_pixels": self.base.pixels,
+                "clips": {"policy": "all", "clip_seconds": list(self.base.clip_seconds(self.survey))},
+            },
+        )
+
+    def _write_training(self, name: str) -> None:
+        rows = int(read_manifest(self.folder / "clips", "tokens")["rows"])
+        values = self.training_values(name)
+        settings = training_settings(
+            self.folder,
+            name,
+            rows,
+            values,
+            data=[self.folder / "clips"],
+            validation=[self.folder / "clips/validation"] if self._holds_out else None,
+            batch_size=BATCHES[name] * (GPU_BATCHES * self.num_gpus or 1),
+            steps=None if self.minutes is not None else STEPS[name],
+        )
+        self.folder.write_config(name, TITLES[name], settings)
+
+    def training_values(self, name: str) -> dict[str, Any]:
+        """The settings of a training step that follow from the bundle and the machine."""
+        model = to_dict(self.base.models[name])
+        for derived in ("task", "vocabulary", "frame_side", "num_frames", "num_positions"):
+            del model[derived]
+        lengths = self.base.clip_seconds(self.survey)
+        values: dict[str, Any] = {
+            "task": self.base.models[name].task,
+            "model": model,
+            "data": {
+                "text_tokenizer": str(self.start / "text.model"),
+                "image_tokenizer": str(self.start / "image_tokenizer"),
+                "guidance_dropout": 0.1,
+            },
+            "init": {"checkpoint": str(self.start / name)},
+            "optimiser": {"lr": LEARNING_RATES[self.mode]},
+            "train": {"dtype": "bf16" if self.bf16 else "fp32"},
+        }
+        if name != "trunk":
+            values["data"]["clip_seconds"] = list(lengths[:3] if name == "sequential" else lengths[1:] or lengths)
+        if self.base.config.prompt != PromptFormat():
+            values["data"]["prompt"] = to_dict(self.base.config.prompt)
+        if self.mode == "lora":
+            values["lora"] = {"rank": RANK}
+            if self.new_pieces:  # by default word embeddings have no adapter
+                parts = ["spatial", "mlp", "embeddings"]
+                values["lora"]["targets"] = parts if name == "trunk" else ["temporal", *parts]
+        if self.num_gpus:
+            values["train"] |= {"micro_batch_size": "auto", "recompute": "auto", "weights": "dtype"}
+        return values
+
+    def _write_sampling(self) -> None:
+        sampling = to_dict(self.base.sampling)
+        for loading in ("weights", "device", "stream_layers", "compile"):
+            del sampling[loading]
+        self.folder.write_config("sampling", "The settings of the bundle that was finetuned.", sampling)
+
+
+def choose_mode(recipe: FinetuneRecipe, machine: Machine) -> tuple[Mode, str]:
+    """Whether all weights of the largest stage can be trained on the machine, and a sentence that says why."""
+    name = "sequential"
+    values = {**recipe.training_values(name)}
+    model = {**values["model"], "frame_side": recipe.base.models[name].frame_side}
+    settings = {**values, "model": model, "data": {}}
+    config = from_dict(TrainConfig, settings)
+    try:
+        config = resolve_auto(config, machine, max(1, recipe.num_gpus))
+    except ValueError:
+        return (
+            "lora",
+            f"all weights with their optimiser do not fit {machine.name}: adapters of rank {RANK} are trained",
+        )
+    planned = planned_settings(config, max(1, recipe.num_gpus))
+    budget = training_budget(recipe.base.models[name], machine, planned)
+    needs = f"{budget.total / 2**30:.1f} of {machine.memory_bytes / 2**30:.1f} GiB"
+    if not budget.fits(machine):
+        return "lora", f"training all weights needs {needs}: adapters of rank {RANK} are trained"
+    return "all", f"all weights are trained: {needs} by the planner"

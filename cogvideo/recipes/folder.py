@@ -1,0 +1,142 @@
+"""The folder of a recipe: its choices, its config files, which one may edit, and its steps, run in order.
+
+recipe.json          what the recipe was begun with
+configs/NAME.yaml    of each step; written once, before the step that first reads it
+commands.sh          the steps as commands to run by hand
+done/NAME            exists once a step is finished
+report.html          the result
+"""
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.recipes.steps import Step, check_trained, run, schedule_for
+
+
+@dataclass(frozen=True)
+class RecipeFolder:
+    """Where a recipe writes everything."""
+
+    path: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def config(self, name: str) -> Path:
+        return self.path / "configs" / f"{name}.yaml"
+
+    def done(self, name: str) -> Path:
+        return self.path / "done" / name
+
+    def step(
+        self,
+        name: str,
+        words: Iterable[str | Path],
+        *,
+        processes: int = 1,
+        prepare: Callable[[], None] | None = None,
+    ) -> Step:
+        """A step that is marked as done in this folder."""
+        return Step(name, self.done(name), [str(word) for word in words], processes, prepare)
+
+    def begin(self, choices: dict[str, Any]) -> None:
+        """Record what the recipe is begun with, or compare it with what it was begun with.
+
+        Raises: ValueError if they differ, or if the folder holds something else.
+        """
+        file = self.path / "recipe.json"
+        if file.is_file():
+            before = read_json(file, dict[str, Any])
+            for key in sorted(before.keys() | choices.keys()):
+                if before.get(key) != choices.get(key):
+                    raise ValueError(
+                        f"{self.path} was begun with {key}={before.get(key)}, got {choices.get(key)}; give the same, "
+                        "or another --out"
+                    )
+            return
+        if self.path.exists() and any(path.name != ".lock" for path in self.path.iterdir()):
+            raise FileExistsError(f"{self.path} is not empty and no recipe was begun there; choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(file, choices)
+
+    def write_config(self, name: str, comment: str, values: Mapping[str, Any]) -> Path:
+        """Write a config file with a comment above it, unless it is there: it may have been edited."""
+        file = self.config(name)
+        if not file.is_file():
+            _write_yaml(file, "".join(f"# {line}\n" for line in comment.splitlines()), values)
+        return file
+
+    def set_schedule(self, name: str, schedule: Mapping[str, int]) -> None:
+        """Add keys, such as train.steps, to a config file that lacks them. Keeps the comment above it."""
+        text = self.config(name).read_text(encoding="utf-8")
+        comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        values = yaml.safe_load(text)
+        for key, value in schedule.items():
+            group, _, field = key.partition(".")
+            values.setdefault(group, {})[field] = value
+        _write_yaml(self.config(name), comment, values)
+
+    def has_schedule(self, name: str) -> bool:
+        values = yaml.safe_load(self.config(name).read_text(encoding="utf-8"))
+        return "steps" in values.get("train", {})
+
+    def write_commands(self, steps: Sequence[Step]) -> None:
+        """Write commands.sh. Training steps resume."""
+        lines = [
+            "#!/bin/sh",
+            "# The steps that were run. Config files appear in configs/ before the step that first reads them.",
+            f"cd {shlex.quote(os.getcwd())} || exit",
+            *(line for step in steps for line in ("", f"# {step.name}", step.shown)),
+        ]
+        with atomic_write(self.path / "commands.sh") as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def run(
+        self,
+        steps: Sequence[Step],
+        shares: Mapping[str, float],
+        deadline: float | None,
+        threads: int | None,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Run the steps that are not done.
+
+        `shares`: the training steps, and the share of the time that each gets. `deadline`: by `time.monotonic`; those
+        without a schedule get one that fills the time until then. Raises: StepError.
+        """
+        for index, step in enumerate(steps):
+            if step.is_done:
+                continue
+            if step.prepare is not None:
+                step.prepare()
+            if step.name in shares and deadline is not None and not self.has_schedule(step.name):
+                left = sum(shares[later.name] for later in steps[index:] if later.name in shares)
+                seconds = (deadline - time.monotonic()) * shares[step.name] / left
+                schedule = schedule_for(step, self.path / step.name, seconds, threads, environment)
+                schedule["log.preview_every"] = max(1, schedule["train.steps"] // PREVIEWS)
+                self.set_schedule(step.name, schedule)
+            run(step, threads, environment)
+            if step.name in shares:
+                check_trained(step, self.path / step.name)
+            assert step.output is not None
+            step.output.parent.mkdir(exist_ok=True)
+            step.output.touch()
+
+
+PREVIEWS = 4
+"""Sample sheets per training step."""
+
+
+def _write_yaml(file: Path, comment: str, values: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as temporary:
+        text = yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False)
+        temporary.write_text(comment + text, encoding="utf-8")

@@ -1,0 +1,336 @@
+"""Everything from captioned videos to a bundle of weights, with sizes that suit the data and the machine.
+
+The steps are those of the README's "Your own videos": frames, image tokenizer, clips, text tokenizer, trunk, both
+stages, bundle, samples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogvideo.data.captions import CaptionsFile
+from cogvideo.data.shards import read_manifest
+from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
+from cogvideo.recipes.folder import RecipeFolder
+from cogvideo.recipes.steps import Step
+from cogvideo.recipes.survey import Survey, example_prompts, text_length
+from cogvideo.tokenizers.text import TextTokenizer
+
+SHARES = {"tokenizer": 0.2, "trunk": 0.15, "sequential": 0.42, "interpolation": 0.23}
+"""The training steps, and the share of the time that each gets."""
+STEPS = {"tokenizer": 4000, "trunk": 2000, "sequential": 4000, "interpolation": 2000}
+"""Their lengths if no time is given."""
+BATCHES = {"tokenizer": 32, "trunk": 64, "sequential": 16, "interpolation": 16}
+GPU_BATCHES = 4
+"""A GPU takes larger batches in the same time."""
+PASSES = 100
+"""If no time is given: passes over the data after which a training step ends, if that is earlier."""
+FRAMES = 20_000
+"""Single frames for the image tokenizer, if there are videos enough; from 4 to MAX_FRAMES per video."""
+MAX_FRAMES = 64
+VALIDATION_VIDEOS = 40
+"""From so many videos on, VALIDATION of them are held out."""
+VALIDATION = 0.05
+LONG_MINUTES, LONG, SHORT = 30, 800, 60
+"""If a time is given: the least steps that the tokenizer's training will have, from so many minutes on and below."""
+PIXELS = 64
+NUM_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """A transformer's size, and the learning rate that suits it."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    lr: float
+
+
+SMALL, MEDIUM, LARGE = Size(4, 256, 4, 8e-4), Size(8, 512, 8, 4e-4), Size(16, 1024, 16, 2e-4)
+"""A CPU; a GPU; a GPU and MANY captions."""
+MANY = 5000
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is chosen for given videos on a given machine."""
+
+    pixels: int
+    clip_seconds: tuple[float, ...]
+    """Longest first, each half of the one before."""
+    frames_per_video: int
+    num_codes: int
+    holds_out: bool
+    """Whether some videos are held out for validation."""
+    size: Size
+    batch_factor: int
+    bf16: bool
+    processes: int
+
+    @classmethod
+    def of(cls, survey: Survey, *, pixels: int | None, num_gpus: int, bf16: bool) -> "Choices":
+        """Raises: ValueError if no clip length suits the videos, or `pixels` is no multiple of 8."""
+        if pixels is not None and (pixels < 16 or pixels % 8):
+            raise ValueError(f"--pixels {pixels}; expected a multiple of 8, at least 16")
+        frames = min(MAX_FRAMES, max(4, FRAMES // survey.num_videos))
+        return cls(
+            pixels=pixels or max(16, min(PIXELS, survey.short_side // 8 * 8)),
+            clip_seconds=survey.clip_lengths(4),
+            frames_per_video=frames,
+            num_codes=1024 if survey.num_videos * frames >= 5000 else 256,
+            holds_out=survey.num_videos >= VALIDATION_VIDEOS,
+            size=SMALL if not num_gpus else LARGE if survey.num_captions >= MANY else MEDIUM,
+            batch_factor=GPU_BATCHES * num_gpus if num_gpus else 1,
+            bf16=bf16,
+            processes=max(1, num_gpus),
+        )
+
+    @property
+    def key_frame_seconds(self) -> tuple[float, ...]:
+        """Clip lengths of stage 1."""
+        return self.clip_seconds[:3]
+
+    @property
+    def between_seconds(self) -> tuple[float, ...]:
+        """Clip lengths of stage 2: rounds of interpolation go from the second on."""
+        return self.clip_seconds[1:] or self.clip_seconds
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of interpolation that stage 2 learns from the longest clips on."""
+        return len(self.clip_seconds) - 1
+
+    def __str__(self) -> str:
+        size = self.size
+        lengths = ", ".join(f"{seconds:g}" for seconds in self.clip_seconds)
+        return (
+            f"{self.pixels}x{self.pixels} pixels; clips of {lengths} s; {self.frames_per_video} frames per video for "
+            f"an image tokenizer of {self.num_codes} codes; {size.num_layers} layers, width {size.hidden_size}, "
+            f"{'bf16' if self.bf16 else 'fp32'}, {self.processes} process{'es' * (self.processes > 1)}; "
+            + (f"{VALIDATION:.0%} of the videos held out" if self.holds_out else "nothing held out")
+        )
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """The steps for given choices; all paths are in `folder`."""
+
+    folder: RecipeFolder
+    captions: CaptionsFile
+    captions_words: tuple[str, ...]
+    """`--captions FILE` and how it is read, as `cogvideo prepare` takes it."""
+    choices: Choices
+    minutes: float | None = None
+    """The time that schedules are made to fill; None: STEPS."""
+
+    def steps(self) -> list[Step]:
+        out, choices = self.folder, self.choices
+        tokenizer, text = out / "tokenizer/export/image_tokenizer", out / "text.model"
+        data = ("--config", str(out.config("data")))
+        held_out = ("--validation", str(VALIDATION)) if choices.holds_out else ()
+
+        def train(name: str, prepare: Callable[[], None]) -> Step:
+            words = ("train", "--config", out.config(name), "--resume")
+            return out.step(name, words, processes=choices.processes, prepare=prepare)
+
+        def transformer(name: str, comment: str, values: dict[str, Any]) -> Step:
+            def write() -> None:
+                self._write_base()
+                out.write_config(name, comment, {"base": "base.yaml", **self._training(name, "clips", values)})
+
+            return train(name, write)
+
+        prepare = ("prepare", *self.captions_words, *data, *held_out)
+        trunk, sequential = out / "trunk/export/trunk", out / "sequential/export/sequential"
+        bundle: dict[str, str | Path] = {
+            "--text": text,
+            "--tokenizer": tokenizer,
+            "--trunk": trunk,
+            "--sequential": sequential,
+            "--interpolation": out / "interpolation/export/interpolation",
+            "--sampling": out.config("sampling"),
+            "--clusters": str(min(64, choices.num_codes)),
+            "--out": out / "bundle",
+        }
+        return [
+            out.step("frames", (*prepare, "--frames", "--out", out / "frames"), prepare=self._write_data),
+            train("tokenizer", self._write_tokenizer),
+            out.step("clips", (*prepare, "--tokenizer", tokenizer, "--out", out / "clips", "--report")),
+            out.step("vocabulary", ("vocabulary", *self.captions_words, "--tokenizer", tokenizer, "--out", text)),
+            transformer("trunk", "The text-to-image trunk, on single frames of the clips.", {"task": "image"}),
+            transformer(
+                "sequential",
+                "Stage 1: five frames one after the other, starting from the trunk. It learns the first frame as\n"
+                "well, since a trunk trained on few videos has seen little.",
+                {
+                    "task": "sequential",
+                    "model": {"learn_first_frame": True},
+                    "data": {"clip_seconds": list(choices.key_frame_seconds)},
+                    "init": {"checkpoint": str(trunk)},
+                },
+            ),
+            transformer(
+                "interpolation",
+                "Stage 2: two frames between three given ones, starting from stage 1.",
+                {
+                    "task": "interpolation",
+                    "data": {"clip_seconds": list(choices.between_seconds)},
+                    "init": {"checkpoint": str(sequential), "temporal": "copy"},
+                },
+            ),
+            out.step("bundle", bundle_words(bundle), prepare=self._write_sampling),
+            samples_step(out, "samples", out / "bundle", self.captions),
+        ]
+
+    def _write_data(self) -> None:
+        choices = self.choices
+        self.folder.write_config(
+            "data",
+            "How videos are cut. Clips of five frames at every length that stage 1 and stage 2 learn.",
+            {
+                "frame_pixels": choices.pixels,
+                "frames_per_video": choices.frames_per_video,
+                "clips": {"policy": "all", "clip_seconds": list(choices.clip_seconds)},
+            },
+        )
+
+    def _write_tokenizer(self) -> None:
+        network: dict[str, Any] = {"channels": 16, "mid_attention": False, "num_codes": self.choices.num_codes}
+        values = self._training(
+            "tokenizer",
+            "frames",
+            {
+                "task": "tokenizer",
+                "optimiser": {"lr": 2e-3, "betas": [0.9, 0.99], "weight_decay": 0.0},
+                "tokenizer": network,
+            },
+        )
+        steps = values["train"].get("steps", LONG if (self.minutes or 0) >= LONG_MINUTES else SHORT)
+        network["continuous_steps"] = min(200, steps // 4)
+        side = self.choices.pixels
+        self.folder.write_config("tokenizer", f"The image tokenizer: {side}x{side} pixels -> codes.", values)
+
+    def _write_base(self) -> None:
+        """Sizes of the transformers, once the text tokenizer says how long prompts are."""
+        size, text = self.choices.size, self.folder / "text.model"
+        sample = self.captions.select(spread(len(self.captions), MAX_CAPTIONS))
+        lengths = CaptionLengths.of_clips([caption.text for caption in sample], TextTokenizer.load(text))
+        text_len = text_length(lengths.lengths.tolist())
+        self.folder.write_config(
+            "base",
+            "Shared by the three transformers. The size of frames is that of the data.",
+            {
+                "model": {
+                    "num_layers": size.num_layers,
+                    "hidden_size": size.hidden_size,
+                    "num_heads": size.num_heads,
+                    "text_len": text_len,
+                    "frame_position_start": text_len,
+                    "dropout": 0.0,
+                    "attention_dropout": 0.0,
+                },
+                "data": {
+                    "text_tokenizer": str(text),
+                    "image_tokenizer": str(self.folder / "tokenizer/export/image_tokenizer"),
+                    "guidance_dropout": 0.1,
+                },
+                "optimiser": {"lr": size.lr},
+                "train": {"dtype": "bf16" if self.choices.bf16 else "fp32"},
+            },
+        )
+
+    def _training(self, name: str, data: str, values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a training step that follow from how much data there is."""
+        folder = self.folder / data
+        rows = int(read_manifest(folder, "frames" if data == "frames" else "tokens")["rows"])
+        return training_settings(
+            self.folder,
+            name,
+            rows,
+            values,
+            data=[folder],
+            validation=[folder / "validation"] if self.choices.holds_out else None,
+            batch_size=BATCHES[name] * self.choices.batch_factor,
+            steps=None if self.minutes is not None else STEPS[name],
+        )
+
+    def _write_sampling(self) -> None:
+        self.folder.write_config("sampling", *sampling_settings(self.choices.clip_seconds[0], self.choices.rounds))
+
+
+def training_settings(
+    folder: RecipeFolder,
+    name: str,
+    rows: int,
+    values: dict[str, Any],
+    *,
+    data: Sequence[Path],
+    validation: Sequence[Path] | None,
+    batch_size: int,
+    steps: int | None,
+) -> dict[str, Any]:
+    """Settings of one training step on `rows` clips or frames. `steps` None: the schedule is added later."""
+    while batch_size > max(4, rows):
+        batch_size //= 2
+    train: dict[str, Any] = {"batch_size": batch_size}
+    warmup, log = 20, {"validate_every": 200}
+    if steps is not None:
+        train["steps"] = steps = min(steps, max(50, PASSES * rows // batch_size))
+        warmup = min(100, steps // 10)
+        log = {
+            "save_every": max(1, steps // 8),
+            "preview_every": max(1, steps // 8),
+            "validate_every": max(1, steps // 8),
+        }
+    paths = {"path": [str(path) for path in data]}
+    if validation is not None:
+        paths["validation"] = [str(path) for path in validation]
+    return {
+        **values,
+        "run_dir": str(folder / name),
+        "data": {**values.get("data", {}), **paths},
+        "optimiser": {**values.get("optimiser", {}), "warmup_steps": warmup},
+        "train": {**values.get("train", {}), **train},
+        "log": log,
+    }
+
+
+def sampling_settings(seconds: float, rounds: int) -> tuple[str, dict[str, Any]]:
+    """A comment and settings for `cogvideo sample` that suit small models: less random than the published ones."""
+    between = {
+        "temperature": 0.3,
+        "top_k_clusters": 12,
+        "token_temperature": 0.3,
+        "text_bonus": 0.0,
+        "video_suffix": True,
+    }
+    values = {
+        "seconds": seconds,
+        "rounds": rounds,
+        "first_frame": {
+            **{"temperature": 0.9, "top_k_clusters": 16, "token_temperature": 0.8, "guidance_scale": 2.0},
+            **{"text_bonus": 0.0, "video_suffix": True},
+        },
+        "key_frames": {**between, "guidance_scale": 1.5},
+        "interpolation": between,
+    }
+    return "How to sample: the longest clips that were learned, all rounds of interpolation.", values
+
+
+def bundle_words(parts: Mapping[str, str | Path]) -> list[str | Path]:
+    """`cogvideo bundle` with its options."""
+    return ["bundle", "--overwrite", *(word for option in parts.items() for word in option)]
+
+
+def samples_step(folder: RecipeFolder, name: str, model: Path, captions: CaptionsFile) -> Step:
+    """Sample a few of the captions, always the same, with the same seed."""
+    prompts = folder / "prompts.txt"
+
+    def write() -> None:
+        if not prompts.is_file():
+            prompts.write_text("\n".join(example_prompts(captions, NUM_PROMPTS)) + "\n", encoding="utf-8")
+
+    words = ("sample", "--model", model, "--prompts", prompts, "--out", folder / name, "--overwrite")
+    return folder.step(name, words, prepare=write)

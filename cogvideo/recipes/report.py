@@ -1,0 +1,79 @@
+"""The page at the end of a recipe: clips, the trainings' curves and sample sheets, settings, commands."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cogvideo.evaluation.html_report import HtmlReport
+from cogvideo.files import read_json
+from cogvideo.recipes.folder import RecipeFolder
+from cogvideo.recipes.steps import Step
+
+FILE = "report.html"
+TITLES = {
+    "tokenizer": "Image tokenizer",
+    "trunk": "Text-to-image trunk",
+    "sequential": "Stage 1: key frames",
+    "interpolation": "Stage 2: frames between",
+}
+
+
+def write_report(
+    folder: RecipeFolder, title: str, facts: Sequence[str], samples: Mapping[str, Path], steps: Sequence[Step]
+) -> Path:
+    """Write report.html and return its path.
+
+    `facts`: paragraphs for the top. `samples`: folders that `cogvideo sample` wrote with the same prompts, by what they
+    show; clips of the same prompt stand side by side.
+    """
+    report = HtmlReport(title)
+    for fact in facts:
+        report.text(fact)
+    report.section("Clips")
+    rows = {name: _clips(path) for name, path in samples.items()}
+    for number, prompt in enumerate(next(iter(rows.values()))):
+        shown = [(clips[prompt], name if len(rows) > 1 else prompt) for name, clips in rows.items() if prompt in clips]
+        if len(rows) > 1:
+            report.text(f"{number + 1}. {prompt}")
+        report.pictures(shown, CLIP_WIDTH)
+    for step in steps:
+        run_dir = folder / step.name
+        if step.words[0] != "train" or not (run_dir / "curves.png").is_file():
+            continue
+        report.section(TITLES.get(step.name, step.name))
+        report.text(_losses(run_dir))
+        pictures = [(run_dir / "curves.png", "loss, learning rate and speed by step")]
+        sheets = sorted((run_dir / "previews").glob("*.png"))
+        pictures += [(sheets[-1], f"sample sheet of step {int(sheets[-1].stem.split('_')[-1]):,}")] if sheets else []
+        report.pictures(pictures)
+    report.section("Settings and commands")
+    report.text(
+        f"The config files in {folder.path / 'configs'} are those that were used. To change something, edit them and "
+        "run the commands by hand from the first step that they concern:"
+    )
+    report.preformatted("\n".join(step.shown for step in steps))
+    report.write(folder / FILE)
+    return folder / FILE
+
+
+CLIP_WIDTH = 192
+"""CSS pixels; clips of small models are enlarged."""
+
+
+def _clips(folder: Path) -> dict[str, Path]:
+    """The looping pictures that `cogvideo sample` wrote, by prompt."""
+    described = read_json(folder / "samples.json")
+    return {entry["prompt"]: folder / f"{entry['name']}.gif" for entry in described["samples"]}
+
+
+def _losses(run_dir: Path) -> str:
+    """The last losses of a run, in words."""
+    last: dict[str, str] = {}
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # a line that was cut
+            entry = json.loads(line)
+            for key, name in (("loss", "training loss"), ("validation/loss", "validation loss")):
+                if key in entry:
+                    last[name] = f"{name} {entry[key]:.4g} at step {entry['step']:,}"
+    return "; ".join(last.values()) + "."

@@ -1,0 +1,132 @@
+"""Steps of a recipe, each a `cogvideo` command: how to run them, skip those that are done, and fill a given time."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PORT = "29417"  # not the launcher's default, which another run on this machine may use
+CALIBRATION_STEPS = 15
+SAVE_SECONDS = 120
+SAFETY = 0.9
+"""Of the time left that a schedule is made for: validation, checkpoints and sample sheets take some, too."""
+QUIET = ("log.every=5", "log.preview_every=0")
+
+
+class StepError(ValueError):
+    """A step that failed or was stopped; running the recipe again continues there."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command."""
+
+    name: str
+    output: Path | None
+    """Exists once the step is finished; None: the command itself resumes or skips what is done."""
+    words: list[str]
+    processes: int = 1
+    prepare: Callable[[], None] | None = None
+    """Writes the config files that the command reads, which may depend on the steps before."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.output is not None and self.output.exists()
+
+    @property
+    def command(self) -> list[str]:
+        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+        launcher = [deepspeed, "--num_accelerators", str(self.processes), "--master_port", PORT, "--module"]
+        return [*(launcher if self.processes > 1 else [sys.executable, "-m"]), "cogvideo", *self.words]
+
+    @property
+    def shown(self) -> str:
+        """The command as one would type it."""
+        launcher = f"deepspeed --num_accelerators {self.processes} --module " if self.processes > 1 else ""
+        return f"{launcher}cogvideo {shlex.join(self.words)}"
+
+
+def choose_steps(steps: Sequence[Step], only: Sequence[str] | None) -> list[Step]:
+    """The steps named in `only`, even if finished; without it, the unfinished ones.
+
+    Raises: ValueError for an unknown name.
+    """
+    if not only:
+        return [step for step in steps if not step.is_done]
+    unknown = set(only) - {step.name for step in steps}
+    if unknown:
+        raise ValueError(f"no step {', '.join(sorted(unknown))}; there are {', '.join(step.name for step in steps)}")
+    return [step for step in steps if step.name in only]
+
+
+def run(step: Step, threads: int | None = None, environment: Mapping[str, str] | None = None) -> None:
+    """Run one command, on `threads` threads per process (default: all cores). Raises: StepError if it fails."""
+    threads = threads or max(1, (os.cpu_count() or 1) // step.processes)
+    print(f"\n[{step.name}] {step.shown}", flush=True)
+    start = time.time()
+    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
+    code = run_child(step.command, env=variables).returncode
+    if code:
+        raise StepError(f"[{step.name}] failed with exit code {code}; run again to continue from there")
+    print(f"[{step.name}] took {(time.time() - start) / 60:.1f} min", flush=True)
+
+
+def run_child(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[Any]":
+    """`subprocess.run` for commands that save or clean up when interrupted: passes the signal on and awaits their end.
+
+    `subprocess.run` would kill them.
+    """
+    with subprocess.Popen(command, **options) as child:
+        try:
+            output, errors = child.communicate()
+        except (KeyboardInterrupt, SystemExit):
+            child.terminate()  # Ctrl-C on a terminal has reached it already; commands take both as one request
+            child.communicate()
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, output, errors)
+
+
+def is_trained(run_dir: Path) -> bool:
+    """Whether a run has reached its last step: one that was asked to stop ends without an error, too."""
+    steps = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"]
+    return (run_dir / "checkpoints/latest").read_text(encoding="utf-8").strip() == f"step_{steps:08d}"
+
+
+def check_trained(step: Step, run_dir: Path) -> None:
+    """Raises: StepError if a training step has ended before its last step."""
+    if not is_trained(run_dir):
+        raise StepError(f"[{step.name}] was stopped; run again to continue")
+
+
+def schedule_for(
+    step: Step, run_dir: Path, seconds: float, threads: int | None = None, environment: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """train.steps and log.save_every for a training step that is to end in `seconds` from now.
+
+    Its first steps are trained to measure its speed, unless it has been begun.
+    """
+    start = time.monotonic()
+    if not _logged(run_dir):
+        words = [*step.words, *QUIET, f"train.stop_at={CALIBRATION_STEPS}"]
+        run(replace(step, words=words), threads, environment)
+    number, seconds_per_step = _logged(run_dir)[-1]
+    startup = max(0.0, time.monotonic() - start - number * seconds_per_step)  # it comes again
+    left = SAFETY * (start + seconds - time.monotonic() - startup)
+    steps = max(number + 10, number + int(left / seconds_per_step))
+    return {"train.steps": steps, "log.save_every": max(1, int(SAVE_SECONDS / seconds_per_step))}
+
+
+def _logged(run_dir: Path) -> list[tuple[int, float]]:
+    """Step and seconds per step of each line of a run's metrics."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    entries = [json.loads(line) for line in lines]
+    return [(entry["step"], entry["seconds_per_step"]) for entry in entries if "seconds_per_step" in entry]

@@ -1,0 +1,84 @@
+"""The folder of a recipe: what it was begun with, config files that are kept, schedules, order of steps."""
+
+import pytest
+import yaml
+
+from cogvideo.recipes import folder as module
+from cogvideo.recipes.folder import RecipeFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RecipeFolder(tmp_path / "out")
+
+
+def test_a_recipe_is_continued_with_what_it_was_begun_with(folder):
+    folder.begin({"captions": "/a.csv", "pixels": 64})
+    folder.begin({"captions": "/a.csv", "pixels": 64})
+    with pytest.raises(ValueError, match="was begun with pixels=64, got 96; give the same, or another --out"):
+        folder.begin({"captions": "/a.csv", "pixels": 96})
+
+
+def test_a_folder_of_other_things_is_refused(folder):
+    folder.path.mkdir()
+    (folder / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="not empty"):
+        folder.begin({})
+
+
+def test_an_edited_config_is_kept(folder):
+    file = folder.write_config("trunk", "The trunk.", {"task": "image"})
+    assert file.read_text().startswith("# The trunk.\n")
+    file.write_text("task: sequential\n")
+    folder.write_config("trunk", "The trunk.", {"task": "image"})
+    assert file.read_text() == "task: sequential\n"
+
+
+def test_a_schedule_is_added_once(folder):
+    folder.write_config("trunk", "One.\nTwo.", {"train": {"batch_size": 4}})
+    assert not folder.has_schedule("trunk")
+    folder.set_schedule("trunk", {"train.steps": 9, "log.save_every": 3})
+    text = folder.config("trunk").read_text()
+    assert folder.has_schedule("trunk") and text.startswith("# One.\n# Two.\n")
+    assert yaml.safe_load(text) == {"train": {"batch_size": 4, "steps": 9}, "log": {"save_every": 3}}
+
+
+def test_steps_run_in_order_once_each_with_their_configs(folder, monkeypatch):
+    ran = []
+    monkeypatch.setattr(module, "run", lambda step, threads, environment: ran.append(step.name))
+    steps = [
+        folder.step("a", ["prepare"]),
+        folder.step("b", ["bundle"], prepare=lambda: ran.append("config of b")),
+    ]
+    folder.begin({})
+    folder.run(steps, {}, None, 1, {})
+    assert ran == ["a", "config of b", "b"]
+    folder.run(steps, {}, None, 1, {})
+    assert ran == ["a", "config of b", "b"]
+
+
+def test_training_gets_its_share_of_the_time(folder, monkeypatch):
+    seconds = []
+
+    def schedule(step, run_dir, left, threads, environment):
+        seconds.append(round(left))
+        return {"train.steps": 100}
+
+    monkeypatch.setattr(module, "run", lambda *args: None)
+    monkeypatch.setattr(module, "check_trained", lambda *args: None)
+    monkeypatch.setattr(module, "schedule_for", schedule)
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
+    folder.begin({})
+    steps = []
+    for name in ("a", "b"):
+        folder.write_config(name, "", {})
+        steps.append(folder.step(name, ["train"]))
+    folder.run(steps, {"a": 0.25, "b": 0.5}, 900.0, 1, {})
+    assert seconds == [300, 900]
+    assert yaml.safe_load(folder.config("a").read_text())["log"]["preview_every"] == 25
+
+
+def test_commands_are_written_to_be_run_by_hand(folder):
+    folder.begin({})
+    folder.write_commands([folder.step("clips", ["prepare", "--captions", "my videos.csv"])])
+    assert "\n# clips\ncogvideo prepare --captions 'my videos.csv'\n" in (folder / "commands.sh").read_text()

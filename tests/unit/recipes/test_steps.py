@@ -1,0 +1,49 @@
+"""Steps of a recipe: what is skipped, what a failure says, schedules that fill a time."""
+
+import json
+
+import pytest
+
+from cogvideo.recipes import steps
+from cogvideo.recipes.steps import Step, StepError, check_trained, choose_steps, is_trained, run, schedule_for
+
+
+def test_finished_steps_are_skipped_unless_they_are_named(tmp_path):
+    (tmp_path / "a").touch()
+    recipe = [Step("a", tmp_path / "a", []), Step("b", tmp_path / "b", []), Step("c", None, [])]
+    assert [step.name for step in choose_steps(recipe, None)] == ["b", "c"]
+    assert [step.name for step in choose_steps(recipe, ["a"])] == ["a"]
+    with pytest.raises(ValueError, match="no step d; there are a, b, c"):
+        choose_steps(recipe, ["d"])
+
+
+def test_a_failed_step_ends_the_recipe():
+    with pytest.raises(StepError, match=r"\[wrong\] failed with exit code 2; run again"):
+        run(Step("wrong", None, ["no-such-command"]))
+
+
+def test_a_command_in_several_processes_is_launched_by_deepspeed():
+    step = Step("train", None, ["train", "--config", "a b.yaml"], processes=2)
+    assert step.shown == "deepspeed --num_accelerators 2 --module cogvideo train --config 'a b.yaml'"
+    assert step.command[1:3] == ["--num_accelerators", "2"] and step.command[-3:] == step.words
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(100.0, 75), (0.0, 25)])
+def test_schedule_fills_the_time(tmp_path, monkeypatch, seconds, expected):
+    """1.5 seconds per step, 15 steps taken already: 0.9 of the time is filled, at least 10 steps."""
+    monkeypatch.setattr(steps.time, "monotonic", lambda: 0.0)
+    lines = [{"step": step, "seconds_per_step": 1.5} for step in (5, 10, 15)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    schedule = schedule_for(Step("train", None, ["train"]), tmp_path, seconds)
+    assert schedule == {"train.steps": expected, "log.save_every": 80}
+
+
+@pytest.mark.parametrize(("latest", "expected"), [("step_00000020", True), ("step_00000010", False)])
+def test_a_stopped_run_is_not_finished(tmp_path, latest, expected):
+    (tmp_path / "config.yaml").write_text("task: tokenizer\ntrain: {steps: 20, stop_at: 10}\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/latest").write_text(latest)
+    assert is_trained(tmp_path) is expected
+    if not expected:
+        with pytest.raises(StepError, match="was stopped"):
+            check_trained(Step("train", None, []), tmp_path)
