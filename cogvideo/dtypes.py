@@ -1,7 +1,7 @@
 """Number types in one table: their names in torch, in files, and in configs.
 
-Configs and commands name types `fp32`, `bf16`, `fp16`, `int8` and `int4`. Not here: which type to use where, and how
-weights are quantized (`model/quantize.py`).
+Configs and commands name types `fp32`, `bf16`, `fp16`, `int8`, `float8` and `int4`. Not here: which type to use where,
+and how weights are quantized (`model/quantize.py`).
 """
 
 from typing import Literal, NamedTuple
@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 import torch
 
 FloatName = Literal["fp32", "bf16", "fp16"]
-WeightName = Literal["fp32", "bf16", "fp16", "int8", "int4"]
-WeightChoice = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
+QuantizedName = Literal["int8", "float8", "int4"]
+WeightName = Literal["fp32", "bf16", "fp16", "int8", "float8", "int4"]
+WeightChoice = Literal["auto", "fp32", "bf16", "fp16", "int8", "float8", "int4"]
 """`auto`: what suits the device."""
 
 
@@ -42,9 +43,15 @@ STORAGE_OF_DTYPE = {entry.dtype: entry.storage for entry in FILE_TYPES}
 
 FLOAT_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Floating-point types by `FloatName`."""
-STORED_DTYPES = FLOAT_DTYPES | {"int8": torch.int8, "int4": torch.uint8}
-"""The type of a weight tensor in memory by `WeightName`; int4 packs two numbers into a byte."""
-ACTIVATION_DTYPES = FLOAT_DTYPES | {"int8": torch.bfloat16, "int4": torch.bfloat16}
+QUANTIZED_DTYPES: dict[str, torch.dtype] = {
+    "int8": torch.int8,
+    "float8": torch.float8_e4m3fn,
+    "int4": torch.uint8,
+}
+"""The type of a quantized weight tensor in memory; int4 packs two numbers into a byte."""
+STORED_DTYPES: dict[str, torch.dtype] = {**FLOAT_DTYPES, **QUANTIZED_DTYPES}
+"""The type of a weight tensor in memory by `WeightName`."""
+ACTIVATION_DTYPES: dict[str, torch.dtype] = {**FLOAT_DTYPES, **dict.fromkeys(QUANTIZED_DTYPES, torch.bfloat16)}
 """What an accelerator computes in by `WeightName`; a CPU computes in float32."""
 
 

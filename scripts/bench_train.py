@@ -118,8 +118,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = CogVideoTransformer(config)
     initialise(model, torch.Generator().manual_seed(0))
     model.train().freeze_trunk()
-    if args.trunk_weights == "int8":
-        model.quantize_trunk()
+    if args.trunk_weights != "full":
+        model.quantize_trunk(args.trunk_weights)
     model.to(device)
     model.recompute = args.recompute
     install_kernels(model)  # as the training tasks do
@@ -190,7 +190,9 @@ def main() -> None:
         help="activations recomputed in the lean step's backward pass",
     )
     parser.add_argument("--micro-batch", type=int, default=1, help="clips per step")
-    parser.add_argument("--trunk-weights", choices=("full", "int8"), default="full", help="of the frozen trunk")
+    parser.add_argument(
+        "--trunk-weights", choices=("full", "int8", "float8"), default="full", help="of the frozen trunk"
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--published", action="store_true", help="the published width; --hidden and --heads are ignored")
     size.add_argument("--quick", action="store_true", help="frames of 4x4 and a small vocabulary")

@@ -17,7 +17,7 @@ from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, name_l
 from cogvideo.config import from_dict, to_dict
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.lora import has_adapters
-from cogvideo.model.quantize import Embedding, Linear, quantize_int8
+from cogvideo.model.quantize import Embedding, Linear, quantize
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.transformer import SuperresTransformer
@@ -74,19 +74,19 @@ def save_model(
 ) -> None:
     """Write a model's tensors and config; without the tensors of `trunk` (a checkpoint beside it) if given.
 
-    Raises: ValueError if the model's trunk is not the one in `trunk`, or if a weight to be written is int8.
+    Raises: ValueError if the model's trunk is not the one in `trunk`, or if a weight to be written is quantized.
     """
     if has_adapters(model):
         raise ValueError("the model has adapters beside its weights, which checkpoints do not hold; save them alone")
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    scales = int8_scales(model)
+    scales = quantization_scales(model)
     if trunk is not None:
         extra_names = {name for name, _ in model.extra_parameters()}
         check_holds(trunk, [name for name in tensors if name not in extra_names], tensors.__getitem__, scales)
         tensors = {name: tensor for name, tensor in tensors.items() if name in extra_names}
         scales = {name: scale for name, scale in scales.items() if name in extra_names}
     if scales:
-        raise ValueError(f"{min(scales)} is int8, which checkpoints do not hold; save the model it was quantized from")
+        raise ValueError(f"{min(scales)} is quantized; checkpoints hold no such weights, so save the original model")
     save_checkpoint(
         directory, tensors, stored_settings(model), extra=extra, trunk=trunk, max_shard_bytes=max_shard_bytes
     )
@@ -97,8 +97,8 @@ def stored_settings(model: CogVideoTransformer | SuperresTransformer) -> dict[st
     return {"superres" if isinstance(model, SuperresTransformer) else "model": to_dict(model.config)}
 
 
-def int8_scales(model: nn.Module) -> dict[str, Tensor]:
-    """The scales of int8 weights, by the weights' names."""
+def quantization_scales(model: nn.Module) -> dict[str, Tensor]:
+    """The scales of quantized weights, by the weights' names."""
     return {
         f"{name}.weight": module.weight_scale.cpu()
         for name, module in model.named_modules()
@@ -118,11 +118,11 @@ def check_holds(trunk: Path, names: Iterable[str], read: Callable[[str], Tensor]
 
 
 def _is_made_from(weight: Tensor, scale: Tensor | None, stored: Tensor) -> bool:
-    """Whether a model's weight, in a training type (bf16, or int8 with its scale), is the stored one cast."""
+    """Whether a model's weight, in a training type (bf16, or quantized with its scale), is the stored one cast."""
     if scale is None:
         return torch.equal(stored.to(weight.dtype), weight)
-    stored_scale, stored_weight = quantize_int8(stored)
-    return torch.equal(stored_scale, scale) and torch.equal(stored_weight, weight)
+    stored_scale, stored_weight = quantize(stored, "int8" if weight.dtype == torch.int8 else "float8")
+    return torch.equal(stored_scale, scale) and torch.equal(stored_weight.view(torch.uint8), weight.view(torch.uint8))
 
 
 def load_model(

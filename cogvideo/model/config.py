@@ -14,7 +14,7 @@ AttentionName = Literal["auto", "sdpa", "cpu", "flex", "dense"]
 """How attention is computed in passes over many rows: `sdpa` in blocks of rows that share keys; `cpu` in tiles where
 these are faster; `flex` and `dense` over text and frames as one sequence, by FlexAttention or with all pairs of rows;
 `auto` chooses by the device."""
-TrunkWeights = Literal["full", "int8"]
+TrunkWeights = Literal["full", "int8", "float8"]
 """How a frozen trunk's matrices are stored in training."""
 MAX_LORA_RANK = 4096
 """Above the width of any model here, where a low rank is none."""

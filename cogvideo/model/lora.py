@@ -132,9 +132,8 @@ def adapted_layer(layer: Matrix) -> Matrix:
 @torch.no_grad()
 def set_weight(layer: Matrix, value: Tensor) -> None:
     """Give a layer a new weight, where its weight is and in the type that it is stored in."""
-    weight = layer.weight
-    bits = {torch.int8: 8, torch.uint8: 4}.get(weight.dtype)
-    layer.weight = nn.Parameter(value.to(weight.device, None if bits else weight.dtype), requires_grad=False)
-    if bits:
+    weight, quantized_as = layer.weight, layer.quantized_as
+    layer.weight = nn.Parameter(value.to(weight.device, None if quantized_as else weight.dtype), requires_grad=False)
+    if quantized_as:
         layer.weight_scale = None
-        layer.quantize(8 if bits == 8 else 4)
+        layer.quantize(quantized_as)

@@ -6,21 +6,24 @@
 
 Decoding reads all weights in every step, so its speed is that of their bytes. Matrices are stored as asked for;
 vectors, position tables and activations are float32, or the dtype that an accelerator computes in. In training int8
-saves memory only: a matrix is dequantized where it is used, and again in the backward pass.
+saves memory only: a matrix is dequantized where it is used, and again in the backward pass. So is float8, but GPUs that
+multiply float8 do so twice as fast as bf16, with inputs and gradients rounded to it as well.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cogvideo.dtypes import STORED_DTYPES, WeightName
+from cogvideo.dtypes import QUANTIZED_DTYPES, STORED_DTYPES, QuantizedName, WeightName
 
 _CHUNK_ROWS = 4096
 """Rows quantized or dequantized at a time, so that intermediate types stay small beside the result."""
+_LARGEST = {"int8": 127, "float8": 448}
+"""What the largest number of a row becomes: the largest that the type holds."""
 _INT4_GROUP = 64
 """Columns that share a scale in int4."""
 
@@ -60,11 +63,11 @@ class LowRank(nn.Module):
 
 
 class _Matrix(nn.Module):
-    """A layer whose weight may be int8, or int4 with two values per byte, to be multiplied by scales."""
+    """A layer whose weight may be int8, float8, or int4 with two values per byte, to be multiplied by scales."""
 
     weight: Tensor
     weight_scale: Tensor | None
-    """float32, (rows,) for int8, (rows, groups of columns) for int4; None: the weight is not quantized."""
+    """float32, (rows,), for int4 (rows, groups of columns); None: the weight is not quantized."""
     kernel: LinearKernel | None = None
     offloaded = False
     """Whether the weight stays where it is when the module moves, and is copied to the input's device for each use."""
@@ -75,20 +78,32 @@ class _Matrix(nn.Module):
         self.lora: LowRank | None = None
         """An update that is computed beside the weight. Whatever reads `weight` past `forward` must look for it."""
 
-    def quantize(self, bits: Literal[8, 4] = 8) -> None:
-        """Store the weight in int8 or int4; it can no longer be trained."""
-        scale, quantized = (quantize_int8 if bits == 8 else _quantize_int4)(self.weight.detach())
+    @property
+    def quantized_as(self) -> QuantizedName | None:
+        """How the weight is quantized; None: not at all."""
+        if self.weight_scale is None:
+            return None
+        return next(name for name in get_args(QuantizedName) if QUANTIZED_DTYPES[name] == self.weight.dtype)
+
+    def quantize(self, name: QuantizedName = "int8") -> None:
+        """Store the weight in fewer bits; it can no longer be trained."""
+        scale, quantized = quantize(self.weight.detach(), name)
         self.weight_scale = scale
         self.weight = nn.Parameter(quantized, requires_grad=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Matrix":
-        """Move scales with the weights, but keep them float32 if `fn` casts floats to bf16, as some DeepSpeeds do."""
+        """Move scales with the weights, but keep both as they are stored if `fn` casts floats, as DeepSpeed does."""
         scale, weight = self.weight_scale, self.weight
+        is_float8 = weight.dtype == torch.float8_e4m3fn
         if self.offloaded:
             del self.weight
+        elif is_float8:
+            self.weight = nn.Parameter(weight.view(torch.uint8), requires_grad=False)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.offloaded:
             self.weight = weight
+        elif is_float8:
+            self.weight = nn.Parameter(self.weight.view(weight.dtype), requires_grad=False)
         if scale is not None:
             self.weight_scale = scale.to(self.weight.device)
         return self
@@ -104,21 +119,23 @@ class Linear(_Matrix, nn.Linear):
                 return y if self.lora is None else y + self.lora(x)
         weight = self.weight.to(x.device)
         if self.weight_scale is not None:
-            scale = self.weight_scale.to(x.device)
-            if x.is_cuda and weight.dtype == torch.int8 and not torch.is_grad_enabled():
-                y = scaled_product(x.to(_product_dtype(x)), weight, scale, self.bias)
+            scale, x = self.weight_scale.to(x.device), x.to(_product_dtype(x))
+            if x.is_cuda and weight.dtype in (torch.int8, torch.float8_e4m3fn) and not torch.is_grad_enabled():
+                y = scaled_product(x, weight, scale, self.bias)
+            elif multiplies_float8(x, weight):
+                y = Float8Linear.apply(x, weight, scale, self.bias)  # type: ignore[no-untyped-call]
             else:
-                y = _QuantizedLinear.apply(x.to(_product_dtype(x)), weight, scale, self.bias)  # type: ignore[no-untyped-call]
+                y = _QuantizedLinear.apply(x, weight, scale, self.bias)  # type: ignore[no-untyped-call]
         else:
             y = F.linear(x, weight.to(x.dtype), self.bias)
         return y if self.lora is None else y + self.lora(x)
 
 
 def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear` with an int8 weight whose scales multiply the sums, not the matrix: for inference on a GPU.
+    """`F.linear` with an int8 or float8 weight whose scales multiply the sums, not the matrix: for inference on a GPU.
 
-    int8 is exact in bfloat16, so nothing is rounded before the sums; the matrix is made in one kernel, or in none where
-    a compiler reads int8 in the product. torchao's weight-only int8 computes the same, with no kernel of its own.
+    Both are exact in bfloat16, so nothing is rounded before the sums; the matrix is made in one kernel, or in none
+    where a compiler reads bytes in the product. torchao's weight-only types have no kernels of their own either.
     """
     return torch.addcmul(bias.to(x.dtype), F.linear(x, weight.to(x.dtype)), scale.to(x.dtype))
 
@@ -172,6 +189,44 @@ class _QuantizedLinear(torch.autograd.Function):
         return grad @ _dequantize(weight, scale, grad.dtype), None, None, None
 
 
+def multiplies_float8(x: Tensor, weight: Tensor) -> bool:
+    """Whether rows in bfloat16, rounded to float8, are multiplied with this float8 weight as it is."""
+    fits = weight.dtype == torch.float8_e4m3fn and x.dtype == torch.bfloat16
+    # the kernel's sizes
+    return fits and not any(size % 16 for size in weight.shape) and has_float8_products(x.device)
+
+
+def has_float8_products(device: torch.device) -> bool:
+    """Whether the device multiplies float8: GPUs do since Ada and Hopper."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+class Float8Linear(torch.autograd.Function):
+    """`F.linear` with a frozen float8 weight; inputs, and gradients in the backward pass, are rounded to float8 too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        return _float8_product(x, weight, scale, x.dtype) + bias.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale = ctx.saved_tensors
+        # rows of the weight are summed over here, so their scales go into the gradient, before that is rounded
+        turned = weight.t().contiguous()
+        return _float8_product(grad * scale, turned, scale.new_ones(len(turned)), grad.dtype), None, None, None
+
+
+def _float8_product(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`F.linear` of rows that are rounded to float8, each with its own scale, and a float8 weight, in `dtype`."""
+    rows = x.flatten(0, -2).float()
+    row_scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-30) / _LARGEST["float8"]
+    rounded = (rows / row_scale).to(weight.dtype)
+    y = torch._scaled_mm(rounded, weight.t(), row_scale, scale[None], out_dtype=dtype)
+    return y.unflatten(0, x.shape[:-1])
+
+
 def _product_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a matrix product with x: autocast's where it is on."""
     kind = x.device.type
@@ -191,7 +246,7 @@ def _dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ten
             values = torch.stack([part & 15, part >> 4], dim=-1).view(*part_scale.shape, -1).to(torch.int8) - 8
             out.copy_((values * part_scale.unsqueeze(-1)).flatten(1))
         else:
-            torch.mul(part, part_scale[:, None], out=out)
+            torch.mul(part.float(), part_scale[:, None], out=out)
     return result
 
 
@@ -199,9 +254,9 @@ def _dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ten
 def convert_weights(model: nn.Module, dtype: WeightName, activations: torch.dtype = torch.float32) -> None:
     """Store the matrices of `model` in `dtype`, in place, for inference, and everything else in `activations`.
 
-    int8 and int4 are weight-only and symmetric, with a scale per output row, in int4 per 64 columns of a row. Matrices
-    that already have the dtype are left untouched, memory-mapped ones included. Raises: ValueError for weights that are
-    int8 or int4 and are to become something else.
+    int8, float8 and int4 are weight-only and symmetric, with a scale per output row, in int4 per 64 columns of a row.
+    Matrices that already have the dtype are left untouched, memory-mapped ones included. Raises: ValueError for
+    quantized weights that are to become something else.
     """
     storage_dtype = STORED_DTYPES[dtype]
     matrices = [module for module in model.modules() if isinstance(module, Linear | Embedding)]
@@ -212,10 +267,9 @@ def convert_weights(model: nn.Module, dtype: WeightName, activations: torch.dtyp
         if module.weight.dtype == storage_dtype:
             continue
         if module.weight_scale is not None:
-            current = "int8" if module.weight.dtype == torch.int8 else "int4"
-            raise ValueError(f"the weights are {current} already; load the model again for {dtype}")
-        if dtype in ("int8", "int4"):
-            module.quantize(8 if dtype == "int8" else 4)
+            raise ValueError(f"the weights are {module.quantized_as} already; load the model again for {dtype}")
+        if dtype == "int8" or dtype == "float8" or dtype == "int4":
+            module.quantize(dtype)
         else:
             module.weight = nn.Parameter(module.weight.detach().to(storage_dtype), requires_grad=False)
         owned.add(id(module.weight))
@@ -241,15 +295,19 @@ def set_linear_kernel(model: nn.Module, kernel: LinearKernel | None) -> None:
             module.kernel = kernel
 
 
-def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales (rows,) float32, and the weight divided by them, int8."""
-    scales, quantized = weight.new_empty(len(weight), dtype=torch.float32), torch.empty_like(weight, dtype=torch.int8)
+def quantize(weight: Tensor, name: QuantizedName) -> tuple[Tensor, Tensor]:
+    """Scales (rows,) float32, in int4 (rows, groups of columns), and the weight divided by them, as it is stored."""
+    if name == "int4":
+        return _quantize_int4(weight)
+    scales = weight.new_empty(len(weight), dtype=torch.float32)
+    quantized = torch.empty_like(weight, dtype=QUANTIZED_DTYPES[name])
     for start in range(0, len(weight), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
         values = weight[part].float()
-        scale = values.abs().amax(dim=1).clamp(min=1e-30) / 127
+        scale = values.abs().amax(dim=1).clamp(min=1e-30) / _LARGEST[name]
         scales[part] = scale
-        quantized[part] = (values / scale[:, None]).round().to(torch.int8)
+        divided = values / scale[:, None]
+        quantized[part] = (divided.round() if name == "int8" else divided).to(quantized.dtype)
     return scales, quantized
 
 

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cogvideo.dtypes import QuantizedName
 from cogvideo.model.attention import ATTENTION, Attention, ChannelContext
 from cogvideo.model.compiled import compile_static
 from cogvideo.model.config import ModelConfig, Recompute
@@ -154,11 +155,11 @@ class TrunkModel(nn.Module):
         for _, parameter in self.trunk_parameters():
             parameter.requires_grad_(not frozen)
 
-    def quantize_trunk(self) -> None:
-        """Store the trunk's matrices in int8 with a float32 scale per output row; they can no longer be trained."""
+    def quantize_trunk(self, stored: QuantizedName = "int8") -> None:
+        """Store the trunk's matrices with a float32 scale per output row; they can no longer be trained."""
         for name, module in self.named_modules():
             if isinstance(module, Linear | Embedding) and not self.is_extra(f"{name}.weight"):
-                module.quantize()
+                module.quantize(stored)
 
 
 class CogVideoTransformer(TrunkModel):

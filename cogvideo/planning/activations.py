@@ -49,7 +49,7 @@ class Setting:
     frozen_trunk: bool
     arithmetic: Arithmetic = "bf16"
     attention: AttentionName = "auto"
-    int8_trunk: bool = False
+    quantized_trunk: bool = False
     is_gpu: bool = True
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
@@ -118,7 +118,7 @@ def _trace(config: TransformerConfig, num_layers: int, batch: int, setting: Sett
             model.requires_grad_(False)
             for _, p in adapter_parameters(model):
                 p.requires_grad_()
-        if setting.int8_trunk:
+        if setting.quantized_trunk:
             model.quantize_trunk()
         model.recompute = setting.recompute
         if isinstance(config, SuperresConfig):

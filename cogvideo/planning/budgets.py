@@ -81,7 +81,7 @@ class TrainingSettings:
     recompute: Recompute = "layer"
     """What the backward pass recomputes instead of keeping it from the forward pass."""
     trunk_weights: TrunkWeights = "full"
-    """`int8`: keep the frozen trunk's matrices in int8."""
+    """`int8`, `float8`: keep the frozen trunk's matrices in a byte per number."""
     batch_size: int | None = None
     """Clips per step over all devices; null: one micro-batch on each."""
     offload_optimizer: bool = False
@@ -101,8 +101,10 @@ class TrainingSettings:
         for name, least, most in (("count", 1, 1 << 20), ("micro_batch", 1, 1 << 20), ("zero_stage", 0, 3)):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)}; expected {least} to {most}")
-        if self.trunk_weights == "int8" and not ((self.frozen_trunk or self.lora.rank) and self.zero_stage < 3):
-            raise ValueError("trunk_weights=int8 needs frozen_trunk=true or lora.rank, and zero_stage=0, 1 or 2")
+        if self.trunk_weights != "full" and not ((self.frozen_trunk or self.lora.rank) and self.zero_stage < 3):
+            raise ValueError(
+                f"trunk_weights={self.trunk_weights} needs frozen_trunk=true or lora.rank, and zero_stage=0, 1 or 2"
+            )
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -206,8 +208,8 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     return ParameterCounts(lookups, trunk, temporal)
 
 
-def int8_trunk_size(config: TransformerConfig) -> tuple[int, int]:
-    """Parameters of the trunk that int8 quantization covers, and their bytes, with one float32 scale per row."""
+def quantized_trunk_size(config: TransformerConfig) -> tuple[int, int]:
+    """Parameters of the trunk that are held in int8 or float8, and their bytes, with one float32 scale per row."""
     h, layers, words = config.hidden_size, config.num_layers, config.vocabulary.size
     count, rows = layers * 12 * h * h + words * h, layers * 9 * h + words
     return count, count + 4 * rows
@@ -328,8 +330,8 @@ def training_budget(config: TransformerConfig, machine: Machine, settings: Train
     trained, total = trained_and_all_parameters(config, settings)
     held = 4 if settings.weights == "fp32" else 2
     weights = float(held * total)
-    if settings.trunk_weights == "int8" and is_frozen(config, settings):
-        quantized, quantized_bytes = int8_trunk_size(config)
+    if settings.trunk_weights != "full" and is_frozen(config, settings):
+        quantized, quantized_bytes = quantized_trunk_size(config)
         weights += quantized_bytes - held * quantized
     summed = 4 if "fp32" in (settings.weights, settings.gradients) else 2
     gradients = summed * trained / settings.partitions(2)
@@ -363,7 +365,7 @@ def _activations(config: TransformerConfig, machine: Machine, settings: Training
         lora=settings.lora,
         arithmetic=settings.arithmetic,
         attention=settings.attention,
-        int8_trunk=settings.arithmetic == "autocast" and settings.trunk_weights == "int8",
+        quantized_trunk=settings.arithmetic == "autocast" and settings.trunk_weights != "full",
         is_gpu=machine.is_gpu,
     )
     return count_activations(config, settings.micro_batch, setting)

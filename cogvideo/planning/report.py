@@ -92,19 +92,19 @@ def describe_training(
     config: TransformerConfig, machine: Machine, settings: TrainingSettings, source: str = "the vendor's figures"
 ) -> str:
     """Memory under each ZeRO stage, and the time of a step. `source`: where the machine's figures are from."""
-    int8 = ", int8 trunk" if settings.trunk_weights == "int8" else ""
+    quantized = "" if settings.trunk_weights == "full" else f", {settings.trunk_weights} trunk"
     lora = settings.lora
     adapters = f", adapters of rank {lora.rank} ({trained_and_all_parameters(config, settings)[0]:,} parameters)"
-    int8 += adapters if lora.rank else ""
+    quantized += adapters if lora.rank else ""
     offloaded = ", optimiser in CPU memory" if settings.offload_optimizer else ""
     lines = [
         f"{settings.count} x {machine.name}: {format_bytes(machine.memory_bytes)}, {machine.flops / 1e12:.3g} TFLOP/s "
         f"in bf16, {machine.bandwidth / 1e9:,.1f} GB/s ({source})",
         f"  training, per device, {settings.accumulation} x micro-batch {settings.micro_batch}, "
-        f"recompute={settings.recompute}{int8}{offloaded}; * marks deepspeed.stage",
+        f"recompute={settings.recompute}{quantized}{offloaded}; * marks deepspeed.stage",
     ]
     first = 1 if settings.offload_optimizer else 0
-    for stage in range(first, 4 if settings.trunk_weights == "full" else 3):  # ZeRO 3 cannot partition int8 weights
+    for stage in range(first, 4 if settings.trunk_weights == "full" else 3):  # ZeRO 3 cannot partition the others
         budget = training_budget(config, machine, replace(settings, zero_stage=stage))
         parts = ("weights", "gradients", "optimiser", "activations", "working")
         sizes = [f"{name} {format_bytes(getattr(budget, name))}" for name in parts if getattr(budget, name)]
@@ -168,7 +168,7 @@ def setting_words(settings: TrainingSettings) -> str:
         f"deepspeed.stage={settings.zero_stage}",
     ]
     words += ["deepspeed.offload_optimizer=true"] if settings.offload_optimizer else []
-    words += ["init.trunk_weights=int8"] if settings.trunk_weights == "int8" else []
+    words += [] if settings.trunk_weights == "full" else [f"init.trunk_weights={settings.trunk_weights}"]
     return " ".join(words)
 
 

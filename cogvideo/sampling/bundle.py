@@ -168,7 +168,12 @@ def place_model(
 
 
 def weights_for(device: torch.device, choice: WeightChoice) -> WeightName:
-    """The number type that models are sampled with: for `auto` bfloat16 on an accelerator, float32 on a CPU."""
+    """The number type that models are sampled with: for `auto` bfloat16 on an accelerator, float32 on a CPU.
+
+    Raises: ValueError for float8 on a CPU.
+    """
+    if choice == "float8" and device.type == "cpu":
+        raise ValueError("weights=float8 is for GPUs; choose weights=int8 on a CPU, which takes as much memory")
     if choice != "auto":
         return choice
     return "fp32" if device.type == "cpu" else "bf16"

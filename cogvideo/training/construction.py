@@ -112,15 +112,15 @@ def construct(
     quantized = {
         f"{name}.weight": module
         for name, module in model.named_modules()
-        if init.trunk_weights == "int8" and _is_trunk_matrix(model, name, module)
+        if init.trunk_weights != "full" and _is_trunk_matrix(model, name, module)
     }
     blocks = _blocks(model)
     left = {name: sum(1 for _ in block.parameters()) for name, block in blocks.items()}
     for name, p in sorted(model.named_parameters()):
         value = values[name]() if name in values else next(drawn)[1]
         _set_parameter(model, name, nn.Parameter(_finished(value, dtype, device, name in quantized), p.requires_grad))
-        if name in quantized:
-            quantized[name].quantize()
+        if name in quantized and init.trunk_weights != "full":
+            quantized[name].quantize(init.trunk_weights)
             quantized[name].to(device)
         del value
         block = next(block for block in blocks if name.startswith(f"{block}."))

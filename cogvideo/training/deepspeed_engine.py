@@ -75,10 +75,11 @@ def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
         for key, value in overrides.items():
             nested = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = settings[key] | value if nested else value
-    if config.init.trunk_weights == "int8" and stage == 3:
+    held = config.init.trunk_weights
+    if held != "full" and stage == 3:
         raise ValueError(
-            "deepspeed.stage=3 cannot partition int8 weights, and init.trunk_weights=int8; use deepspeed.stage=0, 1 "
-            "or 2, or init.trunk_weights=full"
+            f"deepspeed.stage=3 cannot partition {held} weights, and init.trunk_weights={held}; use deepspeed.stage=0, "
+            "1 or 2, or init.trunk_weights=full"
         )
     return settings
 

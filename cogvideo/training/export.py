@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cogvideo.checkpoint.adapter import Base, fingerprint, model_name, save_adapter
 from cogvideo.checkpoint.format import load_checkpoint, write_checkpoint
-from cogvideo.checkpoint.load import check_holds, int8_scales, stored_settings
+from cogvideo.checkpoint.load import check_holds, quantization_scales, stored_settings
 from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.config import to_dict
 from cogvideo.distributed import store_barrier
@@ -124,7 +124,7 @@ def _write(
         _export_trunk(trunk, model, frozen)
         if not frozen.is_verified:
             names = [name for name, _ in model.trunk_parameters()]
-            check_holds(trunk, names, read, int8_scales(model))
+            check_holds(trunk, names, read, quantization_scales(model))
             frozen.is_verified = True
         infos = {name: infos[name] for name, _ in model.extra_parameters()}
     write_checkpoint(folder, infos, read, stored_settings(model), extra=extra, trunk=trunk)

@@ -12,6 +12,8 @@ from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.logs import get_logger
+from cogvideo.model.config import TrunkWeights
+from cogvideo.model.quantize import has_float8_products
 from cogvideo.planning.budgets import (
     RECOMPUTE,
     USABLE_MEMORY,
@@ -214,8 +216,13 @@ def has_native_matmul(device: torch.device, dtype: torch.dtype) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def warn_if_emulated(device: torch.device, loop: LoopConfig) -> None:
-    """Warn if the CPU emulates train.dtype."""
+def warn_if_emulated(device: torch.device, loop: LoopConfig, trunk_weights: TrunkWeights = "full") -> None:
+    """Warn if the CPU emulates train.dtype, or if float8 weights are not multiplied as they are."""
+    if trunk_weights == "float8" and (loop.dtype != "bf16" or not has_float8_products(device)):
+        log.warning(
+            "init.trunk_weights=float8 is multiplied as it is with train.dtype=bf16 on GPUs since Ada and Hopper; here "
+            "it is dequantized at each use, as int8 is, which is more exact: set init.trunk_weights=int8"
+        )
     if not has_native_matmul(device, FLOAT_DTYPES[loop.dtype]):
         log.warning(
             "this CPU has no %s instructions and emulates them about a hundred times slower; set train.dtype=fp32",

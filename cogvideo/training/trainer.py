@@ -91,7 +91,7 @@ class Trainer:
         newest = newest_state(self.checkpoints)
         if not resume and (newest or self.writer.file.read()):
             raise ValueError(f"{config.run_dir} already holds a run; give --resume to continue it, or another run_dir")
-        warn_if_emulated(device, config.train)
+        warn_if_emulated(device, config.train, config.init.trunk_weights)
         if config.optimiser.warmup_steps >= config.train.steps:
             log.warning(
                 "optimiser.warmup_steps=%d is not below train.steps=%d, so the learning rate never reaches "

@@ -47,13 +47,13 @@ from tests.helpers import models, pipelines, superres, training
 from tests.helpers.fake_cuda.mode import FakeCuda, fake_cuda
 
 Check = Callable[[FakeCuda], None]
-Trunk = Literal["trained", "frozen", "int8"]
+Trunk = Literal["trained", "frozen", "int8", "float8"]
 GPU = torch.device("cuda")
 
 ALLOWED_SYNCS = {
     "read_metrics": "a step's losses are read at once, after its last backward pass",
     "Pipeline.labels": "codes are clustered on the host, once per pipeline",
-    "Engine.generate": "a stage's tokens go back to the host",
+    "Engine._generate": "a stage's tokens go back to the host",
     "decode_speculative": "how many guesses were right decides what is decoded next; see its docstring for the cost",
     "Upsampler.upsample_frames": "the fine tokens go back to the host",
     "token_losses": "scores go to a file on the host",
@@ -84,8 +84,8 @@ def train_step(mode: FakeCuda, objective: nn.Module, batch: Any, unused: str | N
 def place(model: TrunkModel, recompute: Recompute, trunk: Trunk) -> None:
     if trunk != "trained":
         model.freeze_trunk()
-    if trunk == "int8":
-        model.quantize_trunk()
+    if trunk == "int8" or trunk == "float8":
+        model.quantize_trunk(trunk)
     model.to(GPU)
     model.recompute = recompute
     model.train()
@@ -153,7 +153,7 @@ def start_and_preview(mode: FakeCuda) -> None:
         with torch.no_grad():
             real, drawn, captions = previews._generate_clips(task)
         assert real.shape == drawn.shape and len(captions) == len(real)
-        _expect(mode, **{"Engine.generate": 1})
+        _expect(mode, **{"Engine._generate": 1})
 
 
 def pipeline_on_gpu(weights: WeightName) -> Any:
@@ -176,7 +176,7 @@ def sample(schedule: str, weights: WeightName = "bf16") -> Check:
         tokens = pipeline.sample(["a", "a longer prompt"], config)
         assert tokens.shape == (2, 9, 4)
         guesses = {"decode_speculative": None} if schedule == "speculative" else {}
-        _expect(mode, **{"Pipeline.labels": 1, "Engine.generate": 3}, **guesses)
+        _expect(mode, **{"Pipeline.labels": 1, "Engine._generate": 3}, **guesses)
         mode.syncs.clear()
         pixels = pipeline.image_tokenizer.decode(tokens.flatten(0, 1)).numpy(force=True)
         assert isinstance(pixels, np.ndarray)
@@ -205,7 +205,7 @@ def sample_by_graphs(mode: FakeCuda) -> None:
         pipeline.engines = {id(model): Engine(model, "compiled") for model in models_of}
         tokens = pipeline.sample(["a", "a longer prompt"], replace(pipeline.config, rounds=1))
     assert tokens.shape == (2, 9, 4)
-    _expect(mode, **{"Pipeline.labels": 1, "Engine.generate": 3})
+    _expect(mode, **{"Pipeline.labels": 1, "Engine._generate": 3})
 
 
 def prefill_and_steps(mode: FakeCuda) -> None:
@@ -229,7 +229,7 @@ def prefill_and_steps(mode: FakeCuda) -> None:
         (output,) = pipeline.interpolate(frames, keys, prompts, config, progress=progress)
     assert output.tokens.shape == (1, 9, 4)
     assert {name for name, _ in seen} == {"prefill", "step"}
-    assert mode.syncs == ["Pipeline.labels", "Engine.generate"], mode.syncs
+    assert mode.syncs == ["Pipeline.labels", "Engine._generate"], mode.syncs
     assert {count for _, count in seen} == {1}, "waits during prefill or steps"
 
 
@@ -317,6 +317,7 @@ QUICK: dict[str, Check] = {
     "train sequential nothing": train_clips("sequential", "nothing"),
     "train sequential mlp frozen": train_clips("sequential", "mlp", "frozen"),
     "train sequential layer int8": train_clips("sequential", "layer", "int8"),
+    "train sequential mlp float8": train_clips("sequential", "mlp", "float8"),
     "train interpolation layer frozen": train_clips("interpolation", "layer", "frozen"),
     "train superres direct frozen": train_superres("direct", "mlp", "frozen"),
     "train superres iterative": train_superres("iterative", "layer"),
@@ -341,7 +342,7 @@ SLOW: dict[str, Check] = {
         for recompute, trunk in product(RECOMPUTES, TRUNKS)
     },
     **{f"train superres iterative {recompute}": train_superres("iterative", recompute) for recompute in RECOMPUTES},
-    **{f"sample {weights}": sample("sequential", weights) for weights in ("fp32", "int8", "int4")},
+    **{f"sample {weights}": sample("sequential", weights) for weights in ("fp32", "int8", "float8", "int4")},
 }
 
 

@@ -12,6 +12,7 @@ from cogvideo.checkpoint.load import from_pretrained, load_model, save_model, sa
 from cogvideo.checkpoint.sat.config import SatSettings, VocabularyIds
 from cogvideo.checkpoint.sat.convert import from_sat, to_sat
 from cogvideo.config import to_dict
+from cogvideo.dtypes import QuantizedName
 from cogvideo.files import sha256_file
 from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import inherit_trunk, initialise
@@ -112,19 +113,20 @@ def test_a_stage_stores_only_its_extra_parameters(tmp_path: Path) -> None:
         save_model(tmp_path / "other", stage, trunk=tmp_path / "trunk")
 
 
-def test_an_int8_trunk_is_stored_as_a_pointer_to_its_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", ["int8", "float8"])
+def test_a_quantized_trunk_is_stored_as_a_pointer_to_its_source(stored: QuantizedName, tmp_path: Path) -> None:
     trunk, stage = build("image", seed=1), build(seed=2)
     inherit_trunk(stage, trunk.state_dict())
     save_model(tmp_path / "trunk", trunk)
     save_model(tmp_path / "another", build("image", seed=3))
     stage.freeze_trunk()
-    stage.quantize_trunk()
+    stage.quantize_trunk(stored)
     save_model(tmp_path / "stage", stage, trunk=tmp_path / "trunk")
     loaded = load_model(tmp_path / "stage")
     assert all(torch.equal(p, trunk.state_dict()[name]) for name, p in loaded.trunk_parameters())
     with pytest.raises(ValueError, match="does not hold this model's"):
         save_model(tmp_path / "other", stage, trunk=tmp_path / "another")
-    with pytest.raises(ValueError, match="is int8"):
+    with pytest.raises(ValueError, match="is quantized"):
         save_model(tmp_path / "other", stage)
     assert not (tmp_path / "other").exists()
 

@@ -10,9 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideo.dtypes import WeightName
+from cogvideo.dtypes import QuantizedName, WeightName
 from cogvideo.model.config import Recompute
-from cogvideo.model.quantize import Embedding, Linear, convert_weights, scaled_product, set_linear_kernel
+from cogvideo.model.quantize import (
+    Embedding,
+    Float8Linear,
+    Linear,
+    convert_weights,
+    scaled_product,
+    set_linear_kernel,
+)
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
 from cogvideo.sequence.batch import Batch
 from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
@@ -26,7 +33,7 @@ def layer(in_features: int = 37, out_features: int = 21) -> Linear:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8", "float8"])
 def test_product_is_that_of_the_stored_weights(dtype: WeightName) -> None:
     linear = layer()
     convert_weights(linear, dtype)
@@ -39,11 +46,12 @@ def test_product_is_that_of_the_stored_weights(dtype: WeightName) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("weights", ["int8", "float8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_scaling_sums_is_as_exact_as_scaling_the_matrix(dtype: torch.dtype) -> None:
-    """What a GPU computes of an int8 weight, against the exact product, and against dequantizing in that type."""
+def test_scaling_sums_is_as_exact_as_scaling_the_matrix(dtype: torch.dtype, weights: WeightName) -> None:
+    """What a GPU computes of a weight of one byte, against the exact product, and against dequantizing in that type."""
     linear = layer(512, 96)
-    convert_weights(linear, "int8", activations=dtype)
+    convert_weights(linear, weights, activations=dtype)
     assert linear.weight_scale is not None
     x = torch.randn(5, 512).to(dtype)
     exact = F.linear(x.double(), linear.weight.double() * linear.weight_scale.double()[:, None], linear.bias.double())
@@ -86,7 +94,79 @@ def test_int8_is_within_half_a_step() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("size", [1.0, 1e-20, 1e20])
+def test_float8_is_within_half_of_its_last_digit(size: float) -> None:
+    """Of 3 binary digits, or of those of small numbers; the largest number of each row is exact."""
+    linear = layer()
+    linear.weight.mul_(size)
+    linear.weight[3] = 0.0
+    before = linear.weight.double()
+    convert_weights(linear, "float8")
+    assert linear.weight.dtype == torch.float8_e4m3fn and linear.weight_scale is not None
+    scale = linear.weight_scale.double()[:, None]
+    error = (linear.weight.double() * scale - before).abs()
+    assert (error <= 1.0001 * torch.maximum(before.abs() * 2**-4, scale * 2**-10)).all()
+    largest = before.abs().argmax(1, keepdim=True)
+    assert error.gather(1, largest).max() <= 1e-6 * size
+    convert_weights(linear, "float8")
+    with pytest.raises(ValueError, match="float8 already"):
+        convert_weights(linear, "int8")
+
+
+def test_float8_stays_what_it_is_where_floats_are_cast() -> None:
+    """DeepSpeed casts all floating-point parameters; in bfloat16 this one would lose its scale's meaning and memory."""
+    linear = layer()
+    convert_weights(linear, "float8")
+    before, scale = linear.weight.view(torch.uint8).clone(), linear.weight_scale
+    assert scale is not None
+    for cast in (linear.bfloat16, linear.half, linear.float, lambda: linear.to(torch.float64)):
+        cast()
+        assert linear.weight.dtype == torch.float8_e4m3fn and torch.equal(linear.weight.view(torch.uint8), before)
+        assert linear.weight_scale is not None and torch.equal(linear.weight_scale, scale)
+    assert linear.bias.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float8_products_are_those_of_rounded_rows(dtype: torch.dtype) -> None:
+    """Against products in float64 of what inputs, weights and gradients are rounded to, and close to the unrounded."""
+    linear = layer(64, 48)
+    linear.requires_grad_(False).quantize("float8")
+    scale = linear.weight_scale
+    assert scale is not None
+
+    def rounded(x: Tensor) -> Tensor:
+        row_scale = x.detach().float().abs().amax(-1, keepdim=True) / 448
+        return (x.float() / row_scale).to(torch.float8_e4m3fn).double() * row_scale.double()
+
+    x = (torch.randn(2, 3, 64) * torch.tensor([1e-4, 1.0, 1e4])[:, None]).to(dtype).requires_grad_()
+    gradient = torch.randn(2, 3, 48).to(dtype)
+    y = Float8Linear.apply(x, linear.weight, scale, linear.bias)
+    y.backward(gradient)
+    assert y.dtype == dtype and x.grad is not None and x.grad.dtype == dtype
+    weight = linear.weight.double() * scale.double()[:, None]
+
+    def check(found: Tensor, expected: Tensor) -> None:
+        """Row by row, for their sizes differ."""
+        for row, expected_row in zip(found.double().flatten(0, 1), expected.flatten(0, 1), strict=True):
+            assert (row - expected_row).abs().max() <= 4 * torch.finfo(dtype).eps * expected_row.abs().max()
+
+    check(y.detach(), rounded(x) @ weight.T + linear.bias.double())
+    check(x.grad, rounded(gradient * scale) @ linear.weight.double())
+    plain = gradient.double() @ weight
+    assert (x.grad.double() - plain).norm() < 0.04 * plain.norm()
+
+
+def test_float8_products_of_no_numbers_are_zero_or_no_numbers() -> None:
+    linear = layer(64, 48)
+    linear.requires_grad_(False).quantize("float8")
+    x = torch.zeros(3, 64)
+    x[1, 0], x[2, 0] = float("nan"), float("inf")
+    y = Float8Linear.apply(x, linear.weight, linear.weight_scale, torch.zeros(48))
+    assert (y[0] == 0).all() and not y[1:].isfinite().any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "float8", "int4"])
 def test_an_embedding_and_its_logits_use_the_same_rows(dtype: WeightName) -> None:
     torch.manual_seed(0)
     table = Embedding(30, 16)
@@ -116,18 +196,20 @@ def dequantize(module: nn.Module) -> None:
     """Replace int8 weights by float32 ones of the same values."""
     for matrix in list(matrices(module)):
         assert matrix.weight_scale is not None
-        values = matrix.weight * matrix.weight_scale[:, None]
+        values = matrix.weight.float() * matrix.weight_scale[:, None]
         matrix.weight_scale = None
         matrix.weight = nn.Parameter(values, requires_grad=False)
 
 
-def pair(variant: str = "sequential", **changes: float) -> tuple[CogVideoTransformer, CogVideoTransformer]:
-    """Two models, one with an int8 trunk, the other with float32 weights of the same values."""
+def pair(
+    variant: str = "sequential", stored: QuantizedName = "int8", **changes: float
+) -> tuple[CogVideoTransformer, CogVideoTransformer]:
+    """Two models, one with a quantized trunk, the other with float32 weights of the same values."""
     config = tiny_config(**VARIANTS[variant] | changes)
     quantized, full = tiny_model(config).train(), tiny_model(config).train()
     for model in (quantized, full):
         model.freeze_trunk()
-        model.quantize_trunk()
+        model.quantize_trunk(stored)
     dequantize(full)
     return quantized, full
 
@@ -144,9 +226,13 @@ def gradients_of(model: CogVideoTransformer, batch: Batch, kind: str) -> tuple[T
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("variant", ["sequential", "interpolation"])
-def test_training_beside_an_int8_trunk_is_as_beside_dequantized_weights(variant: str, kind: str) -> None:
-    quantized, full = pair(variant)
+@pytest.mark.parametrize(
+    ("variant", "stored"), [("sequential", "int8"), ("interpolation", "int8"), ("sequential", "float8")]
+)
+def test_training_beside_a_quantized_trunk_is_as_beside_dequantized_weights(
+    variant: str, stored: QuantizedName, kind: str
+) -> None:
+    quantized, full = pair(variant, stored)
     batch = tiny_batch(quantized.config)
     (losses, gradients), (expected, expected_gradients) = (
         gradients_of(model, batch, kind) for model in (quantized, full)

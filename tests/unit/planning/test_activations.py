@@ -140,7 +140,7 @@ def test_autocast_over_an_int8_trunk_keeps_no_copies_of_its_weights() -> None:
     own = {p.untyped_storage()._cdata: p.nbytes for p in model.buffers()}
     total = sum(storage.nbytes() for address, storage in saved.storages.items() if address not in own)
     full, int8 = (
-        count_activations(config, 4, Setting("nothing", True, "autocast", "sdpa", int8_trunk=int8, is_gpu=False))
+        count_activations(config, 4, Setting("nothing", True, "autocast", "sdpa", quantized_trunk=int8, is_gpu=False))
         for int8 in (False, True)
     )
     assert int8.kept == pytest.approx(total, rel=0.05) and full.kept > 1.1 * int8.kept

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-import torch
 
 from cogvideo.checkpoint.load import on_meta
 from cogvideo.config import load_config
@@ -20,7 +19,7 @@ from cogvideo.planning.budgets import (
     attention_pairs,
     cache_bytes,
     count_parameters,
-    int8_trunk_size,
+    quantized_trunk_size,
     sampling_budget,
     suggestions,
     superres_training_flops,
@@ -90,21 +89,22 @@ def test_a_frozen_trunk_costs_less() -> None:
     assert frozen.seconds_per_step < free.seconds_per_step
 
 
-def test_int8_trunk_size_matches_the_model() -> None:
+@pytest.mark.parametrize("stored", ["int8", "float8"])
+def test_quantized_trunk_size_matches_the_model(stored: Literal["int8", "float8"]) -> None:
     config = tiny_config(**VARIANTS["sequential"])
     model = CogVideoTransformer(config)
     full = sum(p.nbytes for p in model.parameters())
     model.freeze_trunk()
-    model.quantize_trunk()
-    quantized = [p for p in model.parameters() if p.dtype == torch.int8]
+    model.quantize_trunk(stored)
+    quantized = [p for p in model.parameters() if p.itemsize == 1]
     scales = sum(buffer.nbytes for buffer in model.buffers())
-    count, count_bytes = int8_trunk_size(config)
+    count, count_bytes = quantized_trunk_size(config)
     assert (count, count_bytes) == (sum(p.numel() for p in quantized), sum(p.nbytes for p in quantized) + scales)
     assert sum(p.nbytes for p in model.parameters()) + scales == full - 4 * count + count_bytes
-    assert published().weights - published(trunk_weights="int8").weights == pytest.approx(5.9e9, rel=0.01)
+    assert published().weights - published(trunk_weights=stored).weights == pytest.approx(5.9e9, rel=0.01)
     for wrong in ({"frozen_trunk": False}, {"zero_stage": 3}):
-        with pytest.raises(ValueError, match="trunk_weights=int8 needs"):
-            published(trunk_weights="int8", **wrong)
+        with pytest.raises(ValueError, match=f"trunk_weights={stored} needs"):
+            published(trunk_weights=stored, **wrong)
 
 
 def test_recomputing_layers_trades_time_for_memory() -> None:

@@ -57,6 +57,11 @@ def test_low_precision_weights(folder: Path, weights: WeightName) -> None:
     assert tokens.shape == (1, 9, 4) and tokens.min() >= 0 and tokens.max() < 32
 
 
+def test_float8_on_a_cpu_is_one_clear_line(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"^weights=float8 is for GPUs; choose weights=int8 on a CPU"):
+        open_bundle(folder, "float8")
+
+
 def test_the_prompt_format_of_training_travels_with_the_weights(folder: Path, tmp_path: Path) -> None:
     trained = PromptFormat(video_suffix=" film")
     for name in ("trunk", "sequential", "interpolation"):

@@ -1,6 +1,7 @@
 """Throughput and MFU between log lines, and the warning if a CPU emulates a dtype."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,27 @@ def test_emulated_bf16_is_warned_about(
     warn_if_emulated(CPU, LoopConfig(dtype="fp32"))
     assert len(warnings) == (0 if fast else 1)
     assert fast or "train.dtype=fp32" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "warns"),
+    [
+        ("cuda", (9, 0), "bf16", False),
+        ("cuda", (8, 9), "bf16", False),
+        ("cuda", (8, 0), "bf16", True),
+        ("cuda", (9, 0), "fp16", True),
+        ("cpu", (9, 0), "fp32", True),
+    ],
+)
+def test_float8_that_is_dequantized_is_warned_about(
+    device: str, capability: tuple[int, int], dtype: Any, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    warnings: list[str] = []
+    monkeypatch.setattr(resources.log, "warning", lambda text, *rest: warnings.append(text % rest))
+    warn_if_emulated(torch.device(device), LoopConfig(dtype=dtype, weights="dtype"), "float8")
+    assert len(warnings) == warns
+    assert not warns or "set init.trunk_weights=int8" in warnings[0]
 
 
 def test_planned_flops_match_torchs_count() -> None:
