@@ -61,7 +61,7 @@ class InitConfig:
     """Whether to train only the parameters that CogVideo adds to the trunk."""
     trunk_weights: TrunkWeights = "full"
     """`int8`: hold a frozen trunk's matrices in int8 with a float32 scale per row, dequantized where they are used.
-    `float8`: in as many bytes; GPUs since Ada multiply it twice as fast, with rows of inputs rounded to it as well."""
+    `float8`: in as many bytes; GPUs since Ada multiply it as it is, with inputs and gradients rounded to it."""
 
 
 @dataclass(frozen=True)
