@@ -6,8 +6,8 @@
 
 Decoding reads all weights in every step, so its speed is that of their bytes. Matrices are stored as asked for;
 vectors, position tables and activations are float32, or the dtype that an accelerator computes in. In training int8
-saves memory only: a matrix is dequantized where it is used, and again in the backward pass. So is float8, but newer GPUs
-multiply it as it is, with inputs and gradients rounded to it as well.
+saves memory only: a matrix is dequantized where it is used, and again in the backward pass. So is float8, but newer
+GPUs multiply it as it is, with inputs and gradients rounded to it as well.
 """
 
 from collections.abc import Callable
