@@ -3,13 +3,15 @@
     python scripts/fuzz_files.py [--count 1000] [--seed 0] [--only KIND]
 
 `tests/helpers/damage.py` says what is changed. Reading must succeed, or end in a ValueError or OSError of one line that
-names the file. Prints a line per kind of folder; the exit code is 1 if anything else happened. `--count` is per kind.
+names the file. Prints a line per kind of folder and one for all; the exit code is 1 if anything else happened.
+`--count` is per kind. Memory is the process's peak, and how much above that before the first damaged file.
 """
 
 import argparse
 import resource
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -26,21 +28,29 @@ def main() -> int:
     parser.add_argument("--only", metavar="KIND")
     args = parser.parse_args()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    ok = True
+    total: Counter[str] = Counter()
+    num_faults = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for name, kind in kinds(Path(scratch)).items():
+        every = kinds(Path(scratch))
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for name, kind in every.items():
             if args.only in (None, name):
                 folder = Path(scratch) / f"fuzz-{name}"
                 folder.mkdir()
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 outcomes, faults = fuzz(kind, args.count, args.seed, folder)
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-                print(f"{name}: {counts}; peak memory {peak // 1024} MiB, {(peak - before) // 1024} more", flush=True)
+                print(f"{name}: {describe(outcomes, start)}", flush=True)
                 for fault, example in faults.items():
                     print(f"  {example} {fault}")
-                ok = ok and not faults
-    return 0 if ok else 1
+                total += outcomes
+                num_faults += len(faults)
+    print(f"{total.total()} damaged: {describe(total, start)}; {num_faults} faults")
+    return 1 if num_faults else 0
+
+
+def describe(outcomes: Counter[str], start: int) -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    return f"{counts}; peak memory {peak // 1024} MiB, {(peak - start) // 1024} above the start"
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def few_files(moment: Moment) -> Callable[[], None]:
 
 
 def killed(number: int) -> Arm:
-    """A signal: for `ends_at` at a time, else before a call that changes a file."""
+    """A signal before a call that changes a file, unless `trial` sends it at a time."""
 
     def arm(moment: Moment) -> Callable[[], None]:
         if is_timed(moment.seed):
@@ -469,14 +469,17 @@ def compare(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
 
 
 def table(cells: list[dict[str, Any]]) -> str:
-    """Passed/tried, a row for each command."""
+    """Passed/tried, a row for each command, and the totals."""
     found = {(cell["command"], cell["fault"]): f"{cell['passed']}/{cell['trials']}" for cell in cells}
     faults = [fault for fault in FAULTS if any(fault == tried for _, tried in found)]
     lines = [f"| | {' | '.join(faults)} |", f"|---|{'---:|' * len(faults)}"]
     for name in COMMANDS:
         if any(name == tried for tried, _ in found):
             lines.append(f"| {name} | {' | '.join(found.get((name, fault), '') for fault in faults)} |")
-    return "\n".join(lines) + "\n"
+    tried, passed, ended = (sum(cell[key] for cell in cells) for key in ("trials", "passed", "ended_by_fault"))
+    by_kills = sum(cell["trials"] for cell in cells if cell["fault"] in ("sigkill", "sigterm"))
+    total = f"{passed} of {tried} trials passed; {by_kills} were kills. In {ended} the fault ended a command."
+    return "\n".join([*lines, "", total, ""])
 
 
 def build_shim(out: Path) -> Path:
@@ -511,10 +514,13 @@ def main() -> int:
     warm_up()
     torture = Torture(out, args.kills, args.seed, shim)
     torture.make_scene()
-    cells = [torture.cell(name, fault) for fault in args.fault for name in args.command]
-    everything = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
-    (out / "table.md").write_text(table(everything), encoding="utf-8")
-    write_json(out / "table.json", everything)
+    cells = []
+    for fault in args.fault:
+        for name in args.command:
+            cells.append(torture.cell(name, fault))
+            everything = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
+            (out / "table.md").write_text(table(everything), encoding="utf-8")
+            write_json(out / "table.json", everything)
     print(table(cells), end="")
     return 0 if all(cell["passed"] == cell["trials"] for cell in cells) else 1
 
