@@ -27,6 +27,7 @@ from cogvideo.evaluation.preprocessing import choose_frames, network_input, resi
 from cogvideo.evaluation.protocols import Protocol, Start
 from cogvideo.evaluation.sources import Clip, ClipSource, Frames
 from cogvideo.files import atomic_write, read_npz
+from cogvideo.locks import InUseError, lock_output
 from cogvideo.logs import progress
 
 CACHE_BYTES = 1 << 30
@@ -173,7 +174,12 @@ class Meter:
                 return measured
         measured = self._measure(choice, references, update)
         if file is not None:
-            with atomic_write(file) as temporary, open(temporary, "wb") as opened:
+            with (
+                suppress(InUseError),  # another command writes the same
+                lock_output(file),
+                atomic_write(file) as temporary,
+                open(temporary, "wb") as opened,
+            ):
                 np.savez(opened, **_to_arrays(measured))
         return measured
 

@@ -18,6 +18,8 @@ from cogvideo.evaluation.networks import FeatureNetwork, open_network
 from cogvideo.evaluation.preprocessing import network_input, resize_frames
 from cogvideo.evaluation.protocols import LOCAL, Protocol
 from cogvideo.evaluation.sources import Clip, ClipSource
+from cogvideo.files import atomic_write
+from cogvideo.locks import lock_output
 from tests.helpers.networks import StandIn, write_network
 
 SIDE, LENGTH = 16, 8
@@ -139,6 +141,21 @@ def test_numbers_of_several_seeds_are_of_all_of_them() -> None:
     assert joined["motion"].value == pytest.approx(np.mean(motions))
     assert joined["motion"].spread == pytest.approx(np.std(motions, ddof=1)) and joined["motion"].interval is None
     assert joined["motion"].floor != single[0]["motion"].floor
+
+
+def test_what_a_killed_writer_left_in_the_cache_is_removed_and_a_locked_entry_left_alone(tmp_path: Path) -> None:
+    meter = Meter(protocol(clips=4), {}, cache=tmp_path)
+    choice = choose_clips(clips(4, 0), meter.protocol, "first", None, 0)
+    meter.measure(choice, "clips")
+    (entry,) = tmp_path.iterdir()
+    with atomic_write(entry) as temporary:
+        entry.rename(temporary)
+    entry.rename(temporary)
+    meter.measure(choice, "clips")
+    assert list(tmp_path.iterdir()) == [entry]
+    entry.unlink()
+    with lock_output(entry):
+        assert len(meter.measure(choice, "clips").names) == 4 and not entry.exists()
 
 
 def test_features_are_kept_and_used_again(network: FeatureNetwork, tmp_path: Path) -> None:
