@@ -35,7 +35,7 @@ from cogvideo.media.pixels import deinterlace
 SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
 CHECKED_FRAMES = 12  # decoded to check packet timestamps; longer than the usual patterns of B-frames
 OPENING_BYTES, BYTES_PER_BYTE = 224 << 20, 32  # memory for opening: an index entry is larger than what it stands for
-OPENING_SECONDS, OPENING_SECONDS_PER_MB = 5, 2  # of processor time; sound files take a tenth of a second
+OPENING_SECONDS, OPENING_SECONDS_PER_MB = 10, 2  # of processor time; sound files take 0.1 s, more on a busy host
 FEW_FRAMES, FRAME_BYTES = 1000, 4  # frames that an edit list may repeat; the least bytes of any other
 BYTES_PER_PIXEL = 256  # memory for decoding: the frames that a codec refers to and works on
 MAX_THREADS = 8  # per file; many files are read at the same time
