@@ -96,6 +96,8 @@ class TrainingSettings:
     """`fp32`: sum the gradients of micro-batches in float32, as train.gradients does."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """With a rank above 0: train adapters alone, as lora.rank does."""
+    ema: bool = False
+    """Keep a moving average of the trained weights, as train.ema_decay does."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("count", 1, 1 << 20), ("micro_batch", 1, 1 << 20), ("zero_stage", 0, 3)):
@@ -323,7 +325,8 @@ def _count_parameters(config: TransformerConfig, frozen: bool, lora: LoraConfig)
 
 
 def training_budget(config: TransformerConfig, machine: Machine, settings: TrainingSettings) -> TrainingBudget:
-    """Memory per device and time per step. AdamW keeps float32 weights and moments, partitioned by the ZeRO stage.
+    """Memory per device and time per step. AdamW keeps float32 weights, moments and averages (if any), partitioned by
+    the ZeRO stage.
 
     Gradients of an offloaded optimiser at ZeRO 2 are copied to CPU memory bucket by bucket, so none stay on the device.
     """
@@ -336,9 +339,8 @@ def training_budget(config: TransformerConfig, machine: Machine, settings: Train
     summed = 4 if "fp32" in (settings.weights, settings.gradients) else 2
     gradients = summed * trained / settings.partitions(2)
     # in float32 without ZeRO the optimiser holds no second copy of the weights
-    optimiser = (
-        (8 if settings.weights == "fp32" and settings.zero_stage == 0 else 12) * trained / settings.partitions(1)
-    )
+    held_by_optimiser = 8 if settings.weights == "fp32" and settings.zero_stage == 0 else 12
+    optimiser = (held_by_optimiser + (4 if settings.ema else 0)) * trained / settings.partitions(1)
     host = 0.0
     if settings.offload_optimizer:
         host, optimiser = optimiser + 4 * trained / settings.partitions(1), 0.0
@@ -438,7 +440,8 @@ def _other_times(config: TransformerConfig, machine: Machine, settings: Training
     if settings.zero_stage == 3:
         moved += others * held * total * times * (3 if settings.recompute == "layer" else 2)
     link = machine.link if settings.count <= MACHINE_GPUS else min(machine.link, BETWEEN_MACHINES)
-    updated = 28 * trained / settings.partitions(1)  # AdamW reads and writes weights and moments, reads gradients
+    # AdamW reads and writes weights and moments, and reads gradients; averages are read and written, and weights read
+    updated = (28 + (12 if settings.ema else 0)) * trained / settings.partitions(1)
     if not settings.offload_optimizer:
         return moved / link, updated / (machine.bandwidth * BANDWIDTH_EFFICIENCY)
     copied = held * trained * (times + 1) / settings.partitions(2)

@@ -1,6 +1,6 @@
 """Training state on disk: checkpoints/step_XXXXXXXX, each complete or absent.
 
-    state-00001-of-000NN.safetensors ...   weights, moments and buffers by name, each a whole tensor
+    state-00001-of-000NN.safetensors ...   weights, moments, averages and buffers by name, each a whole tensor
     state.json       step counts, loss scaler, running averages
     manifest.json    {"step", "world", "files": {name: {sha256, size}}, "tensors": {name: sha256}, "frozen": the same}
 
@@ -38,7 +38,8 @@ from cogvideo.files import (
 )
 from cogvideo.logs import get_logger
 from cogvideo.tensor_file import TensorInfo, write_tensor_file
-from cogvideo.training.deepspeed_engine import MOMENTS, gathered, initialise_moments, inner_optimiser
+from cogvideo.training.deepspeed_engine import MOMENTS, gathered, initialise_moments, inner_optimiser, restart_ema
+from cogvideo.training.optimiser import EMA
 
 log = get_logger(__name__)
 
@@ -92,13 +93,14 @@ class TrainingState:
     """Reads and sets an engine's weights, moments, buffers and counters; every rank must make the same calls.
 
     Tensors are whole and named, whatever the ZeRO stage: `weights/NAME` (float32, the master copy where weights are in
-    low precision), `exp_avg/NAME` and `exp_avg_sq/NAME` of every trainable parameter, and `buffers/NAME` for all else
-    that changes. Frozen parameters, and the scales of int8 ones, are not part of it.
+    low precision), `exp_avg/NAME`, `exp_avg_sq/NAME` and, if weights are averaged, `ema/NAME` of every trainable
+    parameter, and `buffers/NAME` for all else that changes. Frozen parameters, and the scales of int8 ones, are not
+    part of it.
     """
 
-    def __init__(self, engine: Any, updated_without_gradient: Collection[str] = ()) -> None:
+    def __init__(self, engine: Any, updated_without_gradient: Collection[str] = (), *, with_ema: bool = False) -> None:
         """`updated_without_gradient`: names of parameters that change but have no gradient."""
-        self._engine = engine
+        self._engine, self.has_ema = engine, with_ema
         module = engine.module
         self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         others = {name: p for name, p in module.named_parameters() if not p.requires_grad}
@@ -109,7 +111,7 @@ class TrainingState:
         buffers = {name: buffer for name, buffer in module.named_buffers() if name in saved}
         self._buffers: dict[str, Tensor] = buffers | {name: others[name] for name in updated_without_gradient}
         self._frozen_hashes: dict[str, str] | None = None
-        initialise_moments(engine)
+        initialise_moments(engine, with_ema)
 
     def infos(self) -> dict[str, TensorInfo]:
         """Type and shape of every tensor."""
@@ -117,7 +119,7 @@ class TrainingState:
         infos = {
             f"{kind}/{name}": TensorInfo(torch.float32, shape)
             for name, shape in shapes.items()
-            for kind in (WEIGHTS, *MOMENTS)
+            for kind in (WEIGHTS, *MOMENTS, *([EMA] if self.has_ema else []))
         }
         return infos | {f"{BUFFERS}/{name}": TensorInfo.of(buffer) for name, buffer in self._buffers.items()}
 
@@ -150,6 +152,10 @@ class TrainingState:
         if kind == WEIGHTS:
             _write_low_precision(p, value)
         _write_partitioned(p, value, None if kind == WEIGHTS else kind)
+
+    def restart_ema(self) -> None:
+        """Let the averages start again, from the weights as they are."""
+        restart_ema(self._engine)
 
     def numbers(self) -> dict[str, Any]:
         """The engine's counters, the optimiser's step count and the loss scaler's numbers, as plain JSON."""
@@ -331,17 +337,23 @@ def newest_state(folder: Path) -> Path | None:
 def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
     """Restore a checkpoint that `newest_state` found; returns the numbers that `save_state` was given.
 
+    Averages of weights that it lacks start from its weights; those that this run does not have are left out.
     Raises: ValueError if it is of another model, or its run had other frozen weights.
     """
     manifest: Manifest = read_json(path / MANIFEST, Manifest)
     numbers: dict[str, Any] = read_json(path / NUMBERS, Numbers, allow_nan=True)
-    expected = state.infos()
-    for name in sorted(expected.keys() ^ manifest["tensors"].keys()):
+    expected, stored = state.infos(), set(manifest["tensors"])
+    averages = {name for name in expected.keys() | stored if name.startswith(f"{EMA}/")}
+    if averages.isdisjoint(stored) or not state.has_ema:
+        expected, stored = {name: info for name, info in expected.items() if name not in averages}, stored - averages
+    for name in sorted(expected.keys() ^ stored):
         problem = f"it lacks {name}" if name in expected else f"it has {name}, which this run does not train"
         raise ValueError(f"{path} does not fit this run: {problem}; use the settings that the run started with")
     _check_frozen(state, manifest["frozen"], path)
     missing = set(expected)
     for name, value in _stored_tensors(path, manifest):
+        if name in averages and name not in expected:
+            continue
         if name not in missing or value.dtype.is_floating_point != expected[name].dtype.is_floating_point:
             raise ValueError(f"{path} is damaged: its files hold {name} twice, or as {value.dtype}")
         missing.remove(name)
@@ -353,6 +365,8 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
         state.write(name, value)
     if missing:
         raise ValueError(f"{path} is damaged: its files do not hold {min(missing)}")
+    if state.has_ema and averages.isdisjoint(expected):
+        state.restart_ema()
     state.set_numbers(numbers["engine"])
     return numbers
 

@@ -137,6 +137,9 @@ class LoopConfig:
     """Save and stop after this time."""
     max_bad_steps: int = 10
     """Steps with a NaN or infinite loss or gradient are skipped; this many in a row end the run."""
+    ema_decay: float | None = None
+    """Decay of a moving average of the weights (EMA), 0.999 say, which validation and sample sheets then use, and
+    exports, see export.weights; null: none. After n updates it is at most (1 + n) / (10 + n)."""
 
     def __post_init__(self) -> None:
         counts = ("steps", "stop_at", "batch_size", "micro_batch_size", "text_multiple", "num_threads", "max_bad_steps")
@@ -147,6 +150,8 @@ class LoopConfig:
             raise ValueError(f"train.seed={self.seed}; expected 0 or more")
         if self.time_limit_minutes is not None and self.time_limit_minutes <= 0:
             raise ValueError(f"train.time_limit_minutes={self.time_limit_minutes}; expected above 0, or null for none")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay={self.ema_decay}; expected 0 or more, and below 1, or null for none")
         if self.dtype == "fp16" and self.weights == "fp32":
             raise ValueError("train.dtype=fp16 needs train.weights=dtype, which scales the loss")
 
@@ -224,6 +229,14 @@ class LogConfig:
             raise ValueError(f"log.preview_share={self.preview_share}; expected 0 to 1")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"log.peak_tflops={self.peak_tflops}; expected above 0, or null to measure it")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What run_dir/export holds."""
+
+    weights: Literal["ema", "last"] = "ema"
+    """With train.ema_decay: the average of the weights, or the weights of the last step."""
 
 
 @dataclass(frozen=True)
@@ -346,6 +359,8 @@ class TrainConfig:
     """Length, batch size and precision."""
     log: LogConfig = field(default_factory=LogConfig)
     """What is logged and saved, and how often."""
+    export: ExportConfig = field(default_factory=ExportConfig)
+    """What run_dir/export holds."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """How weights, gradients and the optimiser are partitioned."""
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -361,6 +376,11 @@ class TrainConfig:
                 f"init.trunk_weights={self.init.trunk_weights} cannot be trained, and init.freeze_trunk=false; "
                 "set init.freeze_trunk=true, or lora.rank, or init.trunk_weights=full"
             )
+        if self.train.ema_decay is not None and self.task == "tokenizer":
+            raise ValueError(
+                "train.ema_decay averages a transformer's weights, and the tokenizer's codebook is a moving average "
+                "itself; leave it out for task=tokenizer"
+            )
         if self.lora.rank and self.task == "tokenizer":
             raise ValueError("lora.rank is for a transformer's matrices; leave it out for task=tokenizer")
         if self.lora.rank and self.init.checkpoint is None:
@@ -373,7 +393,7 @@ class TrainConfig:
 
 
 FREE_TO_CHANGE = re.compile(
-    r"run_dir|log\..*|deepspeed\..*|machine\..*"
+    r"run_dir|log\..*|export\..*|deepspeed\..*|machine\..*"
     r"|train\.(steps|stop_at|time_limit_minutes|micro_batch_size|recompute|attention|compile|text_multiple)"
 )
 """Keys that a resumed run may change without a warning: they do not change what is learned, or only extend the run."""

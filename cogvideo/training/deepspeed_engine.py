@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cogvideo.files import read_json
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.optimiser import GuardedAdamW, make_optimiser
+from cogvideo.training.optimiser import EMA, GuardedAdamW, make_optimiser
 
 OWNED = {
     "train_batch_size": "train.batch_size",
@@ -33,6 +33,8 @@ OWNED = {
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's names for its moments."""
+SWAPPED_ELEMENTS = 1 << 24
+"""Weights that are swapped with their averages at a time: the memory that this takes."""
 
 
 def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
@@ -175,15 +177,60 @@ def flat_parameters(engine: Any) -> list[Tensor]:
     return [p for group in inner_optimiser(engine).param_groups for p in group["params"]]
 
 
-def initialise_moments(engine: Any) -> None:
-    """Create AdamW's state at step 0, which it would otherwise create in its first update, so that it can be loaded."""
+def initialise_moments(engine: Any, with_ema: bool = False) -> None:
+    """Create AdamW's state at step 0, which it would otherwise create in its first update, so that it can be loaded.
+
+    `with_ema`: also averages of weights, in the same places, so that ZeRO partitions and offloads them as the moments.
+    """
     optimiser = inner_optimiser(engine)
     for p in flat_parameters(engine):
         if p not in optimiser.state:
             step = torch.zeros((), dtype=torch.float32, device=p.device)
             optimiser.state[p] = {"step": step} | {moment: torch.zeros_like(p) for moment in MOMENTS}
+            if with_ema:
+                optimiser.state[p][EMA] = p.detach().clone()
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+@torch.no_grad()
+def restart_ema(engine: Any) -> None:
+    """Let the averages of weights start again, from the weights as they are."""
+    state = inner_optimiser(engine).state
+    for p in flat_parameters(engine):
+        state[p][EMA].copy_(p)
+
+
+@contextlib.contextmanager
+def averaged_weights(engine: Any) -> Iterator[None]:
+    """Let the model have the moving averages for weights, on every rank; afterwards all is as it was, bit for bit."""
+    _swap_with_ema(engine)
+    try:
+        yield
+    finally:
+        _swap_with_ema(engine)
+
+
+@torch.no_grad()
+def _swap_with_ema(engine: Any) -> None:
+    """Swap the float32 weights with their averages in place, and set the copies that forward passes read from them."""
+    state = inner_optimiser(engine).state
+    for p in flat_parameters(engine):
+        for weights, averages in zip(
+            p.view(-1).split(SWAPPED_ELEMENTS), state[p][EMA].view(-1).split(SWAPPED_ELEMENTS), strict=True
+        ):
+            kept = weights.clone()
+            weights.copy_(averages)
+            averages.copy_(kept)
+    zero = engine.optimizer
+    if hasattr(zero, "fp32_partitioned_groups_flat"):  # ZeRO 3: as at the end of its step
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+    elif hasattr(zero, "update_lp_params"):  # ZeRO 1 and 2
+        zero.update_lp_params()
 
 
 class GradientNorms:

@@ -1,4 +1,4 @@
-"""AdamW for training: parameter groups, the learning-rate schedule, and updates that can be vetoed."""
+"""AdamW for training: parameter groups, the learning-rate schedule, updates that can be vetoed, averaged weights."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from cogvideo.training.config import OptimiserConfig
 
+EMA = "ema"
+"""The name in the optimiser's state of a parameter's moving average, beside those of AdamW's moments."""
+
 
 def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
     """The rate at 0-based `step` of `steps`: linear warmup, then a cosine down to lr * min_lr_ratio."""
@@ -17,6 +20,12 @@ def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
     progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     low = config.lr * config.min_lr_ratio
     return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def ema_decay_after(updates: int, decay: float) -> float:
+    """The decay of the average in the update that follows `updates` others: low at first, so that the starting weights
+    are soon forgotten, as usual min(decay, (1 + n) / (10 + n))."""
+    return min(decay, (1 + updates) / (10 + updates))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -49,11 +58,18 @@ class GuardedAdamW(torch.optim.AdamW):
     """
 
     allow_update: Callable[["GuardedAdamW"], bool] | None = None
+    ema_decay: float | None = None
+    """Decay of the moving average of weights in this step; None: there is no average."""
 
     def step(self, closure: Any = None) -> Any:
         if self.allow_update is not None and not self.allow_update(self):
             return None
-        return super().step(closure)
+        result = super().step(closure)
+        updated = [p for group in self.param_groups for p in group["params"]]
+        if self.ema_decay is not None and updated:
+            with torch.no_grad():
+                torch._foreach_lerp_([self.state[p][EMA] for p in updated], updated, 1 - self.ema_decay)
+        return result
 
 
 def make_optimiser(module: nn.Module, config: OptimiserConfig) -> GuardedAdamW:

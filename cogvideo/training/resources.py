@@ -71,6 +71,7 @@ def planned_settings(config: TrainConfig, count: int) -> TrainingSettings:
         products="fp32" if loop.dtype == "fp32" else "bf16",
         attention=loop.attention,
         lora=config.lora,
+        ema=loop.ema_decay is not None,
     )
 
 

@@ -29,6 +29,7 @@ from cogvideo.training.checkpointing import TrainingState, load_state, newest_st
 from cogvideo.training.config import TrainConfig, changed_settings, errors_name_key
 from cogvideo.training.deepspeed_engine import (
     GradientNorms,
+    averaged_weights,
     deepspeed_settings,
     inner_optimiser,
     make_engine,
@@ -36,7 +37,7 @@ from cogvideo.training.deepspeed_engine import (
     trainer_clips_gradients,
 )
 from cogvideo.training.metrics import Averages, MetricsWriter, draw_curves, progress_text, write_origin
-from cogvideo.training.optimiser import GuardedAdamW, is_finite_norm, learning_rate
+from cogvideo.training.optimiser import GuardedAdamW, ema_decay_after, is_finite_norm, learning_rate
 from cogvideo.training.previews import PreviewWriter
 from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
 from cogvideo.training.tasks.base import Metrics, Task, read_metrics
@@ -103,7 +104,14 @@ class Trainer:
         # build
         self.task = make_task(config, device, self.rank, self.world_size)
         self.engine = make_engine(self.task.objective, config, self.world_size)
-        self.state = TrainingState(self.engine, self.task.updated_without_gradient)
+        with_ema = config.train.ema_decay is not None
+        self.state = TrainingState(self.engine, self.task.updated_without_gradient, with_ema=with_ema)
+        if with_ema:
+            log.info(
+                "validation and sample sheets use the moving average of weights (train.ema_decay=%g); exports hold %s",
+                config.train.ema_decay,
+                "it too" if config.export.weights == "ema" else "the last weights (export.weights=last)",
+            )
         self.averages = Averages()
         self.gradient_norms = GradientNorms(self.engine, self.task.component_of)
         inner_optimiser(self.engine).allow_update = self._allow_update
@@ -201,9 +209,11 @@ class Trainer:
                 if self.step % logs.save_every == 0 or is_last:
                     self.save(required=is_last)
                 if logs.preview_every and (self.step % logs.preview_every == 0 or is_final):
-                    self._wait_for_rank_0("sample sheet", self._draw_preview)
+                    with self._averaged_weights():
+                        self._wait_for_rank_0("sample sheet", self._draw_preview)
                 if logs.distances_every and (self.step % logs.distances_every == 0 or is_final):
-                    self._wait_for_rank_0("distances", self._measure_distances)
+                    with self._averaged_weights():
+                        self._wait_for_rank_0("distances", self._measure_distances)
                 if stop:
                     self._stop_signal = max_over_ranks(self._stop_signal, self.device)
                     break
@@ -255,6 +265,8 @@ class Trainer:
         self._is_finite = not any_rank(not all(finite), self.device)
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, loop.steps, self.config.optimiser)
+        if loop.ema_decay is not None:
+            inner_optimiser(engine).ema_decay = ema_decay_after(self.step - self.skipped, loop.ema_decay)
         self._clipped_norm = self._clip_gradients() if trainer_clips_gradients(self.config) else None
         # engine.step calls GuardedAdamW.step, and that _allow_update
         if loop.dtype == "fp16":
@@ -318,11 +330,16 @@ class Trainer:
             return
         self.engine.eval()
         averages = Averages()
-        for batch in batches:
-            for index in range(self.accumulation):
-                _, metrics = self.engine(self.task.micro_batch(batch, index, self.accumulation))
-                averages.add(*read_metrics([metrics]))
+        with self._averaged_weights():
+            for batch in batches:
+                for index in range(self.accumulation):
+                    _, metrics = self.engine(self.task.micro_batch(batch, index, self.accumulation))
+                    averages.add(*read_metrics([metrics]))
         self._write({"step": self.step} | {f"validation/{name}": mean for name, mean in averages.means().items()})
+
+    def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """With train.ema_decay, let the model have its averaged weights; every rank must enter and leave it."""
+        return contextlib.nullcontext() if self.config.train.ema_decay is None else averaged_weights(self.engine)
 
     def _distance_networks(self) -> dict[str, FeatureNetwork]:
         """Those of log.distances_every. Raises: ValueError if the task has no clips, or they are not installed."""
@@ -402,7 +419,8 @@ class Trainer:
         }
         run_on_all_ranks(self._restore_run_folder if self.rank == 0 else None)
         save_state(self.state, self.checkpoints, self.step, progress_so_far, self.config.log.keep_last)
-        run_on_all_ranks(lambda: self.task.export(self.config.run_dir / "export", self.step))
+        with self._averaged_weights() if self.config.export.weights == "ema" else contextlib.nullcontext():
+            run_on_all_ranks(lambda: self.task.export(self.config.run_dir / "export", self.step))
         draws = self.rank == 0 and (is_last or time.monotonic() - self._curves_drawn_at > CURVES_SECONDS)
         run_on_all_ranks(self._draw_curves if draws else None)
 

@@ -82,6 +82,15 @@ def test_zero_stages_partition_optimiser_gradients_and_weights() -> None:
     assert (two.weights, three.weights) == (whole.weights, whole.weights / 8)
 
 
+def test_averages_of_weights_are_partitioned_and_offloaded_with_the_optimiser() -> None:
+    trained = published().optimiser / 12
+    assert published(ema=True).optimiser == published().optimiser + 4 * trained
+    assert published(ema=True, count=8).optimiser == 2 * trained
+    offloaded = [published(ema=ema, offload_optimizer=True) for ema in (False, True)]
+    assert (offloaded[1].host - offloaded[0].host, offloaded[1].optimiser) == (4 * trained, 0)
+    assert published(ema=True).seconds_per_step > published().seconds_per_step
+
+
 def test_a_frozen_trunk_costs_less() -> None:
     frozen, free = (published(frozen_trunk=frozen) for frozen in (True, False))
     assert frozen.optimiser == pytest.approx(12 * 1_818_820_608)

@@ -1,6 +1,7 @@
 """The learning-rate schedule, parameter groups, and the division into micro-batches."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -9,7 +10,7 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.training.config import LoopConfig, OptimiserConfig
-from cogvideo.training.optimiser import learning_rate, make_optimiser, parameter_groups
+from cogvideo.training.optimiser import EMA, ema_decay_after, learning_rate, make_optimiser, parameter_groups
 
 
 def small_model() -> CogVideoTransformer:
@@ -65,3 +66,24 @@ def test_a_batch_divides_into_micro_batches(world: int, micro: int | None, expec
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match=r"train\.batch_size=24"):
         LoopConfig(batch_size=24, micro_batch_size=5).accumulation(1)
+
+
+def test_a_vetoed_update_moves_no_average() -> None:
+    module = nn.Linear(3, 2)
+    optimiser = make_optimiser(module, OptimiserConfig(lr=0.1))
+    expected = {p: p.detach().clone() for p in module.parameters()}
+    for p, value in expected.items():
+        step, zeros = torch.zeros(()), torch.zeros_like(value)
+        optimiser.state[p] = {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone(), EMA: value.clone()}
+    for is_allowed, decay in ((True, 0.5), (False, 0.5), (True, 0.9), (True, 0.0)):
+        module(torch.ones(1, 3)).sum().backward()
+        optimiser.allow_update, optimiser.ema_decay = (lambda _, allowed=is_allowed: allowed), decay
+        optimiser.step()
+        for p, value in expected.items():
+            if is_allowed:
+                value.mul_(decay).add_(p.detach(), alpha=1 - decay)
+            torch.testing.assert_close(optimiser.state[p][EMA], value)
+
+
+def test_the_average_forgets_the_starting_weights_soon() -> None:
+    assert [ema_decay_after(updates, 0.999) for updates in (0, 90, 10**6)] == [0.1, 0.91, 0.999]
