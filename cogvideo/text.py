@@ -109,3 +109,16 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ValueError(f"{path} holds no prompt; write one per line")
     return prompts
+
+
+LANGUAGES = ("Chinese", "English", "other")
+_CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+def language(text: str) -> str:
+    """One of LANGUAGES, by the letters of a text: Chinese if any is, else English if all are Latin without accents."""
+    if _CHINESE.search(text):
+        return "Chinese"
+    letters = _LETTER.findall(text)
+    return "English" if letters and all(letter.isascii() for letter in letters) else "other"

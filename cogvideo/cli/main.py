@@ -34,6 +34,7 @@ COMMANDS = {
     "prepare": "turn videos and captions into token shards at several frame rates",
     "vocabulary": "train a text tokenizer on captions",
     "train": "train a model, in one process or in many with the deepspeed launcher",
+    "runs": "compare training runs: settings, results, curves",
     "merge": "add finetuned adapters to a model's weights",
     "bundle": "put trained models into one folder to sample from",
     "sample": "generate videos from captions",

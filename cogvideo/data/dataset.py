@@ -92,6 +92,10 @@ class ClipDataset:
         """Lengths in seconds and captions of several clips."""
         return self._rows.texts(self._row_numbers(indices))
 
+    def sources(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """The number of each clip's folder, in the order given: (len(indices),)."""
+        return self._rows.sources(self._row_numbers(indices))
+
     def verify(self) -> None:
         """Check every file against its hash. Raises: ValueError."""
         for folder in self._rows.folders:
@@ -124,6 +128,9 @@ class InMemoryClips:
     def texts(self, indices: ArrayLike) -> list[tuple[float, str]]:
         return [(float(self.seconds[i]), self._captions[i]) for i in np.asarray(indices)]
 
+    def sources(self, indices: ArrayLike) -> NDArray[np.int64]:
+        return np.zeros(len(np.asarray(indices)), np.int64)
+
 
 class FrameDataset:
     """Single frames (H, W, 3) uint8, to train an image tokenizer on."""
@@ -138,6 +145,10 @@ class FrameDataset:
     def frames(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Several frames: (len(indices), H, W, 3)."""
         return self._rows.arrays.gather(np.asarray(indices, np.int64))
+
+    def sources(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """See `ClipDataset.sources`."""
+        return self._rows.sources(np.asarray(indices, np.int64))
 
 
 class PairDataset:
@@ -176,6 +187,10 @@ class PairDataset:
     def texts(self, indices: ArrayLike) -> list[str]:
         """Captions of several frames."""
         return [text for _, text in self._rows.texts(np.asarray(indices, np.int64))]
+
+    def sources(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """See `ClipDataset.sources`."""
+        return self._rows.sources(np.asarray(indices, np.int64))
 
 
 class _PreparedFolder:
@@ -262,6 +277,10 @@ class _PreparedRows:
                 f"{folder.path} holds image token {tokens.max()}, its tokenizer has {self.num_tokens}; prepare it again"
             )
         return tokens
+
+    def sources(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of each row's folder."""
+        return self.table.locate(rows)[0]
 
     def texts(self, rows: NDArray[np.int64]) -> list[tuple[float, str]]:
         """Lengths in seconds and captions of the given rows."""

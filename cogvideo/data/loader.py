@@ -7,7 +7,7 @@ any number of ranks. Each epoch has its own keyed permutation; every random choi
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, Protocol, TypeVar
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cogvideo.data.dataset import ClipDataset, FrameDataset, InMemoryClips, PairDataset
+from cogvideo.data.mixing import Mixture
 from cogvideo.rng import data_uniforms, epoch_permutation
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.layout import Vocabulary
@@ -26,7 +27,7 @@ from cogvideo.sequence.prompt import NO_LIMIT, PromptFormat, left_pad
 from cogvideo.superres.batch import SuperresBatch, pad_captions
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
-from cogvideo.text import normalise
+from cogvideo.text import LANGUAGES, language, normalise
 
 T = TypeVar("T")
 
@@ -61,6 +62,11 @@ class LoaderConfig:
     """Use every clip length equally often, instead of as often as it occurs."""
     seed: int = 0
     prompt: PromptFormat = field(default_factory=PromptFormat)
+    weights: Sequence[float] | None = None
+    """How often clips of each of the dataset's folders are seen, in proportion; null: as often as they have rows."""
+    loss_by: Sequence[Literal["source", "language"]] = ()
+    """The columns of `Batch.parts`: `source`, the folder's number; `language`, the place in LANGUAGES of the
+    caption's."""
 
     def __post_init__(self) -> None:
         for name in ("guidance_dropout", "suffix_probability"):
@@ -73,14 +79,10 @@ def batch_indices(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """One rank's part of a step -> dataset rows and positions, each (batch_size / world_size,).
 
-    Raises: ValueError if the ranks cannot share the global `batch_size` evenly.
+    Raises: ValueError as `step_positions`.
     """
-    if batch_size < 1 or batch_size % world_size:
-        raise ValueError(
-            f"batch_size={batch_size} cannot be shared by {world_size} ranks; choose a multiple of {world_size}"
-        )
-    assert 0 <= rank < world_size and step >= 0 and dataset_len > 0
-    positions = step * batch_size + np.arange(rank, batch_size, world_size)
+    assert dataset_len > 0
+    positions = step_positions(step, rank, world_size, batch_size)
     epochs, offsets = np.divmod(positions, dataset_len)
     rows = [
         epoch_permutation(seed, int(epoch), dataset_len)[offset] for epoch, offset in zip(epochs, offsets, strict=True)
@@ -88,11 +90,43 @@ def batch_indices(
     return np.array(rows, np.int64), positions
 
 
+def step_positions(step: int, rank: int, world_size: int, batch_size: int) -> NDArray[np.int64]:
+    """The training positions of one rank's part of a step: (batch_size / world_size,).
+
+    Raises: ValueError if the ranks cannot share the global `batch_size` evenly.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"batch_size={batch_size} cannot be shared by {world_size} ranks; choose a multiple of {world_size}"
+        )
+    assert 0 <= rank < world_size and step >= 0
+    return step * batch_size + np.arange(rank, batch_size, world_size)
+
+
 def balanced_rows(seconds: NDArray[np.float32]) -> NDArray[np.int64]:
     """Row numbers in which every clip length is as frequent as the commonest; rows of rarer lengths repeat."""
     groups = [np.flatnonzero(seconds == length) for length in np.unique(seconds)]
     most = max(map(len, groups))
     return np.concatenate([np.resize(group, most) for group in groups])
+
+
+def mixture_of_folders(
+    dataset: ClipDataset | FrameDataset | InMemoryClips | PairDataset,
+    weights: Sequence[float] | None,
+    seed: int,
+    seconds: NDArray[np.float32] | None = None,
+) -> Mixture | None:
+    """A mixture of a dataset's folders, in which, given `seconds` of all rows, each folder's lengths are balanced.
+
+    None without weights. Raises: ValueError as `Mixture`.
+    """
+    if weights is None:
+        return None
+    sources = dataset.sources(np.arange(len(dataset)))
+    groups = [np.flatnonzero(sources == number) for number in range(len(weights))]
+    if seconds is not None:
+        groups = [group[balanced_rows(seconds[group])] if len(group) else group for group in groups]
+    return Mixture(groups, weights, seed)
 
 
 class ClipLoader:
@@ -118,15 +152,15 @@ class ClipLoader:
         self.rank, self.world_size = rank, world_size
         self._rows = balanced_rows(dataset.seconds) if config.balance_lengths else None
         self.num_rows = len(dataset) if self._rows is None else len(self._rows)
+        seconds = dataset.seconds if config.balance_lengths else None
+        self._mixture = mixture_of_folders(dataset, config.weights, config.seed, seconds)
         self._encode = lru_cache(CACHED_TEXTS)(text_tokenizer.encode)
+        self._language = lru_cache(CACHED_TEXTS)(lambda caption: LANGUAGES.index(language(caption)))
 
     def batch(self, step: int) -> Batch:
         """This rank's clips of a step. Shapes: text (B, text_len), frames (B, num_frames or 1, frame_len)."""
         config = self.config
-        picked, positions = batch_indices(
-            step, self.rank, self.world_size, config.batch_size, self.num_rows, config.seed
-        )
-        rows = picked if self._rows is None else self._rows[picked]
+        rows, positions = self._draw(step)
         frames = self.dataset.frames(rows)
         lengths_and_captions = self.dataset.texts(rows)
         dropped = data_uniforms(config.seed, "dropout", positions) < config.guidance_dropout
@@ -143,7 +177,29 @@ class ClipLoader:
             ]
         text, mask = left_pad([ids[: config.text_len] for ids in texts], config.text_len, self.tokenizer.vocabulary.pad)
         seconds = torch.tensor([seconds for seconds, _ in lengths_and_captions], dtype=torch.float32)
-        return Batch(torch.from_numpy(text), torch.from_numpy(mask), torch.from_numpy(frames), seconds)
+        parts = self._parts(rows, [caption for _, caption in lengths_and_captions])
+        return Batch(torch.from_numpy(text), torch.from_numpy(mask), torch.from_numpy(frames), seconds, parts)
+
+    def _draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The dataset rows and positions of this rank's part of a step."""
+        config = self.config
+        if self._mixture is not None:
+            positions = step_positions(step, self.rank, self.world_size, config.batch_size)
+            return self._mixture.rows(positions), positions
+        picked, positions = batch_indices(
+            step, self.rank, self.world_size, config.batch_size, self.num_rows, config.seed
+        )
+        return picked if self._rows is None else self._rows[picked], positions
+
+    def _parts(self, rows: NDArray[np.int64], captions: Sequence[str]) -> Tensor:
+        """`Batch.parts` of clips."""
+        numbers = [
+            self.dataset.sources(rows)
+            if kind == "source"
+            else np.array([self._language(caption) for caption in captions])
+            for kind in self.config.loss_by
+        ]
+        return torch.from_numpy(np.array(numbers, np.int64).reshape(len(numbers), len(rows)).T.copy())
 
     def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[Batch]:
         """Batches from `first_step` on, without end; a thread computes up to `ahead` of them in advance."""
@@ -180,8 +236,12 @@ class PairLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        """Raises: ValueError if the data has other grid sizes than the model, or another image tokenizer."""
+        """`weights`: see `LoaderConfig`.
+
+        Raises: ValueError if the data has other grid sizes than the model, or another image tokenizer.
+        """
         used, available = dataset.num_tokens, config.vocabulary.num_image_tokens
         if used != available:
             raise ValueError(
@@ -195,6 +255,7 @@ class PairLoader:
                 raise ValueError(f"the pairs have {name}={got} tokens, the model reads {expected}; set superres.{name}")
         self.dataset, self.config, self.batch_size = dataset, config, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self._mixture = mixture_of_folders(dataset, weights, seed)
         self._rounds = round_masks(config)
         self._encode = lru_cache(CACHED_TEXTS)(text_tokenizer.encode)
 
@@ -217,19 +278,36 @@ class PairLoader:
         return prefetch(self.batch, first_step, ahead)
 
     def _indices(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self._mixture is not None:
+            positions = step_positions(step, self.rank, self.world_size, self.batch_size)
+            return self._mixture.rows(positions), positions
         return batch_indices(step, self.rank, self.world_size, self.batch_size, len(self.dataset), self.seed)
 
 
 class FrameLoader:
     """Training batches of single frames for one rank, (B, 3, H, W) float in [0, 1], for the image tokenizer."""
 
-    def __init__(self, dataset: FrameDataset, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        dataset: FrameDataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        """`weights`: see `LoaderConfig`."""
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size = rank, world_size
+        self._mixture = mixture_of_folders(dataset, weights, seed)
 
     def batch(self, step: int) -> Tensor:
         """This rank's frames of a step."""
-        rows, _ = batch_indices(step, self.rank, self.world_size, self.batch_size, len(self.dataset), self.seed)
+        if self._mixture is not None:
+            rows = self._mixture.rows(step_positions(step, self.rank, self.world_size, self.batch_size))
+        else:
+            rows, _ = batch_indices(step, self.rank, self.world_size, self.batch_size, len(self.dataset), self.seed)
         return rearrange(torch.from_numpy(self.dataset.frames(rows)), "b h w c -> b c h w", c=3).float() / 255
 
     def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[Tensor]:

@@ -30,6 +30,7 @@ from cogvideo.locks import lock_folder
 from cogvideo.logs import progress
 from cogvideo.media.contact_sheet import contact_sheet
 from cogvideo.media.similarity import clip_distances, motion, thumbnails
+from cogvideo.text import LANGUAGES, language
 
 Reconstruct = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """Frames (N, H, W, 3) to the same frames after the image tokenizer's encoding and decoding."""
@@ -45,11 +46,6 @@ MAX_SIDE = 96
 """Pixels; larger frames are scaled down for the page."""
 MAX_CAPTION = 240
 """Letters of a caption on the page."""
-SCRIPTS = {
-    "Chinese": re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"),
-    "English": re.compile(r"[A-Za-z]"),
-    "other": re.compile(r"[^\W\d_]"),
-}
 NEAR_STATIC, NEAR_DUPLICATE = 1.0, 1.0
 """Thresholds that the page counts by, unless the folder was made with its own."""
 
@@ -250,7 +246,7 @@ def _add_captions(report: HtmlReport, preparation: Preparation, encode_text: Cal
     rows = [["language", "captions", "repeated", "letters: mean", "longest", "text tokens: mean", "longest"]]
     lengths = None if encode_text is None else np.array([len(encode_text(text)) for text in texts])
     languages = np.array([language(text) for text in texts])
-    for name in SCRIPTS:
+    for name in LANGUAGES:
         which = np.flatnonzero(languages == name)
         if not len(which):
             continue
@@ -264,14 +260,6 @@ def _add_captions(report: HtmlReport, preparation: Preparation, encode_text: Cal
         report.text("Give --text-tokenizer to count text tokens.")
     else:
         report.histogram("text tokens per caption", _binned(lengths))
-
-
-def language(text: str) -> str:
-    """ "Chinese", "English" or "other", by the letters of a text."""
-    if SCRIPTS["Chinese"].search(text):
-        return "Chinese"
-    letters = SCRIPTS["other"].findall(text)
-    return "English" if letters and all(SCRIPTS["English"].match(letter) for letter in letters) else "other"
 
 
 def _add_skipped(report: HtmlReport, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Contact sheets: clips as rows of frames, with their captions, in one picture."""
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from cogvideo.files import atomic_write
 
@@ -18,6 +20,10 @@ GAP = 2  # pixels between frames
 LINE_HEIGHT = 16  # pixels per line of text
 FONT_SIZE = 12
 MAX_PIXELS = 100_000_000
+OVER_TIME = 8
+"""Sheets that are compared at most."""
+ROWS = "rows"
+"""The name of a sheet's text chunk with [top, bottom] of each row, its caption included, as JSON."""
 FONT_FOLDERS = (
     *("/usr/share/fonts", "/usr/local/share/fonts"),
     *("~/.local/share/fonts", "~/.fonts", "~/Library/Fonts"),
@@ -47,16 +53,47 @@ def contact_sheet(
     if width * height > MAX_PIXELS:
         raise ValueError(f"a contact sheet of {width}x{height} pixels is too large; draw fewer rows or frames")
     sheet = Image.new("RGB", (width, height), PAPER)
-    draw, top = ImageDraw.Draw(sheet), GAP
+    draw, top, bounds = ImageDraw.Draw(sheet), GAP, []
     for index, row in enumerate(rows):
+        bounds.append((top, top + text_height + row.shape[1] * scale + GAP))
         if captions is not None:
             draw.text((GAP, top), *_drawable(captions[index], index + 1, width))
             top += text_height
         for column, frame in enumerate(row.repeat(scale, axis=1).repeat(scale, axis=2)):
             sheet.paste(Image.fromarray(frame), (GAP + column * (frame.shape[1] + GAP), top))
         top += row.shape[1] * scale + GAP
+    places = PngInfo()
+    places.add_text(ROWS, json.dumps(bounds))
     with atomic_write(path) as temporary:
-        sheet.save(temporary, "PNG")
+        sheet.save(temporary, "PNG", pnginfo=places)
+
+
+def sheets_over_time(path: str | Path, sheets: Sequence[Path]) -> None:
+    """Write a .png with the rows of several sheets below each other: a row of each, as far as its pixels are new.
+
+    `sheets` are those of `contact_sheet`, oldest first; the last decides which rows there are, and those with others
+    are left out. Of many, OVER_TIME are chosen, evenly spaced. Writes nothing unless two of them are alike.
+    """
+    layouts = [_layout(sheet) for sheet in sheets]
+    alike = [sheet for sheet, layout in zip(sheets, layouts, strict=True) if layout[1] and layout == layouts[-1]]
+    if len(alike) < 2:
+        return
+    places = np.linspace(0, len(alike) - 1, min(len(alike), OVER_TIME)).round().astype(int)
+    pictures = [np.asarray(Image.open(alike[place]).convert("RGB")) for place in places]
+    strips: list[NDArray[np.uint8]] = []
+    for top, bottom in json.loads(layouts[-1][1]):
+        of_row = [picture[top:bottom] for picture in pictures]
+        strips += [strip for n, strip in enumerate(of_row) if n == 0 or not np.array_equal(strip, of_row[n - 1])]
+    if sum(strip.size for strip in strips) > 3 * MAX_PIXELS:
+        return
+    with atomic_write(path) as temporary:
+        Image.fromarray(np.concatenate(strips)).save(temporary, "PNG")
+
+
+def _layout(sheet: Path) -> tuple[int, str]:
+    """A sheet's width, and its rows as `contact_sheet` wrote them; "": it has none."""
+    with Image.open(sheet) as image:
+        return image.width, str(image.info.get(ROWS, ""))
 
 
 def _drawable(caption: str, number: int, width: int) -> tuple[str, tuple[int, int, int], Font]:

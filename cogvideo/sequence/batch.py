@@ -1,6 +1,6 @@
 """A batch of training clips, and the model's inputs for frames. Not a loader."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from einops import rearrange
@@ -22,19 +22,21 @@ class Batch:
     """(batch, num_frames, frame_len) int64 image-token ids."""
     seconds: Tensor
     """(batch,) float32: the length of each clip; for logging only, the model reads it as text."""
+    parts: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    """(batch, n) int64: the n numbers that each clip's loss is logged by too, that of its folder for example."""
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Move what the model reads; `seconds` stays, so that grouping losses by it does not wait for a GPU."""
+        """Move what the model reads; the rest stays, so that grouping losses by it does not wait for a GPU."""
         read = self.text, self.text_mask, self.frames
         text, text_mask, frames = (x.to(device, non_blocking=True) for x in read)
-        return Batch(text, text_mask, frames, self.seconds)
+        return Batch(text, text_mask, frames, self.seconds, self.parts)
 
     def trim_text(self, multiple: int = 1) -> "Batch":
         """Drop text columns that are padding in every row, but keep a multiple of `multiple`: the same result with less
         work, in few shapes.
         """
         longest = -(-int(self.text_mask.sum(1).max()) // multiple) * multiple
-        return Batch(self.text[:, -longest:], self.text_mask[:, -longest:], self.frames, self.seconds)
+        return replace(self, text=self.text[:, -longest:], text_mask=self.text_mask[:, -longest:])
 
 
 def frame_inputs(frames: Tensor, start_of_image: int) -> Tensor:

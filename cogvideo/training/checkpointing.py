@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import torch
 import torch.distributed as dist
@@ -84,6 +84,8 @@ class Numbers(TypedDict):
     step: Count
     skipped: Count
     bad_in_a_row: Count
+    spikes: NotRequired[Count]
+    norms: NotRequired[list[float]]
     averages: list[dict[str, Annotated[list[float], Len(2, 2)]]]
     config: dict[str, Any]
     engine: EngineNumbers
@@ -369,6 +371,12 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
         state.restart_ema()
     state.set_numbers(numbers["engine"])
     return numbers
+
+
+def saved_config(path: Path) -> dict[str, Any]:
+    """The settings, nested, of the run that saved a checkpoint which `newest_state` found."""
+    numbers: Numbers = read_json(path / NUMBERS, Numbers, allow_nan=True)
+    return numbers["config"]
 
 
 def resume_advice(folder: Path) -> str:

@@ -1,12 +1,14 @@
 """Settings of a training run, grouped by the code that reads them. Plain data: nothing here imports torch."""
 
 import contextlib
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cogvideo.config import to_dict
 from cogvideo.logs import one_line
 from cogvideo.model.config import AttentionName, LoraConfig, ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
@@ -22,6 +24,9 @@ class DataConfig:
     path: list[Path] | None = None
     """A folder that `cogvideo prepare` wrote, or a list of them, read as one: frames (`--frames`) for the tokenizer,
     pairs (`low_res_pixels=`) for superres, clips of tokens for all other tasks."""
+    weights: list[float] | None = None
+    """With several folders in path: how often clips of each are seen, in proportion; null: as often as they have
+    rows."""
     embedded_clips: int | None = None
     """Instead of path, for trying things out: the number of moving-digit clips to generate and encode at the start."""
     validation: list[Path] | None = None
@@ -42,6 +47,14 @@ class DataConfig:
     """How captions become text tokens."""
 
     def __post_init__(self) -> None:
+        if self.weights is not None:
+            if len(self.weights) != len(self.path or []):
+                raise ValueError(
+                    f"data.weights has {len(self.weights)} numbers, and data.path {len(self.path or [])} folders; give "
+                    "one number per folder"
+                )
+            if not all(0 < weight < math.inf for weight in self.weights):
+                raise ValueError(f"data.weights={self.weights}; expected numbers above 0, one per folder of data.path")
         if self.embedded_clips is not None and self.embedded_clips < 1:
             raise ValueError(f"data.embedded_clips={self.embedded_clips}; expected at least 1, or null for data.path")
 
@@ -80,8 +93,13 @@ class OptimiserConfig:
     """Maximum norm of the gradients; 0: no clipping."""
     warmup_steps: int = 500
     """Steps of linear warmup."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """The learning rate after the warmup: `cosine` falls from lr to the end of train.steps; `constant` stays lr; `wsd`
+    (warmup, stable, decay) stays lr and falls linearly at the end."""
     min_lr_ratio: float = 0.1
-    """The cosine ends at this fraction of lr."""
+    """`cosine` and `wsd` end at this fraction of lr."""
+    decay_fraction: float = 0.2
+    """`wsd`: the fraction of train.steps, at the end, in which the rate falls."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -95,6 +113,8 @@ class OptimiserConfig:
             raise ValueError(f"optimiser.betas={list(self.betas)}; expected two numbers from 0 to below 1")
         if not 0 <= self.min_lr_ratio <= 1:
             raise ValueError(f"optimiser.min_lr_ratio={self.min_lr_ratio}; expected 0 to 1")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"optimiser.decay_fraction={self.decay_fraction}; expected 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,9 @@ class LoopConfig:
     """Save and stop after this time."""
     max_bad_steps: int = 10
     """Steps with a NaN or infinite loss or gradient are skipped; this many in a row end the run."""
+    skip_spikes: float | None = None
+    """Skip steps whose gradient norm, before clipping, is above so many times the median of the last 64 steps' (skipped
+    ones too, so that a lasting rise passes in the end), from the 17th step on; null: none."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights (EMA), 0.999 say, which validation and sample sheets then use, and
     exports, see export.weights; null: none. After n updates it is at most (1 + n) / (10 + n)."""
@@ -150,6 +173,8 @@ class LoopConfig:
             raise ValueError(f"train.seed={self.seed}; expected 0 or more")
         if self.time_limit_minutes is not None and self.time_limit_minutes <= 0:
             raise ValueError(f"train.time_limit_minutes={self.time_limit_minutes}; expected above 0, or null for none")
+        if self.skip_spikes is not None and not 1 < self.skip_spikes < math.inf:
+            raise ValueError(f"train.skip_spikes={self.skip_spikes}; expected above 1, 4 say, or null for none")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay={self.ema_decay}; expected 0 or more, and below 1, or null for none")
         if self.dtype == "fp16" and self.weights == "fp32":
@@ -189,6 +214,9 @@ class LogConfig:
 
     every: int = 20
     """Steps per line of metrics.jsonl; each line has means over these steps."""
+    loss_by: list[Literal["source", "language"]] = field(default_factory=list)
+    """What the loss of clips is logged by, besides frames and clip lengths: `source`, the folder of data.path, numbered
+    from 0; `language`, that of the caption."""
     save_every: int = 1000
     """Steps between checkpoints."""
     keep_last: int = 2
@@ -381,6 +409,8 @@ class TrainConfig:
                 "train.ema_decay averages a transformer's weights, and the tokenizer's codebook is a moving average "
                 "itself; leave it out for task=tokenizer"
             )
+        if self.log.loss_by and self.task in ("tokenizer", "superres"):
+            raise ValueError(f"log.loss_by is of clips and their captions; leave it out for task={self.task}")
         if self.lora.rank and self.task == "tokenizer":
             raise ValueError("lora.rank is for a transformer's matrices; leave it out for task=tokenizer")
         if self.lora.rank and self.init.checkpoint is None:
@@ -399,14 +429,41 @@ FREE_TO_CHANGE = re.compile(
 """Keys that a resumed run may change without a warning: they do not change what is learned, or only extend the run."""
 
 
-def changed_settings(before: dict[str, Any], now: dict[str, Any], group: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, old value, new value) of the settings that differ, except those that are FREE_TO_CHANGE."""
-    for name in sorted(before.keys() | now.keys()):
-        old, new, key = before.get(name), now.get(name), f"{group}{name}"
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from changed_settings(old, new, f"{key}.")
-        elif old != new and not FREE_TO_CHANGE.fullmatch(key):
-            yield key, old, new
+FIXED = re.compile(
+    r"task|model\.(?!dropout$|attention_dropout$|text_len$).*|superres\.(?!text_len$).*|lora\.(?!dropout$).*"
+)
+"""Keys that a resumed run must not change: trained weights would be taken for those of another function."""
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, old value, new value) of the settings that differ, except those that are FREE_TO_CHANGE.
+
+    Keys that `before`, an older version's, lacks have their defaults, which do what that version did.
+    """
+    old, new = (dict(_leaves(values)) for values in (before, now))
+    defaults = dict(_leaves(to_dict(TrainConfig())))
+    for key in sorted(old.keys() | new.keys()):
+        was, will_be = old.get(key, defaults.get(key)), new.get(key)
+        if was != will_be and not FREE_TO_CHANGE.fullmatch(key):
+            yield key, was, will_be
+
+
+def check_resumable(changes: Iterable[tuple[str, Any, Any]], run_dir: Path) -> None:
+    """Raises: ValueError if any of the changes is of a key that is FIXED."""
+    wrong = [f"{key}={new} (it was {old})" for key, old, new in changes if FIXED.fullmatch(key)]
+    if wrong:
+        raise ValueError(
+            f"{run_dir} cannot be resumed with {', '.join(wrong)}: its weights are of the old settings; resume it with "
+            "those, or begin another run_dir"
+        )
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 @contextlib.contextmanager

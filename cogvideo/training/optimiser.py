@@ -1,6 +1,7 @@
 """AdamW for training: parameter groups, the learning-rate schedule, updates that can be vetoed, averaged weights."""
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,21 @@ from cogvideo.training.config import OptimiserConfig
 
 EMA = "ema"
 """The name in the optimiser's state of a parameter's moving average, beside those of AdamW's moments."""
+SPIKE_WINDOW, MIN_NORMS = 64, 16
+"""Norms that a step's is compared with: at most, and at least."""
 
 
 def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
-    """The rate at 0-based `step` of `steps`: linear warmup, then a cosine down to lr * min_lr_ratio."""
+    """The rate at 0-based `step` of `steps`: linear warmup, then as config.schedule says, down to lr * min_lr_ratio."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    if config.schedule == "constant":
+        return config.lr
     low = config.lr * config.min_lr_ratio
+    if config.schedule == "wsd":
+        falling = max(1.0, min(config.decay_fraction * steps, steps - config.warmup_steps))
+        return low + (config.lr - low) * min(1.0, max(0, steps - step) / falling)
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
     return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -76,6 +84,35 @@ def make_optimiser(module: nn.Module, config: OptimiserConfig) -> GuardedAdamW:
     """AdamW over the trainable parameters. Fused: seven times as fast on a CPU, and needs no compiler."""
     groups = parameter_groups(module, config.weight_decay)
     return GuardedAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+class SpikeRule:
+    """Which gradient norms are spikes: above `factor` times the median of the last SPIKE_WINDOW, if there are enough.
+
+    Norms of skipped steps count as well: a rise that lasts becomes the median, after at most half the window.
+    """
+
+    def __init__(self, factor: float | None) -> None:
+        """`factor`: as train.skip_spikes; None: nothing is a spike."""
+        self._factor = factor
+        self.norms: list[float] = []
+        """The last norms, oldest first; empty without a factor."""
+
+    @property
+    def limit(self) -> float:
+        """The largest norm of the next step that is none."""
+        if self._factor is None or len(self.norms) < MIN_NORMS:
+            return math.inf
+        return self._factor * statistics.median(self.norms)
+
+    def is_spike(self, norm: float | None) -> bool:
+        """Whether a step of this norm is to be skipped; None: not reported."""
+        return norm is not None and self.limit < math.inf and float(norm) > self.limit
+
+    def add(self, norm: float) -> None:
+        """Count the norm of a step; one that is not finite is left out."""
+        if self._factor is not None and is_finite_norm(norm):
+            self.norms = [*self.norms, norm][-SPIKE_WINDOW:]
 
 
 def is_finite_norm(norm: float | None) -> bool:

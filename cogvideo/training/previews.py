@@ -1,5 +1,7 @@
 """Sample sheets during training: real data beside what the model makes of it, always from the same random numbers.
 
+Beside the sheet of each step there is OVER_TIME: what the model made of the same data at several steps, row by row.
+
 For the transformer, clips that it generates from the text and the given frames; for super-resolution, frames as coarse
 tokens, as fine tokens, and as the model draws them; for the image tokenizer, reconstructions.
 """
@@ -21,7 +23,7 @@ from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference.engine import Engine, build_program
 from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import sequential
-from cogvideo.media.contact_sheet import contact_sheet
+from cogvideo.media.contact_sheet import contact_sheet, sheets_over_time
 from cogvideo.rng import SampleKey, sample_keys, sample_uniforms
 from cogvideo.sampling.config import DrawConfig
 from cogvideo.sampling.pipeline import FrameSampler
@@ -37,6 +39,7 @@ from cogvideo.training.tasks.superres import SuperresTask
 from cogvideo.training.tasks.tokenizer import TokenizerTask
 
 ROWS, SCALE = 8, 3
+OVER_TIME = "over_time.png"
 DRAW = DrawConfig(temperature=1.0, token_temperature=1.0, top_k_clusters=16, text_bonus=0.0)
 """Plain top-k without guidance: shows what the model has learned, not its best-looking samples."""
 
@@ -77,15 +80,22 @@ class PreviewWriter:
         return moment_distances(of_real, of_generated) | floors
 
     @torch.no_grad()
-    def write(self, task: Task[Any], step: int, path: Path) -> None:
-        """Write the sheet of `task` after `step` steps to `path`."""
+    def write(self, task: Task[Any], step: int, folder: Path) -> Path:
+        """Write the sheet of `task` after `step` steps, and with earlier ones OVER_TIME; returns the sheet's path."""
+        path = folder / f"step_{step:08d}.png"
+        self._write_sheet(task, step, path)
+        sheets = sorted(other for other in folder.glob("step_*.png") if other.name <= path.name)
+        sheets_over_time(folder / OVER_TIME, sheets)
+        return path
+
+    def _write_sheet(self, task: Task[Any], step: int, path: Path) -> None:
         if isinstance(task, TokenizerTask):
             images = task.preview_batch(4 * ROWS).to(task.device)
             side = images.shape[2] // task.tokenizer.compress_rate
             rebuilt = task.tokenizer.decode(task.tokenizer.encode(images), side)
             pairs = zip(images.split(ROWS), rebuilt.split(ROWS), strict=True)
             rows = [_pixels(part) for pair in pairs for part in pair]
-            contact_sheet(path, rows, ["original", "reconstruction"] * (len(rows) // 2), scale=SCALE)
+            contact_sheet(path, rows, ["original", f"step {step}"] * (len(rows) // 2), scale=SCALE)
         elif isinstance(task, ClipTask):
             self._check_decoder(task)
             real, generated, captions = _generate_clips(task, task.preview_batch(ROWS))

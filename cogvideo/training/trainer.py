@@ -25,8 +25,15 @@ from cogvideo.evaluation.packaged_networks import open_packaged
 from cogvideo.files import remove_all_leftovers
 from cogvideo.logs import get_logger, one_line, progress
 from cogvideo.rng import seed_dropout
-from cogvideo.training.checkpointing import TrainingState, load_state, newest_state, resume_advice, save_state
-from cogvideo.training.config import TrainConfig, changed_settings, errors_name_key
+from cogvideo.training.checkpointing import (
+    TrainingState,
+    load_state,
+    newest_state,
+    resume_advice,
+    save_state,
+    saved_config,
+)
+from cogvideo.training.config import TrainConfig, changed_settings, check_resumable, errors_name_key
 from cogvideo.training.deepspeed_engine import (
     GradientNorms,
     averaged_weights,
@@ -37,7 +44,7 @@ from cogvideo.training.deepspeed_engine import (
     trainer_clips_gradients,
 )
 from cogvideo.training.metrics import Averages, MetricsWriter, draw_curves, progress_text, write_origin
-from cogvideo.training.optimiser import GuardedAdamW, ema_decay_after, is_finite_norm, learning_rate
+from cogvideo.training.optimiser import GuardedAdamW, SpikeRule, ema_decay_after, is_finite_norm, learning_rate
 from cogvideo.training.previews import PreviewWriter
 from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
 from cogvideo.training.tasks.base import Metrics, Task, read_metrics
@@ -61,6 +68,13 @@ class StepResult:
     """Whether loss and gradients were finite on every rank; if not, weights and moments are unchanged."""
     overflowed: bool = False
     """fp16's loss scaler skipped the update, as it does occasionally, and lowers its scale."""
+    is_spike: bool = False
+    """The update was skipped for its gradient norm, as train.skip_spikes says."""
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether weights and moments are unchanged."""
+        return self.overflowed or self.is_spike or not self.is_finite
 
 
 def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1) -> Task[Any]:
@@ -115,11 +129,12 @@ class Trainer:
         self.averages = Averages()
         self.gradient_norms = GradientNorms(self.engine, self.task.component_of)
         inner_optimiser(self.engine).allow_update = self._allow_update
+        self.spike_rule = SpikeRule(config.train.skip_spikes)
         self._is_finite = True
         self._clipped_norm: float | None = None
 
         # resume
-        self.step = self.skipped = self.bad_in_a_row = 0
+        self.step = self.skipped = self.spikes = self.bad_in_a_row = 0
         if newest:
             self._resume(newest)
         elif resume:
@@ -130,13 +145,18 @@ class Trainer:
         self._started_at, self._preview_seconds = time.monotonic(), 0.0
 
     def _resume(self, checkpoint: Path) -> None:
+        changes = list(changed_settings(saved_config(checkpoint), to_dict(self.config)))
+        check_resumable(changes, self.config.run_dir)
         saved = load_state(self.state, checkpoint)
         if self.rank == 0:
-            for key, old, new in changed_settings(saved["config"], to_dict(self.config)):
+            for key, old, new in changes:
                 log.warning("the run had %s=%s so far and continues with %s", key, old, new)
         self.step, self.skipped, self.bad_in_a_row = (saved[k] for k in ("step", "skipped", "bad_in_a_row"))
+        self.spikes, norms = saved.get("spikes", 0), saved.get("norms", [])
+        for norm in norms:
+            self.spike_rule.add(norm)
         old_steps, steps = saved["config"]["train"]["steps"], self.config.train.steps
-        if old_steps != steps:
+        if old_steps != steps and self.config.optimiser.schedule != "constant":
             rates = [learning_rate(self.step, length, self.config.optimiser) for length in (old_steps, steps)]
             log.warning(
                 "train.steps was %d and is %d now: the learning rate falls until the new end, and at step %d is %.3g "
@@ -191,14 +211,14 @@ class Trainer:
                 is_logged = self._is_logged(self.step)
                 result = self.train_step(batch)
                 self._count_skipped(result)
-                self.task.after_step(self.step, result.is_finite)
+                self.task.after_step(self.step, not result.is_skipped)
                 self.step += 1
                 is_final = self.step == loop.steps  # not at stop_at: the run continued from there must look the same
                 throughput.add(self.task.tokens(batch), self.task.flops(batch))
                 if result.grad_norm is not None and math.isfinite(result.grad_norm):
                     self.averages.add({"grad_norm": (result.grad_norm, 1.0)})
                 if is_logged:
-                    norms = self.gradient_norms.take(result.grad_norm or 0.0) if result.is_finite else {}
+                    norms = self.gradient_norms.take(result.grad_norm or 0.0) if not result.is_skipped else {}
                     metrics = self._log_metrics(norms | throughput.take(loop.last_step - self.step))
                     bar.set_postfix_str(progress_text(metrics), refresh=False)
                 bar.update(1)
@@ -275,14 +295,16 @@ class Trainer:
         else:
             engine.step()
         norm = engine.get_global_grad_norm() if self._clipped_norm is None else self._clipped_norm
-        return StepResult(None if norm is None else float(norm), self._is_finite and is_finite_norm(norm))
+        is_finite = self._is_finite and is_finite_norm(norm)
+        is_spike = is_finite and self.spike_rule.is_spike(norm)
+        return StepResult(None if norm is None else float(norm), is_finite, is_spike=is_spike)
 
     def _allow_update(self, optimiser: GuardedAdamW) -> bool:
         """Whether AdamW may update weights and moments; called with the final gradients in place, on every rank."""
         norm = self._clipped_norm
         if not trainer_clips_gradients(self.config):
             norm = getattr(self.engine.optimizer, "_global_grad_norm", None)
-        if not (self._is_finite and is_finite_norm(norm)):
+        if not (self._is_finite and is_finite_norm(norm)) or self.spike_rule.is_spike(norm):
             return False
         if self._is_logged(self.step):
             self.gradient_norms.add(p for group in optimiser.param_groups for p in group["params"])
@@ -295,11 +317,19 @@ class Trainer:
         return float(nn.utils.clip_grad_norm_(trainable, max_norm))
 
     def _count_skipped(self, result: StepResult) -> None:
-        self.skipped += result.overflowed or not result.is_finite
+        self.skipped += result.is_skipped
         if result.overflowed:
             scale = self.engine.optimizer.loss_scaler.cur_scale
             log.info("step %d overflows in fp16 and is skipped; the loss scale is now %g", self.step + 1, scale)
             return
+        if result.is_spike:
+            self.spikes += 1
+            log.warning(
+                "step %d has gradient norm %.3g, above %.3g (train.skip_spikes=%g), and is skipped",
+                *(self.step + 1, result.grad_norm, self.spike_rule.limit, self.config.train.skip_spikes),
+            )
+        if result.grad_norm is not None and self._is_finite:
+            self.spike_rule.add(result.grad_norm)
         if result.is_finite:
             self.bad_in_a_row = 0
             return
@@ -319,6 +349,8 @@ class Trainer:
         metrics = self.averages.means()
         self.averages.clear()
         schedule = {"lr": self.engine.optimizer.param_groups[0]["lr"], "skipped": float(self.skipped)}
+        if self.config.train.skip_spikes is not None:
+            schedule["spikes"] = float(self.spikes)
         metrics |= schedule | numbers | self.task.weight_metrics()
         self._write({"step": self.step} | metrics)
         return metrics
@@ -355,8 +387,8 @@ class Trainer:
 
         A failure is logged: whatever it is, it must not end a long run.
         """
-        if self.world_size > 1 and self.config.deepspeed.stage == 3:
-            return  # with partitioned weights one rank cannot sample alone
+        if self.config.deepspeed.stage == 3:
+            return  # sampling reads weights that are gathered for a layer's forward pass only
         if self.rank == 0:
             start = time.monotonic()
             elapsed, share = start - self._started_at, self.config.log.preview_share
@@ -380,8 +412,7 @@ class Trainer:
         store_barrier()
 
     def _draw_preview(self) -> None:
-        path = self.config.run_dir / "previews" / f"step_{self.step:08d}.png"
-        self.previews.write(self.task, self.step, path)
+        path = self.previews.write(self.task, self.step, self.config.run_dir / "previews")
         self.writer.write_image("preview", path, self.step)
 
     def _measure_distances(self) -> None:
@@ -414,6 +445,8 @@ class Trainer:
             "step": self.step,
             "skipped": self.skipped,
             "bad_in_a_row": self.bad_in_a_row,
+            "spikes": self.spikes,
+            "norms": self.spike_rule.norms,
             "averages": run_on_all_ranks(lambda: self.averages.sums),
             "config": to_dict(self.config),
         }

@@ -48,6 +48,8 @@ TENSORS = {"weights/a": torch.zeros(3, 4), "exp_avg/a": torch.ones(3, 4), "buffe
 class State:
     """Stands for `TrainingState`."""
 
+    has_ema = False
+
     def infos(self) -> dict[str, TensorInfo]:
         return {name: TensorInfo.of(tensor) for name, tensor in TENSORS.items()}
 

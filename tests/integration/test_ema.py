@@ -140,7 +140,7 @@ def test_what_is_trained_does_not_depend_on_it(
         groups = groups_of(variant, bases, ema_decay=decay, steps=3, stop_at=None)
         groups["log"] |= {"preview_every": 1}
         train(settings(data, tmp_path / name, **groups, data={"validation": str(data / "clips")}))
-        assert len(list((tmp_path / name / "previews").glob("step_*.png"))) == 3
+        assert len(list((tmp_path / name / "previews").glob("step_*.png"))) == (0 if variant == "zero 3" else 3)
         manifest = read_json(tmp_path / name / "checkpoints/step_00000003/manifest.json")
         tensors.append({tensor: sha for tensor, sha in manifest["tensors"].items() if not tensor.startswith("ema/")})
     assert tensors[0] == tensors[1]

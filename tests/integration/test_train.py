@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 
 from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.load import load_model
+from cogvideo.config import to_dict
 from cogvideo.dtypes import QuantizedName
 from cogvideo.kernels import cpu
 from cogvideo.model.quantize import quantize
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training import trainer
+from cogvideo.training.config import TrainConfig, changed_settings
 from cogvideo.training.launch import train
 from cogvideo.training.tasks.base import LossAndMetrics
 from tests.helpers.training import prepare_data, read_metrics, settings
@@ -349,6 +352,32 @@ def test_changed_settings_are_logged_on_resume(data: Path, tmp_path: Path, capsy
     train(settings(data, tmp_path / "run", train={"seed": 7, "recompute": "layer"}), resume=True)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "continues with" in line]
     assert len(warnings) == 1 and "train.seed=" in warnings[0] and warnings[0].endswith("continues with 7")
+
+
+WRONG = {
+    "task=image (it was sequential)": ("image", {}),
+    "model.num_heads=4 (it was 2)": ("sequential", {"model": {"num_heads": 4}}),
+    "model.window_size=3 (it was None)": ("sequential", {"model": {"window_size": 3}}),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_run_is_not_resumed_as_another_function(message: str, data: Path, tmp_path: Path) -> None:
+    """Shapes would fit, so nothing else would notice."""
+    train(settings(data, tmp_path / "run", train={"stop_at": 1}))
+    before = sorted((tmp_path / "run").rglob("*"))
+    task, groups = WRONG[message]
+    with pytest.raises(ValueError, match=f"cannot be resumed with .*{re.escape(message)}.*; resume it with those"):
+        train(settings(data, tmp_path / "run", task, **groups), resume=True)
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_keys_that_an_older_run_did_not_have_are_no_change() -> None:
+    now = to_dict(TrainConfig())
+    older = {name: value for name, value in now.items() if name != "export"}
+    older["train"] = {name: value for name, value in now["train"].items() if name not in ("ema_decay", "compile")}
+    older["optimiser"] = {name: value for name, value in now["optimiser"].items() if name != "schedule"}
+    assert not list(changed_settings(older, now))
 
 
 def test_a_non_finite_step_leaves_the_codebook_unchanged(

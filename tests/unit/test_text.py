@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogvideo.files import BUNDLED_WEIGHTS
-from cogvideo.text import MAX_CHARACTERS, clean_text, decode_text, normalise, read_prompts, split_lines, split_prompts
+from cogvideo.text import (
+    MAX_CHARACTERS,
+    clean_text,
+    decode_text,
+    language,
+    normalise,
+    read_prompts,
+    split_lines,
+    split_prompts,
+)
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.worlds.digits.benchmark import draw_captions
 
@@ -120,3 +129,11 @@ def test_the_line_of_a_bad_prompt_is_named(tmp_path: Path) -> None:
     path.write_text("\ufeff\n \n")
     with pytest.raises(ValueError, match="holds no prompt; write one per line"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a dog", "English"), ("一只狗 runs", "Chinese"), ("été", "other"), ("123 !", "other"), ("бег", "other")],
+)
+def test_language_follows_from_the_letters(text: str, expected: str) -> None:
+    assert language(text) == expected

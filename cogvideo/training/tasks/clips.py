@@ -18,6 +18,7 @@ from cogvideo.model.initialise import inherited_values
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.planning.budgets import training_flops
 from cogvideo.sequence.batch import TEXT_MULTIPLE, Batch
+from cogvideo.text import LANGUAGES
 from cogvideo.tokenizers.image import open_image_tokenizer
 from cogvideo.training.config import TrainConfig, errors_name_key
 from cogvideo.training.construction import Values, construct, starting_values
@@ -60,6 +61,11 @@ class ClipObjective(nn.Module):
             for seconds in batch.seconds.unique().tolist():
                 rows = (batch.seconds == seconds).nonzero()[:, 0]
                 metrics[f"loss/{seconds:g}s"] = (by_frame[rows.to(by_frame.device)].mean(1).sum(), float(len(rows)))
+        for kind, numbers in zip(self._config.log.loss_by, batch.parts.T, strict=True):
+            for number in numbers.unique().tolist():
+                rows = (numbers == number).nonzero()[:, 0]
+                name = f"source_{number}" if kind == "source" else LANGUAGES[number].lower()
+                metrics[f"loss/{name}"] = (by_frame[rows.to(by_frame.device)].mean(1).sum(), float(len(rows)))
         return LossAndMetrics(losses.mean(), metrics)
 
 
@@ -79,7 +85,7 @@ class ClipTask:
         if config.data.validation is not None:
             held_out = self._open_clips("data.validation", config.data.validation)
         self.tokenizers = check_tokenizers(config, self.text_tokenizer, clips, held_out)
-        self._loader = self._open_loader(clips, rank, world_size)
+        self._loader = self._open_loader(clips, rank, world_size, config.data.weights)
         self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
         check_captions(
             config.data,
@@ -143,7 +149,9 @@ class ClipTask:
         return self._rows(batch, slice(index, None, count))
 
     def _rows(self, batch: Batch, rows: slice) -> Batch:
-        chosen = Batch(batch.text[rows], batch.text_mask[rows], batch.frames[rows], batch.seconds[rows])
+        chosen = Batch(
+            batch.text[rows], batch.text_mask[rows], batch.frames[rows], batch.seconds[rows], batch.parts[rows]
+        )
         return chosen.trim_text(self._text_multiple)
 
     def tokens(self, batch: Batch) -> int:
@@ -189,7 +197,9 @@ class ClipTask:
             tokenizer = open_image_tokenizer(self.config.data.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
         return clips_in_memory(tokenizer, count, clip_seconds=lengths, num_frames=self.model_config.num_frames)
 
-    def _open_loader(self, data: ClipDataset | InMemoryClips, rank: int, world_size: int) -> ClipLoader:
+    def _open_loader(
+        self, data: ClipDataset | InMemoryClips, rank: int, world_size: int, weights: list[float] | None = None
+    ) -> ClipLoader:
         config, model = self.config, self.model_config
         frames = data.num_frames if model.has_temporal_channel else model.num_frames
         if (data.frame_len, frames) != (model.frame_len, model.num_frames):
@@ -206,6 +216,8 @@ class ClipTask:
             balance_lengths=config.data.balance_lengths,
             seed=config.train.seed,
             prompt=config.data.prompt,
+            weights=weights,
+            loss_by=config.log.loss_by,
         )
         return ClipLoader(data, self.text_tokenizer, settings, rank=rank, world_size=world_size)
 

@@ -75,7 +75,7 @@ class SuperresTask:
         with errors_name_key("data.validation"):
             held_out = None if config.data.validation is None else PairDataset(config.data.validation)
         self.tokenizers = check_tokenizers(config, self.text_tokenizer, pairs, held_out)
-        self._loader = self._open_loader(pairs, rank, world_size)
+        self._loader = self._open_loader(pairs, rank, world_size, config.data.weights)
         self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
         check_captions(
             config.data,
@@ -150,7 +150,9 @@ class SuperresTask:
         export_model(path, self.model, {"step": step} | self.tokenizers.to_extra(), self._frozen)
         return path
 
-    def _open_loader(self, pairs: PairDataset, rank: int, world_size: int) -> PairLoader:
+    def _open_loader(
+        self, pairs: PairDataset, rank: int, world_size: int, weights: list[float] | None = None
+    ) -> PairLoader:
         loop = self.config.train
         return PairLoader(
             pairs,
@@ -160,6 +162,7 @@ class SuperresTask:
             seed=loop.seed,
             rank=rank,
             world_size=world_size,
+            weights=weights,
         )
 
     def _starting_values(self, model: SuperresTransformer, folder: Path) -> Values:

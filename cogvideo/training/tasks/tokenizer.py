@@ -134,6 +134,7 @@ class TokenizerTask:
             seed=config.train.seed,
             rank=rank,
             world_size=world_size,
+            weights=config.data.weights,
         )
         self._validation = None
         if config.data.validation is not None:

@@ -16,6 +16,7 @@ from cogvideo.data.dataset import (
     InMemoryClips,
 )
 from cogvideo.data.loader import ClipLoader, LoaderConfig
+from cogvideo.text import LANGUAGES
 from tests.helpers.data import ByteTokenizer, decode, make_prepared
 
 
@@ -91,6 +92,34 @@ def test_folders_are_mixed_in_proportion_to_rows_and_resume_exactly(two):
     assert sorted(torch.cat([batch.frames[:, 0, 0] for batch in batches]).tolist()) == list(range(48))
     again = ClipLoader(ClipDataset(two), ByteTokenizer(), config, rank=1, world_size=2).batch(2)
     assert torch.equal(again.frames, batches[2].frames[1::2]) and torch.equal(again.text, batches[2].text[1::2])
+
+
+def test_weights_mix_folders_whatever_their_sizes(two):
+    sizes = [len(ClipDataset(folder)) for folder in two]
+    config = LoaderConfig(batch_size=1000, text_len=32, weights=[9.0, 1.0], loss_by=["source", "language"])
+    batch = ClipLoader(ClipDataset(two), ByteTokenizer(), config).batch(0)
+    seen = np.bincount(batch.frames[:, 0, 0].numpy(), minlength=sum(sizes))
+    assert [seen[: sizes[0]].sum(), seen[sizes[0] :].sum()] == [900, 100]
+    assert all(np.ptp(part) <= 1 for part in np.split(seen, [sizes[0]])), "within a folder, rows are equally frequent"
+    assert batch.parts.shape == (1000, 2) and batch.parts[:, 0].bincount().tolist() == [900, 100]
+    assert {LANGUAGES[number] for number in batch.parts[:, 1].tolist()} == {"English"}
+    part = ClipLoader(ClipDataset(two), ByteTokenizer(), config, rank=1, world_size=4).batch(0)
+    assert torch.equal(part.frames, batch.frames[1::4]) and torch.equal(part.parts, batch.parts[1::4])
+
+
+def test_weights_balance_lengths_within_each_folder(two):
+    config = LoaderConfig(batch_size=1000, text_len=32, weights=[1.0, 1.0], balance_lengths=True)
+    seconds = ClipLoader(ClipDataset(two), ByteTokenizer(), config).batch(0).seconds
+    assert 490 < (seconds == 4).sum() < 510
+
+
+def test_a_folder_that_would_never_be_seen_is_refused(two):
+    for weights, message in (([1.0, 1e-5], "folder 2 .* less than one clip in 1000"), ([1, 1], "folder 1 .* no clip")):
+        clips = ClipDataset(two)
+        if "no clip" in message:
+            clips.sources = lambda rows: np.ones(len(rows), np.int64)
+        with pytest.raises(ValueError, match=rf"data\.weights.*{message}"):
+            ClipLoader(clips, ByteTokenizer(), LoaderConfig(weights=weights))
 
 
 def test_balancing_is_over_all_folders(two):

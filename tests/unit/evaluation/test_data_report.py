@@ -1,17 +1,8 @@
 """Parts of the page about prepared data."""
 
 import numpy as np
-import pytest
 
-from cogvideo.evaluation.data_report import _binned, _by_edges, kind_of_reason, language
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("a dog", "English"), ("一只狗 runs", "Chinese"), ("été", "other"), ("123 !", "other"), ("бег", "other")],
-)
-def test_language_follows_from_the_letters(text, expected):
-    assert language(text) == expected
+from cogvideo.evaluation.data_report import _binned, _by_edges, kind_of_reason
 
 
 def test_reasons_that_differ_in_names_and_numbers_only_are_one_kind():

@@ -73,3 +73,30 @@ def test_empty_and_oversized_sheets_are_refused(tmp_path):
     with pytest.raises(ValueError, match="too large"):
         contact_sheet(tmp_path / "s.png", [noise(1)], scale=1000)
     assert not (tmp_path / "s.png").exists()
+
+
+def test_sheets_over_time_show_what_changes_once_per_sheet(tmp_path):
+    real, made = noise(3), [noise(3, seed=seed) for seed in range(1, 13)]
+    paths = [tmp_path / f"step_{number:02d}.png" for number in range(12)]
+    for number, path in enumerate(paths):
+        contact_sheet(path, [real, made[number]], ["real", f"step {number}"])
+    sheets.sheets_over_time(tmp_path / "over.png", paths)
+    found = np.array(Image.open(tmp_path / "over.png"))
+    frames = [real[0], *(made[number][0] for number in (0, 2, 3, 5, 6, 8, 9, 11))]
+    tops = [np.flatnonzero((found[:, sheets.GAP] == frame[0, 0]).all(-1)) for frame in frames]
+    places = [
+        next(y for y in ys if np.array_equal(found[y : y + 16, 2:18], frame))
+        for ys, frame in zip(tops, frames, strict=True)
+    ]
+    assert places == sorted(places) and len(set(np.diff(places))) == 1
+    assert found.shape[0] == 9 * (16 + sheets.LINE_HEIGHT + 2 * sheets.GAP)
+
+
+def test_sheets_of_other_rows_are_left_out_of_those_over_time(tmp_path):
+    for number, count in enumerate((2, 3, 3)):
+        contact_sheet(tmp_path / f"{number}.png", [noise(count, seed=number)])
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    sheets.sheets_over_time(tmp_path / "none.png", paths[:2])
+    assert not (tmp_path / "none.png").exists()
+    sheets.sheets_over_time(tmp_path / "over.png", paths)
+    assert Image.open(tmp_path / "over.png").height == 2 * (16 + sheets.GAP)

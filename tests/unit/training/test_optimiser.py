@@ -1,5 +1,7 @@
 """The learning-rate schedule, parameter groups, and the division into micro-batches."""
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,14 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.training.config import LoopConfig, OptimiserConfig
-from cogvideo.training.optimiser import EMA, ema_decay_after, learning_rate, make_optimiser, parameter_groups
+from cogvideo.training.optimiser import (
+    EMA,
+    SpikeRule,
+    ema_decay_after,
+    learning_rate,
+    make_optimiser,
+    parameter_groups,
+)
 
 
 def small_model() -> CogVideoTransformer:
@@ -27,10 +36,54 @@ def test_the_learning_rate_warms_up_then_decays_to_its_minimum() -> None:
     assert learning_rate(10, 10, config) == pytest.approx(0.1)
 
 
-@given(st.integers(0, 300), st.integers(1, 200), st.integers(0, 250))
-def test_the_learning_rate_stays_between_zero_and_its_peak(step: int, steps: int, warmup: int) -> None:
-    config = OptimiserConfig(lr=3e-4, warmup_steps=warmup)
+def test_a_constant_rate_stays_and_wsd_falls_at_the_end() -> None:
+    constant = OptimiserConfig(lr=1.0, warmup_steps=2, schedule="constant")
+    assert [learning_rate(step, 10, constant) for step in (0, 1, 2, 9, 100)] == [0.5, 1, 1, 1, 1]
+    wsd = OptimiserConfig(lr=1.0, warmup_steps=2, schedule="wsd", min_lr_ratio=0.2, decay_fraction=0.4)
+    rates = [learning_rate(step, 10, wsd) for step in (0, 1, 2, 6, 7, 8, 9, 10, 11)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2])
+
+
+def test_wsd_does_not_depend_on_the_length_before_it_falls() -> None:
+    """Why it is chosen: a run can be continued with more steps."""
+    config = OptimiserConfig(warmup_steps=10, schedule="wsd")
+    assert [learning_rate(s, 100, config) for s in range(80)] == [learning_rate(s, 1000, config) for s in range(80)]
+
+
+@given(
+    st.integers(0, 300),
+    st.integers(1, 200),
+    st.integers(0, 250),
+    st.sampled_from(["cosine", "constant", "wsd"]),
+    st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_the_learning_rate_stays_between_zero_and_its_peak(
+    step: int, steps: int, warmup: int, schedule: Literal["cosine", "constant", "wsd"], decay_fraction: float
+) -> None:
+    config = OptimiserConfig(lr=3e-4, warmup_steps=warmup, schedule=schedule, decay_fraction=decay_fraction)
     assert 0 < learning_rate(step, steps, config) <= 3e-4
+
+
+def test_a_norm_far_above_the_median_is_a_spike_until_it_lasts() -> None:
+    rule = SpikeRule(3.0)
+    for _ in range(15):
+        rule.add(1.0)
+    assert not rule.is_spike(1e9), "there are too few norms to judge by"
+    rule.add(float("nan"))
+    rule.add(1.0)
+    assert [rule.is_spike(norm) for norm in (None, 2.9, 3.0, 3.1)] == [False, False, False, True]
+    skipped = 0
+    while rule.is_spike(10.0):
+        rule.add(10.0)
+        skipped += 1
+    assert 10 < skipped <= 32
+
+
+def test_without_a_factor_nothing_is_a_spike_and_nothing_is_kept() -> None:
+    rule = SpikeRule(None)
+    for _ in range(20):
+        rule.add(1.0)
+    assert not rule.is_spike(1e30) and rule.norms == []
 
 
 def test_vectors_do_not_decay_and_frozen_parameters_are_left_out() -> None:
