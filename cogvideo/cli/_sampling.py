@@ -28,6 +28,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
 
 
+def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR[:SCALE]",
+        action="append",
+        default=[],
+        help="an adapter, merged when loaded; repeat it",
+    )
+
+
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of commands that read clips."""
     parser.add_argument("--caption", metavar="TEXT", help="what the input shows (saved tokens have captions)")
@@ -73,8 +83,8 @@ def run_job(
     directory = args.model or BUNDLED_WEIGHTS
     identity: dict[str, Any] = {"weights": fingerprint(directory), **job.identity()}
     if getattr(args, "adapter", None):
-        chosen = [AdapterChoice.parse(text) for text in args.adapter]
-        identity["adapters"] = [choice.identity() | {"apart": args.adapters_apart} for choice in chosen]
+        chosen, apart = [AdapterChoice.parse(text) for text in args.adapter], getattr(args, "adapters_apart", False)
+        identity["adapters"] = [choice.identity() | {"apart": apart} for choice in chosen]
     run = RunDirectory(out, identity, processes)
     with lock_folder(out, processes):
         begun = run.begin(overwrite=args.overwrite, resume=args.resume)

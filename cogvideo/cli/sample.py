@@ -17,7 +17,7 @@ videos, whatever other prompts there are. docs/guides/sample.md lists the settin
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._sampling import add_run_arguments, read_given_clips, run_job
+from cogvideo.cli._sampling import add_adapter_argument, add_run_arguments, read_given_clips, run_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given = parser.add_mutually_exclusive_group()
     given.add_argument("--first-frame", metavar="FILE", type=Path, help="picture, video or saved tokens to start from")
     given.add_argument("--continue", dest="continue_from", metavar="FILE", type=Path, help="video or saved tokens")
-    parser.add_argument(
-        "--adapter",
-        metavar="DIR[:SCALE]",
-        action="append",
-        default=[],
-        help="an adapter, merged when loaded; repeat it",
-    )
+    add_adapter_argument(parser)
     parser.add_argument("--adapters-apart", action="store_true", help="compute adapters beside the weights: slower")
     add_run_arguments(parser)
 

@@ -5,20 +5,22 @@
 
 The models are converted checkpoints (`cogvideo convert`) or exports of `cogvideo train` with task=superres; without
 --direct, those in the bundle at --model, which also provides the tokenizers and must be the one that made the tokens.
-Given --direct without --iterative, the direct model's tokens are final. Output and resuming are those of
+Given --direct without --iterative, the direct model's tokens are final. --adapter DIR[:SCALE], an adapter of either
+model, is merged into its weights. Output and resuming are those of
 `cogvideo sample`.
 """
 
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._sampling import add_input_arguments, add_run_arguments, run_job
+from cogvideo.cli._sampling import add_adapter_argument, add_input_arguments, add_run_arguments, run_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="INPUT or key=value", help="what to upsample; a setting")
     parser.add_argument("--direct", metavar="DIR", type=Path, help="the direct model (cogview2-dsr)")
     parser.add_argument("--iterative", metavar="DIR", type=Path, help="the iterative model (cogview2-itersr)")
+    add_adapter_argument(parser)
     add_input_arguments(parser)
     add_run_arguments(parser)
 
@@ -27,6 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.config import expand_path, load_config, split_overrides
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.sampling.adapters import AdapterChoice
     from cogvideo.sampling.config import UpsampleConfig
     from cogvideo.sampling.inputs import InputReader
     from cogvideo.sampling.jobs import upsample_job
@@ -38,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("there is nothing to upsample; give a video, saved tokens, or pictures")
     config = load_config(UpsampleConfig, args.config, overrides)
     bundle = args.model or BUNDLED_WEIGHTS
-    upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config)
+    adapters = [AdapterChoice.parse(text) for text in args.adapter]
+    upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config, adapters)
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     given = reader.read([expand_path(word) for word in inputs], args.fps)
     run_job(args, upsample_job(upsampler, given, args.caption), args.out, processes)

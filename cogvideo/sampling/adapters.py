@@ -30,6 +30,9 @@ from cogvideo.files import sha256_file
 from cogvideo.model.lora import Matrix, adapted_layer, matrices, set_weight
 from cogvideo.model.quantize import Linear, LowRank
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.superres.transformer import SuperresTransformer
+
+Model = CogVideoTransformer | SuperresTransformer
 
 
 class AdapterChoice(NamedTuple):
@@ -66,20 +69,20 @@ def check_scale(scale: float, name: str) -> float:
 class AdapterSet:
     """The adapters that were read for the models of a pipeline, and which of them are in effect."""
 
-    def __init__(self, models: Mapping[str, CogVideoTransformer], checkpoints: Mapping[str, Checkpoint]) -> None:
+    def __init__(self, models: Mapping[str, Model], checkpoints: Mapping[str, Checkpoint]) -> None:
         """Both by the models' names in a bundle; checkpoints may be unknown."""
         self._models = {name: AdaptedModel(model, checkpoints.get(name)) for name, model in models.items()}
         self._adapters: dict[str, tuple[str, Adapter]] = {}
 
     def add(self, name: str, folder: Path) -> None:
-        """Read an adapter, for the model that it was trained for; one that does not say is for stage 1.
+        """Read an adapter, for the model that it was trained for; one that does not say is for the first.
 
         Raises: FileNotFoundError, ValueError if it is damaged or does not fit.
         """
         adapter = load_adapter(folder)
-        part = "sequential" if adapter.base is None else adapter.base["model"]
+        part = next(iter(self._models)) if adapter.base is None else adapter.base["model"]
         if part not in self._models:
-            raise ValueError(f"{folder} is for a {part[:40]} model; there are only {', '.join(self._models)}")
+            raise ValueError(f"{folder} is for the model {part[:40]}; there are only {', '.join(self._models)}")
         adapted = self._models[part]
         check_base(adapter, part, {layer: _shape_of(module) for layer, module in matrices(adapted.model).items()})
         if adapted.stored is not None:
@@ -123,7 +126,7 @@ def _shape_of(layer: Matrix) -> tuple[int, int]:
 class AdaptedModel:
     """A model whose layers have stand-ins while adapters are in effect."""
 
-    def __init__(self, model: CogVideoTransformer, stored: Checkpoint | None = None) -> None:
+    def __init__(self, model: Model, stored: Checkpoint | None = None) -> None:
         """`stored`: what the model was loaded from, so that weights of few bits are merged from the exact ones."""
         self.model, self.stored = model, stored
         self._originals: dict[str, Matrix] = {}

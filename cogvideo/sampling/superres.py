@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoint.format import MANIFEST, load_checkpoint
+from cogvideo.checkpoint.adapter import model_name
+from cogvideo.checkpoint.format import MANIFEST, Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_superres
 from cogvideo.distributed import open_device
 from cogvideo.files import sha256_file
 from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.rng import SampleKey, sample_uniforms
+from cogvideo.sampling.adapters import AdapterChoice, AdapterSet
 from cogvideo.sampling.bundle import SUPERRES, check_tokenizers, open_tokenizers, own_tokenizers, place_model
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.pipeline import BatchCache, check_cached
@@ -193,8 +195,14 @@ def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tu
     return own["direct"], iterative or own.get("iterative")
 
 
-def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: UpsampleConfig) -> Upsampler:
-    """Open the super-resolution models with the tokenizers of a bundle.
+def open_upsampler(
+    bundle: Path,
+    direct: Path,
+    iterative: Path | None,
+    config: UpsampleConfig,
+    adapters: Sequence[AdapterChoice] = (),
+) -> Upsampler:
+    """Open the super-resolution models with the tokenizers of a bundle, and merge adapters into their weights.
 
     Raises: FileNotFoundError; ValueError, in one line, for parts that are damaged or do not belong together.
     """
@@ -202,6 +210,7 @@ def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: U
     text_tokenizer, image_tokenizer, labels = open_tokenizers(bundle)
     own = own_tokenizers(bundle, text_tokenizer, image_tokenizer)
     models: dict[str, SuperresTransformer] = {}
+    checkpoints: dict[str, Checkpoint] = {}
     for method, folder in (("direct", direct), ("iterative", iterative)):
         if folder is None:
             continue
@@ -215,9 +224,18 @@ def open_upsampler(bundle: Path, direct: Path, iterative: Path | None, config: U
             raise ValueError(f"{folder} and the tokenizers of {bundle} do not belong together; use one family")
         check_tokenizers(checkpoint, own, f"--{method} {folder}", f"the bundle {bundle}")
         place_model(model, config.weights, device, offload=config.stream_layers)
-        models[method] = model
+        models[method], checkpoints[method] = model, checkpoint
     if len({model.config.high_res_side for model in models.values()}) > 1:
         raise ValueError(f"{direct} and {iterative} make grids of different sizes; use one family")
+    if adapters:
+        names = {method: model_name(model.config) for method, model in models.items()}
+        chosen = AdapterSet(
+            {names[method]: model for method, model in models.items()},
+            {names[method]: checkpoint for method, checkpoint in checkpoints.items()},
+        )
+        for number, adapter in enumerate(adapters):
+            chosen.add(str(number), adapter.folder)
+        chosen.set({str(number): adapter.scale for number, adapter in enumerate(adapters)}, merge=True)
     image_tokenizer.model.to(device)
     if labels is None or config.num_clusters is not None:
         codebook = image_tokenizer.codebook.detach().float().cpu().numpy()

@@ -96,16 +96,8 @@ def averages_in(run_dir: Path) -> dict[str, Tensor]:
     return {name.removeprefix("ema/"): tensor for name, tensor in tensors.items() if name.startswith("ema/")}
 
 
-@pytest.fixture
-def allow_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let DeepSpeed train in fp16 on a CPU that emulates it."""
-    from deepspeed.accelerator import get_accelerator
-
-    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("allow_fp16")
+@pytest.mark.usefixtures("fp16_on_cpu")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_is_that_of_the_slow_form_and_resumes_bitwise(
     variant: str, data: Path, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

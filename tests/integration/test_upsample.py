@@ -11,11 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from cogvideo.checkpoint.adapter import Base, fingerprint
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.load import build_superres
 from cogvideo.cli.main import main
 from cogvideo.sampling.superres import Upsampler
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import redraw_mask
 from cogvideo.tokenizers.text import TextTokenizer
+from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
 from tests.helpers.superres import write_superres
 
@@ -126,3 +130,44 @@ def test_refused(scene: Path, tmp_path: Path, words: str, message: str, capsys: 
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def adapters(scene: Path) -> dict[str, Path]:
+    """An adapter of each model."""
+    found = {}
+    for method in ("direct", "iterative"):
+        checkpoint = load_checkpoint(scene / method)
+        record = Base(model=f"{method}_superres", sha256=fingerprint(checkpoint), step=1)
+        found[method] = write_adapter(scene / f"{method}_adapter", build_superres(checkpoint), record)
+    return found
+
+
+@pytest.mark.parametrize("method", ["direct", "iterative"])
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_an_adapter_is_merged(
+    method: str, weights: str, scene: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter, words = f"{adapters[method]}:0.5", f"{BOTH} weights={weights}"
+    assert upsample(scene, tmp_path / "plain", words) == 0
+    assert upsample(scene, tmp_path / "adapted", f"{words} --adapter {adapter}") == 0
+    merged = tmp_path / "merged"
+    assert main(["merge", str(scene / method), "--adapter", adapter, "--out", str(merged)]) == 0
+    assert upsample(scene, tmp_path / "expected", words.replace(f"{{scene}}/{method}", str(merged))) == 0
+    plain, adapted, expected = (
+        load_file(tmp_path / name / "tokens.safetensors")["tokens"] for name in ("plain", "adapted", "expected")
+    )
+    assert torch.equal(adapted, expected) and not torch.equal(adapted, plain)
+
+
+def test_adapters_that_do_not_fit_and_other_adapters_on_resuming_are_refused(
+    scene: Path, adapters: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only_direct = "{scene}/clips --direct {scene}/direct"
+    assert upsample(scene, tmp_path / "x", f"{only_direct} --adapter {adapters['iterative']}") == 2
+    assert "is for the model iterative_superres; there are only direct_superres" in capsys.readouterr().err
+    assert upsample(scene, tmp_path / "x", f"{only_direct} --adapter {scene}/nowhere") == 2
+    assert not (tmp_path / "x").exists()
+    assert upsample(scene, tmp_path / "x", f"{only_direct} --adapter {adapters['direct']}") == 0
+    assert upsample(scene, tmp_path / "x", f"{only_direct} --resume") == 2
+    assert "another run" in capsys.readouterr().err
