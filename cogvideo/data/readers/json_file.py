@@ -1,55 +1,262 @@
-"""Captions as one JSON value, held in memory: a list of objects, an object of path to caption, or columns as of pandas.
+"""Captions as one JSON value: a list of objects, an object of path to caption, or columns as of pandas.
 
 [{"video": "a.mp4", "caption": "..."}, ...]
 {"a.mp4": "...", "b.mp4": ["...", "..."], "c.mp4": {"caption": "...", "start": 2.0}}
 {"video": {"0": "a.mp4"}, "caption": {"0": "..."}}     also with lists: {"video": [...], "caption": [...]}
+
+Lists and objects of paths are read entry by entry, and only the entries' offsets are kept; columns are held in memory.
 """
 
+import codecs
 import json
+import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cogvideo.data.readers.jsonl import parse_line
 from cogvideo.data.readers.records import ReadOptions, Row, Rows
-from cogvideo.data.readers.textfile import LineRows, decode
+from cogvideo.data.readers.textfile import LineRows, TextFile
 from cogvideo.files import check_counts
 
-MAX_BYTES = 1 << 28
-MAX_VALUES = 1 << 24
-"""A larger file would take gigabytes of memory; .jsonl has no limit."""
+MAX_ENTRY = 4 << 20
+"""Characters of an entry."""
+MAX_COLUMNS = 64
+MAX_COLUMNS_BYTES = 32 << 20
+MAX_COLUMN_VALUES = 1 << 20
+"""More in columns would take hundreds of megabytes of memory; .jsonl has no limit."""
+CHUNK = 1 << 16
+WHITE_SPACE = re.compile(r"[ \t\n\r]*")
+CLOSING = {"[": "]", "{": "}"}
+FORMS = "expected a list of objects, or an object of path to caption"
 
 
 class JsonRows:
-    """Records of a JSON file. Positions are their numbers."""
+    """Records of a JSON file. Positions are their numbers; memory is 8 bytes for each, unless they are in columns."""
 
     is_text = False
 
     def __init__(self, path: Path, options: ReadOptions):
         """Raises: OSError; ValueError if the file is not JSON of one of these forms."""
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path}: larger than {MAX_BYTES >> 20} MiB; write it as .jsonl, one object per line")
-        text = decode(path.read_bytes(), path, options.encoding)
-        if not text.strip():
-            raise ValueError(f"{path} holds no captions; expected a list of objects, or an object of path to caption")
-        check_counts(text.count(","), text.count("[") + text.count("{"), path, MAX_VALUES)
+        self._path, self._options, self._text = path, options, TextFile(path, options.encoding)
+        self._columns: list[dict[str, Any]] | None = None
+        """The records of a file of columns."""
+        with _Cursor(self._text) as cursor:
+            names = self._index(cursor)
+        if names is None or self._holds_columns(names):
+            self._columns = self._read_columns()
+
+    def _index(self, cursor: "_Cursor") -> list[str] | None:
+        """Find the entries -> an object's names, at most one more than columns have; None if an entry is too long."""
+        first = cursor.peek()
+        if not first:
+            raise ValueError(f"{self._path} holds no captions; {FORMS}")
+        if first not in CLOSING:
+            cursor.value()
+            raise ValueError(f"{self._path}: {FORMS}")
+        self._is_object = first == "{"
+        offsets, hashes = array("q"), array("q")
+        names: list[str] = []
         try:
-            value = json.loads(text, object_pairs_hook=_object)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not JSON that can be read ({type(error).__name__})") from None
-        try:
-            self._rows = list(_rows(value, options))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            for offset in cursor.entries():
+                if self._is_object:
+                    name = cursor.name()
+                    hashes.append(hash(name))
+                    names += [name] if len(names) <= MAX_COLUMNS else []
+                cursor.value()
+                offsets.append(offset)
+        except _LongEntry:
+            if self._is_object and len(names) <= MAX_COLUMNS:
+                return None
+            problem = f"longer than {MAX_ENTRY} characters; is it a captions file?"
+            raise ValueError(f"{self._path} entry {len(offsets) + 1}: {problem}") from None
+        self._offsets = _grouped(offsets, hashes) if self._is_object else np.array(offsets, np.int64)
+        return names
 
     def scan(self) -> Iterator[Row]:
-        return iter(self._rows)
+        return self.read(range(len(self._offsets if self._columns is None else self._columns)))
 
     def read(self, positions: Iterable[int]) -> Iterator[Row]:
-        return (self._rows[position] for position in positions)
+        with _Cursor(self._text) as cursor:
+            for number in positions:
+                if self._columns is not None:
+                    yield Row(number, f"entry {number + 1}", self._columns[number])
+                else:
+                    cursor.seek(int(self._offsets[number]))
+                    yield self._row(number, cursor)
+
+    def _row(self, number: int, cursor: "_Cursor") -> Row:
+        place = f"entry {number + 1}"
+        try:
+            path, entry = cursor.name() if self._is_object else None, cursor.value()
+        except (ValueError, _LongEntry):
+            return Row(number, place, {}, "the file has changed")
+        if path is not None:
+            video, caption = self._options.video or "video", self._options.caption or "caption"
+            return Row(number, place, {video: path, **(entry if isinstance(entry, dict) else {caption: entry})})
+        if not isinstance(entry, dict):
+            return Row(number, place, {}, 'expected an object {"video": "...", "caption": "..."}')
+        return Row(number, place, entry)
+
+    def _holds_columns(self, names: list[str]) -> bool:
+        """Whether an object with these names has columns and not paths."""
+        try:
+            roles = self._options.roles(dict.fromkeys(names)) if len(names) <= MAX_COLUMNS else {}
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {error}") from None
+        return {"video", "caption"} <= roles.keys()
+
+    def _read_columns(self) -> list[dict[str, Any]]:
+        with self._text.open_bytes() as file:
+            data = file.read(MAX_COLUMNS_BYTES + 1)
+        long = f"an entry of more than {MAX_ENTRY} characters"
+        if len(data) > MAX_COLUMNS_BYTES:
+            problem = f"{long}, or columns of more than {MAX_COLUMNS_BYTES >> 20} MiB"
+            raise ValueError(f"{self._path}: {problem}; write it as .jsonl, one object per line")
+        check_counts(data.count(b","), data.count(b"[") + data.count(b"{"), self._path, MAX_COLUMN_VALUES)
+        try:
+            columns = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self._path}: not JSON ({error})") from None
+        if not self._holds_columns(list(columns)):
+            raise ValueError(f"{self._path}: {long}; is it a captions file?")
+        try:
+            return _records(columns)
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {error}") from None
+
+
+class _LongEntry(Exception):
+    """An entry is too long to be read."""
+
+
+class _Cursor:
+    """Reads the values of a JSON file one by one and knows where it is."""
+
+    def __init__(self, text: TextFile):
+        self._source, self._file = text, text.open_bytes()
+        self._json = json.JSONDecoder(object_pairs_hook=_object)
+        self._jump(0)
+        self._line = 1
+        if self.peek() == "\ufeff":
+            self._advance(self._at + 1)
+
+    def __enter__(self) -> "_Cursor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def seek(self, offset: int) -> None:
+        """Go to the entry at a byte offset."""
+        if offset != self.offset and self.peek() == ",":  # it may be the next one, whose bytes are here
+            self._advance(self._at + 1)
+            self.peek()
+        if offset != self.offset:
+            self._jump(offset)
+
+    def _jump(self, offset: int) -> None:
+        self._file.seek(offset)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._text, self._at, self.offset = "", 0, offset
+
+    def peek(self) -> str:
+        """The next character that is not white space; "" at the end of the file."""
+        while True:
+            match = WHITE_SPACE.match(self._text, self._at)
+            assert match is not None
+            self._advance(match.end())
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._fill():
+                return ""
+
+    def entries(self) -> Iterator[int]:
+        """The offset of each entry of the list or object that comes next, which is all of the file.
+
+        The caller takes each entry before it asks for the next.
+        """
+        closing = CLOSING[self.peek()]
+        self._advance(self._at + 1)
+        is_last = self.peek() == closing
+        while not is_last:
+            self.peek()
+            yield self.offset
+            is_last = self.peek() == closing
+            if not is_last:
+                self._expect(",")
+        self._advance(self._at + 1)
+        if self.peek():
+            raise self._not_json("Extra data", self._at)
+
+    def name(self) -> str:
+        """The name of an object's entry, whose value comes next."""
+        if self.peek() != '"':
+            raise self._not_json("Expecting property name enclosed in double quotes", self._at)
+        name: str = self.value()
+        self.peek()
+        self._expect(":")
+        return name
+
+    def value(self) -> Any:
+        """The value that comes next. Raises: ValueError if it is not JSON; _LongEntry."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                problem = self._not_json(error.msg, error.pos)
+            except (ValueError, RecursionError) as error:
+                raise self._not_json(type(error).__name__, self._at) from None
+            else:
+                problem = None
+                if end < len(self._text):  # otherwise it may be a number of which there is more
+                    break
+            if len(self._text) - self._at > MAX_ENTRY:
+                raise _LongEntry
+            if not self._fill():
+                if problem is not None:
+                    raise problem
+                break
+        self._advance(end)
+        return value
+
+    def _expect(self, character: str) -> None:
+        if not self._text.startswith(character, self._at):
+            raise self._not_json(f"Expecting {character!r} delimiter", self._at)
+        self._advance(self._at + 1)
+
+    def _advance(self, end: int) -> None:
+        passed = self._text[self._at : end]
+        self.offset += len(passed) if passed.isascii() else len(passed.encode())
+        self._line += passed.count("\n")
+        self._at = end
+
+    def _fill(self) -> bool:
+        """Read on, as much again as there is; whether there was more."""
+        rest = self._text[self._at :]
+        data = self._file.read(max(CHUNK, len(rest)))
+        try:
+            self._text, self._at = rest + self._utf8.decode(data, final=not data), 0
+        except UnicodeDecodeError:
+            raise self._source.undecodable("", data) from None
+        return bool(data)
+
+    def _not_json(self, problem: str, at: int) -> ValueError:
+        line = self._line + self._text.count("\n", self._at, at)
+        return ValueError(f"{self._source.path} line {line}: not JSON ({problem})")
+
+
+def _grouped(offsets: "array[int]", hashes: "array[int]") -> NDArray[np.int64]:
+    """The entries' offsets, those with the same path next to each other, in the order of the first ones."""
+    _, first, inverse = np.unique(np.array(hashes, np.int64), return_index=True, return_inverse=True)
+    grouped: NDArray[np.int64] = np.array(offsets, np.int64)[np.argsort(first[inverse], kind="stable")]
+    return grouped
 
 
 def json_rows(path: Path, options: ReadOptions) -> Rows:
@@ -66,22 +273,6 @@ def json_rows(path: Path, options: ReadOptions) -> Rows:
         return JsonRows(path, options) if first and is_value else lines
     except ValueError:
         return lines
-
-
-def _rows(value: Any, options: ReadOptions) -> Iterator[Row]:
-    if isinstance(value, dict) and {"video", "caption"} <= options.roles(value).keys():
-        value = _records(value)
-    if isinstance(value, list):
-        for number, record in enumerate(value):
-            problem = "" if isinstance(record, dict) else 'expected an object {"video": "...", "caption": "..."}'
-            yield Row(number, f"entry {number + 1}", {} if problem else record, problem)
-    elif isinstance(value, dict):
-        video, caption = options.video or "video", options.caption or "caption"
-        for number, (path, entry) in enumerate(value.items()):
-            fields = {video: path, **entry} if isinstance(entry, dict) else {video: path, caption: entry}
-            yield Row(number, f"entry {number + 1}", fields)
-    else:
-        raise ValueError("expected a list of objects, or an object of path to caption")
 
 
 def _records(columns: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -54,7 +54,10 @@ class TextFile:
         self._copy = copy
 
     def open(self) -> "LineCursor":
-        return LineCursor(open(self.path if self._copy is None else self._copy.name, "rb"), self)
+        return LineCursor(self.open_bytes(), self)
+
+    def open_bytes(self) -> BinaryIO:
+        return open(self.path if self._copy is None else self._copy.name, "rb")
 
     def undecodable(self, place: str, data: bytes) -> ValueError:
         """The error for a line that is not UTF-8."""

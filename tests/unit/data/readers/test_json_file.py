@@ -1,6 +1,7 @@
 """One JSON value: every form, and what is none."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -92,8 +93,83 @@ def test_refused_in_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_very_many_values_are_refused_before_they_are_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_VALUES", 40)
-    with pytest.raises(ValueError, match=r"c\.json has \d+ commas and 11 brackets; expected JSON of at most 40 values"):
-        captions_of(tmp_path, [{"video": "a.mp4", "caption": "x"}] * 10)
-    assert list(captions_of(tmp_path, [{"video": "a.mp4", "caption": "x"}] * 9)) == [Caption("a.mp4", "x")] * 9
+def test_columns_of_very_many_values_are_refused_before_they_are_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_COLUMN_VALUES", 40)
+    columns = {"video": [f"{i}.mp4" for i in range(21)], "caption": ["x"] * 21}
+    with pytest.raises(ValueError, match=r"c\.json has 41 commas and 3 brackets; expected JSON of at most 40 values"):
+        captions_of(tmp_path, columns)
+    assert len(captions_of(tmp_path, {name: column[:20] for name, column in columns.items()})) == 20
+    monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_COLUMNS_BYTES", 100)
+    with pytest.raises(
+        ValueError, match=r"c\.json: an entry of .*, or columns of more than 0 MiB; write it as \.jsonl"
+    ):
+        captions_of(tmp_path, columns)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Entries are cut at every place."""
+    monkeypatch.setattr("cogvideo.data.readers.json_file.CHUNK", 1)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_entries_are_found_again_by_their_offsets(tmp_path, encoding, indent):
+    records = [{"video": f"{i}.mp4", "caption": "数字 \U0001f600"[: i % 5 + 1], "n": 10**i} for i in range(9)]
+    expected = [Caption(r["video"], r["caption"].strip(), extra={"n": r["n"]}) for r in records]
+    options = ReadOptions(encoding=encoding if encoding == "gb18030" else None)
+    by_path = {record["video"]: {"caption": record["caption"], "n": record["n"]} for record in records}
+    for value in (records, by_path):
+        text = json.dumps(value, ensure_ascii=False, indent=indent)
+        (tmp_path / "c.json").write_text(text, encoding=encoding)
+        captions = open_captions(tmp_path / "c.json", options)
+        assert list(captions) == expected
+        assert captions.select([8, 0, 1, 7]) == [expected[i] for i in (8, 0, 1, 7)]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    "text", ['[{"video": "a.mp4",\n "caption": "x"},\n {"video": 3 4}]', '{"a": "x",\n\n "b" "x"}']
+)
+def test_the_line_of_damage_is_named(tmp_path, text):
+    line = 1 + text.count("\n")
+    with pytest.raises(ValueError, match=rf"c\.json line {line}: not JSON \(Expecting"):
+        captions_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"a": 1}', "[1,]", "[1] 2", '{"a.mp4": "x", 3: "y"}', '{"a.mp4": "x"', "[1 2]", "[,]"]
+)
+def test_json_that_is_cut_short_or_goes_on_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=r"c\.json line 1: not JSON"):
+        captions_of(tmp_path, text, skip_bad=True)
+
+
+def test_memory_does_not_grow_with_the_entries(tmp_path):
+    entry = '{"video": "a.mp4", "caption": "' + "x" * 4000 + '"}'
+    (tmp_path / "c.json").write_text("[" + ",".join([entry] * 5000) + "]")
+    tracemalloc.start()
+    try:
+        captions = open_captions(tmp_path / "c.json")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(captions) == 5000 and peak < 8 << 20
+
+
+def test_a_long_entry_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cogvideo.data.readers.json_file.CHUNK", 16)
+    monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_ENTRY", 100)
+    with pytest.raises(ValueError, match=r"c\.json entry 2: longer than 100 characters"):
+        captions_of(tmp_path, [{"video": "a.mp4", "caption": "x"}, {"video": "a.mp4", "caption": "x" * 1000}])
+    with pytest.raises(ValueError, match=r"c\.json: an entry of more than 100 characters"):
+        captions_of(tmp_path, {"a.mp4": "x" * 1000})
+    assert len(captions_of(tmp_path, {"video": ["a.mp4"] * 50, "caption": ["x"] * 50})) == 50, "columns may be"
+
+
+def test_a_file_that_changes_is_one_line(tmp_path):
+    captions = captions_of(tmp_path, [{"video": "a.mp4", "caption": "x"}] * 3)
+    (tmp_path / "c.json").write_text("]" * 200)
+    with pytest.raises(ValueError, match=r"c\.json entry 2: the file has changed"):
+        captions.select([1])
