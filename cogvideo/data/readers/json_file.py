@@ -206,6 +206,7 @@ class _Cursor:
     def value(self) -> Any:
         """The value that comes next. Raises: ValueError if it is not JSON; _LongEntry."""
         self.peek()
+        problem: ValueError | None
         while True:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)

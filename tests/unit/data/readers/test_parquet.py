@@ -108,3 +108,79 @@ def test_text_that_is_not_utf_8_is_named_with_its_file(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"a red digit", b"a red \xff\xffgit"))
     with pytest.raises(ValueError, match=r"a\.parquet is not a readable Parquet file"):
         open_captions(path, skip_bad=True)
+
+
+TAGS = pyarrow.map_(pyarrow.string(), pyarrow.string())
+
+
+def write_repeated(path, rows, text, **options):
+    """A small file of a text that is repeated in every row."""
+    columns = {
+        name: pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, "int32"), pyarrow.array([value]))
+        for name, value in (("video", "a.mp4"), ("caption", text))
+    }
+    parquet.write_table(pyarrow.table(columns), path, compression="zstd", **options)
+
+
+@pytest.mark.parametrize("piece_bytes", [1 << 27, 100])
+def test_a_text_that_is_repeated_is_held_once(tmp_path, monkeypatch, piece_bytes):
+    monkeypatch.setattr("cogvideo.data.readers.parquet.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("cogvideo.data.readers.parquet.MAX_TEXT_BYTES", 100_000)
+    write_repeated(tmp_path / "c.parquet", 500, "x" * 60_000)
+    before = pyarrow.total_allocated_bytes()
+    captions = open_captions(tmp_path / "c.parquet")
+    assert len(captions) == 500 and len(captions.select([499, 0])[1].text) == 60_000
+    assert pyarrow.total_allocated_bytes() - before < 1 << 20
+
+
+def test_a_row_of_long_texts_is_refused_and_others_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("cogvideo.data.readers.parquet.MAX_TEXT_BYTES", 1000)
+    columns = {
+        "video": [f"{i}.mp4" for i in range(5)],
+        "caption": [["x"], ["y" * 400] * 3, ["z"], None, ["z", "u"]],
+        "more": [{"a": "x"}, None, {"a": "x"}, None, {"a": None}],
+        "tags": pyarrow.array([[], [("x", "x")], [("x", "y" * 2000)], None, [("x", "x")]], TAGS),
+    }
+    captions = captions_of(tmp_path, columns, row_group_size=5, skip_bad=True)
+    assert [caption.text for caption in captions] == ["x", "z", "u"]
+    long = "its texts take more than 1000 bytes"
+    assert [record.reason for record in captions.bad][:2] == [long, long] and len(captions.bad) == 3
+
+
+def test_a_large_row_group_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("cogvideo.data.readers.parquet.PIECE_BYTES", 300)
+    columns = {"video": [f"{i}.mp4" for i in range(100)], "caption": [f"caption {i}" for i in range(100)]}
+    captions = captions_of(tmp_path, columns, row_group_size=60)
+    order = [99, 0, 59, 60, 7, 7, 8, 61]
+    assert [caption.text for caption in captions.select(order)] == [f"caption {i}" for i in order]
+    assert [caption.video for caption in captions] == columns["video"]
+
+
+def test_claims_of_many_rows_or_values_are_refused(tmp_path, monkeypatch):
+    write_repeated(tmp_path / "c.parquet", 100_000, "x")
+    monkeypatch.setattr("cogvideo.data.readers.parquet.MAX_ROWS", 1000)
+    with pytest.raises(ValueError, match=r"c\.parquet claims 100000 rows in \d+ bytes"):
+        open_captions(tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="a row group with 2000 values in a column; write it in row groups of at most"):
+        monkeypatch.setattr("cogvideo.data.readers.parquet.MAX_VALUES", 1000)
+        captions_of(tmp_path, {"video": ["a.mp4"], "caption": [["x"] * 2000]})
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary", "list", "large_list"])
+def test_texts_of_every_type(tmp_path, kind):
+    types = {
+        "list": pyarrow.list_(pyarrow.string()),
+        "large_list": pyarrow.large_list(pyarrow.large_string()),
+        "dictionary": pyarrow.dictionary(pyarrow.int8(), pyarrow.string()),
+    }
+    values = [["x"], ["y"]] if "list" in kind else ["x", "y"]
+    caption = (
+        pyarrow.array(values).dictionary_encode()
+        if kind == "dictionary"
+        else pyarrow.array(values, types.get(kind, kind))
+    )
+    tags = pyarrow.array([[("k", "v")], []], TAGS)
+    captions = captions_of(tmp_path, {"video": ["a.mp4", "b.mp4"], "caption": caption, "tags": tags})
+    assert [caption.text for caption in captions] == ["x", "y"] and captions.select([0])[0].extra == {
+        "tags": [["k", "v"]]
+    }
