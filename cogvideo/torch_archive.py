@@ -27,6 +27,9 @@ MAX_PICKLE_BYTES = 4 << 20
 MAX_TUPLE_ITEMS = 4096
 """Of a tuple, items of nested tuples included: Python hashes a dict key recursively, without a depth limit."""
 ALIGNMENT = 64
+LEGACY_NUMBER = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+"""A number in the first `LEGACY_BYTES` of what torch wrote before 1.6."""
+LEGACY_BYTES = 32
 
 # Training checkpoints also hold a random generator's state, numpy arrays of plain numbers. We do not use it.
 NUMPY_GLOBALS: list[Any] = [
@@ -96,7 +99,18 @@ def check_archive(path: Path, *, checksums: bool = False) -> None:
             raise
         except Exception as error:  # zipfile raises a dozen kinds for damaged files
             reason = _first_line(error)
-            raise _Refused(f"{path} is cut short or not a file of torch.save since 1.6 ({reason})") from None
+            raise _Refused(_not_an_archive(path, file, reason)) from None
+
+
+def _not_an_archive(path: Path, file: BinaryIO, reason: str) -> str:
+    file.seek(0)
+    if LEGACY_NUMBER not in file.read(LEGACY_BYTES):
+        return f"{path} is cut short or not a file of torch.save since 1.6 ({reason})"
+    name = repr(path.name)
+    return (
+        f"{path} is not a file of torch.save since 1.6 but an older one; write it again with Python, in its folder: "
+        f"torch.save(torch.load({name}, map_location='cpu', weights_only=True), {name})"
+    )
 
 
 class _Refused(ValueError):

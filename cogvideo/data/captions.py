@@ -25,6 +25,9 @@ from cogvideo.text import clean_text
 MAX_NAME_BYTES = 255
 """The longest file name that common file systems allow."""
 
+MAX_BAD = 1 << 19
+"""Bad records of a file that are skipped; each takes about 300 bytes of memory."""
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -127,6 +130,9 @@ class CaptionsFile:
                 if not skip_bad:
                     raise ValueError(f"{path} {caption.place}: {caption.reason}")
                 self.bad.append(caption)
+                if len(self.bad) > MAX_BAD:
+                    first = f"the first is {self.bad[0].place}: {self.bad[0].reason}"
+                    raise ValueError(f"{path} has more than {MAX_BAD} bad records, {first}; is it a captions file?")
                 continue
             digest.update(caption.to_json_line().encode())
             positions.append(position)

@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
+from cogvideo.media.sandbox import read_picture
 from cogvideo.media.video import LIMITS, probe_video, read_video
 from cogvideo.sampling.inputs import TOKENS_FILE, InputReader
 from cogvideo.sampling.outputs import SAMPLES_FILE, read_samples
@@ -30,7 +30,6 @@ from cogvideo.tensor_file import read_header
 from cogvideo.tokenizers.image import ImageTokenizer
 
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
-PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 VIDEO_SUFFIXES = MEDIA_SUFFIXES - PICTURE_SUFFIXES
 
 Kind = Literal["tokens", "frames", "videos"]
@@ -119,7 +118,7 @@ class FrameFolderClip(Clip):
         return "|".join(map(_file_identity, self.pictures))
 
     def read(self, indices: NDArray[np.int64]) -> Frames:
-        frames = [_read_picture(self.pictures[index]) for index in indices]
+        frames = [read_picture(self.pictures[index], LIMITS) for index in indices]
         for index, frame in zip(indices, frames, strict=True):
             if frame.shape != frames[0].shape:
                 raise ValueError(
@@ -235,16 +234,6 @@ def _tokens_of(folder: Path, tokenizer: ImageTokenizer) -> ClipSource:
 
 def _videos(videos: list[tuple[Path, str]], folder: Path) -> ClipSource:
     return ClipSource(str(folder), "videos", tuple(VideoClip(path, name) for path, name in videos))
-
-
-def _read_picture(path: Path) -> Frames:
-    try:
-        with Image.open(path, formats=PICTURE_FORMATS) as picture:
-            if picture.width * picture.height > LIMITS.max_pixels:
-                raise ValueError(f"{picture.width}x{picture.height} pixels; expected at most {LIMITS.max_pixels}")
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable picture ({str(error)[:200]})") from None
 
 
 def _natural(path: Path) -> tuple[tuple[int, str], ...]:

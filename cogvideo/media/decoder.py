@@ -12,6 +12,7 @@ begins between key frames. Counts and durations in headers are not used.
 """
 
 import os
+import warnings
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import chain, dropwhile
+from pathlib import Path
 
 import av
 import numpy as np
@@ -47,6 +49,7 @@ TIMESTAMPS_RESTART = 0x200  # FFmpeg's AVFMT_TS_DISCONT: containers such as MPEG
 REORDERED = 32  # frames before a span where reading its packets begins; a codec shifts frames by at most 16
 JUMP_BACK, JUMP_AHEAD = 0.1, 10.0  # seconds between packets beyond which FFmpeg takes timestamps to restart
 EXIF_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
+PICTURE_FORMATS = (*EXIF_FORMATS, "BMP")
 EXIF_ORIENTATION = 0x112
 
 
@@ -492,6 +495,26 @@ def _video_info(
         outputs=outputs,
         damage=damage,
     )
+
+
+def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
+    """A picture's pixels (H, W, 3) in RGB as Pillow decodes them: as stored, without its orientation or transparency.
+
+    Raises: ValueError.
+    """
+    try:
+        allow_memory(min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * media_size(path)))
+        with warnings.catch_warnings(), Image.open(path, formats=PICTURE_FORMATS) as picture:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is not ours
+            pixels = picture.width * picture.height
+            if pixels > limits.max_pixels:
+                raise ValueError(f"{picture.width}x{picture.height} pixels; expected at most {limits.max_pixels}")
+            allow_memory(
+                min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * media_size(path) + BYTES_PER_PIXEL * pixels)
+            )
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable picture ({str(error)[:200]})") from None
 
 
 def _exif_orientation(path: MediaPath) -> int | None:

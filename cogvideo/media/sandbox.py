@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,17 @@ def read_frames(
         height, width = fields["height"], fields["width"]
         _within(height * width, MAX_PIXELS)
         yield worker.read((height, width, 3), np.uint8), float(fields["time"])
+
+
+def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
+    """`decoder.read_picture`, in another process. Raises: as `index_frames`."""
+    found: NDArray[np.uint8] | None = None
+    for fields, worker in _run(path, "picture", {"path": path, "limits": limits}, limits):
+        height, width = fields["height"], fields["width"]
+        _within(height * width, limits.max_pixels)
+        found = worker.read((height, width, 3), np.uint8)
+    assert found is not None  # a picture without an answer ends in an error
+    return found
 
 
 class _Worker:

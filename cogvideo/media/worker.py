@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -71,7 +72,13 @@ def decode(
         yield {"time": time, "height": pixels.shape[0], "width": pixels.shape[1]}, (pixels,)
 
 
-OPERATIONS: dict[str, Callable[..., Iterator[Answer]]] = {"index": index, "decode": decode}
+def picture(path: Path, limits: Limits) -> Iterator[Answer]:
+    """Answer with a picture's RGB pixels."""
+    pixels = decoder.read_picture(path, limits)
+    yield {"height": pixels.shape[0], "width": pixels.shape[1]}, (pixels,)
+
+
+OPERATIONS: dict[str, Callable[..., Iterator[Answer]]] = {"index": index, "decode": decode, "picture": picture}
 
 
 def main() -> None:

@@ -35,6 +35,18 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
+def test_the_line_about_a_file_of_old_torch_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"module": {"a": torch.ones(3)}}
+    torch.save(state, tmp_path / "ice_image.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        ValueError, match=r"ice_image\.pt is not a file of torch\.save since 1\.6 but an older one"
+    ) as caught:
+        read_module(tmp_path / "ice_image.pt")
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value).partition("in its folder: ")[2], {"torch": torch})
+    assert read_module(tmp_path / "ice_image.pt")["a"].tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("mmap", [True, False])
 def test_torch_reads_what_we_write(tmp_path: Path, mmap: bool) -> None:
     state = torch.load(write(tmp_path / "x.pt", some_tensors()), weights_only=True, mmap=mmap)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from cogvideo.data.captions import Caption, CaptionsFile, plain_path, validated
+from cogvideo.data.captions import BadRecord, Caption, CaptionsFile, plain_path, validated
 
 
 class ListReader:
@@ -29,6 +29,14 @@ def test_captions_by_index_and_by_video(tmp_path):
     assert captions.select([5, 0, 2]) == [given[5], given[0], given[2]]
     indices, starts = captions.group_by_video()
     assert [indices[a:b].tolist() for a, b in pairwise(starts)] == [[0, 4], [1, 3, 5], [2]]
+
+
+def test_bad_records_beyond_a_number_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cogvideo.data.captions.MAX_BAD", 3)
+    good, bad = Caption("a.mp4", "x"), BadRecord("line 2", "no caption")
+    assert len(CaptionsFile(tmp_path / "c.list", ListReader([good, *[bad] * 3]), skip_bad=True).bad) == 3
+    with pytest.raises(ValueError, match=r"c\.list has more than 3 bad records, the first is line 2: no caption"):
+        CaptionsFile(tmp_path / "c.list", ListReader([good, *[bad] * 4]), skip_bad=True)
 
 
 def test_the_hash_depends_on_captions_only(tmp_path):

@@ -63,6 +63,20 @@ def test_folders_of_frames_count_numbers_as_numbers(tmp_path: Path) -> None:
         clip.read(np.array([0]))
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".tiff"])
+def test_pictures_are_decoded_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 6, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # not turned: what an evaluation compares is what is stored
+    with_alpha = "RGBA" if suffix in (".png", ".webp") else "RGB"
+    Image.fromarray(pixels).convert(with_alpha).save(tmp_path / f"0{suffix}", exif=exif)
+    with Image.open(tmp_path / f"0{suffix}") as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    clip = open_source(tmp_path).clips[0]
+    monkeypatch.setattr(Image, "open", None)
+    assert (clip.read(np.array([0]))[0] == expected).all()
+
+
 def test_results_are_read_from_tokens_with_their_tokenizer_and_from_mp4_without(
     tmp_path: Path, tokenizer: ImageTokenizer
 ) -> None:
@@ -118,7 +132,6 @@ def test_damaged_tokens_are_one_line(tmp_path: Path, tokenizer: ImageTokenizer) 
         open_source(tmp_path, tokenizer)
 
 
-@pytest.mark.filterwarnings("ignore:Image size")  # Pillow's own limit is lower, and a warning
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
