@@ -215,8 +215,8 @@ class LogConfig:
     every: int = 20
     """Steps per line of metrics.jsonl; each line has means over these steps."""
     loss_by: list[Literal["source", "language"]] = field(default_factory=list)
-    """What the loss of clips is logged by, besides frames and clip lengths: `source`, the folder, numbered from 0 in the
-    order of data.path or data.validation; `language`, that of the caption."""
+    """What the loss of clips is logged by, besides frames and clip lengths: `source`, the folder, numbered from 0 as in
+    data.path or data.validation; `language`, that of the caption."""
     save_every: int = 1000
     """Steps between checkpoints."""
     keep_last: int = 2
