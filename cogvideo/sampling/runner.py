@@ -157,6 +157,8 @@ class RunDirectory:
         if resume and (self.out / RESULT).is_file():
             if read_json(self.out / RESULT, dict[str, Any]).get("made_from") != self.digest:
                 raise ValueError(f"{self.out} holds finished clips of another run; use the same prompts and settings")
+            if self.folder.is_dir():  # it was killed in `end`
+                shutil.rmtree(self.folder)
             return False
         if (
             resume

@@ -180,6 +180,14 @@ def test_a_finished_folder_is_recognised(tmp_path: Path) -> None:
         directory(tmp_path, weights="other").begin(resume=True)
 
 
+def test_what_a_killed_end_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "samples.json").write_text(json.dumps({"made_from": directory(tmp_path).digest}))
+    (tmp_path / UNFINISHED).mkdir()
+    (tmp_path / UNFINISHED / "000000.safetensors").touch()
+    assert not directory(tmp_path).begin(resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.json"]
+
+
 @pytest.mark.parametrize("text", ["", "[1]", '{"work": 3}'])
 def test_a_damaged_record(tmp_path: Path, text: str) -> None:
     directory(tmp_path).begin()
