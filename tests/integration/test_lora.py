@@ -14,7 +14,6 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model
 from cogvideo.cli.main import main
 from cogvideo.files import read_json
-from cogvideo.kernels import cpu
 from cogvideo.training.launch import train
 from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
@@ -92,27 +91,6 @@ def test_resuming_is_bitwise_exact_and_only_adapters_are_saved(
     assert all(factors.b.any() and factors.a.any() for factors in adapter.factors.values())
     has_tables = "embeddings" in whole.lora.targets
     assert ("word_embeddings" in adapter.factors) == has_tables
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
-def test_compiled_layers_with_adapters_train_alike_and_resume_bitwise(
-    data: Path, bases: dict[str, Path], tmp_path: Path
-) -> None:
-    no_dropout = {"model": {"dropout": 0.0, "attention_dropout": 0.0}, "lora": {"dropout": 0.0}}
-
-    def run(name: str, **train_settings: Any) -> Any:
-        chosen = groups(bases["sequential"], **no_dropout, train={"compile": True} | train_settings)
-        return settings(data, tmp_path / name, "sequential", **chosen)
-
-    train(run("whole"))
-    train(run("parts", stop_at=3))
-    train(run("parts"), resume=True)
-    train(run("eager", compile=False))
-    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "parts")
-    assert digest(tmp_path / "whole/export/adapter") == digest(tmp_path / "parts/export/adapter")
-    losses = [[line["loss"] for line in read_metrics(tmp_path / name)] for name in ("whole", "eager")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.slow
