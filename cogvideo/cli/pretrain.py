@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     choices = Choices.of(survey, pixels=args.pixels, num_gpus=resources.num_gpus, bf16=resources.bf16)
     recipe = PretrainRecipe(folder, captions, captions_words(args), choices, resources.minutes)
     steps = recipe.steps()
-    facts = [f"{args.captions}: {survey}", f"Chosen: {choices}"]
+    facts = [f"{args.captions}: {survey}.", f"Chosen: {choices}."]
     print("\n".join(facts), flush=True)
     if args.dry_run:
         print("\n".join(step.shown for step in steps))

@@ -32,18 +32,20 @@ def write_report(
         report.text(fact)
     report.section("Clips")
     rows = {name: _clips(path) for name, path in samples.items()}
-    for number, prompt in enumerate(next(iter(rows.values()))):
-        shown = [(clips[prompt], name if len(rows) > 1 else prompt) for name, clips in rows.items() if prompt in clips]
-        if len(rows) > 1:
+    first = next(iter(rows.values()))
+    if len(rows) == 1:
+        report.pictures([(path, prompt) for prompt, path in first.items()], CLIP_WIDTH)
+    else:
+        for number, prompt in enumerate(first):
             report.text(f"{number + 1}. {prompt}")
-        report.pictures(shown, CLIP_WIDTH)
+            report.pictures([(clips[prompt], name) for name, clips in rows.items() if prompt in clips], CLIP_WIDTH)
     for step in steps:
         run_dir = folder / step.name
         if step.words[0] != "train" or not (run_dir / "curves.png").is_file():
             continue
         report.section(TITLES.get(step.name, step.name))
         report.text(_losses(run_dir))
-        pictures = [(run_dir / "curves.png", "loss, learning rate and speed by step")]
+        pictures = [(run_dir / "curves.png", "by step")]
         sheets = sorted((run_dir / "previews").glob("*.png"))
         pictures += [(sheets[-1], f"sample sheet of step {int(sheets[-1].stem.split('_')[-1]):,}")] if sheets else []
         report.pictures(pictures)

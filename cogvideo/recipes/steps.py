@@ -15,6 +15,8 @@ import yaml
 
 PORT = "29417"  # not the launcher's default, which another run on this machine may use
 CALIBRATION_STEPS = 15
+LEAST_STEPS = 10
+"""After those that measure the speed."""
 SAVE_SECONDS = 120
 SAFETY = 0.9
 """Of the time left that a schedule is made for: validation, checkpoints and sample sheets take some, too."""
@@ -120,7 +122,9 @@ def schedule_for(
     number, seconds_per_step = _logged(run_dir)[-1]
     startup = max(0.0, time.monotonic() - start - number * seconds_per_step)  # it comes again
     left = SAFETY * (start + seconds - time.monotonic() - startup)
-    steps = max(number + 10, number + int(left / seconds_per_step))
+    steps = max(number + LEAST_STEPS, number + int(left / seconds_per_step))
+    if left < LEAST_STEPS * seconds_per_step:
+        print(f"[{step.name}] the time is too short: {steps} steps in all, the least there are", flush=True)
     return {"train.steps": steps, "log.save_every": max(1, int(SAVE_SECONDS / seconds_per_step))}
 
 
