@@ -1,11 +1,15 @@
-"""Read small media files that claim or unpack to gigabytes, and print what reading them takes.
+"""Read small files that claim or unpack to gigabytes, and print what reading them takes.
 
     python scripts/check_hostile.py [--only NAME] [--keep DIR]     # each file, as a command and as the page reads it
     python scripts/check_hostile.py --commands                     # prepare, --first-frame and --continue, all at once
+    python scripts/check_hostile.py --readers [--only READER/NAME] # files that are no media, by hostile_readers.py
+    python scripts/check_hostile.py --rows [--only NUMBER]         # thirteen faults that were found once, tried again
 
-`tests/helpers/hostile.py` makes the files. Memory is the peak of the process that runs FFmpeg, and with `--commands`
+`tests/helpers/hostile.py` makes media, `tests/helpers/bombs.py` other files. `--rows` calls torture.py, fuzz_files.py
+and attack_page.py, and takes minutes. Memory is the peak of the process that runs FFmpeg, and with `--commands`
 that of the command and its children together; time is processor time. The exit code is 1 if a command ends in a
-traceback, or if a file takes more than MAX_MB or MAX_SECONDS, unless its picture is that large (LARGE).
+traceback, or if a file takes more than MAX_MB or MAX_SECONDS, unless its picture is that large (LARGE), or if a row
+shows its fault.
 """
 
 import argparse
@@ -20,6 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import hostile_readers
+from hostile_readers import Outcome
+
 from cogvideo.media import sandbox
 from cogvideo.media.decoder import Limits
 from cogvideo.media.video import LIMITS, UNTRUSTED, probe_video, read_video, write_video
@@ -29,6 +36,22 @@ MAX_MB, MAX_SECONDS = 330, 10
 LARGE = ("canvas.", "large.png", "grows-", "frames.gif", "scans.jpg")
 """Pictures of up to 134 million pixels, which commands read; the page refuses them."""
 TOGETHER = ("samples.mp4", "fragment.mp4", "tracks.mp4", "many-edits.mp4", "grows-mjpeg.mkv")
+REPORTED = {
+    "1": "2.1 GB",
+    "2": "300 MB fetched from an address",
+    "3": "340 MB",
+    "4": "a traceback ended prepare",
+    "5": "two trainings in a folder went on",
+    "6": "a stray folder, advice to remove results, 7 of 10",
+    "7": "54 of 800 in tracebacks",
+    "8": "25 of 1,200 in tracebacks",
+    "9": "--resume stopped, no file named",
+    "10": "neither disk nor file named",
+    "11": "a traceback",
+    "12": "15.6 s and 382 MB (GIF), 6.6 s (PNG), 569 MB (tokens)",
+    "13": "474 to 1,307 MB, 503 to all for 30 s",
+}
+"""What was measured when a fault was found, by its number."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -144,6 +167,48 @@ def check_commands(folder: Path) -> bool:
     return ok
 
 
+def page_outcome(folder: Path, name: str, limits: Limits = UNTRUSTED) -> Outcome:
+    """Read one of the media, by default as the page does."""
+    _make_elsewhere([name], folder)
+    while sandbox._idle:
+        sandbox._idle.pop().kill()
+    with Watch(lambda line: sandbox.START in line, os.getpid()) as watch:
+        text = read(folder / name, limits)
+    return Outcome(f"{name}: {text}", watch.peak, watch.seconds, watch.peak <= MAX_MB)
+
+
+def check_rows(folder: Path, only: str) -> bool:
+    """Try each fault of `REPORTED` again and print a row; whether none is left. `only`: rows that begin with it."""
+    rows: dict[str, Callable[[Path], dict[str, Outcome]]] = {
+        "1 samples": lambda place: {"1": page_outcome(place, "samples.mp4", LIMITS)},
+        "1 fragment": lambda place: {"1": page_outcome(place, "fragment.mp4", LIMITS)},
+        "3": lambda place: {"3": page_outcome(place, "grows-vp9.webm")},
+        "4": lambda place: {"4": hostile_readers.odd_videos(place)},
+        "8 text model": lambda place: {"8": hostile_readers.bomb_outcome(place, "text-model", "pieces")},
+        "8 array": lambda place: {"8": hostile_readers.bomb_outcome(place, "npy", "claim")},
+        "9": lambda place: {"9": hostile_readers.wrong_metrics(place)},
+        "12 GIF": lambda place: {"12": page_outcome(place, "frames.gif")},
+        "12 PNG": lambda place: {"12": page_outcome(place, "large.png")},
+        "12 tokens": lambda place: {"12": hostile_readers.bomb_outcome(place, "tokens", "samples")},
+        "5, 6": lambda place: hostile_readers.two_at_once(place),
+        "10, 11": lambda place: hostile_readers.out_of_room(place),
+        "7, 8": lambda _: hostile_readers.damaged(20),
+        "2, 13": lambda _: hostile_readers.attacked(),
+    }
+    ok = True
+    print("| fault | reported | now | MB | seconds |\n|---|---|---|---:|---:|", flush=True)
+    for name, action in rows.items():
+        if name.startswith(only):
+            place = folder / name
+            place.mkdir()
+            for number, outcome in action(place).items():
+                ok = ok and outcome.ok
+                text = outcome.text if outcome.ok else f"FAILED: {outcome.text}"
+                row = f"{number} | {REPORTED[number]} | {text} | {outcome.mb or ''} | {outcome.seconds:.1f}"
+                print(f"| {row} |", flush=True)
+    return ok
+
+
 def make(names: list[str], folder: Path) -> None:
     files = hostile_media()
     for name in names:
@@ -151,20 +216,30 @@ def make(names: list[str], folder: Path) -> None:
             (folder / name).write_bytes(files[name]())
 
 
+def _make_elsewhere(names: list[str], folder: Path) -> None:
+    """Make files in a process of its own: a new process counts the memory of the one that starts it."""
+    maker = multiprocessing.get_context("spawn").Process(target=make, args=(names, folder))
+    maker.start()
+    maker.join()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="files with this in their names")
     parser.add_argument("--keep", type=Path, help="folder for the files (default: a temporary one)")
     parser.add_argument("--commands", action="store_true", help="whole commands, three at once")
+    parser.add_argument("--readers", action="store_true", help="files that are no media")
+    parser.add_argument("--rows", action="store_true", help="faults that were found once")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        if args.readers:
+            return 0 if hostile_readers.check_readers(folder, args.only) else 1
+        if args.rows:
+            return 0 if check_rows(folder, args.only) else 1
         names = [name for name in (TOGETHER if args.commands else hostile_media()) if args.only in name]
-        # in a process of its own: a new process counts the memory of the one that starts it
-        maker = multiprocessing.get_context("spawn").Process(target=make, args=(names, folder))
-        maker.start()
-        maker.join()
+        _make_elsewhere(names, folder)
         if args.commands:
             return 0 if check_commands(folder) else 1
         print("| file | bytes | read by | MB | seconds | outcome |\n|---|---|---|---|---|---|", flush=True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideo.data.captions import MAX_BAD
 from cogvideo.data.readers.jsonl import parse_line
 from cogvideo.data.readers.records import ReadOptions, Row, Rows
 from cogvideo.data.readers.textfile import LineRows, TextFile
@@ -62,14 +63,20 @@ class JsonRows:
         self._is_object = first == "{"
         offsets, hashes = array("q"), array("q")
         names: list[str] = []
+        num_bad = 0
         try:
             for offset in cursor.entries():
                 if self._is_object:
                     name = cursor.name()
                     hashes.append(hash(name))
                     names += [name] if len(names) <= MAX_COLUMNS else []
-                cursor.value()
+                value = cursor.value()
                 offsets.append(offset)
+                if not self._is_object and not self._is_record(value):
+                    num_bad += 1
+                    if num_bad > MAX_BAD:
+                        fields = "a video and a caption; are they named with --video-column and --caption-column?"
+                        raise ValueError(f"{self._path} has more than {MAX_BAD} entries without {fields}")
         except _LongEntry:
             if self._is_object and len(names) <= MAX_COLUMNS:
                 return None
@@ -102,6 +109,12 @@ class JsonRows:
         if not isinstance(entry, dict):
             return Row(number, place, {}, 'expected an object {"video": "...", "caption": "..."}')
         return Row(number, place, entry)
+
+    def _is_record(self, value: Any) -> bool:
+        try:
+            return isinstance(value, dict) and len(self._options.roles(value, ("video", "caption"))) == 2
+        except ValueError:
+            return True  # `scan` says which fields are in doubt
 
     def _holds_columns(self, names: list[str]) -> bool:
         """Whether an object with these names has columns and not paths."""

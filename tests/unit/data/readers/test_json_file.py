@@ -168,6 +168,14 @@ def test_a_long_entry_is_refused(tmp_path, monkeypatch):
     assert len(captions_of(tmp_path, {"video": ["a.mp4"] * 50, "caption": ["x"] * 50})) == 50, "columns may be"
 
 
+def test_many_entries_that_are_no_records_are_refused_early(tmp_path, monkeypatch):
+    monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_BAD", 3)
+    good, others = {"video": "a.mp4", "caption": "x"}, [3, {"video": "a.mp4"}, {"caption": "x"}]
+    assert len(captions_of(tmp_path, [good, *others], skip_bad=True).bad) == 3
+    with pytest.raises(ValueError, match=r"c\.json has more than 3 entries without a video and a caption"):
+        captions_of(tmp_path, [good, *others, []], skip_bad=True)
+
+
 def test_a_file_that_changes_is_one_line(tmp_path):
     captions = captions_of(tmp_path, [{"video": "a.mp4", "caption": "x"}] * 3)
     (tmp_path / "c.json").write_text("]" * 200)
