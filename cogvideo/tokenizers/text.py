@@ -27,6 +27,8 @@ PAD, NEWLINE, START_OF_IMAGE = "<pad>", "<n>", "<start_of_image>"
 MAX_MODEL_BYTES = 64 << 20  # a model of 150,000 pieces takes about 4 MB
 NUM_BYTE_PIECES = 256
 MAX_PIECES = 1_000_000
+PIECE_TAG = b"\n"
+"""A piece has two of these bytes, and a few by chance. Two bytes can become a piece, which takes 70 in memory."""
 NORMAL = ModelProto.SentencePiece.NORMAL
 SPELLED_LENGTH = 4
 """A word of so many pieces is spelled out, rather than known."""
@@ -204,6 +206,8 @@ def read_model(path: Path | str) -> bytes:
 
 def parse_model(model: bytes) -> ModelProto:
     """Raises: ValueError if the bytes are not a sentencepiece model."""
+    if model.count(PIECE_TAG) > 3 * MAX_PIECES:
+        raise ValueError(f"has too many pieces to be read; expected at most {MAX_PIECES}")
     proto = ModelProto()
     try:
         proto.ParseFromString(model)

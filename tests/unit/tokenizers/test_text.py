@@ -123,6 +123,13 @@ def test_files_that_are_not_models(model_file, tmp_path, monkeypatch):
         TextTokenizer.load(model_file)
 
 
+def test_very_many_pieces_are_refused_before_they_are_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_module.ModelProto, "ParseFromString", None, raising=False)
+    (tmp_path / "x.model").write_bytes(b"\n\x00" * 3_000_001)
+    with pytest.raises(ValueError, match=r"x\.model: has too many pieces to be read; expected at most 1000000"):
+        TextTokenizer.load(tmp_path / "x.model")
+
+
 def test_a_model_trained_elsewhere_needs_the_number_of_image_tokens(model_file, tmp_path):
     proto = text_module.parse_model(model_file.read_bytes())
     proto.trainer_spec.model_prefix = "somebody-elses"

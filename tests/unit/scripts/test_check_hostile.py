@@ -1,0 +1,58 @@
+"""What measures hostile files sees faults, and every file is one for a reader that exists."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.bombs import bombs
+from tests.helpers.readers import readers
+from tests.helpers.scripts import load_script
+
+hostile_readers = load_script("hostile_readers")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("action", "text", "is_small"),
+    [
+        (lambda: None, "read", True),
+        (lambda: fail(ValueError("damaged\nhere")), "damaged", True),
+        (lambda: fail(KeyError("rows")), "KeyError", False),
+        (lambda: fail(MemoryError()), "MemoryError", False),
+        (lambda: len(bytearray(b"x") * (400 << 20)), str(400 << 20), False),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "the process ended with 9", False),
+    ],
+)
+def test_an_outcome_says_what_happened(tmp_path: Path, action: Callable[[], Any], text: str, is_small: bool) -> None:
+    outcome = hostile_readers.measured(action, tmp_path)
+    assert outcome.text.startswith(text) and outcome.is_small == is_small, outcome
+
+
+def test_rows_fail_where_a_fault_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hostile_readers.wrong_metrics(tmp_path).ok
+    monkeypatch.setattr(hostile_readers.MetricsFile, "read", lambda self: [{"step": 1}])
+    assert not hostile_readers.wrong_metrics(tmp_path).ok
+    monkeypatch.setattr(hostile_readers, "cogvideo", lambda words: 1)
+    assert not hostile_readers.odd_videos(tmp_path).ok
+
+
+def test_every_file_has_a_reader(tmp_path: Path) -> None:
+    found = set(readers(tmp_path)) | {"captions-parquet"}  # which needs an extra
+    assert {bomb.reader for bomb in bombs()} <= found
+    assert len({(bomb.reader, bomb.name) for bomb in bombs()}) == len(bombs())
+
+
+@pytest.mark.parametrize("name", ["captions-tar/long-name", "npy/claim", "npy/objects", "config-sampling/aliases"])
+def test_small_files_with_large_claims_are_refused(tmp_path: Path, name: str) -> None:
+    reader, _, kind = name.partition("/")
+    outcome = hostile_readers.bomb_outcome(tmp_path, reader, kind)
+    assert outcome.is_small and outcome.text != "read", outcome
