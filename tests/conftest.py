@@ -1,9 +1,15 @@
 """Settings for all tests: GPU tests are skipped where there is none, and hypothesis repeats its examples each run."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.helpers.hub import Hub
 
 # Many OpenMP threads make tiny tensors slower, many times so on a shared machine; xdist workers get one each.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
@@ -34,3 +40,15 @@ def fp16_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Hub]":
+    """A stand-in for the Hugging Face hub that huggingface_hub talks to, with an empty cache; run in tmp_path."""
+    pytest.importorskip("huggingface_hub", reason="needs the extra [hub]")
+    from tests.helpers.hub import serving, use
+
+    monkeypatch.chdir(tmp_path)
+    with serving() as hub:
+        use(hub, tmp_path / "cache", monkeypatch)
+        yield hub

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from cogvideo.checkpoint.format import CONFIG, MAX_SHARD_BYTES, Checkpoint, load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, name_list, parameter_shapes
 from cogvideo.config import from_dict, to_dict
+from cogvideo.hub import resolve
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.lora import has_adapters
 from cogvideo.model.quantize import Embedding, Linear, quantize
@@ -212,22 +213,9 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> CogVideoTransformer:
-    """Load from a local folder, or from a repository of the Hugging Face hub if huggingface_hub is installed.
+    """Load from a local folder, or from USER/REPO[/FOLDER] of the Hugging Face hub (extra `[hub]`).
 
-    Raises: as `load_model`; ValueError if it is not a folder and cannot be fetched.
+    Raises: as `load_model`, and as `hub.resolve`.
     """
-    if Path(path_or_repo).is_dir():
-        return load_model(Path(path_or_repo), dtype=dtype, device=device)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ValueError(
-            f"{path_or_repo} is no local folder, and huggingface_hub, which could fetch it, is not installed; "
-            "give a folder or `pip install huggingface_hub`"
-        ) from None
-    try:
-        folder = snapshot_download(str(path_or_repo), revision=revision, allow_patterns=["*.json", "*.safetensors"])
-    except Exception as error:  # network, names, permissions: the hub raises many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path_or_repo} is no local folder and could not be fetched: {reason}") from None
-    return load_model(Path(folder), dtype=dtype, device=device)
+    source = path_or_repo if revision is None else f"{path_or_repo}@{revision}"
+    return load_model(resolve(source), dtype=dtype, device=device)

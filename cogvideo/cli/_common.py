@@ -1,10 +1,11 @@
-"""Arguments that commands share: `--config FILE`, `key=value` words, `--device`, `--captions` and its columns."""
+"""Arguments that commands share: paths, weights, `--config FILE`, `key=value` words, `--device`, `--captions`."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cogvideo.config import load_config
+from cogvideo.config import expand_path, load_config
+from cogvideo.hub import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -12,6 +13,30 @@ if TYPE_CHECKING:
     from cogvideo.data.readers import ReadOptions
 
 T = TypeVar("T")
+
+
+def local_path(text: str) -> Path:
+    """The type of arguments that are paths; expands `~` and `$NAME`."""
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}".removeprefix(": ")) from None
+
+
+def weights(text: str) -> Path:
+    """The type of arguments that are paths of weights, or USER/REPO[@REVISION].
+
+    What a repository holds is fetched after parsing, when all arguments are known to be valid.
+    """
+    return local_path(text)
+
+
+def fetch_weights(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Replace what `weights` arguments name by local paths. Raises: OSError, ValueError as `hub.resolve`."""
+    for action in parser._actions:
+        given = getattr(args, action.dest, None)
+        if action.type is weights and given is not None:
+            setattr(args, action.dest, resolve(given))
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

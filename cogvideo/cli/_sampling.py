@@ -7,6 +7,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cogvideo.cli._common import weights
+
 if TYPE_CHECKING:
     from cogvideo.distributed import ProcessGroup
     from cogvideo.sampling.config import SampleConfig
@@ -21,7 +23,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="write into a folder that already holds files")
     existing.add_argument("--resume", action="store_true", help="continue an interrupted run in --out, if there is one")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="a bundle of weights (default: the bundled weights)")
+    parser.add_argument(
+        "--model", metavar="DIR", type=weights, help="a bundle of weights (default: the bundled weights)"
+    )
     parser.add_argument(
         "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
     )
@@ -63,12 +67,13 @@ def run_job(
     processes: "ProcessGroup",
     stop: threading.Event | None = None,
 ) -> None:
-    """Generate a job's clips into `out`, as the arguments say.
+    """Generate a job's clips into `out`, as the arguments say, in which adapters are parsed.
 
     `stop` is for worker threads, which signals do not reach: once it is set, the run ends as after a signal.
     Raises: ValueError, OSError before anything is written.
     """
     from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.hub import describe
     from cogvideo.locks import lock_folder
     from cogvideo.sampling.adapters import AdapterChoice
     from cogvideo.sampling.bundle import fingerprint
@@ -82,14 +87,15 @@ def run_job(
         return
     directory = args.model or BUNDLED_WEIGHTS
     identity: dict[str, Any] = {"weights": fingerprint(directory), **job.identity()}
-    if getattr(args, "adapter", None):
-        chosen, apart = [AdapterChoice.parse(text) for text in args.adapter], getattr(args, "adapters_apart", False)
-        identity["adapters"] = [choice.identity() | {"apart": apart} for choice in chosen]
+    adapters: list[AdapterChoice] = getattr(args, "adapter", [])
+    if adapters:
+        apart = getattr(args, "adapters_apart", False)
+        identity["adapters"] = [choice.identity() | {"apart": apart} for choice in adapters]
     run = RunDirectory(out, identity, processes)
     with lock_folder(out, processes):
         begun = run.begin(overwrite=args.overwrite, resume=args.resume)
         if begun:
-            _write_clips(job, run, str(directory), stop)
+            _write_clips(job, run, " + ".join([describe(directory), *map(str, adapters)]), stop)
     if processes.rank == 0:
         print(f"{plan}: {out}" if begun else f"{plan}: {out} is already finished", flush=True)
 

@@ -8,15 +8,19 @@ Each part is the `export` folder of a training run. A trunk that models share is
 import argparse
 from pathlib import Path
 
+from cogvideo.cli._common import weights
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="text tokenizer")
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="image tokenizer")
-    parser.add_argument("--trunk", type=Path, required=True, metavar="DIR", help="draws the first frame")
-    parser.add_argument("--sequential", type=Path, required=True, metavar="DIR", help="stage 1")
-    parser.add_argument("--interpolation", type=Path, required=True, metavar="DIR", help="stage 2")
-    parser.add_argument("--direct", type=Path, metavar="DIR", help="direct super-resolution, for `cogvideo upsample`")
-    parser.add_argument("--iterative", type=Path, metavar="DIR", help="iterative super-resolution")
+    parser.add_argument("--text", type=weights, required=True, metavar="FILE", help="text tokenizer")
+    parser.add_argument("--tokenizer", type=weights, required=True, metavar="DIR", help="image tokenizer")
+    parser.add_argument("--trunk", type=weights, required=True, metavar="DIR", help="draws the first frame")
+    parser.add_argument("--sequential", type=weights, required=True, metavar="DIR", help="stage 1")
+    parser.add_argument("--interpolation", type=weights, required=True, metavar="DIR", help="stage 2")
+    parser.add_argument(
+        "--direct", type=weights, metavar="DIR", help="direct super-resolution, for `cogvideo upsample`"
+    )
+    parser.add_argument("--iterative", type=weights, metavar="DIR", help="iterative super-resolution")
     parser.add_argument("--sampling", type=Path, metavar="FILE", help="settings that suit these weights (.yaml)")
     parser.add_argument("--clusters", type=int, default=500, help="clusters of the image codes (published: 500)")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")

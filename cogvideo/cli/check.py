@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogvideo.cli._common import add_captions_arguments, add_config_arguments, read_options_from
+from cogvideo.cli._common import add_captions_arguments, add_config_arguments, read_options_from, weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_captions_arguments(parser, required=False)
     parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of videos (default: that of the captions)")
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="a bundle: its tokenizers, and its stage 1 is checked"
+        "--model", type=weights, metavar="DIR", help="a bundle: its tokenizers, and its stage 1 is checked"
     )
-    parser.add_argument("--image-tokenizer", type=Path, metavar="DIR", help="default: the bundle's")
-    parser.add_argument("--text-tokenizer", type=Path, metavar="FILE", help="default: the bundle's")
+    parser.add_argument("--image-tokenizer", type=weights, metavar="DIR", help="default: the bundle's")
+    parser.add_argument("--text-tokenizer", type=weights, metavar="FILE", help="default: the bundle's")
     parser.add_argument(
         "--text-len", type=int, metavar="N", help="text tokens of your model (default: the bundle's, 64)"
     )

@@ -31,6 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from cogvideo.cli._common import weights
 from cogvideo.config import split_overrides
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="key=value", help="an initial setting, as for `sample`")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("samples/demo"), help="folder for results")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="a bundle of weights (default: the bundled weights)")
+    parser.add_argument(
+        "--model", metavar="DIR", type=weights, help="a bundle of weights (default: the bundled weights)"
+    )
     parser.add_argument(
         "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
     )
-    parser.add_argument("--direct", metavar="DIR", type=Path, help="direct super-resolution model (cogview2-dsr)")
-    parser.add_argument("--iterative", metavar="DIR", type=Path, help="iterative model (cogview2-itersr)")
+    parser.add_argument("--direct", metavar="DIR", type=weights, help="direct super-resolution model (cogview2-dsr)")
+    parser.add_argument("--iterative", metavar="DIR", type=weights, help="iterative model (cogview2-itersr)")
     parser.add_argument("--examples", metavar="FILE", type=Path, help="example prompts to click on, one per line")
     parser.add_argument(
         "--at-once", metavar="N", type=int, default=8, help="requests that run at the same time (default: 8)"

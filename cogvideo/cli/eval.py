@@ -23,7 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogvideo.cli._common import add_config_arguments
+from cogvideo.cli._common import add_config_arguments, weights
+from cogvideo.hub import describe
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="real clips; digits: no DIR, measure real clips and their reconstructions only",
     )
     parser.add_argument("--generated", metavar="DIR", type=Path, help="generated clips")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="bundle of weights (digits: default the bundled one)")
+    parser.add_argument(
+        "--model", metavar="DIR", type=weights, help="bundle of weights (digits: default the bundled one)"
+    )
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="with --model: one prompt per line, used in turn")
     parser.add_argument(
-        "--tokenizer", metavar="DIR", type=Path, help="image tokenizer: reads tokens, and gives the ceiling"
+        "--tokenizer", metavar="DIR", type=weights, help="image tokenizer: reads tokens, and gives the ceiling"
     )
     parser.add_argument(
         "--network", metavar="ROLE=FILE", action="append", default=[], help="i3d=FILE or c3d=FILE, TorchScript"
@@ -226,7 +229,7 @@ def _write_results(args: argparse.Namespace, result: "Comparison", meter: "Meter
     if args.real and args.distances is None and not are_installed():
         result.notes.append(f"appearance and motion distance need their networks: {INSTALL}")
     print(format_comparison(result))
-    origin = str(args.model or args.generated)
+    origin = describe(args.model or args.generated)
     sources = {"generated": origin, "generated_kind": generated.kind, "real": str(args.real)}
     used = {role: {"sha256": network.sha256, "trusted": network.trusted} for role, network in meter.networks.items()}
     if args.json:
@@ -360,7 +363,7 @@ def _real_clips(args: argparse.Namespace, device: "torch.device") -> "tuple[Imag
 
     tokenizer = open_image_tokenizer(args.tokenizer or _bundle(args) / "image_tokenizer")
     tokenizer.model.to(device)
-    return tokenizer, None, {"tokenizer": str(args.tokenizer or args.model or "bundled")}
+    return tokenizer, None, {"tokenizer": describe(args.tokenizer or args.model or "bundled")}
 
 
 def _model_clips(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[str, Any]]":
@@ -370,7 +373,7 @@ def _model_clips(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, d
 
     config = _sample_config(args)
     pipeline = Pipeline.load(_bundle(args), config)
-    about = {"model": str(args.model or "bundled"), "sampling": to_dict(config)}
+    about = {"model": describe(args.model or "bundled"), "sampling": to_dict(config)}
     return pipeline.image_tokenizer, generate_with(pipeline, config), about
 
 

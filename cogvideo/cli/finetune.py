@@ -9,13 +9,13 @@ read, which may be edited. After an interruption, the same command continues.
 """
 
 import argparse
-from pathlib import Path
 
+from cogvideo.cli._common import weights
 from cogvideo.cli._recipes import add_recipe_arguments, begun_with, captions_words, open_captions_from, resources_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of weights to start from")
+    parser.add_argument("bundle", type=weights, metavar="BUNDLE", help="the folder of weights to start from")
     add_recipe_arguments(parser)
     parser.add_argument(
         "--train", choices=("auto", "all", "lora"), default="auto", help="what to train (default: all, if it fits)"
@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
+    from cogvideo.hub import describe
     from cogvideo.locks import lock_folder
     from cogvideo.recipes.finetune import SHARES, Base, Captions, FinetuneRecipe, choose_mode
     from cogvideo.recipes.folder import RecipeFolder
@@ -62,9 +63,10 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(step.shown for step in steps))
         return
     with lock_folder(args.out):
-        folder.begin(begun_with(args, command="finetune", bundle=str(args.bundle.absolute()), train=recipe.mode))
+        folder.begin(begun_with(args, command="finetune", bundle=describe(args.bundle.absolute()), train=recipe.mode))
         folder.write_commands(steps)
         folder.run(steps, SHARES, deadline, resources.threads, resources.environment)
+        name = args.bundle.name if describe(args.bundle) == str(args.bundle) else describe(args.bundle)
         clips = {"before": folder / "before", "after": folder / "after"}
-        report = write_report(folder, f"{args.bundle.name}, finetuned on {args.captions.name}", facts, clips, steps)
+        report = write_report(folder, f"{name}, finetuned on {args.captions.name}", facts, clips, steps)
     print(f"bundle: {folder / 'bundle'}; report: {report}")

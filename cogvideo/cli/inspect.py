@@ -12,15 +12,14 @@ configs/model alone, training.micro_batch, training.zero_stage, training.frozen_
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from cogvideo.cli._common import add_config_arguments
+from cogvideo.cli._common import add_config_arguments, weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="inspect a checkpoint folder")
+    parser.add_argument("--checkpoint", type=weights, metavar="DIR", help="inspect a checkpoint folder")
     parser.add_argument("--no-verify", action="store_true", help="with --checkpoint: skip the hash check")
     parser.add_argument("--values", action="store_true", help="with --checkpoint: read all weights, report NaN and inf")
     parser.add_argument("--mask", type=int, metavar="SIDE", help="draw whole masks, for frames of SIDE x SIDE tokens")

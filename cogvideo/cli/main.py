@@ -37,6 +37,7 @@ COMMANDS = {
     "runs": "compare training runs: settings, results, curves",
     "merge": "add finetuned adapters to a model's weights",
     "bundle": "put trained models into one folder to sample from",
+    "push": "upload weights to the Hugging Face hub",
     "sample": "generate videos from captions",
     "interpolate": "generate frames between those of a clip",
     "upsample": "raise the resolution of a clip",
@@ -148,9 +149,13 @@ def _parse(words: list[str]) -> Callable[[], int | None]:
     parser = Parser(
         prog=f"cogvideo {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    from cogvideo.cli._common import fetch_weights  # takes a moment: not for the overview
+
     module.add_arguments(parser)
     # intermixed: options and key=value words in any order, as in `train a=1 --config FILE b=2`
-    return partial(module.run, parser.parse_intermixed_args(words[1:]))
+    args = parser.parse_intermixed_args(words[1:])
+    fetch_weights(parser, args)
+    return partial(module.run, args)
 
 
 class Parser(argparse.ArgumentParser):
@@ -161,19 +166,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.register("type", Path, _path)
+        self.register("type", Path, _local_path)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see `{self.prog} --help`)")
 
 
-def _path(text: str) -> Path:
-    from cogvideo.config import expand_path
+def _local_path(text: str) -> Path:
+    from cogvideo.cli._common import local_path
 
-    try:
-        return expand_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}".removeprefix(": ")) from None
+    return local_path(text)
 
 
 def _shorten_openmp_spinning() -> None:

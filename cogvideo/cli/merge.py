@@ -9,9 +9,11 @@ float32, rounded to the type in which MODEL stores its weights. The result holds
 import argparse
 from pathlib import Path
 
+from cogvideo.cli._common import weights
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help="the checkpoint to add to; it is left as it is")
+    parser.add_argument("model", metavar="MODEL", type=weights, help="the checkpoint to add to; it is left as it is")
     parser.add_argument(
         "--adapter", metavar="DIR[:SCALE]", action="append", required=True, help="an adapter; repeat it to add several"
     )

@@ -25,6 +25,7 @@ from cogvideo.cli._common import (
     config_from,
     device_from,
     read_options_from,
+    weights,
 )
 from cogvideo.logs import get_logger
 
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of videos (default: that of the captions)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make, or to resume")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--tokenizer", type=Path, metavar="DIR", help="image tokenizer to encode with")
+    kind.add_argument("--tokenizer", type=weights, metavar="DIR", help="image tokenizer to encode with")
     kind.add_argument("--frames", action="store_true", help="store single frames as pixels instead")
     parser.add_argument(
         "--validation",
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="also write OUT/report.html, to look at the data before training"
     )
     parser.add_argument(
-        "--text-tokenizer", type=Path, metavar="FILE", help="also say how many text tokens the captions take"
+        "--text-tokenizer", type=weights, metavar="FILE", help="also say how many text tokens the captions take"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--dry-run", action="store_true", help="count what would be made, and make nothing")

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
                 raise ValueError(f"--interactive reads prompts from standard input; leave out {description}")
     directory = args.model or BUNDLED_WEIGHTS
     config = load_sample_config(directory, args.config, overrides)
-    adapters = [AdapterChoice.parse(text) for text in args.adapter]
+    adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
     pipeline = Pipeline.load(directory, config)
     for number, adapter in enumerate(adapters):
         pipeline.add_adapter(str(number), adapter.folder)

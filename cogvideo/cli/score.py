@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.cli._common import device_from
+from cogvideo.cli._common import device_from, weights
 
 if TYPE_CHECKING:
     from cogvideo.evaluation.likelihood import ScoredClips
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="checkpoint folder")
+    parser.add_argument("--model", type=weights, required=True, metavar="DIR", help="checkpoint folder")
     parser.add_argument(
         "--rows", type=Path, required=True, metavar="PATH", help="file of published rows, or prepared folder"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     parser.add_argument("--logits", action="store_true", help="also store the logits of all image tokens")
-    parser.add_argument("--text-tokenizer", type=Path, metavar="FILE", help="for a prepared folder: encodes captions")
+    parser.add_argument(
+        "--text-tokenizer", type=weights, metavar="FILE", help="for a prepared folder: encodes captions"
+    )
     parser.add_argument("--video-suffix", action="store_true", help="for a prepared folder: append it to captions")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="clips per batch (default 4)")
     parser.add_argument("--limit", type=int, metavar="N", help="score only the first N clips")

@@ -11,15 +11,15 @@ model, is merged into its weights. Output and resuming are those of
 """
 
 import argparse
-from pathlib import Path
 
+from cogvideo.cli._common import weights
 from cogvideo.cli._sampling import add_adapter_argument, add_input_arguments, add_run_arguments, run_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="INPUT or key=value", help="what to upsample; a setting")
-    parser.add_argument("--direct", metavar="DIR", type=Path, help="the direct model (cogview2-dsr)")
-    parser.add_argument("--iterative", metavar="DIR", type=Path, help="the iterative model (cogview2-itersr)")
+    parser.add_argument("--direct", metavar="DIR", type=weights, help="the direct model (cogview2-dsr)")
+    parser.add_argument("--iterative", metavar="DIR", type=weights, help="the iterative model (cogview2-itersr)")
     add_adapter_argument(parser)
     add_input_arguments(parser)
     add_run_arguments(parser)
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("there is nothing to upsample; give a video, saved tokens, or pictures")
     config = load_config(UpsampleConfig, args.config, overrides)
     bundle = args.model or BUNDLED_WEIGHTS
-    adapters = [AdapterChoice.parse(text) for text in args.adapter]
+    adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config, adapters)
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     given = reader.read([expand_path(word) for word in inputs], args.fps)

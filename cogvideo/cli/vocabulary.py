@@ -13,7 +13,7 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from cogvideo.cli._common import add_captions_arguments, read_options_from
+from cogvideo.cli._common import add_captions_arguments, read_options_from, weights
 from cogvideo.logs import get_logger
 
 log = get_logger("cogvideo.vocabulary")
@@ -25,8 +25,8 @@ SHOWN = 12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_captions_arguments(parser)
     base = parser.add_mutually_exclusive_group(required=True)
-    base.add_argument("--tokenizer", type=Path, metavar="DIR", help="the image tokenizer")
-    base.add_argument("--extend", type=Path, metavar="BUNDLE", help="the bundle to copy with more pieces")
+    base.add_argument("--tokenizer", type=weights, metavar="DIR", help="the image tokenizer")
+    base.add_argument("--extend", type=weights, metavar="BUNDLE", help="the bundle to copy with more pieces")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file, or bundle, to write")
     parser.add_argument(
         "--pieces",

@@ -21,6 +21,7 @@ from cogvideo.demo.places import Limits
 from cogvideo.demo.storage import limit_arenas, release_memory, remove_oldest
 from cogvideo.distributed import ProcessGroup
 from cogvideo.files import BUNDLED_WEIGHTS, safe_name
+from cogvideo.hub import describe
 from cogvideo.locks import entries
 from cogvideo.logs import get_logger
 from cogvideo.media.video import UNTRUSTED, check_untrusted
@@ -104,7 +105,7 @@ class DemoService:
         """
         self.pipeline, self.config, self.out, self.upsampler = pipeline, config, out, upsampler
         self.limits = limits or Limits()
-        self._directory, self._fingerprint = directory, fingerprint(directory)
+        self._directory, self._fingerprint = describe(directory), fingerprint(directory)
         names = [path.name if path.is_dir() else "" for path in entries(out)] if out.is_dir() else []
         numbers = [re.match(r"(\d{3,})-", name) for name in names]
         # everything in this folder is served, so nobody else's files may be in it
@@ -243,7 +244,7 @@ class DemoService:
         with self._lock:
             if self._closed:
                 raise _Stopped("stopped")
-            started, running = time.monotonic(), _JobThread(job, run, str(self._directory), deadline, self._tidy_up)
+            started, running = time.monotonic(), _JobThread(job, run, self._directory, deadline, self._tidy_up)
             self._running = {running, *(other for other in self._running if other.thread.is_alive())}
 
         def current(files: Mapping[Path, int], *, finished: bool = False) -> Progress:

@@ -17,6 +17,7 @@ from cogvideo.data.captions import CaptionsFile
 from cogvideo.data.shards import read_manifest
 from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
 from cogvideo.files import read_json
+from cogvideo.hub import describe
 from cogvideo.model.config import ModelConfig
 from cogvideo.planning.budgets import training_budget
 from cogvideo.planning.machines import Machine
@@ -105,7 +106,7 @@ class Base:
         """What cannot change, in a sentence."""
         sequential = self.models["sequential"]
         return (
-            f"fixed by {self.path}: frames of {self.pixels}x{self.pixels} pixels ({sequential.frame_side}x"
+            f"fixed by {describe(self.path)}: frames of {self.pixels}x{self.pixels} pixels ({sequential.frame_side}x"
             f"{sequential.frame_side} tokens), {sequential.num_frames} frames per clip, prompts of at most "
             f"{sequential.text_len} text tokens, both tokenizers"
         )
@@ -237,11 +238,11 @@ class FinetuneRecipe:
             "task": self.base.models[name].task,
             "model": model,
             "data": {
-                "text_tokenizer": str(self.start / "text.model"),
-                "image_tokenizer": str(self.start / "image_tokenizer"),
+                "text_tokenizer": describe(self.start / "text.model"),
+                "image_tokenizer": describe(self.start / "image_tokenizer"),
                 "guidance_dropout": 0.1,
             },
-            "init": {"checkpoint": str(self.start / name)},
+            "init": {"checkpoint": describe(self.start / name)},
             "optimiser": {"lr": LEARNING_RATES[self.mode]},
             "train": {"dtype": "bf16" if self.bf16 else "fp32"},
         }

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from cogvideo.files import atomic_write, read_json, write_json
+from cogvideo.hub import describe
 from cogvideo.recipes.steps import Step, check_trained, run, schedule_for
 
 
@@ -44,8 +45,8 @@ class RecipeFolder:
         processes: int = 1,
         prepare: Callable[[], None] | None = None,
     ) -> Step:
-        """A step that is marked as done in this folder."""
-        return Step(name, self.done(name), [str(word) for word in words], processes, prepare)
+        """A step that is marked as done in this folder. Its command has names for weights of the hub."""
+        return Step(name, self.done(name), [describe(word) for word in words], processes, prepare)
 
     def begin(self, choices: dict[str, Any]) -> None:
         """Record what the recipe is begun with, or compare it with what it was begun with.

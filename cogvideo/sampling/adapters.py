@@ -27,6 +27,7 @@ from cogvideo.checkpoint.adapter import (
 from cogvideo.checkpoint.format import Checkpoint
 from cogvideo.config import expand_path
 from cogvideo.files import sha256_file
+from cogvideo.hub import describe, resolve
 from cogvideo.model.lora import Matrix, adapted_layer, matrices, set_weight
 from cogvideo.model.quantize import Linear, LowRank
 from cogvideo.model.transformer import CogVideoTransformer
@@ -43,7 +44,10 @@ class AdapterChoice(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "AdapterChoice":
-        """From `DIR` or `DIR:SCALE`; a folder that exists is one, whatever its name. Raises: ValueError."""
+        """From `DIR` or `DIR:SCALE`; a folder that exists is one, whatever its name. DIR is as for `hub.resolve`.
+
+        Raises: ValueError; OSError if it cannot be fetched.
+        """
         folder, scale = text, 1.0
         before, colon, number = text.rpartition(":")
         if colon and not Path(text).is_dir():
@@ -51,7 +55,11 @@ class AdapterChoice(NamedTuple):
                 folder, scale = before, float(number)
         if not folder:
             raise ValueError(f"--adapter {text}: expected DIR or DIR:SCALE")
-        return cls(expand_path(folder), check_scale(scale, text))
+        scale = check_scale(scale, text)
+        return cls(resolve(expand_path(folder)), scale)
+
+    def __str__(self) -> str:
+        return describe(self.folder) if self.scale == 1 else f"{describe(self.folder)}:{self.scale:g}"
 
     def identity(self) -> dict[str, Any]:
         """What determines its effect, ready for JSON."""
@@ -88,6 +96,11 @@ class AdapterSet:
         if adapted.stored is not None:
             check_fingerprint(adapter, adapted.stored)
         self._adapters[name] = part, adapter
+
+    @property
+    def in_effect(self) -> bool:
+        """Whether any adapter is."""
+        return any(adapted.is_changed for adapted in self._models.values())
 
     def check(self, scales: Mapping[str, float]) -> None:
         """Raises: ValueError for an unknown name, or a scale that is no number."""
@@ -130,6 +143,10 @@ class AdaptedModel:
         """`stored`: what the model was loaded from, so that weights of few bits are merged from the exact ones."""
         self.model, self.stored = model, stored
         self._originals: dict[str, Matrix] = {}
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self._originals)
 
     def set(self, adapters: Sequence[tuple[Adapter, float]], *, merge: bool) -> bool:
         """Put adapters, each times its weight, into effect in place of those so far; none: the model as it was.

@@ -15,6 +15,7 @@ later rounds do not affect it. The same call on the same machine repeats bit for
 by float rounding only, which very rarely changes a token.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,8 @@ from torch import Tensor
 
 from cogvideo.checkpoint.format import Checkpoint
 from cogvideo.distributed import open_device
-from cogvideo.files import BUNDLED_WEIGHTS
+from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory
+from cogvideo.hub import resolve
 from cogvideo.inference.engine import Conditioning, Engine, Program, Progress, build_program
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.inference.schedules import SCHEDULES
@@ -38,6 +40,7 @@ from cogvideo.sampling.adapters import AdapterSet
 from cogvideo.sampling.bundle import load_sample_config, open_bundle
 from cogvideo.sampling.config import DrawConfig, SampleConfig, StageName
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt, PromptBuilder, prompt_keys
+from cogvideo.sampling.publish import Publication
 from cogvideo.sequence.layout import ClipLayout
 from cogvideo.sequence.prompt import Encode, PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -160,22 +163,24 @@ class Pipeline:
         self._programs: dict[tuple[StageName, bool, str], Program] = {}
         self._samplers: dict[tuple[int | None, tuple[float, int, float]], TokenSampler] = {}
         self._backend, self._checkpoints = backend, checkpoints or {}
+        self._directory: Path | None = None
         self.engines: dict[int, Engine] = {}
         """By id of the model."""
         self._open_engines()
 
     @classmethod
-    def load(cls, directory: Path | None = None, config: SampleConfig | None = None) -> "Pipeline":
-        """Open a bundle (default: the bundled weights). Of `config` only the LOADING_KEYS count, not seed or rounds.
+    def load(cls, directory: Path | str | None = None, config: SampleConfig | None = None) -> "Pipeline":
+        """Open a bundle (default: the bundled weights): a folder, or USER/REPO[@REVISION] of the Hugging Face hub.
 
-        Raises: FileNotFoundError, ValueError as `open_bundle` and `open_device`.
+        Of `config` only the LOADING_KEYS count, not seed or rounds.
+        Raises: FileNotFoundError, ValueError as `open_bundle` and `open_device`; OSError as `hub.resolve`.
         """
-        directory, config = directory or BUNDLED_WEIGHTS, config or SampleConfig()
+        directory, config = resolve(directory or BUNDLED_WEIGHTS), config or SampleConfig()
         device = open_device(config.device)
         if config.compile and device.type != "cuda":
             raise ValueError("compile=true needs a GPU; the CPU kernels need no compilation, so leave it out")
         bundle = open_bundle(directory, config.weights, device, offload=config.stream_layers)
-        return cls(
+        pipeline = cls(
             encode=bundle.text_tokenizer.encode,
             prompt_format=bundle.config.prompt,
             image_tokenizer=bundle.image_tokenizer,
@@ -187,14 +192,49 @@ class Pipeline:
             backend="compiled" if config.compile else "auto",
             checkpoints=bundle.checkpoints,
         )
+        pipeline._directory = directory
+        return pipeline
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: Path | str, *, revision: str | None = None, config: SampleConfig | None = None
+    ) -> "Pipeline":
+        """`load`, as users of model hubs know it. `revision`: a branch, a tag or a commit of the repository."""
+        return cls.load(name_or_path if revision is None else f"{name_or_path}@{revision}", config)
+
+    def save_pretrained(self, directory: Path | str) -> None:
+        """Copy the bundle that this pipeline was loaded from; the folder appears complete or not at all.
+
+        Raises: FileExistsError; ValueError if it was not loaded from a bundle, or while adapters are in effect.
+        """
+        publication = self._publication()
+        with atomic_directory(directory) as building:
+            for name, path in publication.weights.items():
+                (building / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, building / name)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, licence: str | None = None) -> str:
+        """Upload the bundle that this pipeline was loaded from, as `cogvideo push` does; returns the commit's URL.
+
+        Raises: as `save_pretrained` and `hub.upload`.
+        """
+        return self._publication().upload(repo, private=private, licence=licence)
+
+    def _publication(self) -> Publication:
+        if self._directory is None:
+            raise ValueError("this pipeline was put together from parts; `cogvideo bundle` makes a folder of them")
+        if self._adapters.in_effect:
+            raise ValueError("adapters are in effect, which no bundle holds; take them out by set_adapters({})")
+        return Publication.of(self._directory)
 
     def add_adapter(self, name: str, folder: Path | str) -> None:
         """Read an adapter, to be put into effect by `set_adapters` under a name of your choice.
 
-        It goes to the model that it was trained for; one that does not say, as PEFT writes them, to stage 1.
+        `folder` may be USER/REPO[@REVISION]. It goes to the model that it was trained for; one that does not say, as
+        PEFT writes them, to stage 1.
         Raises: FileNotFoundError, ValueError if it is damaged or does not fit the model.
         """
-        self._adapters.add(name, Path(folder))
+        self._adapters.add(name, resolve(folder))
 
     def set_adapters(self, scales: Mapping[str, float], *, merge: bool = True) -> None:
         """Put adapters of `add_adapter` into effect, each times its scale, in place of those so far; {}: none.

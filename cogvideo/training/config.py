@@ -3,12 +3,13 @@
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cogvideo.config import to_dict
+from cogvideo.hub import describe, resolve
 from cogvideo.logs import one_line
 from cogvideo.model.config import AttentionName, LoraConfig, ModelConfig, Recompute, TrunkWeights
 from cogvideo.sequence.prompt import PromptFormat
@@ -40,7 +41,8 @@ class DataConfig:
     suffix_probability: float = 1.0
     """Probability that a clip's caption gets the video suffix."""
     text_tokenizer: Path | None = None
-    """The sentencepiece model, which also determines the model's vocabulary; null: that of the bundled weights."""
+    """The sentencepiece model, which also determines the model's vocabulary; null: that of the bundled weights. This,
+    image_tokenizer and init.checkpoint may also name USER/REPO[/FOLDER][@REVISION] of the Hugging Face hub."""
     image_tokenizer: Path | None = None
     """Decodes tokens for sample sheets, and encodes embedded_clips; null: that of the bundled weights."""
     prompt: PromptFormat = field(default_factory=PromptFormat)
@@ -420,6 +422,35 @@ class TrainConfig:
                 "train.compile=true cannot compile layers whose weights deepspeed.stage=3 gathers; use "
                 "deepspeed.stage=0, 1 or 2"
             )
+
+
+WEIGHTS = (("data", "text_tokenizer"), ("data", "image_tokenizer"), ("init", "checkpoint"))
+"""The settings, by group and name, that are paths of weights or names of the hub."""
+
+
+def fetch_weights(config: TrainConfig) -> TrainConfig:
+    """The config with local paths for what it names of the hub. Raises: OSError, ValueError as `hub.resolve`."""
+
+    def fetched(key: str, path: Path) -> Path:
+        with errors_name_key(key):
+            return resolve(path)
+
+    return _with_weights(config, fetched)
+
+
+def with_weights_named(config: TrainConfig) -> TrainConfig:
+    """The inverse of `fetch_weights`, each name with the commit that was fetched."""
+    return _with_weights(config, lambda key, path: Path(describe(path)))
+
+
+def _with_weights(config: TrainConfig, change: Callable[[str, Path], Path]) -> TrainConfig:
+    for group, name in WEIGHTS:
+        settings = getattr(config, group)
+        path = getattr(settings, name)
+        if path is not None:
+            changed = {name: change(f"{group}.{name}", path)}
+            config = replace(config, **{group: replace(settings, **changed)})
+    return config
 
 
 FREE_TO_CHANGE = re.compile(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from cogvideo.logs import get_logger
-from cogvideo.training.config import TrainConfig
+from cogvideo.training.config import TrainConfig, fetch_weights
 
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -37,6 +37,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     from cogvideo.training.resources import resolve_auto, smallest_machine
     from cogvideo.training.trainer import Trainer
 
+    config = fetch_weights(config)
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     device = torch.device("cpu")

@@ -27,7 +27,7 @@ from cogvideo import __version__
 from cogvideo.config import dump_yaml, to_dict
 from cogvideo.files import Count, atomic_write, checked, parse_json, read_json, write_json
 from cogvideo.logs import get_logger, one_line, rank
-from cogvideo.training.config import TrainConfig
+from cogvideo.training.config import WEIGHTS, TrainConfig, with_weights_named
 
 log = get_logger(__name__)
 
@@ -304,7 +304,12 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def write_origin(run_dir: Path, config: TrainConfig) -> None:
-    """Write what the run was started from: config.yaml (resolved), and origin.json (command, commit, versions)."""
+    """Write what the run was started from: config.yaml (resolved), origin.json (command, commit, versions, weights).
+
+    Weights of the hub have their names in both, with the commit that was fetched.
+    """
+    config = with_weights_named(config)
+    weights = {f"{group}.{name}": getattr(getattr(config, group), name) for group, name in WEIGHTS}
     with atomic_write(run_dir / "config.yaml") as temporary:
         temporary.write_text(dump_yaml(config), encoding="utf-8")
     write_json(
@@ -314,6 +319,7 @@ def write_origin(run_dir: Path, config: TrainConfig) -> None:
             "commit": _commit(),
             "python": platform.python_version(),
             "machine": platform.platform(),
+            "weights": {key: str(path) for key, path in weights.items() if path is not None},
             "packages": {"cogvideo": __version__} | {name: _version(name) for name in PACKAGES},
         },
     )

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.files import BUNDLED_WEIGHTS
+from cogvideo.hub import resolve
 from cogvideo.logs import get_logger
 from cogvideo.model.config import TrunkWeights
 from cogvideo.model.quantize import has_float8_products
@@ -45,7 +46,7 @@ def planned_model(config: TrainConfig) -> TransformerConfig | None:
     if config.task != "superres":
         model = dataclasses.replace(config.model, task=config.task)
     try:
-        tokenizer = open_text_tokenizer(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model")
+        tokenizer = open_text_tokenizer(resolve(config.data.text_tokenizer or BUNDLED_WEIGHTS / "text.model"))
     except OSError:
         return model
     return dataclasses.replace(model, vocabulary=tokenizer.vocabulary)

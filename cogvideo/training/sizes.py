@@ -7,6 +7,7 @@ from typing import Any
 
 from cogvideo.config import read_yaml
 from cogvideo.files import read_json
+from cogvideo.hub import resolve
 from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
 
@@ -41,7 +42,7 @@ def sizes_from_data(given: Mapping[str, Any]) -> dict[str, Any]:
             known["num_positions"] = start + side**2 if _are_counts(start, side) else None
             checkpoint = _group(given, "init").get("checkpoint")
             if checkpoint is not None:
-                stored = _group(_group(_read(Path(checkpoint) / "config.json"), "config"), "model")
+                stored = _group(_group(_read(_local(checkpoint) / "config.json"), "config"), "model")
                 known["num_positions"] = stored.get("num_positions", known["num_positions"])
     missing = [name for name in SIZES[group] if name not in _group(given, group)]
     found = {name: known[name] for name in missing if _are_counts(known.get(name))}
@@ -72,6 +73,12 @@ def _run_config(given: Mapping[str, Any]) -> Mapping[str, Any]:
     with suppress(OSError, ValueError):
         return read_yaml(Path(run_dir) / "config.yaml")
     return {}
+
+
+def _local(checkpoint: Any) -> Path:
+    with suppress(OSError, ValueError):
+        return resolve(str(checkpoint))
+    return Path(str(checkpoint))
 
 
 def _read(path: Path) -> Mapping[str, Any]:

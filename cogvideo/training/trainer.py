@@ -33,7 +33,7 @@ from cogvideo.training.checkpointing import (
     save_state,
     saved_config,
 )
-from cogvideo.training.config import TrainConfig, changed_settings, check_resumable, errors_name_key
+from cogvideo.training.config import TrainConfig, changed_settings, check_resumable, errors_name_key, with_weights_named
 from cogvideo.training.deepspeed_engine import (
     GradientNorms,
     averaged_weights,
@@ -145,7 +145,7 @@ class Trainer:
         self._started_at, self._preview_seconds = time.monotonic(), 0.0
 
     def _resume(self, checkpoint: Path) -> None:
-        changes = list(changed_settings(saved_config(checkpoint), to_dict(self.config)))
+        changes = list(changed_settings(saved_config(checkpoint), to_dict(with_weights_named(self.config))))
         check_resumable(changes, self.config.run_dir)
         saved = load_state(self.state, checkpoint)
         if self.rank == 0:
@@ -448,7 +448,7 @@ class Trainer:
             "spikes": self.spikes,
             "norms": self.spike_rule.norms,
             "averages": run_on_all_ranks(lambda: self.averages.sums),
-            "config": to_dict(self.config),
+            "config": to_dict(with_weights_named(self.config)),
         }
         run_on_all_ranks(self._restore_run_folder if self.rank == 0 else None)
         save_state(self.state, self.checkpoints, self.step, progress_so_far, self.config.log.keep_last)

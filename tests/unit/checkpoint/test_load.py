@@ -1,7 +1,6 @@
 """Models to and from a folder: mapped, merged with their trunk, refused in a line where config and tensors differ."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from cogvideo.model.initialise import inherit_trunk, initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch
 from cogvideo.sequence.layout import Vocabulary
+from tests.helpers.hub import Hub
 
 VOCABULARY = Vocabulary(size=24, num_image_tokens=16, pad=16, newline=17, start_of_image=18)
 CONFIG = ModelConfig(
@@ -177,30 +177,12 @@ def test_round_trip_through_the_published_format(tmp_path: Path) -> None:
     assert again.config == model.config
 
 
-def test_pretrained_models_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_models_from_a_folder_or_the_hub(hub: Hub) -> None:
     model = build()
-    save_pretrained(tmp_path / "m", model)
-    assert_same(from_pretrained(str(tmp_path / "m")), model)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match="pip install huggingface_hub"):
-        from_pretrained("someone/cogvideo")
-
-
-def test_pretrained_models_are_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import types
-
-    save_pretrained(tmp_path / "snapshot", build())
-    requested = []
-
-    def snapshot_download(repo: str, **options: object) -> str:
-        requested.append(repo)
-        if repo == "someone/absent":
-            raise RuntimeError("404\nNot found")
-        return str(tmp_path / "snapshot")
-
-    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)  # type: ignore[arg-type]
-    assert_same(from_pretrained("someone/cogvideo"), build())
-    with pytest.raises(ValueError, match=r"could not be fetched: 404$"):
+    save_pretrained(Path("m"), model)
+    assert_same(from_pretrained("m"), model)
+    hub.commit_folder("someone/clips", Path("m"), "v1")
+    hub.commit("someone/clips", {"config.json": b"{}"})
+    assert_same(from_pretrained("someone/clips", revision="v1"), model)
+    with pytest.raises(FileNotFoundError, match="no such repository"):
         from_pretrained("someone/absent")
-    assert requested == ["someone/cogvideo", "someone/absent"]

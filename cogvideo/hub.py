@@ -1,0 +1,171 @@
+"""Weights by name: a local folder, or a repository of the Hugging Face hub, fetched into the hub's own cache.
+
+    USER/REPO                       the newest commit of its main branch
+    USER/REPO@REVISION              a branch, a tag or a commit
+    USER/REPO/FOLDER[@REVISION]     a part of it, such as one model of a bundle
+
+A local folder of that name wins. What begins with a folder that exists, or with one of OUR_FOLDERS, is a path, unless
+there is an @REVISION: a mistyped or missing path must not become somebody's repository.
+Only files of the formats that are read here are fetched, none of which can run code. HF_ENDPOINT, HF_HUB_OFFLINE,
+HF_HOME and HF_TOKEN are huggingface_hub's.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+WORD = r"[A-Za-z0-9_][\w.-]*"
+NAME = re.compile(rf"({WORD}/{WORD})((?:/{WORD})*)(?:@({WORD}(?:/{WORD})*))?", re.ASCII)
+SNAPSHOT = re.compile(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})(/.*)?$")
+"""Of a path in the hub's cache."""
+SAFE_FILES = ("*.json", "*.safetensors", "*.npy", "*.yaml", "text.model")
+"""Patterns of what is fetched: no pickles, no code."""
+OUR_FOLDERS = ("cogvideo", "configs", "data", "models", "runs", "samples", "videos", "weights")
+"""Folders that configs and the documentation write to and read from."""
+WITHOUT_TRUNK = ("image_tokenizer", "text.model")
+"""Parts of a bundle that need no trunk beside them."""
+
+
+class HubName(NamedTuple):
+    """A repository of the hub, or a part of it."""
+
+    repo: str
+    folder: str = ""
+    """Below the repository, or a file in it; empty: all of it."""
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubName | None":
+        """None for what can only be a path."""
+        match = NAME.fullmatch(text)
+        return None if match is None else cls(match[1], match[2].removeprefix("/"), match[3])
+
+    @property
+    def looks_local(self) -> bool:
+        user = self.repo.partition("/")[0]
+        return self.revision is None and (user in OUR_FOLDERS or Path(user).is_dir())
+
+    def __str__(self) -> str:
+        folder = f"/{self.folder}" if self.folder else ""
+        return f"{self.repo}{folder}{f'@{self.revision}' if self.revision else ''}"
+
+    @property
+    def patterns(self) -> list[str]:
+        """Of the files to fetch. A bundle's model may be stored without its trunk, which is then beside it."""
+        if not self.folder:
+            return list(SAFE_FILES)
+        parent, _, last = self.folder.rpartition("/")
+        folders = [self.folder]
+        if last not in WITHOUT_TRUNK:
+            folders.append(f"{parent}/trunk".removeprefix("/"))
+        own = [self.folder] if last == "text.model" else []
+        return own + [f"{folder}/{pattern}" for folder in folders for pattern in SAFE_FILES]
+
+
+def resolve(source: str | Path) -> Path:
+    """The local folder or file of `source`, fetched from the hub if it names a repository and no local path.
+
+    A path that does not exist and cannot be a repository's name is returned as it is.
+    Raises: FileNotFoundError for a repository, revision or part that does not exist; OSError or ValueError, in one
+    line, for anything else that keeps it from being fetched.
+    """
+    path, name = Path(source), HubName.parse(str(source))
+    if name is None or path.exists() or name.looks_local:
+        return path
+    with _errors_in_one_line(name):
+        from huggingface_hub import snapshot_download
+
+        snapshot = Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=name.patterns))
+    found = snapshot / name.folder
+    if not found.exists():
+        what = f"no {name.folder}" if name.folder else f"none of the files that are read here ({' '.join(SAFE_FILES)})"
+        raise FileNotFoundError(f"{name}: commit {snapshot.name} has {what}; give another name")
+    return found
+
+
+def describe(path: str | Path) -> str:
+    """What a path is recorded as: USER/REPO[/FOLDER]@COMMIT if it was fetched from the hub, otherwise itself."""
+    match = SNAPSHOT.search(str(path))
+    return str(path) if match is None else f"{match[1]}/{match[2]}{match[4] or ''}@{match[3]}"
+
+
+def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
+    """Write files, by their names there, to a repository in one commit; returns the commit's URL.
+
+    The repository is created if it does not exist. Raises: ValueError if `repo` is no USER/REPO, or holds files that
+    do not belong to these; OSError, ValueError, in one line, for anything that keeps them from being uploaded.
+    """
+    name = HubName.parse(repo)
+    if name is None or name != HubName(repo):
+        raise ValueError(f"{repo} is no name of a repository; give USER/REPO")
+    with _errors_in_one_line(name):
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        api = HfApi()
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        others = sorted(set(api.list_repo_files(repo)) - {".gitattributes", "README.md", *files})
+        if others:
+            raise ValueError(
+                f"{repo} holds {others[0]}, which is no part of this upload; remove it there, or choose another name"
+            )
+        additions = [
+            CommitOperationAdd(there, here if isinstance(here, bytes) else str(here)) for there, here in files.items()
+        ]
+        return str(api.create_commit(repo, additions, commit_message=message).commit_url)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(name: HubName) -> Iterator[None]:
+    """Say in one line what went wrong with the hub, and what to do."""
+    try:
+        from huggingface_hub import constants, errors
+    except ImportError:
+        raise ValueError(
+            f"{name} is no local folder, and fetching from the Hugging Face hub needs the extra [hub]; give a folder, "
+            "or pip install 'cogvideo[hub]'"
+        ) from None
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise PermissionError(f"{name}: its owner lets in who asks; ask at {hub}/{name.repo}") from None
+    except errors.RevisionNotFoundError:
+        raise FileNotFoundError(
+            f"{name}: {hub}/{name.repo} has no revision {name.revision or 'main'}; give a branch, a tag or a commit"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"{name} is no local folder, and {hub} has no such repository, or shows it to others only; give another "
+            "name, or `hf auth login` if it is private"
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached"
+        raise FileNotFoundError(
+            f"{name} is no local folder, is not complete in the hub's cache, and {problem}; give a folder, or fetch it "
+            "once with a network"
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise ConnectionError(f"{name}: HF_HUB_OFFLINE is set; unset it to upload") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = "`hf auth login`, or set HF_TOKEN to one with these rights" if status in (401, 403) else "try again"
+        raise OSError(f"{name}: {hub} answered {status} ({_first_line(error)}); {advice}") from None
+    except errors.HFValidationError as error:
+        raise ValueError(f"{name} is no name of a repository: {_first_line(error)}") from None
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # it wraps errors of large files
+        if not _is_of_network(cause):
+            raise
+        raise ConnectionError(f"{name}: {hub} cannot be reached ({_first_line(cause)}); try again") from None
+
+
+def _is_of_network(error: BaseException | None) -> bool:
+    """Whether an HTTP client raised it; which one depends on huggingface_hub's version."""
+    return any(base.__module__.partition(".")[0] in ("httpx", "httpx2") for base in type(error).__mro__)
+
+
+def _first_line(error: Any) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,93 @@
+"""Commands with weights of a stand-in hub: fetched, used, and recorded by commit; and `cogvideo push`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cogvideo.checkpoint.adapter import Base, fingerprint
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.load import load_model
+from cogvideo.cli.main import main
+from cogvideo.training.launch import train
+from tests.helpers.adapters import write_adapter
+from tests.helpers.bundles import CAPTIONS, write_bundle
+from tests.helpers.hub import Hub, log_in
+from tests.helpers.training import prepare_data, settings
+
+SMALL = ["rounds=0", "num_clusters=32", "key_frames.top_k_clusters=4"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("weights") / "bundle")
+
+
+def test_samples_are_those_of_the_folder_and_name_the_commits(bundle: Path, hub: Hub) -> None:
+    base = Base(model="sequential", sha256=fingerprint(load_checkpoint(bundle / "sequential")), step=1)
+    write_adapter(Path("adapter"), load_model(bundle / "sequential"), base)
+    weights, adapter = hub.commit_folder("someone/clips", bundle), hub.commit_folder("a/lora", Path("adapter"), "v1")
+    words = ["sample", CAPTIONS[0], *SMALL]
+    assert main([*words, "--model", str(bundle), "--adapter", "adapter:0.5", "--out", "local"]) == 0
+    assert main([*words, "--model", "someone/clips", "--adapter", "a/lora@v1:0.5", "--out", "fetched"]) == 0
+    assert Path("fetched/tokens.safetensors").read_bytes() == Path("local/tokens.safetensors").read_bytes()
+    made_of = json.loads(Path("fetched/samples.json").read_text())["weights"]
+    assert made_of == f"someone/clips@{weights} + a/lora@{adapter}:0.5"
+
+
+@pytest.mark.slow
+def test_training_starts_from_the_hub_and_records_the_commit(hub: Hub) -> None:
+    data = prepare_data(Path("data"))
+    train(settings(data, Path("trunk"), "image", train={"steps": 1}))
+    commit = hub.commit_folder("someone/clips", Path("trunk/export"))
+    hub.commit("someone/words", {"text.model": (data / "text.model").read_bytes()})
+    words = {"data": {"text_tokenizer": "someone/words/text.model"}, "init": {"checkpoint": "someone/clips/trunk"}}
+    train(settings(data, Path("fetched"), "sequential", train={"steps": 2}, **words))
+    local = {"init": {"checkpoint": "trunk/export/trunk"}}
+    train(settings(data, Path("local"), "sequential", train={"steps": 2}, **local))
+    weights = [Path(run, "export/sequential/model.safetensors").read_bytes() for run in ("fetched", "local")]
+    assert weights[0] == weights[1]
+    pinned = f"someone/clips/trunk@{commit}"
+    assert json.loads(Path("fetched/origin.json").read_text())["weights"]["init.checkpoint"] == pinned
+    assert yaml.safe_load(Path("fetched/config.yaml").read_text())["init"]["checkpoint"] == pinned
+
+
+def test_commands_take_names_of_the_hub(bundle: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.commit_folder("someone/clips", bundle)
+    assert main(["inspect", "--checkpoint", "someone/clips/trunk", "--no-plan"]) == 0
+    Path("captions.csv").write_text("video,caption\na.mp4,a zebra\n", encoding="utf-8")
+    words = ["vocabulary", "--captions", "captions.csv", "--pieces", "300"]
+    assert main([*words, "--tokenizer", "someone/clips/image_tokenizer", "--out", "text.model"]) == 0
+    assert main([*words, "--extend", "someone/clips@main", "--out", "extended"]) == 0
+    capsys.readouterr()
+    for command in (
+        ["sample", "a", "--model", "someone/absent", "--out", "out"],
+        ["sample", "a", "--model", str(bundle), "--adapter", "someone/absent:2", "--out", "out"],
+        ["merge", "someone/absent", "--adapter", "x", "--out", "out"],
+        ["eval", "--real", "digits", "--tokenizer", "someone/absent"],
+        ["finetune", "someone/absent", "--captions", "captions.csv", "--out", "out"],
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "someone/absent is no local folder" in error
+        assert not Path("out").exists()
+
+
+def test_push(bundle: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["push", str(bundle), "someone/clips", "--license", "mit"]
+    assert main(words) == 2
+    assert "give --yes" in capsys.readouterr().err and not hub.requests
+    assert main([*words, "--yes"]) == 2
+    assert "hf auth login" in capsys.readouterr().err and not hub.repositories
+    log_in(monkeypatch)
+    assert main([*words, "--yes"]) == 0
+    assert f"{hub.url}/someone/clips/commit/" in capsys.readouterr().out
+    files = hub.newest("someone/clips")
+    assert files["trunk/model.safetensors"] == (bundle / "trunk/model.safetensors").read_bytes()
+    assert files["README.md"].startswith(b"---\nlicense: mit\n")
+    assert main(["sample", CAPTIONS[0], *SMALL, "--model", "someone/clips", "--out", "out"]) == 0
+    (Path("x")).mkdir()
+    for folder, repo, message in ((Path("x"), "someone/x", "is no bundle"), (bundle, "clips", "give USER/REPO")):
+        assert main(["push", str(folder), repo, "--yes"]) == 2
+        assert message in capsys.readouterr().err
