@@ -10,6 +10,7 @@ from cogvideo.checkpoint.adapter import Base, fingerprint
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model
 from cogvideo.cli.main import main
+from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.training.launch import train
 from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
@@ -72,6 +73,19 @@ def test_commands_take_names_of_the_hub(bundle: Path, hub: Hub, capsys: pytest.C
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "someone/absent is no local folder" in error
         assert not Path("out").exists()
+
+
+def test_finetuning_names_the_commit_in_its_commands(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = hub.commit_folder("someone/clips", BUNDLED_WEIGHTS)
+    assert main(["digits", "--out", "videos", "--count", "2", "--pixels", "80"]) == 0
+    words = ["finetune", "someone/clips", "--captions", "videos/captions.jsonl", "--out", "tuned", "--device", "cpu"]
+    capsys.readouterr()
+    assert main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"fixed by someone/clips@{commit}" in shown
+    for part in (f"--tokenizer someone/clips/image_tokenizer@{commit}", f"--model someone/clips@{commit}"):
+        assert part in shown
+    assert "snapshots" not in shown
 
 
 def test_push(bundle: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
