@@ -144,7 +144,7 @@ def refused(scene: Path, here: Path, words: str, expected: list[str], capfd: pyt
         ("vocabulary --captions {scene}/good.jsonl --tokenizer {scene} --out out", ["config.json"]),
         (
             "vocabulary --captions {scene}/good.jsonl --tokenizer {scene}/bundle/image_tokenizer --out out --pieces 0",
-            ["num_pieces=0 does not fit these captions; give"],
+            ["--pieces 0; expected at least 1"],
         ),
     ],
 )
