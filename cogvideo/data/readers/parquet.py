@@ -43,12 +43,13 @@ class ParquetRows:
             problem = f"{path}: reading .parquet needs PyArrow, which is not installed; pip install -e '.[parquet]'"
             raise ValueError(problem) from None
         self._tables = pyarrow.Table
-        self._path, self._errors = path, (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+        self._path, self._errors = path, (pyarrow.ArrowException, OSError, UnicodeDecodeError, RuntimeError)
         with open(path, "rb"):
             pass  # PyArrow's message for a missing file is not one line
         try:
             plain = pyarrow.parquet.ParquetFile(path)
             columns = [plain.schema.column(number) for number in range(len(plain.schema))]
+            self._paths = [column.path for column in columns]
             texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
             self._file: Any = pyarrow.parquet.ParquetFile(path, read_dictionary=texts, pre_buffer=False)
             schema, types = plain.schema_arrow, pyarrow.types
@@ -69,7 +70,10 @@ class ParquetRows:
         metadata, size = self._file.metadata, path.stat().st_size
         if metadata.num_rows > max(MAX_ROWS, MAX_ROWS_PER_BYTE * size):
             raise ValueError(f"{path} claims {metadata.num_rows} rows in {size} bytes; is it a captions file?")
-        self._groups = [self._group(number) for number in range(metadata.num_row_groups)]
+        try:
+            self._groups = [self._group(number) for number in range(metadata.num_row_groups)]
+        except self._errors as error:
+            raise self._damaged(error) from None
         self._ends = list(accumulate(group.rows for group in self._groups))
         self._pieces: Iterator[_Piece] = iter(())
         self._piece: _Piece | None = None
@@ -126,8 +130,10 @@ class ParquetRows:
     def _group(self, number: int) -> "_Group":
         """A row group's size. Raises: ValueError if it is too large."""
         row_group, names = self._file.metadata.row_group(number), tuple(f"{name}." for name in self._columns)
-        columns = [row_group.column(column) for column in range(row_group.num_columns)]
-        columns = [column for column in columns if f"{column.path_in_schema}.".startswith(names)]
+        leaves = [leaf for leaf, path in enumerate(self._paths) if f"{path}.".startswith(names)]
+        # PyArrow ends the process for some damaged columns, unless it has met the damage while it reads them.
+        next(self._file.iter_batches(1, [number], columns=self._columns, use_threads=False), None)
+        columns = [row_group.column(leaf) for leaf in leaves]
         values = max((column.num_values for column in columns), default=0)
         size = sum(column.total_uncompressed_size + VALUE_BYTES * column.num_values for column in columns)
         if size > MAX_GROUP_BYTES:
