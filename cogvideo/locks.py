@@ -124,13 +124,26 @@ def lock_output(path: Path | str) -> Iterator[None]:
     Raises: InUseError if another process makes it, or fills the folder of that name; OSError.
     """
     path = Path(path).absolute()
-    with _held_for_job(_Lock(path.with_name(f".{path.name}{LOCK_NAME}"), path), None):
+    with _held_for_job(_Lock(_lock_path(path), path), None):
         if (path / LOCK_NAME).exists():
             with lock_folder(path):
                 pass
         for leftover in remove_leftovers(path):
             get_logger(__name__).info("removed %s, left by an interrupted run", leftover)
         yield
+
+
+def remove_dead_lock(path: Path | str) -> None:
+    """Remove the lock of a finished file if a killed process left it."""
+    path = Path(path).absolute()
+    if _lock_path(path).exists():
+        with contextlib.suppress(InUseError), lock_output(path):
+            pass
+
+
+def _lock_path(path: Path) -> Path:
+    """The lock of a file or folder that appears as a whole."""
+    return path.with_name(f".{path.name}{LOCK_NAME}")
 
 
 def entries(folder: Path) -> list[Path]:

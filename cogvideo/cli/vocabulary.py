@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=512,
         help="maximum number of text pieces, 256 of which are single bytes; with --extend, of new ones",
     )
+    parser.add_argument("--overwrite", action="store_true", help="with --extend: replace an existing --out")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,12 +53,12 @@ def run(args: argparse.Namespace) -> None:
     if args.pieces < 1:
         raise ValueError(f"--pieces {args.pieces}; expected at least 1")
     if args.extend is not None:
-        if args.out.exists():
-            raise FileExistsError(f"{args.out} exists; choose another name")
         old = TextTokenizer.load(args.extend / "text.model")
         extended = old.extended(captions, args.pieces)
         with lock_output(args.out):
-            extend_bundle(args.extend, extended, args.out)
+            if args.out.exists() and not args.overwrite:
+                raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")
+            extend_bundle(args.extend, extended, args.out, overwrite=args.overwrite)
         added = [extended.piece(id) for id in range(old.vocabulary.size, extended.vocabulary.size)]
         shown = " ".join(added[:SHOWN]) + (" ..." if len(added) > SHOWN else "")
         print(f"{args.out}: {args.extend} with {len(added)} more pieces{': ' if added else ''}{shown}")

@@ -27,7 +27,7 @@ from cogvideo.evaluation.preprocessing import choose_frames, network_input, resi
 from cogvideo.evaluation.protocols import Protocol, Start
 from cogvideo.evaluation.sources import Clip, ClipSource, Frames
 from cogvideo.files import atomic_write, read_npz
-from cogvideo.locks import InUseError, lock_output
+from cogvideo.locks import InUseError, lock_output, remove_dead_lock
 from cogvideo.logs import progress
 
 CACHE_BYTES = 1 << 30
@@ -170,6 +170,7 @@ class Meter:
         if file is not None and file.is_file():
             measured = _from_arrays(read_npz(file, max_bytes=CACHE_BYTES), choice)
             if measured is not None:
+                remove_dead_lock(file)
                 update(len(choice.clips))
                 return measured
         measured = self._measure(choice, references, update)

@@ -164,7 +164,7 @@ class FinetuneRecipe:
         words: list[str | Path]
         if self.new_pieces:
             words = ["vocabulary", *self.captions_words, "--extend", self.base.path]
-            steps.append(out.step("base", [*words, "--pieces", str(MAX_NEW_PIECES), "--out", start]))
+            steps.append(out.step("base", [*words, "--pieces", str(MAX_NEW_PIECES), "--out", start, "--overwrite"]))
         words = ["prepare", *self.captions_words, "--tokenizer", tokenizer, "--text-tokenizer", text, *held_out]
         words += ["--report", "--config", out.config("data"), "--out", out / "clips"]
         steps.append(out.step("clips", words, prepare=self._write_data))

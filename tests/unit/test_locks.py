@@ -16,7 +16,7 @@ import pytest
 
 from cogvideo import locks
 from cogvideo.interrupts import signals_as_exceptions
-from cogvideo.locks import LOCK_NAME, InUseError, Owner, entries, lock_folder, lock_output
+from cogvideo.locks import LOCK_NAME, InUseError, Owner, entries, lock_folder, lock_output, remove_dead_lock
 
 HOLD = """
 import sys, time
@@ -107,6 +107,18 @@ def test_the_owner_of_an_output_removes_what_killed_writers_left(tmp_path: Path)
     with lock_output(tmp_path / "x"):
         assert not left.exists()
     assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_dead_lock_beside_a_finished_file_is_removed_and_a_living_one_stays(tmp_path: Path) -> None:
+    file, lock = tmp_path / "a.npz", tmp_path / ".a.npz.lock"
+    file.touch()
+    remove_dead_lock(file)
+    lock.write_text("{}")
+    remove_dead_lock(file)
+    assert entries(tmp_path) == [file]
+    with lock_output(file):
+        remove_dead_lock(file)
+        assert lock.exists()
 
 
 def test_one_process_cannot_hold_it_twice(tmp_path: Path) -> None:
