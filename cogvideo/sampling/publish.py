@@ -21,7 +21,7 @@ from cogvideo.checkpoint.format import WEIGHTS as CHECKPOINT_WEIGHTS
 from cogvideo.checkpoint.load import check_fits, stored_config
 from cogvideo.config import read_yaml, to_dict
 from cogvideo.files import checked, is_temporary, parse_json, read_json, sha256_file
-from cogvideo.hub import upload
+from cogvideo.hub import describe, upload
 from cogvideo.locks import LOCK_NAME
 from cogvideo.logs import get_logger
 from cogvideo.sampling.bundle import HASHED_FILES, MODELS, SUPERRES, open_tokenizers
@@ -67,9 +67,12 @@ class Publication:
         if not directory.is_dir():
             raise FileNotFoundError(f"there is no folder {directory}; give a bundle, a checkpoint or an adapter")
         kind, names, settings = _contents(directory)
+        inside = _reach(directory)
         weights, sheets, strangers = dict[str, Path](), dict[str, Path](), list[str]()
         for path in sorted(directory.rglob("*")):
             name = path.relative_to(directory).as_posix()
+            if not path.resolve().is_relative_to(inside):
+                raise ValueError(f"{path} is a link to somewhere else; put the file itself there")
             if path.is_dir() or name == CARD or path.name == LOCK_NAME:
                 continue
             if name in names:
@@ -152,6 +155,14 @@ class Publication:
         else:
             runs = {name: folder.parent / name for name in (*MODELS, *SUPERRES)} if self.kind == "bundle" else {}
         return {name: run for name, run in runs.items() if (run / "config.yaml").is_file()}
+
+
+def _reach(directory: Path) -> Path:
+    """The folder that links in `directory` may lead to: itself, or the repository's cache if it was fetched."""
+    root = directory.resolve()
+    if describe(root) == str(root):
+        return root
+    return next(parent.parent for parent in root.parents if parent.name == "snapshots")
 
 
 def _contents(directory: Path) -> tuple[str, set[str], dict[str, Any]]:

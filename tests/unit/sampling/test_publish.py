@@ -73,6 +73,16 @@ def test_files_that_do_not_belong_are_refused(bundle: Path, name: str) -> None:
         Publication.of(bundle)
 
 
+@pytest.mark.parametrize("name", ["README.md", "samples.png", "trunk/config.json", "text.model"])
+def test_links_that_lead_out_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "elsewhere"
+    target.write_bytes((bundle / name).read_bytes() if (bundle / name).exists() else b"secret")
+    (bundle / name).unlink(missing_ok=True)
+    (bundle / name).symlink_to(target)
+    with pytest.raises(ValueError, match=f"{name} is a link to somewhere else"):
+        Publication.of(bundle)
+
+
 def test_a_manifest_cannot_name_other_files(bundle: Path) -> None:
     names = Publication.of(bundle / "trunk").weights.keys()
     (bundle / "secret.txt").write_bytes(b"x")
