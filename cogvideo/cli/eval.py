@@ -1,6 +1,7 @@
 """Measure clips: a model's against real ones by a named protocol, or on the moving-digits benchmark.
 
     cogvideo eval PROTOCOL --real DIR --generated DIR [--network i3d=FILE] [--tokenizer DIR] [--seeds N] [--json FILE]
+    cogvideo eval PROTOCOL --real DIR --tokenizer DIR [--network i3d=FILE]    reconstructed clips in place of generated
     cogvideo eval PROTOCOL --real DIR --model DIR --prompts FILE [--network i3d=FILE] [key=value ...]
     cogvideo eval digits [--model DIR] [--json FILE] [key=value ...]     clips of 200 test captions
     cogvideo eval digits --real [--tokenizer DIR]                        real clips and their reconstructions only
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from cogvideo.evaluation.compare import Comparison
+    from cogvideo.evaluation.lpips import PairNetwork
     from cogvideo.evaluation.measure import Meter
     from cogvideo.evaluation.networks import FeatureNetwork
     from cogvideo.evaluation.protocols import Protocol
@@ -43,6 +45,7 @@ FIXED_SETTINGS = ("seconds", "rounds", "samples_per_prompt")
 DIGITS, LOCAL = "digits", "local"
 NAMES = (
     *("tats-2048x16-128", "styleganv-2048x16", "ucf101-2048", "ucf101-10000", "kinetics600-5to11-64"),
+    *("msrvtt-2990", "msrvtt-59794"),
     *(LOCAL, DIGITS),
 )
 LOCAL_OPTIONS = ("clips", "frames", "stride", "fps", "side", "crop")
@@ -79,7 +82,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="DIR", type=weights, help="image tokenizer: reads tokens, and gives the ceiling"
     )
     parser.add_argument(
-        "--network", metavar="ROLE=FILE", action="append", default=[], help="i3d=FILE or c3d=FILE, TorchScript"
+        "--captions", metavar="FILE", type=Path, help="captions of videos by file name, for CLIPSIM (.csv, .jsonl ...)"
+    )
+    parser.add_argument(
+        "--scores", metavar="FILE", type=Path, help="what `cogvideo score` wrote: adds the tokens' likelihood"
+    )
+    parser.add_argument(
+        "--network",
+        metavar="ROLE=FILE",
+        action="append",
+        default=[],
+        help="i3d, c3d, lpips_alex or lpips_vgg, TorchScript; inception or clip, weights",
     )
     parser.add_argument("--trust-network", action="store_true", help="load unknown files, which run code; is recorded")
     parser.add_argument(
@@ -187,7 +200,9 @@ def _run_protocol(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import device_from
     from cogvideo.distributed import ProcessGroup
     from cogvideo.evaluation.compare import compare
+    from cogvideo.evaluation.likelihood import read_scores
     from cogvideo.evaluation.measure import Meter
+    from cogvideo.evaluation.networks import FeatureNetwork
     from cogvideo.locks import lock_output
 
     _check_options(args)
@@ -202,10 +217,13 @@ def _run_protocol(args: argparse.Namespace) -> None:
         raise ValueError(
             f"a seam at frame {args.seam} needs longer clips; {protocol.name} has {protocol.frames} frames"
         )
+    scores = read_scores(args.scores) if args.scores else None
     device = device_from(args.device)
     given = _open_networks(args, protocol, device)
     protocol = protocol.with_networks({role: network.sha256 for role, network in given.items()})
-    networks = given | (_packaged_networks(args, device) if args.real else {})
+    networks = {role: network for role, network in given.items() if isinstance(network, FeatureNetwork)}
+    pairs = {role: network for role, network in given.items() if not isinstance(network, FeatureNetwork)}
+    networks |= _packaged_networks(args, device) if args.real else {}
     with ExitStack() as stack:
         for file in filter(None, (args.json, args.report)) if processes.rank == 0 else ():
             stack.enter_context(lock_output(file))
@@ -214,14 +232,16 @@ def _run_protocol(args: argparse.Namespace) -> None:
             args.cache.mkdir(parents=True, exist_ok=True)
         cache = args.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         generated, real, tokenizer = _clips(args, protocol, device)
-        meter = Meter(protocol, networks, args.batch, cache, args.seam, processes)
-        result = compare(meter, generated, real, tokenizer, args.seeds)
+        meter = Meter(protocol, networks, args.batch, cache, args.seam, processes, pairs)
+        result = compare(meter, generated, real, tokenizer, args.seeds, scores)
         if processes.rank == 0:
             _write_results(args, result, meter, generated)
     processes.close()
 
 
-def _write_results(args: argparse.Namespace, result: "Comparison", meter: "Meter", generated: "ClipSource") -> None:
+def _write_results(
+    args: argparse.Namespace, result: "Comparison", meter: "Meter", generated: "ClipSource | None"
+) -> None:
     from cogvideo.evaluation.comparison_report import format_comparison, write_report
     from cogvideo.evaluation.packaged_networks import INSTALL, are_installed
     from cogvideo.files import write_json
@@ -229,9 +249,12 @@ def _write_results(args: argparse.Namespace, result: "Comparison", meter: "Meter
     if args.real and args.distances is None and not are_installed():
         result.notes.append(f"appearance and motion distance need their networks: {INSTALL}")
     print(format_comparison(result))
-    origin = describe(args.model or args.generated)
-    sources = {"generated": origin, "generated_kind": generated.kind, "real": str(args.real)}
-    used = {role: {"sha256": network.sha256, "trusted": network.trusted} for role, network in meter.networks.items()}
+    given = args.model or args.generated
+    origin = describe(given) if given else f"{args.real} reconstructed by {describe(args.tokenizer)}"
+    kind = "reconstructed" if generated is None else generated.kind
+    sources = {"generated": origin, "generated_kind": kind, "real": str(args.real)}
+    networks = meter.networks | meter.pair_networks
+    used = {role: {"sha256": network.sha256, "trusted": network.trusted} for role, network in networks.items()}
     if args.json:
         about = {"sources": sources, "seeds": args.seeds, "networks": used}
         write_json(args.json, {**about, **result.to_json()})
@@ -251,11 +274,14 @@ def _check_options(args: argparse.Namespace) -> None:
     """Raises: ValueError for options that do not go together."""
     if args.real is True:
         raise ValueError("--real needs the folder of real clips")
-    if (args.generated is None) == (args.model is None):
-        raise ValueError("give either --generated DIR or --model DIR with --prompts FILE")
+    if (args.generated is None) == (args.model is None) and (args.generated or not (args.real and args.tokenizer)):
+        raise ValueError(
+            "give either --generated DIR or --model DIR with --prompts FILE; or --real DIR and --tokenizer DIR alone, "
+            "to measure reconstructed clips"
+        )
     if args.model and not args.prompts:
         raise ValueError("--model needs --prompts FILE, one prompt per line")
-    if args.generated and (args.prompts or args.overrides or args.config):
+    if not args.model and (args.prompts or args.overrides or args.config):
         raise ValueError("--prompts and settings go with --model; --generated clips are there already")
     if args.model and args.tokenizer:
         raise ValueError("--model has its own image tokenizer; leave out --tokenizer")
@@ -285,31 +311,52 @@ def _protocol(args: argparse.Namespace) -> "Protocol":
 
 def _open_networks(
     args: argparse.Namespace, protocol: "Protocol", device: "torch.device"
-) -> "dict[str, FeatureNetwork]":
+) -> "dict[str, FeatureNetwork | PairNetwork]":
     """Those given, after checking that they are the ones that the protocol needs."""
-    from cogvideo.evaluation.networks import KNOWN, open_network, parse_networks
+    from cogvideo.evaluation.lpips import LPIPS_ROLES
+    from cogvideo.evaluation.networks import KNOWN, parse_networks
 
     files = parse_networks(args.network)
     for role in files:
-        if role not in protocol.roles:
+        if role in LPIPS_ROLES:
+            if not (args.model or args.tokenizer) or args.real is None:
+                raise ValueError(f"--network {role}=: LPIPS is of reconstructed clips; give --real and --tokenizer too")
+        elif role not in protocol.roles:
             raise ValueError(f"--network {role}=: {protocol.name} does not use it; leave it out")
     for role in protocol.roles if protocol.name != LOCAL else ():
         if role not in files:
             known = [f"{entry.name} with SHA-256 {sha256}" for sha256, entry in KNOWN.items() if entry.role == role]
             expected = known[0] if known else "TorchScript, with --trust-network, for no checksum was published"
             raise ValueError(f"{protocol.name} needs --network {role}=FILE: {expected}")
-    if args.real is None and protocol.needs_real and not (protocol.name == LOCAL and set(files) <= {"c3d"}):
+    if args.real is None and protocol.needs_real and not (protocol.name == LOCAL and set(files) <= {"c3d", "clip"}):
         raise ValueError(f"{protocol.name} needs --real DIR: {protocol.data}")
-    return {role: open_network(role, file, device, trust=args.trust_network) for role, file in files.items()}
+    return _open_files(files, device, args.trust_network)
+
+
+def _open_files(
+    files: dict[str, Path], device: "torch.device", trust: bool
+) -> "dict[str, FeatureNetwork | PairNetwork]":
+    from cogvideo.evaluation.lpips import LPIPS_ROLES, PairNetwork, open_pair_network
+    from cogvideo.evaluation.networks import FeatureNetwork, open_network
+    from cogvideo.evaluation.weight_files import WEIGHTS_ROLES, open_weights
+
+    networks: dict[str, FeatureNetwork | PairNetwork] = {}
+    for role, file in files.items():
+        if role in LPIPS_ROLES:
+            networks[role] = open_pair_network(role, file, device, trust=trust)
+        else:
+            opener = open_weights if role in WEIGHTS_ROLES else open_network
+            networks[role] = opener(role, file, device, trust=trust)
+    return networks
 
 
 def _clips(
     args: argparse.Namespace, protocol: "Protocol", device: "torch.device"
-) -> "tuple[ClipSource, ClipSource | None, ImageTokenizer | None]":
+) -> "tuple[ClipSource | None, ClipSource | None, ImageTokenizer | None]":
     """The generated clips, the real ones, and the image tokenizer for the ceiling. What can be wrong is found first."""
     from cogvideo.evaluation.compare import check_tokenizer
     from cogvideo.evaluation.generation import sample_clips
-    from cogvideo.evaluation.sources import open_source
+    from cogvideo.evaluation.sources import open_source, with_captions
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.text import read_prompts
     from cogvideo.tokenizers.image import open_image_tokenizer
@@ -325,7 +372,10 @@ def _clips(
     if tokenizer is not None:
         check_tokenizer(protocol, tokenizer)
         tokenizer.model.to(device)
-    return open_source(args.generated, tokenizer), open_source(args.real, tokenizer) if args.real else None, tokenizer
+    sources = [open_source(folder, tokenizer) if folder else None for folder in (args.generated, args.real)]
+    if args.captions:
+        sources = [source and with_captions(source, args.captions) for source in sources]
+    return sources[0], sources[1], tokenizer
 
 
 def _sample_config(args: argparse.Namespace) -> "SampleConfig":
@@ -338,12 +388,11 @@ def _sample_config(args: argparse.Namespace) -> "SampleConfig":
 
 def _self_test(args: argparse.Namespace) -> int:
     from cogvideo.cli._common import device_from
-    from cogvideo.evaluation.networks import open_network, parse_networks
+    from cogvideo.evaluation.networks import parse_networks
     from cogvideo.evaluation.self_test import run_self_test
 
     device = device_from(args.device)
-    files = parse_networks(args.network)
-    networks = {role: open_network(role, file, device, trust=args.trust_network) for role, file in files.items()}
+    networks = _open_files(parse_networks(args.network), device, args.trust_network)
     wrong = 0
     for check in run_self_test(networks):
         print(check, flush=True)

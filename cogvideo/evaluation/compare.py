@@ -11,17 +11,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cogvideo.evaluation.feature_metrics import inception_score, kernel_distance, precision_and_recall
 from cogvideo.evaluation.frechet import MIN_TO_EXTRAPOLATE, Moments, extrapolate, frechet_distance
+from cogvideo.evaluation.likelihood import TokenScores
+from cogvideo.evaluation.lpips import PairNetwork
 from cogvideo.evaluation.measure import Choice, ChosenClip, Measured, Meter, choose_clips
+from cogvideo.evaluation.networks import FeatureNetwork
 from cogvideo.evaluation.packaged_networks import PACKAGED
-from cogvideo.evaluation.protocols import Protocol, Start
+from cogvideo.evaluation.protocols import NETWORK_OF, WITHOUT_REAL, Protocol, Start
 from cogvideo.evaluation.sources import ClipSource, ReconstructedClip
 from cogvideo.evaluation.statistics import bootstrap_interval
+from cogvideo.evaluation.weight_files import INCEPTION_FEATURES, CaptionNetwork
 from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo.tokenizers.quantise import usage_of_counts
 
+ROLE_OF: dict[str, str] = {
+    **{str(name): role for name, role in NETWORK_OF.items()},
+    **{f"{role}_distance": role for role in PACKAGED},
+}
+"""The network whose features each measure compares."""
 PACKAGED_DISTANCES = {f"{role}_distance": role for role in PACKAGED}
 """Fréchet distances on the features of packaged networks, which any protocol can have."""
 SHOWN_CLIPS = 4
@@ -94,14 +105,16 @@ class _Seed:
 
 def compare(
     meter: Meter,
-    generated: ClipSource,
+    generated: ClipSource | None,
     real: ClipSource | None,
     tokenizer: ImageTokenizer | None = None,
     seeds: int = 1,
+    scores: TokenScores | None = None,
 ) -> Comparison:
     """Measure both sides with every seed, which draws other clips and other starts.
 
-    `tokenizer` gives the ceiling. Of several processes, which all call this, rank 0 has the numbers.
+    `tokenizer` gives the ceiling; without `generated` the reconstructed clips are measured in their place.
+    Of several processes, which all call this, rank 0 has the numbers.
     Raises: ValueError if a side has too few clips, or one that cannot be read.
     """
     if tokenizer is not None:
@@ -110,9 +123,16 @@ def compare(
     if meter.processes.rank:
         return Comparison(meter.protocol)
     result = Comparison(meter.protocol, notes=_notes(meter, generated, real, runs[0]), seam=meter.seam)
-    of_seeds = [_feature_numbers(meter.protocol, run) | _pixel_numbers(run) for run in runs]
+    of_seeds = [
+        _feature_numbers(meter.protocol, run) | _caption_numbers(meter, run) | _pixel_numbers(run) for run in runs
+    ]
     for name in of_seeds[0]:
         result.numbers[name] = _joined([numbers[name] for numbers in of_seeds])
+    if scores is not None:
+        result.numbers["token_nll"] = Number(
+            float(scores.losses.mean()), len(scores.losses), interval=bootstrap_interval(scores.losses)
+        )
+        result.notes.append(f"the tokens' likelihood is of the clips of {scores.origin}")
     result.best, result.worst = _extremes(runs[0])
     return result
 
@@ -137,7 +157,7 @@ def check_count(protocol: Protocol, source: ClipSource, choice: Choice, side: st
 
 
 def _measure(
-    meter: Meter, generated: ClipSource, real: ClipSource | None, tokenizer: ImageTokenizer | None, seed: int
+    meter: Meter, generated: ClipSource | None, real: ClipSource | None, tokenizer: ImageTokenizer | None, seed: int
 ) -> _Seed:
     protocol = meter.protocol
     count = protocol.clips
@@ -145,20 +165,27 @@ def _measure(
     def choose(source: ClipSource, start: Start, wanted: int | None) -> Choice:
         return choose_clips(source, protocol, start, wanted, seed, meter.processes)
 
-    ours = choose(generated, protocol.generated_start, count)
+    ours = None if generated is None else choose(generated, protocol.generated_start, count)
     theirs = None
     if real is not None:
         # Twice as many, so that the other half shows the floor.
         theirs = choose(real, protocol.real_start, None if count is None else 2 * count)
-        count = min(len(ours.clips), len(theirs.clips)) if count is None else count
-    count = len(ours.clips) if count is None else count
-    check_count(protocol, generated, ours, "generated", count)
+        if count is None:
+            # reconstructed clips are as many as can have a floor of as many
+            count = len(theirs.clips) // 2 if ours is None else min(len(ours.clips), len(theirs.clips))
+    if count is None:
+        count = 0 if ours is None else len(ours.clips)
+    if generated is not None and ours is not None:
+        check_count(protocol, generated, ours, "generated", count)
     if real is not None and theirs is not None:
         check_count(protocol, real, theirs, "real", count)
     rng = np.random.default_rng((seed, 0xF10A))
-    ours = _subset(ours, rng.permutation(len(ours.clips))[:count])
-    generated_set = meter.measure(ours, "generated clips")
+    generated_set = None
+    if ours is not None:
+        ours = _subset(ours, rng.permutation(len(ours.clips))[:count])
+        generated_set = meter.measure(ours, "generated clips")
     if theirs is None:
+        assert ours is not None and generated_set is not None, "there is nothing to measure"
         return _Seed(generated_set, None, None, None, ours)
     order = rng.permutation(len(theirs.clips))
     first, second = _subset(theirs, order[:count]), _subset(theirs, order[count : 2 * count])
@@ -170,6 +197,9 @@ def _measure(
             ChosenClip(ReconstructedClip(clip, tokenizer, meter.prepare), indices) for clip, indices in first.clips
         ]
         reconstructed = meter.measure(Choice(copies, 0), "reconstructed clips", first.clips)
+        if ours is None:
+            return _Seed(reconstructed, real_set, other, reconstructed, Choice(copies, 0))
+    assert ours is not None and generated_set is not None, "reconstructed clips need a tokenizer"
     return _Seed(generated_set, real_set, other, reconstructed, ours)
 
 
@@ -193,7 +223,7 @@ def _feature_numbers(protocol: Protocol, run: _Seed) -> dict[str, Number]:
     floor_count = len(left)
     distances = [name for name, role in PACKAGED_DISTANCES.items() if role in real.features]
     for metric in (*protocol.metrics, *distances):
-        if metric == "is":
+        if metric in WITHOUT_REAL:
             continue
         values = [
             _distances(protocol, metric, *pair)
@@ -215,16 +245,68 @@ def _distances(protocol: Protocol, metric: str, real: Measured, other: Measured 
     """A measure's values by name; None if there is nothing to compare, or too few clips."""
     if other is None or min(len(real), len(other)) < 2:
         return None
-    role = PACKAGED_DISTANCES.get(metric, "i3d")
+    role = ROLE_OF[metric]
     x, y = real.features[role], other.features[role]
-    if metric == "fvd" or metric in PACKAGED_DISTANCES:
+    if role == "inception":  # of pictures
+        x, y = (values.reshape(-1, INCEPTION_FEATURES) for values in (x, y))
+    if metric in ("fvd", "fid") or metric in PACKAGED_DISTANCES:
         return {metric: frechet_distance(Moments.of(x), Moments.of(y), protocol.divisor)}
-    if metric == "kvd":
-        return {"kvd": kernel_distance(x, y)}
+    if metric in ("kvd", "kid"):
+        return {metric: kernel_distance(x, y)}
     if min(len(x), len(y)) <= 3:
         return None
     precision, recall = precision_and_recall(x, y)
-    return {"precision": precision, "recall": recall}
+    prefix = "frame_" if role == "inception" else ""
+    return {f"{prefix}precision": precision, f"{prefix}recall": recall}
+
+
+def _caption_numbers(meter: Meter, run: _Seed) -> dict[str, Number]:
+    """CLIPSIM of one seed, and what it is with the captions of other clips in place of a clip's own."""
+    network = meter.networks.get("clip")
+    if "clipsim" not in meter.protocol.metrics or not isinstance(network, CaptionNetwork):
+        return {}
+    sets = [
+        None if part is None or None in part.captions else caption_similarities(network, part)
+        for part in (run.generated, run.real, run.reconstructed)
+    ]
+    if sets[0] is None:
+        missing = next(name for name, text in zip(run.generated.names, run.generated.captions, strict=True) if not text)
+        raise ValueError(f"CLIPSIM needs captions, and {missing} has none; give --captions FILE")
+    numbers = {}
+    for row, name in enumerate(("clipsim", "clipsim_shuffled")):
+        values = [None if one is None or one[row] is None else one[row] for one in sets]
+        clips, floor, ceiling = values
+        if clips is not None:
+            numbers[name] = Number(
+                float(clips.mean()),
+                len(clips),
+                interval=bootstrap_interval(clips),
+                floor=None if floor is None else float(floor.mean()),
+                floor_count=None if floor is None else len(floor),
+                ceiling=None if ceiling is None else float(ceiling.mean()),
+            )
+    return numbers
+
+
+def caption_similarities(
+    network: CaptionNetwork, clips: Measured
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Per clip, the mean cosine of its frames with its caption, and with those of all clips whose captions differ.
+
+    The latter is the mean over all ways to shuffle captions; None if all captions are equal.
+    """
+    captions = [caption or "" for caption in clips.captions]
+    texts = sorted(set(captions))
+    places = {text: row for row, text in enumerate(texts)}
+    rows = np.array([places[caption] for caption in captions])
+    known = network.caption_features(texts).astype(np.float64)
+    features = clips.features["clip"].astype(np.float64)
+    own = (features * known[rows]).sum(axis=1)
+    counts = np.bincount(rows, minlength=len(texts))
+    others = len(rows) - counts[rows]
+    if not others.all():
+        return own, None
+    return own, (features @ (counts @ known) - counts[rows] * own) / others
 
 
 def _inception(protocol: Protocol, clips: Measured) -> float:
@@ -236,7 +318,10 @@ def _pixel_numbers(run: _Seed) -> dict[str, Number]:
     """Means over clips, of one seed; their floors and ceilings are the values of real and of reconstructed clips."""
     numbers: dict[str, Number] = {}
     real, reconstructed = run.real, run.reconstructed
+    real_names = (run.generated if real is None else real).pixels  # those of pairs come after
     for name, values in run.generated.pixels.items():
+        if name not in real_names:
+            continue
         finite = values[np.isfinite(values)]
         numbers[name] = Number(
             _mean(values),
@@ -248,10 +333,14 @@ def _pixel_numbers(run: _Seed) -> dict[str, Number]:
         )
     if reconstructed is None:
         return numbers
-    for name in ("psnr", "ssim"):
+    for name in reconstructed.pixels.keys() - real_names.keys():
         clips = reconstructed.pixels[name]
         finite = clips[np.isfinite(clips)]  # a clip that comes back exactly has no PSNR
         numbers[f"reconstructed_{name}"] = Number(_mean(clips), len(finite), interval=bootstrap_interval(finite))
+    if reconstructed.codes is not None:
+        used, perplexity = usage_of_counts(torch.from_numpy(reconstructed.codes))
+        numbers["codebook_used"] = Number(float(used), len(reconstructed))
+        numbers["codebook_perplexity"] = Number(float(perplexity), len(reconstructed))
     return numbers
 
 
@@ -304,13 +393,16 @@ def _extremes(run: _Seed) -> tuple[list[tuple[ChosenClip, float]], list[tuple[Ch
     return shown[:SHOWN_CLIPS], shown[SHOWN_CLIPS:][-SHOWN_CLIPS:][::-1]
 
 
-def _notes(meter: Meter, generated: ClipSource, real: ClipSource | None, run: _Seed) -> list[str]:
+def _notes(meter: Meter, generated: ClipSource | None, real: ClipSource | None, run: _Seed) -> list[str]:
     notes = []
-    if generated.lossy:
+    if generated is None:
+        notes.append("no generated clips were given: all values are those of the reconstructed real clips")
+    elif generated.lossy:
         notes.append("the generated clips are video files: lossy coding moves every number; give tokens or pictures")
-    if real is not None and real.origin == generated.origin:
+    if real is not None and generated is not None and real.origin == generated.origin:
         notes.append("the real and the generated clips are one folder, so these numbers say nothing")
-    for network in meter.networks.values():
+    used: list[FeatureNetwork | PairNetwork] = [*meter.networks.values(), *meter.pair_networks.values()]
+    for network in used:
         if network.trusted:
             notes.append(f"the {network.role} network is not a known one (SHA-256 {network.sha256})")
     if real is not None and run.other_real is None and meter.networks:

@@ -23,7 +23,8 @@ class PredictedClip(Clip):
     """A generated clip whose first frames are those of a real one, at the generated frames' size."""
 
     def __init__(self, generated: Clip, given: ChosenClip, protocol: Protocol) -> None:
-        self._generated, self._given, self._protocol, self.name = generated, given, protocol, generated.name
+        self._generated, self._given, self._protocol = generated, given, protocol
+        self.name, self.caption = generated.name, generated.caption
 
     @property
     def num_frames(self) -> int:
@@ -75,7 +76,8 @@ def sample_clips(
     with progress(tokens_to_draw, "sampling", "tokens") as bar:
         *_, last = pipeline.stages(keys, encoded, config, previous_frames=previous, progress=bar.update)
     names = [f"{number:05d} {key.caption}" for number, key in enumerate(keys)]
-    source = clips_of_tokens(last.tokens, seconds, names, pipeline.image_tokenizer, "the model")
+    captions = [key.caption for key in keys]
+    source = clips_of_tokens(last.tokens, seconds, names, pipeline.image_tokenizer, "the model", captions)
     if previous is None:
         return source
     pairs = zip(source.clips, chosen, strict=True)

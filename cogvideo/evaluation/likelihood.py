@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.published_rows import PublishedRows
@@ -27,11 +28,15 @@ from cogvideo.model.plan import Plan
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import TEXT_MULTIPLE, Batch, frame_inputs
 from cogvideo.sequence.prompt import NO_LIMIT, PromptFormat, left_pad
+from cogvideo.tensor_file import read_header
 from cogvideo.tokenizers.records import TokenizerRecords
 from cogvideo.tokenizers.text import open_text_tokenizer
 
 CHUNK_ROWS = 2048
 """Rows whose logits are in memory at once: 160 MB at 20,000 image tokens."""
+
+LEARNED_FRAMES = "learned_frames"
+"""Key of the file's metadata: a JSON list of the frames whose losses are likelihoods."""
 
 Floats = NDArray[np.float32]
 
@@ -170,13 +175,14 @@ def score_clips(
     Returns the means per frame; `progress` is called with the number of clips of each batch.
     """
     config = model.config
+    learned = json.dumps(list(config.layout.supervised_frames))
     shapes: dict[str, tuple[int, ...]] = {"losses": (count, config.num_frames, config.frame_len)}
     if logits:
         shapes["logits"] = (count, config.layout.num_slots, config.vocabulary.num_image_tokens)
     install_kernels(model)
     plan = model.plan_clip(model.word_embeddings.weight.device)
     means = FrameMeans(config.num_frames)
-    with open_score_file(path, shapes) as arrays:
+    with open_score_file(path, shapes, {LEARNED_FRAMES: learned}) as arrays:
         for start in range(0, count, batch_size):
             rows = range(start, min(start + batch_size, count))
             logits_out = arrays["logits"][start : rows.stop] if logits else None
@@ -187,8 +193,41 @@ def score_clips(
     return means
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """What `cogvideo score` found, clip by clip."""
+
+    origin: str
+    losses: NDArray[np.float64]
+    """(clips,): mean negative log-likelihood per token of the learned frames, in nats."""
+
+
+def read_scores(path: Path) -> TokenScores:
+    """Raises: OSError; ValueError for a file that `score_clips` did not write, or values that are no likelihoods."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; expected one that `cogvideo score` wrote")
+    read_header(path)
+    try:
+        with safe_open(path, "numpy") as file:
+            learned = json.loads((file.metadata() or {}).get(LEARNED_FRAMES, "null"))
+            losses = file.get_tensor("losses") if "losses" in file.keys() else None  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({str(error)[:200]}); score again") from None
+    if learned is None or losses is None:
+        raise ValueError(f"{path} does not say which frames are learned; write it by this version of `cogvideo score`")
+    fits = losses.ndim == 3 and losses.size and isinstance(learned, list) and learned
+    if not fits or not all(isinstance(frame, int) and 0 <= frame < losses.shape[1] for frame in learned):
+        raise ValueError(f"{path} holds losses {list(losses.shape)} of frames {learned}; score again")
+    values = losses[:, learned].astype(np.float64).mean(axis=(1, 2))
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(f"{path} holds values that are no likelihoods; score again")
+    return TokenScores(str(path), values)
+
+
 @contextmanager
-def open_score_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[dict[str, Floats]]:
+def open_score_file(
+    path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = None
+) -> Iterator[dict[str, Floats]]:
     """Write a safetensors file of float32 arrays of these shapes: yields memory maps to fill.
 
     Memory is needed for one batch only, however many clips there are. The file appears when it is complete.
@@ -196,7 +235,10 @@ def open_score_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[
     # Arrays lie end to end after the header: `spans` holds each one's first and last byte, as the format wants.
     ends = np.cumsum([4 * math.prod(shape) for shape in shapes.values()]).tolist()
     spans = dict(zip(shapes, zip([0, *ends], ends, strict=False), strict=True))
-    header = {n: {"dtype": "F32", "shape": list(shapes[n]), "data_offsets": list(spans[n])} for n in shapes}
+    header: dict[str, object] = {
+        n: {"dtype": "F32", "shape": list(shapes[n]), "data_offsets": list(spans[n])} for n in shapes
+    }
+    header |= {} if metadata is None else {"__metadata__": metadata}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary:

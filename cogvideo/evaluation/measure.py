@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from cogvideo.distributed import ProcessGroup
 from cogvideo.evaluation import pixel_metrics
+from cogvideo.evaluation.lpips import PairNetwork
 from cogvideo.evaluation.networks import FeatureNetwork
-from cogvideo.evaluation.packaged_networks import PACKAGED
+from cogvideo.evaluation.packaged_networks import TAKES_PIXELS
 from cogvideo.evaluation.pixel_metrics import DRIFT_FRAMES, FROZEN_MOTION
 from cogvideo.evaluation.preprocessing import choose_frames, network_input, resize_frames, to_bytes
 from cogvideo.evaluation.protocols import Protocol, Start
-from cogvideo.evaluation.sources import Clip, ClipSource, Frames
+from cogvideo.evaluation.sources import Clip, ClipSource, Frames, ReconstructedClip
+from cogvideo.evaluation.warp import warp_residual
 from cogvideo.files import atomic_write, read_npz
 from cogvideo.locks import InUseError, lock_output, remove_dead_lock
 from cogvideo.logs import progress
@@ -33,6 +35,8 @@ from cogvideo.logs import progress
 CACHE_BYTES = 1 << 30
 CHUNK = 64
 """Clips per file of the cache: what an interruption costs at most, in each process."""
+CACHE_VERSION = 2
+"""Raised when what is kept of a clip changes."""
 ALONE = ProcessGroup()
 
 
@@ -67,6 +71,9 @@ class Measured:
     """(clips, d) by the network's role."""
     pixels: dict[str, NDArray[np.float64]]
     """(clips,) by measure; NaN where a clip has no value."""
+    captions: tuple[str | None, ...] = ()
+    codes: NDArray[np.int64] | None = None
+    """(codes of the image tokenizer,): how often each occurs in reconstructed clips; None for other sets."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,16 +82,20 @@ class Measured:
     def joined(cls, parts: Sequence[Measured]) -> Measured:
         """Several sets that were measured alike, one after the other."""
         first = parts[0]
+        codes = [part.codes for part in parts if part.codes is not None]
         return cls(
             [name for part in parts for name in part.names],
             {role: np.concatenate([part.features[role] for part in parts]) for role in first.features},
             {name: np.concatenate([part.pixels[name] for part in parts]) for name in first.pixels},
+            tuple(caption for part in parts for caption in part.captions),
+            None if not codes else np.sum(codes, axis=0),
         )
 
     def part(self, rows: slice | NDArray[np.int64]) -> Measured:
         names = np.array(self.names, dtype=object)[rows].tolist()
         features = {role: values[rows] for role, values in self.features.items()}
-        return Measured(names, features, {name: values[rows] for name, values in self.pixels.items()})
+        captions = tuple(np.array(self.captions, dtype=object)[rows].tolist())
+        return Measured(names, features, {name: values[rows] for name, values in self.pixels.items()}, captions)
 
 
 def choose_clips(
@@ -138,6 +149,8 @@ class Meter:
     seam: int | None = None
     """Index of the frame that a continued clip begins with."""
     processes: ProcessGroup = ALONE
+    pair_networks: dict[str, PairNetwork] = field(default_factory=dict)
+    """LPIPS, by role, for clips with references."""
 
     def measure(self, choice: Choice, what: str, references: Sequence[ChosenClip] | None = None) -> Measured:
         """Read and measure clips; `what` they are called in the progress bar.
@@ -145,7 +158,8 @@ class Meter:
         Clips are measured `CHUNK` at a time, and kept in the cache so. Several processes measure every so many chunks
         each, and read each other's once all are there.
 
-        `references`, one per clip, adds PSNR and SSIM. Raises: ValueError, OSError for a clip that cannot be read.
+        `references`, one per clip, adds PSNR, SSIM and LPIPS.
+        Raises: ValueError, OSError for a clip that cannot be read.
         """
         if self.cache is None and self.processes.size > 1:
             raise ValueError("several processes share what they measured in a folder; give one as the cache")
@@ -189,10 +203,16 @@ class Meter:
     ) -> Measured:
         features: dict[str, list[NDArray[np.float32]]] = {role: [] for role in self.networks}
         rows: list[dict[str, float]] = []
+        codes: NDArray[np.int64] | None = None
         for first in range(0, len(choice.clips), self.batch):
             batch = []
             for number, (clip, indices) in enumerate(choice.clips[first : first + self.batch], first):
-                pixels = self._prepared(clip, indices)
+                if isinstance(clip, ReconstructedClip):
+                    shown, counts = clip.reconstruct(indices)
+                    pixels = self.prepare(shown)
+                    codes = counts if codes is None else codes + counts
+                else:
+                    pixels = self._prepared(clip, indices)
                 batch.append(pixels)
                 frames = to_bytes(pixels)
                 row = self._pixel_row(frames, None if clip.seconds is None else clip.seconds[indices])
@@ -200,16 +220,19 @@ class Meter:
                     original = to_bytes(self._prepared(*references[number]))
                     row["psnr"] = pixel_metrics.psnr(frames, original)
                     row["ssim"] = pixel_metrics.ssim(frames, original)
+                    row |= {role: network.distance(frames, original) for role, network in self.pair_networks.items()}
                 rows.append(row)
             for role, network in self.networks.items():
                 clips = torch.stack([network_input(self.protocol, pixels, role) for pixels in batch])
-                prepare = self.protocol.network_prepares and role not in PACKAGED
+                prepare = self.protocol.network_prepares and role not in TAKES_PIXELS
                 features[role].append(network.features(clips, prepare=prepare))
             update(len(batch))
         return Measured(
             [clip.name for clip, _ in choice.clips],
             {role: np.concatenate(parts) for role, parts in features.items()},
             {name: np.array([row[name] for row in rows]) for name in rows[0]},
+            tuple(clip.caption for clip, _ in choice.clips),
+            codes,
         )
 
     def frames(self, chosen: ChosenClip) -> Frames:
@@ -231,6 +254,7 @@ class Meter:
                 values["motion_at_fps"] = pixel_metrics.motion(frames, seconds, self.protocol.motion_fps)
         values["frozen"] = float(moved < FROZEN_MOTION)
         values["flicker"] = pixel_metrics.flicker(frames)
+        values["warp_residual"] = warp_residual(frames, FROZEN_MOTION)
         for distance in [distance for distance in DRIFT_FRAMES if distance < self.protocol.frames]:
             values[f"drift_{distance}"] = pixel_metrics.drift(frames, distance)
         if self.seam is not None:
@@ -238,22 +262,27 @@ class Meter:
         return {name: float("nan") if value is None else value for name, value in values.items()}
 
     def _key(self, choice: Choice, has_references: bool) -> str:
-        networks = sorted((role, network.sha256) for role, network in self.networks.items())
-        parts = (self.protocol.hash, networks, self.seam, has_references, choice.digest)
+        used = self.networks | self.pair_networks
+        networks = sorted((role, network.sha256) for role, network in used.items())
+        parts = (CACHE_VERSION, self.protocol.hash, networks, self.seam, has_references, choice.digest)
         return f"{self.protocol.hash}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"
 
 
 def _to_arrays(measured: Measured) -> dict[str, Any]:
-    features: dict[str, Any] = {f"features_{role}": values for role, values in measured.features.items()}
-    return {**features, **{f"pixels_{name}": values for name, values in measured.pixels.items()}}
+    arrays: dict[str, Any] = {f"features_{role}": values for role, values in measured.features.items()}
+    arrays |= {f"pixels_{name}": values for name, values in measured.pixels.items()}
+    return arrays if measured.codes is None else {**arrays, "codes": measured.codes}
 
 
 def _from_arrays(arrays: dict[str, NDArray[np.float64]], choice: Choice) -> Measured | None:
-    """None unless every array has one row per clip."""
+    """None unless every array but the codes has one row per clip."""
+    codes = arrays.pop("codes", None)
     if not arrays or any(len(values) != len(choice.clips) for values in arrays.values()):
         return None
     return Measured(
         [clip.name for clip, _ in choice.clips],
         {name.removeprefix("features_"): v.astype(np.float32) for name, v in arrays.items() if "features_" in name},
         {name.removeprefix("pixels_"): v for name, v in arrays.items() if "pixels_" in name},
+        tuple(clip.caption for clip, _ in choice.clips),
+        None if codes is None else codes.astype(np.int64),
     )

@@ -1,4 +1,4 @@
-"""Feature networks as TorchScript files that the user gives; these are code, so a file is hashed before it is loaded.
+"""Feature networks from files that the user gives: hashed before anything is loaded, since TorchScript is code.
 
 A file whose SHA-256 is not in KNOWN is refused unless the user trusts it, and results then say so. Every network is
 tried on fixed inputs before it is used. Nothing is downloaded.
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from cogvideo.logs import is_out_of_memory
 
-Role = Literal["i3d", "c3d"]
+Role = Literal["i3d", "c3d", "inception", "clip", "lpips_alex", "lpips_vgg"]
 ROLES: tuple[str, ...] = get_args(Role)
 MAX_BYTES = 2 << 30
 PROBE_FRAMES = 16
-PROBE_SIDES = {"i3d": 224, "c3d": 112}
+PROBE_SIDES = {"i3d": 224, "c3d": 112, "inception": 64, "clip": 64}
 """Pixels; a network with a dense layer takes no other size."""
 OWN_PREPARATION = ("rescale", "resize")
 """Arguments of networks that turn pixels from 0 to 255 of any size into their own range and size."""
@@ -50,16 +50,20 @@ class KnownNetwork:
     name: str
     size: int
     """Bytes."""
-    width: int
-    """Features per clip."""
-    reference: ReferenceOutput | None
+    width: int | None = None
+    """Features per clip; None: those of the network that the weights are loaded into."""
+    reference: ReferenceOutput | None = None
 
 
 I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 KNOWN: dict[str, KnownNetwork] = {
     I3D_SHA256: KnownNetwork("i3d", "i3d_torchscript.pt", 51_235_320, 400, ReferenceOutput(151.256, 30)),
+    INCEPTION_SHA256: KnownNetwork("inception", "weights-inception-2015-12-05-6726825d.pth", 95_628_359),
+    CLIP_SHA256: KnownNetwork("clip", "ViT-B-32.pt", 353_976_522),
 }
-"""By SHA-256. No checksum of C3D's file has been published, so it is always one to trust."""
+"""By SHA-256. No checksums of C3D's and LPIPS's files have been published, so they are always ones to trust."""
 
 
 class FeatureNetwork:
@@ -96,7 +100,7 @@ class FeatureNetwork:
                 raise
             reason = " ".join(str(error).split())[-200:]
             raise ValueError(f"the {self.role} network fails on clips of {list(clips.shape)} ({reason})") from None
-        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(clips):
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(clips) or not output.shape[1]:
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"the {self.role} network answers {len(clips)} clips with {got}; expected one row per clip"
@@ -124,14 +128,13 @@ def parse_networks(words: list[str]) -> dict[str, Path]:
     return files
 
 
-def open_network(role: str, path: Path, device: torch.device, *, trust: bool = False) -> FeatureNetwork:
-    """Hash a file, load it, and try it on fixed inputs.
+def read_network_file(role: str, path: Path, *, trust: bool) -> tuple[bytes, str, KnownNetwork | None]:
+    """A file's bytes, their SHA-256, and what it is known as, before any of it is loaded.
 
-    Raises: OSError; ValueError, before anything is loaded, for an unknown file without `trust`; ValueError for a file
-    that is no TorchScript, or a network that does not answer as it should.
+    Raises: OSError; ValueError for an unknown file without `trust`, one of another role, or none of a network's size.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file; expected a network of torch.jit.save")
+        raise ValueError(f"{path} is no regular file; expected a network")
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -143,11 +146,22 @@ def open_network(role: str, path: Path, device: torch.device, *, trust: bool = F
     if known is None and not trust:
         names = ", ".join(f"{entry.name} ({entry.size} bytes)" for entry in KNOWN.values() if entry.role == role)
         expected = names or "none whose checksum was published"
+        code = "" if role in ("inception", "clip") else "It runs code: "
         raise ValueError(
             f"{path} has {len(data)} bytes and SHA-256 {sha256}, no known {role} network; known: {expected}. "
-            f"It runs code: if you know where it is from, {TRUST}"
+            f"{code}if you know where it is from, {TRUST}"
         )
-    network = FeatureNetwork(role, sha256, _load(data, path), device, trusted=known is None)
+    return data, sha256, known
+
+
+def open_network(role: str, path: Path, device: torch.device, *, trust: bool = False) -> FeatureNetwork:
+    """Hash a file of TorchScript, load it, and try it on fixed inputs.
+
+    Raises: OSError; ValueError, before anything is loaded, for an unknown file without `trust`; ValueError for a file
+    that is no TorchScript, or a network that does not answer as it should.
+    """
+    data, sha256, known = read_network_file(role, path, trust=trust)
+    network = FeatureNetwork(role, sha256, load_torchscript(data, path), device, trusted=known is None)
     try:
         problem = _find_fault(network, known)
     except ValueError as error:
@@ -166,8 +180,8 @@ def black_and_white_distance(network: FeatureNetwork, reference: ReferenceOutput
     return float(((low - high) ** 2).sum())
 
 
-def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | None:
-    """What a network gets wrong that another machine or another file gets right; None if nothing.
+def check_answers(network: FeatureNetwork, scale: float = 1.0, offset: float = 0.0) -> int:
+    """Try a network on two clips of noise, from -1 to 1 times `scale` plus `offset`; returns its features per clip.
 
     Raises: ValueError if it is of no use at all.
     """
@@ -176,15 +190,27 @@ def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | No
     noise = rng.random((2, 3, PROBE_FRAMES, side, side), np.float32)
     clips = torch.from_numpy(noise * 2 - 1)
     clips[1] *= 0.1
+    clips = clips * scale + offset
     together, alone = network.features(clips), network.features(clips[1:])
-    if not np.allclose(together[1], alone[0], rtol=1e-2, atol=1e-3 * float(np.abs(alone).max())):
+    if together.shape[1] != alone.shape[1] or not np.allclose(
+        together[1], alone[0], rtol=1e-2, atol=1e-3 * float(np.abs(alone).max())
+    ):
         raise ValueError(f"the {network.role} network answers a clip differently beside another one")
     if np.allclose(together[0], together[1], rtol=1e-6, atol=0):
         raise ValueError(f"the {network.role} network answers different clips with the same features")
+    return together.shape[1]
+
+
+def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | None:
+    """What a network gets wrong that another machine or another file gets right; None if nothing.
+
+    Raises: ValueError if it is of no use at all.
+    """
+    width = check_answers(network)
     if known is None:
         return None
-    if together.shape[1] != known.width:
-        raise ValueError(f"{known.name} answers with {together.shape[1]} features, expected {known.width}")
+    if known.width is not None and width != known.width:
+        raise ValueError(f"{known.name} answers with {width} features, expected {known.width}")
     if known.reference is not None:
         got, expected = black_and_white_distance(network, known.reference), known.reference.squared_distance
         if abs(got - expected) > known.reference.tolerance * expected:
@@ -192,7 +218,7 @@ def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | No
     return None
 
 
-def _load(data: bytes, path: Path) -> Any:
+def load_torchscript(data: bytes, path: Path) -> Any:
     """The TorchScript module in these bytes, which are those that were hashed. Raises: ValueError."""
     try:
         with warnings.catch_warnings():

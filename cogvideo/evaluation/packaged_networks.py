@@ -255,6 +255,10 @@ PACKAGED: dict[str, PackagedNetwork] = {
 """By role. Another file, or a change of how frames are prepared for a network, gets another role's name."""
 
 
+TAKES_PIXELS = frozenset((*PACKAGED, "inception", "clip"))
+"""Networks that take frames of any size, from 0 to 255."""
+
+
 def are_installed() -> bool:
     """Whether the packages of both networks are there."""
     return all(network.path is not None for network in PACKAGED.values())

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cogvideo.evaluation.packaged_networks import PACKAGED
+from cogvideo.evaluation.packaged_networks import TAKES_PIXELS
 from cogvideo.evaluation.pixel_metrics import frames_at_rate
 from cogvideo.evaluation.protocols import Crop, Filter, Protocol, Start
 
@@ -67,9 +67,9 @@ def bilinear(pixels: Tensor, rows: int, columns: int) -> Tensor:
 def network_input(protocol: Protocol, pixels: Tensor, role: str) -> Tensor:
     """Frames (n, 3, side, side) 0 to 255 -> (3, n, network side, network side) in the protocol's range.
 
-    Left as they are for a network that prepares pixels itself, by the protocol or as the packaged ones do.
+    Left as they are for a network that prepares pixels itself, by the protocol or always.
     """
-    if not protocol.network_prepares and role not in PACKAGED:
+    if not protocol.network_prepares and role not in TAKES_PIXELS:
         side = protocol.network_side(role)
         pixels = bilinear(pixels, side, side)
         pixels = protocol.low + pixels / 255 * (protocol.high - protocol.low)

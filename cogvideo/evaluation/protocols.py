@@ -9,18 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cogvideo.evaluation.frechet import Divisor
-from cogvideo.evaluation.networks import I3D_SHA256
+from cogvideo.evaluation.networks import CLIP_SHA256, I3D_SHA256, Role
 
 Start = Literal["first", "random"]
 Crop = Literal["center", "squash"]
 Filter = Literal["bilinear", "lanczos"]
-FeatureMetric = Literal["fvd", "kvd", "precision_recall", "is"]
-NETWORK_OF: dict[FeatureMetric, str] = {"fvd": "i3d", "kvd": "i3d", "precision_recall": "i3d", "is": "c3d"}
+FeatureMetric = Literal["fvd", "kvd", "precision_recall", "is", "fid", "kid", "frame_precision_recall", "clipsim"]
+NETWORK_OF: dict[FeatureMetric, str] = {
+    **{"fvd": "i3d", "kvd": "i3d", "precision_recall": "i3d", "is": "c3d", "clipsim": "clip"},
+    **{"fid": "inception", "kid": "inception", "frame_precision_recall": "inception"},
+}
+WITHOUT_REAL = ("is", "clipsim")
+"""Metrics of generated clips alone."""
 HASH_DIGITS = 12
 NOT_HASHED = ("name", "about", "data")
+HASHED_IF_SET = ("inception_sha256", "clip_sha256", "lpips_alex_sha256", "lpips_vgg_sha256")
+"""Later fields, without which the hash of a protocol is what it was."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,11 @@ class Protocol:
     i3d_sha256: str | None = I3D_SHA256
     c3d_sha256: str | None = None
     """None: no checksum was published; the hash of the file in use takes its place."""
+    inception_sha256: str | None = None
+    clip_sha256: str | None = None
+    lpips_alex_sha256: str | None = None
+    lpips_vgg_sha256: str | None = None
+    """Of the files in use; None: not used."""
     motion_fps: float = 4.0
     """Frames per second at which the amount of motion is measured."""
     rules: int = 1
@@ -78,7 +90,11 @@ class Protocol:
     @property
     def hash(self) -> str:
         """12 hex digits over all fields but names and descriptions."""
-        values = {key: value for key, value in asdict(self).items() if key not in NOT_HASHED}
+        values = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in NOT_HASHED and not (key in HASHED_IF_SET and value is None)
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]
 
     @property
@@ -88,7 +104,7 @@ class Protocol:
 
     @property
     def needs_real(self) -> bool:
-        return any(metric != "is" for metric in self.metrics) or not self.metrics
+        return any(metric not in WITHOUT_REAL for metric in self.metrics) or not self.metrics
 
     def network_side(self, role: str) -> int:
         """Height and width in pixels that a network reads."""
@@ -97,7 +113,7 @@ class Protocol:
     def with_networks(self, sha256: dict[str, str]) -> Protocol:
         """With the networks in use, by role; the metrics of those not given are left out."""
         metrics = tuple(metric for metric in self.metrics if NETWORK_OF[metric] in sha256)
-        hashes = {f"{role}_sha256": sha256.get(role) for role in ("i3d", "c3d")}
+        hashes = {f"{role}_sha256": sha256.get(role) for role in get_args(Role)}
         return replace(self, metrics=metrics, **hashes)  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
@@ -105,6 +121,7 @@ class Protocol:
 
 
 UCF101 = "the videos of UCF-101's train split 1 (9,537 .avi), from https://www.crcv.ucf.edu/data/UCF101.php"
+MSRVTT = "none: the score looks at generated clips and their captions, those of MSR-VTT's test split"
 KINETICS600 = "the videos of Kinetics-600's test split, from https://github.com/cvdfoundation/kinetics-dataset"
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -156,13 +173,28 @@ PROTOCOLS: dict[str, Protocol] = {
             split="test",
             side=64,
         ),
+        *(
+            Protocol(
+                name=f"msrvtt-{captions}",
+                about=f"MSR-VTT zero-shot CLIPSIM, one clip for {which} of the test split's 2,990 videos: mean cosine "
+                "of captions and frames under OpenAI's ViT-B/32. 16 frames at 224 px are our choice",
+                data=MSRVTT,
+                metrics=("clipsim",),
+                clips=captions,
+                split="test",
+                side=224,
+                i3d_sha256=None,
+                clip_sha256=CLIP_SHA256,
+            )
+            for captions, which in ((2990, "one caption"), (59_794, "each of the 59,794 captions"))
+        ),
     )
 }
 LOCAL = Protocol(
     name="local",
     about="your own data, any number of clips",
     data="any videos",
-    metrics=("fvd", "kvd", "precision_recall", "is"),
+    metrics=tuple(NETWORK_OF),
     clips=None,
     split="yours",
 )

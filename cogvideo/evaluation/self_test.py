@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cogvideo.evaluation.frechet import Moments, frechet_distance
+from cogvideo.evaluation.lpips import PairNetwork
 from cogvideo.evaluation.networks import KNOWN, FeatureNetwork, black_and_white_distance
 from cogvideo.evaluation.pixel_metrics import psnr, ssim
 
@@ -35,7 +36,7 @@ class Check(NamedTuple):
         return f"{verdict:<6}{self.name}: {self.got:.9g}, expected {self.expected:.9g} ± {self.tolerance:g}"
 
 
-def run_self_test(networks: dict[str, FeatureNetwork]) -> Iterator[Check]:
+def run_self_test(networks: Mapping[str, FeatureNetwork | PairNetwork]) -> Iterator[Check]:
     """Yield each check as it is done."""
     yield Check("Fréchet distance of Gaussians", _of_gaussians(), ANALYTIC, 1e-9)
     same = Moments.of(np.random.default_rng(0).normal(size=(16, 400)))
@@ -45,7 +46,7 @@ def run_self_test(networks: dict[str, FeatureNetwork]) -> Iterator[Check]:
     yield Check("SSIM of black and white", ssim(black, white), 9.9990e-5, 1e-9)
     network = networks.get("i3d")
     known = None if network is None else KNOWN.get(network.sha256)
-    if network is not None and known is not None and known.reference is not None:
+    if isinstance(network, FeatureNetwork) and known is not None and known.reference is not None:
         distance = black_and_white_distance(network, known.reference)
         expected = known.reference.squared_distance
         yield Check("I3D, black and white", distance, expected, known.reference.tolerance * expected)

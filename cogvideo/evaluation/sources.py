@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cogvideo.data.readers import open_captions
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
 from cogvideo.media.sandbox import read_picture
 from cogvideo.media.video import LIMITS, probe_video, read_video
@@ -40,6 +42,8 @@ class Clip:
     """One video to take frames from."""
 
     name: str
+    caption: str | None = None
+    """What it was made from, or shows, if that is known."""
 
     @property
     def num_frames(self) -> int:
@@ -80,8 +84,8 @@ class ClipSource:
 class VideoClip(Clip):
     """A video file. It is probed when it is first asked for anything."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
+    def __init__(self, path: Path, name: str, caption: str | None = None) -> None:
+        self.path, self.name, self.caption = path, name, caption
 
     @cached_property
     def _times(self) -> NDArray[np.float64]:
@@ -131,8 +135,15 @@ class FrameFolderClip(Clip):
 class TokenClip(Clip):
     """Tokens (frames, frame_len), decoded when frames are read. `times` in seconds."""
 
-    def __init__(self, tokens: Tensor, times: NDArray[np.float64] | None, tokenizer: ImageTokenizer, name: str) -> None:
-        self.tokens, self.times, self.tokenizer, self.name = tokens, times, tokenizer, name
+    def __init__(
+        self,
+        tokens: Tensor,
+        times: NDArray[np.float64] | None,
+        tokenizer: ImageTokenizer,
+        name: str,
+        caption: str | None = None,
+    ) -> None:
+        self.tokens, self.times, self.tokenizer, self.name, self.caption = tokens, times, tokenizer, name, caption
 
     @property
     def num_frames(self) -> int:
@@ -157,7 +168,8 @@ class ReconstructedClip(Clip):
 
     def __init__(self, clip: Clip, tokenizer: ImageTokenizer, prepare: Callable[[Frames], Tensor]) -> None:
         """`prepare`: frames to (n, 3, side, side) 0 to 255, of a size that the tokenizer takes."""
-        self._clip, self._tokenizer, self._prepare, self.name = clip, tokenizer, prepare, clip.name
+        self._clip, self._tokenizer, self._prepare = clip, tokenizer, prepare
+        self.name, self.caption = clip.name, clip.caption
 
     @property
     def num_frames(self) -> int:
@@ -172,9 +184,13 @@ class ReconstructedClip(Clip):
         return f"{self._clip.identity} {tokenizer_digest(self._tokenizer)}"
 
     def read(self, indices: NDArray[np.int64]) -> Frames:
-        tokens = self._tokenizer.encode(self._prepare(self._clip.read(indices)) / 255)
-        frames: Frames = decode_frames(self._tokenizer, tokens.cpu())
-        return frames
+        return self.reconstruct(indices)[0]
+
+    def reconstruct(self, indices: NDArray[np.int64]) -> tuple[Frames, NDArray[np.int64]]:
+        """The frames, and how often each code occurs in their tokens, (codes,)."""
+        tokens = self._tokenizer.encode(self._prepare(self._clip.read(indices)) / 255).cpu()
+        frames: Frames = decode_frames(self._tokenizer, tokens)
+        return frames, np.bincount(tokens.flatten().numpy(), minlength=self._tokenizer.num_tokens)
 
 
 def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSource:
@@ -190,8 +206,9 @@ def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSo
         if tokenizer is not None:
             return _tokens_of(folder, tokenizer)
         if (folder / SAMPLES_FILE).is_file():
-            names = [sample["name"] for sample in read_samples(folder)]
-            return _videos([(folder / f"{name}.mp4", name) for name in names], folder)
+            samples = [(sample["name"], sample["prompt"]) for sample in read_samples(folder)]
+            clips = tuple(VideoClip(folder / f"{name}.mp4", name, prompt) for name, prompt in samples)
+            return ClipSource(str(folder), "videos", clips)
     videos: list[tuple[Path, str]] = []
     frames: list[Clip] = []
     for place, folders, names in os.walk(folder, onerror=_raise):
@@ -214,12 +231,34 @@ def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSo
     return ClipSource(str(folder), "frames", tuple(frames)) if frames else _videos(videos, folder)
 
 
+def with_captions(source: ClipSource, path: Path) -> ClipSource:
+    """The same clips with the captions of a file, which names videos by their paths in the folder.
+
+    Of several captions of a video the first counts. Raises: OSError; ValueError for a file that cannot be read.
+    """
+    texts: dict[str, str] = {}
+    for caption in open_captions(path):
+        texts.setdefault(os.path.normpath(caption.video), caption.text)
+    clips = tuple(copy(clip) for clip in source.clips)
+    for clip in clips:
+        clip.caption = texts.get(os.path.normpath(clip.name), clip.caption)
+    return replace(source, clips=clips)
+
+
 def clips_of_tokens(
-    tokens: Tensor, seconds: float | None, names: list[str], tokenizer: ImageTokenizer, origin: str
+    tokens: Tensor,
+    seconds: float | None,
+    names: list[str],
+    tokenizer: ImageTokenizer,
+    origin: str,
+    captions: list[str] | None = None,
 ) -> ClipSource:
     """Tokens (clips, frames, frame_len) that span `seconds`."""
     times = np.linspace(0.0, seconds, tokens.shape[1]) if seconds else None
-    clips = (TokenClip(clip, times, tokenizer, name) for clip, name in zip(tokens, names, strict=True))
+    texts: Sequence[str | None] = captions or [None] * len(names)
+    clips = (
+        TokenClip(clip, times, tokenizer, name, text) for clip, name, text in zip(tokens, names, texts, strict=True)
+    )
     return ClipSource(origin, "tokens", tuple(clips))
 
 
@@ -229,7 +268,8 @@ def _tokens_of(folder: Path, tokenizer: ImageTokenizer) -> ClipSource:
     read = InputReader(tokenizer, frame_side).read([folder])
     names = [f"{index:03d} {caption}" for index, (caption, _) in enumerate(read.samples)]
     names = names or [f"{index:03d}" for index in range(len(read.tokens))]
-    return clips_of_tokens(read.tokens, read.seconds, names, tokenizer, str(folder))
+    captions = [caption for caption, _ in read.samples] or None
+    return clips_of_tokens(read.tokens, read.seconds, names, tokenizer, str(folder), captions)
 
 
 def _videos(videos: list[tuple[Path, str]], folder: Path) -> ClipSource:

@@ -90,7 +90,12 @@ def initialise_codebook(
 
 def codebook_usage(ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Fraction of codes that occur in `ids`, and the perplexity of their distribution (1 to num_codes); scalars."""
-    counts = _count(ids.flatten(), num_codes).double()
+    return usage_of_counts(_count(ids.flatten(), num_codes))
+
+
+def usage_of_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """`codebook_usage` of how often each code occurs, (num_codes,)."""
+    counts = counts.double()
     p = counts / counts.sum().clamp(min=1)
     perplexity = torch.exp(-torch.xlogy(p, p).sum())
     return (counts > 0).double().mean(), perplexity

@@ -26,6 +26,17 @@ class StandIn(nn.Module):
         return features if return_features else features.softmax(dim=1)
 
 
+class PairStandIn(nn.Module):
+    """In place of LPIPS: the mean squared difference of two batches of frames."""
+
+    def __init__(self, offset: float = 0.0):
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).square().mean(dim=[1, 2, 3], keepdim=True) + self.offset
+
+
 class Plain(nn.Module):
     """Takes clips alone; `scale` makes it constant or not finite."""
 

@@ -9,12 +9,13 @@ import pytest
 
 from cogvideo.cli.main import main
 from cogvideo.evaluation import compare as compare_module
+from cogvideo.evaluation.likelihood import open_score_file
 from cogvideo.evaluation.measure import choose_clips
 from cogvideo.evaluation.packaged_networks import PACKAGED
 from cogvideo.evaluation.protocols import PROTOCOLS
 from cogvideo.media.video import write_video
 from tests.helpers.bundles import write_bundle
-from tests.helpers.networks import Dense, StandIn, write_network
+from tests.helpers.networks import Dense, PairStandIn, StandIn, write_network
 
 
 def write_videos(folder: Path, count: int, seed: int, frames: int = 17) -> Path:
@@ -97,6 +98,28 @@ def test_a_model_is_sampled_and_measured_from_its_tokens(data: Path, capsys: pyt
     assert run(data, *words) == 0
     text = capsys.readouterr().out
     assert "PSNR of reconstructed clips" in text and "lossy" not in text
+
+
+def test_reconstructed_clips_alone_measure_the_tokenizer(data: Path, tmp_path: Path) -> None:
+    write_network(tmp_path / "lpips.pt", PairStandIn())
+    scores = tmp_path / "scores.safetensors"
+    with open_score_file(scores, {"losses": (3, 2, 4)}, {"learned_frames": "[1]"}) as arrays:
+        arrays["losses"][:] = 99
+        arrays["losses"][:, 1] = [[1], [2], [3]]
+    networks = [f"i3d={data / 'net.pt'}", f"lpips_alex={tmp_path / 'lpips.pt'}"]
+    words = ["local", "--real", "real", "--tokenizer", str(data / "bundle" / "image_tokenizer"), "--side", "16"]
+    words += [word for network in networks for word in ("--network", network)]
+    out = tmp_path / "a.json"
+    words += ["--trust-network", "--scores", str(scores), "--json", str(out), "--report", str(tmp_path / "a.html")]
+    assert run(data, *words) == 0
+    result = json.loads(out.read_text(encoding="utf-8"))
+    numbers = result["numbers"]
+    assert numbers["fvd"]["value"] == numbers["fvd"]["ceiling"] > numbers["fvd"]["floor"] > 0
+    assert numbers["fvd"]["count"] == numbers["fvd"]["floor_count"] == 4, "half of the real clips are for the floor"
+    assert 0 < numbers["codebook_used"]["value"] <= 1 <= numbers["codebook_perplexity"]["value"]
+    assert numbers["reconstructed_lpips_alex"]["value"] > 0 and numbers["reconstructed_psnr"]["value"] > 0
+    assert numbers["token_nll"]["value"] == 2 and numbers["token_nll"]["count"] == 3
+    assert result["sources"]["generated_kind"] == "reconstructed"
 
 
 def test_both_networks_read_their_own_size(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_an_unknown_network_is_refused_before_it_is_loaded(tmp_path: Path, monke
     file = tmp_path / "net.pt"
     sha256 = write_network(file, StandIn())
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "_load", lambda *args: pytest.fail("loaded"))
+        patch.setattr(networks, "load_torchscript", lambda *args: pytest.fail("loaded"))
         with pytest.raises(ValueError, match=f"{sha256}.*51235320 bytes.*--trust-network"):
             open_network("i3d", file, CPU)
     network = open_network("i3d", file, CPU, trust=True)

@@ -15,12 +15,17 @@ HASHES = {
     "ucf101-2048": "78b1fd2a6316",
     "ucf101-10000": "ccc8b5f52cf5",
     "kinetics600-5to11-64": "f4a575e5a168",
-    "local": "776e8d59f629",
+    "msrvtt-2990": "af0ac42c0307",
+    "msrvtt-59794": "16d37ce1775d",
+    "local": "0322e0874509",
 }
 
 
 def test_hashes_have_not_moved() -> None:
     assert {name: protocol.hash for name, protocol in {**PROTOCOLS, "local": LOCAL}.items()} == HASHES
+    # with the metrics of the networks in use
+    assert LOCAL.with_networks({}).hash == replace(LOCAL, metrics=(), i3d_sha256=None).hash
+    assert replace(LOCAL, metrics=("fvd", "kvd", "precision_recall", "is")).hash == "776e8d59f629"
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Protocol)])

@@ -1,0 +1,82 @@
+"""LPIPS of pairs of clips, by a TorchScript network that the user gives.
+
+The network takes two batches of frames (n, 3, H, W) from -1 to 1 and answers with n distances in any shape. Of the
+`lpips` package it is `torch.jit.trace(lpips.LPIPS(net="alex").eval(), (frames, frames))`. Distances of AlexNet and of
+VGG differ fourfold, so the role, and the name of the measure, says which it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cogvideo.evaluation.networks import load_torchscript, read_network_file
+from cogvideo.logs import is_out_of_memory
+
+LPIPS_ROLES = ("lpips_alex", "lpips_vgg")
+PROBE_SIDE = 64
+
+
+class PairNetwork:
+    """A network that compares frames."""
+
+    def __init__(self, role: str, sha256: str, module: Any, device: torch.device) -> None:
+        self.role, self.sha256, self.device = role, sha256, device
+        self.trusted = True
+        """Whether it was used only because the user said so: no checksum of a TorchScript file was published."""
+        self._module = module.to(device).eval()
+
+    def distance(self, frames: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+        """Mean over the frames of two clips (n, H, W, 3). Raises: ValueError if the network fails on them."""
+        return float(self._distances(_signed(frames), _signed(others)).mean())
+
+    def _distances(self, x: Tensor, y: Tensor) -> NDArray[np.float64]:
+        try:
+            with torch.inference_mode():
+                output = self._module(x.to(self.device), y.to(self.device))
+        except Exception as error:  # its code may raise anything
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[-200:]
+            raise ValueError(f"the {self.role} network fails on pairs of frames {list(x.shape)} ({reason})") from None
+        if not isinstance(output, Tensor) or output.numel() != len(x) or not output.is_floating_point():
+            got = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"the {self.role} network answers {len(x)} pairs with {got}; expected one distance each")
+        values: NDArray[np.float64] = output.flatten().double().numpy(force=True)
+        if not np.isfinite(values).all():
+            raise ValueError(f"the {self.role} network answers with values that are not finite")
+        return values
+
+    def check(self) -> None:
+        """Raises: ValueError unless equal frames are 0 apart, others more, and each pair is judged alone."""
+        noise = np.random.default_rng(0).random((2, 3, PROBE_SIDE, PROBE_SIDE), np.float32)
+        x = torch.from_numpy(noise * 2 - 1)
+        y = torch.stack([x[0] * 0.1, x[1]])
+        apart, same = self._distances(x, y)
+        alone = self._distances(x[:1], y[:1])[0]
+        if apart <= 0 or abs(same) > 1e-3 * apart or abs(alone - apart) > 1e-2 * apart:
+            raise ValueError(
+                f"the {self.role} network sets equal frames {same:.4g} apart and others {apart:.4g}, {alone:.4g} alone;"
+                " expected 0, and the same above 0 twice"
+            )
+
+
+def open_pair_network(role: str, path: Path, device: torch.device, *, trust: bool = False) -> PairNetwork:
+    """Raises: OSError; ValueError without `trust`, or for a file or a network that is not as it should be."""
+    data, sha256, _ = read_network_file(role, path, trust=trust)
+    network = PairNetwork(role, sha256, load_torchscript(data, path), device)
+    try:
+        network.check()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return network
+
+
+def _signed(frames: NDArray[np.uint8]) -> Tensor:
+    return rearrange(torch.from_numpy(frames).float(), "n h w c -> n c h w") / 127.5 - 1
