@@ -42,7 +42,7 @@ def clips(first: int, count: int) -> ClipSource:
 
 def write_clip(path: Path) -> dict:
     """The state of a small CLIP with random weights, written as OpenAI's files are laid out."""
-    model = pytest.importorskip("open_clip.model", reason="open-clip-torch is not installed", exc_type=Exception)
+    model = pytest.importorskip("open_clip.model", reason="open-clip-torch cannot be imported", exc_type=Exception)
     torch.manual_seed(0)
     vision = model.CLIPVisionCfg(layers=1, width=64, patch_size=16, image_size=32)
     text = model.CLIPTextCfg(context_length=77, vocab_size=49408, width=64, heads=1, layers=1)
@@ -51,6 +51,7 @@ def write_clip(path: Path) -> dict:
     return state
 
 
+@pytest.mark.slow
 def test_clipsim_of_a_stand_in_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clip(tmp_path / "clip.pt")
     with pytest.raises(ValueError, match=r"no known clip network; known: ViT-B-32.pt .*--trust-network"):
@@ -69,9 +70,10 @@ def test_clipsim_of_a_stand_in_end_to_end(tmp_path: Path, monkeypatch: pytest.Mo
         compare(Meter(protocol, {"clip": network}), missing, None)
 
 
+@pytest.mark.slow
 def test_fid_of_a_stand_in_end_to_end(tmp_path: Path) -> None:
     inception = pytest.importorskip(
-        "torch_fidelity.feature_extractor_inceptionv3", reason="torch-fidelity is not installed", exc_type=Exception
+        "torch_fidelity.feature_extractor_inceptionv3", reason="torch-fidelity cannot be imported", exc_type=Exception
     )
     torch.manual_seed(0)
     extractor = inception.FeatureExtractorInceptionV3
