@@ -94,7 +94,9 @@ def scores(folder: Path, name: str, losses: np.ndarray, learned: str | None) -> 
 
 def clip_folders(folder: Path) -> dict[str, Path]:
     """Folders whose clips cannot be read."""
-    made: dict[str, Path] = {name: folder / "clips" / name for name in ("truncated", "sizes", "text", "huge", "both", "fake")}
+    made: dict[str, Path] = {
+        name: folder / "clips" / name for name in ("truncated", "sizes", "text", "huge", "both", "fake")
+    }
     for name, place in made.items():
         for number in range(4):
             clip = place / f"clip{number}"
