@@ -220,8 +220,9 @@ class Float8Linear(torch.autograd.Function):
 
 def _float8_product(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`F.linear` of rows that are rounded to float8, each with its own scale, and a float8 weight, in `dtype`."""
-    rows = x.flatten(0, -2).float()
-    row_scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-30) / _LARGEST["float8"]
+    rows = x.flatten(0, -2)
+    largest = torch.linalg.vector_norm(rows, float("inf"), dim=1, keepdim=True).float()
+    row_scale = largest.clamp(min=1e-30) / _LARGEST["float8"]
     rounded = (rows / row_scale).to(weight.dtype)
     y = torch._scaled_mm(rounded, weight.t(), row_scale, scale[None], out_dtype=dtype)
     return y.unflatten(0, x.shape[:-1])

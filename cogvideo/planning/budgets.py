@@ -8,7 +8,7 @@ it is somewhat less. Working memory and times are estimates, good enough to choo
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, get_args
 
 import torch
@@ -33,6 +33,9 @@ BANDWIDTH_EFFICIENCY = 0.84
 """Fraction of the memory bandwidth that elementwise kernels are assumed to reach: 2.8 of an H100's 3.35 TB/s."""
 FORWARD_TRAFFIC, BACKWARD_TRAFFIC = 2.0, 5.5
 """Assumed bytes that elementwise kernels move per byte that a forward pass without recomputation keeps."""
+FLOAT8_INPUT, FLOAT8_GRADIENT, FLOAT8_BIAS = 13.0, 23.0, 4.0
+"""Bytes that the operations of `model.quantize.Float8Linear`, not compiled, move per number of the input and of the
+gradient, which they round, and per number of the output, to which they add a bias."""
 BETWEEN_MACHINES = 25e9
 """Bytes per second that one GPU sends to other computers: a 200 Gb/s adapter per GPU."""
 MACHINE_GPUS = 8
@@ -421,9 +424,34 @@ def _step_time(config: TransformerConfig, machine: Machine, settings: TrainingSe
     of_backward = seconds(backward - 2.5 * scores, 2.5 * scores, BACKWARD_TRAFFIC * kept)
     mlps = layers * 16 * h * h * _rows(config)
     of_mlps = seconds(mlps, 0.0, FORWARD_TRAFFIC * kept / 2)
+    if _multiplies_float8(config, machine, settings):
+        rows, added = _rows(config), partial(_float8_seconds, machine, h)
+        backward_rows = rows if settings.lora.rank else rows - config.text_len
+        turned = settings.accumulation * 24 * h * h / (machine.bandwidth * BANDWIDTH_EFFICIENCY)
+        of_forward += layers * clips * added(rows, 24, 7 * FLOAT8_INPUT + 9 * FLOAT8_BIAS)
+        of_backward += layers * (clips * added(backward_rows, 24, 9 * FLOAT8_GRADIENT) + turned)
+        of_mlps += layers * clips * added(rows, 16, 5 * FLOAT8_INPUT + 5 * FLOAT8_BIAS)
     again = {"nothing": 0.0, "mlp": of_mlps, "layer": of_forward}[settings.recompute]
     of_launches = settings.accumulation * MICRO_BATCH_SECONDS
     return StepTime(of_forward + of_backward + of_launches, again, *_other_times(config, machine, settings))
+
+
+def _multiplies_float8(config: TransformerConfig, machine: Machine, settings: TrainingSettings) -> bool:
+    """Whether the trunk's products are in float8, as `model.quantize.multiplies_float8` decides. Those of a
+    super-resolution model are planned as if in bf16."""
+    in_float8 = settings.trunk_weights == "float8" and is_frozen(config, settings) and settings.arithmetic != "fp32"
+    return in_float8 and machine.has_float8 and isinstance(config, ModelConfig) and config.hidden_size % 16 == 0
+
+
+def _float8_seconds(machine: Machine, hidden: int, rows: int, products: int, moved: float) -> float:
+    """Seconds that float8 adds to a layer, negative where it saves: products take half the time, rounding takes some.
+
+    Per row: flops of `products`, in hidden * hidden; bytes `moved` for rounding, in hidden.
+    """
+    saved = rows * products * hidden**2 / 2
+    return rows * moved * hidden / (machine.bandwidth * BANDWIDTH_EFFICIENCY) - saved / (
+        machine.flops * PRODUCT_EFFICIENCY
+    )
 
 
 def _other_times(config: TransformerConfig, machine: Machine, settings: TrainingSettings) -> tuple[float, float]:
