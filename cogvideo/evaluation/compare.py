@@ -333,7 +333,7 @@ def _pixel_numbers(run: _Seed) -> dict[str, Number]:
         )
     if reconstructed is None:
         return numbers
-    for name in reconstructed.pixels.keys() - real_names.keys():
+    for name in (name for name in reconstructed.pixels if name not in real_names):
         clips = reconstructed.pixels[name]
         finite = clips[np.isfinite(clips)]  # a clip that comes back exactly has no PSNR
         numbers[f"reconstructed_{name}"] = Number(_mean(clips), len(finite), interval=bootstrap_interval(finite))
