@@ -179,8 +179,8 @@ class Trainer:
         SystemExit(128 + its number) for another.
         """
         if self.rank == 0:
-            for folder in (self.config.run_dir, self.config.run_dir / "previews"):
-                remove_all_leftovers(folder)
+            for name in ("", "previews", "checkpoints", "export"):
+                remove_all_leftovers(self.config.run_dir / name)
             self.writer.open(self.step)  # first: a service may refuse
             write_origin(self.config.run_dir, self.config)
         with self._signals_request_stop():

@@ -346,6 +346,17 @@ def test_an_incomplete_export_is_written_again(data: Path, trunk: Path, tmp_path
     assert sorted(place.name for place in exported.iterdir()) == ["sequential", "trunk"]
 
 
+def test_temporary_files_of_a_killed_run_are_removed_from_all_its_folders(data: Path, tmp_path: Path) -> None:
+    config = settings(data, tmp_path / "run")
+    train(config)
+    before = sorted(config.run_dir.rglob("*"))
+    (config.run_dir / "checkpoints/.latest.abcd1234.tmp").touch()
+    (config.run_dir / "export/.image_tokenizer.abcd1234.tmp").mkdir()
+    (config.run_dir / ".config.abcd1234.tmp.yaml").touch()
+    train(config, resume=True)
+    assert sorted(config.run_dir.rglob("*")) == before
+
+
 def test_changed_settings_are_logged_on_resume(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(settings(data, tmp_path / "run", train={"stop_at": 2}))
     capsys.readouterr()
