@@ -1,6 +1,7 @@
 """Settings for all tests: GPU tests are skipped where there is none, and hypothesis repeats its examples each run."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,17 @@ os.environ.setdefault("WANDB_MODE", "offline")
 # Without a deadline (a busy machine is not a bug), and derandomised: a red run can be run again.
 hypothesis.settings.register_profile("cogvideo", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("cogvideo")
+
+
+@pytest.fixture(autouse=True)
+def _restored_linear() -> Iterator[None]:
+    """ZeRO 3 replaces `torch.nn.functional.linear` for the whole process, and with it what other tests count."""
+    yield
+    zero = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    if zero is not None:
+        linear = getattr(zero.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+        if linear is not None:
+            sys.modules["torch.nn.functional"].linear = linear  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -64,8 +64,11 @@ def _make(args: argparse.Namespace) -> None:
         raise ValueError("a study compares systems; give two folders or more")
     systems = [open_system(name, folder, prompts) for name, folder in folders.items()]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with lock_output(args.out), progress(len(systems) * len(prompts), "encoding", "clips") as bar:
-        key, notes = make_study(args.out, title, systems, prompts, per_rater=args.per_rater, progress=bar.update)
+    with lock_output(args.out):
+        if args.out.exists():
+            raise FileExistsError(f"{args.out} exists; choose another name")
+        with progress(len(systems) * len(prompts), "encoding", "clips") as bar:
+            key, notes = make_study(args.out, title, systems, prompts, per_rater=args.per_rater, progress=bar.update)
     for note in notes:
         get_logger("study").warning("%s", note)
     count = len(key["trials"])

@@ -326,25 +326,23 @@ class Engine:
         rows, text_len = conditioning.text.shape
         scale, num_slots = conditioning.guidance_scale, known.shape[1]
         kind = BatchKind(program, sampler, scale, rows, text_len, num_slots, uniforms.dtype)
-        report, releases = ProgressOnce(progress), self._releases
-        try:
-            return self._generate(kind, known, conditioning, uniforms, report)
-        except torch.OutOfMemoryError:
-            if not self._release_kept(releases):
-                raise
-        report.begin_again()  # outside of the handler, whose traceback holds the memory of what failed
-        return self._generate(kind, known, conditioning, uniforms, report)
-
-    def _generate(
-        self, kind: BatchKind, known: Tensor, conditioning: Conditioning, uniforms: Tensor, progress: Progress
-    ) -> Tensor:
-        with self._state(kind) as state:
-            state.begin(known, conditioning, uniforms, progress)
-            first_logits = self.prefill(state, conditioning)
-            decode = decode_steps if kind.program.draft is None else decode_speculative
-            self.scheduler.run(decode(state, first_logits))
-            # a copy: the next batch may write to the same memory
-            return state.tokens[:, 1:].to(known.device, copy=True)
+        decode = decode_steps if program.draft is None else decode_speculative
+        report, releases, is_retry = ProgressOnce(progress), self._releases, False
+        while True:
+            try:
+                with self._state(kind) as state:
+                    state.begin(known, conditioning, uniforms, report)
+                    first_logits = self.prefill(state, conditioning)
+                    self.scheduler.run(decode(state, first_logits))
+                    # a copy: the next batch may write to the same memory
+                    return state.tokens[:, 1:].to(known.device, copy=True)
+            except torch.OutOfMemoryError:
+                if is_retry or not self._release_kept(releases):
+                    raise
+            # outside of the handler, whose traceback holds the memory of what failed, as these names do
+            state = first_logits = None  # type: ignore[assignment]
+            report.begin_again()
+            is_retry = True
 
     def _release_kept(self, releases: int) -> bool:
         """Release the memory of batches that are done. Returns whether any was since `releases` were counted."""

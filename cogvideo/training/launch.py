@@ -56,11 +56,24 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     processes = ProcessGroup(dist.get_rank(), dist.get_world_size())
     with (
         _flush_denormals(),
+        _restored_linear(),
         lost_peer_as_error(lambda: "see its error message"),
         lock_folder(config.run_dir, processes),
         Heartbeat(60 * config.deepspeed.timeout_minutes, lambda: resume_advice(config.run_dir / "checkpoints")),
     ):
         return Trainer(config, device, resume=resume).train()
+
+
+@contextlib.contextmanager
+def _restored_linear() -> Iterator[None]:
+    """ZeRO 3 replaces `torch.nn.functional.linear` for the whole process; undo that at the end."""
+    import torch.nn.functional as F
+
+    linear = F.linear
+    try:
+        yield
+    finally:
+        F.linear = linear
 
 
 def prepare_environment() -> None:

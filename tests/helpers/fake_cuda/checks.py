@@ -151,7 +151,7 @@ def start_and_preview(mode: FakeCuda) -> None:
         mode.syncs.clear()
         task.objective.eval()
         with torch.no_grad():
-            real, drawn, captions = previews._generate_clips(task)
+            real, drawn, captions = previews._generate_clips(task, task.preview_batch(previews.ROWS))
         assert real.shape == drawn.shape and len(captions) == len(real)
         _expect(mode, **{"Engine._generate": 1})
 

@@ -286,7 +286,8 @@ def test_a_cached_batch_of_another_shape_is_refused(sampler: FrameSampler) -> No
 
 
 @pytest.mark.parametrize("offloaded", [False, True])
-@pytest.mark.parametrize("weights", ACTIVATION_DTYPES)
+# fake tensors cannot be moved as the view of bytes that float8 matrices are meanwhile
+@pytest.mark.parametrize("weights", [name for name in ACTIVATION_DTYPES if name != "float8"])
 @pytest.mark.parametrize(("task", "guidance"), [("sequential", 3.0), ("interpolation", None)])
 def test_steps_stay_on_the_device_without_host_syncs(
     task: str, guidance: float | None, weights: str, offloaded: bool

@@ -19,7 +19,7 @@ def test_the_lock_has_what_the_project_needs() -> None:
     assert len(locked) == len(re.findall("^[a-z]", text, re.M)), "each has hashes"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["dev"], *extras["demo"], *extras["eval"], *extras["parquet"]]
+    wanted = [*project["dependencies"], *extras["dev"], *extras["demo"], *extras["distances"], *extras["parquet"]]
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name)
         if name not in ("torch", "cogvideo"):
