@@ -53,7 +53,7 @@ GPU = torch.device("cuda")
 ALLOWED_SYNCS = {
     "read_metrics": "a step's losses are read at once, after its last backward pass",
     "Pipeline.labels": "codes are clustered on the host, once per pipeline",
-    "Engine._generate": "a stage's tokens go back to the host",
+    "Engine.generate": "a stage's tokens go back to the host",
     "decode_speculative": "how many guesses were right decides what is decoded next; see its docstring for the cost",
     "Upsampler.upsample_frames": "the fine tokens go back to the host",
     "token_losses": "scores go to a file on the host",
@@ -153,7 +153,7 @@ def start_and_preview(mode: FakeCuda) -> None:
         with torch.no_grad():
             real, drawn, captions = previews._generate_clips(task, task.preview_batch(previews.ROWS))
         assert real.shape == drawn.shape and len(captions) == len(real)
-        _expect(mode, **{"Engine._generate": 1})
+        _expect(mode, **{"Engine.generate": 1})
 
 
 def pipeline_on_gpu(weights: WeightName) -> Any:
@@ -176,7 +176,7 @@ def sample(schedule: str, weights: WeightName = "bf16") -> Check:
         tokens = pipeline.sample(["a", "a longer prompt"], config)
         assert tokens.shape == (2, 9, 4)
         guesses = {"decode_speculative": None} if schedule == "speculative" else {}
-        _expect(mode, **{"Pipeline.labels": 1, "Engine._generate": 3}, **guesses)
+        _expect(mode, **{"Pipeline.labels": 1, "Engine.generate": 3}, **guesses)
         mode.syncs.clear()
         pixels = pipeline.image_tokenizer.decode(tokens.flatten(0, 1)).numpy(force=True)
         assert isinstance(pixels, np.ndarray)
@@ -205,7 +205,7 @@ def sample_by_graphs(mode: FakeCuda) -> None:
         pipeline.engines = {id(model): Engine(model, "compiled") for model in models_of}
         tokens = pipeline.sample(["a", "a longer prompt"], replace(pipeline.config, rounds=1))
     assert tokens.shape == (2, 9, 4)
-    _expect(mode, **{"Pipeline.labels": 1, "Engine._generate": 3})
+    _expect(mode, **{"Pipeline.labels": 1, "Engine.generate": 3})
 
 
 def prefill_and_steps(mode: FakeCuda) -> None:
@@ -229,7 +229,7 @@ def prefill_and_steps(mode: FakeCuda) -> None:
         (output,) = pipeline.interpolate(frames, keys, prompts, config, progress=progress)
     assert output.tokens.shape == (1, 9, 4)
     assert {name for name, _ in seen} == {"prefill", "step"}
-    assert mode.syncs == ["Pipeline.labels", "Engine._generate"], mode.syncs
+    assert mode.syncs == ["Pipeline.labels", "Engine.generate"], mode.syncs
     assert {count for _, count in seen} == {1}, "waits during prefill or steps"
 
 
