@@ -109,7 +109,10 @@ def test_the_owner_of_an_output_removes_what_killed_writers_left(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [other]
 
 
-def test_a_dead_lock_beside_a_finished_file_is_removed_and_a_living_one_stays(tmp_path: Path) -> None:
+def test_a_dead_lock_beside_a_finished_file_is_removed_and_a_living_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.2)
     file, lock = tmp_path / "a.npz", tmp_path / ".a.npz.lock"
     file.touch()
     remove_dead_lock(file)
