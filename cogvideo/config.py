@@ -158,7 +158,7 @@ def _given_path(value: Any, keys: Container[str]) -> Any:
 
 
 def _check_literal(values: dict[str, Any], origin: str) -> None:
-    for key, value in _leaves(values):
+    for key, value in leaves(values):
         if "${" in str(value):
             raise ValueError(f"{origin}: {key}={value!r} contains '${{', which is not allowed in a stored config")
 
@@ -214,7 +214,7 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
     except (ArithmeticError, TypeError, LookupError) as error:  # in a dataclass's own checks
         raise ValueError(f"{names}: the settings do not fit together ({_first_line(error)})") from None
     assert isinstance(built, cls)
-    for key, value in _leaves(to_dict(built)):
+    for key, value in leaves(to_dict(built)):
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"{names}: {key}={number}; expected a finite number")
@@ -239,7 +239,7 @@ def _check_elements(origin: str, values: Any, known: dict[str, Any]) -> None:
 
 def _explain(merged: Any, origin: str, values: dict[str, Any], known: dict[str, Any]) -> ValueError:
     """The error for values that failed to merge: merge them one at a time to find the one that does not fit."""
-    for key, value in _leaves(values):
+    for key, value in leaves(values):
         try:
             OmegaConf.merge(merged, _nest(key, value))
         except ConfigKeyError:
@@ -419,11 +419,11 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def _leaves(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of everything that is not a group."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -67,7 +67,7 @@ def run_job(
     processes: "ProcessGroup",
     stop: threading.Event | None = None,
 ) -> None:
-    """Generate a job's clips into `out`, as the arguments say, in which adapters are parsed.
+    """Generate a job's clips into `out`, as the arguments say; `args.adapter`, if there is one, holds AdapterChoices.
 
     `stop` is for worker threads, which signals do not reach: once it is set, the run ends as after a signal.
     Raises: ValueError, OSError before anything is written.

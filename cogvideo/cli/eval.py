@@ -9,8 +9,8 @@
     cogvideo eval --compare A.json B.json                                two results side by side
 
 A protocol fixes all that moves a number; its hash is printed beside every one, and numbers of two hashes are not
-compared. `local` takes any clips, and needs no network. A network is a TorchScript file that you bring, checked by its
-SHA-256 before it is loaded. Clips are folders of videos, folders of frames, or results of `cogvideo sample`.
+compared. `local` takes any clips, and needs no network. A network is a file that you bring, checked by its SHA-256
+before it is loaded. Clips are folders of videos, folders of frames, or results of `cogvideo sample`.
 
 `digits` is the moving-digits benchmark. Probes that know nothing of the model measure digit, colour, direction,
 displacement per frame at each clip length, and smoothness. They also measure the captions' real clips, and those after
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distances",
         action=argparse.BooleanOptionalAction,
-        help="appearance and motion distance, by networks of the extra [eval] (default: if it is installed)",
+        help="appearance and motion distance, by networks of the extra [distances] (default: if it is installed)",
     )
     parser.add_argument("--seeds", metavar="N", type=int, help="repeats with other clips and starts (default 1)")
     parser.add_argument(

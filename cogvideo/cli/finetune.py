@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
 
     from cogvideo.hub import describe
     from cogvideo.locks import lock_folder
-    from cogvideo.recipes.finetune import SHARES, Base, Captions, FinetuneRecipe, choose_mode
+    from cogvideo.recipes.finetune import SHARES, Base, CaptionNeeds, FinetuneRecipe, choose_mode
     from cogvideo.recipes.folder import RecipeFolder
     from cogvideo.recipes.report import write_report
     from cogvideo.recipes.survey import survey_videos
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     resources = resources_from(args)
     deadline = resources.deadline
     base, captions, folder = Base.open(args.bundle), open_captions_from(args), RecipeFolder(args.out)
-    needs, survey = Captions.of(base, captions), survey_videos(captions)
+    needs, survey = CaptionNeeds.of(base, captions), survey_videos(captions)
     recipe = FinetuneRecipe(
         folder,
         base,

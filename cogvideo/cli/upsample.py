@@ -6,8 +6,7 @@
 The models are converted checkpoints (`cogvideo convert`) or exports of `cogvideo train` with task=superres; without
 --direct, those in the bundle at --model, which also provides the tokenizers and must be the one that made the tokens.
 Given --direct without --iterative, the direct model's tokens are final. --adapter DIR[:SCALE], an adapter of either
-model, is merged into its weights. Output and resuming are those of
-`cogvideo sample`.
+model, is merged into its weights. Output and resuming are those of `cogvideo sample`.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Measure a set of clips: choose one clip per video, then features and pixel measures of each, one batch at a time.
 
-Frames are in memory one batch at a time; what stays of a clip is its features, about 10 KB. Measured clips can be kept
+Frames are in memory one batch at a time; what stays of a clip is its features, 10 to 50 KB. Measured clips can be kept
 on disk, under the protocol's hash and a digest of the networks and the clips, so that an interrupted evaluation
 continues and several processes share one.
 """
@@ -155,8 +155,8 @@ class Meter:
     def measure(self, choice: Choice, what: str, references: Sequence[ChosenClip] | None = None) -> Measured:
         """Read and measure clips; `what` they are called in the progress bar.
 
-        Clips are measured `CHUNK` at a time, and kept in the cache so. Several processes measure every so many chunks
-        each, and read each other's once all are there.
+        Clips are measured `CHUNK` at a time, and kept in the cache so. Of several processes each measures
+        its share of the chunks, then reads the others' once all are there.
 
         `references`, one per clip, adds PSNR, SSIM and LPIPS.
         Raises: ValueError, OSError for a clip that cannot be read.

@@ -186,7 +186,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 i3d_sha256=None,
                 clip_sha256=CLIP_SHA256,
             )
-            for captions, which in ((2990, "one caption"), (59_794, "each of the 59,794 captions"))
+            for captions, which in ((2990, "one caption of each"), (59_794, "each of the 59,794 captions"))
         ),
     )
 }

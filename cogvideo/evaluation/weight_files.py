@@ -3,8 +3,9 @@
 inception  torch-fidelity's InceptionV3: 2,048 features of each of a clip's frames, for FID and KID
 clip       open_clip's CLIP: the mean of the frames' unit image features, and unit features of captions, for CLIPSIM
 
-Weights are data, read without running code, but a wrong file gives wrong numbers that look right: a file whose SHA-256
-is not known is refused unless the user trusts it, and results then say so. Nothing is downloaded.
+A file of torch.save is read without running code; OpenAI's TorchScript archive of CLIP can run code. A wrong file gives
+wrong numbers that look right: one whose SHA-256 is not known is refused before it is read, unless the user trusts it,
+and results then say so. Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -503,15 +503,14 @@ def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
     Raises: ValueError.
     """
     try:
-        allow_memory(min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * media_size(path)))
+        memory = OPENING_BYTES + BYTES_PER_BYTE * media_size(path)
+        allow_memory(min(limits.memory, memory))
         with warnings.catch_warnings(), Image.open(path, formats=PICTURE_FORMATS) as picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is not ours
             pixels = picture.width * picture.height
             if pixels > limits.max_pixels:
                 raise ValueError(f"{picture.width}x{picture.height} pixels; expected at most {limits.max_pixels}")
-            allow_memory(
-                min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * media_size(path) + BYTES_PER_PIXEL * pixels)
-            )
+            allow_memory(min(limits.memory, memory + BYTES_PER_PIXEL * pixels))
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable picture ({str(error)[:200]})") from None

@@ -113,7 +113,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Captions:
+class CaptionNeeds:
     """What the captions ask of the text tokenizer."""
 
     new_pieces: int
@@ -122,7 +122,7 @@ class Captions:
     count: int
 
     @classmethod
-    def of(cls, base: Base, captions: CaptionsFile) -> "Captions":
+    def of(cls, base: Base, captions: CaptionsFile) -> "CaptionNeeds":
         texts = [caption.text for caption in captions.select(spread(len(captions), MAX_CAPTIONS))]
         extended = base.text.extended(texts, MAX_NEW_PIECES)
         lengths = CaptionLengths.of_clips(texts, extended)
@@ -269,7 +269,7 @@ class FinetuneRecipe:
 def choose_mode(recipe: FinetuneRecipe, machine: Machine) -> tuple[Mode, str]:
     """Whether all weights of the largest stage can be trained on the machine, and a sentence that says why."""
     name = "sequential"
-    values = {**recipe.training_values(name)}
+    values = recipe.training_values(name)
     model = {**values["model"], "frame_side": recipe.base.models[name].frame_side}
     settings = {**values, "model": model, "data": {}}
     config = from_dict(TrainConfig, settings)

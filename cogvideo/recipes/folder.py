@@ -21,6 +21,9 @@ from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.hub import describe
 from cogvideo.recipes.steps import Step, check_trained, run, schedule_for
 
+PREVIEWS = 4
+"""Sample sheets per training step."""
+
 
 @dataclass(frozen=True)
 class RecipeFolder:
@@ -51,7 +54,7 @@ class RecipeFolder:
     def begin(self, choices: dict[str, Any]) -> None:
         """Record what the recipe is begun with, or compare it with what it was begun with.
 
-        Raises: ValueError if they differ, or if the folder holds something else.
+        Raises: ValueError if they differ; FileExistsError if the folder holds something else.
         """
         file = self.path / "recipe.json"
         if file.is_file():
@@ -76,7 +79,7 @@ class RecipeFolder:
         return file
 
     def set_schedule(self, name: str, schedule: Mapping[str, int]) -> None:
-        """Add keys, such as train.steps, to a config file that lacks them. Keeps the comment above it."""
+        """Add keys, such as train.steps, to a config file that lacks them. Keeps the comment above it, no others."""
         text = self.config(name).read_text(encoding="utf-8")
         comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
         values = yaml.safe_load(text)
@@ -93,7 +96,7 @@ class RecipeFolder:
         """Write commands.sh. Training steps resume."""
         lines = [
             "#!/bin/sh",
-            "# The steps that were run. Config files appear in configs/ before the step that first reads them.",
+            "# The steps, to run by hand. Config files appear in configs/ before the step that first reads them.",
             f"cd {shlex.quote(os.getcwd())} || exit",
             *(line for step in steps for line in ("", f"# {step.name}", step.shown)),
         ]
@@ -130,10 +133,6 @@ class RecipeFolder:
             assert step.output is not None
             step.output.parent.mkdir(exist_ok=True)
             step.output.touch()
-
-
-PREVIEWS = 4
-"""Sample sheets per training step."""
 
 
 def _write_yaml(file: Path, comment: str, values: Mapping[str, Any]) -> None:

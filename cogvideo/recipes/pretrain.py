@@ -1,7 +1,7 @@
 """Everything from captioned videos to a bundle of weights, with sizes that suit the data and the machine.
 
-The steps are those of the README's "Your own videos": frames, image tokenizer, clips, text tokenizer, trunk, both
-stages, bundle, samples.
+The steps are those of docs/guides/pretrain.md, "The same step by step": frames, image tokenizer, clips, text tokenizer,
+trunk, both stages, bundle, samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence

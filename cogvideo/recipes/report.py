@@ -1,16 +1,17 @@
 """The page at the end of a recipe: clips, the trainings' curves and sample sheets, settings, commands."""
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from cogvideo.evaluation.html_report import HtmlReport
-from cogvideo.files import read_json
 from cogvideo.recipes.folder import RecipeFolder
 from cogvideo.recipes.steps import Step
+from cogvideo.sampling.outputs import read_samples
+from cogvideo.training.metrics import MetricsFile
 
 FILE = "report.html"
+CLIP_WIDTH = 192
+"""CSS pixels; clips of small models are enlarged."""
 TITLES = {
     "tokenizer": "Image tokenizer",
     "trunk": "Text-to-image trunk",
@@ -59,23 +60,16 @@ def write_report(
     return folder / FILE
 
 
-CLIP_WIDTH = 192
-"""CSS pixels; clips of small models are enlarged."""
-
-
 def _clips(folder: Path) -> dict[str, Path]:
     """The looping pictures that `cogvideo sample` wrote, by prompt."""
-    described = read_json(folder / "samples.json")
-    return {entry["prompt"]: folder / f"{entry['name']}.gif" for entry in described["samples"]}
+    return {sample["prompt"]: folder / f"{sample['name']}.gif" for sample in read_samples(folder)}
 
 
 def _losses(run_dir: Path) -> str:
     """The last losses of a run, in words."""
     last: dict[str, str] = {}
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # a line that was cut
-            entry = json.loads(line)
-            for key, name in (("loss", "training loss"), ("validation/loss", "validation loss")):
-                if key in entry:
-                    last[name] = f"{name} {entry[key]:.4g} at step {entry['step']:,}"
+    for entry in MetricsFile(run_dir / "metrics.jsonl").read():
+        for key, name in (("loss", "training loss"), ("validation/loss", "validation loss")):
+            if key in entry:
+                last[name] = f"{name} {entry[key]:.4g} at step {entry['step']:,}"
     return "; ".join(last.values()) + "."

@@ -155,7 +155,7 @@ class TextTokenizer:
         return TextTokenizer(old.SerializeToString(deterministic=True), self.num_image_tokens)
 
     def _spells_out(self, piece: str) -> bool:
-        """Whether a piece of another model is not known here, or only letter by letter."""
+        """Whether a piece of another model is bytes here, unknown, or SPELLED_LENGTH pieces or more."""
         ids = self._pieces.encode(piece.replace("▁", " "))
         known = not any(self._pieces.is_byte(id) or self._pieces.is_unknown(id) for id in ids)
         return not known or len(ids) >= SPELLED_LENGTH

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cogvideo.config import to_dict
+from cogvideo.config import leaves, to_dict
 from cogvideo.hub import describe, resolve
 from cogvideo.logs import one_line
 from cogvideo.model.config import AttentionName, LoraConfig, ModelConfig, Recompute, TrunkWeights
@@ -235,7 +235,7 @@ class LogConfig:
     distances_every: int = 0
     """Steps between measurements of appearance and motion distance: of clips that the model generates from real clips,
     of the validation data if there are some, and of two halves of these as the floor; 0: none. Needs the extra
-    `[eval]`; tasks of clips only."""
+    `[distances]`; tasks of clips only."""
     distances_clips: int = 64
     """Real clips, and as many generated ones, of a distance. Two distances can be compared only if they are of equally
     many."""
@@ -471,8 +471,8 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tu
 
     Keys that `before`, an older version's, lacks have their defaults, which do what that version did.
     """
-    old, new = (dict(_leaves(values)) for values in (before, now))
-    defaults = dict(_leaves(to_dict(TrainConfig())))
+    old, new = (dict(leaves(values)) for values in (before, now))
+    defaults = dict(leaves(to_dict(TrainConfig())))
     for key in sorted(old.keys() | new.keys()):
         was, will_be = old.get(key, defaults.get(key)), new.get(key)
         if was != will_be and not FREE_TO_CHANGE.fullmatch(key):
@@ -487,14 +487,6 @@ def check_resumable(changes: Iterable[tuple[str, Any, Any]], run_dir: Path) -> N
             f"{run_dir} cannot be resumed with {', '.join(wrong)}: its weights are of the old settings; resume it with "
             "those, or begin another run_dir"
         )
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 @contextlib.contextmanager

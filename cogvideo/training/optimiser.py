@@ -107,7 +107,7 @@ class SpikeRule:
 
     def is_spike(self, norm: float | None) -> bool:
         """Whether a step of this norm is to be skipped; None: not reported."""
-        return norm is not None and self.limit < math.inf and float(norm) > self.limit
+        return norm is not None and float(norm) > self.limit
 
     def add(self, norm: float) -> None:
         """Count the norm of a step; one that is not finite is left out."""

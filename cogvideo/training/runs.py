@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogvideo.config import read_yaml
+from cogvideo.config import leaves, read_yaml
 from cogvideo.files import atomic_write
 from cogvideo.training.metrics import MetricsFile
 
@@ -32,18 +32,11 @@ class Run:
         config = folder / "config.yaml"
         if not config.is_file():
             raise FileNotFoundError(f"{folder} is no run folder, it has no config.yaml; give a run_dir of `train`")
-        return cls(folder, dict(_leaves(read_yaml(config))), MetricsFile(folder / "metrics.jsonl").read())
+        return cls(folder, dict(leaves(read_yaml(config))), MetricsFile(folder / "metrics.jsonl").read())
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric."""
         return [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), int | float)]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return found
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:

@@ -119,7 +119,7 @@ def clip_folders(folder: Path) -> dict[str, Path]:
 
 
 def all_cases(folder: Path) -> dict[str, list[str]]:
-    """Options by case; `REAL` and `GOOD` are folders of good clips, put in for what a case leaves out."""
+    """Options by case; `TOKENIZER` stands for a good tokenizer; good clips are put in for what a case leaves out."""
     files = broken_files(folder)
     cases: dict[str, list[str]] = {}
     trusted = ["--trust-network", "--tokenizer", "TOKENIZER"]
