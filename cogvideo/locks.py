@@ -223,7 +223,8 @@ class _Lock:
                 if before is not None:
                     if self._is_alive(before, has_flock):
                         raise self._in_use(before)
-                    self._keep(descriptor, unless_ours)
+                    with postponed_signals():
+                        self._keep(descriptor, unless_ours)
         text = json.dumps(asdict(self._owner), ensure_ascii=False).encode()
         with disk_errors_name(self._path):
             os.ftruncate(descriptor, 0)
@@ -232,11 +233,13 @@ class _Lock:
         if not has_flock:
             time.sleep(SETTLE_SECONDS)
             if (after := _read_owner(self._path)) != self._owner:
-                self._descriptor = None
-                self._close(descriptor)
+                with postponed_signals():
+                    self._descriptor = None
+                    self._close(descriptor)
                 raise self._in_use(after)
 
     def _keep(self, descriptor: int, unless_ours: contextlib.ExitStack) -> None:
+        """Call with signals postponed: in between, the descriptor would be closed twice."""
         self._descriptor = descriptor
         _held.add(descriptor)
         unless_ours.pop_all()

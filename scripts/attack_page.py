@@ -189,12 +189,19 @@ def files_of_others(server: Server, secret: Path, address: str) -> None:
 
 def traversal(server: Server, secret: Path, address: str) -> None:
     lock, log = server.out / LOCK_NAME, server.out.parent / "log"
+    unfinished = server.out / ".999-a.tmp"
+    unfinished.mkdir(exist_ok=True)
+    hidden = unfinished / LOCK_NAME, unfinished / "000-a.txt"
+    for path in hidden:
+        path.write_bytes(SECRET)
     up = f"{server.out}/../../../../../.."
-    for target in map(str, (secret, lock, log, "/etc/passwd", f"/proc/{server.pid}/environ", "/proc/self/environ")):
+    others = "/etc/passwd", f"/proc/{server.pid}/environ", "/proc/self/environ"
+    for target in map(str, (secret, lock, log, *hidden, *others)):
         folder, name = os.path.split(target)
-        plain = target, quote(target, safe=""), f"{up}{target}", f"..%2f..{target}", f"{target}/", f"{target}/."
+        dots = target.replace("/.", "/%2e")
+        plain = target, quote(target, safe=""), f"{up}{target}", f"..%2f..{target}", f"{target}/", f"{target}/.", dots
         through = f"{folder}/./{name}", f"{folder}//{name}", f"{server.out}/../{name}", f"{server.out}/x/../{name}"
-        for path in plain + through:
+        for path in (*plain, dots.replace("%", "%25"), *through):
             for start in ("/gradio_api/file=", "/gradio_api/file/", "/file=", "/static/", "/assets/", "/svelte/"):
                 server.send(start + path)
     for start in ("/gradio_api/file=", "/gradio_api/proxy=", "/gradio_api/file/"):

@@ -1,8 +1,8 @@
 """Read small files that claim or unpack to gigabytes, and print what reading them takes.
 
-    python scripts/check_hostile.py [--only NAME] [--keep DIR]     # each file, as a command and as the page reads it
-    python scripts/check_hostile.py --commands                     # prepare, --first-frame and --continue, all at once
-    python scripts/check_hostile.py --readers [--only READER/NAME] # files that are no media, by hostile_readers.py
+    python scripts/check_hostile.py [--only PART] [--keep DIR]     # each file, as a command and as the page reads it
+    python scripts/check_hostile.py --commands [--only PART]       # prepare, --first-frame and --continue, all at once
+    python scripts/check_hostile.py --readers [--only PART]        # files that are no media, by hostile_readers.py
     python scripts/check_hostile.py --rows [--only NUMBER]         # thirteen faults that were found once, tried again
 
 `tests/helpers/hostile.py` makes media, `tests/helpers/bombs.py` other files. `--rows` calls torture.py, fuzz_files.py
@@ -15,6 +15,7 @@ shows its fault.
 import argparse
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from hostile_readers import Outcome
 from cogvideo.media import sandbox
 from cogvideo.media.decoder import Limits
 from cogvideo.media.video import LIMITS, UNTRUSTED, probe_video, read_video, write_video
+from tests.helpers.bombs import bombs
 from tests.helpers.hostile import hostile_media
 
 MAX_MB, MAX_SECONDS = 330, 10
@@ -138,14 +140,14 @@ def check(path: Path) -> bool:
     return ok
 
 
-def check_commands(folder: Path) -> bool:
+def check_commands(folder: Path, names: list[str]) -> bool:
     """Give each file to three commands at once; print the peak memory of each beside that of a sound file."""
     import numpy as np
 
     write_video(folder / "sound.mp4", np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8), 4)
     ok = True
     print("| file | prepare | --first-frame | --continue |\n|---|---|---|---|", flush=True)
-    for name in ("sound.mp4", *TOGETHER):
+    for name in ("sound.mp4", *names):
         captions = folder / f"{name}.jsonl"
         captions.write_text(f'{{"video": "sound.mp4", "caption": "x"}}\n{{"video": "{name}", "caption": "y"}}\n')
         out, start = folder / f"out-{name}", [sys.executable, "-m", "cogvideo"]
@@ -177,8 +179,8 @@ def page_outcome(folder: Path, name: str, limits: Limits = UNTRUSTED) -> Outcome
     return Outcome(f"{name}: {text}", watch.peak, watch.seconds, watch.peak <= MAX_MB)
 
 
-def check_rows(folder: Path, only: str) -> bool:
-    """Try each fault of `REPORTED` again and print a row; whether none is left. `only`: rows that begin with it."""
+def check_rows(folder: Path, numbers: set[str]) -> bool:
+    """Try faults of `REPORTED` again and print a row for each; whether none is left."""
     rows: dict[str, Callable[[Path], dict[str, Outcome]]] = {
         "1 samples": lambda place: {"1": page_outcome(place, "samples.mp4", LIMITS)},
         "1 fragment": lambda place: {"1": page_outcome(place, "fragment.mp4", LIMITS)},
@@ -198,9 +200,9 @@ def check_rows(folder: Path, only: str) -> bool:
     ok = True
     print("| fault | reported | now | MB | seconds |\n|---|---|---|---:|---:|", flush=True)
     for name, action in rows.items():
-        if name.startswith(only):
+        if not numbers.isdisjoint(re.findall(r"\d+", name)):
             place = folder / "".join(filter(str.isalnum, name))
-            place.mkdir()
+            place.mkdir(exist_ok=True)
             for number, outcome in action(place).items():
                 ok = ok and outcome.ok
                 text = outcome.text if outcome.ok else f"FAILED: {outcome.text}"
@@ -221,27 +223,33 @@ def _make_elsewhere(names: list[str], folder: Path) -> None:
     maker = multiprocessing.get_context("spawn").Process(target=make, args=(names, folder))
     maker.start()
     maker.join()
+    if maker.exitcode:
+        raise SystemExit(f"check_hostile: {', '.join(names)}: not made")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="files with this in their names")
+    parser.add_argument("--only", default="", help="files with this in their names; with --rows the number of one row")
     parser.add_argument("--keep", type=Path, help="folder for the files (default: a temporary one)")
     parser.add_argument("--commands", action="store_true", help="whole commands, three at once")
     parser.add_argument("--readers", action="store_true", help="files that are no media")
     parser.add_argument("--rows", action="store_true", help="faults that were found once")
     args = parser.parse_args()
+    every = [f"{bomb.reader}/{bomb.name}" for bomb in bombs()] if args.readers else list(hostile_media())
+    every = list(REPORTED) if args.rows else list(TOGETHER) if args.commands else every
+    names = [name for name in every if (args.only in ("", name) if args.rows else args.only in name)]
+    if not names:
+        parser.error(f"--only {args.only}: expected {'' if args.rows else 'a part of '}one of {', '.join(every)}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         if args.readers:
-            return 0 if hostile_readers.check_readers(folder, args.only) else 1
+            return 0 if hostile_readers.check_readers(folder, names) else 1
         if args.rows:
-            return 0 if check_rows(folder, args.only) else 1
-        names = [name for name in (TOGETHER if args.commands else hostile_media()) if args.only in name]
+            return 0 if check_rows(folder, set(names)) else 1
         _make_elsewhere(names, folder)
         if args.commands:
-            return 0 if check_commands(folder) else 1
+            return 0 if check_commands(folder, names) else 1
         print("| file | bytes | read by | MB | seconds | outcome |\n|---|---|---|---|---|---|", flush=True)
         return 0 if all([check(folder / name) for name in names]) else 1
 

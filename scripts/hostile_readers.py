@@ -87,24 +87,27 @@ def _peak_mb() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
 
-def _made(make: Callable[[], bytes], path: Path) -> bool:
-    """Write a file in another process, whose memory does not count; whether there is one."""
-    measured(lambda: path.write_bytes(data) if (data := make()) else None, path.parent)
-    return path.exists()
+def _make(make: Callable[[], bytes], path: Path) -> None:
+    """Write a file in another process, whose memory does not count. Raises: SystemExit if it cannot be made."""
+    outcome = measured(lambda: path.write_bytes(make()), path.parent)
+    if not path.exists():
+        raise SystemExit(f"hostile_readers: {path.name}: not made ({outcome.text})")
 
 
-def check_readers(folder: Path, only: str) -> bool:
-    """Read each bomb and print a row; whether all were small."""
+def check_readers(folder: Path, names: list[str]) -> bool:
+    """Read the bombs READER/NAME and print a row for each; whether all were made and small."""
     every, ok = readers(folder), True
     print("| reader | file | bytes | MB | seconds | outcome |\n|---|---|---:|---:|---:|---|", flush=True)
     for bomb in bombs():
-        reader = every.get(bomb.reader)
-        if reader is None or only not in f"{bomb.reader}/{bomb.name}":
+        if f"{bomb.reader}/{bomb.name}" not in names:
+            continue
+        if (reader := every.get(bomb.reader)) is None:
+            print(f"| {bomb.reader} | {bomb.name} | | | | FAILED: is its extra installed? |", flush=True)
+            ok = False
             continue
         with tempfile.TemporaryDirectory(dir=folder) as place:
             path = Path(place) / f"file{reader.suffix}"
-            if not _made(bomb.make, path):
-                continue
+            _make(bomb.make, path)
             size, outcome = path.stat().st_size, measured(lambda: reader.read(path), path.parent)  # noqa: B023
         ok = ok and outcome.is_small
         row = f"{bomb.reader} | {bomb.name} | {size:,} | {outcome.mb} | {outcome.seconds:.1f} | {outcome.text}"
@@ -164,7 +167,7 @@ def bomb_outcome(folder: Path, reader_name: str, name: str) -> Outcome:
     reader = readers(folder)[reader_name]
     bomb = next(bomb for bomb in bombs() if (bomb.reader, bomb.name) == (reader_name, name))
     path = folder / f"file{reader.suffix}"
-    _made(bomb.make, path)
+    _make(bomb.make, path)
     outcome = measured(lambda: reader.read(path), folder)
     return replace(outcome, ok=outcome.is_small)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,6 +42,8 @@ ALL_UPLOADS = 4 << 30
 API = "/gradio_api"
 WITH_BODY = re.compile(rf"{API}/(upload|cancel|reset|queue/join|(call|run|api)/[\w/]+)/?")
 """Where requests with a body may go."""
+FILE = re.compile(r"/file[=/]")
+"""What precedes the path of a file that is asked for."""
 READING = re.compile(rf"{API}/(?:queue/data|call/(?:v2/)?\w+/(?P<event>\w+))/?")
 """Where answers are read."""
 STATIC = re.compile(r"/(health|assets|static|svelte|theme\.css|favicon\.ico|manifest\.json)")
@@ -86,6 +88,8 @@ class Guard:
     """Takes a line per request."""
     app: ASGIApp | None = None
     """gradio's; None while models are loaded."""
+    results: Path | None = None
+    """The folder of results; it may itself be in a hidden folder."""
     session_of: Callable[[str], str] = str
     """The session to which a request of this id belongs."""
     stopping: bool = False
@@ -148,8 +152,8 @@ class Guard:
         if "://" in path or path.startswith(f"{API}/deep_link"):
             # after file=, file/ or proxy=, gradio would fetch that address; for a deep link, write a file
             raise _Refusal(403)
-        if "file=" in path and os.path.basename(path.rstrip("/")).startswith("."):
-            raise _Refusal(403)  # locks, which name the machine and the command, and what is being written
+        if self._is_hidden(path):
+            raise _Refusal(403)
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             if not WITH_BODY.fullmatch(path):
                 raise _Refusal(404)
@@ -160,6 +164,20 @@ class Guard:
             self._check_body(body)
         with self._reading(scope):
             await self.app(scope, receive, send)
+
+    def _is_hidden(self, path: str) -> bool:
+        """Whether this asks for a lock, which names the machine and the command, or for what is being written.
+
+        The path is decoded already; another round is for servers in front that encode it again.
+        """
+        path = unquote(path)
+        if (found := FILE.search(path)) is None:
+            return False
+        name = "/" + path[found.end() :].lstrip("/")
+        for folder in (self.uploads, self.results):
+            if folder is not None:
+                name = name.removeprefix(f"{folder.absolute()}/").removeprefix(f"{folder.resolve()}/")
+        return any(part.startswith(".") for part in re.split(r"[/\\]", name))
 
     def _reading(self, scope: Scope) -> AbstractContextManager[None]:
         found = READING.fullmatch(scope["path"])
@@ -287,10 +305,10 @@ def _decrement(counter: Counter[str], key: str, count: int = 1) -> None:
 
 def _loggable(path: str) -> str:
     """A path without what visitors typed: names of files hold prompts, other parts may name sessions."""
-    start, is_file, name = path.partition("file=")
-    if is_file:
+    if found := FILE.search(path):
+        name = path[found.end() :]
         folder, ending = os.path.basename(os.path.dirname(name)), os.path.splitext(name)[1]
         number = re.match(r"\d{3,}(?=-)", folder)
         ending = ending if re.fullmatch(r"[.]\w{1,12}", ending) else ""
         return f"{API}/file={number[0] if number else ''}*{ending}"
-    return re.sub(r"[^\w/.-]", "?", "/".join(start.split("/")[:3]))[:60]
+    return re.sub(r"[^\w/.-]", "?", "/".join(path.split("/")[:3]))[:60]

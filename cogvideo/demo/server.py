@@ -105,6 +105,7 @@ class Server:
 
         Raises: OSError if a public address was wanted and there is none.
         """
+        self._guard.results = service.out
         page = build_page(
             service, self._places, about, examples, root=self._root, log=self._note, log_prompts=self._log_prompts
         )

@@ -247,3 +247,43 @@ def test_a_signal_while_it_is_taken_or_released_leaves_none(
         assert received == [signal.SIGTERM]
     assert not list(tmp_path.iterdir())
     assert not locks._held
+
+
+class Interrupted(set[int]):
+    """Notes descriptors, then a signal arrives."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self.call, self.seen = call, -1
+
+    def add(self, descriptor: int) -> None:
+        super().add(descriptor)
+        self._arrive("add", descriptor)
+
+    def discard(self, descriptor: int) -> None:
+        super().discard(descriptor)
+        self._arrive("discard", descriptor)
+
+    def _arrive(self, call: str, descriptor: int) -> None:
+        if call == self.call:
+            self.call, self.seen = "", descriptor
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("call", ["add", "discard"])
+def test_a_signal_while_a_lock_is_taken_over_or_given_up_closes_it_once(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """`add`: the file of a dead process was there. `discard`: without flock, another process wrote it last."""
+    held = Interrupted(call)
+    monkeypatch.setattr(locks, "_held", held)
+    if call == "add":
+        write_lock(tmp_path / LOCK_NAME, Owner.this_process())
+    else:
+        request.getfixturevalue("no_flock")
+        monkeypatch.setattr(locks.time, "sleep", lambda seconds: write_lock(tmp_path / LOCK_NAME, ELSEWHERE))
+    with signals_as_exceptions(), pytest.raises(SystemExit), lock_folder(tmp_path):
+        pass
+    assert not held and held.seen >= 0
+    with pytest.raises(OSError):
+        os.fstat(held.seen)

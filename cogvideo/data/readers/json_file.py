@@ -32,6 +32,8 @@ MAX_COLUMNS_BYTES = 32 << 20
 MAX_COLUMN_VALUES = 1 << 20
 """More in columns would take hundreds of megabytes of memory; .jsonl has no limit."""
 CHUNK = 1 << 16
+LONGEST_TOKEN = 12
+"""Characters of the longest that a chunk may cut, besides strings: two escapes that are one character."""
 WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 CLOSING = {"[": "]", "{": "}"}
 FORMS = "expected a list of objects, or an object of path to caption"
@@ -225,6 +227,9 @@ class _Cursor:
                 value, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 problem = self._not_json(error.msg, error.pos)
+                is_cut = len(self._text) - error.pos <= LONGEST_TOKEN or error.msg.startswith("Unterminated")
+                if not is_cut:
+                    raise problem from None
             except (ValueError, RecursionError) as error:
                 raise self._not_json(type(error).__name__, self._at) from None
             else:

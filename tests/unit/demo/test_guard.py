@@ -41,7 +41,8 @@ def log() -> list[str]:
 
 @pytest.fixture
 def guard(app: App, log: list[str], tmp_path: Path) -> Guard:
-    return Guard(Places(Limits()), tmp_path, path="/video", log=log.append, app=app)
+    results = Path("/home/.cache/out")
+    return Guard(Places(Limits()), tmp_path, path="/video", log=log.append, app=app, results=results)
 
 
 def request(
@@ -123,6 +124,20 @@ def test_health(guard: Guard, app: App) -> None:
         ("/gradio_api/file=/out/000-a/.lock", None, 403),
         ("/gradio_api/file=/out/.lock/", None, 403),
         ("/gradio_api/file=/home/.cache/out/000-a/a.mp4", None, 200),
+        ("/gradio_api/file//home/.cache/out/000-a/a.mp4", None, 200),
+        ("/gradio_api/file=/home/.cache/other/a.mp4", None, 403),
+        ("/gradio_api/file=/home/.cache/out/.000-a.tmp/a.mp4", None, 403),
+        ("/gradio_api/file=/home/.cache/out/../a.mp4", None, 403),
+        ("/gradio_api/file=out/.lock", None, 403),
+        ("/gradio_api/file//out/000-a/.lock", None, 403),
+        ("/gradio_api/file/out/000-a/.lock", None, 403),
+        ("/gradio_api/file/.lock", None, 403),
+        ("/gradio_api/file=/out/000-a/%2elock", None, 403),
+        ("/gradio_api/file=/out/000-a%2F.lock", None, 403),
+        ("/gradio_api/file%3D/out/000-a/%2Elock", None, 403),
+        ("/gradio_api/file=/out/000-a\\.lock", None, 403),
+        ("/video/gradio_api/file/out/.lock", None, 403),
+        ("/gradio_api/file=/out/000-a...b/a.mp4", None, 200),
         ("/gradio_api/deep_link", None, 403),
     ],
 )
@@ -191,6 +206,8 @@ def test_the_log_holds_nothing_that_visitors_typed(guard: Guard, log: list[str])
     for path in (
         "/gradio_api/file=/out/007-the-secret/000-the-secret.mp4",
         "/gradio_api/file=/out/secret.secret/secret.a b",
+        "/gradio_api/file//out/007-the-secret/000-the-secret.mp4",
+        "/gradio_api/file/secret",
         "/gradio_api/heartbeat/secret",
         "/a\nsecret line",
         "/assets/a.js",
@@ -200,6 +217,8 @@ def test_the_log_holds_nothing_that_visitors_typed(guard: Guard, log: list[str])
     assert [line.rsplit(" ", 1)[0] for line in log] == [
         "1.2.3.4 GET /gradio_api/file=007*.mp4 200 55",
         "1.2.3.4 GET /gradio_api/file=* 200 46",
+        "1.2.3.4 GET /gradio_api/file=007*.mp4 200 55",
+        "1.2.3.4 GET /gradio_api/file=* 200 23",
         "1.2.3.4 GET /gradio_api/heartbeat 200 28",
         "1.2.3.4 GET /a?secret?line 200 14",
     ]

@@ -50,4 +50,5 @@ def test_files_that_a_server_gives_away_are_leaks(port: int, tmp_path: Path) -> 
     server = attack.Server(port, out, tmp_path, secrets=(attack.SECRET, lock))
     attack.traversal(server, tmp_path / "secret.png", "http://127.0.0.1:1/a")
     leaks = set(server.leaks)
+    assert f"/gradio_api/file={out}/.999-a.tmp/000-a.txt" in leaks, "what is being written"
     assert {f"/gradio_api/file={path}" for path in (out / ".lock", tmp_path / "log", tmp_path / "secret.png")} <= leaks

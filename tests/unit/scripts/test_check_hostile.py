@@ -14,6 +14,7 @@ from tests.helpers.readers import readers
 from tests.helpers.scripts import load_script
 
 hostile_readers = load_script("hostile_readers")
+check_hostile = load_script("check_hostile")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
@@ -56,3 +57,36 @@ def test_small_files_with_large_claims_are_refused(tmp_path: Path, name: str) ->
     reader, _, kind = name.partition("/")
     outcome = hostile_readers.bomb_outcome(tmp_path, reader, kind)
     assert outcome.is_small and outcome.text != "read", outcome
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--rows", "--only", "14"], "expected one of 1, 2, 3"),
+        (["--rows", "--only", "1 samples"], "expected one of 1, 2, 3"),
+        (["--readers", "--only", "npy/none"], "expected a part of one of captions-json/lists"),
+        (["--commands", "--only", "sound"], "expected a part of one of samples.mp4"),
+        (["--only", "none.mp4"], "expected a part of one of samples.mp4"),
+    ],
+)
+def test_names_of_nothing_are_errors(
+    words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["check_hostile.py", *words])
+    with pytest.raises(SystemExit) as caught:
+        check_hostile.main()
+    assert caught.value.code == 2 and expected in capsys.readouterr().err
+
+
+def test_a_row_is_chosen_by_its_whole_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def outcomes(*rows: str) -> Callable[[Path], dict[str, Any]]:
+        return lambda place: {row: hostile_readers.Outcome("tried", 1, 0.0, row != "6") for row in rows}
+
+    monkeypatch.setattr(check_hostile, "page_outcome", lambda *_: hostile_readers.Outcome("tried", 1, 0.0, True))
+    monkeypatch.setattr(hostile_readers, "two_at_once", outcomes("5", "6"))
+    for number, ok, count in (("1", True, 2), ("3", True, 1), ("5", False, 2)):
+        monkeypatch.setattr(sys, "argv", ["check_hostile.py", "--rows", "--only", number])
+        assert check_hostile.main() == (0 if ok else 1)
+        assert capsys.readouterr().out.count("| tried |") + (not ok) == count

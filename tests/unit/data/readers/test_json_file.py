@@ -168,6 +168,27 @@ def test_a_long_entry_is_refused(tmp_path, monkeypatch):
     assert len(captions_of(tmp_path, {"video": ["a.mp4"] * 50, "caption": ["x"] * 50})) == 50, "columns may be"
 
 
+@pytest.mark.parametrize("wrong", ["'x'", '"x" y', "tru", "01", '"\\x"', '"\t"', '"x",}', "{3: 4}"])
+def test_a_syntax_error_before_much_text_is_no_long_entry(tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_ENTRY", 100)
+    good = ['{"video": "a.mp4", "caption": "x"}'] * 200
+    for chunk in (1, 7, 1 << 16):
+        monkeypatch.setattr("cogvideo.data.readers.json_file.CHUNK", chunk)
+        with pytest.raises(ValueError, match=r"c\.json line 3: not JSON \("):
+            captions_of(tmp_path, "[\n" + ",\n".join([good[0], f'{{"caption": {wrong}}}', *good]) + "]")
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    "value", ["-Infinity", "1.5e+300", "false", '"\\ud83d\\ude00"', '"' + "x" * 50 + '"', "[ ]", "{ }"]
+)
+def test_values_are_read_wherever_a_chunk_ends(tmp_path, value):
+    text = (
+        f'[{{"video": "a.mp4", "caption": "x", "n": {value}}}, {{"video": "b.mp4", "n": [{value}, 1], "caption": "y"}}]'
+    )
+    assert [caption.text for caption in captions_of(tmp_path, text)] == ["x", "y"]
+
+
 def test_many_entries_that_are_no_records_are_refused_early(tmp_path, monkeypatch):
     monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_BAD", 3)
     good, others = {"video": "a.mp4", "caption": "x"}, [3, {"video": "a.mp4"}, {"caption": "x"}]
