@@ -12,7 +12,7 @@ HF_HOME and HF_TOKEN are huggingface_hub's.
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,9 @@ SNAPSHOT = re.compile(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})(/.*)?
 """Of a path in the hub's cache."""
 SAFE_FILES = ("*.json", "*.safetensors", "*.npy", "*.yaml", "text.model")
 """Patterns of what is fetched: no pickles, no code."""
+SAT_FILES = ("*latest", "*/mp_rank_*_model_states.pt")
+"""Of published checkpoints, besides SAFE_FILES. Their pickles are read by `torch_archive`, which runs none of their
+code."""
 OUR_FOLDERS = ("cogvideo", "configs", "data", "models", "runs", "samples", "videos", "weights")
 """Folders that configs and the documentation write to and read from."""
 WITHOUT_TRUNK = ("image_tokenizer", "text.model")
@@ -51,22 +54,22 @@ class HubName(NamedTuple):
         folder = f"/{self.folder}" if self.folder else ""
         return f"{self.repo}{folder}{f'@{self.revision}' if self.revision else ''}"
 
-    @property
-    def patterns(self) -> list[str]:
+    def patterns(self, formats: Sequence[str] = SAFE_FILES) -> list[str]:
         """Of the files to fetch. A bundle's model may be stored without its trunk, which is then beside it."""
         if not self.folder:
-            return list(SAFE_FILES)
+            return list(formats)
         parent, _, last = self.folder.rpartition("/")
         folders = [self.folder]
         if last not in WITHOUT_TRUNK:
             folders.append(f"{parent}/trunk".removeprefix("/"))
         own = [self.folder] if last == "text.model" else []
-        return own + [f"{folder}/{pattern}" for folder in folders for pattern in SAFE_FILES]
+        return own + [f"{folder}/{pattern}" for folder in folders for pattern in formats]
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, formats: Sequence[str] = SAFE_FILES) -> Path:
     """The local folder or file of `source`, fetched from the hub if it names a repository and no local path.
 
+    `formats`: patterns of the files to fetch.
     A path that does not exist and cannot be a repository's name is returned as it is.
     Raises: FileNotFoundError for a repository, revision or part that does not exist; OSError or ValueError, in one
     line, for anything else that keeps it from being fetched.
@@ -77,10 +80,10 @@ def resolve(source: str | Path) -> Path:
     with _errors_in_one_line(name):
         from huggingface_hub import snapshot_download
 
-        snapshot = Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=name.patterns))
+        snapshot = Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=name.patterns(formats)))
     found = snapshot / name.folder
     if not found.exists():
-        what = f"no {name.folder}" if name.folder else f"none of the files that are read here ({' '.join(SAFE_FILES)})"
+        what = f"no {name.folder}" if name.folder else f"none of the files that are read here ({' '.join(formats)})"
         raise FileNotFoundError(f"{name}: commit {snapshot.name} has {what}; give another name")
     return found
 
@@ -94,16 +97,22 @@ def describe(path: str | Path) -> str:
 def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
     """Write files, by their names there, to a repository in one commit; returns the commit's URL.
 
-    The repository is created if it does not exist. Raises: ValueError if `repo` is no USER/REPO, or holds files that
-    do not belong to these; OSError, ValueError, in one line, for anything that keeps them from being uploaded.
+    The repository is created if it does not exist. Raises: ValueError if `repo` is no USER/REPO, is public although
+    `private` is asked for, or holds files that do not belong to these; OSError, ValueError, in one line, for anything
+    else that keeps them from being uploaded.
     """
     name = HubName.parse(repo)
     if name is None or name != HubName(repo):
-        raise ValueError(f"{repo} is no name of a repository; give USER/REPO")
-    with _errors_in_one_line(name):
+        raise ValueError(f"{repo} is not a repository's name; give USER/REPO")
+    with _errors_in_one_line(name, uploading=True):
         from huggingface_hub import CommitOperationAdd, HfApi
 
         api = HfApi()
+        if private and api.repo_exists(repo) and not api.repo_info(repo).private:
+            raise ValueError(
+                f"{repo} exists and is public, so a private upload would be published; make it private there, choose "
+                "another name, or leave out private"
+            )
         api.create_repo(repo, private=private or None, exist_ok=True)
         others = sorted(set(api.list_repo_files(repo)) - {".gitattributes", "README.md", *files})
         if others:
@@ -117,27 +126,33 @@ def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, messa
 
 
 @contextlib.contextmanager
-def _errors_in_one_line(name: HubName) -> Iterator[None]:
+def _errors_in_one_line(name: HubName, *, uploading: bool = False) -> Iterator[None]:
     """Say in one line what went wrong with the hub, and what to do."""
     try:
         from huggingface_hub import constants, errors
     except ImportError:
+        problem = "uploading to" if uploading else f"{name} is no local folder, and fetching from"
+        advice = "" if uploading else "give a folder, or "
         raise ValueError(
-            f"{name} is no local folder, and fetching from the Hugging Face hub needs the extra [hub]; give a folder, "
-            "or pip install 'cogvideo[hub]'"
+            f"{problem} the Hugging Face hub needs the extra [hub]; {advice}pip install 'cogvideo[hub]'"
         ) from None
     hub = constants.ENDPOINT
     try:
         yield
     except errors.GatedRepoError:
-        raise PermissionError(f"{name}: its owner lets in who asks; ask at {hub}/{name.repo}") from None
+        raise PermissionError(f"{name}: access is gated; request it at {hub}/{name.repo}") from None
     except errors.RevisionNotFoundError:
         raise FileNotFoundError(
             f"{name}: {hub}/{name.repo} has no revision {name.revision or 'main'}; give a branch, a tag or a commit"
         ) from None
     except errors.RepositoryNotFoundError:
+        if uploading:
+            raise PermissionError(
+                f"{name}: {hub} does not let this account write there; `hf auth login` with a token that may write, or "
+                "choose another name"
+            ) from None
         raise FileNotFoundError(
-            f"{name} is no local folder, and {hub} has no such repository, or shows it to others only; give another "
+            f"{name} is no local folder, and {hub} has no such repository, or does not show it to you; give another "
             "name, or `hf auth login` if it is private"
         ) from None
     except errors.LocalEntryNotFoundError:
@@ -150,10 +165,13 @@ def _errors_in_one_line(name: HubName) -> Iterator[None]:
         raise ConnectionError(f"{name}: HF_HUB_OFFLINE is set; unset it to upload") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        advice = "`hf auth login`, or set HF_TOKEN to one with these rights" if status in (401, 403) else "try again"
-        raise OSError(f"{name}: {hub} answered {status} ({_first_line(error)}); {advice}") from None
+        rights = "write" if uploading else "read"
+        token = f"`hf auth login`, or set HF_TOKEN to a token that may {rights} there"
+        raise OSError(
+            f"{name}: {hub} answered {status} ({_first_line(error)}); {token if status in (401, 403) else 'try again'}"
+        ) from None
     except errors.HFValidationError as error:
-        raise ValueError(f"{name} is no name of a repository: {_first_line(error)}") from None
+        raise ValueError(f"{name} is not a repository's name: {_first_line(error)}") from None
     except Exception as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else error  # it wraps errors of large files
         if not _is_of_network(cause):

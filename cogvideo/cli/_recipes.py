@@ -85,7 +85,8 @@ def captions_words(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(words)
 
 
-def begun_with(args: argparse.Namespace, **choices: Any) -> dict[str, Any]:
+def begun_with(args: argparse.Namespace, resources: Resources, **choices: Any) -> dict[str, Any]:
     """What recipe.json records: a recipe that is continued must be given the same."""
-    given = {"captions": os.path.abspath(args.captions), **{name: getattr(args, name) for name in COLUMNS}}
-    return {"folder": os.getcwd(), **given, **choices}
+    given = {"captions": os.path.abspath(args.captions)}
+    given |= {name: getattr(args, name) for name in (*COLUMNS, "minutes", "gpu_hours")}
+    return {"folder": os.getcwd(), **given, "device": "cuda" if resources.num_gpus else "cpu", **choices}

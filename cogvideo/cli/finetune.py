@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(step.shown for step in steps))
         return
     with lock_folder(args.out):
-        folder.begin(begun_with(args, command="finetune", bundle=describe(args.bundle.absolute()), train=recipe.mode))
+        folder.begin(
+            begun_with(args, resources, command="finetune", bundle=describe(args.bundle.absolute()), train=recipe.mode)
+        )
         folder.write_commands(steps)
         folder.run(steps, SHARES, deadline, resources.threads, resources.environment)
         name = args.bundle.name if describe(args.bundle) == str(args.bundle) else describe(args.bundle)

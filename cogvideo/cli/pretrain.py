@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(step.shown for step in steps))
         return
     with lock_folder(args.out):
-        folder.begin(begun_with(args, command="pretrain", pixels=args.pixels))
+        folder.begin(begun_with(args, resources, command="pretrain", pixels=args.pixels))
         folder.write_commands(steps)
         folder.run(steps, SHARES, deadline, resources.threads, resources.environment)
         report = write_report(folder, f"Trained on {args.captions.name}", facts, {"": folder / "samples"}, steps)

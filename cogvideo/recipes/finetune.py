@@ -21,15 +21,8 @@ from cogvideo.hub import describe
 from cogvideo.model.config import ModelConfig
 from cogvideo.planning.budgets import training_budget
 from cogvideo.planning.machines import Machine
+from cogvideo.recipes.common import VALIDATION, batch_size, bundle_words, holds_out, samples_step, training_settings
 from cogvideo.recipes.folder import RecipeFolder
-from cogvideo.recipes.pretrain import (
-    GPU_BATCHES,
-    VALIDATION,
-    VALIDATION_VIDEOS,
-    bundle_words,
-    samples_step,
-    training_settings,
-)
 from cogvideo.recipes.steps import Step
 from cogvideo.recipes.survey import Survey
 from cogvideo.sampling.bundle import SUPERRES, BundleConfig, load_sample_config, open_tokenizers
@@ -38,7 +31,7 @@ from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.config import TrainConfig
-from cogvideo.training.resources import planned_settings, resolve_auto
+from cogvideo.training.resources import NothingFits, planned_settings, resolve_auto
 
 Mode = Literal["all", "lora"]
 SHARES = {"trunk": 0.2, "sequential": 0.45, "interpolation": 0.35}
@@ -46,6 +39,8 @@ SHARES = {"trunk": 0.2, "sequential": 0.45, "interpolation": 0.35}
 STEPS = {"trunk": 500, "sequential": 500, "interpolation": 500}
 BATCHES = {"trunk": 64, "sequential": 16, "interpolation": 16}
 LEARNING_RATES: Mapping[Mode, float] = {"all": 1e-4, "lora": 1e-3}
+STAGES = ("sequential", "interpolation")
+"""What every bundle has; a trunk may be missing."""
 RANK = 16
 MAX_NEW_PIECES = 512
 TITLES = {
@@ -70,8 +65,9 @@ class Base:
     @classmethod
     def open(cls, path: Path) -> "Base":
         """Read what the steps depend on. Raises: FileNotFoundError, ValueError for what is no complete bundle."""
-        if not (path / "sequential").is_dir():
-            raise FileNotFoundError(f"{path} is no bundle of weights: it has no sequential/; give another folder")
+        for name in STAGES:
+            if not (path / name).is_dir():
+                raise FileNotFoundError(f"{path} is no complete bundle of weights: it has no {name}/; give another one")
         text, image, _ = open_tokenizers(path)
         models = {}
         for name in STEPS:
@@ -158,7 +154,7 @@ class FinetuneRecipe:
     def steps(self) -> list[Step]:
         out, start = self.folder, self.start
         tokenizer, text = start / "image_tokenizer", start / "text.model"
-        held_out: tuple[str, ...] = ("--validation", str(VALIDATION)) if self._holds_out else ()
+        held_out: tuple[str, ...] = ("--validation", str(VALIDATION)) if holds_out(self.survey) else ()
 
         steps = []
         words: list[str | Path]
@@ -172,7 +168,7 @@ class FinetuneRecipe:
         for name in self.base.models:
             write = partial(self._write_training, name)
             words = ["train", "--config", out.config(name), "--resume"]
-            steps.append(out.step(name, words, processes=max(1, self.num_gpus), prepare=write))
+            steps.append(out.step(name, words, processes=self.processes, prepare=write))
             trained[name] = out / name / "export" / name
             if self.mode == "lora":
                 adapter = out / name / "export/adapter"
@@ -196,8 +192,12 @@ class FinetuneRecipe:
         return steps
 
     @property
-    def _holds_out(self) -> bool:
-        return self.survey.num_videos >= VALIDATION_VIDEOS
+    def processes(self) -> int:
+        return max(1, self.num_gpus)
+
+    def batch_size(self, name: str) -> int:
+        """Clips per step of a training step, over all processes."""
+        return batch_size(BATCHES[name], self.num_gpus)
 
     def _num_clusters(self) -> int:
         _, _, labels = open_tokenizers(self.base.path)
@@ -222,8 +222,9 @@ class FinetuneRecipe:
             rows,
             values,
             data=[self.folder / "clips"],
-            validation=[self.folder / "clips/validation"] if self._holds_out else None,
-            batch_size=BATCHES[name] * (GPU_BATCHES * self.num_gpus or 1),
+            validation=[self.folder / "clips/validation"] if holds_out(self.survey) else None,
+            batch_size=self.batch_size(name),
+            processes=self.processes,
             steps=None if self.minutes is not None else STEPS[name],
         )
         self.folder.write_config(name, TITLES[name], settings)
@@ -267,22 +268,22 @@ class FinetuneRecipe:
 
 
 def choose_mode(recipe: FinetuneRecipe, machine: Machine) -> tuple[Mode, str]:
-    """Whether all weights of the largest stage can be trained on the machine, and a sentence that says why."""
+    """Whether all weights of stage 1, a largest model, can be trained on the machine, and a sentence that says why."""
     name = "sequential"
     values = recipe.training_values(name)
-    model = {**values["model"], "frame_side": recipe.base.models[name].frame_side}
-    settings = {**values, "model": model, "data": {}}
-    config = from_dict(TrainConfig, settings)
+    settings = {
+        **values,
+        "model": {**values["model"], "frame_side": recipe.base.models[name].frame_side},
+        "data": {},
+        "train": {**values["train"], "batch_size": recipe.batch_size(name)},
+    }
+    adapters = f"adapters of rank {RANK} are trained"
     try:
-        config = resolve_auto(config, machine, max(1, recipe.num_gpus))
-    except ValueError:
-        return (
-            "lora",
-            f"all weights with their optimiser do not fit {machine.name}: adapters of rank {RANK} are trained",
-        )
-    planned = planned_settings(config, max(1, recipe.num_gpus))
-    budget = training_budget(recipe.base.models[name], machine, planned)
+        config = resolve_auto(from_dict(TrainConfig, settings), machine, recipe.processes)
+    except NothingFits as error:
+        return "lora", f"training all weights takes too much memory ({error}): {adapters}"
+    budget = training_budget(recipe.base.models[name], machine, planned_settings(config, recipe.processes))
     needs = f"{budget.total / 2**30:.1f} of {machine.memory_bytes / 2**30:.1f} GiB"
     if not budget.fits(machine):
-        return "lora", f"training all weights needs {needs}: adapters of rank {RANK} are trained"
+        return "lora", f"training all weights needs {needs}: {adapters}"
     return "all", f"all weights are trained: {needs} by the planner"

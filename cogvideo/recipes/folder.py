@@ -19,7 +19,7 @@ import yaml
 
 from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.hub import describe
-from cogvideo.recipes.steps import Step, check_trained, run, schedule_for
+from cogvideo.recipes.steps import CALIBRATION_STEPS, Step, check_trained, continuous_steps, run, schedule_for
 
 PREVIEWS = 4
 """Sample sheets per training step."""
@@ -59,8 +59,8 @@ class RecipeFolder:
         file = self.path / "recipe.json"
         if file.is_file():
             before = read_json(file, dict[str, Any])
-            for key in sorted(before.keys() | choices.keys()):
-                if before.get(key) != choices.get(key):
+            for key in sorted(before):  # older versions recorded fewer
+                if before[key] != choices.get(key):
                     raise ValueError(
                         f"{self.path} was begun with {key}={before.get(key)}, got {choices.get(key)}; give the same, "
                         "or another --out"
@@ -79,13 +79,19 @@ class RecipeFolder:
         return file
 
     def set_schedule(self, name: str, schedule: Mapping[str, int]) -> None:
-        """Add keys, such as train.steps, to a config file that lacks them. Keeps the comment above it, no others."""
+        """Set keys, such as train.steps, in a config file. Keeps the comment above it, no others.
+
+        In the tokenizer's, tokenizer.continuous_steps is set too, unless it is there.
+        """
         text = self.config(name).read_text(encoding="utf-8")
         comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
         values = yaml.safe_load(text)
         for key, value in schedule.items():
             group, _, field = key.partition(".")
             values.setdefault(group, {})[field] = value
+        if values.get("task") == "tokenizer":
+            continuous = continuous_steps(schedule["train.steps"], taken=CALIBRATION_STEPS)
+            values.setdefault("tokenizer", {}).setdefault("continuous_steps", continuous)
         _write_yaml(self.config(name), comment, values)
 
     def has_schedule(self, name: str) -> bool:
@@ -114,14 +120,19 @@ class RecipeFolder:
         """Run the steps that are not done.
 
         `shares`: the training steps, and the share of the time that each gets. `deadline`: by `time.monotonic`; those
-        without a schedule get one that fills the time until then. Raises: StepError.
+        without a schedule get one that fills the time until then. Raises: StepError; ValueError if there is neither.
         """
         for index, step in enumerate(steps):
             if step.is_done:
                 continue
             if step.prepare is not None:
                 step.prepare()
-            if step.name in shares and deadline is not None and not self.has_schedule(step.name):
+            if step.name in shares and not self.has_schedule(step.name):
+                if deadline is None:
+                    raise ValueError(
+                        f"{self.config(step.name)} has no train.steps, and no time is given to make a schedule for; "
+                        "write train.steps there, or give --minutes"
+                    )
                 left = sum(shares[later.name] for later in steps[index:] if later.name in shares)
                 seconds = (deadline - time.monotonic()) * shares[step.name] / left
                 schedule = schedule_for(step, self.path / step.name, seconds, threads, environment)

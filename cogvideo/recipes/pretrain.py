@@ -4,7 +4,7 @@ The steps are those of docs/guides/pretrain.md, "The same step by step": frames,
 trunk, both stages, bundle, samples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from cogvideo.data.captions import CaptionsFile
 from cogvideo.data.shards import read_manifest
 from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
+from cogvideo.recipes.common import VALIDATION, batch_size, bundle_words, holds_out, samples_step, training_settings
 from cogvideo.recipes.folder import RecipeFolder
-from cogvideo.recipes.steps import Step
-from cogvideo.recipes.survey import Survey, example_prompts, text_length
+from cogvideo.recipes.steps import Step, continuous_steps
+from cogvideo.recipes.survey import Survey, text_length
 from cogvideo.tokenizers.text import TextTokenizer
 
 SHARES = {"tokenizer": 0.2, "trunk": 0.15, "sequential": 0.42, "interpolation": 0.23}
@@ -22,20 +23,10 @@ SHARES = {"tokenizer": 0.2, "trunk": 0.15, "sequential": 0.42, "interpolation": 
 STEPS = {"tokenizer": 4000, "trunk": 2000, "sequential": 4000, "interpolation": 2000}
 """Their lengths if no time is given."""
 BATCHES = {"tokenizer": 32, "trunk": 64, "sequential": 16, "interpolation": 16}
-GPU_BATCHES = 4
-"""A GPU takes larger batches in the same time."""
-PASSES = 100
-"""If no time is given: passes over the data after which a training step ends, if that is earlier."""
 FRAMES = 20_000
 """Single frames for the image tokenizer, if there are videos enough; from 4 to MAX_FRAMES per video."""
 MAX_FRAMES = 64
-VALIDATION_VIDEOS = 40
-"""From so many videos on, VALIDATION of them are held out."""
-VALIDATION = 0.05
-LONG_MINUTES, LONG, SHORT = 30, 800, 60
-"""If a time is given: the least steps that the tokenizer's training will have, from so many minutes on and below."""
 PIXELS = 64
-NUM_PROMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -65,9 +56,8 @@ class Choices:
     holds_out: bool
     """Whether some videos are held out for validation."""
     size: Size
-    batch_factor: int
     bf16: bool
-    processes: int
+    num_gpus: int
 
     @classmethod
     def of(cls, survey: Survey, *, pixels: int | None, num_gpus: int, bf16: bool) -> "Choices":
@@ -80,12 +70,15 @@ class Choices:
             clip_seconds=survey.clip_lengths(4),
             frames_per_video=frames,
             num_codes=1024 if survey.num_videos * frames >= 5000 else 256,
-            holds_out=survey.num_videos >= VALIDATION_VIDEOS,
+            holds_out=holds_out(survey),
             size=SMALL if not num_gpus else LARGE if survey.num_captions >= MANY else MEDIUM,
-            batch_factor=GPU_BATCHES * num_gpus if num_gpus else 1,
             bf16=bf16,
-            processes=max(1, num_gpus),
+            num_gpus=num_gpus,
         )
+
+    @property
+    def processes(self) -> int:
+        return max(1, self.num_gpus)
 
     @property
     def key_frame_seconds(self) -> tuple[float, ...]:
@@ -207,8 +200,8 @@ class PretrainRecipe:
                 "tokenizer": network,
             },
         )
-        steps = values["train"].get("steps", LONG if (self.minutes or 0) >= LONG_MINUTES else SHORT)
-        network["continuous_steps"] = min(200, steps // 4)
+        if "steps" in values["train"]:
+            network["continuous_steps"] = continuous_steps(values["train"]["steps"])
         side = self.choices.pixels
         self.folder.write_config("tokenizer", f"The image tokenizer: {side}x{side} pixels -> codes.", values)
 
@@ -252,49 +245,13 @@ class PretrainRecipe:
             values,
             data=[folder],
             validation=[folder / "validation"] if self.choices.holds_out else None,
-            batch_size=BATCHES[name] * self.choices.batch_factor,
+            batch_size=batch_size(BATCHES[name], self.choices.num_gpus),
+            processes=self.choices.processes,
             steps=None if self.minutes is not None else STEPS[name],
         )
 
     def _write_sampling(self) -> None:
         self.folder.write_config("sampling", *sampling_settings(self.choices.clip_seconds[0], self.choices.rounds))
-
-
-def training_settings(
-    folder: RecipeFolder,
-    name: str,
-    rows: int,
-    values: dict[str, Any],
-    *,
-    data: Sequence[Path],
-    validation: Sequence[Path] | None,
-    batch_size: int,
-    steps: int | None,
-) -> dict[str, Any]:
-    """Settings of one training step on `rows` clips or frames. `steps` None: the schedule is added later."""
-    while batch_size > max(4, rows):
-        batch_size //= 2
-    train: dict[str, Any] = {"batch_size": batch_size}
-    warmup, log = 20, {"validate_every": 200}
-    if steps is not None:
-        train["steps"] = steps = min(steps, max(50, PASSES * rows // batch_size))
-        warmup = min(100, steps // 10)
-        log = {
-            "save_every": max(1, steps // 8),
-            "preview_every": max(1, steps // 8),
-            "validate_every": max(1, steps // 8),
-        }
-    paths = {"path": [str(path) for path in data]}
-    if validation is not None:
-        paths["validation"] = [str(path) for path in validation]
-    return {
-        **values,
-        "run_dir": str(folder / name),
-        "data": {**values.get("data", {}), **paths},
-        "optimiser": {**values.get("optimiser", {}), "warmup_steps": warmup},
-        "train": {**values.get("train", {}), **train},
-        "log": log,
-    }
 
 
 def sampling_settings(seconds: float, rounds: int) -> tuple[str, dict[str, Any]]:
@@ -317,20 +274,3 @@ def sampling_settings(seconds: float, rounds: int) -> tuple[str, dict[str, Any]]
         "interpolation": between,
     }
     return "How to sample: the longest clips that were learned, all rounds of interpolation.", values
-
-
-def bundle_words(parts: Mapping[str, str | Path]) -> list[str | Path]:
-    """`cogvideo bundle` with its options."""
-    return ["bundle", "--overwrite", *(word for option in parts.items() for word in option)]
-
-
-def samples_step(folder: RecipeFolder, name: str, model: Path, captions: CaptionsFile) -> Step:
-    """Sample a few of the captions, always the same, with the same seed."""
-    prompts = folder / "prompts.txt"
-
-    def write() -> None:
-        if not prompts.is_file():
-            prompts.write_text("\n".join(example_prompts(captions, NUM_PROMPTS)) + "\n", encoding="utf-8")
-
-    words = ("sample", "--model", model, "--prompts", prompts, "--out", folder / name, "--overwrite")
-    return folder.step(name, words, prepare=write)

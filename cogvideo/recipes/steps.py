@@ -1,6 +1,5 @@
 """Steps of a recipe, each a `cogvideo` command: how to run them, skip those that are done, and fill a given time."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -13,10 +12,14 @@ from typing import Any
 
 import yaml
 
+from cogvideo.training.metrics import MetricsFile
+
 PORT = "29417"  # not the launcher's default, which another run on this machine may use
 CALIBRATION_STEPS = 15
 LEAST_STEPS = 10
 """After those that measure the speed."""
+CONTINUOUS_STEPS = 200
+"""Of the tokenizer's training, before its codebook is made, if the schedule is long enough."""
 SAVE_SECONDS = 120
 SAFETY = 0.9
 """Of the time left that a schedule is made for: validation, checkpoints and sample sheets take some, too."""
@@ -128,9 +131,15 @@ def schedule_for(
     return {"train.steps": steps, "log.save_every": max(1, int(SAVE_SECONDS / seconds_per_step))}
 
 
+def continuous_steps(steps: int, taken: int = 0) -> int:
+    """tokenizer.continuous_steps for a training of so many steps.
+
+    The codebook is made at that very step, so it must come after those that are `taken` already.
+    """
+    return max(taken + 1, min(CONTINUOUS_STEPS, steps // 4))
+
+
 def _logged(run_dir: Path) -> list[tuple[int, float]]:
     """Step and seconds per step of each line of a run's metrics."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    entries = [json.loads(line) for line in lines]
-    return [(entry["step"], entry["seconds_per_step"]) for entry in entries if "seconds_per_step" in entry]
+    records = MetricsFile(run_dir / "metrics.jsonl").read()
+    return [(record["step"], record["seconds_per_step"]) for record in records if "seconds_per_step" in record]

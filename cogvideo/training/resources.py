@@ -38,6 +38,10 @@ MATMUL_SIZE = {"cuda": 8192, "cpu": 768}
 """Side of the square matrices that measure a device's peak FLOPS."""
 
 
+class NothingFits(ValueError):
+    """No setting that was tried fits the machine's memory."""
+
+
 def planned_model(config: TrainConfig) -> TransformerConfig | None:
     """The transformer that a run trains, with its text tokenizer's vocabulary if that file is there; None: none."""
     if config.task == "tokenizer":
@@ -79,7 +83,7 @@ def planned_settings(config: TrainConfig, count: int) -> TrainingSettings:
 def resolve_auto(config: TrainConfig, machine: Machine, count: int) -> TrainConfig:
     """Replace `auto` by the fastest setting that fits the machine.
 
-    Raises: ValueError if none fits, or the batch does not divide.
+    Raises: NothingFits; ValueError if the batch does not divide.
     """
     loop = config.train
     if "auto" not in (loop.micro_batch_size, loop.recompute):
@@ -100,7 +104,7 @@ def resolve_auto(config: TrainConfig, machine: Machine, count: int) -> TrainConf
     if not found:
         needed = {settings: training_budget(model, machine, settings).total for settings in tried}
         least = min(needed, key=lambda settings: needed[settings])
-        raise ValueError(
+        raise NothingFits(
             f"nothing fits {machine.name} with {format_bytes(machine.memory_bytes)}: at least "
             f"{format_bytes(needed[least])} are needed, with train.micro_batch_size={least.micro_batch} and "
             f"train.recompute={least.recompute}; see `cogvideo inspect --suggest`"

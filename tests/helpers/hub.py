@@ -103,7 +103,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, _: bytes, repo: str, revision: str | None) -> None:
         if found := self.found(repo, revision or "main"):
-            self.answer({"id": repo, "sha": found[0], "siblings": [{"rfilename": name} for name in sorted(found[1])]})
+            siblings = [{"rfilename": name} for name in sorted(found[1])]
+            private = repo in self.hub.private
+            self.answer({"id": repo, "sha": found[0], "private": private, "siblings": siblings})
 
     def tree(self, _: bytes, repo: str, revision: str) -> None:
         if found := self.found(repo, revision):

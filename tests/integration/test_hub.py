@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cogvideo.checkpoint.adapter import Base, fingerprint
 from cogvideo.checkpoint.format import load_checkpoint
-from cogvideo.checkpoint.load import load_model
+from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
 from cogvideo.files import BUNDLED_WEIGHTS
+from cogvideo.model.config import ModelConfig
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.sequence.layout import Vocabulary
 from cogvideo.training.launch import train
 from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
@@ -73,6 +77,25 @@ def test_commands_take_names_of_the_hub(bundle: Path, hub: Hub, capsys: pytest.C
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "someone/absent is no local folder" in error
         assert not Path("out").exists()
+
+
+def test_conversion_reads_the_hub(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """From our format to the published one, the only one whose .pt files are fetched, and back."""
+    ids = {"num_image_tokens": 8, "pad": 9, "newline": 10, "start_of_image": 11}
+    sizes = {"num_layers": 1, "hidden_size": 8, "num_heads": 2, "text_len": 8, "frame_side": 2, "num_positions": 516}
+    model = CogVideoTransformer(ModelConfig(**sizes, vocabulary=Vocabulary(16, **ids)))
+    save_model(Path("model"), model)
+    hub.commit_folder("someone/clips", Path("model"))
+    assert main(["convert", "--from", "someone/clips", "--to", "sat", "--to-sat"]) == 0
+    Path("sat/evil.pt").touch()
+    commit = hub.commit_folder("someone/sat", Path("sat"), "v1")
+    keys = [f"vocab.{name}={id}" for name, id in ids.items()]
+    assert main(["convert", "--from", "someone/sat@v1", "--to", "back", *keys]) == 0
+    assert f"someone/sat@{commit}: " in capsys.readouterr().out and "evil.pt" not in hub.downloads
+    back = load_model(Path("back"))
+    assert all(torch.equal(p, back.get_parameter(name)) for name, p in model.named_parameters())
+    assert main(["convert", "--from", "someone/absent", "--to", "other"]) == 2
+    assert "someone/absent is no local folder" in capsys.readouterr().err and not Path("other").exists()
 
 
 def test_finetuning_names_the_commit_in_its_commands(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

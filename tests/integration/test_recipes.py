@@ -51,6 +51,7 @@ def test_from_videos_to_a_finetuned_bundle(tmp_path, monkeypatch, small, capsys)
     small.clear()
     assert main(words) == 0 and not small  # everything is done
     assert main([*words[:-1], "24"]) == 2 and "was begun with pixels=16, got 24" in capsys.readouterr().err
+    assert main([*words, "--minutes", "9"]) == 2 and "was begun with minutes=None, got 9.0" in capsys.readouterr().err
 
     lines = (tmp_path / "videos/captions.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
@@ -81,5 +82,5 @@ def test_wrong_wishes_are_one_line(tmp_path, monkeypatch, capsys):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
     assert main(["finetune", "none", "--captions", "a.csv", "--out", "own"]) == 2
-    assert "none is no bundle of weights" in capsys.readouterr().err
+    assert "none is no complete bundle of weights" in capsys.readouterr().err
     assert not (tmp_path / "own").exists()

@@ -137,6 +137,8 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match=r"someone/clips .* pip install 'cogvideo\[hub\]'") as error:
         resolve("someone/clips")
     one_line(error)
+    with pytest.raises(ValueError, match=r"^uploading to .* pip install 'cogvideo\[hub\]'"):
+        upload("someone/clips", {}, private=False, message="m")
 
 
 def test_uploads_are_one_commit(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +156,23 @@ def test_uploads_are_one_commit(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(hub.repositories["someone/clips"]) == 2
 
 
+def test_a_private_upload_to_a_public_repository_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_in(monkeypatch)
+    for repo in ("someone/public", "someone/secret"):
+        hub.commit(repo, {"README.md": b""})
+    hub.private.add("someone/secret")
+    with pytest.raises(ValueError, match=r"someone/public exists and is public") as error:
+        upload("someone/public", {"config.json": b"2"}, private=True, message="m")
+    one_line(error)
+    assert not [request for request in hub.requests if request.startswith(("POST", "PUT"))]
+    upload("someone/secret", {"config.json": b"2"}, private=True, message="m")
+    assert "config.json" in hub.newest("someone/secret") and "config.json" not in hub.newest("someone/public")
+
+
 def test_uploads_that_are_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises((OSError, ValueError), match="hf auth login") as error:
+    with pytest.raises(
+        OSError, match=r"answered 401 .*; `hf auth login`, or set HF_TOKEN to a token that may write"
+    ) as error:
         upload("someone/clips", {"config.json": b"2"}, private=False, message="m")
     one_line(error)
     log_in(monkeypatch)

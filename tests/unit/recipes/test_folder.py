@@ -17,6 +17,7 @@ def test_a_recipe_is_continued_with_what_it_was_begun_with(folder):
     folder.begin({"captions": "/a.csv", "pixels": 64})
     with pytest.raises(ValueError, match="was begun with pixels=64, got 96; give the same, or another --out"):
         folder.begin({"captions": "/a.csv", "pixels": 96})
+    folder.begin({"captions": "/a.csv", "pixels": 64, "minutes": 90.0})  # an older version did not record the time
 
 
 def test_a_folder_of_other_things_is_refused(folder):
@@ -41,6 +42,26 @@ def test_a_schedule_is_added_once(folder):
     text = folder.config("trunk").read_text()
     assert folder.has_schedule("trunk") and text.startswith("# One.\n# Two.\n")
     assert yaml.safe_load(text) == {"train": {"batch_size": 4, "steps": 9}, "log": {"save_every": 3}}
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1000, 200), (100, 25), (25, 16)])
+def test_the_codebook_is_made_early_in_the_schedule_and_after_the_steps_taken(folder, steps, expected):
+    """15 steps are taken to measure the speed; a slow machine's schedule may have 10 more."""
+    folder.write_config("tokenizer", "", {"task": "tokenizer", "tokenizer": {"channels": 16}})
+    folder.set_schedule("tokenizer", {"train.steps": steps})
+    values = yaml.safe_load(folder.config("tokenizer").read_text())
+    assert values["tokenizer"] == {"channels": 16, "continuous_steps": expected}
+
+
+def test_training_needs_a_schedule_or_a_time(folder, monkeypatch):
+    """A timed recipe that was interrupted before it had a schedule, and continued without the time."""
+    ran = []
+    monkeypatch.setattr(module, "run", lambda step, *_: ran.append(step.name))
+    folder.begin({})
+    folder.write_config("trunk", "", {"task": "image"})
+    with pytest.raises(ValueError, match=r"trunk\.yaml has no train\.steps.*give --minutes"):
+        folder.run([folder.step("trunk", ["train"])], {"trunk": 1.0}, None, 1, {})
+    assert ran == []
 
 
 def test_steps_run_in_order_once_each_with_their_configs(folder, monkeypatch):

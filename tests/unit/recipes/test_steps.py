@@ -38,6 +38,13 @@ def test_schedule_fills_the_time(tmp_path, monkeypatch, seconds, expected):
     assert schedule == {"train.steps": expected, "log.save_every": 80}
 
 
+def test_a_cut_line_of_metrics_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps.time, "monotonic", lambda: 0.0)
+    line = json.dumps({"step": 15, "seconds_per_step": 1.5}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(line + line[:12])
+    assert schedule_for(Step("train", None, ["train"]), tmp_path, 100.0)["train.steps"] == 75
+
+
 @pytest.mark.parametrize(("latest", "expected"), [("step_00000020", True), ("step_00000010", False)])
 def test_a_stopped_run_is_not_finished(tmp_path, latest, expected):
     (tmp_path / "config.yaml").write_text("task: tokenizer\ntrain: {steps: 20, stop_at: 10}\n")

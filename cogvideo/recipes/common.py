@@ -1,0 +1,84 @@
+"""What the recipes share: settings of a training step, held-out videos, the bundle and its samples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cogvideo.data.captions import CaptionsFile
+from cogvideo.recipes.folder import RecipeFolder
+from cogvideo.recipes.steps import Step
+from cogvideo.recipes.survey import Survey, example_prompts
+
+GPU_BATCHES = 4
+"""A GPU takes batches so many times larger in the same time."""
+PASSES = 100
+"""If no time is given: passes over the data after which a training step ends, if that is earlier."""
+VALIDATION_VIDEOS = 40
+"""From so many videos on, VALIDATION of them are held out."""
+VALIDATION = 0.05
+NUM_PROMPTS = 4
+
+
+def holds_out(survey: Survey) -> bool:
+    """Whether there are videos enough to hold some out for validation."""
+    return survey.num_videos >= VALIDATION_VIDEOS
+
+
+def batch_size(on_cpu: int, num_gpus: int) -> int:
+    """Clips or frames per step, a multiple of the number of processes; `on_cpu` of them without GPUs."""
+    return on_cpu * (GPU_BATCHES * num_gpus or 1)
+
+
+def training_settings(
+    folder: RecipeFolder,
+    name: str,
+    rows: int,
+    values: dict[str, Any],
+    *,
+    data: Sequence[Path],
+    validation: Sequence[Path] | None,
+    batch_size: int,
+    processes: int,
+    steps: int | None,
+) -> dict[str, Any]:
+    """Settings of one training step on `rows` clips or frames. `steps` None: the schedule is added later."""
+    while batch_size > max(4, processes, rows):
+        batch_size //= 2
+    train: dict[str, Any] = {"batch_size": batch_size}
+    warmup, log = 20, {"validate_every": 200}
+    if steps is not None:
+        train["steps"] = steps = min(steps, max(50, PASSES * rows // batch_size))
+        warmup = min(100, steps // 10)
+        log = {
+            "save_every": max(1, steps // 8),
+            "preview_every": max(1, steps // 8),
+            "validate_every": max(1, steps // 8),
+        }
+    paths = {"path": [str(path) for path in data]}
+    if validation is not None:
+        paths["validation"] = [str(path) for path in validation]
+    return {
+        **values,
+        "run_dir": str(folder / name),
+        "data": {**values.get("data", {}), **paths},
+        "optimiser": {**values.get("optimiser", {}), "warmup_steps": warmup},
+        "train": {**values.get("train", {}), **train},
+        "log": log,
+    }
+
+
+def bundle_words(parts: Mapping[str, str | Path]) -> list[str | Path]:
+    """`cogvideo bundle` with its options."""
+    return ["bundle", "--overwrite", *(word for option in parts.items() for word in option)]
+
+
+def samples_step(folder: RecipeFolder, name: str, model: Path, captions: CaptionsFile) -> Step:
+    """Sample a few of the captions, always the same, with the same seed."""
+    prompts = folder / "prompts.txt"
+
+    def write() -> None:
+        if not prompts.is_file():
+            prompts.write_text("\n".join(example_prompts(captions, NUM_PROMPTS)) + "\n", encoding="utf-8")
+
+    words = ("sample", "--model", model, "--prompts", prompts, "--out", folder / name, "--overwrite")
+    return folder.step(name, words, prepare=write)

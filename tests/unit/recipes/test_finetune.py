@@ -1,0 +1,61 @@
+"""Finetuning: what is trained on which machine, batches, bundles that cannot be finetuned."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from cogvideo.data.readers import open_captions
+from cogvideo.files import BUNDLED_WEIGHTS
+from cogvideo.planning.machines import MACHINES
+from cogvideo.recipes.common import training_settings
+from cogvideo.recipes.finetune import Base, FinetuneRecipe, choose_mode
+from cogvideo.recipes.folder import RecipeFolder
+from cogvideo.recipes.survey import Survey
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe for the bundled weights on some GPUs."""
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "captions.csv").write_text("video,caption\na.mp4,a dog\n")
+    captions, base = open_captions(folder / "captions.csv"), Base.open(BUNDLED_WEIGHTS)
+    survey = Survey(100, 100, (4.0,), 25.0, 360)
+    return lambda num_gpus: FinetuneRecipe(
+        RecipeFolder(folder / "out"), base, captions, (), survey, 0, "all", bf16=True, num_gpus=num_gpus
+    )
+
+
+@pytest.mark.parametrize("num_gpus", [1, 3, 7])
+def test_a_small_bundle_is_trained_whole_on_any_number_of_gpus(recipe, num_gpus):
+    """Its batches divide among them."""
+    mode, reason = choose_mode(recipe(num_gpus), MACHINES["rtx4090-24"])
+    assert mode == "all" and "by the planner" in reason
+
+
+def test_what_does_not_fit_is_trained_by_adapters(recipe):
+    mode, reason = choose_mode(recipe(1), replace(MACHINES["rtx4090-24"], memory_bytes=2e7))
+    assert mode == "lora" and "adapters of rank 16" in reason and "at least" in reason
+
+
+def test_batches_divide_among_the_gpus_however_few_clips_there_are(recipe):
+    for num_gpus in range(9):
+        tried = recipe(num_gpus)
+        for rows in (1, 3, 50, 5000):
+            values = training_settings(
+                *(tried.folder, "trunk", rows, {}),
+                data=[],
+                validation=None,
+                batch_size=tried.batch_size("trunk"),
+                processes=tried.processes,
+                steps=8,
+            )
+            size = values["train"]["batch_size"]
+            assert size % tried.processes == 0 and size <= max(4, tried.processes, rows)
+
+
+@pytest.mark.parametrize("missing", ["sequential", "interpolation"])
+def test_a_bundle_without_a_stage_is_one_line(tmp_path, missing):
+    shutil.copytree(BUNDLED_WEIGHTS, tmp_path / "part", ignore=shutil.ignore_patterns(missing))
+    with pytest.raises(FileNotFoundError, match=f"part is no complete bundle of weights: it has no {missing}/; give"):
+        Base.open(tmp_path / "part")
