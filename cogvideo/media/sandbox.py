@@ -1,7 +1,8 @@
-"""FFmpeg in processes of their own (worker.py), which have limits on memory, time, files and output.
+"""FFmpeg, and other C libraries, in processes of their own (worker.py): limits on memory, time, files and output.
 
     info = index_frames(path, spans=None, exact=False, limits=Limits())
     for pixels, time in read_frames(path, info, info.seconds, None, Limits()): ...
+    for fields, arrays in run(path, function, {"path": path, "limits": Limits()}, max_bytes=1 << 20): ...
 
 A file that crashes such a process, hangs it or takes too much memory is a ValueError of that file. Processes are kept
 for further files; as many run as there are calls at the same time.
@@ -9,6 +10,7 @@ for further files; as many run as there are calls at the same time.
 
 import fcntl
 import json
+import math
 import os
 import pickle
 import signal
@@ -16,19 +18,20 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cogvideo.media import worker
 from cogvideo.media.byte_range import MediaPath
 from cogvideo.media.decoder import DamagedVideoError, Limits, Spans, TooLargeError, VideoInfo
 from cogvideo.media.pixels import MAX_PIXELS, Framing
-from cogvideo.media.worker import cpu_seconds
+from cogvideo.media.worker import Answer
 
 START = "import sys; sys.path[:] = sys.argv[1:]; from cogvideo.media.worker import main; main()"
 WALL_FACTOR = 10
@@ -36,32 +39,37 @@ WALL_FACTOR = 10
 MAX_LINE = 1 << 16
 PIPE_BYTES = 1 << 20  # several small frames, so that the processes seldom wait for each other
 ERRORS: dict[str, type[ValueError]] = {"TooLargeError": TooLargeError, "DamagedVideoError": DamagedVideoError}
+DTYPES = ("|u1", "<i8", "<f8")
+"""Of arrays in answers."""
 
-Part = tuple[dict[str, Any], "_Worker"]
+
+class Parser(NamedTuple):
+    """What messages say of a library that crashes."""
+
+    name: str
+    advice: str
+
+
+FFMPEG = Parser("FFmpeg", "convert it to mp4 first")
 
 
 def index_frames(path: MediaPath, *, spans: Spans | None, exact: bool, limits: Limits) -> VideoInfo:
     """`decoder.index_frames`, in another process. Raises: ValueError likewise, and for a file beyond its limits."""
     request = {"path": path, "spans": spans, "exact": exact, "limits": limits}
-    found: VideoInfo | None = None
-    for fields, worker in _run(path, "index", request, limits):
-        count = _within(fields["count"], limits.max_frames)
-        seconds = worker.read((count,), np.float64)
-        key_seconds = worker.read((_within(fields["key_count"], count, least=0),), np.float64)
-        outputs = worker.read((count,), np.int64) if fields["numbered"] else None
-        found = VideoInfo(
+    with damaged_answers(path):
+        fields, arrays = _last(run(path, worker.index, request, max_bytes=8 * limits.max_frames))
+        seconds = _numbers(arrays[0], np.float64, 1, limits.max_frames)
+        return VideoInfo(
             fields["width"],
             fields["height"],
             seconds,
-            key_seconds,
+            _numbers(arrays[1], np.float64, 0, len(seconds)),
             Fraction(*fields["pixel_aspect"]),
             fields["exif_orientation"],
             fields["origin"],
-            outputs,
+            _numbers(arrays[2], np.int64, len(seconds), len(seconds)) if len(arrays) > 2 else None,
             fields["damage"],
         )
-    assert found is not None  # an index without an answer ends in an error
-    return found
 
 
 def read_frames(
@@ -72,21 +80,17 @@ def read_frames(
     Raises: as `index_frames`.
     """
     request = {"path": path, "info": info, "wanted": wanted, "framing": framing, "limits": limits}
-    for fields, worker in _run(path, "decode", request, limits):
-        height, width = fields["height"], fields["width"]
-        _within(height * width, MAX_PIXELS)
-        yield worker.read((height, width, 3), np.uint8), float(fields["time"])
+    for fields, arrays in run(path, worker.decode, request, max_bytes=3 * MAX_PIXELS):
+        with damaged_answers(path):
+            pixels, time = _picture(arrays), float(fields["time"])
+        yield pixels, time
 
 
 def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
     """`decoder.read_picture`, in another process. Raises: as `index_frames`."""
-    found: NDArray[np.uint8] | None = None
-    for fields, worker in _run(path, "picture", {"path": path, "limits": limits}, limits):
-        height, width = fields["height"], fields["width"]
-        _within(height * width, limits.max_pixels)
-        found = worker.read((height, width, 3), np.uint8)
-    assert found is not None  # a picture without an answer ends in an error
-    return found
+    request = {"path": path, "limits": limits}
+    with damaged_answers(path):
+        return _picture(_last(run(path, worker.picture, request, max_bytes=3 * limits.max_pixels))[1])
 
 
 class _Worker:
@@ -95,7 +99,10 @@ class _Worker:
     def __init__(self) -> None:
         folders = [os.path.abspath(folder) for folder in sys.path]
         # One thread for NumPy: others would only take memory.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = os.environ | {
+            **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve memory, which the limit counts
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", START, *folders],
             stdin=subprocess.PIPE,
@@ -108,7 +115,7 @@ class _Worker:
         with suppress(OSError, AttributeError):  # beyond a limit for all of a user's pipes; not Linux
             fcntl.fcntl(self._answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
-    def ask(self, operation: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def ask(self, operation: Callable[..., Iterator[Answer]], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the answers' fields; arrays that belong to one must be read before the next. The last is the end."""
         try:
             folder = os.getcwd()
@@ -125,7 +132,11 @@ class _Worker:
             if fields["kind"] != "part":
                 return
 
-    def read(self, shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
+    def read(self, max_bytes: int, dtype: str, shape: list[int]) -> NDArray[Any]:
+        """Raises: TypeError for another array than `max_bytes` and DTYPES allow."""
+        sound = dtype in DTYPES and len(shape) <= 3 and all(type(size) is int and size >= 0 for size in shape)
+        if not sound or math.prod(shape) * np.dtype(dtype).itemsize > max_bytes:
+            raise TypeError
         array = np.empty(shape, dtype)
         if self._answers.readinto(array.data.cast("B")) != array.nbytes:  # type: ignore[attr-defined]
             raise EOFError
@@ -146,56 +157,92 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)  # a forked process has no share in its parent's workers
 
 
-def _run(path: MediaPath, operation: str, arguments: dict[str, Any], limits: Limits) -> Iterator[Part]:
-    """Yield the parts of an answer. Raises: ValueError in place of whatever went wrong."""
+def run(
+    path: MediaPath,
+    operation: Callable[..., Iterator[Answer]],
+    arguments: dict[str, Any],
+    *,
+    max_bytes: int,
+    parser: Parser = FFMPEG,
+) -> Iterator[Answer]:
+    """Call a module's function in another process; `arguments` have a "path" and "limits" for the file.
+
+    Yields its answers: fields, which came as JSON, and arrays of at most `max_bytes` each. Both are a stranger's.
+    Raises: ValueError in place of whatever went wrong.
+    """
     try:
-        worker = _idle.pop()
+        process = _idle.pop()
     except IndexError:
-        worker = _Worker()
-    seconds = cpu_seconds(path, limits)
+        process = _Worker()
+    seconds = worker.cpu_seconds(path, arguments["limits"])
     late = threading.Event()
 
     def stop() -> None:
         late.set()
-        worker.process.kill()
+        process.process.kill()
 
     timer = threading.Timer(WALL_FACTOR * seconds, stop)
     timer.daemon = True
     timer.start()
     keep = False
     try:
-        for fields in worker.ask(operation, arguments):
+        for fields in process.ask(operation, arguments):
             if fields["kind"] == "part":
-                yield fields, worker
+                arrays = tuple(process.read(max_bytes, *form) for form in fields["arrays"])
+                yield fields, arrays
         keep = not fields["retire"] and fields["kind"] != "MemoryError"
         if fields["kind"] != "end":
             raise ERRORS.get(fields["kind"], ValueError)(fields["message"])
     except (EOFError, BrokenPipeError):
-        raise ValueError(f"{path} cannot be read: {_reason(worker, late.is_set(), seconds)}") from None
-    except (KeyError, TypeError, json.JSONDecodeError, ZeroDivisionError):
-        raise ValueError(f"{path} cannot be read: the process that reads media gave a damaged answer") from None
+        raise ValueError(f"{path} cannot be read: {_reason(process, late.is_set(), seconds, parser)}") from None
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise _damaged_answer(path) from None
     finally:
         timer.cancel()
         if keep:
-            _idle.append(worker)
+            _idle.append(process)
         else:
-            worker.kill()
+            process.kill()
 
 
-def _reason(worker: _Worker, late: bool, seconds: int) -> str:
+@contextmanager
+def damaged_answers(path: MediaPath) -> Iterator[None]:
+    """Errors that an answer of another form leads to are one line. Raises: ValueError."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, ArithmeticError):
+        raise _damaged_answer(path) from None
+
+
+def _last(answers: Iterator[Answer]) -> Answer:
+    """Raises: IndexError if there is none."""
+    return deque(answers, 1)[0]
+
+
+def _damaged_answer(path: MediaPath) -> ValueError:
+    return ValueError(f"{path} cannot be read: the process that parses it gave a damaged answer")
+
+
+def _reason(process: _Worker, late: bool, seconds: int, parser: Parser) -> str:
     with suppress(subprocess.TimeoutExpired):
-        worker.process.wait(1)
-    code = worker.process.poll()
+        process.process.wait(1)
+    code = process.process.poll()
     if late:
         return f"it takes more than {seconds} seconds"
     if code == -signal.SIGXCPU:
         return "it takes more processor time than a sound file of its size would"
     if code is not None and code < 0:
-        return f"FFmpeg ended with {signal.Signals(-code).name}; convert it to mp4 first"
-    return "the process that reads media ended; is its installation sound?"
+        return f"{parser.name} ended with {signal.Signals(-code).name}; {parser.advice}"
+    return "the process that parses it ended; is its installation sound?"
 
 
-def _within(count: Any, most: int, *, least: int = 1) -> int:
-    if not isinstance(count, int) or not least <= count <= most:
+def _numbers(array: NDArray[Any], dtype: type[Any], least: int, most: int) -> NDArray[Any]:
+    if array.dtype != dtype or array.ndim != 1 or not least <= len(array) <= most:
         raise TypeError
-    return count
+    return array
+
+
+def _picture(arrays: tuple[NDArray[Any], ...]) -> NDArray[np.uint8]:
+    if arrays[0].dtype != np.uint8 or arrays[0].shape[2:] != (3,):
+        raise TypeError
+    return arrays[0]

@@ -1,7 +1,8 @@
-"""The process that runs FFmpeg: reads requests from stdin, answers on stdout, and limits its own resources.
+"""The process that parses strangers' files: takes requests from stdin, answers on stdout, limits its own resources.
 
-sandbox.py starts it and talks to it. A request is a pickle. An answer is JSON lines, each followed by raw arrays, so
-that nothing that a file does to this process makes the other one run code. It imports little, to start quickly.
+sandbox.py starts it and talks to it. A request is a pickle: a function and its arguments. An answer is JSON lines, each
+followed by raw arrays, so that nothing that a file does to this process makes the other one run code. It imports
+little, to start quickly.
 """
 
 import json
@@ -10,7 +11,7 @@ import pickle
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,9 +52,6 @@ def index(path: MediaPath, spans: Spans | None, exact: bool, limits: Limits) -> 
         "exif_orientation": info.exif_orientation,
         "origin": info.origin,
         "damage": info.damage,
-        "count": len(info.seconds),
-        "key_count": len(info.key_seconds),
-        "numbered": info.outputs is not None,
     }
     arrays = (info.seconds, info.key_seconds)
     yield fields, arrays if info.outputs is None else (*arrays, info.outputs)
@@ -69,16 +67,12 @@ def decode(
             pixels = reader.read(frame)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        yield {"time": time, "height": pixels.shape[0], "width": pixels.shape[1]}, (pixels,)
+        yield {"time": time}, (pixels,)
 
 
 def picture(path: Path, limits: Limits) -> Iterator[Answer]:
     """Answer with a picture's RGB pixels."""
-    pixels = decoder.read_picture(path, limits)
-    yield {"height": pixels.shape[0], "width": pixels.shape[1]}, (pixels,)
-
-
-OPERATIONS: dict[str, Callable[..., Iterator[Answer]]] = {"index": index, "decode": decode, "picture": picture}
+    yield {}, (decoder.read_picture(path, limits),)
 
 
 def main() -> None:
@@ -100,7 +94,7 @@ def main() -> None:
             if folder is not None:
                 os.chdir(folder)
             allow_seconds(cpu_seconds(path, limits))
-            for fields, arrays in OPERATIONS[operation](**arguments):
+            for fields, arrays in operation(**arguments):
                 _send(answers, {"kind": "part", **fields}, arrays)
         except BrokenPipeError:
             return
@@ -119,7 +113,8 @@ def main() -> None:
 
 
 def _send(answers: BinaryIO, fields: dict[str, Any], arrays: tuple[NDArray[Any], ...]) -> None:
-    answers.write(json.dumps(fields).encode() + b"\n")
+    forms = [(array.dtype.str, array.shape) for array in arrays]
+    answers.write(json.dumps(fields | {"arrays": forms}).encode() + b"\n")
     for array in arrays:
         answers.write(np.ascontiguousarray(array).data.cast("B"))
     answers.flush()

@@ -1,7 +1,7 @@
 """Every reader of a single file that may come from a stranger, with small sound files to damage: `readers()`.
 
-`tests/helpers/damage.py` damages them at random, `scripts/fuzz_readers.py` guided by coverage. Media are not here: they
-are read by FFmpeg in other processes, and `scripts/check_hostile.py` makes hostile ones.
+`tests/helpers/damage.py` damages them at random, `scripts/fuzz_readers.py` guided by coverage. Media are not here:
+`scripts/check_hostile.py` makes hostile ones. Parquet is parsed in another process, of which coverage knows nothing.
 """
 
 import io

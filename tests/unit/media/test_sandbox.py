@@ -85,6 +85,40 @@ def test_a_file_that_takes_too_long_is_an_error(clip, fresh, monkeypatch):
         probe_video(clip, limits=Limits(cpu_seconds=1))
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"kind": "part", "arrays": [["|u1", [1, 1, 3]]]}\n',  # and ends in the middle of it
+        b'{"kind": "part", "arrays": [["|u1", [99999, 99999, 3]]]}\n',
+        b'{"kind": "part", "arrays": [["|O", [1]]]}\n',
+        b'{"kind": "part", "arrays": [["|u1", [-1]]]}\n',
+        b'{"kind": "part", "arrays": [["|u1", [1, 1, 1, 1]]]}\n',
+        b'{"kind": "part", "arrays": [["|u1"]]}\n',
+        b'{"kind": "part", "arrays": 3}\n',
+        b'{"kind": "part", "arrays": []}\n{"kind": "end", "retire": false}\n',
+        b'{"kind": "part", "arrays": [["<f8", [2]], ["<f8", [0]]]}\n'
+        + bytes(16)
+        + b'{"kind": "end", "retire": false}\n',
+        b'{"kind": "end", "retire": false}\n',
+        b'{"kind": "end"}\n',
+        b"[]\n",
+        b"{\n",
+        b"x" * 100,
+    ],
+)
+def test_damaged_answers_are_one_line(clip, fresh, monkeypatch, answer):
+    """As from a process that a file has taken over, or that was ended while it answered."""
+    script = f"import sys; sys.stdout.buffer.write({answer!r})"
+    monkeypatch.setattr(sandbox, "START", script)
+    for read in (sandbox.index_frames, sandbox.read_picture):
+        more = {"spans": None, "exact": False} if read is sandbox.index_frames else {}
+        with pytest.raises(ValueError, match=r"v\.mp4 cannot be read: the process that parses it") as caught:
+            read(clip, limits=Limits(), **more)
+        assert "\n" not in str(caught.value)
+        while fresh:
+            fresh.pop().kill()
+
+
 def test_frames_are_counted(clip):
     with pytest.raises(ValueError, match=r"v\.mp4 has too many frames; expected at most 4"):
         probe_video(clip, limits=Limits(max_frames=4))
