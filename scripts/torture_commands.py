@@ -15,6 +15,7 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model
 from cogvideo.config import dump_yaml
 from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.training import metrics, trainer
 from cogvideo.training.launch import ONE_PROCESS, prepare_environment
 from cogvideo.worlds.digits import probes
 from tests.helpers.adapters import write_adapter
@@ -162,7 +163,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def warm_up() -> None:
     """Import what commands import, so that forks need not, and fit the digit classifier, which takes as long.
 
-    Nothing here starts threads.
+    From then on, curves.png has no lines: drawing them takes half of a training run. Nothing here starts threads.
     """
     import cogvideo
 
@@ -175,5 +176,6 @@ def warm_up() -> None:
         with contextlib.suppress(ImportError):  # some belong to extras
             importlib.import_module(name)
     probes._digit_classifier()
+    trainer.draw_curves = lambda records, path: metrics.draw_curves([], path)
     for name in ONE_PROCESS.keys() - before.keys():
         del os.environ[name]
