@@ -49,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from torture_commands import COMMANDS, Command, contents, make_scene, warm_up  # noqa: E402
+from torture_hub import KILLS, hub  # noqa: E402
 
 from cogvideo.files import write_json  # noqa: E402
 from tests.helpers.ranks import free_port  # noqa: E402
@@ -357,9 +358,10 @@ class Torture:
                 atexit.register(write_counts, os.getpid())
 
             started = time.monotonic()
-            group = Group(command, self.words(command), work, "stderr", arm)
-            group.wait()
-            moment.seconds = time.monotonic() - started
+            with hub(work) if command.pushes else contextlib.nullcontext():
+                group = Group(command, self.words(command), work, "stderr", arm)
+                group.wait()
+                moment.seconds = time.monotonic() - started
             if not group.succeeded:
                 sys.exit(f"torture: {name} fails without a fault:\n{group.text()}")
             counts = [json.loads(path.read_text()) for path in work.glob("counts_*")]
@@ -371,7 +373,8 @@ class Torture:
 
     def cell(self, name: str, fault: str) -> dict[str, Any]:
         """Try a command under a fault, or return what an earlier run found."""
-        share = {"sigkill": 1, "sigterm": 1, "new-process": 10}.get(fault, 5)
+        shares = dict.fromkeys(KILLS, 1) | {"new-process": 10}
+        share = shares.get(fault, 5)
         trials = max(1, self.kills // share // (10 if COMMANDS[name].world > 1 else 1))
         file = self.out / "cells" / f"{name}--{fault}.json"
         cell: dict[str, Any] = {"command": name, "fault": fault, "seed": self.seed, "trials": 0}
@@ -407,21 +410,35 @@ class Torture:
 
     def trial(self, name: str, fault: str, seed: int, work: Path) -> bool:
         """Run a command under a fault and again; returns whether the fault ended it. Raises: Failed."""
-        command = COMMANDS[name]
         plain, expected = self.reference(name)
         moment = replace(plain, seed=seed, work=work)
+        if COMMANDS[name].pushes:
+            first = 0 if fault in KILLS and is_timed(seed) else moment.nth_call(WRITES, moment.share)
+            with hub(work, fault, first, is_handled=seed % 3 == 0):
+                ended = self._run_and_repeat(name, fault, moment)
+        else:
+            ended = self._run_and_repeat(name, fault, moment)
+        compare(contents(work / "cwd"), expected)
+        return ended
+
+    def _run_and_repeat(self, name: str, fault: str, moment: Moment) -> bool:
+        """A trial without the comparison of files."""
+        command, work, seed = COMMANDS[name], moment.work, moment.seed
+        _, expected = self.reference(name)
         first = Group(command, self.words(command), work, "stderr", FAULTS[fault](moment))
         groups, allowed = [first], (0, 2)
-        if fault in ("sigkill", "sigterm") or (fault == "new-process" and seed % 2):
+        if fault in KILLS or (fault == "new-process" and seed % 2):
             number = signal.SIGKILL if fault == "sigkill" else signal.SIGTERM
             allowed = (0, -number, 128 + number) if number == signal.SIGTERM else (0, -number)
-            until = time.monotonic() + moment.share * (IMPORT_SECONDS if fault == "new-process" else plain.seconds)
+            until = time.monotonic() + moment.share * (IMPORT_SECONDS if fault == "new-process" else moment.seconds)
             timed = fault == "new-process" or is_timed(seed)
             while first.poll() and not first.codes and not (timed and time.monotonic() > until):
+                if (work / "waiting").exists():  # the hub, for this
+                    break
                 time.sleep(0.001)
             first.send(number)
         elif fault == "two-at-once":
-            time.sleep(moment.share * plain.seconds)
+            time.sleep(moment.share * moment.seconds)
             groups.append(Group(command, self.words(command), work, "second", lambda: None))
         for group in groups:
             group.wait()
@@ -435,10 +452,10 @@ class Torture:
         if fault not in LEAVES_FILES:
             check_nothing_left(work)
         if any(group.succeeded for group in groups):
-            compare(contents(work / "cwd"), expected)
             return not first.succeeded
         left = contents(work / "cwd")
         done = {name: data for name, data in left.items() if not TEMPORARY.search(name)} == expected
+        (work / "healthy").touch()  # the hub is, from now on
         second = Group(command, self.words(command, again=True), work, "again", lambda: None)
         second.wait()
         second.check_messages()
@@ -447,7 +464,6 @@ class Torture:
             raise Failed(f"cannot be run again: {second.text().strip()[-300:]}")
         shutil.rmtree(work / "tmp")  # of the killed process
         check_nothing_left(work)
-        compare(contents(work / "cwd"), expected)
         return True
 
 
@@ -477,7 +493,7 @@ def table(cells: list[dict[str, Any]]) -> str:
         if any(name == tried for tried, _ in found):
             lines.append(f"| {name} | {' | '.join(found.get((name, fault), '') for fault in faults)} |")
     tried, passed, ended = (sum(cell[key] for cell in cells) for key in ("trials", "passed", "ended_by_fault"))
-    by_kills = sum(cell["trials"] for cell in cells if cell["fault"] in ("sigkill", "sigterm"))
+    by_kills = sum(cell["trials"] for cell in cells if cell["fault"] in KILLS)
     total = f"{passed} of {tried} trials passed; {by_kills} were kills. In {ended} the fault ended a command."
     return "\n".join([*lines, "", total, ""])
 

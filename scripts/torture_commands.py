@@ -57,6 +57,8 @@ class Command:
     """What is added to continue after an interruption."""
     world: int = 1
     """Number of processes."""
+    pushes: bool = False
+    """Whether it writes to a hub, not to a disk."""
 
 
 SAMPLING = "num_clusters=32 --model {scene}/bundle --out out"
@@ -104,6 +106,7 @@ COMMANDS = {
         "score --model {scene}/bundle/sequential --rows {scene}/scored --text-tokenizer {scene}/bundle/text.model "
         "--out out.safetensors --batch 1"
     ),
+    "push": Command("push {scene}/bundle someone/clips --license mit --yes", pushes=True),
 }
 
 

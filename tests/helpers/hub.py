@@ -32,6 +32,8 @@ class Hub:
         self.private: set[str] = set()
         self.requests: list[str] = []
         self.large: dict[str, bytes] = {}
+        self.lock = threading.Lock()
+        """Requests are handled one at a time."""
         self.url = ""
 
     def commit(self, repo: str, files: Mapping[str, bytes], *tags: str) -> str:
@@ -83,7 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         for pattern, method in ROUTES:
             match = re.fullmatch(f"(?:{pattern[0]}) {pattern[1]}", f"{self.command} {path}")
             if match:
-                method(self, body, *match.groups())
+                with self.hub.lock:
+                    method(self, body, *match.groups())
                 return
         self.answer({"error": f"the stand-in has no {self.command} {path}"}, 501)
 
@@ -183,10 +186,10 @@ def _oid(data: bytes) -> str:
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
+def serving(base: type[Handler] = Handler) -> Iterator[Hub]:
     """A hub that answers at `url`."""
     hub = Hub()
-    handler = type("HubHandler", (Handler,), {"hub": hub})
+    handler = type("HubHandler", (base,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -199,19 +202,23 @@ def serving() -> Iterator[Hub]:
         server.server_close()
 
 
-def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let huggingface_hub talk to the stand-in, in this process and in others that it starts; logged out."""
-    from huggingface_hub import constants
-
-    environment = {
-        "HF_ENDPOINT": hub.url,
+def environment(url: str, cache: Path) -> dict[str, str]:
+    """Variables with which huggingface_hub talks to the stand-in, if they are set before it is imported."""
+    return {
+        "HF_ENDPOINT": url,
         "HF_HOME": str(cache),
         "HF_HUB_CACHE": str(cache / "hub"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    for name, value in environment.items():
+
+
+def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub talk to the stand-in, in this process and in others that it starts; logged out."""
+    from huggingface_hub import constants
+
+    for name, value in environment(hub.url, cache).items():
         monkeypatch.setenv(name, value)
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)

@@ -6,15 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from http.client import HTTPConnection
+from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from tests.helpers.hub import TOKEN, Handler, serving
 from tests.helpers.scripts import ROOT, load_script
 
 torture = load_script("torture")
+torture_hub = load_script("torture_hub")
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="preloads a library and reads /proc"),
@@ -102,3 +107,41 @@ def test_messages_and_exit_codes_are_judged(codes: list[int], said: str, message
     else:
         with pytest.raises(torture.Failed, match=message):
             group.check_messages()
+
+
+@pytest.mark.parametrize(
+    ("fault", "answers"),
+    [("full-disk", [200, 507, 507]), ("write-error", [200, 500, 409]), ("memory", [200, 409, 409])],
+)
+def test_the_hub_meets_with_its_faults_until_it_is_healthy(fault: str, answers: list[int], tmp_path: Path) -> None:
+    with serving(_handler(tmp_path, fault, first=2)) as hub:
+        assert [_create_repository(hub.url).getresponse().status for _ in answers] == answers
+        (tmp_path / "healthy").touch()
+        assert _create_repository(hub.url).getresponse().status == 409
+
+
+@pytest.mark.parametrize("is_handled", [False, True])
+def test_the_hub_does_not_answer_a_client_that_is_to_be_killed(is_handled: bool, tmp_path: Path) -> None:
+    with serving(_handler(tmp_path, "sigkill", first=1, is_handled=is_handled)) as hub:
+        connection = _create_repository(hub.url)
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "waiting").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / "waiting").exists() and ("someone/clips" in hub.repositories) is is_handled
+        connection.sock.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
+        (tmp_path / "healthy").touch()
+
+
+def _handler(work: Path, fault: str, first: int, is_handled: bool = False) -> type[Handler]:
+    names = {"work": work, "fault": fault, "first": first, "is_handled": is_handled, "numbers": count(1)}
+    return type("HubHandler", (torture_hub.FaultyHandler,), names)
+
+
+def _create_repository(url: str) -> HTTPConnection:
+    """Ask for one, which exists (409) if this was asked before."""
+    connection = HTTPConnection(url.removeprefix("http://"))
+    body = json.dumps({"organization": "someone", "name": "clips"})
+    connection.request("POST", "/api/repos/create", body, {"Authorization": f"Bearer {TOKEN}"})
+    return connection
