@@ -122,6 +122,8 @@ def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, messa
         additions = [
             CommitOperationAdd(there, here if isinstance(here, bytes) else str(here)) for there, here in files.items()
         ]
+        for addition in additions:  # singly: create_commit would use threads, and an interrupt wait for all of them
+            api.preupload_lfs_files(repo, [addition])
         return str(api.create_commit(repo, additions, commit_message=message).commit_url)
 
 

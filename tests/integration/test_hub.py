@@ -1,6 +1,9 @@
 """Commands with weights of a stand-in hub: fetched, used, and recorded by commit; and `cogvideo push`."""
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from cogvideo.sequence.layout import Vocabulary
 from cogvideo.training.launch import train
 from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
-from tests.helpers.hub import Hub, log_in
+from tests.helpers.hub import Handler, Hub, log_in, serving, use
 from tests.helpers.training import prepare_data, settings
 
 SMALL = ["rounds=0", "num_clusters=32", "key_frames.top_k_clusters=4"]
@@ -128,3 +131,23 @@ def test_push(bundle: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: p
     for folder, repo, message in ((Path("x"), "someone/x", "is no bundle"), (bundle, "clips", "give USER/REPO")):
         assert main(["push", str(folder), repo, "--yes"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_push_does_not_wait_for_the_hub(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("huggingface_hub", reason="needs the extra [hub]")
+    ended, waited_in_vain = threading.Event(), []
+
+    class StalledHandler(Handler):
+        def do_PUT(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            waited_in_vain.append(not ended.wait(30))
+            self.close_connection = True
+
+    with serving(StalledHandler) as hub:
+        use(hub, tmp_path / "cache", monkeypatch)
+        log_in(monkeypatch)
+        assert main(["push", str(bundle), "someone/clips", "--yes"]) == 128 + signal.SIGTERM
+        ended.set()
+        assert True not in waited_in_vain and list(hub.newest("someone/clips")) == [".gitattributes"]

@@ -78,6 +78,8 @@ def test_differences_and_leftovers_fail_a_trial(tmp_path: Path) -> None:
     for found, message in (({"a": b"2"}, "a differs"), ({}, "a is missing"), ({"a": b"1", "b": b""}, "b is left over")):
         with pytest.raises(torture.Failed, match=message):
             torture.compare(found, {"a": b"1"})
+    kept = {f"run/checkpoints/{name}": b"" for name in ("step_00000004/x", "step_00000006/x", "latest")}
+    assert torture.without_older_checkpoints(kept).keys() == kept.keys() - {"run/checkpoints/step_00000004/x"}
     for name in ("cwd/.out.lock", "cwd/.lock", "cwd/.a.abcdefgh.tmp.json", "tmp/anything"):
         (tmp_path / name).touch()
         with pytest.raises(torture.Failed, match=name):
