@@ -6,7 +6,8 @@ A trial runs one command, in small, with one fault at some moment, then the same
 there is such an option) if it failed. It passes if
 
 - the files are in the end, byte for byte, those of an undisturbed run, but for those that tell the time
-  (`NOT_COMPARED`, and `WALL_CLOCK` in metrics.jsonl);
+  (`NOT_COMPARED`, and `WALL_CLOCK` in metrics.jsonl), and older checkpoints where a training says that it skipped one
+  or was stopped;
 - a failure that the process could see had exit code 2 and was one line, without a traceback;
 - no other file is left, no lock and no process; after a SIGKILL, once the command has run again.
 
@@ -20,7 +21,8 @@ trials. Needs Linux and gcc.
 
 Commands are forked from a process that has imported all they need; its system calls go through faults.c. `new-process`
 is no fault but the command line itself, `python -m cogvideo`: it must write the same files (even seeds), and may get a
-SIGTERM while it imports (odd seeds).
+SIGTERM while it imports (odd seeds). `push` writes to a stand-in hub (torture_hub.py): it is killed before the hub
+answers a request that changes something, and the hub is the disk that is full, fails, is slow or read-only.
 """
 
 import argparse
@@ -68,8 +70,8 @@ ONE_THREAD = {
 """Only the thread that forks lives on in the fork."""
 NOISE = re.compile(r"Traceback|Exception ignored|terminate called|Fatal Python error|Segmentation fault")
 ERROR = re.compile(r"^(\[rank \d+\] )?cogvideo: error: ", re.MULTILINE)
-SKIPPED_SAVE = re.compile(r"^error: step \d+ could not be saved: .* trying again in", re.MULTILINE)
-"""What a training says that goes on without a checkpoint."""
+OTHER_STEPS = re.compile(r"^(error: step \d+ could not be saved: .* trying again|warning: stopped at step)", re.M)
+"""What a training says that skipped a checkpoint, or wrote one more when it was stopped."""
 TEMPORARY = re.compile(r"\.tmp\b|lock$")
 
 
@@ -421,7 +423,7 @@ class Torture:
         else:
             ended = self._run_and_repeat(name, fault, moment)
         found = contents(work / "cwd")
-        if SKIPPED_SAVE.search((work / "stderr_0.txt").read_text("utf-8", "replace")):
+        if OTHER_STEPS.search((work / "stderr_0.txt").read_text("utf-8", "replace")):
             found, expected = without_older_checkpoints(found), without_older_checkpoints(expected)
         compare(found, expected)
         return ended
@@ -490,7 +492,7 @@ def compare(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
 
 
 def without_older_checkpoints(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Without those before the last, which are others if one was skipped."""
+    """Without the checkpoints before the last."""
     steps = {path.parts[2] for path in map(PurePath, files) if path.parts[:2] == ("run", "checkpoints")}
     older = tuple(f"run/checkpoints/{step}/" for step in sorted(step for step in steps if step[:5] == "step_")[:-1])
     return {name: data for name, data in files.items() if not name.startswith(older)}
