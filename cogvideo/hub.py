@@ -78,9 +78,15 @@ def resolve(source: str | Path, formats: Sequence[str] = SAFE_FILES) -> Path:
     if name is None or path.exists() or name.looks_local:
         return path
     with _errors_in_one_line(name):
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import errors, hf_hub_download, snapshot_download
 
-        snapshot = Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=name.patterns(formats)))
+        patterns = name.patterns(formats)
+        with contextlib.suppress(errors.DryRunError):  # without a network; the cache may have them
+            # one by one, so that an interrupt need not wait for other threads
+            for file in snapshot_download(name.repo, revision=name.revision, allow_patterns=patterns, dry_run=True):
+                if file.will_download:
+                    hf_hub_download(name.repo, file.filename, revision=file.commit_hash)
+        snapshot = Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=patterns))
     found = snapshot / name.folder
     if not found.exists():
         what = f"no {name.folder}" if name.folder else f"none of the files that are read here ({' '.join(formats)})"
@@ -122,7 +128,7 @@ def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, messa
         additions = [
             CommitOperationAdd(there, here if isinstance(here, bytes) else str(here)) for there, here in files.items()
         ]
-        for addition in additions:  # singly: create_commit would use threads, and an interrupt wait for all of them
+        for addition in additions:  # one by one, as above
             api.preupload_lfs_files(repo, [addition])
         return str(api.create_commit(repo, additions, commit_message=message).commit_url)
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,21 +134,43 @@ def test_push(bundle: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: p
         assert message in capsys.readouterr().err
 
 
-def test_an_interrupted_push_does_not_wait_for_the_hub(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("words", ["push {} someone/new --yes", "inspect --checkpoint someone/clips/trunk --no-plan"])
+def test_an_interrupt_does_not_wait_for_the_hub(
+    words: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("huggingface_hub", reason="needs the extra [hub]")
     ended, waited_in_vain = threading.Event(), []
 
     class StalledHandler(Handler):
-        def do_PUT(self) -> None:
+        def stall(self) -> None:
+            """Take 30 seconds, of a download a byte at a time."""
             os.kill(os.getpid(), signal.SIGTERM)
-            waited_in_vain.append(not ended.wait(30))
             self.close_connection = True
+            with suppress(OSError):  # the client has gone
+                if self.command == "GET":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "300")
+                    self.end_headers()
+                for _ in range(300):
+                    if ended.wait(0.1):
+                        return
+                    if self.command == "GET":
+                        self.wfile.write(b" ")
+                waited_in_vain.append(self.path)
+
+        def do_GET(self) -> None:
+            if "/resolve/" in self.path:
+                self.stall()
+            else:
+                self.handle_request()
+
+        do_PUT = stall
 
     with serving(StalledHandler) as hub:
         use(hub, tmp_path / "cache", monkeypatch)
         log_in(monkeypatch)
-        assert main(["push", str(bundle), "someone/clips", "--yes"]) == 128 + signal.SIGTERM
+        hub.commit_folder("someone/clips", bundle)
+        assert main(words.format(bundle).split()) == 128 + signal.SIGTERM
         ended.set()
-        assert True not in waited_in_vain and list(hub.newest("someone/clips")) == [".gitattributes"]
+        assert not waited_in_vain
+        assert "push" not in words or list(hub.newest("someone/new")) == [".gitattributes"]
