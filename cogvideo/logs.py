@@ -24,7 +24,11 @@ DISK_ADVICE = {
     errno.EROFS: "choose a folder on a disk that is mounted for writing",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
-OUT_OF_MEMORY = re.compile(r"out of memory|not enough memory|can('t|not) allocate memory|bad_alloc", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|not enough memory|can('t|not) allocate memory|bad_alloc|can't start new thread"
+    r"|could not (create|execute) a (primitive|memory object)$",  # all that oneDNN says
+    re.IGNORECASE,
+)
 """Matches messages of torch and of C++ libraries that mean that memory is full."""
 
 
