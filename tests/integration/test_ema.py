@@ -139,7 +139,7 @@ def test_what_is_trained_does_not_depend_on_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["zero 2, bf16 weights", "zero 2, offloaded", "zero 3"])
+@pytest.mark.parametrize("variant", ["zero 2, bf16 weights", "zero 3"])
 def test_it_resumes_bitwise_in_two_processes_and_continues_in_one(
     variant: str, data: Path, bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -150,7 +150,7 @@ def test_it_resumes_bitwise_in_two_processes_and_continues_in_one(
     run(train_words(config("whole")), 2, tmp_path / "stderr")
     run(train_words(config("parts", stop_at=3)), 2, tmp_path / "stderr")
     run(train_words(config("parts"), "--resume"), 2, tmp_path / "stderr")
-    run(train_words(config("single")), 1, tmp_path / "stderr")
+    train(config("single"))
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
     manifests = [read_json(tmp_path / name / LAST)["tensors"] for name in ("whole", "parts")]
     assert manifests[0] == manifests[1]

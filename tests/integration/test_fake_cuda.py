@@ -42,5 +42,5 @@ def test_every_task_trains_and_every_schedule_samples_on_a_gpu(device: Path) -> 
 
 
 @pytest.mark.slow
-def test_every_combination_trains_and_samples_on_a_gpu(device: Path) -> None:
-    assert problems(device, "all", at_least=61) == {}
+def test_every_setting_trains_and_samples_on_a_gpu(device: Path) -> None:
+    assert problems(device, "slow", at_least=35) == {}

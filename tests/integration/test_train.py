@@ -58,12 +58,11 @@ FROZEN_VARIANTS = [("fp32", True), ("zero2_bf16_weights", True), ("zero3", True)
 
 @pytest.mark.slow
 @pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
-@pytest.mark.parametrize("attention", ["auto", "dense"])
-def test_compiled_layers_train_alike(attention: str, data: Path, tmp_path: Path) -> None:
+def test_compiled_layers_train_alike(data: Path, tmp_path: Path) -> None:
     """With the accumulated gradients, the mixed precision and the validation of a real run; texts are padded to 16."""
     no_dropout, losses = {"dropout": 0.0, "attention_dropout": 0.0}, []
     for compiled in (False, True):
-        train_settings = {"compile": compiled, "attention": attention, "recompute": "layer"}
+        train_settings = {"compile": compiled, "recompute": "layer"}
         run = settings(data, tmp_path / str(compiled), "interpolation", model=no_dropout, train=train_settings)
         torch.manual_seed(0)
         train(run)

@@ -9,6 +9,7 @@ import torch
 
 from cogvideo.checkpoint.load import load_model
 from cogvideo.files import read_json
+from cogvideo.training.launch import train
 from tests.helpers.ranks import finish, run, start, train_words
 from tests.helpers.training import prepare_data, read_metrics, settings
 
@@ -58,7 +59,7 @@ def test_a_frozen_trunk_recomputed_under_zero_3_trains_and_exports_as_under_zero
 ) -> None:
     """The three together once crashed DeepSpeed; the export is gathered a parameter at a time."""
     trunk = settings(data, tmp_path / "trunk", "image", train={"steps": 1})
-    run(train_words(trunk), 1, tmp_path / "stderr")
+    train(trunk)
     losses, exported = [], []
     for stage in (1, 3):
         config = settings(

@@ -26,7 +26,7 @@ from cogvideo.evaluation.packaged_networks import (
 )
 
 installed = pytest.mark.skipif(not are_installed(), reason="the packages of the extra [eval] are not installed")
-CLIPS, LENGTH, SIDE = 24, 16, 48
+CLIPS, LENGTH, SIDE = 12, 16, 48
 Clips = NDArray[np.uint8]
 
 

@@ -134,7 +134,8 @@ def test_ten_prompts_are_compiled_in_few_shapes(schedule: str, monkeypatch: pyte
             [text], [tiny.encode("any")], tiny.VOCABULARY.pad, guidance_scale=3.0, text_bonus=0.5
         )
         tokens = compiled.generate(program, known, conditioning, SAMPLER, uniforms)
-        assert torch.equal(tokens, plain.generate(program, known, conditioning, SAMPLER, uniforms))
+        if length in (1, 16, 33):  # of each padded length
+            assert torch.equal(tokens, plain.generate(program, known, conditioning, SAMPLER, uniforms))
     rows = {"sequential": {1}, "wavefront": {1}, "speculative": {1, 2, 4, 8, 16}}[schedule]
     assert {key[0] for key in recorded if isinstance(key, tuple)} <= rows
     assert len(recorded) == counter.frame_count <= 3 * len(rows)  # texts are padded to 16, 32 and 48
