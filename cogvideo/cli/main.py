@@ -33,6 +33,7 @@ COMMANDS = {
     "finetune": "finetune a bundle of weights on captioned videos",
     "prepare": "turn videos and captions into token shards at several frame rates",
     "vocabulary": "train a text tokenizer on captions",
+    "extend": "copy a bundle for longer clips or larger frames",
     "train": "train a model, in one process or in many with the deepspeed launcher",
     "runs": "compare training runs: settings, results, curves",
     "merge": "add finetuned adapters to a model's weights",

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
     from cogvideo.locks import lock_output
     from cogvideo.model.config import ModelConfig
-    from cogvideo.sampling.extend import extend_bundle
+    from cogvideo.sampling.extend import extend_vocabulary
     from cogvideo.tokenizers.image import open_image_tokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         with lock_output(args.out):
             if args.out.exists() and not args.overwrite:
                 raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")
-            extend_bundle(args.extend, extended, args.out, overwrite=args.overwrite)
+            extend_vocabulary(args.extend, extended, args.out, overwrite=args.overwrite)
         added = [extended.piece(id) for id in range(old.vocabulary.size, extended.vocabulary.size)]
         shown = " ".join(added[:SHOWN]) + (" ..." if len(added) > SHOWN else "")
         print(f"{args.out}: {args.extend} with {len(added)} more pieces{': ' if added else ''}{shown}")

@@ -1,10 +1,17 @@
-"""A bundle with a larger vocabulary, for finetuning on captions whose words it spells out.
+"""Copies of bundles and models that hold more: text pieces, frames per clip, tokens per frame. To be finetuned.
 
-The ids of old pieces and their embeddings stay, so old prompts give the same tokens. The embedding of a new piece
-starts as the mean of those that its text took before.
+Text pieces: the ids of old pieces and their embeddings stay, so old prompts give the same tokens. The embedding of a
+new piece starts as the mean of those that its text took before.
+
+Longer clips (stage 1): the positions of old frames stay, so the first frames of a longer clip are computed as before. A
+new frame's positions start as those of the last old frame.
+
+Larger frames: positions are interpolated between the old ones, whose places are spread over the larger grid. With
+twice the side, every second row and column is an old one, unchanged.
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,52 +21,111 @@ from torch import Tensor
 
 from cogvideo.checkpoint.format import Checkpoint, load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.load import stored_config
+from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.config import from_dict, to_dict
 from cogvideo.files import atomic_directory, read_json, sha256_file, write_json
+from cogvideo.model.config import ModelConfig
 from cogvideo.sampling.bundle import MODELS, SUPERRES, BundleConfig, open_tokenizers
 from cogvideo.tokenizers.records import TokenizerRecords
 from cogvideo.tokenizers.text import TextTokenizer
 
 EMBEDDINGS = "word_embeddings.weight"
+POSITIONS = "position_embeddings.weight"
+EXTRA = f"extra_{POSITIONS}"
+
+Change = Callable[[TransformerConfig, dict[str, Tensor]], TransformerConfig]
+"""Changes a model's tensors in place, of which some may be in its trunk instead; returns its new config."""
 
 
-def extend_bundle(directory: Path, tokenizer: TextTokenizer, out: Path, *, overwrite: bool = False) -> None:
+def extend_vocabulary(directory: Path, tokenizer: TextTokenizer, out: Path, *, overwrite: bool = False) -> None:
     """Write a copy of a bundle with `tokenizer`, which the bundle's own one was `extended` to.
 
-    The folder appears complete or not at all. Raises: FileExistsError; FileNotFoundError, ValueError for a damaged
-    bundle.
+    Raises: as `_copy_bundle`.
     """
     old, _, _ = open_tokenizers(directory)
+
+    def change(config: TransformerConfig, tensors: dict[str, Tensor]) -> TransformerConfig:
+        if EMBEDDINGS in tensors:
+            tensors[EMBEDDINGS] = extend_embeddings(tensors[EMBEDDINGS], old, tokenizer)
+        return replace(config, vocabulary=tokenizer.vocabulary)
+
     names = [name for name in (*MODELS, *SUPERRES.values()) if (directory / name).is_dir()]
-    models = {name: load_checkpoint(directory / name) for name in names}
-    with atomic_directory(out, replace=overwrite) as building:
-        for path in directory.iterdir():
-            if path.name in ("bundle.json", "sampling.yaml", "clusters.npy"):
-                shutil.copyfile(path, building / path.name)
-        shutil.copytree(directory / "image_tokenizer", building / "image_tokenizer")
-        tokenizer.save(building / "text.model")
-        for name, checkpoint in sorted(models.items(), key=lambda item: item[1].trunk is not None):
-            _extend_model(checkpoint, building / name, old, tokenizer)
-        config = BundleConfig()
-        if (building / "bundle.json").is_file():
-            values = read_json(building / "bundle.json", dict[str, Any])
-            config = from_dict(BundleConfig, values, str(directory / "bundle.json"))
-        hashes = config.sha256 | {"text.model": sha256_file(building / "text.model")}
-        write_json(building / "bundle.json", to_dict(replace(config, sha256=hashes)))
+    _copy_bundle(directory, out, names, change, tokenizer, overwrite=overwrite)
 
 
-def _extend_model(checkpoint: Checkpoint, out: Path, old: TextTokenizer, tokenizer: TextTokenizer) -> None:
-    config = stored_config(checkpoint)
-    shared = set() if checkpoint.trunk is None else checkpoint.trunk.infos.keys()
-    trunk = None if checkpoint.trunk is None else out.parent / checkpoint.trunk.directory.name
-    tensors = {name: checkpoint.tensor(name) for name in checkpoint.names if name not in shared}
-    if EMBEDDINGS in tensors:
-        tensors[EMBEDDINGS] = extend_embeddings(tensors[EMBEDDINGS], old, tokenizer)
-    kind = "model" if "model" in checkpoint.config else "superres"
-    settings = {**checkpoint.config, kind: to_dict(replace(config, vocabulary=tokenizer.vocabulary))}
-    records = replace(TokenizerRecords.of_export(checkpoint.extra), text=tokenizer.sha256)
-    extra = {**checkpoint.extra, **records.to_extra()}
-    save_checkpoint(out, tensors, settings, extra=extra, trunk=trunk)
+def extend_clips(
+    directory: Path, out: Path, *, num_frames: int | None, frame_side: int | None, overwrite: bool = False
+) -> list[str]:
+    """Write a copy of a bundle, or of one model, for longer clips, larger frames or both.
+
+    Stage 2 keeps its number of frames, since it runs over any number of key frames. A bundle's super-resolution models
+    are left out where frames are larger. Returns the names of what was left out.
+    Raises: ValueError for fewer frames or smaller ones; as `_copy_bundle`.
+    """
+
+    is_bundle = (directory / "sequential").is_dir()
+
+    def change(config: TransformerConfig, tensors: dict[str, Tensor]) -> TransformerConfig:
+        if not isinstance(config, ModelConfig):
+            if is_bundle:
+                return config
+            raise ValueError(f"{directory} holds a super-resolution model; give a video or text-to-image model")
+        return resize(config, tensors, num_frames=num_frames, frame_side=frame_side)
+
+    if not is_bundle:
+        _copy_model(load_checkpoint(directory), out, change, None, in_bundle=False)
+        return []
+    upscalers = [name for name in SUPERRES.values() if (directory / name).is_dir()]
+    kept = [*(name for name in MODELS if (directory / name).is_dir()), *([] if frame_side else upscalers)]
+    _copy_bundle(directory, out, kept, change, None, overwrite=overwrite)
+    return upscalers if frame_side else []
+
+
+def resize(
+    config: ModelConfig, tensors: dict[str, Tensor], *, num_frames: int | None = None, frame_side: int | None = None
+) -> ModelConfig:
+    """Extend a model's tables of positions, those of them that `tensors` has, in place; returns its new config.
+
+    `num_frames` is for stage 1 alone. Raises: ValueError for fewer frames or smaller ones.
+    """
+    count = num_frames if num_frames and config.task == "sequential" else config.num_frames
+    old_side, side = config.frame_side, frame_side or config.frame_side
+    if count < config.num_frames or side < old_side:
+        raise ValueError(
+            f"the model has {config.num_frames} frames of {old_side}x{old_side} tokens; give as many or more, got "
+            f"{count} of {side}x{side}"
+        )
+    start, end = config.frame_position_start, config.frame_position_start + config.frame_len
+    positions = max(config.num_positions, start + side**2)
+    if POSITIONS in tensors and side > old_side:
+        table = tensors[POSITIONS]
+        frame = interpolate_positions(table[start:end], side)
+        rest = table[start + len(frame) :]  # rows that nothing reads
+        tensors[POSITIONS] = torch.cat([table[:start], frame, rest])
+    if EXTRA in tensors:
+        frames = list(tensors[EXTRA].split(config.frame_len))  # of frame 1 on; the last part is never read
+        if count > config.num_frames:
+            last = max(0, config.num_frames - 2)
+            frames = frames[: last + 1] + [frames[last]] * (count - last - 1)
+        tensors[EXTRA] = torch.cat([interpolate_positions(frame, side) for frame in frames])
+    return replace(config, num_frames=count, frame_side=side, num_positions=positions)
+
+
+def interpolate_positions(table: Tensor, side: int) -> Tensor:
+    """Bilinear interpolation of a frame's positions, exact at the old places.
+
+    Shapes: table (old_side**2, h) -> (side**2, h), both in raster order.
+    """
+    old_side = round(len(table) ** 0.5)
+    if side == old_side:
+        return table
+    places = torch.arange(side, dtype=torch.float64) * old_side / side
+    lower = places.long()
+    upper, share = (lower + 1).clamp(max=old_side - 1), (places - lower)[:, None, None]
+    grid = table.double().view(old_side, old_side, -1)
+    for _ in range(2):  # rows, then columns
+        grid = (grid[lower] * (1 - share) + grid[upper] * share).transpose(0, 1)
+    return grid.reshape(side**2, -1).to(table.dtype)
 
 
 def extend_embeddings(table: Tensor, old: TextTokenizer, tokenizer: TextTokenizer) -> Tensor:
@@ -70,3 +136,46 @@ def extend_embeddings(table: Tensor, old: TextTokenizer, tokenizer: TextTokenize
         new_rows.append(table[spelled].float().mean(0))
     rows = [table[: old.vocabulary.size], *(row[None].to(table.dtype) for row in new_rows)]
     return torch.cat(rows)
+
+
+def _copy_bundle(
+    directory: Path, out: Path, names: list[str], change: Change, text: TextTokenizer | None, *, overwrite: bool
+) -> None:
+    """Copy a bundle with those of its models that are in `names`, changed, and with `text` for its text tokenizer.
+
+    The folder appears complete or not at all. Raises: FileExistsError; FileNotFoundError, ValueError for a damaged
+    bundle.
+    """
+    models = {name: load_checkpoint(directory / name) for name in names}
+    with atomic_directory(out, replace=overwrite) as building:
+        for path in directory.iterdir():
+            if path.name in ("bundle.json", "sampling.yaml", "clusters.npy", "text.model"):
+                shutil.copyfile(path, building / path.name)
+        shutil.copytree(directory / "image_tokenizer", building / "image_tokenizer")
+        if text is not None:
+            text.save(building / "text.model")
+        for name, checkpoint in sorted(models.items(), key=lambda item: item[1].trunk is not None):
+            _copy_model(checkpoint, building / name, change, text, in_bundle=True)
+        config = BundleConfig()
+        if (building / "bundle.json").is_file():
+            values = read_json(building / "bundle.json", dict[str, Any])
+            config = from_dict(BundleConfig, values, str(directory / "bundle.json"))
+        hashes = config.sha256 | {"text.model": sha256_file(building / "text.model")}
+        write_json(building / "bundle.json", to_dict(replace(config, sha256=hashes)))
+
+
+def _copy_model(
+    checkpoint: Checkpoint, out: Path, change: Change, text: TextTokenizer | None, *, in_bundle: bool
+) -> None:
+    """A model of a bundle is stored without the trunk's tensors if it was; any other one is stored whole."""
+    trunk = checkpoint.trunk if in_bundle else None
+    shared = set() if trunk is None else trunk.infos.keys()
+    tensors = {name: checkpoint.tensor(name) for name in checkpoint.names if name not in shared}
+    config = change(stored_config(checkpoint), tensors)
+    kind = "model" if "model" in checkpoint.config else "superres"
+    settings = {**checkpoint.config, kind: to_dict(config)}
+    extra = checkpoint.extra
+    if text is not None:
+        extra = {**extra, **replace(TokenizerRecords.of_export(extra), text=text.sha256).to_extra()}
+    beside = None if trunk is None else out.parent / trunk.directory.name
+    save_checkpoint(out, tensors, settings, extra=extra, trunk=beside)

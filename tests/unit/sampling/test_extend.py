@@ -1,14 +1,19 @@
-"""A bundle with more text pieces: old prompts give the same clips, and every part agrees on the new vocabulary."""
+"""Bundles with more text pieces, longer clips or larger frames: what was learned stands, and the parts agree."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.load import load_model
 from cogvideo.cli.main import main
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.sampling.bundle import open_bundle
-from cogvideo.sampling.extend import EMBEDDINGS, extend_embeddings
+from cogvideo.sampling.extend import EMBEDDINGS, EXTRA, POSITIONS, extend_embeddings, interpolate_positions
+from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.tokenizers.text import TextTokenizer
+from tests.helpers.bundles import write_bundle
 
 CAPTIONS = ["a purple zebra gallops", "紫色斑马在湖边奔跑", "the red digit 3 moves left slowly"]
 
@@ -67,3 +72,72 @@ def test_the_bundle_opens_and_draws_old_prompts_alike(tmp_path, capsys):
         tokens.append((tmp_path / "clips" / model.name / "tokens.safetensors").read_bytes())
     assert tokens[0] == tokens[1]
     assert main(words) == 2 and "exists" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Stages that are stored without their trunk."""
+    return write_bundle(tmp_path_factory.mktemp("small") / "bundle", shared_trunk=True)
+
+
+def test_longer_clips_begin_as_before(small, tmp_path):
+    """The same seed gives the same first five frames, and stage 2 is what it was."""
+    out = tmp_path / "longer"
+    assert main(["extend", str(small), "--num-frames", "9", "--out", str(out)]) == 0
+    clips = []
+    for folder in (small, out):
+        pipeline = Pipeline.load(folder)
+        config = replace(pipeline.config, seed=3, rounds=0, num_clusters=8)
+        clips.append(pipeline.sample([CAPTIONS[2]], config))
+    assert clips[1].shape[1] == 9 and torch.equal(clips[0], clips[1][:, :5])
+    before, after = load_checkpoint(small / "sequential"), load_checkpoint(out / "sequential")
+    assert {name for name in before.names if not torch.equal(before.tensor(name), after.tensor(name))} == {EXTRA}
+    old, new = before.tensor(EXTRA).split(4), after.tensor(EXTRA).split(4)  # frames 1 to 4, then one that is not read
+    assert all(torch.equal(new[i], old[min(i, 3)]) for i in range(8))
+    files = [folder / "interpolation/model.safetensors" for folder in (small, out)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_larger_frames_keep_old_positions_at_their_places(small, tmp_path, capsys):
+    out = tmp_path / "larger"
+    assert main(["extend", str(small), "--frame-side", "4", "--out", str(out)]) == 0
+    assert open_bundle(out).sequential.config.frame_side == 4
+    for name in ("trunk", "sequential", "interpolation"):
+        before, after = load_checkpoint(small / name), load_checkpoint(out / name)
+        assert (before.trunk is None) == (after.trunk is None)
+        for table in before.names:
+            if table not in (POSITIONS, EXTRA):
+                assert torch.equal(before.tensor(table), after.tensor(table))
+        old, new = before.tensor(POSITIONS), after.tensor(POSITIONS)
+        assert torch.equal(new[:32], old[:32])  # the text's
+        assert torch.equal(new[32:48].view(4, 4, -1)[::2, ::2], old[32:36].view(2, 2, -1))
+        if name != "trunk":
+            grids = after.tensor(EXTRA).view(5, 4, 4, -1)
+            assert torch.equal(grids[:, ::2, ::2], before.tensor(EXTRA).view(5, 2, 2, -1))
+    assert main(["extend", str(out), "--frame-side", "2", "--out", str(tmp_path / "smaller")]) == 2
+    assert "5 frames of 4x4 tokens; give as many or more" in capsys.readouterr().err
+    assert not (tmp_path / "smaller").exists()
+
+
+def test_positions_between_old_ones_are_their_mean():
+    table = torch.tensor([[0.0], [2.0], [4.0], [6.0]])
+    assert interpolate_positions(table, 4).view(4, 4)[:3, :3].tolist() == [[0, 1, 2], [2, 3, 4], [4, 5, 6]]
+    assert interpolate_positions(table, 2) is table
+
+
+def test_one_model_is_extended_whole(small, tmp_path):
+    """A model that is stored without its trunk, to a folder where there is none."""
+    words = ["extend", str(small / "sequential"), "--num-frames", "7", "--frame-side", "3"]
+    assert main([*words, "--out", str(tmp_path / "alone/model")]) == 0
+    model = load_model(tmp_path / "alone/model")
+    assert (model.config.num_frames, model.config.frame_side, model.config.task) == (7, 3, "sequential")
+
+
+def test_wrong_wishes_for_an_extension(small, tmp_path, capsys):
+    words = ["extend", str(small), "--out", str(tmp_path / "out")]
+    for more, message in (
+        ([], "give --num-frames, --frame-side or both"),
+        (["--num-frames", "3"], "5 frames of 2x2 tokens; give as many or more, got 3"),
+    ):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
