@@ -95,8 +95,8 @@ class FirstSteps(Pipeline):
 
     max_steps: int | None = None
 
-    def frame_sampler(self, stage: StageName, config: SampleConfig) -> FrameSampler:
-        sampler = super().frame_sampler(stage, config)
+    def frame_sampler(self, stage: StageName, config: SampleConfig, num_given: int = 1) -> FrameSampler:
+        sampler = super().frame_sampler(stage, config, num_given)
         return replace(sampler, program=replace(sampler.program, steps=sampler.program.steps[: self.max_steps]))
 
 

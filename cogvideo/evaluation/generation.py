@@ -53,13 +53,14 @@ def sample_clips(
 ) -> ClipSource:
     """As many clips as the protocol needs: one per prompt, used in turn, or several.
 
-    In frame prediction the model continues the first frames of clips of `real`, from the last of them on.
+    In frame prediction the model continues the first frames of clips of `real`, of which it sees the last, or the last
+    `config.given_frames`.
     Raises: ValueError before anything is drawn, for clips that are too short or real ones that are too few.
     """
     wanted = protocol.clips or len(prompts) * config.samples_per_prompt
     keys = prompt_keys(config.seed, prompts, -(-wanted // len(prompts)))[:wanted]
     given = max(0, protocol.given_frames - 1)  # in front of the frame that the model starts from
-    count = pipeline.num_frames(config) + given
+    count = pipeline.num_frames(config, protocol.given_frames) + given
     seconds = (count - 1) / pipeline.fps(config)
     if choose_frames(protocol, count, np.linspace(0, seconds, count), "first", np.random.default_rng()) is None:
         raise ValueError(
@@ -72,7 +73,7 @@ def sample_clips(
         chosen = choice.clips
     previous = _encode(pipeline, protocol, chosen) if protocol.given_frames else None
     encoded = pipeline.encode_prompts([key.caption for key in keys], config)
-    tokens_to_draw = len(keys) * pipeline.num_frames(config) * pipeline.sequential.config.frame_len
+    tokens_to_draw = len(keys) * (count - given) * pipeline.sequential.config.frame_len
     with progress(tokens_to_draw, "sampling", "tokens") as bar:
         *_, last = pipeline.stages(keys, encoded, config, previous_frames=previous, progress=bar.update)
     names = [f"{number:05d} {key.caption}" for number, key in enumerate(keys)]

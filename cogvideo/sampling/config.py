@@ -89,6 +89,9 @@ class SampleConfig:
     """Time from the first frame to the last; the model reads it as text, so use lengths that it was trained on."""
     rounds: int = 3
     """Rounds of interpolation: 5 key frames become 9, 17, 33 frames; 0: key frames only."""
+    given_frames: int = 1
+    """How many of the last frames of a video that is continued stage 1 sees, at the rate of key frames, if there are as
+    many. At most one less than it has frames."""
     first_frame: DrawConfig = field(default_factory=lambda: DrawConfig(temperature=1.0, top_k_clusters=16))
     key_frames: DrawConfig = field(default_factory=lambda: DrawConfig(guidance_scale=3.0))
     interpolation: DrawConfig = field(default_factory=DrawConfig)
@@ -120,7 +123,7 @@ class SampleConfig:
             raise ValueError(f"seed={self.seed} is negative; give 0 or more")
         if not 0.01 < self.seconds <= 3600:
             raise ValueError(f"seconds={self.seconds} must be above 0.01 and at most 3600")
-        for name, least in (("samples_per_prompt", 1), ("rounds", 0), ("clips_at_once", 1)):
+        for name, least in (("samples_per_prompt", 1), ("rounds", 0), ("given_frames", 1), ("clips_at_once", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name, most in (("samples_per_prompt", MAX_SAMPLES), ("rounds", MAX_ROUNDS)):

@@ -92,8 +92,7 @@ class ClipJob:
 
     @property
     def num_frames(self) -> int:
-        earlier = 0 if self.previous_frames is None else self.previous_frames.shape[1] - 1
-        return earlier + self.pipeline.num_frames(self.config)
+        return max(0, self._num_previous - 1) + self.pipeline.num_frames(self.config, self._num_previous)
 
     @property
     def seconds(self) -> float:
@@ -101,8 +100,12 @@ class ClipJob:
 
     @property
     def tokens_per_clip(self) -> int:
-        frames = self.pipeline.num_frames(self.config) - (self.previous_frames is not None)
+        frames = self.pipeline.num_frames(self.config, self._num_previous) - (self.previous_frames is not None)
         return frames * self.pipeline.sequential.config.frame_len
+
+    @property
+    def _num_previous(self) -> int:
+        return 0 if self.previous_frames is None else self.previous_frames.shape[1]
 
     def stages(
         self, clips: Sequence[int], cache: BatchCache | None = None, progress: Progress | None = None

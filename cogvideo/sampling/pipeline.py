@@ -160,7 +160,7 @@ class Pipeline:
         self.config = config or SampleConfig()
         """Settings that suit these weights; by default the published ones."""
         self._labels: dict[int | None, np.ndarray] = {} if labels is None else {None: labels}
-        self._programs: dict[tuple[StageName, bool, str], Program] = {}
+        self._programs: dict[tuple[StageName, bool, str, int], Program] = {}
         self._samplers: dict[tuple[int | None, tuple[float, int, float]], TokenSampler] = {}
         self._backend, self._checkpoints = backend, checkpoints or {}
         self._directory: Path | None = None
@@ -269,10 +269,26 @@ class Pipeline:
         models |= {"trunk": self.trunk} if self.trunk is not self.sequential else {}
         return AdapterSet(models, self._checkpoints)
 
-    def num_frames(self, config: SampleConfig) -> int:
-        """Frames per sample: the key frames, and those that the rounds of interpolation add."""
-        frames: int = (self.sequential.config.num_frames - 1) * 2**config.rounds + 1
+    def num_frames(self, config: SampleConfig, num_previous: int = 0) -> int:
+        """Frames per sample: the key frames, and those that the rounds of interpolation add.
+
+        Of a sample that continues `num_previous` frames, those from the last of these on.
+        """
+        key_frames = self.sequential.config.num_frames - self.num_given(config, num_previous)
+        frames: int = key_frames * 2**config.rounds + 1
         return frames
+
+    def num_given(self, config: SampleConfig, num_previous: int) -> int:
+        """How many key frames are given where `num_previous` frames are continued; the first frame always is.
+
+        Raises: ValueError if that leaves no frame to draw.
+        """
+        most = self.sequential.config.num_frames - 1
+        if config.given_frames > most:
+            raise ValueError(
+                f"given_frames={config.given_frames}; these weights draw after at most {most} given frames"
+            )
+        return max(1, min(config.given_frames, (num_previous - 1) // 2**config.rounds + 1))
 
     def fps(self, config: SampleConfig) -> float:
         return (self.num_frames(config) - 1) / config.seconds
@@ -328,10 +344,10 @@ class Pipeline:
 
         `prompts`: of each key's caption, from `encode_prompts`. `previous_frames` (samples, K, frame_len), at the frame
         rate of the finished clips, are continued instead of drawing a first frame: the last of them is the new clips'
-        first frame. Outputs then include them, thinned to the stage's frame rate, and the first output has the key
-        frames.
+        first frame, or the last `config.given_frames`, at the rate of key frames, are their first key frames. Outputs
+        then include them, thinned to the stage's frame rate, and the first output has the key frames.
         """
-        model, start = self.sequential.config, 0
+        model, start, given = self.sequential.config, 0, 1
         if previous_frames is None:
             first_frames = self.frame_sampler("first_frame", config).sample(
                 torch.zeros(len(keys), 1, model.frame_len, dtype=torch.int64),
@@ -347,27 +363,29 @@ class Pipeline:
         else:
             # random numbers are counted in key frames of the whole video, and do not repeat those of earlier frames
             start = -(-(previous_frames.shape[1] - 1) // 2**config.rounds)
+            given = self.num_given(config, previous_frames.shape[1])
 
+        spacing = 2**config.rounds  # previous frames per frame of the current stage
+        first = start - given + 1
         known = previous_frames.new_zeros(len(keys), model.num_frames, model.frame_len)
-        known[:, 0] = previous_frames[:, -1]
-        key_frames = self.frame_sampler("key_frames", config).sample(
+        known[:, :given] = previous_frames[:, -1 - (given - 1) * spacing :: spacing]
+        key_frames = self.frame_sampler("key_frames", config, given).sample(
             known,
             [prompt.key_frames for prompt in prompts],
-            sample_uniforms(keys, STAGE_1_ROUND, range(start, start + model.num_frames), model.frame_len),
+            sample_uniforms(keys, STAGE_1_ROUND, range(first, first + model.num_frames), model.frame_len),
             clips_at_once=config.clips_at_once,
             name="key-frames",
             cache=cache,
             progress=progress,
-        )
-        spacing = 2**config.rounds  # previous frames per frame of the current stage
-        yield StageOutput(prepend(previous_frames, key_frames, spacing), (model.num_frames - 1) / config.seconds)
+        )[:, given - 1 :]
+        yield StageOutput(prepend(previous_frames, key_frames, spacing), self.fps(config) / spacing)
 
         rounds = [prompt.rounds for prompt in prompts]
-        for frames, fps in self.interpolate(
+        for frames, _ in self.interpolate(
             key_frames, keys, rounds, config, start=start, cache=cache, progress=progress
         ):
             spacing //= 2
-            yield StageOutput(prepend(previous_frames, frames, spacing), fps)
+            yield StageOutput(prepend(previous_frames, frames, spacing), self.fps(config) / spacing)
 
     def interpolate(
         self,
@@ -407,19 +425,23 @@ class Pipeline:
         """Decode frames (..., frame_len) to pixels (..., height, width, 3) uint8."""
         return decode_frames(self.image_tokenizer, tokens)
 
-    def frame_sampler(self, stage: StageName, config: SampleConfig) -> FrameSampler:
-        """The model, program and token sampler of a stage; programs and samplers are made once."""
+    def frame_sampler(self, stage: StageName, config: SampleConfig, num_given: int = 1) -> FrameSampler:
+        """The model, program and token sampler of a stage; programs and samplers are made once.
+
+        `num_given`: the key frames that are given.
+        """
         model, draw = self._model(stage), config.draw_config(stage)
         engine = self.engines[id(model)]
         wrapped = config.published_prefill and stage == "interpolation"
-        key = (stage, wrapped, config.schedule)
+        key = (stage, wrapped, config.schedule, num_given)
         if key not in self._programs:
             layout = model.config.layout
             given, drawn = layout.given_frames, layout.generation_order
             if stage == "first_frame":
                 given, drawn = (), (0,)
             elif stage == "key_frames":
-                given, drawn = (0,), tuple(frame for frame in layout.generation_order if frame != 0)
+                given = tuple(range(num_given))
+                drawn = tuple(frame for frame in layout.generation_order if frame >= num_given)
             schedule = SCHEDULES[config.schedule](layout, given, drawn, model.config.window_size)
             program = build_program(
                 model.config,

@@ -16,6 +16,7 @@ from cogvideo.kernels import cpu
 from cogvideo.model.quantize import Linear, convert_weights, offload_layers
 from cogvideo.rng import sample_keys, sample_uniforms
 from cogvideo.sampling.config import DrawConfig, SampleConfig
+from cogvideo.sampling.jobs import ClipJob
 from cogvideo.sampling.pipeline import FrameSampler, Pipeline, interpolate_once
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
 from tests.helpers import decoding as tiny
@@ -139,6 +140,30 @@ def test_a_continued_video_has_random_numbers_of_its_own(pipeline: Pipeline, tok
     *_, later = pipeline.stages(KEYS, encoded(pipeline), SHORT, previous_frames=previous)
     assert torch.equal(later.tokens[:, :9], previous)
     assert all((a != b).any() for a, b in zip(later.tokens[:, 9:], tokens[:, 1:], strict=True))
+
+
+@pytest.mark.parametrize("given", [2, 3, 4])
+def test_several_given_frames_continue_as_the_clip_did(pipeline: Pipeline, tokens: torch.Tensor, given: int) -> None:
+    """Key frames are every second frame; stage 1 sees the last `given` of those that are continued."""
+    config, counted = replace(SHORT, given_frames=given), list[int]()
+    previous = tokens[:, : 2 * given - 1]
+    job = ClipJob(pipeline, config, KEYS, encoded(pipeline, config), previous)
+    key_frames, whole = job.stages(range(len(KEYS)), progress=counted.append)
+    assert torch.equal(key_frames.tokens, tokens[:, ::2])
+    assert (whole.fps, key_frames.fps) == (2.0, 1.0)
+    if given == 3:  # stage 2's clips begin at every second key frame, here at the same ones
+        assert torch.equal(whole.tokens, tokens)
+    assert (job.num_frames, job.seconds) == (9, 4.0) and pipeline.num_given(config, previous.shape[1]) == given
+    other = previous.clone()
+    other[:, 0] = (other[:, 0] + 1) % tiny.NUM_CODES
+    *_, changed = pipeline.stages(KEYS, encoded(pipeline), config, previous_frames=other)
+    assert (changed.tokens[:, 2 * given - 1 :] != tokens[:, 2 * given - 1 :]).any(), "it sees the first of them"
+
+
+def test_as_many_given_frames_as_there_are(pipeline: Pipeline) -> None:
+    assert [pipeline.num_given(replace(SHORT, given_frames=3), count) for count in (0, 1, 3, 5, 40)] == [1, 1, 2, 3, 3]
+    with pytest.raises(ValueError, match="given_frames=5; these weights draw after at most 4 given frames"):
+        pipeline.num_frames(replace(SHORT, given_frames=5), 9)
 
 
 def test_interpolation_alone_continues_a_clip(pipeline: Pipeline, tokens: torch.Tensor) -> None:
