@@ -27,6 +27,7 @@ from cogvideo.recipes.steps import Step
 from cogvideo.recipes.survey import Survey
 from cogvideo.sampling.bundle import SUPERRES, BundleConfig, load_sample_config, open_tokenizers
 from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.prompts import model_clip_seconds
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
@@ -41,6 +42,8 @@ BATCHES = {"trunk": 64, "sequential": 16, "interpolation": 16}
 LEARNING_RATES: Mapping[Mode, float] = {"all": 1e-4, "lora": 1e-3}
 STAGES = ("sequential", "interpolation")
 """What every bundle has; a trunk may be missing."""
+CLIPS = {"clips": "data", "clips_between": "data_between"}
+"""Folders of clips, and their configs. The second is stage 2's own, where it has another number of frames per clip."""
 RANK = 16
 MAX_NEW_PIECES = 512
 TITLES = {
@@ -86,13 +89,27 @@ class Base:
     def pixels(self) -> int:
         return self.models["sequential"].frame_side * self.image.compress_rate
 
+    @property
+    def has_one_clip_size(self) -> bool:
+        """Whether both stages have clips of as many frames."""
+        return self.models["sequential"].num_frames == self.models["interpolation"].num_frames
+
     def clip_seconds(self, survey: Survey) -> tuple[float, ...]:
-        """The lengths that the bundle is sampled at, as far as the videos have them; longest first.
+        """The lengths that stage 1 is sampled at, and their halves, as far as the videos have them; longest first.
 
         Raises: ValueError if the videos have none.
         """
-        learned = tuple(self.sampling.seconds / 2**k for k in range(self.sampling.rounds + 1))
-        lengths = tuple(length for length in learned if survey.fits(length))
+        return self._lengths(survey, self.sampling.seconds, self.sampling.rounds + 1, "sequential")
+
+    def between_seconds(self, survey: Survey) -> tuple[float, ...]:
+        """The lengths of stage 2's clips in every round of interpolation. Raises: as `clip_seconds`."""
+        layout, key_frames = self.models["interpolation"].layout, self.models["sequential"].num_frames
+        longest = model_clip_seconds(layout, key_frames, self.sampling.seconds)
+        return self._lengths(survey, longest, max(1, self.sampling.rounds), "interpolation")
+
+    def _lengths(self, survey: Survey, longest: float, count: int, name: str) -> tuple[float, ...]:
+        learned = tuple(longest / 2**k for k in range(count))
+        lengths = tuple(length for length in learned if survey.fits(length, self.models[name].num_frames))
         if not lengths:
             names = ", ".join(f"{length:g}" for length in learned)
             raise ValueError(f"the bundle draws clips of {names} s, and the videos are shorter; give longer ones")
@@ -161,9 +178,11 @@ class FinetuneRecipe:
         if self.new_pieces:
             words = ["vocabulary", *self.captions_words, "--extend", self.base.path]
             steps.append(out.step("base", [*words, "--pieces", str(MAX_NEW_PIECES), "--out", start, "--overwrite"]))
-        words = ["prepare", *self.captions_words, "--tokenizer", tokenizer, "--text-tokenizer", text, *held_out]
-        words += ["--report", "--config", out.config("data"), "--out", out / "clips"]
-        steps.append(out.step("clips", words, prepare=self._write_data))
+        for clips, data in CLIPS.items():
+            if clips == "clips" or not self.base.has_one_clip_size:
+                words = ["prepare", *self.captions_words, "--tokenizer", tokenizer, "--text-tokenizer", text, *held_out]
+                words += ["--report", "--config", out.config(data), "--out", out / clips]
+                steps.append(out.step(clips, words, prepare=partial(self._write_data, clips)))
         trained: dict[str, Path] = {}
         for name in self.base.models:
             write = partial(self._write_training, name)
@@ -203,26 +222,33 @@ class FinetuneRecipe:
         _, _, labels = open_tokenizers(self.base.path)
         return min(500, len(self.base.image.codebook)) if labels is None else int(labels.max()) + 1
 
-    def _write_data(self) -> None:
+    def _write_data(self, clips: str) -> None:
+        name, lengths = "sequential", list(self.base.clip_seconds(self.survey))
+        if clips != "clips":
+            name, lengths = "interpolation", list(self.base.between_seconds(self.survey))
+        elif self.base.has_one_clip_size:
+            lengths = sorted({*lengths, *self.base.between_seconds(self.survey)}, reverse=True)
         self.folder.write_config(
-            "data",
+            CLIPS[clips],
             "How videos are cut, as the weights expect it.",
             {
                 "frame_pixels": self.base.pixels,
-                "clips": {"policy": "all", "clip_seconds": list(self.base.clip_seconds(self.survey))},
+                "clips": {"policy": "all", "clip_seconds": lengths, "num_frames": self.base.models[name].num_frames},
             },
         )
 
     def _write_training(self, name: str) -> None:
-        rows = int(read_manifest(self.folder / "clips", "tokens")["rows"])
+        between = name == "interpolation" and not self.base.has_one_clip_size
+        data = self.folder / ("clips_between" if between else "clips")
+        rows = int(read_manifest(data, "tokens")["rows"])
         values = self.training_values(name)
         settings = training_settings(
             self.folder,
             name,
             rows,
             values,
-            data=[self.folder / "clips"],
-            validation=[self.folder / "clips/validation"] if holds_out(self.survey) else None,
+            data=[data],
+            validation=[data / "validation"] if holds_out(self.survey) else None,
             batch_size=self.batch_size(name),
             processes=self.processes,
             steps=None if self.minutes is not None else STEPS[name],
@@ -234,7 +260,6 @@ class FinetuneRecipe:
         model = to_dict(self.base.models[name])
         for derived in ("task", "vocabulary", "frame_side", "num_frames", "num_positions"):
             del model[derived]
-        lengths = self.base.clip_seconds(self.survey)
         values: dict[str, Any] = {
             "task": self.base.models[name].task,
             "model": model,
@@ -247,8 +272,10 @@ class FinetuneRecipe:
             "optimiser": {"lr": LEARNING_RATES[self.mode]},
             "train": {"dtype": "bf16" if self.bf16 else "fp32"},
         }
-        if name != "trunk":
-            values["data"]["clip_seconds"] = list(lengths[:3] if name == "sequential" else lengths[1:] or lengths)
+        if name == "sequential":
+            values["data"]["clip_seconds"] = list(self.base.clip_seconds(self.survey)[:3])
+        elif name == "interpolation":
+            values["data"]["clip_seconds"] = list(self.base.between_seconds(self.survey))
         if self.base.config.prompt != PromptFormat():
             values["data"]["prompt"] = to_dict(self.base.config.prompt)
         if self.mode == "lora":

@@ -45,12 +45,12 @@ class Survey:
             )
         return tuple(fit[:most])
 
-    def fits(self, length: float) -> bool:
-        """Whether clips of this length fit most captions, and are long enough for five different frames."""
+    def fits(self, length: float, num_frames: int = 5) -> bool:
+        """Whether clips of this length fit most captions, and are long enough for so many different frames."""
         if np.mean(np.array(self.seconds) >= length - SAME_TIME) < ENOUGH:
             return False
         times = np.arange(1 + math.ceil(length * self.fps)) / self.fps
-        return pick_frames(times, 0.0, length, ClipConfig()) is not None
+        return pick_frames(times, 0.0, length, ClipConfig(num_frames=num_frames)) is not None
 
     def __str__(self) -> str:
         return (

@@ -25,7 +25,7 @@ WHOLE: tuple[str, tuple[str, ...]] = ("8x80gb", ())
 
 
 def row(size: str, config_name: str, machine_file: str, overrides: tuple[str, ...]) -> str:
-    """A row of the table: clip, machine, micro-batch and what is recomputed, memory per GPU, time of 1 and 1,000 steps."""
+    """A row of the table: clip, machine, micro-batch and what is recomputed, memory per GPU, time of 1, 1,000 steps."""
     files = [CONFIGS / f"train/{config_name}.yaml", CONFIGS / f"deepspeed/{machine_file}.yaml"]
     config = load_config(TrainConfig, files, list(overrides))
     machine, count = MACHINES[config.machine.gpu or ""], config.machine.count

@@ -59,3 +59,18 @@ def test_a_bundle_without_a_stage_is_one_line(tmp_path, missing):
     shutil.copytree(BUNDLED_WEIGHTS, tmp_path / "part", ignore=shutil.ignore_patterns(missing))
     with pytest.raises(FileNotFoundError, match=f"part is no complete bundle of weights: it has no {missing}/; give"):
         Base.open(tmp_path / "part")
+
+
+def test_stages_with_clips_of_other_numbers_of_frames_get_data_of_their_own(recipe):
+    """Nine key frames in 8 s are as far apart as five in 4 s, and so are stage 2's clips."""
+    five = recipe(0)
+    assert [step.name for step in five.steps()][:2] == ["clips", "trunk"]
+    assert five.base.between_seconds(five.survey) == (2.0, 1.0, 0.5)
+    models = five.base.models | {"sequential": replace(five.base.models["sequential"], num_frames=9)}
+    base = replace(five.base, models=models, sampling=replace(five.base.sampling, seconds=8.0))
+    nine = replace(five, base=base, survey=Survey(100, 100, (9.0,), 25.0, 360))
+    assert base.between_seconds(nine.survey) == (2.0, 1.0, 0.5)
+    assert base.clip_seconds(nine.survey) == (8.0, 4.0, 2.0, 1.0)
+    assert [step.name for step in nine.steps()][:2] == ["clips", "clips_between"]
+    values = nine.training_values("interpolation")
+    assert values["data"]["clip_seconds"] == [2.0, 1.0, 0.5]
