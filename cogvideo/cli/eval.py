@@ -135,13 +135,13 @@ def run(args: argparse.Namespace) -> int | None:
         raise ValueError("--json and --report name one file; give two")
     if (args.self_test or args.compare) and (args.protocol or (args.self_test and args.compare)):
         raise ValueError("--self-test and --compare stand alone; leave out the protocol and the other one")
+    if not (args.self_test or args.compare or args.protocol):
+        raise ValueError(f"name a protocol: {', '.join(NAMES)}; or give --self-test or --compare")
     _refuse_unused(args)
     if args.self_test:
         return _self_test(args)
     if args.compare:
         _compare_files(*args.compare)
-    elif args.protocol is None:
-        raise ValueError(f"name a protocol: {', '.join(NAMES)}; or give --self-test or --compare")
     elif args.protocol == DIGITS:
         _run_digits(args)
     else:
@@ -153,11 +153,13 @@ def _refuse_unused(args: argparse.Namespace) -> None:
     """Set defaults. Raises: ValueError for an option that would have no effect."""
     mode = "--self-test" if args.self_test else "--compare" if args.compare else args.protocol
     for name, value in vars(args).items():
-        if name in ("protocol", "self_test", "compare") or value in (None, False, []):
+        if name in ("protocol", "self_test", "compare") or value is None or value is False or value == []:
             continue
         if name in DIGITS_OPTIONS if mode not in TAKEN_BY else name not in TAKEN_BY[mode]:
             option = "key=value" if name == "overrides" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} has no effect on {mode}; leave it out")
+    if args.trust_network and not args.network:
+        raise ValueError("--trust-network goes with --network; leave it out")
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -179,6 +181,8 @@ def _run_digits(args: argparse.Namespace) -> None:
         raise ValueError(
             "digits --real takes no folder and samples nothing, so settings have no effect; leave them out"
         )
+    if args.tokenizer and args.model:
+        raise ValueError("--model has its own image tokenizer; leave out --tokenizer")
     for override in args.overrides:
         if override.partition("=")[0] in FIXED_SETTINGS:
             raise ValueError(f"{override}: the benchmark sets {', '.join(FIXED_SETTINGS)} itself; leave it out")
@@ -283,6 +287,10 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError("--model needs --prompts FILE, one prompt per line")
     if not args.model and (args.prompts or args.overrides or args.config):
         raise ValueError("--prompts and settings go with --model; --generated clips are there already")
+    if args.captions and not (any(word.startswith("clip=") for word in args.network) and (args.generated or args.real)):
+        raise ValueError("--captions are of videos, for CLIPSIM; give --network clip=FILE, and --generated or --real")
+    if args.distances and not args.real:
+        raise ValueError("--distances are from real clips; give --real DIR")
     if args.model and args.tokenizer:
         raise ValueError("--model has its own image tokenizer; leave out --tokenizer")
     if args.protocol != LOCAL:
@@ -337,8 +345,8 @@ def _open_files(
     files: dict[str, Path], device: "torch.device", trust: bool
 ) -> "dict[str, FeatureNetwork | PairNetwork]":
     from cogvideo.evaluation.lpips import LPIPS_ROLES, PairNetwork, open_pair_network
-    from cogvideo.evaluation.networks import FeatureNetwork, open_network
-    from cogvideo.evaluation.weight_files import WEIGHTS_ROLES, open_weights
+    from cogvideo.evaluation.networks import WEIGHTS_ROLES, FeatureNetwork, open_network
+    from cogvideo.evaluation.weight_files import open_weights
 
     networks: dict[str, FeatureNetwork | PairNetwork] = {}
     for role, file in files.items():
@@ -366,6 +374,8 @@ def _clips(
         pipeline = Pipeline.load(args.model, config)
         check_tokenizer(protocol, pipeline.image_tokenizer)
         real = open_source(args.real, pipeline.image_tokenizer) if args.real else None
+        if real is not None and args.captions:
+            real = with_captions(real, args.captions)  # generated clips have their prompts
         generated = sample_clips(pipeline, config, prompts, protocol, real)
         return generated, real, pipeline.image_tokenizer
     tokenizer = open_image_tokenizer(args.tokenizer) if args.tokenizer else None

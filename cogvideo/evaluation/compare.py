@@ -35,6 +35,8 @@ ROLE_OF: dict[str, str] = {
 """The network whose features each measure compares."""
 PACKAGED_DISTANCES = {f"{role}_distance": role for role in PACKAGED}
 """Fréchet distances on the features of packaged networks, which any protocol can have."""
+TOKEN_NLL = "token_nll"
+"""The one number that is of other clips: those that `cogvideo score` scored."""
 SHOWN_CLIPS = 4
 """Best and worst clips that a report shows, each."""
 
@@ -126,10 +128,10 @@ def compare(
     of_seeds = [
         _feature_numbers(meter.protocol, run) | _caption_numbers(meter, run) | _pixel_numbers(run) for run in runs
     ]
-    for name in of_seeds[0]:
-        result.numbers[name] = _joined([numbers[name] for numbers in of_seeds])
+    for name in dict.fromkeys(name for numbers in of_seeds for name in numbers):
+        result.numbers[name] = _joined([numbers[name] for numbers in of_seeds if name in numbers])
     if scores is not None:
-        result.numbers["token_nll"] = Number(
+        result.numbers[TOKEN_NLL] = Number(
             float(scores.losses.mean()), len(scores.losses), interval=bootstrap_interval(scores.losses)
         )
         result.notes.append(f"the tokens' likelihood is of the clips of {scores.origin}")
@@ -178,7 +180,8 @@ def _measure(
     if generated is not None and ours is not None:
         check_count(protocol, generated, ours, "generated", count)
     if real is not None and theirs is not None:
-        check_count(protocol, real, theirs, "real", count)
+        # reconstructed clips without a fixed number share the real ones with the floor
+        check_count(protocol, real, theirs, "real", 4 if ours is None and protocol.clips is None else count)
     rng = np.random.default_rng((seed, 0xF10A))
     generated_set = None
     if ours is not None:

@@ -9,7 +9,7 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict
 
-from cogvideo.evaluation.compare import Comparison, Number
+from cogvideo.evaluation.compare import TOKEN_NLL, Comparison, Number
 from cogvideo.evaluation.html_report import HtmlReport
 from cogvideo.evaluation.measure import ChosenClip, Meter
 from cogvideo.evaluation.pixel_metrics import DRIFT_FRAMES
@@ -49,7 +49,7 @@ TITLES = {
     "reconstructed_lpips_vgg": "LPIPS (VGG, input -1 to 1) of reconstructed clips",
     "codebook_used": "share of the codebook used by reconstructed clips",
     "codebook_perplexity": "perplexity of the codebook's use",
-    "token_nll": "negative log-likelihood per token, nats (lower is better)",
+    TOKEN_NLL: "negative log-likelihood per token, nats (lower is better)",
 }
 
 
@@ -108,7 +108,10 @@ def format_files(left: Path, right: Path) -> str:
     """
     first, second = (read_json(path, ResultRecord) for path in (left, right))
     check_comparable(first["protocol"]["hash"], second["protocol"]["hash"])
-    clips = [max((number["count"] for number in one["numbers"].values()), default=0) for one in (first, second)]
+    clips = [
+        max((number["count"] for name, number in one["numbers"].items() if name != TOKEN_NLL), default=0)
+        for one in (first, second)
+    ]
     if clips[0] != clips[1]:
         raise ValueError(
             f"{left} has numbers of {clips[0]} clips, {right} of {clips[1]}; measure both with as many, by --clips"

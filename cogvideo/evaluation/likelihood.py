@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from cogvideo.data.dataset import ClipDataset
 from cogvideo.data.published_rows import PublishedRows
-from cogvideo.files import atomic_write
+from cogvideo.files import atomic_write, parse_json
 from cogvideo.inference.backends import install_kernels
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.inputs import TextBias
@@ -206,13 +206,14 @@ def read_scores(path: Path) -> TokenScores:
     """Raises: OSError; ValueError for a file that `score_clips` did not write, or values that are no likelihoods."""
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected one that `cogvideo score` wrote")
-    read_header(path)
+    names = read_header(path)
     try:
         with safe_open(path, "numpy") as file:
-            learned = json.loads((file.metadata() or {}).get(LEARNED_FRAMES, "null"))
-            losses = file.get_tensor("losses") if "losses" in file.keys() else None  # noqa: SIM118
+            text = (file.metadata() or {}).get(LEARNED_FRAMES)
+            losses = file.get_tensor("losses") if "losses" in names else None
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({str(error)[:200]}); score again") from None
+    learned = None if text is None else parse_json(text.encode(), f"{path}, {LEARNED_FRAMES}")
     if learned is None or losses is None:
         raise ValueError(f"{path} does not say which frames are learned; write it by this version of `cogvideo score`")
     fits = losses.ndim == 3 and losses.size and isinstance(learned, list) and learned

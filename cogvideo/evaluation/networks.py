@@ -22,6 +22,10 @@ from cogvideo.logs import is_out_of_memory
 
 Role = Literal["i3d", "c3d", "inception", "clip", "lpips_alex", "lpips_vgg"]
 ROLES: tuple[str, ...] = get_args(Role)
+WEIGHTS_ROLES = ("inception", "clip")
+"""Networks that other packages build from weights; all others are TorchScript."""
+FRAMES_SEEN = 4
+"""Frames of a clip, evenly spread, that networks of pictures read: FID of n clips is one of 4 n pictures."""
 MAX_BYTES = 2 << 30
 PROBE_FRAMES = 16
 PROBE_SIDES = {"i3d": 224, "c3d": 112, "inception": 64, "clip": 64}
@@ -146,7 +150,7 @@ def read_network_file(role: str, path: Path, *, trust: bool) -> tuple[bytes, str
     if known is None and not trust:
         names = ", ".join(f"{entry.name} ({entry.size} bytes)" for entry in KNOWN.values() if entry.role == role)
         expected = names or "none whose checksum was published"
-        code = "" if role in ("inception", "clip") else "It runs code: "
+        code = "" if role == "inception" else "It runs code: "  # CLIP's may be TorchScript, as OpenAI's is
         raise ValueError(
             f"{path} has {len(data)} bytes and SHA-256 {sha256}, no known {role} network; known: {expected}. "
             f"{code}if you know where it is from, {TRUST}"

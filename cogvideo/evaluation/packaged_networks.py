@@ -25,11 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cogvideo.evaluation.frechet import Moments, frechet_distance
-from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.evaluation.networks import FRAMES_SEEN, WEIGHTS_ROLES, FeatureNetwork
 
-INSTALL = "pip install 'cogvideo[eval]'"
-FRAMES_SEEN = 4
-"""Frames of a clip, evenly spread, that the appearance network reads."""
+INSTALL = "pip install 'cogvideo[distances]'"
 BLOCKS = (
     (1, 3, 1, 1, 32, 16),
     (2, 3, 2, 6, 16, 24),
@@ -255,7 +253,7 @@ PACKAGED: dict[str, PackagedNetwork] = {
 """By role. Another file, or a change of how frames are prepared for a network, gets another role's name."""
 
 
-TAKES_PIXELS = frozenset((*PACKAGED, "inception", "clip"))
+TAKES_PIXELS = frozenset((*PACKAGED, *WEIGHTS_ROLES))
 """Networks that take frames of any size, from 0 to 255."""
 
 

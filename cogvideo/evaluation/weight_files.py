@@ -24,12 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cogvideo.evaluation.networks import FeatureNetwork, check_answers, read_network_file
+from cogvideo.evaluation.networks import FRAMES_SEEN, FeatureNetwork, check_answers, read_network_file
 
 INSTALL = "pip install 'cogvideo[eval]'"
-WEIGHTS_ROLES = ("inception", "clip")
-FRAMES_SEEN = 4
-"""Frames of a clip, evenly spread, that InceptionV3 reads: FID of n clips is one of 4 n pictures."""
 INCEPTION_FEATURES = 2048
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of pixels from 0 to 1. Source: OpenAI's CLIP."""
@@ -90,11 +87,11 @@ def open_weights(role: str, path: Path, device: torch.device, *, trust: bool = F
 
     Raises: OSError; ValueError for an unknown file without `trust`, weights of another network, or a missing package.
     """
+    data, sha256, known = read_network_file(role, path, trust=trust)
+    state = _weights(data, path)
     package = {"inception": "torch_fidelity", "clip": "open_clip"}[role]
     if find_spec(package) is None:
         raise ValueError(f"--network {role}= needs the package {package}; install it by {INSTALL}")
-    data, sha256, known = read_network_file(role, path, trust=trust)
-    state = _weights(data, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old file formats

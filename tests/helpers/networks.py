@@ -2,10 +2,15 @@
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from cogvideo.evaluation.weight_files import CaptionNetwork
 
 
 class StandIn(nn.Module):
@@ -35,6 +40,17 @@ class PairStandIn(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return (x - y).square().mean(dim=[1, 2, 3], keepdim=True) + self.offset
+
+
+class CaptionStandIn(CaptionNetwork):
+    """In place of `open_weights` of CLIP: coarse pixels of any file's clips, and a fixed random vector per caption."""
+
+    def __init__(self, role: str, path: Path, device: torch.device, *, trust: bool = False) -> None:
+        super().__init__(role, hashlib.sha256(path.read_bytes()).hexdigest(), Plain(), device, trusted=trust)
+
+    def caption_features(self, captions: Sequence[str]) -> NDArray[np.float32]:
+        rows = [np.random.default_rng(list(caption.encode())).normal(size=24) for caption in captions]
+        return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
 
 
 class Plain(nn.Module):

@@ -59,6 +59,7 @@ def test_real_clips_need_only_the_tokenizer(bundle: Path, capsys: pytest.Capture
         (["--tokenizer", "x"], "--real"),
         (["--real", "seed=1"], "--real"),
         (["--json", "no/such/folder/x.json"], "a folder that exists"),
+        (["--real", "--tokenizer", "x"], "--model has its own image tokenizer"),
         (["--seeds", "2"], "--seeds has no effect on digits"),
         (["--frames", "5"], "--frames has no effect on digits"),
         (["--crop", "squash"], "--crop has no effect on digits"),
@@ -81,7 +82,7 @@ def test_weights_for_another_frame_size_are_refused(tmp_path: Path, capsys: pyte
 
 def test_distances_of_whole_clips_from_the_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     if any(network.path is None for network in PACKAGED.values()):
-        pytest.skip("the packages of the extra [eval] are not installed")
+        pytest.skip("the packages of the extra [distances] are not installed")
     file = tmp_path / "figures.json"
     words = ["eval", "digits", "--real", "--num-prompts", "3", "--distances", "--batch", "2"]
     assert main([*words, "--json", str(file)]) == 0

@@ -13,8 +13,19 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from cogvideo.cli.main import main
+from cogvideo.evaluation import weight_files
+from cogvideo.evaluation.networks import FeatureNetwork
 from tests.helpers.bundles import write_bundle
-from tests.helpers.networks import BatchNormalised, PairStandIn, Plain, Unbatched, write_network
+from tests.helpers.networks import (
+    BatchNormalised,
+    CaptionStandIn,
+    Dense,
+    PairStandIn,
+    Plain,
+    StandIn,
+    Unbatched,
+    write_network,
+)
 
 
 class Pair(nn.Module):
@@ -119,7 +130,7 @@ def clip_folders(folder: Path) -> dict[str, Path]:
 
 
 def all_cases(folder: Path) -> dict[str, list[str]]:
-    """Options by case; `TOKENIZER` stands for a good tokenizer; good clips are put in for what a case leaves out."""
+    """Options by case; `TOKENIZER` and `CLIP` stand for good ones; good clips are put in for what a case leaves out."""
     files = broken_files(folder)
     cases: dict[str, list[str]] = {}
     trusted = ["--trust-network", "--tokenizer", "TOKENIZER"]
@@ -127,10 +138,9 @@ def all_cases(folder: Path) -> dict[str, list[str]]:
         for role in ("i3d", "c3d", "lpips_vgg", "inception", "clip"):
             cases[f"{role}: {kind}"] = ["--network", f"{role}={path}", *trusted]
         cases[f"scores: {kind}"] = ["--scores", str(path)]
-        cases[f"captions: {kind}"] = ["--captions", str(path)]
+        cases[f"captions: {kind}"] = ["--captions", str(path), "--network", "clip=CLIP", *trusted]
         cases[f"real: {kind}"] = ["--real", str(path)]
-        if kind != "folder":
-            cases[f"generated: {kind}"] = ["--generated", str(path)]
+        cases[f"generated: {kind}"] = ["--generated", str(path)]
         cases[f"tokenizer: {kind}"] = ["--tokenizer", str(path)]
     modules = [Pair(), Nothing(), Cube(), Fewer(), Raises(), Narrow(), Complex(), Unbatched(), BatchNormalised()]
     for number, module in enumerate([*modules, Plain(0.0), Plain(float("nan")), Plain(float("inf"))]):
@@ -149,6 +159,7 @@ def all_cases(folder: Path) -> dict[str, list[str]]:
         ("beyond", ones, "[3]"),
         ("none learned", ones, "[]"),
         ("no JSON", ones, "{"),
+        ("deep JSON", ones, "[" * 100_000),
         ("flat", np.ones(3, np.float32), "[0]"),
         ("not finite", ones * np.nan, "[0]"),
         ("negative", -ones, "[0]"),
@@ -161,8 +172,29 @@ def all_cases(folder: Path) -> dict[str, list[str]]:
     return cases
 
 
+def good_input(folder: Path) -> list[str]:
+    """Every option of which cases have malformed ones, as it should be."""
+    modules = {"i3d": StandIn(), "c3d": Dense(), "lpips_vgg": PairStandIn(), "clip": Plain()}
+    words = ["--trust-network", "--tokenizer", "TOKENIZER"]
+    for role, module in modules.items():
+        write_network(folder / f"{role}.pt", module)
+        words += ["--network", f"{role}={folder / role}.pt"]
+    captions = write_file(folder / "captions.csv", b"video,caption\n0,a bar\n1,two bars\n2,a bar\n3,two bars\n")
+    losses = scores(folder, "scores", np.ones((2, 3, 4), np.float32), "[0]")
+    return [*words, "--captions", str(captions), "--scores", str(losses)]
+
+
 @pytest.mark.slow
-def test_a_hundred_malformed_inputs_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hundred_malformed_inputs_are_one_line_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = weight_files.open_weights
+
+    def open_weights(role: str, path: Path, device: torch.device, *, trust: bool = False) -> FeatureNetwork:
+        is_good = path == tmp_path / "input" / "clip.pt"
+        return (CaptionStandIn if is_good else opened)(role, path, device, trust=trust)
+
+    monkeypatch.setattr(weight_files, "open_weights", open_weights)
     good = tmp_path / "good"
     for number in range(4):
         (good / f"{number}").mkdir(parents=True)
@@ -171,15 +203,23 @@ def test_a_hundred_malformed_inputs_are_one_line_each(tmp_path: Path, capsys: py
             Image.fromarray(picture).save(good / f"{number}" / f"{index}.png")
     write_bundle(tmp_path / "bundle", num_layers=1)
     (tmp_path / "bad").mkdir()
+    (tmp_path / "input").mkdir()
     cases = all_cases(tmp_path / "bad")
     assert len(cases) >= 100
+    stands_for = {"TOKENIZER": tmp_path / "bundle" / "image_tokenizer", "clip=CLIP": f"clip={tmp_path}/input/clip.pt"}
     wrong = {}
-    for name, words in cases.items():
-        words = [str(tmp_path / "bundle" / "image_tokenizer") if word == "TOKENIZER" else word for word in words]
+    for name, words in {"good": good_input(tmp_path / "input"), **cases}.items():
+        words = [str(stands_for.get(word, word)) for word in words]
         words += [word for side in ("--real", "--generated") if side not in words for word in (side, str(good))]
         out = tmp_path / "out.json"
         code = main(["eval", "local", "--frames", "4", "--side", "16", "--no-distances", "--json", str(out), *words])
         lines = capsys.readouterr().err.splitlines()
+        if name == "good":
+            assert code == 0 and out.is_file(), lines
+            numbers = json.loads(out.read_text(encoding="utf-8"))["numbers"]
+            assert numbers.keys() >= {"fvd", "is", "clipsim", "reconstructed_lpips_vgg", "token_nll"}
+            out.unlink()
+            continue
         errors = [line for line in lines if line.startswith("cogvideo: error")]
         if code != 2 or len(errors) != 1 or lines[-1:] != errors or out.exists():
             wrong[name] = (code, lines[-3:], out.exists())

@@ -15,7 +15,7 @@ from cogvideo.evaluation.packaged_networks import PACKAGED
 from cogvideo.evaluation.protocols import PROTOCOLS
 from cogvideo.media.video import write_video
 from tests.helpers.bundles import write_bundle
-from tests.helpers.networks import Dense, PairStandIn, StandIn, write_network
+from tests.helpers.networks import CaptionStandIn, Dense, PairStandIn, StandIn, write_network
 
 
 def write_videos(folder: Path, count: int, seed: int, frames: int = 17) -> Path:
@@ -122,6 +122,35 @@ def test_reconstructed_clips_alone_measure_the_tokenizer(data: Path, tmp_path: P
     assert result["sources"]["generated_kind"] == "reconstructed"
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_reconstructed_clips_need_as_many_real_ones_for_the_floor(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    for number in range(count):
+        (tmp_path / f"{number}.mp4").symlink_to(data / "real" / f"{number:02d}.mp4")
+    words = ["local", "--real", str(tmp_path), "--tokenizer", str(data / "bundle" / "image_tokenizer"), "--side", "16"]
+    assert run(data, *words) == 2
+    error = capsys.readouterr().err
+    assert f"has {count} real clips of 16 frames (0 videos are shorter), local needs 4; it needs any videos" in error
+
+
+def test_captions_of_real_clips_give_clipsim_a_floor(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cogvideo.evaluation.weight_files.open_weights", CaptionStandIn)
+    (tmp_path / "captions.csv").write_text(
+        "video,caption\n" + "".join(f"{number:02d}.mp4,bar {number}\n" for number in range(8)), encoding="utf-8"
+    )
+    out = tmp_path / "a.json"
+    words = ["local", "--real", "real", "--model", "bundle", "--prompts", "prompts.txt", "--side", "16", "--frames"]
+    words += ["5", "--clips", "3", "num_clusters=32", "key_frames.top_k_clusters=4", "rounds=0"]
+    words += ["--network", f"clip={data / 'net.pt'}", "--trust-network", "--json", str(out)]
+    for more, has_floor in ([], False), (["--captions", str(tmp_path / "captions.csv")], True):
+        assert run(data, *words, *more) == 0
+        number = json.loads(out.read_text(encoding="utf-8"))["numbers"]["clipsim"]
+        assert number["count"] == 3 and (number["floor"] is not None) == has_floor
+
+
 def test_both_networks_read_their_own_size(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_network(data / "dense.pt", Dense())
     networks = ["--network", f"i3d={data / 'net.pt'}", "--network", f"c3d={data / 'dense.pt'}", "--trust-network"]
@@ -192,6 +221,13 @@ BOTH = ["--real", "real", "--generated", "generated"]
         (["digits", "--generated", "generated"], "--generated has no effect"),
         (["digits", "--real", "real"], "takes no folder"),
         (["--self-test", "--network", "i3d=nowhere.pt"], "nowhere.pt"),
+        (["--seeds", "3"], "name a protocol"),
+        (["--self-test", "--trust-network"], "--trust-network goes with --network"),
+        (["local", *BOTH, "--captions", "prompts.txt"], "give --network clip=FILE"),
+        (["local", "--generated", "generated", "--distances"], "give --real DIR"),
+        (["local", "--real", "real", "--tokenizer", "TOKENIZER", "--clips", "1"], "--clips 1: give 2 to"),
+        (["--self-test", "--seeds", "0"], "--seeds has no effect on --self-test"),
+        (["--compare", "a.json", "b.json", "--batch", "0"], "--batch has no effect on --compare"),
         (["--self-test", "--seeds", "3"], "--seeds has no effect on --self-test"),
         (["--compare", "a.json", "b.json", "--json", "c.json"], "--json has no effect on --compare"),
         (["local", *BOTH, "--num-prompts", "5"], "--num-prompts has no effect on local"),
@@ -219,8 +255,12 @@ def test_results_of_other_numbers_of_clips_or_seams_are_not_compared(
         assert run(data, "--compare", files["two"], files[other]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    # numbers of as many clips as there are: one protocol, other n
+    # the tokens' likelihood is of the clips of --scores
     result = json.loads(Path(files["two"]).read_text(encoding="utf-8"))
+    result["numbers"]["token_nll"] = {**result["numbers"]["motion"], "count": 99}
+    Path(files["three"]).write_text(json.dumps(result), encoding="utf-8")
+    assert run(data, "--compare", files["two"], files["three"]) == 0
+    # numbers of as many clips as there are: one protocol, other n
     for number in result["numbers"].values():
         number["count"] = 7
     Path(files["three"]).write_text(json.dumps(result), encoding="utf-8")
@@ -273,7 +313,7 @@ def test_a_model_that_predicts_frames_gets_the_first_ones_of_real_clips(
 
 def test_distances_are_columns_of_any_protocol(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if any(network.path is None for network in PACKAGED.values()):
-        pytest.skip("the packages of the extra [eval] are not installed")
+        pytest.skip("the packages of the extra [distances] are not installed")
     file = tmp_path / "a.json"
     words = ["local", *BOTH, "--side", "16", "--frames", "4", "--clips", "2", "--distances", "--json", str(file)]
     assert run(data, *words, "--tokenizer", str(data / "bundle" / "image_tokenizer")) == 0

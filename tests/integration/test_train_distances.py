@@ -75,7 +75,7 @@ def test_distances_are_metrics_of_validation(words: list[str], tmp_path: Path, m
         (["task=tokenizer"], "log.distances_every=0"),
         (["log.distances_every=-1"], "log.distances_every=-1"),
         (["log.distances_clips=3"], "log.distances_clips=3"),
-        ([], "pip install 'cogvideo[eval]'"),
+        ([], "pip install 'cogvideo[distances]'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_training(

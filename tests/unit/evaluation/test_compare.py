@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.evaluation import compare as compare_module
 from cogvideo.evaluation import measure
 from cogvideo.evaluation.compare import compare
 from cogvideo.evaluation.comparison_report import format_comparison, write_report
@@ -20,7 +21,7 @@ from cogvideo.evaluation.protocols import LOCAL, Protocol
 from cogvideo.evaluation.sources import Clip, ClipSource
 from cogvideo.files import atomic_write
 from cogvideo.locks import lock_output
-from tests.helpers.networks import StandIn, write_network
+from tests.helpers.networks import CaptionStandIn, Plain, StandIn, write_network
 
 SIDE, LENGTH = 16, 8
 
@@ -268,3 +269,22 @@ def test_a_report_shows_the_clips_that_are_farthest_off(network: FeatureNetwork,
     write_report(tmp_path / "page.html", result, meter)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Worst clips" in page and "1-003" in page and page.count("<img") == 1 + 8
+
+
+def test_a_measure_that_only_some_seeds_have_is_of_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of captions that are all equal there is no shuffled baseline."""
+    write_network(tmp_path / "clip.pt", Plain())
+    captioned = CaptionStandIn("clip", tmp_path / "clip.pt", torch.device("cpu"))
+    source = clips(4, 0)
+    for index, clip in enumerate(source.clips):
+        clip.caption = "one" if index else "another"
+    meter = Meter(replace(protocol(clips=2), metrics=("clipsim",)), {"clip": captioned})
+    single = []
+    measured = compare_module._measure
+    for seed in range(6):
+        monkeypatch.setattr(compare_module, "_measure", lambda *words, seed=seed: measured(*words[:-1], seed))
+        single.append(compare(meter, source, None).numbers)
+    monkeypatch.setattr(compare_module, "_measure", measured)
+    values = [numbers["clipsim_shuffled"].value for numbers in single if "clipsim_shuffled" in numbers]
+    assert 2 <= len(values) < 6
+    assert compare(meter, source, None, seeds=6).numbers["clipsim_shuffled"].value == pytest.approx(np.mean(values))

@@ -109,5 +109,9 @@ def test_the_shuffled_baseline_is_the_mean_over_clips_with_other_captions() -> N
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cogvideo.evaluation.weight_files.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs the package open_clip; install it by pip install"):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "any.pt")
+    with pytest.raises(ValueError, match=r"needs the package open_clip; install it by pip install 'cogvideo\[eval\]'"):
+        open_weights("clip", tmp_path / "any.pt", CPU, trust=True)
+    (tmp_path / "any.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="not readable as a file of weights"):
         open_weights("clip", tmp_path / "any.pt", CPU, trust=True)
