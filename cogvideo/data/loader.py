@@ -129,6 +129,28 @@ def mixture_of_folders(
     return Mixture(groups, weights, seed)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Which rows of a dataset one rank's part of a step holds: of a mixture if there is one, else every row alike."""
+
+    batch_size: int
+    num_rows: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    mixture: Mixture | None = None
+    balanced: NDArray[np.int64] | None = None
+    """`balanced_rows`, `num_rows` of them; None: rows as they are."""
+
+    def rows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The dataset rows and positions of a step, each (batch_size / world_size,)."""
+        if self.mixture is not None:
+            positions = step_positions(step, self.rank, self.world_size, self.batch_size)
+            return self.mixture.rows(positions), positions
+        picked, positions = batch_indices(step, self.rank, self.world_size, self.batch_size, self.num_rows, self.seed)
+        return picked if self.balanced is None else self.balanced[picked], positions
+
+
 class ClipLoader:
     """Training batches of clips for one rank."""
 
@@ -149,18 +171,18 @@ class ClipLoader:
                 "give the text tokenizer that was made for this image tokenizer"
             )
         self.dataset, self.tokenizer, self.config = dataset, text_tokenizer, config
-        self.rank, self.world_size = rank, world_size
-        self._rows = balanced_rows(dataset.seconds) if config.balance_lengths else None
-        self.num_rows = len(dataset) if self._rows is None else len(self._rows)
+        balanced = balanced_rows(dataset.seconds) if config.balance_lengths else None
+        self.num_rows = len(dataset) if balanced is None else len(balanced)
         seconds = dataset.seconds if config.balance_lengths else None
-        self._mixture = mixture_of_folders(dataset, config.weights, config.seed, seconds)
+        mixture = mixture_of_folders(dataset, config.weights, config.seed, seconds)
+        self._draws = Draws(config.batch_size, self.num_rows, config.seed, rank, world_size, mixture, balanced)
         self._encode = lru_cache(CACHED_TEXTS)(text_tokenizer.encode)
         self._language = lru_cache(CACHED_TEXTS)(lambda caption: LANGUAGES.index(language(caption)))
 
     def batch(self, step: int) -> Batch:
         """This rank's clips of a step. Shapes: text (B, text_len), frames (B, num_frames or 1, frame_len)."""
         config = self.config
-        rows, positions = self._draw(step)
+        rows, positions = self._draws.rows(step)
         frames = self.dataset.frames(rows)
         lengths_and_captions = self.dataset.texts(rows)
         dropped = data_uniforms(config.seed, "dropout", positions) < config.guidance_dropout
@@ -179,17 +201,6 @@ class ClipLoader:
         seconds = torch.tensor([seconds for seconds, _ in lengths_and_captions], dtype=torch.float32)
         parts = self._parts(rows, [caption for _, caption in lengths_and_captions])
         return Batch(torch.from_numpy(text), torch.from_numpy(mask), torch.from_numpy(frames), seconds, parts)
-
-    def _draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The dataset rows and positions of this rank's part of a step."""
-        config = self.config
-        if self._mixture is not None:
-            positions = step_positions(step, self.rank, self.world_size, config.batch_size)
-            return self._mixture.rows(positions), positions
-        picked, positions = batch_indices(
-            step, self.rank, self.world_size, config.batch_size, self.num_rows, config.seed
-        )
-        return picked if self._rows is None else self._rows[picked], positions
 
     def _parts(self, rows: NDArray[np.int64], captions: Sequence[str]) -> Tensor:
         """`Batch.parts` of clips."""
@@ -253,15 +264,15 @@ class PairLoader:
             got, expected = getattr(dataset, name), getattr(config, name)
             if got != expected:
                 raise ValueError(f"the pairs have {name}={got} tokens, the model reads {expected}; set superres.{name}")
-        self.dataset, self.config, self.batch_size = dataset, config, batch_size
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self._mixture = mixture_of_folders(dataset, weights, seed)
+        self.dataset, self.config, self.seed = dataset, config, seed
+        mixture = mixture_of_folders(dataset, weights, seed)
+        self._draws = Draws(batch_size, len(dataset), seed, rank, world_size, mixture)
         self._rounds = round_masks(config)
         self._encode = lru_cache(CACHED_TEXTS)(text_tokenizer.encode)
 
     def batch(self, step: int) -> SuperresBatch:
         """This rank's frames of a step."""
-        rows, positions = self._indices(step)
+        rows, positions = self._draws.rows(step)
         fine, coarse = self.dataset.pairs(rows)
         captions = map(normalise, self.dataset.texts(rows))
         text, text_mask = pad_captions([self._encode(caption) for caption in captions], self.config)
@@ -271,17 +282,11 @@ class PairLoader:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """The dataset rows of this rank's frames of a step."""
-        return self._indices(step)[0]
+        return self._draws.rows(step)[0]
 
     def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[SuperresBatch]:
         """See `ClipLoader.batches`."""
         return prefetch(self.batch, first_step, ahead)
-
-    def _indices(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self._mixture is not None:
-            positions = step_positions(step, self.rank, self.world_size, self.batch_size)
-            return self._mixture.rows(positions), positions
-        return batch_indices(step, self.rank, self.world_size, self.batch_size, len(self.dataset), self.seed)
 
 
 class FrameLoader:
@@ -298,16 +303,13 @@ class FrameLoader:
         weights: Sequence[float] | None = None,
     ) -> None:
         """`weights`: see `LoaderConfig`."""
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self._mixture = mixture_of_folders(dataset, weights, seed)
+        self.dataset = dataset
+        mixture = mixture_of_folders(dataset, weights, seed)
+        self._draws = Draws(batch_size, len(dataset), seed, rank, world_size, mixture)
 
     def batch(self, step: int) -> Tensor:
         """This rank's frames of a step."""
-        if self._mixture is not None:
-            rows = self._mixture.rows(step_positions(step, self.rank, self.world_size, self.batch_size))
-        else:
-            rows, _ = batch_indices(step, self.rank, self.world_size, self.batch_size, len(self.dataset), self.seed)
+        rows, _ = self._draws.rows(step)
         return rearrange(torch.from_numpy(self.dataset.frames(rows)), "b h w c -> b c h w", c=3).float() / 255
 
     def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[Tensor]:

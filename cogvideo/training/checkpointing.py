@@ -96,8 +96,8 @@ class TrainingState:
 
     Tensors are whole and named, whatever the ZeRO stage: `weights/NAME` (float32, the master copy where weights are in
     low precision), `exp_avg/NAME`, `exp_avg_sq/NAME` and, if weights are averaged, `ema/NAME` of every trainable
-    parameter, and `buffers/NAME` for all else that changes. Frozen parameters, and the scales of int8 ones, are not
-    part of it.
+    parameter, and `buffers/NAME` for all else that changes. Frozen parameters, and the scales of quantised ones, are
+    not part of it.
     """
 
     def __init__(self, engine: Any, updated_without_gradient: Collection[str] = (), *, with_ema: bool = False) -> None:

@@ -50,7 +50,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.weights is not None:
-            if len(self.weights) != len(self.path or []):
+            if not self.weights or len(self.weights) != len(self.path or []):
                 raise ValueError(
                     f"data.weights has {len(self.weights)} numbers, and data.path {len(self.path or [])} folders; give "
                     "one number per folder"
@@ -224,7 +224,7 @@ class LogConfig:
     keep_last: int = 2
     """Number of checkpoints to keep."""
     preview_every: int = 1000
-    """Steps between sample sheets; 0: none."""
+    """Steps between sample sheets; 0: none. With deepspeed.stage=3 there are none."""
     preview_share: float = 0.05
     """With several processes, which wait while one draws a sample sheet or measures distances: the largest part of the
     run's time that these may take. They are left out where they took more so far."""
@@ -235,7 +235,7 @@ class LogConfig:
     distances_every: int = 0
     """Steps between measurements of appearance and motion distance: of clips that the model generates from real clips,
     of the validation data if there are some, and of two halves of these as the floor; 0: none. Needs the extra
-    `[distances]`; tasks of clips only."""
+    `[distances]`; for the tasks sequential and interpolation, and deepspeed.stage=0, 1 or 2."""
     distances_clips: int = 64
     """Real clips, and as many generated ones, of a distance. Two distances can be compared only if they are of equally
     many."""
@@ -413,6 +413,13 @@ class TrainConfig:
             )
         if self.log.loss_by and self.task in ("tokenizer", "superres"):
             raise ValueError(f"log.loss_by is of clips and their captions; leave it out for task={self.task}")
+        if self.log.distances_every and self.task not in ("sequential", "interpolation"):
+            raise ValueError(f"task={self.task} has no clips to measure distances of; set log.distances_every=0")
+        if self.log.distances_every and self.deepspeed.stage == 3:
+            raise ValueError(
+                "log.distances_every samples, which needs whole weights, and deepspeed.stage=3 partitions them; set "
+                "log.distances_every=0, or deepspeed.stage=0, 1 or 2"
+            )
         if self.lora.rank and self.task == "tokenizer":
             raise ValueError("lora.rank is for a transformer's matrices; leave it out for task=tokenizer")
         if self.lora.rank and self.init.checkpoint is None:

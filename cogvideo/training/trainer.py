@@ -114,6 +114,8 @@ class Trainer:
                 config.optimiser.warmup_steps,
                 config.train.steps,
             )
+        if config.log.preview_every and config.deepspeed.stage == 3:
+            log.warning("no sample sheets are drawn: they need whole weights, and deepspeed.stage=3 partitions them")
 
         # build
         self.task = make_task(config, device, self.rank, self.world_size)
@@ -374,11 +376,9 @@ class Trainer:
         return contextlib.nullcontext() if self.config.train.ema_decay is None else averaged_weights(self.engine)
 
     def _distance_networks(self) -> dict[str, FeatureNetwork]:
-        """Those of log.distances_every. Raises: ValueError if the task has no clips, or they are not installed."""
+        """Those of log.distances_every. Raises: ValueError if they are not installed."""
         if not self.config.log.distances_every:
             return {}
-        if self.config.task in ("tokenizer", "superres"):
-            raise ValueError(f"task={self.config.task} has no clips to measure distances of; set log.distances_every=0")
         with errors_name_key("log.distances_every"):
             return open_packaged(self.device)
 

@@ -12,6 +12,7 @@ from cogvideo.evaluation.networks import FeatureNetwork
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from cogvideo.tokenizers.vqvae import VQVAEConfig
 from cogvideo.training import trainer
+from cogvideo.training.tasks.clips import ClipTask
 from tests.helpers.training import CODES, prepare_data, read_metrics, settings
 
 
@@ -69,10 +70,31 @@ def test_distances_are_metrics_of_validation(words: list[str], tmp_path: Path, m
     assert seen == [8, 4] * 2, "twelve clips in batches of eight"
 
 
+@pytest.mark.parametrize("validation", [None, "clips"])
+def test_clips_to_measure_are_each_there_once_whatever_the_ranks_and_weights(
+    tmp_path: Path, validation: str | None
+) -> None:
+    data = prepare_data(tmp_path)
+    more = {"balance_lengths": True, "clip_seconds": None, "path": [data / "clips", data / "clips"], "weights": [1, 3]}
+    more["validation"] = None if validation is None else [data / validation]
+    config = settings(data, tmp_path / "run", data=more)
+    count = 60 if validation else 120
+    taken = []
+    for rank, world_size in ((0, 1), (1, 2)):
+        task = ClipTask(config, torch.device("cpu"), rank, world_size)
+        taken.append(torch.cat([batch.frames for batch in task.first_clips(1000)]).flatten(1).tolist())
+    assert taken[0] == taken[1] and len(taken[0]) == count
+    assert len(set(map(tuple, taken[0]))) == 60
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["task=tokenizer"], "log.distances_every=0"),
+        (["task=image"], "task=image has no clips to measure distances of; set log.distances_every=0"),
+        (["deepspeed.stage=3"], "log.distances_every samples, which needs whole weights"),
+        (["data.weights=[]"], "data.weights has 0 numbers, and data.path 1 folders"),
+        (["data.weights=[]", "data.path=null"], "data.weights has 0 numbers, and data.path 0 folders"),
         (["log.distances_every=-1"], "log.distances_every=-1"),
         (["log.distances_clips=3"], "log.distances_clips=3"),
         ([], "pip install 'cogvideo[distances]'"),

@@ -67,8 +67,8 @@ class Task(Protocol[B]):
     def component_of(self, parameter: str) -> str:
         """The component that a parameter of `objective` counts towards in gradient norms."""
 
-    def after_step(self, step: int, is_finite: bool) -> None:
-        """Update what has no gradient after 0-based `step`; not from a step that was skipped as not finite."""
+    def after_step(self, step: int, is_updated: bool) -> None:
+        """Update what has no gradient after 0-based `step`, unless the step was skipped: `is_updated` is then false."""
 
     def weight_metrics(self) -> dict[str, float]:
         """Metrics of the weights themselves."""

@@ -87,6 +87,7 @@ class ClipTask:
         self.tokenizers = check_tokenizers(config, self.text_tokenizer, clips, held_out)
         self._loader = self._open_loader(clips, rank, world_size, config.data.weights)
         self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
+        self._measured = clips if held_out is None else held_out
         check_captions(
             config.data,
             self.text_tokenizer,
@@ -131,9 +132,11 @@ class ClipTask:
     def first_clips(self, count: int) -> Iterator[Batch]:
         """Batches of up to `count` clips of the validation data, or else of the training data, always the same.
 
-        On the host; fewer if there are no more clips.
+        On the host, and the same on every rank; each clip at most once, so fewer if there are no more.
         """
-        loader = self._validation or self._loader
+        whole = self._validation or self._loader
+        settings = dataclasses.replace(whole.config, balance_lengths=False, weights=None)
+        loader = ClipLoader(self._measured, self.text_tokenizer, settings)
         left = min(count, loader.num_rows)
         for step in itertools.count():
             if left <= 0:
@@ -163,7 +166,7 @@ class ClipTask:
     def component_of(self, parameter: str) -> str:
         return component_of(parameter)
 
-    def after_step(self, step: int, is_finite: bool) -> None:
+    def after_step(self, step: int, is_updated: bool) -> None:
         pass
 
     def weight_metrics(self) -> dict[str, float]:

@@ -133,7 +133,7 @@ class SuperresTask:
     def component_of(self, parameter: str) -> str:
         return component_of(parameter)
 
-    def after_step(self, step: int, is_finite: bool) -> None:
+    def after_step(self, step: int, is_updated: bool) -> None:
         pass
 
     def weight_metrics(self) -> dict[str, float]:

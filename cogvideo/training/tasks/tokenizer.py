@@ -170,16 +170,16 @@ class TokenizerTask:
     def tokens(self, batch: Tensor) -> int:
         return len(batch) * (batch.shape[-1] // self.tokenizer.compress_rate) ** 2
 
-    def after_step(self, step: int, is_finite: bool) -> None:
+    def after_step(self, step: int, is_updated: bool) -> None:
         """Update the codebook after 0-based `step`, or create it by k-means if the next step is the first with codes.
 
-        A step that was skipped as not finite updates nothing.
+        A step that was skipped (not `is_updated`) updates nothing.
         """
         own, quantizer = self.config.tokenizer, self.tokenizer.model.quantize
         forwards, self.objective.forwards = self.objective.forwards, []
         features = torch.cat([forward.features for forward in forwards])
         ids = [forward.ids for forward in forwards if forward.ids is not None]
-        if ids and is_finite:
+        if ids and is_updated:
             update_codebook(quantizer, features, torch.cat(ids), decay=own.ema_decay)
             reviving = step < own.revive_until * self.config.train.steps
             if reviving and (step + 1) % own.revive_every == 0:

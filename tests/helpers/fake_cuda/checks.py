@@ -128,7 +128,7 @@ def train_tokenizer(mode: FakeCuda) -> None:
             task.objective.use_codes = use_codes
             train_step(mode, task.objective.train(), task.micro_batch(batch, 0, 2))
             if use_codes:
-                task.after_step(2, is_finite=True)  # not 3, when dead codes are revived: how many, the host must know
+                task.after_step(2, is_updated=True)  # not 3, when dead codes are revived: how many, the host must know
             task.objective.forwards.clear()
         _expect(mode, read_metrics=1)
         mode.syncs.clear()
