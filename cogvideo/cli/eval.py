@@ -3,6 +3,7 @@
     cogvideo eval PROTOCOL --real DIR --generated DIR [--network i3d=FILE] [--tokenizer DIR] [--seeds N] [--json FILE]
     cogvideo eval PROTOCOL --real DIR --tokenizer DIR [--network i3d=FILE]    reconstructed clips in place of generated
     cogvideo eval PROTOCOL --real DIR --model DIR --prompts FILE [--network i3d=FILE] [key=value ...]
+    torchrun --nproc-per-node 2 -m cogvideo eval PROTOCOL --cache DIR ...     in several processes
     cogvideo eval digits [--model DIR] [--json FILE] [key=value ...]     clips of 200 test captions
     cogvideo eval digits --real [--tokenizer DIR]                        real clips and their reconstructions only
     cogvideo eval --self-test [--network i3d=FILE]                       known values of all measures
@@ -30,6 +31,7 @@ from cogvideo.hub import describe
 if TYPE_CHECKING:
     import torch
 
+    from cogvideo.distributed import ProcessGroup
     from cogvideo.evaluation.compare import Comparison
     from cogvideo.evaluation.lpips import PairNetwork
     from cogvideo.evaluation.measure import Meter
@@ -211,11 +213,8 @@ def _run_protocol(args: argparse.Namespace) -> None:
 
     _check_options(args)
     processes = ProcessGroup.from_environment()
-    if processes.size > 1 and (args.model or not args.cache):
-        raise ValueError(
-            "in several processes give --cache DIR, a folder that all of them see, and clips as --generated; "
-            "`cogvideo sample` makes them in several processes too"
-        )
+    if processes.size > 1 and not args.cache:
+        raise ValueError("in several processes give --cache DIR, a folder that all of them see")
     protocol = _protocol(args)
     if args.seam is not None and args.seam >= protocol.frames:
         raise ValueError(
@@ -235,7 +234,7 @@ def _run_protocol(args: argparse.Namespace) -> None:
         if args.cache:
             args.cache.mkdir(parents=True, exist_ok=True)
         cache = args.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        generated, real, tokenizer = _clips(args, protocol, device)
+        generated, real, tokenizer = _clips(args, protocol, device, cache, processes)
         meter = Meter(protocol, networks, args.batch, cache, args.seam, processes, pairs)
         result = compare(meter, generated, real, tokenizer, args.seeds, scores)
         if processes.rank == 0:
@@ -359,12 +358,13 @@ def _open_files(
 
 
 def _clips(
-    args: argparse.Namespace, protocol: "Protocol", device: "torch.device"
+    args: argparse.Namespace, protocol: "Protocol", device: "torch.device", cache: Path, processes: "ProcessGroup"
 ) -> "tuple[ClipSource | None, ClipSource | None, ImageTokenizer | None]":
     """The generated clips, the real ones, and the image tokenizer for the ceiling. What can be wrong is found first."""
     from cogvideo.evaluation.compare import check_tokenizer
     from cogvideo.evaluation.generation import sample_clips
     from cogvideo.evaluation.sources import open_source, with_captions
+    from cogvideo.sampling.bundle import fingerprint
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.text import read_prompts
     from cogvideo.tokenizers.image import open_image_tokenizer
@@ -376,7 +376,16 @@ def _clips(
         real = open_source(args.real, pipeline.image_tokenizer) if args.real else None
         if real is not None and args.captions:
             real = with_captions(real, args.captions)  # generated clips have their prompts
-        generated = sample_clips(pipeline, config, prompts, protocol, real)
+        generated = sample_clips(
+            pipeline,
+            config,
+            prompts,
+            protocol,
+            real,
+            weights=fingerprint(args.model),
+            cache=cache,
+            processes=processes,
+        )
         return generated, real, pipeline.image_tokenizer
     tokenizer = open_image_tokenizer(args.tokenizer) if args.tokenizer else None
     if tokenizer is not None:

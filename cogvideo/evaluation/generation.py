@@ -1,18 +1,29 @@
-"""Sample the clips that a protocol measures; in frame prediction they begin with real frames."""
+"""Sample the clips that a protocol measures; in frame prediction they begin with real frames.
+
+Clips are sampled in groups of `clips_at_once`, each kept in the folder of features. Several processes share the groups,
+and an interrupted evaluation continues with the next one; the clips are the same in any number of processes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cogvideo.config import to_dict
+from cogvideo.distributed import ProcessGroup
 from cogvideo.evaluation.compare import check_count
-from cogvideo.evaluation.measure import ChosenClip, choose_clips
+from cogvideo.evaluation.measure import ALONE, Choice, ChosenClip, cached, choose_clips
 from cogvideo.evaluation.preprocessing import choose_frames, resize_frames, to_bytes
 from cogvideo.evaluation.protocols import Protocol
 from cogvideo.evaluation.sources import Clip, ClipSource, Frames, clips_of_tokens
+from cogvideo.inference.engine import Progress
 from cogvideo.logs import progress
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
@@ -49,12 +60,21 @@ class PredictedClip(Clip):
 
 
 def sample_clips(
-    pipeline: Pipeline, config: SampleConfig, prompts: Sequence[str], protocol: Protocol, real: ClipSource | None
+    pipeline: Pipeline,
+    config: SampleConfig,
+    prompts: Sequence[str],
+    protocol: Protocol,
+    real: ClipSource | None,
+    *,
+    weights: str = "",
+    cache: Path | None = None,
+    processes: ProcessGroup = ALONE,
 ) -> ClipSource:
     """As many clips as the protocol needs: one per prompt, used in turn, or several.
 
     In frame prediction the model continues the first frames of clips of `real`, of which it sees the last, or the last
-    `config.given_frames`.
+    `config.given_frames`. `weights`: the bundle's fingerprint, under which tokens are kept in `cache`; several
+    processes, which all call this and get all clips, need one that all of them see.
     Raises: ValueError before anything is drawn, for clips that are too short or real ones that are too few.
     """
     wanted = protocol.clips or len(prompts) * config.samples_per_prompt
@@ -68,18 +88,47 @@ def sample_clips(
         )
     chosen: list[ChosenClip] = []
     if real is not None:
-        choice = choose_clips(real, protocol, protocol.real_start, wanted, seed=0)
+        choice = choose_clips(real, protocol, protocol.real_start, wanted, seed=0, processes=processes)
         check_count(protocol, real, choice, "real", wanted if protocol.clips or protocol.given_frames else 2)
         chosen = choice.clips
-    previous = _encode(pipeline, protocol, chosen) if protocol.given_frames else None
     encoded = pipeline.encode_prompts([key.caption for key in keys], config)
-    tokens_to_draw = len(keys) * (count - given) * pipeline.sequential.config.frame_len
-    with progress(tokens_to_draw, "sampling", "tokens") as bar:
-        *_, last = pipeline.stages(keys, encoded, config, previous_frames=previous, progress=bar.update)
+    frame_len = pipeline.sequential.config.frame_len
+    tokens_per_clip = (count - given) * frame_len
+
+    def draw(rows: slice, update: Progress) -> dict[str, NDArray[np.int64]]:
+        previous = _encode(pipeline, protocol, chosen[rows]) if protocol.given_frames else None
+        *_, last = pipeline.stages(keys[rows], encoded[rows], config, previous_frames=previous, progress=update)
+        return {"tokens": last.tokens.numpy()}
+
+    def group(rows: slice, update: Progress) -> torch.Tensor:
+        continued = [protocol.hash, Choice(chosen[rows], 0).digest] if protocol.given_frames else None
+        about = json.dumps([weights, keys[rows], to_dict(config), continued])
+        name = None if cache is None else cache / f"generated-{hashlib.sha256(about.encode()).hexdigest()[:32]}.npz"
+
+        def fits(arrays: dict[str, NDArray[Any]]) -> bool:
+            tokens = arrays.get("tokens", np.empty(0))
+            codes = pipeline.image_tokenizer.num_tokens
+            shape = len(keys[rows]), count, frame_len
+            return tokens.dtype == np.int64 and tokens.shape == shape and 0 <= tokens.min() <= tokens.max() < codes
+
+        arrays, was_there = cached(name, lambda: draw(rows, update), fits)
+        if was_there:
+            update(len(keys[rows]) * tokens_per_clip)
+        return torch.from_numpy(arrays["tokens"])
+
+    groups = [slice(first, first + config.clips_at_once) for first in range(0, len(keys), config.clips_at_once)]
+    own = processes.shard(len(groups))
+    own_clips = sum(len(keys[groups[number]]) for number in own)
+    with progress(own_clips * tokens_per_clip, "sampling", "tokens") as bar:
+        drawn = {number: group(groups[number], bar.update) for number in own}
+    processes.barrier()
+    for number in set(range(len(groups))) - set(own):
+        drawn[number] = group(groups[number], lambda tokens: None)
+    tokens = torch.cat([drawn[number] for number in range(len(groups))])
     names = [f"{number:05d} {key.caption}" for number, key in enumerate(keys)]
     captions = [key.caption for key in keys]
-    source = clips_of_tokens(last.tokens, seconds, names, pipeline.image_tokenizer, "the model", captions)
-    if previous is None:
+    source = clips_of_tokens(tokens, seconds, names, pipeline.image_tokenizer, "the model", captions)
+    if not protocol.given_frames:
         return source
     pairs = zip(source.clips, chosen, strict=True)
     return ClipSource(source.origin, source.kind, tuple(PredictedClip(clip, real, protocol) for clip, real in pairs))

@@ -181,22 +181,14 @@ class Meter:
     ) -> Measured:
         """A chunk from the cache, or measured and then in the cache."""
         file = None if self.cache is None else self.cache / f"{self._key(choice, references is not None)}.npz"
-        if file is not None and file.is_file():
-            measured = _from_arrays(read_npz(file, max_bytes=CACHE_BYTES), choice)
-            if measured is not None:
-                remove_dead_lock(file)
-                update(len(choice.clips))
-                return measured
-        measured = self._measure(choice, references, update)
-        if file is not None:
-            with (
-                suppress(InUseError),  # another command writes the same
-                lock_output(file),
-                atomic_write(file) as temporary,
-                open(temporary, "wb") as opened,
-            ):
-                np.savez(opened, **_to_arrays(measured))
-        return measured
+        arrays, was_there = cached(
+            file,
+            lambda: _to_arrays(self._measure(choice, references, update)),
+            lambda arrays: _fits(arrays, len(choice.clips)),
+        )
+        if was_there:
+            update(len(choice.clips))
+        return _from_arrays(arrays, choice)
 
     def _measure(
         self, choice: Choice, references: Sequence[ChosenClip] | None, update: Callable[[int], object]
@@ -268,17 +260,44 @@ class Meter:
         return f"{self.protocol.hash}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"
 
 
+def cached(
+    file: Path | None, compute: Callable[[], dict[str, Any]], fits: Callable[[dict[str, Any]], bool]
+) -> tuple[dict[str, Any], bool]:
+    """The arrays of a file if they fit, else computed ones, which are then in the file; and whether it was there.
+
+    `file` None: nothing is kept. Raises: OSError; ValueError for a damaged file; as `compute`.
+    """
+    if file is not None and file.is_file():
+        arrays = read_npz(file, max_bytes=CACHE_BYTES)
+        if fits(arrays):
+            remove_dead_lock(file)
+            return arrays, True
+    arrays = compute()
+    if file is not None:
+        with (
+            suppress(InUseError),  # another command writes the same
+            lock_output(file),
+            atomic_write(file) as temporary,
+            open(temporary, "wb") as opened,
+        ):
+            np.savez(opened, **arrays)
+    return arrays, False
+
+
 def _to_arrays(measured: Measured) -> dict[str, Any]:
     arrays: dict[str, Any] = {f"features_{role}": values for role, values in measured.features.items()}
     arrays |= {f"pixels_{name}": values for name, values in measured.pixels.items()}
     return arrays if measured.codes is None else {**arrays, "codes": measured.codes}
 
 
-def _from_arrays(arrays: dict[str, NDArray[np.float64]], choice: Choice) -> Measured | None:
-    """None unless every array but the codes has one row per clip."""
-    codes = arrays.pop("codes", None)
-    if not arrays or any(len(values) != len(choice.clips) for values in arrays.values()):
-        return None
+def _fits(arrays: dict[str, Any], count: int) -> bool:
+    """Whether every array but the codes has one row per clip."""
+    rows = [len(values) for name, values in arrays.items() if name != "codes"]
+    return bool(rows) and set(rows) == {count}
+
+
+def _from_arrays(arrays: dict[str, Any], choice: Choice) -> Measured:
+    codes = arrays.get("codes")
     return Measured(
         [clip.name for clip, _ in choice.clips],
         {name.removeprefix("features_"): v.astype(np.float32) for name, v in arrays.items() if "features_" in name},
