@@ -268,10 +268,10 @@ def cached(
     `file` None: nothing is kept. Raises: OSError; ValueError for a damaged file; as `compute`.
     """
     if file is not None and file.is_file():
-        arrays = read_npz(file, max_bytes=CACHE_BYTES)
-        if fits(arrays):
+        found = read_npz(file, max_bytes=CACHE_BYTES)
+        if fits(found):
             remove_dead_lock(file)
-            return arrays, True
+            return found, True
     arrays = compute()
     if file is not None:
         with (
