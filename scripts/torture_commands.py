@@ -92,6 +92,7 @@ COMMANDS = {
         "--resume",
     ),
     "merge": Command("merge {scene}/bundle/sequential --adapter {scene}/adapter:0.5 --out out"),
+    "extend": Command("extend {scene}/bundle --num-frames 7 --out out"),
     "convert-from": Command(
         "convert --from {scene}/sat --to out vocab.num_image_tokens=200 "
         "vocab.pad=200 vocab.newline=201 vocab.start_of_image=202"
