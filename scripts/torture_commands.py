@@ -103,6 +103,10 @@ COMMANDS = {
         "eval local --generated {scene}/clips --real {scene}/videos --side 16 --frames 2 --cache cache --json out.json "
         "--report out.html"
     ),
+    "eval-model": Command(
+        "eval local --model {scene}/bundle --prompts {scene}/prompts.txt --real {scene}/videos --side 16 --frames 2 "
+        "--cache cache --json out.json rounds=0 clips_at_once=1 num_clusters=32"
+    ),
     "score": Command(
         "score --model {scene}/bundle/sequential --rows {scene}/scored --text-tokenizer {scene}/bundle/text.model "
         "--out out.safetensors --batch 1"
@@ -138,6 +142,7 @@ def make_scene(folder: Path) -> None:
     record = Base(model="sequential", sha256=fingerprint(load_checkpoint(base)), step=1)
     write_adapter(folder / "adapter", load_model(base), record, targets=["spatial"])
     shutil.copytree(GOLDEN / "sat-stage1", folder / "sat")
+    (folder / "prompts.txt").write_text("a red one\na green one\n", encoding="utf-8")
     run("digits --count 6 --pixels 80 --out {scene}/videos")
     for name, out in (("prepare-pairs", "pairs"), ("prepare-tokens", "scored")):
         run(COMMANDS[name].words.replace("--out out", f"--out {{scene}}/{out}"))

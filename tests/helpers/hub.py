@@ -81,7 +81,11 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client has gone
+            self.close_connection = True
+            return
         for pattern, method in ROUTES:
             match = re.fullmatch(f"(?:{pattern[0]}) {pattern[1]}", f"{self.command} {path}")
             if match:
