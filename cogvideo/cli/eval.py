@@ -127,6 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
+    from cogvideo.distributed import ProcessGroup
+
     if isinstance(args.real, Path) and str(args.real) in NAMES and args.protocol is None:
         args.protocol, args.real = str(args.real), True  # `eval --real digits`
     for file in (args.json, args.report):
@@ -140,6 +142,8 @@ def run(args: argparse.Namespace) -> int | None:
     if not (args.self_test or args.compare or args.protocol):
         raise ValueError(f"name a protocol: {', '.join(NAMES)}; or give --self-test or --compare")
     _refuse_unused(args)
+    if args.protocol in (None, DIGITS) and ProcessGroup.from_environment().size > 1:
+        raise ValueError("only protocols with --cache run in several processes; start this without a launcher")
     if args.self_test:
         return _self_test(args)
     if args.compare:

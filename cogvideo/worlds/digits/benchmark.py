@@ -6,8 +6,10 @@ trip, which is the ceiling for any generator; and the real clips themselves, whi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from cogvideo.evaluation.networks import FeatureNetwork
 from cogvideo.evaluation.packaged_networks import clip_moments, moment_distances
+from cogvideo.evaluation.protocols import HASH_DIGITS
 from cogvideo.evaluation.statistics import Mean, Proportion
 from cogvideo.logs import progress
 from cogvideo.worlds.digits.probes import Summary, probe_clips, summarise
@@ -38,6 +41,8 @@ NUM_KEY_FRAMES = 5
 NUM_ROUNDS = 3  # of interpolation: 5 -> 9 -> 17 -> 33 frames
 CLIP_SECONDS = (4.0, 2.0, 1.0)
 WHOLE = "whole"
+RULES = 1
+"""Version of the probes and sets; raised when a change of them moves numbers."""
 SOURCES = ("generated", "reconstructed", "original")
 Frames = NDArray[np.uint8]  # (clips, frames, CANVAS, CANVAS, 3)
 Generate = Callable[[list[str], str], Frames | None]
@@ -62,6 +67,12 @@ class DigitBenchmarkConfig:
             raise ValueError(f"the captions' seed={self.seed} is negative; give 0 or more")
         if any(not 0 < seconds <= SECONDS for seconds in self.clip_seconds):
             raise ValueError(f"clip_seconds={list(self.clip_seconds)} must lie in (0, {SECONDS:g}]")
+
+    @property
+    def hash(self) -> str:
+        """Hex digits over all that moves a number; compare numbers of one hash only."""
+        values = {**asdict(self), "rules": RULES}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]
 
     @property
     def frame_times(self) -> dict[str, NDArray[np.float64]]:
@@ -203,7 +214,8 @@ class Results:
             for source, sets in self.summaries.items()
         }
         config = {**self.config.__dict__}
-        return {"config": config, **by_source, "distances": self.distances, "targets": checks}
+        protocol = {"hash": self.config.hash, "name": "digits"}
+        return {"protocol": protocol, "config": config, **by_source, "distances": self.distances, "targets": checks}
 
     def _value(self, source: str, target: Target) -> float | None:
         summary = self.summaries.get(source, {}).get(target.set_name)
@@ -266,7 +278,7 @@ def format_table(results: Results) -> str:
     """The results as text: one block per set, one column per source, then the target and whether it is met."""
     sources = [source for source in SOURCES if source in results.summaries]
     targets = {(target.set_name, target.measure): target for target in results.config.targets}
-    lines = []
+    lines = [f"digits, protocol {results.config.hash}", ""]
     for name in results.config.frame_times:
         summaries = [results.summaries[source].get(name) for source in sources]
         rows = [[_title(name), *sources, "target" if "generated" in sources else ""]]
