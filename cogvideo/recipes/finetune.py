@@ -143,7 +143,7 @@ class CaptionNeeds:
         return cls(new, lengths.num_above(base.models["sequential"].text_len), len(texts))
 
     def __str__(self) -> str:
-        pieces = f"{self.new_pieces} new text pieces" if self.new_pieces else "no new text pieces"
+        pieces = f"{self.new_pieces or 'no'} new text piece{'' if self.new_pieces == 1 else 's'}"
         cut = f"; {self.num_cut:,} of {self.count:,} captions are too long and cut" if self.num_cut else ""
         return f"{pieces}{cut}"
 

@@ -169,6 +169,17 @@ def test_a_private_upload_to_a_public_repository_is_refused(hub: Hub, monkeypatc
     assert "config.json" in hub.newest("someone/secret") and "config.json" not in hub.newest("someone/public")
 
 
+def test_an_upload_to_a_repository_of_others(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    hub.commit("someone/secret", {"config.json": b"1"})
+    hub.private.add("someone/secret")
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: None)
+    with pytest.raises(PermissionError, match=r"someone/secret: .* does not let this account write there") as error:
+        upload("someone/secret", {"config.json": b"2"}, private=False, message="m")
+    assert "local folder" not in one_line(error)
+
+
 def test_uploads_that_are_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         OSError, match=r"answered 401 .*; `hf auth login`, or set HF_TOKEN to a token that may write"
