@@ -4,10 +4,9 @@
     cogvideo convert --from models/stage1 --to out --to-sat
 
 The checkpoint is the folder with a file `latest`; it may be nested in DIR, or be in a repository of the Hugging Face
-hub, USER/REPO[/FOLDER][@REVISION]. Which model it is (a CogVideo stage,
-CogView2's trunk or one of its super-resolution models) follows from its tensors. Keys: vocab.num_image_tokens,
-vocab.pad, vocab.newline, vocab.start_of_image (default: icetk's), task, num_heads, text_len, frame_side, window_size
-(default: the checkpoint's).
+hub, USER/REPO[/FOLDER][@REVISION]. Which model it is (a CogVideo stage, CogView2's trunk or one of its super-resolution
+models) follows from its tensors. Keys: vocab.num_image_tokens, vocab.pad, vocab.newline, vocab.start_of_image (default:
+icetk's), task, num_heads, text_len, frame_side, window_size (default: the checkpoint's).
 """
 
 import argparse

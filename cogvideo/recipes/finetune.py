@@ -44,6 +44,8 @@ STAGES = ("sequential", "interpolation")
 """What every bundle has; a trunk may be missing."""
 CLIPS = {"clips": "data", "clips_between": "data_between"}
 """Folders of clips, and their configs. The second is stage 2's own, where it has another number of frames per clip."""
+FROM_DATA = ("frame_side", "num_frames", "num_positions")
+"""Sizes of a model that `cogvideo train` takes from its data."""
 RANK = 16
 MAX_NEW_PIECES = 512
 TITLES = {
@@ -258,7 +260,7 @@ class FinetuneRecipe:
     def training_values(self, name: str) -> dict[str, Any]:
         """The settings of a training step that follow from the bundle and the machine."""
         model = to_dict(self.base.models[name])
-        for derived in ("task", "vocabulary", "frame_side", "num_frames", "num_positions"):
+        for derived in ("task", "vocabulary", *FROM_DATA):
             del model[derived]
         values: dict[str, Any] = {
             "task": self.base.models[name].task,
@@ -297,10 +299,10 @@ class FinetuneRecipe:
 def choose_mode(recipe: FinetuneRecipe, machine: Machine) -> tuple[Mode, str]:
     """Whether all weights of stage 1, a largest model, can be trained on the machine, and a sentence that says why."""
     name = "sequential"
-    values = recipe.training_values(name)
+    values, model = recipe.training_values(name), recipe.base.models[name]
     settings = {
         **values,
-        "model": {**values["model"], "frame_side": recipe.base.models[name].frame_side},
+        "model": {**values["model"], **{size: getattr(model, size) for size in FROM_DATA}},
         "data": {},
         "train": {**values["train"], "batch_size": recipe.batch_size(name)},
     }
@@ -309,7 +311,7 @@ def choose_mode(recipe: FinetuneRecipe, machine: Machine) -> tuple[Mode, str]:
         config = resolve_auto(from_dict(TrainConfig, settings), machine, recipe.processes)
     except NothingFits as error:
         return "lora", f"training all weights takes too much memory ({error}): {adapters}"
-    budget = training_budget(recipe.base.models[name], machine, planned_settings(config, recipe.processes))
+    budget = training_budget(model, machine, planned_settings(config, recipe.processes))
     needs = f"{budget.total / 2**30:.1f} of {machine.memory_bytes / 2**30:.1f} GiB"
     if not budget.fits(machine):
         return "lora", f"training all weights needs {needs}: {adapters}"

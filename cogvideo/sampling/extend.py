@@ -88,8 +88,9 @@ def resize(
 
     `num_frames` is for stage 1 alone. Raises: ValueError for fewer frames or smaller ones.
     """
-    count = num_frames if num_frames and config.task == "sequential" else config.num_frames
-    old_side, side = config.frame_side, frame_side or config.frame_side
+    old_side = config.frame_side
+    side = old_side if frame_side is None else frame_side
+    count = config.num_frames if num_frames is None or config.task != "sequential" else num_frames
     if count < config.num_frames or side < old_side:
         raise ValueError(
             f"the model has {config.num_frames} frames of {old_side}x{old_side} tokens; give as many or more, got "

@@ -158,8 +158,8 @@ class Trainer:
         for norm in norms:
             self.spike_rule.add(norm)
         old_steps, steps = saved["config"]["train"]["steps"], self.config.train.steps
-        if old_steps != steps and self.config.optimiser.schedule != "constant":
-            rates = [learning_rate(self.step, length, self.config.optimiser) for length in (old_steps, steps)]
+        rates = [learning_rate(self.step, length, self.config.optimiser) for length in (old_steps, steps)]
+        if rates[0] != rates[1]:
             log.warning(
                 "train.steps was %d and is %d now: the learning rate falls until the new end, and at step %d is %.3g "
                 "instead of %.3g; to end a run early on the same schedule, set train.stop_at",

@@ -69,6 +69,16 @@ def test_another_number_of_steps_at_resume_is_said(
     assert message + "0.00775 instead of 0.0055" in capsys.readouterr().err
 
 
+def test_another_number_of_steps_during_the_warmup_changes_no_rate(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a recipe's schedule is set after the steps that measured the speed."""
+    warmup = {"optimiser": {"warmup_steps": 3}}
+    train(settings(data, tmp_path / "run", train={"stop_at": 1}, **warmup))
+    train(settings(data, tmp_path / "run", train={"steps": 8, "stop_at": 2}, **warmup), resume=True)
+    assert "train.steps was" not in capsys.readouterr().err
+
+
 def test_a_warmup_as_long_as_the_run_is_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(settings(data, tmp_path / "run", train={"steps": 2}, optimiser={"warmup_steps": 2}))
     assert "optimiser.warmup_steps=2 is not below train.steps=2" in capsys.readouterr().err

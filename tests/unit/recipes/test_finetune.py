@@ -33,6 +33,14 @@ def test_a_small_bundle_is_trained_whole_on_any_number_of_gpus(recipe, num_gpus)
     assert mode == "all" and "by the planner" in reason
 
 
+def test_larger_frames_are_planned_with_their_positions(recipe):
+    """They need more than the 1,024 positions of the default."""
+    small = recipe(1)
+    larger = replace(small.base.models["sequential"], frame_side=36, num_positions=36**2 + 32)
+    base = replace(small.base, models=small.base.models | {"sequential": larger})
+    assert choose_mode(replace(small, base=base), MACHINES["rtx4090-24"])[0] == "all"
+
+
 def test_what_does_not_fit_is_trained_by_adapters(recipe):
     mode, reason = choose_mode(recipe(1), replace(MACHINES["rtx4090-24"], memory_bytes=2e7))
     assert mode == "lora" and "adapters of rank 16" in reason and "at least" in reason

@@ -137,6 +137,7 @@ def test_wrong_wishes_for_an_extension(small, tmp_path, capsys):
     words = ["extend", str(small), "--out", str(tmp_path / "out")]
     for more, message in (
         ([], "give --num-frames, --frame-side or both"),
+        (["--frame-side", "0"], "give as many or more, got 5 of 0x0"),
         (["--num-frames", "3"], "5 frames of 2x2 tokens; give as many or more, got 3"),
     ):
         assert main([*words, *more]) == 2
