@@ -1,4 +1,4 @@
-"""The limits on memory and processor time of the process that runs FFmpeg; the system enforces them.
+"""The limits on memory and processor time of the process that parses files (worker.py); the system enforces them.
 
 What a file is entitled to grows: at first with its size, then with that of its frames. Nothing here has an effect in
 other processes, and nothing limits memory without /proc.

@@ -187,7 +187,7 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     file.seek(start)
     tar: Any = tarfile.TarFile(fileobj=_BoundedFile(file))  # type: ignore[arg-type]
     last = -1
-    while (member := tar.next()) is not None:
+    while (member := _next(tar)) is not None:
         tar.members = []  # it would keep all
         if member.offset <= last or member.size < 0:
             raise tarfile.ReadError("its headers form a circle")
@@ -198,6 +198,15 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     file.seek(tar.offset)  # tarfile ends without a word where no header follows
     if (rest := file.read(MAX_HEADER_BYTES)).strip(b"\0"):
         raise tarfile.ReadError("data after its end" if not rest[:512].strip(b"\0") else "no header follows")
+
+
+def _next(tar: Any) -> tarfile.TarInfo | None:
+    """Raises: tarfile.TarError."""
+    try:
+        member: tarfile.TarInfo | None = tar.next()
+    except (ValueError, OverflowError, RecursionError) as error:  # no numbers, huge ones, headers of headers
+        raise tarfile.ReadError(f"a damaged header: {str(error)[:60]}") from None
+    return member
 
 
 def _stem(member: tarfile.TarInfo) -> str:

@@ -135,6 +135,37 @@ def test_a_header_of_a_huge_size_is_not_read(tmp_path):
         open_captions(tmp_path / "s.tar")
 
 
+def with_attributes(name, attributes):
+    info = tarfile.TarInfo(name)
+    info.pax_headers = attributes
+    return info
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"GNU.sparse.map": "x"},
+        {"GNU.sparse.size": "x"},
+        {"GNU.sparse.realsize": "9" * 5000},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+        {"size": "9" * 4000},
+    ],
+)
+def test_attributes_that_are_no_numbers_are_damage_of_their_tar(tmp_path, attributes):
+    write(tmp_path / "s.tar", ("0.mp4", b"0"), ("0.txt", b"x"), with_attributes("1.mp4", attributes))
+    captions = open_captions(tmp_path / "s.tar", skip_bad=True)
+    assert len(captions) == 1 and "damaged, the samples from here on are lost" in captions.bad[0].reason
+    assert captions.select([0])[0].text == "x"
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_headers_of_headers_are_damage_of_their_tar(tmp_path, kind):
+    good = write(tmp_path / "s.tar", ("0.mp4", b"0"), ("0.txt", b"x")).read_bytes()[:2048]
+    (tmp_path / "s.tar").write_bytes(good + special("x", kind).tobuf(tarfile.USTAR_FORMAT) * 3000 + bytes(1024))
+    captions = open_captions(tmp_path / "s.tar", skip_bad=True)
+    assert len(captions) == 1 and "damaged, the samples from here on are lost" in captions.bad[0].reason
+
+
 @pytest.mark.parametrize("data", [b"", b"not a tar", b"\0" * 1024])
 def test_no_tar(tmp_path, data):
     (tmp_path / "s.tar").write_bytes(data)
