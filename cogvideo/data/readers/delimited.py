@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from cogvideo.data.readers.records import ReadOptions, Row
+from cogvideo.data.readers.records import ReadOptions, Row, listed
 from cogvideo.data.readers.textfile import MAX_LINE_BYTES, LineCursor, LongLine, TextRows
 
 VIDEO_TYPES = "mp4 m4v mov mkv webm avi gif mpg mpeg ts m2ts mts wmv flv ogv 3gp mjpeg"
 MEDIA_SUFFIXES = frozenset(f".{name}" for name in VIDEO_TYPES.split())
 BLANK = ' \t\r\n\ufeff,;|"'
+MAX_COLUMNS = 16384
+"""What spreadsheets hold."""
 csv.field_size_limit(MAX_LINE_BYTES)
 
 
@@ -50,6 +52,9 @@ class DelimitedRows(TextRows):
                         return self._read_named_header(cursor, cells[0])
                 except _Malformed:
                     cells = [""]
+                if len(cells or ()) > MAX_COLUMNS:
+                    problem = f"{len(cells or ())} columns; expected at most {MAX_COLUMNS}"
+                    raise ValueError(f"{self._path} line {start[1]}: {problem}")
                 tables.append((delimiter, _stripped(cells or ()), (cursor.offset, cursor.number)))
         if not any(any(names) for _, names, _ in tables):
             return delimiters[0], ["video", "caption"], start  # an empty file, or a first line that `scan` reports
@@ -61,6 +66,7 @@ class DelimitedRows(TextRows):
 
     def _skip_blank(self, cursor: LineCursor) -> tuple[int, int]:
         """Offset and number of the first line with something in it, which separators alone are not."""
+        cursor.skip_blank()
         start = cursor.offset, cursor.number
         try:
             while (line := cursor.line()) is not None and not line.strip(BLANK):
@@ -88,7 +94,7 @@ class DelimitedRows(TextRows):
             return delimiter, ["video", "caption"], start
         for role, name in zip(("video", "caption"), given, strict=True):
             if role not in roles:
-                columns = ", ".join(name[:40] for name in names)
+                columns = listed(names)
                 if name is not None:
                     raise ValueError(f"{self._path} line 1: no column {name!r}; the columns are: {columns}")
                 raise ValueError(
@@ -114,13 +120,13 @@ class DelimitedRows(TextRows):
                 return None
             if any(cell.strip() for cell in cells):
                 break
+            cursor.skip_blank()
         while len(cells) > len(self._names) and not cells[-1].strip():
             cells.pop()  # spreadsheets pad rows with empty cells
         if self._fewest <= len(cells) < len(self._names):
             cells += [""] * (len(self._names) - len(cells))
         if len(cells) != len(self._names):
-            names = ", ".join(self._names)
-            problem = f"expected {len(self._names)} fields ({names}), got {len(cells)}"
+            problem = f"expected {len(self._names)} fields ({listed(self._names)}), got {len(cells)}"
             if len(cells) > len(self._names):
                 problem += "; put quotes around a caption that holds the separator"
             return Row(offset, place, {}, problem)
@@ -180,8 +186,10 @@ def _unnamed(number: int) -> str:
 def _distinct(names: list[str]) -> list[str]:
     """Names for all columns: a number for one without a name, such as the index that pandas writes, or a second one."""
     found: list[str] = []
+    known: set[str] = set()  # for a stranger's many columns
     for number, name in enumerate(names, 1):
-        found.append(f"{name} {number}" if name in found else name or _unnamed(number))
+        found.append(f"{name} {number}" if name in known else name or _unnamed(number))
+        known.add(found[-1])
     return found
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import time, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -33,6 +34,7 @@ MAX_CAPTIONS = 1 << 10
 """Captions in one record."""
 MAX_EXTRA_BYTES = 1 << 20
 """The other fields of one record, as JSON."""
+MAX_LISTED = 20
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
 
 
@@ -70,10 +72,16 @@ class ReadOptions:
 
     def missing(self, role: str, names: Iterable[str]) -> str:
         """The message for a record, or a table, without a field of this role."""
-        given, fields = getattr(self, role), ", ".join(name[:40] for name in names) or "none"
+        given, fields = getattr(self, role), listed(names)
         if given is not None:
             return f"there is no field {given!r}; the fields are: {fields}"
         return f"{role}=None; expected text. The fields are: {fields}; name one with --{role}-column"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for messages, of which there may be very many."""
+    shown = [name[:40] for name in islice(names, MAX_LISTED + 1)]
+    return ", ".join(shown[:MAX_LISTED] + ["..."] * (len(shown) > MAX_LISTED)) or "none"
 
 
 def plain_name(name: str) -> str:

@@ -1,12 +1,14 @@
 """Text files of records: encodings and line ends brought to UTF-8 and newlines, lines found again by offset."""
 
 import codecs
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from charset_normalizer import from_bytes
 
@@ -16,6 +18,7 @@ from cogvideo.text import marked_encoding
 MAX_LINE_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 18
 """Bytes by which an encoding is guessed."""
+BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
 NOT_TEXT = (
     (b"PK\x03\x04", "a zip file or a spreadsheet's workbook; export the table as .csv"),
     (b"\x1f\x8b", "compressed; decompress it with gunzip"),
@@ -56,7 +59,7 @@ class TextFile:
     def open(self) -> "LineCursor":
         return LineCursor(self.open_bytes(), self)
 
-    def open_bytes(self) -> BinaryIO:
+    def open_bytes(self) -> BufferedReader:
         return open(self.path if self._copy is None else self._copy.name, "rb")
 
     def undecodable(self, place: str, data: bytes) -> ValueError:
@@ -69,7 +72,7 @@ class TextFile:
 class LineCursor:
     """Reads lines one by one and knows where it is."""
 
-    def __init__(self, file: BinaryIO, text: TextFile):
+    def __init__(self, file: BufferedReader, text: TextFile):
         self._file, self._text = file, text
         self.offset, self.number = 0, 1
         """Byte offset and number of the next line."""
@@ -88,6 +91,12 @@ class LineCursor:
     def place(self) -> str:
         """Where the next line is, for messages."""
         return f"line {self.number}" if self.number else f"byte {self.offset}"
+
+    def skip_blank(self) -> None:
+        """Go to the first line of those at hand that is not blank."""
+        while (found := BLANK_LINES.match(self._file.peek(1))) is not None:
+            lines = self._file.read(found.end())
+            self.offset, self.number = self.offset + len(lines), self.number + lines.count(b"\n") if self.number else 0
 
     def line(self) -> str | None:
         """The next line with its line end; None at the end of the file.
@@ -161,6 +170,7 @@ class LineRows(TextRows):
                 return None
             if line.strip():
                 break
+            cursor.skip_blank()
         try:
             return Row(offset, place, self._parse_line(line.strip("\r\n")))
         except ValueError as error:

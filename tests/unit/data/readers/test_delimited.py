@@ -146,3 +146,22 @@ def test_separators_after_the_last_named_column_may_be_missing(tmp_path, name):
 
 def test_rows_of_separators_before_the_header(tmp_path):
     assert list(captions_of(tmp_path / "c.csv", ',,\n"",\n\nvideo,caption\na.mp4,x\n')) == [Caption("a.mp4", "x")]
+
+
+def test_very_many_columns_are_refused_and_many_are_read(tmp_path):
+    with pytest.raises(ValueError, match=r"c\.csv line 1: 500002 columns; expected at most 16384"):
+        captions_of(tmp_path / "c.csv", "path,caption" + "," * 500_000 + "\n")
+    rows = "".join(["a.mp4,x" + ",y" * 10_000 + "\n", "a.mp4\n" * 3])
+    captions = captions_of(tmp_path / "c.csv", "path,caption" + ",name" * 10_000 + "\n" + rows, skip_bad=True)
+    assert len(captions) == 1 and len(captions.select([0])[0].extra) == 10_000
+    assert len(captions.bad) == 3 and max(len(record.reason) for record in captions.bad) < 300
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.jsonl"])
+def test_blank_lines_are_skipped_and_counted(tmp_path, name):
+    header = "" if name == "c.jsonl" else "path,caption\n".replace(",", "\t" if name == "c.tsv" else ",")
+    good = {"c.csv": "a.mp4,x\n", "c.tsv": "a.mp4\tx\n", "c.jsonl": '{"video": "a.mp4", "caption": "x"}\n'}[name]
+    blank = "\n \n\r\n\t\n" * 5000
+    captions = captions_of(tmp_path / name, blank + header + blank + good + blank + "{oops\n" + good, skip_bad=True)
+    assert [caption.text for caption in captions] == ["x", "x"] and captions.select([1])[0].video == "a.mp4"
+    assert captions.bad[0].place == f"line {60_002 + (header != '')}"
