@@ -1,16 +1,16 @@
-"""CPU time and memory of each metric of `cogvideo eval`. Prints one JSON line per metric.
+"""CPU time and memory of the metrics of `cogvideo eval`. Prints one JSON line per network.
 
     python scripts/bench_eval.py --clips 2048
-    python scripts/bench_eval.py --clips 512 --only motion_distance
+    python scripts/bench_eval.py --clips 512 --only motion
 
-Each metric runs in a process of its own, on one thread: clips of noise, 16 frames of 128 px, pass through the metric's
-network, or the measures without one, as the protocol `local` prepares them; then two sets of as many features are
-compared. `clips_s` is the CPU time of the clips, one set of them, without making the noise; `compare_s`, that of the
-comparison; `peak_mb`, the peak of resident memory; `start_mb`, that before the first clip.
+Each network has a process of its own, with one thread: clips of noise, 16 frames of 128 px, pass through it, or through
+the measures of pixels, as the protocol `local` prepares them; then two sets of as many features are compared.
+`clips_s` is the CPU time of one set of clips, without that of making the noise; `compare_s`, that of each comparison;
+`peak_mb`, the peak of resident memory; `start_mb`, that before the first clip.
 
-FVD, KVD, precision and recall, IS, FID, KID, CLIPSIM and LPIPS have stand-ins of `tests/helpers/networks.py` for
-networks, which cost next to nothing: their `clips_s` is that of scaling frames, and `compare_s` is of random features
-as wide as the real network's. The networks of appearance and motion distance are the real ones.
+I3D, C3D, CLIP, InceptionV3 and LPIPS are stand-ins of `tests/helpers/networks.py`, which cost next to nothing: their
+`clips_s` is that of scaling frames, and `compare_s` is of random features as wide as the real network's. The networks
+of appearance and motion distance are the real ones. `without` is motion, flicker, warp residual and drift.
 """
 
 import argparse
@@ -29,11 +29,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cogvideo.evaluation import pixel_metrics
-from cogvideo.evaluation.compare import caption_similarities
 from cogvideo.evaluation.feature_metrics import inception_score, kernel_distance, precision_and_recall
 from cogvideo.evaluation.frechet import Moments, frechet_distance
 from cogvideo.evaluation.lpips import open_pair_network
-from cogvideo.evaluation.measure import Measured, Meter
+from cogvideo.evaluation.measure import Meter
 from cogvideo.evaluation.networks import FRAMES_SEEN, FeatureNetwork, open_network
 from cogvideo.evaluation.packaged_networks import TAKES_PIXELS, open_packaged
 from cogvideo.evaluation.preprocessing import network_input, to_bytes
@@ -42,28 +41,25 @@ from cogvideo.evaluation.weight_files import INCEPTION_FEATURES
 from tests.helpers.networks import CaptionStandIn, PairStandIn, StandIn, write_network
 
 BATCH = 8
-WIDTHS = {"i3d": 400, "c3d": 101, "inception": INCEPTION_FEATURES, "clip": 512, "appearance": 1280, "motion": 1024}
+WIDTHS = {"i3d": 400, "c3d": 101, "inception": INCEPTION_FEATURES, "appearance": 1280, "motion": 1024}
 
 
 def frechet(x: np.ndarray, y: np.ndarray) -> float:
     return frechet_distance(Moments.of(x), Moments.of(y))
 
 
-METRICS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], object] | None]] = {
-    "without a network": ("", None),
-    "psnr_ssim": ("", None),
-    "lpips": ("lpips_alex", None),
-    "fvd": ("i3d", frechet),
-    "kvd": ("i3d", kernel_distance),
-    "precision_recall": ("i3d", precision_and_recall),
-    "is": ("c3d", lambda x, y: inception_score(x, 10, 42)),
-    "clipsim": ("clip", None),
-    "fid": ("inception", frechet),
-    "kid": ("inception", kernel_distance),
-    "motion_distance": ("motion", frechet),
-    "appearance_distance": ("appearance", frechet),
+METRICS: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], object]]] = {
+    "without": {},
+    "psnr_ssim": {},
+    "lpips_alex": {},
+    "i3d": {"fvd": frechet, "kvd": kernel_distance, "precision_recall": precision_and_recall},
+    "c3d": {"is": lambda x, y: inception_score(x, 10, 42)},
+    "clip": {},
+    "inception": {"fid": frechet, "kid": kernel_distance, "frame_precision_recall": precision_and_recall},
+    "motion": {"motion_distance": frechet},
+    "appearance": {"appearance_distance": frechet},
 }
-"""The network's role, and how two sets of features are compared."""
+"""By network, or measure of pixels: how two sets of its features are compared."""
 
 
 def noise(number: int) -> np.ndarray:
@@ -78,14 +74,14 @@ def open_for(role: str, folder: Path) -> FeatureNetwork:
     return CaptionStandIn("clip", file, device) if role == "clip" else open_network("i3d", file, device, trust=True)
 
 
-def work_on_clips(name: str, role: str, folder: Path) -> Callable[[list[np.ndarray]], object]:
-    """What a metric does to a batch of clips (frames, height, width, 3)."""
+def work_on_clips(role: str, folder: Path) -> Callable[[list[np.ndarray]], object]:
+    """What is done to a batch of clips (frames, height, width, 3)."""
     meter = Meter(LOCAL, {})
-    if name == "without a network":
+    if role == "without":
         return lambda clips: [meter._pixel_row(clip, np.arange(len(clip)) / 8) for clip in clips]
-    if name == "psnr_ssim":
+    if role == "psnr_ssim":
         return lambda clips: [(pixel_metrics.psnr(x, 255 - x), pixel_metrics.ssim(x, 255 - x)) for x in clips]
-    if name == "lpips":
+    if role == "lpips_alex":
         write_network(folder / "pair.pt", PairStandIn())
         pairs = open_pair_network(role, folder / "pair.pt", torch.device("cpu"), trust=True)
         return lambda clips: [pairs.distance(clip, 255 - clip) for clip in clips]
@@ -98,34 +94,25 @@ def work_on_clips(name: str, role: str, folder: Path) -> Callable[[list[np.ndarr
     return features
 
 
-def measure(name: str, count: int) -> None:
-    """Print the figures of one metric."""
-    role, compare = METRICS[name]
+def measure(role: str, count: int) -> None:
+    """Print the figures of one network."""
+    rng, compare_s = np.random.default_rng(0), {}
     with tempfile.TemporaryDirectory() as folder:
-        work = work_on_clips(name, role, Path(folder))
+        work = work_on_clips(role, Path(folder))
         start_mb, clips_s = peak_mb(), 0.0
         for first in range(0, count, BATCH):
             clips = [noise(number) for number in range(first, min(first + BATCH, count))]
             start = time.process_time()
             work(clips)
             clips_s += time.process_time() - start
-        rng, compare_s = np.random.default_rng(0), None
-        rows = count * (FRAMES_SEEN if role == "inception" else 1)
-        start = time.process_time()
-        if name == "clipsim":
-            features, captions = rng.normal(size=(rows, 24)), tuple(f"caption {number}" for number in range(rows))
-            network = open_for(role, Path(folder))
-            assert isinstance(network, CaptionStandIn)
-            caption_similarities(network, Measured(list(captions), {"clip": features}, {}, captions))
-        elif compare is not None:
+        for name, compare in METRICS[role].items():
+            rows = count * (FRAMES_SEEN if role == "inception" else 1)
             x, y = (rng.normal(size=(rows, WIDTHS[role])).astype(np.float32) for _ in range(2))
             start = time.process_time()
             compare(x, y)
-        if name == "clipsim" or compare is not None:
-            compare_s = round(time.process_time() - start, 1)
-    times = {"clips_s": round(clips_s, 1), "compare_s": compare_s}
-    about = {"metric": name, "clips": count, **times, "peak_mb": peak_mb(), "start_mb": start_mb}
-    print(json.dumps(about), flush=True)
+            compare_s[name] = round(time.process_time() - start, 1)
+    about = {"network": role, "clips": count, "clips_s": round(clips_s, 1), "compare_s": compare_s}
+    print(json.dumps({**about, "peak_mb": peak_mb(), "start_mb": start_mb}), flush=True)
 
 
 def peak_mb() -> int:
@@ -135,11 +122,11 @@ def peak_mb() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=2048, metavar="N")
-    parser.add_argument("--only", choices=METRICS, metavar="METRIC", help=", ".join(METRICS))
+    parser.add_argument("--only", choices=METRICS, metavar="NETWORK", help=", ".join(METRICS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for name in [args.only] if args.only else METRICS:
-        process = multiprocessing.get_context("fork").Process(target=measure, args=(name, args.clips))
+    for role in [args.only] if args.only else METRICS:
+        process = multiprocessing.get_context("fork").Process(target=measure, args=(role, args.clips))
         process.start()
         process.join()
 
