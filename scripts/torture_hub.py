@@ -67,6 +67,7 @@ def hub(work: Path, fault: str = "", first: int = 0, is_handled: bool = False) -
     """
     ours, theirs = socket.socketpair()
     if (pid := os.fork()) == 0:
+        ours.close()  # or it would outlive its parent
         try:
             names = {"work": work, "fault": fault, "first": first, "is_handled": is_handled}
             _serve(type("HubHandler", (FaultyHandler,), names | {"numbers": itertools.count(1)}), theirs)
@@ -74,6 +75,7 @@ def hub(work: Path, fault: str = "", first: int = 0, is_handled: bool = False) -
             traceback.print_exc()
         finally:
             os._exit(0)
+    theirs.close()
     try:
         url = ours.recv(1000).decode()
         with mock.patch.dict(os.environ, environment(url, work / "tmp/huggingface") | {"HF_TOKEN": TOKEN}):
@@ -82,7 +84,6 @@ def hub(work: Path, fault: str = "", first: int = 0, is_handled: bool = False) -
         ours.shutdown(socket.SHUT_WR)
         os.waitpid(pid, 0)
         ours.close()
-        theirs.close()
 
 
 def _serve(handler: type[FaultyHandler], parent: socket.socket) -> None:

@@ -1,6 +1,7 @@
 """The fault matrix of scripts/torture.py in short, and that its judgement fails what it should."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -134,6 +135,14 @@ def test_the_hub_does_not_answer_a_client_that_is_to_be_killed(is_handled: bool,
         with pytest.raises(TimeoutError):
             connection.getresponse()
         (tmp_path / "healthy").touch()
+
+
+def test_the_hub_leaves_its_files_and_counts(tmp_path: Path) -> None:
+    with torture_hub.hub(tmp_path):
+        assert _create_repository(os.environ["HF_ENDPOINT"]).getresponse().status == 200
+    assert os.environ.get("HF_TOKEN") != TOKEN
+    assert (tmp_path / "cwd/hub/someone/clips/.gitattributes").is_file()
+    assert json.loads((tmp_path / "counts_hub").read_text()) == [1, 0, 0]
 
 
 def _handler(work: Path, fault: str, first: int, is_handled: bool = False) -> type[Handler]:
