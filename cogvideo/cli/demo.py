@@ -3,6 +3,7 @@
     cogvideo demo                                      the bundled weights, at http://127.0.0.1:7860
     cogvideo demo --model DIR rounds=2 seconds=2       other weights; initial settings of the page
     cogvideo demo --direct DIR --iterative DIR         with super-resolution
+    cogvideo demo --adapter DIR[:SCALE]                what a finetuning run exported, to switch on and off; repeat it
     cogvideo demo --host 0.0.0.0                       for others in your network, who can then see all results
     cogvideo demo --root-path /video --proxies 1       behind a proxy that serves it below a path
 
@@ -61,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR[:SCALE]",
+        action="append",
+        default=[],
+        help="an adapter that the page can switch on and off; repeat it",
     )
     parser.add_argument("--direct", metavar="DIR", type=weights, help="direct super-resolution model (cogview2-dsr)")
     parser.add_argument("--iterative", metavar="DIR", type=weights, help="iterative model (cogview2-itersr)")
@@ -121,15 +129,18 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--proxies {args.proxies} is below 0; give the number of proxies that are trusted")
     log = _access_log(args.access_log)
     with listen(args.host, args.port) as listener:
+        from cogvideo.demo.adapters import name_adapters
         from cogvideo.demo.service import DemoService
         from cogvideo.files import BUNDLED_WEIGHTS
         from cogvideo.locks import lock_folder
+        from cogvideo.sampling.adapters import AdapterChoice
         from cogvideo.sampling.bundle import load_sample_config
         from cogvideo.sampling.config import UpsampleConfig
         from cogvideo.sampling.pipeline import Pipeline
         from cogvideo.sampling.superres import open_upsampler
         from cogvideo.text import read_prompts
 
+        adapters = name_adapters(AdapterChoice.parse(text) for text in args.adapter)
         directory = args.model or BUNDLED_WEIGHTS
         config = load_sample_config(directory, args.config, overrides)
         bundled = directory == BUNDLED_WEIGHTS
@@ -156,7 +167,13 @@ def run(args: argparse.Namespace) -> None:
                     )
                     upsampler = open_upsampler(directory, args.direct, args.iterative, loading)
                 service = DemoService(
-                    pipeline, config, args.out, directory=directory, upsampler=upsampler, limits=limits
+                    pipeline,
+                    config,
+                    args.out,
+                    directory=directory,
+                    upsampler=upsampler,
+                    adapters=adapters,
+                    limits=limits,
                 )
                 try:
                     about = f"{service.about} {ABOUT_BUNDLED if bundled else ''}"

@@ -52,7 +52,7 @@ NAMES = (
 )
 LOCAL_OPTIONS = ("clips", "frames", "stride", "fps", "side", "crop")
 """Options that set a field of the local protocol."""
-DIGITS_OPTIONS = ("num_prompts", "captions_seed")
+DIGITS_OPTIONS = ("num_prompts", "captions_seed", "palette")
 TAKEN_BY: dict[str, tuple[str, ...]] = {
     "--self-test": ("network", "trust_network", "device"),
     "--compare": (),
@@ -62,7 +62,7 @@ TAKEN_BY: dict[str, tuple[str, ...]] = {
     ),
 }
 """What else has an effect; protocols take all but the options of `digits`."""
-DEFAULTS = {"seeds": 1, "batch": 8, "num_prompts": 200, "captions_seed": 0}
+DEFAULTS = {"seeds": 1, "batch": 8, "num_prompts": 200, "captions_seed": 0, "palette": "basic"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     digits = parser.add_argument_group("digits", "options of the benchmark `digits`")
     digits.add_argument("--num-prompts", metavar="N", type=int, help="test captions (default 200)")
     digits.add_argument("--captions-seed", metavar="N", type=int, help="seed of the captions (default 0)")
+    digits.add_argument("--palette", choices=["basic", "new"], help="colours of the captions (default basic)")
     add_config_arguments(parser)
 
 
@@ -180,7 +181,7 @@ def _run_digits(args: argparse.Namespace) -> None:
     from cogvideo.logs import get_logger
     from cogvideo.worlds.digits.benchmark import DigitBenchmarkConfig, format_table, run_benchmark
 
-    benchmark = DigitBenchmarkConfig(args.num_prompts, args.captions_seed)
+    benchmark = DigitBenchmarkConfig(args.num_prompts, args.captions_seed, palette=args.palette)
     if args.tokenizer and not args.real:
         raise ValueError("--tokenizer goes with --real; generated clips are decoded by their model's own tokenizer")
     if args.real and (args.overrides or args.config or args.real is not True):

@@ -34,6 +34,8 @@ def progress_line(progress: Progress) -> str:
     folder = escape(str(_shown_path(progress.folder)))
     if progress.finished:
         return f'<div class="cv-line">{progress.plan}, done. Saved in {folder}</div>'
+    if progress.waiting:
+        return f'<div class="cv-line">{progress.plan}: waiting for clips with other adapters</div>'
     drawn, total = progress.drawn_tokens, progress.total_tokens
     text = f"{progress.plan}: {drawn:,} of {total:,} tokens"
     tokens_per_second = drawn / progress.seconds if progress.seconds else 0.0

@@ -128,6 +128,14 @@ def build_page(
                         gr.Markdown(f"**{label}**")
                         with gr.Row():
                             add_widgets(*draw_settings(stage))
+                adapters = gr.CheckboxGroup(
+                    list(service.adapters),
+                    value=list(service.adapters),
+                    label="Adapters",
+                    info="finetuned updates of the weights; those ticked add up",
+                    visible=bool(service.adapters),
+                    elem_id="adapters",
+                )
                 upsample = gr.Checkbox(label="Super-resolution afterwards", visible=service.upsampler is not None)
             with gr.Column(scale=7):
                 line = gr.HTML(IDLE, elem_id="line")
@@ -135,7 +143,13 @@ def build_page(
                 gr.HTML(notes(service.limits))
 
         async def generate(
-            visit: gr.Request, prompts: str, file: str | None, use: str, upsample: bool, *settings: Any
+            visit: gr.Request,
+            prompts: str,
+            file: str | None,
+            use: str,
+            upsample: bool,
+            adapters: list[str],
+            *settings: Any,
         ) -> AsyncIterator[Any]:
             visitor, start, end = str(visit.request.scope["visitor"] if visit.request else ""), time.monotonic(), "left"
             running: Generator[Progress, None, None] | None = None
@@ -150,7 +164,7 @@ def build_page(
                     await asyncio.sleep(POLL_SECONDS)
                 chosen = {name: None if value == "" else value for name, value in zip(names, settings, strict=True)}
                 upload = None if file is None else Path(file)
-                running = service.run(Request(prompts or "", chosen, upload, FILE_USES[use], upsample))
+                running = service.run(Request(prompts or "", chosen, upload, FILE_USES[use], upsample, adapters))
                 old_cards = None
                 while True:
                     step = asyncio.ensure_future(asyncio.wrap_future(threads.submit(next, running, None)))
@@ -178,7 +192,7 @@ def build_page(
                 text = f": {one_line(ValueError(prompts))}" if log_prompts and prompts else ""
                 log(visitor, f"request {end}, {time.monotonic() - start:.1f} s{text}")
 
-        inputs = {"prompts": prompts, "file": file, "use": file_use, "upsample": upsample}
+        inputs = {"prompts": prompts, "file": file, "use": file_use, "upsample": upsample, "adapters": adapters}
         inputs |= dict(zip((name.replace(".", "_") for name in names), widgets, strict=True))
         # gradio's clients pass arguments by these names, and may leave out any
         generate.__signature__ = Signature(  # type: ignore[attr-defined]

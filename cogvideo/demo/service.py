@@ -11,12 +11,13 @@ Concurrent requests share forward passes (inference/batching.py).
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cogvideo.config import from_dict, to_dict
+from cogvideo.demo.adapters import AdapterSwitch, Turn
 from cogvideo.demo.places import Limits
 from cogvideo.demo.storage import limit_arenas, release_memory, remove_oldest
 from cogvideo.distributed import ProcessGroup
@@ -25,6 +26,7 @@ from cogvideo.hub import describe
 from cogvideo.locks import entries
 from cogvideo.logs import get_logger
 from cogvideo.media.video import UNTRUSTED, check_untrusted
+from cogvideo.sampling.adapters import AdapterChoice
 from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
 from cogvideo.sampling.inputs import InputClips, InputReader
@@ -59,6 +61,8 @@ class Request:
     """An untrusted picture, video, or file of saved tokens."""
     file_use: FileUse = "first frame"
     upsample: bool = False
+    adapters: Sequence[str] | None = None
+    """Names of the service's adapters that are to be in effect; null: all."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Progress:
     files: Mapping[Path, int] = field(default_factory=dict)
     """Files written so far, and how many times each: videos are replaced by longer ones."""
     finished: bool = False
+    waiting: bool = False
+    """For jobs that run with other adapters."""
 
 
 class _Stopped(RuntimeError):
@@ -95,16 +101,21 @@ class DemoService:
         *,
         directory: Path = BUNDLED_WEIGHTS,
         upsampler: Upsampler | None = None,
+        adapters: Mapping[str, AdapterChoice] | None = None,
         limits: Limits | None = None,
     ) -> None:
         """`config`: defaults of the visitors' settings. `directory`: the bundle that the pipeline was loaded from.
 
-        Of `limits`, the time per clip and the disk space count here; the places are the page's.
+        `adapters`: those that requests may choose among, by the name that visitors see. Of `limits`, the time per clip
+        and the disk space count here; the places are the page's.
 
-        Raises: FileExistsError, OSError if `out` is not writable or holds anything but folders of an earlier service.
+        Raises: FileExistsError, OSError if `out` is not writable or holds anything but folders of an earlier service;
+        ValueError for an adapter that does not fit.
         """
         self.pipeline, self.config, self.out, self.upsampler = pipeline, config, out, upsampler
         self.limits = limits or Limits()
+        self.adapters = dict(adapters or {})
+        self._switch = AdapterSwitch(pipeline, self.adapters)
         self._directory, self._fingerprint = describe(directory), fingerprint(directory)
         names = [path.name if path.is_dir() else "" for path in entries(out)] if out.is_dir() else []
         numbers = [re.match(r"(\d{3,})-", name) for name in names]
@@ -136,12 +147,19 @@ class DemoService:
         Raises: ValueError, OSError, RuntimeError, MemoryError, at any iteration.
         """
         job = self._job(request)
-        with self._lock:
-            number, self._next_number = self._next_number, self._next_number + 1
-        folder = self.out / f"{number:03d}-{safe_name(job.keys[0].caption)}"
-        seconds = self.limits.seconds_per_clip * len(job.keys)
-        deadline = _Deadline(seconds, time.monotonic() + seconds)
-        yield from self._run_job(job, folder, deadline)
+        turn = self._switch.enter(request.adapters)
+        try:
+            with self._lock:
+                number, self._next_number = self._next_number, self._next_number + 1
+            folder = self.out / f"{number:03d}-{safe_name(job.keys[0].caption)}"
+            while not turn.has_come():
+                yield Progress(describe_job(job), folder, (), (), 0, waiting=True)
+                time.sleep(REFRESH_SECONDS)
+            seconds = self.limits.seconds_per_clip * len(job.keys)
+            deadline = _Deadline(seconds, time.monotonic() + seconds)
+            yield from self._run_job(job, folder, deadline, turn)
+        finally:
+            turn.left = True
         if request.upsample and self.upsampler is not None:
             upsampler = replace(self.upsampler, config=replace(self.upsampler.config, seed=job.config.seed))
             reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
@@ -231,7 +249,9 @@ class DemoService:
         except ValueError as error:  # do not reveal where the server stores uploads
             raise ValueError(str(error).replace(str(path), path.name)) from None
 
-    def _run_job(self, job: Job, folder: Path, deadline: "_Deadline") -> Generator[Progress, None, None]:
+    def _run_job(
+        self, job: Job, folder: Path, deadline: "_Deadline", turn: Turn | None = None
+    ) -> Generator[Progress, None, None]:
         captions = tuple(key.caption for key in job.keys)
         progress = Progress(
             describe_job(job),
@@ -240,11 +260,18 @@ class DemoService:
             tuple(sample_names(captions)),
             len(captions) * job.tokens_per_clip,
         )
-        run = RunDirectory(folder, {"weights": self._fingerprint, **job.identity()}, ProcessGroup())
+        identity, weights = {"weights": self._fingerprint, **job.identity()}, self._directory
+        if turn is not None and turn.names:
+            adapters = [self.adapters[name] for name in turn.names]
+            identity["adapters"] = [choice.identity() | {"apart": False} for choice in adapters]
+            weights = " + ".join([weights, *map(str, adapters)])
+        run = RunDirectory(folder, identity, ProcessGroup())
         with self._lock:
             if self._closed:
                 raise _Stopped("stopped")
-            started, running = time.monotonic(), _JobThread(job, run, self._directory, deadline, self._tidy_up)
+            started, running = time.monotonic(), _JobThread(job, run, weights, deadline, self._tidy_up)
+            if turn is not None:
+                turn.thread = running.thread
             self._running = {running, *(other for other in self._running if other.thread.is_alive())}
 
         def current(files: Mapping[Path, int], *, finished: bool = False) -> Progress:

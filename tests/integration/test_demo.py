@@ -22,8 +22,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from cogvideo.checkpoint.adapter import Base, fingerprint
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.load import load_model
 from cogvideo.cli import demo as command
 from cogvideo.cli.main import main
+from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
 
 SETTINGS = ["num_clusters=32", "key_frames.top_k_clusters=4"]
@@ -54,7 +58,12 @@ class Page:
         return self.get(f"gradio_api/file={quote(str(path))}")
 
     def sampled(self, out: Path, *words: str | Path) -> torch.Tensor:
-        """Tokens that `cogvideo sample` draws."""
+        """Tokens that `cogvideo sample` draws, with the page's adapter, if it has one."""
+        adapter = self.bundle.parent / "mine"
+        words = (*words, "--adapter", adapter) if adapter.is_dir() else words
+        return self.sampled_without(out, *words)
+
+    def sampled_without(self, out: Path, *words: str | Path) -> torch.Tensor:
         assert main(["sample", *map(str, words), "--model", str(self.bundle), "--out", str(out), *SETTINGS]) == 0
         return tokens(out)
 
@@ -66,7 +75,9 @@ def tokens(folder: Path) -> torch.Tensor:
 @contextmanager
 def serve(folder: Path, *words: str) -> Iterator[Page]:
     pytest.importorskip("gradio", reason="the page needs gradio; pip install -e '.[demo]'")
-    bundle, out = write_bundle(folder / "bundle"), folder / "out"
+    bundle, out = folder / "bundle", folder / "out"
+    if not bundle.exists():
+        write_bundle(bundle)
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "cogvideo", "demo", "--model", str(bundle), "--out", str(out), "--port", "0"),
@@ -89,12 +100,15 @@ def serve(folder: Path, *words: str) -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("demo")
-    with serve(folder, "--at-once", "2") as page:
+    bundle = write_bundle(folder / "bundle")
+    base = Base(model="sequential", sha256=fingerprint(load_checkpoint(bundle / "sequential")), step=1)
+    write_adapter(folder / "mine", load_model(bundle / "sequential"), base)
+    with serve(folder, "--at-once", "2", "--adapter", str(folder / "mine")) as page:
         yield page
         page.process.send_signal(signal.SIGTERM)
         assert page.process.wait(60) == 143
     left = {path.name for path in folder.iterdir()} - {"torchinductor_root"}
-    assert left == {"bundle", "out", "log"}, "uploads are deleted with the server"
+    assert left == {"bundle", "mine", "out", "log"}, "uploads are deleted with the server"
 
 
 def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
@@ -109,6 +123,14 @@ def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
         if path.name != "samples.json":
             assert quote(str(path)) in cards
         assert page.file(path)[::2] == (200, path.read_bytes())
+
+
+def test_an_adapter_is_switched_off(page: Page, tmp_path: Path) -> None:
+    page.client.predict("switched off", rounds=0, adapters=[], api_name="/generate")
+    page.client.predict("switched on", rounds=0, adapters=["mine"], api_name="/generate")
+    off, on = (tokens(next(page.out.glob(f"*-switched-{state}"))) for state in ("off", "on"))
+    assert torch.equal(off, page.sampled_without(tmp_path / "off", "switched off", "rounds=0"))
+    assert torch.equal(on, page.sampled(tmp_path / "on", "switched on", "rounds=0"))
 
 
 def test_an_uploaded_picture(page: Page, tmp_path: Path) -> None:
@@ -231,6 +253,7 @@ def test_a_first_signal_lets_clips_end_and_a_second_does_not(tmp_path: Path) -> 
     [
         (["a prompt"], "'a prompt' is not a setting; prompts are typed on the page"),
         (["--at-once", "0"], "--at-once 0 allows no request"),
+        (["--adapter", ":2"], "--adapter :2: expected DIR or DIR:SCALE"),
         (["--iterative", "x"], "give --direct too"),
         (["--port", "70000"], "--port 70000 is no port; give one from 1024 to 65535, or 0"),
         (["--port", "-1"], "--port -1 is no port"),

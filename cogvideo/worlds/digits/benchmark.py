@@ -26,6 +26,7 @@ from cogvideo.worlds.digits.render import (
     SECONDS,
     SPEEDS,
     DigitClip,
+    Palette,
     draw_clip,
     draw_language,
     frame_times,
@@ -59,6 +60,8 @@ class DigitBenchmarkConfig:
     """Seed of the captions drawn."""
     clip_seconds: tuple[float, ...] = CLIP_SECONDS
     """Clip lengths requested from stage 1."""
+    palette: Palette = "basic"
+    """Colours of the captions."""
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -124,12 +127,12 @@ class CaptionedClip:
     clip: DigitClip
 
 
-def draw_captions(count: int, seed: int) -> list[CaptionedClip]:
+def draw_captions(count: int, seed: int, palette: Palette = "basic") -> list[CaptionedClip]:
     """Captions of clips of test digits. The same seed gives the same captions, and a larger count extends them."""
     rng = np.random.default_rng((seed, 0x7E57))  # not the stream of any training set
     captions = []
     for _ in range(count):
-        clip = draw_clip(rng, "test")
+        clip = draw_clip(rng, "test", palette)
         captions.append(CaptionedClip(clip.caption(draw_language(rng)), clip))
     return captions
 
@@ -238,7 +241,7 @@ def run_benchmark(
     measure distances between whole clips, `batch` of them at once, if there are two or more. `log` gets one line per
     set.
     """
-    drawn, results = draw_captions(2 * config.num_prompts, config.seed), Results(config)
+    drawn, results = draw_captions(2 * config.num_prompts, config.seed, config.palette), Results(config)
     captions, others = drawn[: config.num_prompts], drawn[config.num_prompts :]
     for name, times in config.frame_times.items():
         log(f"{config.num_prompts} clips, {_title(name)}")

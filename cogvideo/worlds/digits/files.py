@@ -16,6 +16,7 @@ from cogvideo.worlds.digits.render import (
     FPS,
     DigitClip,
     Language,
+    Palette,
     Split,
     draw_clip,
     draw_language,
@@ -33,15 +34,22 @@ CRF = 10  # mean error about 1 of 255 levels, most of it the rounding of the bac
 STREAMS = {"train": 0, "test": 1}
 
 
-def draw_clips(split: Split, count: int, seed: int) -> Iterator[tuple[DigitClip, Language]]:
+def draw_clips(split: Split, count: int, seed: int, palette: Palette = "basic") -> Iterator[tuple[DigitClip, Language]]:
     """The clips of a data set. Clip i is drawn from (seed, split, i), so a larger set starts with the same clips."""
     for index in range(count):
         rng = np.random.default_rng([seed, STREAMS[split], index])
-        yield draw_clip(rng, split), draw_language(rng)
+        yield draw_clip(rng, split, palette), draw_language(rng)
 
 
 def write_dataset(
-    folder: str | Path, split: Split, count: int, seed: int, *, pixels: int = CANVAS, workers: int = 2
+    folder: str | Path,
+    split: Split,
+    count: int,
+    seed: int,
+    *,
+    pixels: int = CANVAS,
+    palette: Palette = "basic",
+    workers: int = 2,
 ) -> Path:
     """Write `count` clips of 4 s (33 frames at 8 per second) as clips/000000.mp4, ..., and captions.jsonl.
 
@@ -68,7 +76,7 @@ def write_dataset(
 
         with ThreadPoolExecutor(workers) as pool, progress(count, "writing digits", "clips") as bar:
             lines = []
-            for line in pool.map(write, enumerate(draw_clips(split, count, seed))):
+            for line in pool.map(write, enumerate(draw_clips(split, count, seed, palette))):
                 lines.append(line)
                 bar.update(1)
         (temporary / CAPTIONS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ measure is a distance; it is never left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cogvideo.evaluation.statistics import Mean, Proportion
 from cogvideo.worlds.digits.render import (
+    ALL_COLOURS,
     BACKGROUND,
     CANVAS,
     COLOURS,
@@ -82,6 +83,8 @@ def probe_clips(
 ) -> ProbeScores:
     """Score clips against their captions' facts (label, colour, direction, speed; nothing else of `clips` is read).
 
+    A clip's colour is right if it is the nearest of COLOURS, or of ALL_COLOURS if any caption names one of the others.
+
     Shapes: frames (clips, frames, CANVAS, CANVAS, 3) uint8; times (frames,) seconds. `num_key_frames`: how many frames
     stage 1 made, where the others were interpolated; None if none were.
     Raises: ValueError if the shapes do not match.
@@ -97,7 +100,9 @@ def probe_clips(
     velocity = directions * np.array([SPEEDS[speed] for speed in speeds])[:, None]
 
     scores = digit_scores(frames, found.centroid)
-    colours = np.array(list(COLOURS))[colour_indices(frames)]
+    wanted = {clip.colour for clip in clips}
+    palette = COLOURS if wanted <= COLOURS.keys() else ALL_COLOURS
+    colours = np.array(list(palette))[colour_indices(frames, palette)]
     path, free = expected_path(found.centroid[:, 0], found.box[:, 0], velocity, times - times[0], CANVAS)
     moved = net_displacement(found.centroid, free)
     midpoint = None
@@ -183,8 +188,10 @@ def digit_scores(frames: NDArray[np.uint8], centroid: Floats) -> Floats:
     return scores.reshape(clips, num_frames, 10)
 
 
-def colour_indices(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Index into COLOURS of the named colour nearest to the ink's: (clips,).
+def colour_indices(
+    frames: NDArray[np.uint8], palette: Mapping[str, tuple[int, int, int]] = COLOURS
+) -> NDArray[np.int64]:
+    """Index into `palette` of the named colour nearest to the ink's: (clips,).
 
     Shapes: frames (clips, frames, height, width, 3) uint8.
     The ink-weighted mean colour of all frames, minus the background, is compared by its direction in RGB (hue and
@@ -193,7 +200,7 @@ def colour_indices(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
     ink = ink_strength(frames)[..., None]
     background = np.array(BACKGROUND, np.float32)
     mean = (ink * (frames - background)).sum(axis=(1, 2, 3)) / np.maximum(ink.sum(axis=(1, 2, 3)), 1e-9)
-    named = np.array(list(COLOURS.values()), np.float32) - background
+    named = np.array(list(palette.values()), np.float32) - background
     named /= np.linalg.norm(named, axis=-1, keepdims=True)
     return (mean @ named.T).argmax(axis=-1)
 

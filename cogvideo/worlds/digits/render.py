@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Split = Literal["train", "test"]
+Palette = Literal["basic", "new"]
 Language = Literal["zh", "en"]
 
 CANVAS = 40  # side in pixels
@@ -35,10 +36,19 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (200, 80, 232),
     "white": (236, 236, 236),
 }
+NEW_COLOURS: dict[str, tuple[int, int, int]] = {
+    "orange": (245, 120, 45),
+    "violet": (150, 100, 245),
+    "cream": (245, 245, 150),
+}
+"""Colours that the bundled weights never saw, though their image tokenizer can show them."""
+PALETTES: dict[Palette, dict[str, tuple[int, int, int]]] = {"basic": COLOURS, "new": NEW_COLOURS}
+ALL_COLOURS = COLOURS | NEW_COLOURS
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SPEEDS: dict[str, float] = {"slowly": 2.0, "quickly": 6.0}  # pixels per second
 CHINESE: dict[str, str] = {
     **{"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "white": "白色"},
+    **{"orange": "橙色", "violet": "蓝紫色", "cream": "米黄色"},
     **{"left": "左", "right": "右", "up": "上", "down": "下"},
     **{"slowly": "缓慢", "quickly": "快速"},
 }
@@ -50,7 +60,7 @@ class DigitClip:
 
     image: int  # index among scikit-learn's 1,797 digits
     label: int  # 0..9
-    colour: str  # a key of COLOURS
+    colour: str  # a key of ALL_COLOURS
     direction: str  # a key of DIRECTIONS
     speed: str  # a key of SPEEDS
     start: tuple[float, float]  # left and top of the ink box at time 0, in pixels
@@ -125,10 +135,10 @@ def split_images(split: Split) -> NDArray[np.int64]:
     return np.sort(order[:NUM_TEST_DIGITS] if split == "test" else order[NUM_TEST_DIGITS:])
 
 
-def draw_clip(rng: np.random.Generator, split: Split) -> DigitClip:
+def draw_clip(rng: np.random.Generator, split: Split, palette: Palette = "basic") -> DigitClip:
     """Sample a clip: image, colour, direction and speed uniformly, then a start that delays bounces to the end."""
     image = int(rng.choice(split_images(split)))
-    colour, direction, speed = (str(rng.choice(list(table))) for table in (COLOURS, DIRECTIONS, SPEEDS))
+    colour, direction, speed = (str(rng.choice(list(table))) for table in (PALETTES[palette], DIRECTIONS, SPEEDS))
     rows, columns = digit_ink(image).shape
     start = [0.0, 0.0]
     # Per axis: `travel` is what the digit covers before it may bounce; start so far from the edge it moves towards.
@@ -157,7 +167,7 @@ def render(clip: DigitClip, times: ArrayLike, pixels: int = CANVAS) -> NDArray[n
     columns = _bilinear_weights(positions[:, 0], ink.shape[1], pixels)
     rows = _bilinear_weights(positions[:, 1], ink.shape[0], pixels)
     coverage = np.matmul(np.matmul(rows, ink), columns.transpose(0, 2, 1))[..., None]
-    background, colour = np.array(BACKGROUND, np.float32), np.array(COLOURS[clip.colour], np.float32)
+    background, colour = np.array(BACKGROUND, np.float32), np.array(ALL_COLOURS[clip.colour], np.float32)
     return np.rint(background + coverage * (colour - background)).astype(np.uint8)
 
 

@@ -13,12 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cogvideo.checkpoint.adapter import Base, fingerprint
+from cogvideo.checkpoint.format import load_checkpoint
+from cogvideo.checkpoint.load import load_model
 from cogvideo.cli.main import main
 from cogvideo.demo import service as module
 from cogvideo.demo.places import Limits
 from cogvideo.demo.service import DemoService, Request
 from cogvideo.demo.storage import size_of
 from cogvideo.media.video import write_video
+from cogvideo.sampling.adapters import AdapterChoice
 from cogvideo.sampling.bundle import load_sample_config, open_tokenizers
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.pipeline import Pipeline
@@ -26,6 +30,7 @@ from cogvideo.sampling.runner import WrittenFile, write_clips
 from cogvideo.sampling.superres import Upsampler
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.transformer import SuperresTransformer
+from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
 
 SMALL = ["num_clusters=32", "key_frames.top_k_clusters=4"]
@@ -109,6 +114,39 @@ def test_uploads_give_the_files_of_the_command(
         tokens = [load_file(each.folder / "tokens.safetensors")["tokens"] for each in (last, longer)]
         assert torch.equal(tokens[1][:, : tokens[0].shape[1]], tokens[0])
         assert longer.captions == (CAPTIONS[0],)
+
+
+def test_adapters_are_switched_between_requests_that_run_together(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request gives the files of the command with its adapters, though all are asked for at once."""
+    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.01)
+    base = Base(model="sequential", sha256=fingerprint(load_checkpoint(bundle / "sequential")), step=1)
+    folders = [
+        write_adapter(tmp_path / name, load_model(bundle / "sequential"), base, seed=seed)
+        for seed, name in enumerate("ab")
+    ]
+    adapters = {"a": AdapterChoice(folders[0]), "b": AdapterChoice(folders[1], 0.5)}
+    config = load_sample_config(bundle, [], SMALL)
+    service = DemoService(Pipeline.load(bundle), config, tmp_path / "out", directory=bundle, adapters=adapters)
+    words = {(): [], ("b",): ["--adapter", f"{folders[1]}:0.5"]}
+    words[("a", "b")] = ["--adapter", folders[0], *words[("b",)]]
+    chosen: list[Any] = [None, (), ("b",), ("b", "a"), ()]
+    running = [service.run(Request(CAPTIONS[0], {"rounds": 0}, adapters=names)) for names in chosen]
+    states = [next(one) for one in running]
+    assert [state.waiting for state in states] == [False, True, True, True, True]
+    folders_of = []
+    for one in running:
+        *_, last = one
+        folders_of.append(last.folder)
+    service.close()
+    found = [contents(folder) for folder in folders_of]
+    for number, names in enumerate([("a", "b"), (), ("b",), ("a", "b"), ()]):
+        command = ["sample", CAPTIONS[0], "rounds=0", *words[names]]
+        assert found[number] == by_command(bundle, tmp_path / f"by-{number}", *command)
+    assert len({files["tokens.safetensors"] for files in found}) == 3
+    with pytest.raises(ValueError, match="there is no adapter 'c'; there are: a, b"):
+        next(service.run(Request("a", adapters=["c"])))
 
 
 def test_files_appear_as_a_clip_grows(service: DemoService, monkeypatch: pytest.MonkeyPatch) -> None:

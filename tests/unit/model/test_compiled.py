@@ -17,9 +17,11 @@ from cogvideo.kernels import (
 )
 from cogvideo.model import compiled, joined
 from cogvideo.model.compiled import check_compiler, compile_static
-from cogvideo.model.config import Recompute
+from cogvideo.model.config import LoraConfig, Recompute
+from cogvideo.model.lora import adapter_parameters, add_adapters
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import Batch
+from tests.helpers.adapters import randomise
 from tests.helpers.models import VARIANTS, tiny_batch, tiny_config, tiny_model
 
 
@@ -90,6 +92,24 @@ def test_a_training_step_has_one_graph_for_all_layers_but_the_last(
     if trunk == "int8":
         model.quantize_trunk()
     assert check_training(model, "eager") == 2
+
+
+@pytest.mark.parametrize(
+    ("trunk", "targets", "graphs"),
+    [("full", ("spatial", "temporal", "mlp", "embeddings"), 2), ("int8", (), 2), ("int8", ("layers.1.mlp.*",), 3)],
+)
+def test_adapters_are_compiled_with_the_layers(trunk: str, targets: tuple[str, ...], graphs: int) -> None:
+    """Beside weights of any type; a layer without adapters, where others have some, has a graph of its own."""
+    model = tiny_model(tiny_config("sequential", num_layers=4, hidden_size=16))
+    model.requires_grad_(False)
+    if trunk == "int8":
+        model.quantize_trunk()
+    add_adapters(model, LoraConfig(rank=2, alpha=4.0, targets=targets))
+    randomise(model)
+    model.recompute = "mlp"
+    assert check_training(model, "eager") == graphs
+    trained = dict(adapter_parameters(model))
+    assert trained and all(p.grad is not None and p.grad.any() for p in trained.values())
 
 
 def test_forty_eight_layers_have_the_graphs_of_two() -> None:

@@ -95,3 +95,14 @@ def test_a_clip_that_loses_its_digit_counts_as_wrong_everywhere(clips, frames):
 def test_shapes_that_do_not_match_are_refused(clips, frames):
     with pytest.raises(ValueError, match="expected"):
         probe_clips(frames[:, :4], clips, TIMES)
+
+
+def test_new_colours_are_told_from_old_ones():
+    rng = np.random.default_rng(3)
+    clips = [draw_clip(rng, "train", "new") for _ in range(12)]
+    times = np.linspace(0, 4, 5)
+    frames = np.stack([render(clip, times) for clip in clips])
+    assert summarise(probe_clips(frames, clips, times)).colour.value == 1
+    nearest = {"orange": "red", "violet": "blue", "cream": "white"}
+    old = np.stack([render(replace(clip, colour=nearest[clip.colour]), times) for clip in clips])
+    assert summarise(probe_clips(old, clips, times)).colour.value == 0

@@ -81,7 +81,7 @@ def test_captions_in_both_languages():
 
 
 def test_every_word_has_a_translation():
-    assert set(digits.CHINESE) == {*digits.COLOURS, *digits.DIRECTIONS, *digits.SPEEDS}
+    assert set(digits.CHINESE) == {*digits.ALL_COLOURS, *digits.DIRECTIONS, *digits.SPEEDS}
 
 
 def test_the_same_seed_gives_the_same_frames():
@@ -89,3 +89,13 @@ def test_the_same_seed_gives_the_same_frames():
     again = digits.sample_frames(np.random.default_rng(5), 12, "test")
     assert first.shape == (12, 40, 40, 3) and (first == again).all()
     assert len(np.unique(first.reshape(12, -1), axis=0)) == 12
+
+
+def test_a_palette_changes_colours_alone():
+    """So that a basic clip is what it was before there were palettes, and new colours are named in both languages."""
+    for seed in range(20):
+        basic, new = (digits.draw_clip(np.random.default_rng(seed), "train", palette) for palette in ("basic", "new"))
+        assert basic.colour in digits.COLOURS and new.colour in digits.NEW_COLOURS
+        assert (basic.image, basic.label) == (new.image, new.label)
+        assert new.colour in new.caption("en") and digits.CHINESE[new.colour] in new.caption("zh")
+    assert not digits.COLOURS.keys() & digits.NEW_COLOURS.keys()

@@ -1,0 +1,93 @@
+"""Adapters that visitors choose among: jobs that want the same ones run together, others one set after another.
+
+Adapters are in effect for a whole pipeline, and may not change while threads sample with it.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cogvideo.hub import describe
+from cogvideo.sampling.adapters import AdapterChoice
+from cogvideo.sampling.pipeline import Pipeline
+
+USUAL_NAMES = ("adapter", "export")
+"""Folders that say nothing: a run's adapter is in RUN/export/adapter."""
+
+
+def name_adapters(choices: Iterable[AdapterChoice]) -> dict[str, AdapterChoice]:
+    """Each by a short name for visitors, who need not know where it is: `mine`, or `mine (0.5)` with a scale."""
+    named: dict[str, AdapterChoice] = {}
+    for choice in choices:
+        parts = [part for part in Path(describe(choice.folder)).parts if part not in USUAL_NAMES]
+        short = (parts or [choice.folder.name])[-1]
+        scale = "" if choice.scale == 1 else f" ({choice.scale:g})"
+        name, number = f"{short}{scale}", 2
+        while name in named:
+            name, number = f"{short}-{number}{scale}", number + 1
+        named[name] = choice
+    return named
+
+
+class Turn:
+    """A job's turn to run with its adapters. Leave it when there is nothing left to start."""
+
+    def __init__(self, switch: "AdapterSwitch", names: tuple[str, ...]) -> None:
+        self.names = names
+        self.thread: threading.Thread | None = None
+        """What runs the job, once it has started; until it ends, adapters stay as they are."""
+        self.admitted = self.left = False
+        self._switch = switch
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its job waits or runs."""
+        return not self.left if self.thread is None else self.thread.is_alive()
+
+    def has_come(self) -> bool:
+        """Whether its adapters are in effect; puts them into effect if nothing stands in the way.
+
+        Raises: ValueError or torch.OutOfMemoryError if weights cannot be merged.
+        """
+        return self._switch.admit(self)
+
+
+class AdapterSwitch:
+    """First come, first served: a set of adapters that many ask for cannot keep the others waiting forever."""
+
+    def __init__(self, pipeline: Pipeline, adapters: dict[str, AdapterChoice]) -> None:
+        """Reads the adapters. Raises: FileNotFoundError, ValueError for one that is damaged or does not fit."""
+        for name, choice in adapters.items():
+            pipeline.add_adapter(name, choice.folder)
+        self._pipeline, self._adapters = pipeline, adapters
+        self._lock = threading.Lock()
+        self._turns: list[Turn] = []
+        self._in_effect: tuple[str, ...] = ()
+
+    def enter(self, names: Sequence[str] | None) -> Turn:
+        """Line up for a set of adapters; None: all of them. Raises: ValueError for an unknown name."""
+        for name in names or ():
+            if name not in self._adapters:
+                raise ValueError(f"there is no adapter {name[:40]!r}; there are: {', '.join(self._adapters) or 'none'}")
+        turn = Turn(self, tuple(name for name in self._adapters if names is None or name in names))
+        with self._lock:
+            self._turns.append(turn)
+        return turn
+
+    def admit(self, turn: Turn) -> bool:
+        """See `Turn.has_come`."""
+        with self._lock:
+            self._turns = [other for other in self._turns if other.is_open]
+            if turn.admitted:
+                return True
+            before = self._turns[: self._turns.index(turn)]
+            if any(not other.admitted and other.names != turn.names for other in before):
+                return False
+            if turn.names != self._in_effect:
+                if any(other.admitted for other in self._turns):
+                    return False
+                self._in_effect = ()  # if it fails, none are in effect
+                self._pipeline.set_adapters({name: self._adapters[name].scale for name in turn.names})
+                self._in_effect = turn.names
+            turn.admitted = True
+            return True
