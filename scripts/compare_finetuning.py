@@ -55,6 +55,8 @@ ARMS = {"all weights": ["optimiser.lr=2e-4"], "LoRA, rank 16": ["lora.rank=16", 
 WEIGHTS = ("ema", "last")
 PALETTES = ("new", "basic")
 SECONDS = 4.0
+SCORED = 60
+"""Validation clips whose loss is measured after training."""
 IDLE = """
 import cogvideo.training.trainer, deepspeed, re
 print(re.search("VmRSS:.*?(\\\\d+)", open("/proc/self/status").read())[1])
@@ -119,7 +121,9 @@ class Comparison:
         if not file.is_file():
             scored = load_model(model, dtype=torch.float32)
             source = open_prepared_clips(self.out / "validation", scored.config, TEXT)
-            means = score_clips(scored, source, file.with_suffix(".safetensors"), count=source.count, batch_size=20)
+            means = score_clips(
+                scored, source, file.with_suffix(".safetensors"), count=min(SCORED, source.count), batch_size=20
+            )
             found: dict[str, Any] = {"loss": float(np.mean(means.sums / means.clips))}
             pipeline = pipeline_of(model)
             generate = generate_with(pipeline, pipeline.config)

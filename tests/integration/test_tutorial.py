@@ -42,6 +42,7 @@ def test_the_tutorial_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert main([*shown["prepare"], "frames_per_video=2"]) == 0 and Path("runs/doom/look/report.html").is_file()
     assert main([*shown["pretrain"], "--dry-run"]) == 0 and not Path("runs/doom/model").exists()
     write_bundle(Path("runs/doom/model/bundle"))
-    small = ["--no-distances", "--clips", "2", "seconds=4", "rounds=0", "num_clusters=8"]
+    Path("short.txt").write_text("a red torch\n")  # the small bundle reads no long prompts
+    small = ["--no-distances", "--prompts", "short.txt", "--clips", "2", "seconds=4", "rounds=0", "num_clusters=8"]
     assert main([*shown["eval"], *small]) == 0
     assert json.loads(Path("runs/doom/eval.json").read_text()) and Path("runs/doom/eval.html").is_file()

@@ -94,12 +94,13 @@ def test_a_training_step_has_one_graph_for_all_layers_but_the_last(
     assert check_training(model, "eager") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trunk", "targets", "graphs"),
-    [("full", ("spatial", "temporal", "mlp", "embeddings"), 2), ("int8", (), 2), ("int8", ("layers.1.mlp.*",), 3)],
+    [("full", ("spatial", "temporal", "mlp", "embeddings"), 2), ("int8", (), 3)],
 )
 def test_adapters_are_compiled_with_the_layers(trunk: str, targets: tuple[str, ...], graphs: int) -> None:
-    """Beside weights of any type; a layer without adapters, where others have some, has a graph of its own."""
+    """Without adapters beside the embeddings no gradient goes before the first layer, which then has its own graph."""
     model = tiny_model(tiny_config("sequential", num_layers=4, hidden_size=16))
     model.requires_grad_(False)
     if trunk == "int8":
