@@ -37,6 +37,7 @@ from cogvideo.planning.budgets import training_budget
 from cogvideo.recipes.steps import Step, is_trained, run, run_child
 from cogvideo.sampling.bundle import load_sample_config, open_bundle
 from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.resources import machine_of, planned_model, planned_settings
 from cogvideo.worlds.digits.benchmark import NUM_KEY_FRAMES, draw_captions, generate_with, real_frames, reconstruct
@@ -120,7 +121,7 @@ class Comparison:
         """Loss and probes of a checkpoint, kept in `file`."""
         if not file.is_file():
             scored = load_model(model, dtype=torch.float32)
-            source = open_prepared_clips(self.out / "validation", scored.config, TEXT)
+            source = open_prepared_clips(self.out / "validation", scored.config, TEXT, PromptFormat())
             means = score_clips(
                 scored, source, file.with_suffix(".safetensors"), count=min(SCORED, source.count), batch_size=20
             )
