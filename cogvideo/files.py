@@ -38,6 +38,8 @@ from numpy.typing import DTypeLike, NDArray
 from cogvideo.interrupts import postponed_signals
 
 MAX_JSON_BYTES = 64 << 20
+MAX_NAMES = 1 << 20
+"""Of values in objects, which take 250 bytes of memory each."""
 MAX_VALUES = 1 << 22
 """Of JSON, a quarter of them lists and objects: three bytes can become an empty list, which takes 64."""
 MAX_DEPTH = 32
@@ -268,6 +270,8 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
     Raises: ValueError that names `origin`.
     """
     check_counts(data.count(b","), data.count(b"[") + data.count(b"{"), origin)
+    if (colons := data.count(b":")) > MAX_NAMES:
+        raise ValueError(f"{origin} has {colons} colons; expected JSON of at most {MAX_NAMES} names of values")
     try:
         value = json.loads(
             data,

@@ -352,3 +352,10 @@ def test_a_signal_while_a_folder_is_replaced_leaves_the_new_one(
             monkeypatch.setattr(os, call, interrupted)
         assert caught.value.code == 143 and received == [signal.SIGTERM]
     assert names(target) == ["new"] and names(tmp_path) == ["target"]
+
+
+def test_json_of_very_many_names_is_refused(monkeypatch):
+    monkeypatch.setattr("cogvideo.files.MAX_NAMES", 3)
+    assert parse_json(b'{"a": 1, "b": 2, "c": 3}', "x.json") == {"a": 1, "b": 2, "c": 3}
+    with pytest.raises(ValueError, match=r"x\.json has 4 colons; expected JSON of at most 3 names"):
+        parse_json(b'{"a": 1, "b": 2, "c": 3, "d": 4}', "x.json")

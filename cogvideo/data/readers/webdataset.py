@@ -204,7 +204,7 @@ def _next(tar: Any) -> tarfile.TarInfo | None:
     """Raises: tarfile.TarError."""
     try:
         member: tarfile.TarInfo | None = tar.next()
-    except (ValueError, OverflowError, RecursionError) as error:  # no numbers, huge ones, headers of headers
+    except (ValueError, ArithmeticError, LookupError, RecursionError) as error:  # tarfile checks little
         raise tarfile.ReadError(f"a damaged header: {str(error)[:60]}") from None
     return member
 

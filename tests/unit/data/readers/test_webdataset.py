@@ -166,6 +166,17 @@ def test_headers_of_headers_are_damage_of_their_tar(tmp_path, kind):
     assert len(captions) == 1 and "damaged, the samples from here on are lost" in captions.bad[0].reason
 
 
+def test_sparse_headers_that_end_early_are_damage_of_their_tar(tmp_path):
+    header = bytearray(special("1.mp4", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # more headers follow
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    good = write(tmp_path / "s.tar", ("0.mp4", b"0"), ("0.txt", b"x")).read_bytes()[:2048]
+    (tmp_path / "s.tar").write_bytes(good + header)
+    captions = open_captions(tmp_path / "s.tar", skip_bad=True)
+    assert len(captions) == 1 and "damaged, the samples from here on are lost" in captions.bad[0].reason
+
+
 @pytest.mark.parametrize("data", [b"", b"not a tar", b"\0" * 1024])
 def test_no_tar(tmp_path, data):
     (tmp_path / "s.tar").write_bytes(data)
