@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -185,9 +185,9 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     start = file.tell()
     size = file.seek(0, os.SEEK_END)
     file.seek(start)
-    tar: Any = tarfile.TarFile(fileobj=_BoundedFile(file))  # type: ignore[arg-type]
+    tar = _header(lambda: tarfile.TarFile(fileobj=_BoundedFile(file)))  # type: ignore[arg-type]
     last = -1
-    while (member := _next(tar)) is not None:
+    while (member := _header(tar.next)) is not None:
         tar.members = []  # it would keep all
         if member.offset <= last or member.size < 0:
             raise tarfile.ReadError("its headers form a circle")
@@ -200,13 +200,12 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError("data after its end" if not rest[:512].strip(b"\0") else "no header follows")
 
 
-def _next(tar: Any) -> tarfile.TarInfo | None:
-    """Raises: tarfile.TarError."""
+def _header(read: Callable[[], Any]) -> Any:
+    """What `read` returns, which reads a header. Raises: tarfile.TarError; tarfile itself checks little."""
     try:
-        member: tarfile.TarInfo | None = tar.next()
-    except (ValueError, ArithmeticError, LookupError, RecursionError) as error:  # tarfile checks little
+        return read()
+    except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise tarfile.ReadError(f"a damaged header: {str(error)[:60]}") from None
-    return member
 
 
 def _stem(member: tarfile.TarInfo) -> str:

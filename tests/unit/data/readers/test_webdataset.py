@@ -175,6 +175,9 @@ def test_sparse_headers_that_end_early_are_damage_of_their_tar(tmp_path):
     (tmp_path / "s.tar").write_bytes(good + header)
     captions = open_captions(tmp_path / "s.tar", skip_bad=True)
     assert len(captions) == 1 and "damaged, the samples from here on are lost" in captions.bad[0].reason
+    (tmp_path / "s.tar").write_bytes(header)
+    with pytest.raises(ValueError, match=r"s\.tar byte 512: damaged"):
+        open_captions(tmp_path / "s.tar", skip_bad=True)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a tar", b"\0" * 1024])
