@@ -259,11 +259,11 @@ def main() -> None:
     after: dict[str, dict[str, dict[int, Any]]] = {arm: {weights: {} for weights in WEIGHTS} for arm in ARMS}
     for (arm, seed), by_weights in models.items():
         for weights, model in by_weights.items():
-            after[arm][weights][seed] = comparison.measure(model, model.with_suffix(".json"))
+            after[arm][weights][seed] = comparison.measure(model, model.with_name(f"{weights}_{args.prompts}.json"))
     results = {
         "settings": {**asdict(comparison), "out": comparison.out.name},
         "ceiling": comparison.ceiling(),
-        "before": comparison.measure(BASE, comparison.out / "before.json"),
+        "before": comparison.measure(BASE, comparison.out / f"before_{args.prompts}.json"),
         "after": after,
         "costs": {arm: costs(comparison, arm) for arm in ARMS},
         "idle_mib": idle_mib(),
