@@ -129,6 +129,8 @@ def main() -> None:
         process = multiprocessing.get_context("fork").Process(target=measure, args=(role, args.clips))
         process.start()
         process.join()
+        if process.exitcode:
+            raise SystemExit(f"bench_eval: {role} was not measured")
 
 
 if __name__ == "__main__":

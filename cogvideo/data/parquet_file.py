@@ -48,7 +48,10 @@ def describe(path: Path, limits: Limits) -> Iterator[Answer]:
     Columns are [name, whether it holds bytes]. Raises: ValueError for a damaged file, or one that is too large.
     """
     file = _open(path, limits)
-    yield {"rows": file.num_rows, "stamp": file.stamp}, (np.frombuffer(json.dumps(file.columns).encode(), np.uint8),)
+    columns = json.dumps(file.columns).encode()
+    if len(columns) > ANSWER_BYTES:
+        raise TooLargeError(f"{path}: names of columns of {len(columns)} bytes; expected at most {ANSWER_BYTES}")
+    yield {"rows": file.num_rows, "stamp": file.stamp}, (np.frombuffer(columns, np.uint8),)
 
 
 def read_rows(

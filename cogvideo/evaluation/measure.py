@@ -292,8 +292,7 @@ def _to_arrays(measured: Measured) -> dict[str, Any]:
 
 def _fits(arrays: dict[str, Any], count: int) -> bool:
     """Whether every array but the codes has one row per clip."""
-    rows = [len(values) for name, values in arrays.items() if name != "codes"]
-    return bool(rows) and set(rows) == {count}
+    return {values.shape[:1] for name, values in arrays.items() if name != "codes"} == {(count,)}
 
 
 def _from_arrays(arrays: dict[str, Any], choice: Choice) -> Measured:

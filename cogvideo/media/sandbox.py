@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,8 @@ MAX_LINE = 1 << 16
 PIPE_BYTES = 1 << 20  # several small frames, so that the processes seldom wait for each other
 ERRORS: dict[str, type[ValueError]] = {"TooLargeError": TooLargeError, "DamagedVideoError": DamagedVideoError}
 DTYPES = ("|u1", "<i8", "<f8")
-"""Of arrays in answers."""
+MAX_ARRAYS = 3
+"""Types of arrays in answers, and how many one answer has."""
 
 
 class Parser(NamedTuple):
@@ -56,19 +58,19 @@ FFMPEG = Parser("FFmpeg", "convert it to mp4 first")
 def index_frames(path: MediaPath, *, spans: Spans | None, exact: bool, limits: Limits) -> VideoInfo:
     """`decoder.index_frames`, in another process. Raises: ValueError likewise, and for a file beyond its limits."""
     request = {"path": path, "spans": spans, "exact": exact, "limits": limits}
+    fields, arrays = last_answer(path, run(path, worker.index, request, max_bytes=8 * limits.max_frames))
     with damaged_answers(path):
-        fields, arrays = _last(run(path, worker.index, request, max_bytes=8 * limits.max_frames))
         seconds = _numbers(arrays[0], np.float64, 1, limits.max_frames)
         return VideoInfo(
-            fields["width"],
-            fields["height"],
+            _of_type(fields["width"], int),
+            _of_type(fields["height"], int),
             seconds,
             _numbers(arrays[1], np.float64, 0, len(seconds)),
             Fraction(*fields["pixel_aspect"]),
-            fields["exif_orientation"],
-            fields["origin"],
+            _of_type(fields["exif_orientation"], int, NoneType),
+            _of_type(fields["origin"], int),
             _numbers(arrays[2], np.int64, len(seconds), len(seconds)) if len(arrays) > 2 else None,
-            fields["damage"],
+            _of_type(fields["damage"], str, NoneType),
         )
 
 
@@ -89,8 +91,9 @@ def read_frames(
 def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
     """`decoder.read_picture`, in another process. Raises: as `index_frames`."""
     request = {"path": path, "limits": limits}
+    _, arrays = last_answer(path, run(path, worker.picture, request, max_bytes=3 * limits.max_pixels))
     with damaged_answers(path):
-        return _picture(_last(run(path, worker.picture, request, max_bytes=3 * limits.max_pixels))[1])
+        return _picture(arrays)
 
 
 class _Worker:
@@ -116,7 +119,10 @@ class _Worker:
             fcntl.fcntl(self._answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def ask(self, operation: Callable[..., Iterator[Answer]], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the answers' fields; arrays that belong to one must be read before the next. The last is the end."""
+        """Yield the answers' fields; arrays that belong to one must be read before the next. The last is the end.
+
+        Raises: EOFError if the process ends before; TypeError for what is not JSON.
+        """
         try:
             folder = os.getcwd()
         except FileNotFoundError:
@@ -127,7 +133,10 @@ class _Worker:
             line = self._answers.readline(MAX_LINE)
             if not line.endswith(b"\n"):
                 raise EOFError
-            fields = json.loads(line)
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError):
+                raise TypeError from None
             yield fields
             if fields["kind"] != "part":
                 return
@@ -167,7 +176,8 @@ def run(
 ) -> Iterator[Answer]:
     """Call a module's function in another process; `arguments` have a "path" and "limits" for the file.
 
-    Yields its answers: fields, which came as JSON, and arrays of at most `max_bytes` each. Both are a stranger's.
+    Yields its answers: fields, which came as JSON, and up to MAX_ARRAYS arrays of at most `max_bytes` each. Both are a
+    stranger's.
     Raises: ValueError in place of whatever went wrong.
     """
     try:
@@ -188,6 +198,8 @@ def run(
     try:
         for fields in process.ask(operation, arguments):
             if fields["kind"] == "part":
+                if len(fields["arrays"]) > MAX_ARRAYS:
+                    raise TypeError
                 arrays = tuple(process.read(max_bytes, *form) for form in fields["arrays"])
                 yield fields, arrays
         keep = not fields["retire"] and fields["kind"] != "MemoryError"
@@ -195,7 +207,7 @@ def run(
             raise ERRORS.get(fields["kind"], ValueError)(fields["message"])
     except (EOFError, BrokenPipeError):
         raise ValueError(f"{path} cannot be read: {_reason(process, late.is_set(), seconds, parser)}") from None
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError):
         raise _damaged_answer(path) from None
     finally:
         timer.cancel()
@@ -207,16 +219,22 @@ def run(
 
 @contextmanager
 def damaged_answers(path: MediaPath) -> Iterator[None]:
-    """Errors that an answer of another form leads to are one line. Raises: ValueError."""
+    """Errors that an answer of another form leads to are one line that names the file. Raises: ValueError.
+
+    It goes around what reads an answer, not around `run`, whose own errors say more.
+    """
     try:
         yield
-    except (KeyError, TypeError, IndexError, ArithmeticError):
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         raise _damaged_answer(path) from None
 
 
-def _last(answers: Iterator[Answer]) -> Answer:
-    """Raises: IndexError if there is none."""
-    return deque(answers, 1)[0]
+def last_answer(path: MediaPath, answers: Iterator[Answer]) -> Answer:
+    """The last of the answers, all of which are taken, for their errors. Raises: ValueError if there is none."""
+    found = deque(answers, 1)
+    if not found:
+        raise _damaged_answer(path)
+    return found[0]
 
 
 def _damaged_answer(path: MediaPath) -> ValueError:
@@ -234,6 +252,12 @@ def _reason(process: _Worker, late: bool, seconds: int, parser: Parser) -> str:
     if code is not None and code < 0:
         return f"{parser.name} ended with {signal.Signals(-code).name}; {parser.advice}"
     return "the process that parses it ended; is its installation sound?"
+
+
+def _of_type(value: Any, *types: type[Any]) -> Any:
+    if type(value) not in types:
+        raise TypeError
+    return value
 
 
 def _numbers(array: NDArray[Any], dtype: type[Any], least: int, most: int) -> NDArray[Any]:

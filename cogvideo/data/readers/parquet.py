@@ -12,7 +12,7 @@ from cogvideo.data import parquet_file
 from cogvideo.data.parquet_file import ANSWER_BYTES, BATCH_ROWS, Kind
 from cogvideo.data.readers.records import ReadOptions, Row
 from cogvideo.media.decoder import Limits
-from cogvideo.media.sandbox import Parser, damaged_answers, run
+from cogvideo.media.sandbox import Parser, damaged_answers, last_answer, run
 from cogvideo.media.worker import Answer
 
 PYARROW = Parser("PyArrow", "write it again")
@@ -36,8 +36,8 @@ class ParquetRows:
         with open(path, "rb") as file:
             self._size = file.seek(0, 2)
         self._path, self._limits = path, Limits(cpu_seconds=SECONDS + SECONDS_PER_MB * self._size // 10**6)
+        fields, arrays = last_answer(path, self._ask(parquet_file.describe))
         with damaged_answers(path):
-            fields, arrays = list(self._ask(parquet_file.describe))[0]  # noqa: RUF015  (all of it, for its errors)
             self._num_rows, self._stamp = int(fields["rows"]), fields["stamp"]
             columns = [(str(name), bool(holds_bytes)) for name, holds_bytes in json.loads(arrays[0].tobytes())]
         names = [name for name, _ in columns]
@@ -81,11 +81,14 @@ class ParquetRows:
         rows: list[Row] = []
         num_bytes = 0
         arguments = {"stamp": self._stamp, "kinds": self._kinds, "positions": positions}
-        with damaged_answers(self._path):
-            for fields, arrays in self._ask(parquet_file.read_rows, **arguments):
+        for fields, arrays in self._ask(parquet_file.read_rows, **arguments):
+            with damaged_answers(self._path):
                 numbers = positions[len(rows) : len(rows) + fields["count"]]
-                rows += _rows(numbers, arrays[0].tobytes()) if arrays else map(_too_large, numbers)
                 num_bytes += arrays[0].nbytes if arrays else 0
+                if not numbers or num_bytes > 2 * ANSWER_BYTES:
+                    raise TypeError
+                rows += _rows(numbers, arrays[0].tobytes()) if arrays else map(_too_large, numbers)
+        with damaged_answers(self._path):
             rows[0]
         return rows, num_bytes
 
@@ -95,13 +98,10 @@ class ParquetRows:
 
 
 def _rows(numbers: list[int], data: bytes) -> list[Row]:
-    """Raises: TypeError for other data than these rows."""
-    try:
-        names, columns = json.loads(data)
-        records = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-        return [_row(number, fields) for number, fields in zip(numbers, records, strict=True)]
-    except (ValueError, RecursionError):
-        raise TypeError from None
+    """Raises: TypeError, ValueError, RecursionError for other data than these rows."""
+    names, columns = json.loads(data)
+    records = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [_row(number, fields) for number, fields in zip(numbers, records, strict=True)]
 
 
 def _row(number: int, fields: dict[str, Any]) -> Row:

@@ -174,6 +174,21 @@ def test_features_are_kept_and_used_again(network: FeatureNetwork, tmp_path: Pat
         compare(meter, again, real)
 
 
+@pytest.mark.parametrize(
+    "arrays", [{}, {"pixels_motion": 1.0}, {"pixels_motion": [1.0]}, {"codes": [1, 2]}, {"a": [1, 2], "b": [1]}]
+)
+def test_kept_arrays_of_another_shape_are_measured_again(tmp_path: Path, arrays: dict[str, object]) -> None:
+    meter = Meter(protocol(clips=2), {}, cache=tmp_path)
+    source = clips(2, 0)
+    choice = choose_clips(source, meter.protocol, "first", None, 0)
+    whole = meter.measure(choice, "clips")
+    (entry,) = tmp_path.iterdir()
+    np.savez(entry, **arrays)
+    measured = meter.measure(choice, "clips")
+    assert [clip.reads for clip in source.clips] == [2, 2]
+    assert np.array_equal(measured.pixels["motion"], whole.pixels["motion"])
+
+
 def test_an_interrupted_measurement_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "CHUNK", 4)
     meter = Meter(protocol(), {}, batch=3, cache=tmp_path)

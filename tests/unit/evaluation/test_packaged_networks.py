@@ -25,7 +25,7 @@ from cogvideo.evaluation.packaged_networks import (
     open_packaged,
 )
 
-installed = pytest.mark.skipif(not are_installed(), reason="the packages of the extra [eval] are not installed")
+installed = pytest.mark.skipif(not are_installed(), reason="the packages of the extra [distances] are not installed")
 CLIPS, LENGTH, SIDE = 12, 16, 48
 Clips = NDArray[np.uint8]
 

@@ -101,8 +101,12 @@ def test_a_file_that_takes_too_long_is_an_error(clip, fresh, monkeypatch):
         + b'{"kind": "end", "retire": false}\n',
         b'{"kind": "end", "retire": false}\n',
         b'{"kind": "end"}\n',
+        b'{"kind": "part", "arrays": [' + b", ".join([b'["|u1", [0]]'] * 4) + b"]}\n",
         b"[]\n",
         b"{\n",
+        b"[" * 9000 + b"\n",
+        b'{"kind": ' + b"9" * 5000 + b"}\n",
+        b"\xff\n",
         b"x" * 100,
     ],
 )
@@ -117,6 +121,23 @@ def test_damaged_answers_are_one_line(clip, fresh, monkeypatch, answer):
         assert "\n" not in str(caught.value)
         while fresh:
             fresh.pop().kill()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"width": "16"}, {"origin": 0.5}, {"damage": 3}, {"pixel_aspect": ["x"]}, {"pixel_aspect": [1, 0]}, None],
+)
+def test_an_index_of_another_form_is_one_line(clip, monkeypatch, changed):
+    fields = {"width": 16, "height": 16, "pixel_aspect": [1, 1], "exif_orientation": None, "origin": 0, "damage": None}
+    answers = [] if changed is None else [(fields | changed, (np.zeros(2), np.zeros(0)))]
+    monkeypatch.setattr(sandbox, "run", lambda *_, **__: iter(answers))
+    if changed == {}:
+        assert probe_video(clip).width == 16
+    else:
+        with pytest.raises(
+            ValueError, match=r"v\.mp4 cannot be read: the process that parses it gave a damaged answer"
+        ):
+            probe_video(clip)
 
 
 def test_frames_are_counted(clip):

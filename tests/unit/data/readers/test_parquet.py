@@ -284,6 +284,8 @@ def test_a_file_that_changes_is_one_line(tmp_path):
         ({"count": 1}, b"{"),
         ({"count": 1}, b"[" * 9000),
         ({"count": 1}, b"3"),
+        ({"count": 0}, b'[["video", "caption"], [[], []]]'),
+        ({"count": 1}, b"[[], []]" + b" " * (2 * parquet_file.ANSWER_BYTES)),
         ({"count": 1}, b'[["video"], []]'),
         ({"count": 2}, b'[["video", "caption"], [["a.mp4"], ["x"]]]'),
         ({"count": "1"}, b'[["video", "caption"], [["a.mp4"], ["x"]]]'),
@@ -300,9 +302,25 @@ def test_an_answer_of_another_form_is_one_line(tmp_path, monkeypatch, fields, da
         ValueError, match=r"c\.parquet cannot be read: the process that parses it gave a damaged answer"
     ):
         captions.select([0, 1])
-    monkeypatch.setattr(module, "run", lambda *_, **__: iter([({"rows": "x"}, ())]))
-    with pytest.raises(ValueError):
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [("x", b"[]"), (1, b"["), (1, b"[" * 9000), (1, b"3"), (1, b'[["video"]]'), (1, None)]
+)
+def test_a_description_of_another_form_is_one_line(tmp_path, monkeypatch, rows, columns):
+    (tmp_path / "c.parquet").touch()
+    arrays = () if columns is None else (parquet_file.np.frombuffer(columns, "u1"),)
+    monkeypatch.setattr(module, "run", lambda *_, **__: iter([({"rows": rows, "stamp": []}, arrays)]))
+    with pytest.raises(
+        ValueError, match=r"c\.parquet cannot be read: the process that parses it gave a damaged answer"
+    ):
         open_captions(tmp_path / "c.parquet")
+
+
+def test_names_of_columns_that_are_too_long_are_one_line(tmp_path, limits):
+    limits(ANSWER_BYTES=100)
+    with pytest.raises(ValueError, match=r"c\.parquet: names of columns of \d+ bytes; expected at most 100"):
+        captions_of(tmp_path, {"video": ["a.mp4"], "caption": ["x"], "y" * 99: [1]})
 
 
 def test_dates_are_no_text_and_no_seconds(tmp_path):
