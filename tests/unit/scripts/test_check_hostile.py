@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cogvideo.media.video import probe_video
 from tests.helpers.bombs import bombs
 from tests.helpers.readers import readers
 from tests.helpers.scripts import load_script
@@ -36,6 +37,11 @@ def fail(error: BaseException) -> None:
 def test_an_outcome_says_what_happened(tmp_path: Path, action: Callable[[], Any], text: str, is_small: bool) -> None:
     outcome = hostile_readers.measured(action, tmp_path)
     assert outcome.text.startswith(text) and outcome.is_small == is_small, outcome
+
+
+def test_the_process_that_parses_files_counts(tmp_path: Path) -> None:
+    outcome = hostile_readers.measured(lambda: probe_video(tmp_path / "none.mp4"), tmp_path)
+    assert outcome.ok and outcome.mb >= 20 and outcome.seconds > 0.02, outcome
 
 
 def test_rows_fail_where_a_fault_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
