@@ -8,8 +8,8 @@ the loss of validation clips, and by the digit benchmark's probes which of the k
 says, for captions of new colours and of the old ones (what has been forgotten). Of each run: seconds per step, and the
 process's peak memory beside the planner's count.
 
-An interrupted comparison continues: finished steps are skipped and training resumes. OUT gets results.json, results.md
-and curves.png.
+An interrupted comparison continues: finished steps are skipped and training resumes. It may be continued with more
+seeds or another number of prompts. OUT gets results.json, results.md and curves.png.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from cogvideo.cli.main import main as cogvideo
 from cogvideo.cli.main import run_command
 from cogvideo.config import load_config
 from cogvideo.evaluation.likelihood import open_prepared_clips, score_clips
-from cogvideo.files import BUNDLED_WEIGHTS, write_json
+from cogvideo.files import BUNDLED_WEIGHTS, read_json, write_json
 from cogvideo.inference.backends import install_kernels
 from cogvideo.planning.budgets import training_budget
 from cogvideo.recipes.steps import Step, is_trained, run, run_child
@@ -72,6 +72,16 @@ class Comparison:
     seeds: list[int]
     clips: int
     prompts: int
+
+    def begin(self) -> None:
+        """Record what the runs depend on. Raises: ValueError if the folder was begun with something else."""
+        file, settings = self.out / "comparison.json", {"steps": self.steps, "clips": self.clips}
+        if file.is_file():
+            if (before := read_json(file, dict[str, Any])) != settings:
+                raise ValueError(f"{self.out} was begun with {before}, got {settings}; give the same, or another --out")
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings)
 
     def data_steps(self) -> list[Step]:
         """Videos in new colours, for training and validation, as clips of tokens."""
@@ -249,9 +259,10 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=300, help="training videos (default: 300)")
     parser.add_argument("--prompts", type=int, default=48, help="captions of each palette (default: 48)")
     args = parser.parse_args()
-    if min(args.steps, args.clips, args.prompts) < 1:
-        parser.error("--steps, --clips and --prompts must be above 0")
+    if min(args.steps, args.clips, args.prompts) < 1 or min(args.seeds) < 0:
+        parser.error("--steps, --clips and --prompts must be above 0, --seeds at least 0")
     comparison = Comparison(args.out.resolve(), args.steps, args.seeds, args.clips, args.prompts)
+    comparison.begin()
     os.chdir(ROOT)
     for step in comparison.data_steps():
         run(step, threads=1)

@@ -19,8 +19,11 @@ def name_adapters(choices: Iterable[AdapterChoice]) -> dict[str, AdapterChoice]:
     """Each by a short name for visitors, who need not know where it is: `mine`, or `mine (0.5)` with a scale."""
     named: dict[str, AdapterChoice] = {}
     for choice in choices:
-        parts = [part for part in Path(describe(choice.folder)).parts if part not in USUAL_NAMES]
-        short = (parts or [choice.folder.name])[-1]
+        folder = choice.folder if choice.folder.name not in ("", "..") else choice.folder.resolve()
+        place = describe(folder)
+        if place != str(folder):
+            place = place.rpartition("@")[0]  # of the hub, without the commit
+        short = ([part for part in Path(place).parts if part not in USUAL_NAMES] or [folder.name])[-1]
         scale = "" if choice.scale == 1 else f" ({choice.scale:g})"
         name, number = f"{short}{scale}", 2
         while name in named:

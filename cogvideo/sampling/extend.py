@@ -32,6 +32,8 @@ from cogvideo.tokenizers.text import TextTokenizer
 EMBEDDINGS = "word_embeddings.weight"
 POSITIONS = "position_embeddings.weight"
 EXTRA = f"extra_{POSITIONS}"
+MAX_TOKENS = 1 << 20
+"""Of all frames of a clip."""
 
 Change = Callable[[TransformerConfig, dict[str, Tensor]], TransformerConfig]
 """Changes a model's tensors in place, of which some may be in its trunk instead; returns its new config."""
@@ -60,7 +62,8 @@ def extend_clips(
 
     Stage 2 keeps its number of frames, since it runs over any number of key frames. A bundle's super-resolution models
     are left out where frames are larger. Returns the names of what was left out.
-    Raises: ValueError for fewer frames or smaller ones; as `_copy_bundle`.
+    Raises: ValueError for fewer frames or smaller ones, and for more frames of a model other than stage 1; as
+    `_copy_bundle`.
     """
 
     is_bundle = (directory / "sequential").is_dir()
@@ -70,6 +73,8 @@ def extend_clips(
             if is_bundle:
                 return config
             raise ValueError(f"{directory} holds a super-resolution model; give a video or text-to-image model")
+        if not is_bundle and num_frames is not None and config.task != "sequential":
+            raise ValueError(f"{directory} is a model with task={config.task}; only stage 1 can have more frames")
         return resize(config, tensors, num_frames=num_frames, frame_side=frame_side)
 
     if not is_bundle:
@@ -86,7 +91,7 @@ def resize(
 ) -> ModelConfig:
     """Extend a model's tables of positions, those of them that `tensors` has, in place; returns its new config.
 
-    `num_frames` is for stage 1 alone. Raises: ValueError for fewer frames or smaller ones.
+    `num_frames` is for stage 1 alone. Raises: ValueError for fewer frames or smaller ones, or above MAX_TOKENS.
     """
     old_side = config.frame_side
     side = old_side if frame_side is None else frame_side
@@ -95,6 +100,10 @@ def resize(
         raise ValueError(
             f"the model has {config.num_frames} frames of {old_side}x{old_side} tokens; give as many or more, got "
             f"{count} of {side}x{side}"
+        )
+    if count * side**2 > MAX_TOKENS:
+        raise ValueError(
+            f"{count} frames of {side}x{side} tokens are more than {MAX_TOKENS:,} in all; give fewer or smaller ones"
         )
     start, end = config.frame_position_start, config.frame_position_start + config.frame_len
     positions = max(config.num_positions, start + side**2)
@@ -145,8 +154,10 @@ def _copy_bundle(
     """Copy a bundle with those of its models that are in `names`, changed, and with `text` for its text tokenizer.
 
     The folder appears complete or not at all. Raises: FileExistsError; FileNotFoundError, ValueError for a damaged
-    bundle.
+    bundle; ValueError if `out` contains the bundle.
     """
+    if out.resolve() in directory.resolve().parents:
+        raise ValueError(f"{out} contains {directory}, which would be removed with it; choose another folder")
     models = {name: load_checkpoint(directory / name) for name in names}
     with atomic_directory(out, replace=overwrite) as building:
         for path in directory.iterdir():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cogvideo.cli.main import run_command
 from cogvideo.files import atomic_write
+from cogvideo.text import decode_text, split_lines
 
 Rows = list[tuple[str, str]]
 """Path of a video in the folder, caption."""
@@ -38,18 +39,23 @@ def kinetics600(folder: Path, lines: list[str]) -> tuple[Rows, int]:
     A video is `ID_START_END.mp4`, with six digits each, anywhere in the folder.
     """
     found = {path.stem: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.mp4"))}
+    try:
+        names = [(_kinetics_name(record), record["label"].strip()) for record in csv.DictReader(lines)]
+    except (AttributeError, KeyError, TypeError, ValueError, csv.Error):
+        raise ValueError(
+            "not an annotations file of Kinetics; expected columns label, youtube_id, time_start, time_end"
+        ) from None
     rows, missing = Rows(), 0
-    for record in csv.DictReader(lines):
-        try:
-            span = f"{float(record['time_start']):06.0f}_{float(record['time_end']):06.0f}"
-            name, label = f"{record['youtube_id']}_{span}", record["label"]
-        except (KeyError, TypeError, ValueError):
-            raise ValueError("no file of Kinetics; expected columns label, youtube_id, time_start, time_end") from None
+    for name, label in names:
         if name in found:
             rows.append((found[name], label))
         else:
             missing += 1
     return rows, missing
+
+
+def _kinetics_name(record: dict[str, str]) -> str:
+    return f"{record['youtube_id']}_{float(record['time_start']):06.0f}_{float(record['time_end']):06.0f}"
 
 
 def class_words(name: str) -> str:
@@ -58,10 +64,10 @@ def class_words(name: str) -> str:
 
 
 def run(data_set: str, folder: Path, file: Path) -> None:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = split_lines(decode_text(file.read_bytes(), str(file)))
     rows, missing = (ucf101 if data_set == "ucf101" else kinetics600)(folder, lines)
     if not rows:
-        raise ValueError(f"{folder} has none of the {missing:,} videos of {file}; give the folder that they are in")
+        raise ValueError(f"{folder} has none of the {missing:,} videos that {file} lists; give the folder with them")
     with atomic_write(folder / "captions.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
         csv.writer(out).writerows([("video", "caption"), *rows])
     classes = sorted({caption for _, caption in rows})

@@ -11,9 +11,11 @@ caption once. Clip i depends on the seed and i alone. The folder appears when it
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +127,13 @@ class Rooms:
         self._pose = [variable.POSITION_X, variable.POSITION_Y, variable.ANGLE]
         game.set_available_game_variables(self._pose)
         game.add_game_args("+sv_cheats 1 -nomonsters")
-        game.init()
+        self._folder = tempfile.TemporaryDirectory()
+        with contextlib.chdir(self._folder.name):  # where the engine writes settings and a cache
+            game.init()
 
     def close(self) -> None:
         self.game.close()
+        self._folder.cleanup()
 
     def render(self, rng: np.random.Generator, name: str, motion: str) -> tuple[list[np.ndarray], list[Box | None]]:
         """One try: frames (SIDE, SIDE, 3) uint8 and the object's place in each, None where it is not seen."""

@@ -28,6 +28,7 @@ def test_the_tutorial_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     for name, count, seed in (("videos", 3, 0), ("test", 4, 1)):
         render.write_dataset(Path("runs/doom") / name, count, seed)
+    assert [path.name for path in Path().iterdir()] == ["runs"], "the engine's files are elsewhere"
     lines = [json.loads(line) for line in Path("runs/doom/videos/captions.jsonl").read_text().splitlines()]
     frames, _ = read_video(Path("runs/doom/videos") / lines[0]["video"])
     assert frames.shape == (33, 120, 120, 3) and np.abs(np.diff(frames.astype(int), axis=0)).mean() > 1

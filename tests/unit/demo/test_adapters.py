@@ -103,3 +103,12 @@ def test_names_are_short_and_differ() -> None:
     paths = ["runs/mine/export/adapter", "other/mine/export/adapter", "adapter", "x/lora"]
     choices = [AdapterChoice(Path(path)) for path in paths] + [AdapterChoice(Path("x/lora"), 0.5)]
     assert list(name_adapters(choices)) == ["mine", "mine-2", "adapter", "lora", "lora (0.5)"]
+
+
+def test_names_of_the_hubs_adapters_lack_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = Path("/hub/models--someone--clips/snapshots", 40 * "a")
+    choices = [AdapterChoice(path) for path in (snapshot, snapshot / "export/adapter", snapshot / "night")]
+    assert list(name_adapters(choices)) == ["clips", "clips-2", "night"]
+    (tmp_path / "mine@home").mkdir()
+    monkeypatch.chdir(tmp_path / "mine@home")
+    assert list(name_adapters([AdapterChoice(Path())])) == ["mine@home"]

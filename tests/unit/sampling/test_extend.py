@@ -1,5 +1,6 @@
 """Bundles with more text pieces, longer clips or larger frames: what was learned stands, and the parts agree."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -139,6 +140,28 @@ def test_wrong_wishes_for_an_extension(small, tmp_path, capsys):
         ([], "give --num-frames, --frame-side or both"),
         (["--frame-side", "0"], "give as many or more, got 5 of 0x0"),
         (["--num-frames", "3"], "5 frames of 2x2 tokens; give as many or more, got 3"),
+        (["--num-frames", "1000000000"], "1000000000 frames of 2x2 tokens are more than 1,048,576 in all"),
+        (["--frame-side", "100000"], "5 frames of 100000x100000 tokens are more than 1,048,576 in all"),
     ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["trunk", "interpolation"])
+def test_only_stage_1_alone_can_have_more_frames(small, tmp_path, capsys, name):
+    assert main(["extend", str(small / name), "--num-frames", "9", "--out", str(tmp_path / "out")]) == 2
+    assert "only stage 1 can have more frames" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_contains_the_original_is_not_replaced(small, tmp_path, capsys):
+    inner = tmp_path / "runs/bundle"
+    shutil.copytree(small, inner)
+    captions = tmp_path / "captions.csv"
+    captions.write_text("video,caption\na.mp4,zebra\n")
+    for words in (
+        ["extend", str(inner), "--num-frames", "9"],
+        ["vocabulary", "--captions", str(captions), "--extend", str(inner)],
+    ):
+        assert main([*words, "--out", str(tmp_path / "runs"), "--overwrite"]) == 2
+        assert "which would be removed with it; choose another folder" in capsys.readouterr().err
+    assert (inner / "sequential").is_dir()

@@ -42,3 +42,11 @@ def test_tables_have_means_spreads_and_memory_above_idle(script: ModuleType) -> 
     assert "| tokenizer's round trip |  | - | 50 % | 25 % | 50 % | 25 % |" in text
     assert "| LoRA, rank 16 | ema | 2.0000 ± 1.4142 | 50 ± 0 % | 25 ± 0 % | 50 ± 0 % | 25 ± 0 % |" in text
     assert "| all weights | 2.00 | 1.50 | 100 | 120 |" in text
+
+
+def test_a_folder_is_continued_with_its_own_steps_and_clips(script: ModuleType, tmp_path: Path) -> None:
+    script.Comparison(tmp_path / "out", 60, [0], 10, 4).begin()
+    script.Comparison(tmp_path / "out", 60, [0, 1], 10, 8).begin()
+    for steps, clips in ((90, 10), (60, 20)):
+        with pytest.raises(ValueError, match="give the same, or another --out"):
+            script.Comparison(tmp_path / "out", steps, [0], clips, 4).begin()
