@@ -41,8 +41,9 @@ MAX_LINE = 1 << 16
 PIPE_BYTES = 1 << 20  # several small frames, so that the processes seldom wait for each other
 ERRORS: dict[str, type[ValueError]] = {"TooLargeError": TooLargeError, "DamagedVideoError": DamagedVideoError}
 DTYPES = ("|u1", "<i8", "<f8")
+"""Of arrays in answers."""
 MAX_ARRAYS = 3
-"""Types of arrays in answers, and how many one answer has."""
+"""In one answer."""
 
 
 class Parser(NamedTuple):
