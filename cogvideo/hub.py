@@ -117,7 +117,7 @@ def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, messa
         if private and api.repo_exists(repo) and not api.repo_info(repo).private:
             raise ValueError(
                 f"{repo} exists and is public, so a private upload would be published; make it private there, choose "
-                "another name, or leave out private"
+                "another name, or leave out --private"
             )
         api.create_repo(repo, private=private or None, exist_ok=True)
         others = sorted(set(api.list_repo_files(repo)) - {".gitattributes", "README.md", *files})

@@ -39,6 +39,7 @@ from cogvideo.sampling.bundle import load_sample_config, open_bundle
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.training.config import TrainConfig
+from cogvideo.training.metrics import MetricsFile
 from cogvideo.training.resources import machine_of, planned_model, planned_settings
 from cogvideo.worlds.digits.benchmark import NUM_KEY_FRAMES, draw_captions, generate_with, real_frames, reconstruct
 from cogvideo.worlds.digits.probes import probe_clips, summarise
@@ -192,7 +193,7 @@ def costs(comparison: Comparison, arm: str) -> dict[str, float]:
     model = planned_model(config)
     assert model is not None
     plan = training_budget(model, machine_of(device), planned_settings(config, 1))
-    logged = [_metrics(comparison.run_dir(arm, seed)) for seed in comparison.seeds]
+    logged = [MetricsFile(comparison.run_dir(arm, seed) / "metrics.jsonl").read() for seed in comparison.seeds]
     seconds = [line["seconds_per_step"] for lines in logged for line in lines if "seconds_per_step" in line]
     peaks = [max(line["memory_mib"] for line in lines if "memory_mib" in line) for lines in logged]
     return {
@@ -201,10 +202,6 @@ def costs(comparison: Comparison, arm: str) -> dict[str, float]:
         "peak_mib": statistics.mean(peaks),
         "planned_mib": plan.total / 2**20,
     }
-
-
-def _metrics(run_dir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def idle_mib() -> float:
@@ -286,7 +283,7 @@ def main() -> None:
     for arm, seed in models:
         points = [
             (int(line["step"]), line["validation/loss"])
-            for line in _metrics(comparison.run_dir(arm, seed))
+            for line in MetricsFile(comparison.run_dir(arm, seed) / "metrics.jsonl").read()
             if "validation/loss" in line
         ]
         curves.setdefault(arm, []).append(points)

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from cogvideo.config import read_yaml
 from cogvideo.files import atomic_write, read_json, write_json
 from cogvideo.hub import describe
 from cogvideo.recipes.steps import CALIBRATION_STEPS, Step, check_trained, continuous_steps, run, schedule_for
@@ -85,18 +86,24 @@ class RecipeFolder:
         """
         text = self.config(name).read_text(encoding="utf-8")
         comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        values = yaml.safe_load(text)
+        values = read_yaml(self.config(name))
         for key, value in schedule.items():
             group, _, field = key.partition(".")
-            values.setdefault(group, {})[field] = value
+            values[group] = self._group(name, values, group) | {field: value}
         if values.get("task") == "tokenizer":
             continuous = continuous_steps(schedule["train.steps"], taken=CALIBRATION_STEPS)
-            values.setdefault("tokenizer", {}).setdefault("continuous_steps", continuous)
+            values["tokenizer"] = {"continuous_steps": continuous} | self._group(name, values, "tokenizer")
         _write_yaml(self.config(name), comment, values)
 
     def has_schedule(self, name: str) -> bool:
-        values = yaml.safe_load(self.config(name).read_text(encoding="utf-8"))
-        return "steps" in values.get("train", {})
+        """Raises: ValueError for a file that was edited and cannot be read."""
+        return "steps" in self._group(name, read_yaml(self.config(name)), "train")
+
+    def _group(self, name: str, values: Mapping[str, Any], group: str) -> dict[str, Any]:
+        found = values.get(group) or {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.config(name)}: {group}={found!r}; expected `key: value` lines")
+        return found
 
     def write_commands(self, steps: Sequence[Step]) -> None:
         """Write commands.sh. Training steps resume."""

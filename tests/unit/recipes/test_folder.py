@@ -53,6 +53,26 @@ def test_the_codebook_is_made_early_in_the_schedule_and_after_the_steps_taken(fo
     assert values["tokenizer"] == {"channels": 16, "continuous_steps": expected}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("train: [", "not readable as YAML"), ("- train", "expected `key: value`"), ("train: 5", "train=5; expected")],
+)
+def test_an_edited_config_that_cannot_be_read_is_one_line(folder, text, message):
+    folder.write_config("trunk", "", {"task": "image"})
+    folder.config("trunk").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        folder.has_schedule("trunk")
+    assert "trunk.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_emptied_group_takes_a_schedule(folder):
+    folder.write_config("trunk", "", {"task": "image"})
+    folder.config("trunk").write_text("task: image\ntrain:\n")
+    assert not folder.has_schedule("trunk")
+    folder.set_schedule("trunk", {"train.steps": 9})
+    assert yaml.safe_load(folder.config("trunk").read_text()) == {"task": "image", "train": {"steps": 9}}
+
+
 def test_training_needs_a_schedule_or_a_time(folder, monkeypatch):
     """A timed recipe that was interrupted before it had a schedule, and continued without the time."""
     ran = []
