@@ -205,6 +205,13 @@ class Parts:
     """The iterative super-resolution model."""
 
 
+def check_replaceable(directory: Path) -> None:
+    """Raises: FileExistsError if `directory` is neither a bundle nor an empty folder: replacing it would lose files."""
+    is_bundle = any((directory / name).is_file() for name in ("bundle.json", "text.model"))
+    if directory.exists() and not is_bundle and not (directory.is_dir() and not any(directory.iterdir())):
+        raise FileExistsError(f"{directory} is not a bundle; choose another folder, for this one would be removed")
+
+
 def assemble_bundle(
     directory: Path,
     parts: Parts,
@@ -217,11 +224,13 @@ def assemble_bundle(
     """Write a bundle that `open_bundle` reads. The folder appears complete or not at all.
 
     A model whose trunk equals `parts.trunk` (it was trained with the trunk frozen) is stored without it.
-    Raises: FileExistsError if `directory` exists and `overwrite` is not set; ValueError for parts that are damaged or
-    do not belong together.
+    Raises: FileExistsError if `directory` exists and `overwrite` is not set, or is not a bundle; ValueError for parts
+    that are damaged or do not belong together.
     """
     if num_clusters < 1:
         raise ValueError(f"num_clusters={num_clusters}; expected at least 1")
+    if overwrite:
+        check_replaceable(directory)
     text_tokenizer = open_text_tokenizer(parts.text_tokenizer)
     settings = None if parts.sampling is None else load_config(SampleConfig, [parts.sampling])
     configs: dict[str, ModelConfig] = {}

@@ -25,7 +25,7 @@ from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.config import from_dict, to_dict
 from cogvideo.files import atomic_directory, read_json, sha256_file, write_json
 from cogvideo.model.config import ModelConfig
-from cogvideo.sampling.bundle import MODELS, SUPERRES, BundleConfig, open_tokenizers
+from cogvideo.sampling.bundle import MODELS, SUPERRES, BundleConfig, check_replaceable, open_tokenizers
 from cogvideo.tokenizers.records import TokenizerRecords
 from cogvideo.tokenizers.text import TextTokenizer
 
@@ -158,6 +158,8 @@ def _copy_bundle(
     """
     if out.resolve() in directory.resolve().parents:
         raise ValueError(f"{out} contains {directory}, which would be removed with it; choose another folder")
+    if overwrite:
+        check_replaceable(out)
     models = {name: load_checkpoint(directory / name) for name in names}
     with atomic_directory(out, replace=overwrite) as building:
         for path in directory.iterdir():

@@ -10,7 +10,7 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model
 from cogvideo.cli.main import main
 from cogvideo.files import BUNDLED_WEIGHTS
-from cogvideo.sampling.bundle import open_bundle
+from cogvideo.sampling.bundle import MODELS, open_bundle
 from cogvideo.sampling.extend import EMBEDDINGS, EXTRA, POSITIONS, extend_embeddings, interpolate_positions
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.tokenizers.text import TextTokenizer
@@ -165,3 +165,18 @@ def test_a_folder_that_contains_the_original_is_not_replaced(small, tmp_path, ca
         assert main([*words, "--out", str(tmp_path / "runs"), "--overwrite"]) == 2
         assert "which would be removed with it; choose another folder" in capsys.readouterr().err
     assert (inner / "sequential").is_dir()
+
+
+def test_only_a_bundle_is_replaced_by_a_bundle(small, tmp_path, capsys):
+    notes = tmp_path / "work/notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    words = ["extend", str(small), "--num-frames", "9", "--overwrite", "--out"]
+    assert main([*words, str(notes.parent)]) == 2
+    assert "work is not a bundle; choose another folder" in capsys.readouterr().err
+    parts = {"text": "text.model", "tokenizer": "image_tokenizer"} | {name: name for name in MODELS}
+    given = [word for option, name in parts.items() for word in (f"--{option}", str(small / name))]
+    assert main(["bundle", *given, "--overwrite", "--out", str(notes.parent)]) == 2
+    assert "work is not a bundle; choose another folder" in capsys.readouterr().err
+    assert notes.read_text() == "mine"
+    assert main([*words, str(tmp_path / "out")]) == 0 and main([*words, str(tmp_path / "out")]) == 0
