@@ -158,6 +158,8 @@ def run(args: argparse.Namespace) -> int | None:
 
 def _refuse_unused(args: argparse.Namespace) -> None:
     """Set defaults. Raises: ValueError for an option that would have no effect."""
+    from cogvideo.evaluation.protocols import PROTOCOLS
+
     mode = "--self-test" if args.self_test else "--compare" if args.compare else args.protocol
     for name, value in vars(args).items():
         if name in ("protocol", "self_test", "compare") or value is None or value is False or value == []:
@@ -165,6 +167,9 @@ def _refuse_unused(args: argparse.Namespace) -> None:
         if name in DIGITS_OPTIONS if mode not in TAKEN_BY else name not in TAKEN_BY[mode]:
             option = "key=value" if name == "overrides" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} has no effect on {mode}; leave it out")
+    for override in args.overrides:
+        if override.partition("=")[0] == "given_frames" and (mode not in PROTOCOLS or not PROTOCOLS[mode].given_frames):
+            raise ValueError(f"{override} has no effect on {mode}, which gives the model no frames; leave it out")
     if args.trust_network and not args.network:
         raise ValueError("--trust-network goes with --network; leave it out")
     for name, default in DEFAULTS.items():

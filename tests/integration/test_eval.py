@@ -66,6 +66,7 @@ def test_real_clips_need_only_the_tokenizer(bundle: Path, capsys: pytest.Capture
         (["--json", "no/such/folder/x.json"], "a folder that exists"),
         (["--real", "--tokenizer", "x"], "--model has its own image tokenizer"),
         (["--seeds", "2"], "--seeds has no effect on digits"),
+        (["given_frames=2"], "given_frames=2 has no effect on digits"),
         (["--frames", "5"], "--frames has no effect on digits"),
         (["--crop", "squash"], "--crop has no effect on digits"),
         (["--trust-network"], "--trust-network has no effect on digits"),

@@ -222,6 +222,7 @@ BOTH = ["--real", "real", "--generated", "generated"]
         (["digits", "--real", "real"], "takes no folder"),
         (["--self-test", "--network", "i3d=nowhere.pt"], "nowhere.pt"),
         (["--seeds", "3"], "name a protocol"),
+        (["local", "--model", "bundle", "--prompts", "prompts.txt", "given_frames=2"], "given_frames=2 has no effect"),
         (["--self-test", "--trust-network"], "--trust-network goes with --network"),
         (["local", *BOTH, "--captions", "prompts.txt"], "give --network clip=FILE"),
         (["local", "--generated", "generated", "--distances"], "give --real DIR"),
