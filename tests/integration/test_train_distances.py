@@ -76,13 +76,15 @@ def test_clips_to_measure_are_each_there_once_whatever_the_ranks_and_weights(
 ) -> None:
     data = prepare_data(tmp_path)
     more = {"balance_lengths": True, "clip_seconds": None, "path": [data / "clips", data / "clips"], "weights": [1, 3]}
-    more["validation"] = None if validation is None else [data / validation]
+    more |= {"validation": None if validation is None else [data / validation], "guidance_dropout": 1.0}
     config = settings(data, tmp_path / "run", data=more)
     count = 60 if validation else 120
     taken = []
     for rank, world_size in ((0, 1), (1, 2)):
         task = ClipTask(config, torch.device("cpu"), rank, world_size)
-        taken.append(torch.cat([batch.frames for batch in task.first_clips(1000)]).flatten(1).tolist())
+        batches = list(task.first_clips(1000))
+        taken.append(torch.cat([batch.frames for batch in batches]).flatten(1).tolist())
+        assert all((batch.text_mask.sum(1) > 9).all() for batch in batches), "9 tokens are those without a caption"
     assert taken[0] == taken[1] and len(taken[0]) == count
     assert len(set(map(tuple, taken[0]))) == 60
 

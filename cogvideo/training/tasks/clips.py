@@ -132,10 +132,11 @@ class ClipTask:
     def first_clips(self, count: int) -> Iterator[Batch]:
         """Batches of up to `count` clips of the validation data, or else of the training data, always the same.
 
-        On the host, and the same on every rank; each clip at most once, so fewer if there are no more.
+        On the host, and the same on every rank; each clip at most once, so fewer if there are no more. All have their
+        captions, whatever `data.guidance_dropout`.
         """
         whole = self._validation or self._loader
-        settings = dataclasses.replace(whole.config, balance_lengths=False, weights=None)
+        settings = dataclasses.replace(whole.config, balance_lengths=False, weights=None, guidance_dropout=0.0)
         loader = ClipLoader(self._measured, self.text_tokenizer, settings)
         left = min(count, loader.num_rows)
         for step in itertools.count():
