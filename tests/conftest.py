@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -52,6 +52,17 @@ def fp16_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+
+@pytest.fixture
+def fresh_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The idle processes that parse files: none at first, so that the next one is known."""
+    from cogvideo.media import sandbox
+
+    monkeypatch.setattr(sandbox, "_idle", type(sandbox._idle)())
+    yield sandbox._idle
+    while sandbox._idle:
+        sandbox._idle.pop().kill()
 
 
 @pytest.fixture

@@ -20,15 +20,6 @@ def clip(tmp_path):
     return tmp_path / "v.mp4"
 
 
-@pytest.fixture
-def fresh(monkeypatch):
-    """No worker is idle, so that the next one is known."""
-    monkeypatch.setattr(sandbox, "_idle", type(sandbox._idle)())
-    yield sandbox._idle
-    while sandbox._idle:
-        sandbox._idle.pop().kill()
-
-
 def claim_samples(clip, count):
     """Make the index of an MP4 claim so many samples of one byte."""
     data = bytearray(clip.read_bytes())
@@ -40,21 +31,21 @@ def claim_samples(clip, count):
     clip.write_bytes(data)
 
 
-def test_one_process_serves_many_files(clip, fresh):
+def test_one_process_serves_many_files(clip, fresh_sandbox):
     read_video(clip)
-    pid = fresh[0].process.pid
+    pid = fresh_sandbox[0].process.pid
     assert pid != os.getpid()
     with pytest.raises(ValueError, match="not a file"):
         probe_video(clip.with_name("none.mp4"))
-    assert len(read_video(clip)[0]) == 5 and [worker.process.pid for worker in fresh] == [pid]
+    assert len(read_video(clip)[0]) == 5 and [worker.process.pid for worker in fresh_sandbox] == [pid]
 
 
-def test_a_claimed_index_takes_little_memory(clip, fresh):
+def test_a_claimed_index_takes_little_memory(clip, fresh_sandbox):
     claim_samples(clip, 60_000_000)
     with pytest.raises(ValueError, match=r"v\.mp4") as caught:
         probe_video(clip)
     assert "\n" not in str(caught.value)
-    for worker in fresh:  # gone, or small
+    for worker in fresh_sandbox:  # gone, or small
         with open(f"/proc/{worker.process.pid}/status", encoding="ascii") as status:
             peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
         assert peak < 450 << 10
@@ -68,18 +59,18 @@ def test_no_more_frames_are_believed_than_fit_into_the_file(tmp_path, count):
         probe_video(path)
 
 
-def test_a_process_that_dies_is_an_error_of_its_file(clip, fresh):
+def test_a_process_that_dies_is_an_error_of_its_file(clip, fresh_sandbox):
     probe_video(clip)
-    os.kill(fresh[0].process.pid, signal.SIGSEGV)
-    fresh[0].process.wait()
+    os.kill(fresh_sandbox[0].process.pid, signal.SIGSEGV)
+    fresh_sandbox[0].process.wait()
     with pytest.raises(ValueError, match=r"v\.mp4 cannot be read: FFmpeg ended with SIGSEGV"):
         probe_video(clip)
     assert len(probe_video(clip).seconds) == 5, "the next process reads on"
 
 
-def test_a_file_that_takes_too_long_is_an_error(clip, fresh, monkeypatch):
+def test_a_file_that_takes_too_long_is_an_error(clip, fresh_sandbox, monkeypatch):
     probe_video(clip)
-    os.kill(fresh[0].process.pid, signal.SIGSTOP)
+    os.kill(fresh_sandbox[0].process.pid, signal.SIGSTOP)
     monkeypatch.setattr(sandbox, "WALL_FACTOR", 0.05)
     with pytest.raises(ValueError, match="it takes more than 1 seconds"):
         probe_video(clip, limits=Limits(cpu_seconds=1))
@@ -110,7 +101,7 @@ def test_a_file_that_takes_too_long_is_an_error(clip, fresh, monkeypatch):
         b"x" * 100,
     ],
 )
-def test_damaged_answers_are_one_line(clip, fresh, monkeypatch, answer):
+def test_damaged_answers_are_one_line(clip, fresh_sandbox, monkeypatch, answer):
     """As from a process that a file has taken over, or that was ended while it answered."""
     script = f"import sys; sys.stdout.buffer.write({answer!r})"
     monkeypatch.setattr(sandbox, "START", script)
@@ -119,8 +110,8 @@ def test_damaged_answers_are_one_line(clip, fresh, monkeypatch, answer):
         with pytest.raises(ValueError, match=r"v\.mp4 cannot be read: the process that parses it") as caught:
             read(clip, limits=Limits(), **more)
         assert "\n" not in str(caught.value)
-        while fresh:
-            fresh.pop().kill()
+        while fresh_sandbox:
+            fresh_sandbox.pop().kill()
 
 
 @pytest.mark.parametrize(
@@ -146,13 +137,13 @@ def test_frames_are_counted(clip):
     assert len(probe_video(clip, limits=Limits(max_frames=5)).seconds) == 5
 
 
-def test_an_abandoned_reading_ends_its_process(clip, fresh):
+def test_an_abandoned_reading_ends_its_process(clip, fresh_sandbox):
     info = probe_video(clip)
-    process = fresh[0].process
+    process = fresh_sandbox[0].process
     frames = sandbox.read_frames(clip, info, info.seconds, None, Limits())
     next(frames)
     frames.close()
-    assert process.poll() is not None and not fresh
+    assert process.poll() is not None and not fresh_sandbox
 
 
 def test_a_playlist_reaches_no_other_machine(tmp_path):

@@ -13,7 +13,6 @@ from cogvideo.data import parquet_file
 from cogvideo.data.captions import Caption
 from cogvideo.data.readers import open_captions
 from cogvideo.data.readers import parquet as module
-from cogvideo.media import sandbox
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs the extra [parquet]")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -238,19 +237,10 @@ def test_texts_of_every_type(tmp_path, kind):
     }
 
 
-@pytest.fixture
-def fresh(monkeypatch):
-    """No process is idle, so that the next one is known."""
-    monkeypatch.setattr(sandbox, "_idle", type(sandbox._idle)())
-    yield sandbox._idle
-    while sandbox._idle:
-        sandbox._idle.pop().kill()
-
-
-def test_a_file_that_ends_pyarrow_is_one_line(tmp_path, fresh):
+def test_a_file_that_ends_pyarrow_is_one_line(tmp_path, fresh_sandbox):
     captions = captions_of(tmp_path, {"video": ["a.mp4"], "caption": ["x"]})
-    os.kill(fresh[0].process.pid, signal.SIGABRT)
-    fresh[0].process.wait()
+    os.kill(fresh_sandbox[0].process.pid, signal.SIGABRT)
+    fresh_sandbox[0].process.wait()
     with pytest.raises(ValueError, match=r"c\.parquet cannot be read: PyArrow ended with SIGABRT; write it again"):
         captions.select([0])
     assert captions.select([0])[0].text == "x", "the next process reads on"
@@ -260,13 +250,13 @@ def test_a_file_that_ends_pyarrow_is_one_line(tmp_path, fresh):
 @pytest.mark.parametrize(
     ("size", "problem"), [(60_000, "unpack to more than 16 MiB"), (9_000_000, "it takes more than")]
 )
-def test_a_long_text_in_many_rows_is_refused_and_takes_little(tmp_path, fresh, monkeypatch, size, problem):
+def test_a_long_text_in_many_rows_is_refused_and_takes_little(tmp_path, fresh_sandbox, monkeypatch, size, problem):
     """The rows unpack to gigabytes, from a file of kilobytes."""
     monkeypatch.setattr(module, "MAX_BYTES", 16 << 20)
     write_repeated(tmp_path / "c.parquet", 20_000, "x" * size, row_group_size=20_000)
     with pytest.raises(ValueError, match=rf"c\.parquet.*{problem}"):
         open_captions(tmp_path / "c.parquet", skip_bad=True)
-    for worker in fresh:
+    for worker in fresh_sandbox:
         with open(f"/proc/{worker.process.pid}/status", encoding="ascii") as status:
             assert next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) < 300 << 10
 
