@@ -30,8 +30,8 @@ from cogvideo.training.config import TrainConfig
 from cogvideo.training.resources import has_native_matmul
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST_CLIPS = 4000
-"""Rendered before all else: enough for the image tokenizer and super-resolution."""
+LARGE_CLIPS = 4000
+"""Rendered at 192 pixels as well as 64: enough for the image tokenizer and super-resolution."""
 TEST_CLIPS = 200
 TRAINING_HOURS = {
     "tokenizer": 2.0,
@@ -54,9 +54,9 @@ def recipe(out: Path, device: str, threads: int, clips: int) -> list[Step]:
     def step(name: str, *words: str | Path) -> Step:
         return Step(name, done / name, [str(word) for word in words])
 
-    def videos(name: str, folder: str, count: int, split: str) -> Step:
-        words = ["worlds", "bodies", "--out", out / folder, "--count", str(count), "--split", split]
-        return step(name, *words, "--processes", str(threads))
+    def videos(name: str, count: int, split: str, *words: str) -> Step:
+        what = ("--out", out / name, "--count", str(count), "--split", split)
+        return step(name, "worlds", "bodies", *what, *words, "--processes", str(threads))
 
     def prepare(name: str, captions: str, *words: str | Path) -> Step:
         workers = f"workers={min(threads, 8)}"
@@ -83,25 +83,33 @@ def recipe(out: Path, device: str, threads: int, clips: int) -> list[Step]:
     frames = ("--frames", "frame_pixels=64")
     pairs, cut = ("--config", "configs/data/bodies_pairs.yaml"), ("--config", "configs/data/bodies.yaml")
     crops = ("--frames", "frame_pixels=192", "crop_pixels=64", "frames_per_video=2")
+    more: list[Step] = []
+    clip_folders = ["clips"]
+    if clips > LARGE_CLIPS:
+        more = [
+            videos("more_videos", clips - LARGE_CLIPS, "train", "--pixels", "64", "--seed", "1"),
+            prepare("more_clips", "more_videos/captions.jsonl", *tokens, *cut),
+        ]
+        clip_folders.append("more_clips")
     return [
-        videos("videos", "videos", min(FIRST_CLIPS, clips), "train"),
-        videos("validation_videos", "validation_videos", min(TEST_CLIPS, clips), "test"),
+        videos("videos", min(LARGE_CLIPS, clips), "train"),
+        videos("validation_videos", min(TEST_CLIPS, clips), "test"),
         prepare("frames", "videos/captions.jsonl", *frames, "frames_per_video=3"),
         prepare("crops", "videos/captions_192.jsonl", *crops),
         prepare("validation_frames", "validation_videos/captions.jsonl", *frames, "frames_per_video=2"),
         train("tokenizer", "tokenizer", ["frames", "crops"], "validation_frames"),
         prepare("pairs", "videos/captions_192.jsonl", *tokens, *pairs),
         prepare("validation_pairs", "validation_videos/captions_192.jsonl", *tokens, *pairs),
-        videos("more_videos", "videos", clips, "train"),
         prepare("clips", "videos/captions.jsonl", *tokens, *cut),
+        *more,
         prepare("validation_clips", "validation_videos/captions.jsonl", *tokens, *cut),
         step(
             *("vocabulary", "vocabulary", "--captions", out / "videos/captions.jsonl"),
             *("--tokenizer", tokenizer, "--out", text),
         ),
-        train("trunk", "image", ["clips"], "validation_clips"),
-        train("sequential", "sequential", ["clips"], "validation_clips", trunk),
-        train("interpolation", "interpolation", ["clips"], "validation_clips", sequential),
+        train("trunk", "image", clip_folders, "validation_clips"),
+        train("sequential", "sequential", clip_folders, "validation_clips", trunk),
+        train("interpolation", "interpolation", clip_folders, "validation_clips", sequential),
         train("superres_direct", "superres_direct", ["pairs"], "validation_pairs", trunk),
         train("superres_iterative", "superres_iterative", ["pairs"], "validation_pairs", trunk),
         step(
@@ -119,7 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bodies"), metavar="DIR", help="default: runs/bodies")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores")
-    parser.add_argument("--clips", type=int, default=20000, metavar="N", help="training clips (default: 20,000)")
+    parser.add_argument("--clips", type=int, default=12000, metavar="N", help="training clips (default: 12,000)")
     parser.add_argument("--minutes", type=float, metavar="N", help="fit the training into this time")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps, even if finished")
     args = parser.parse_args()

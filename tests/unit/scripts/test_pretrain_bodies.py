@@ -11,7 +11,7 @@ script = load_script("pretrain_bodies")
 OUT = Path("/somewhere/bodies")
 
 
-def recipe(clips=20000):
+def recipe(clips=12000):
     return {step.name: step for step in script.recipe(OUT, "cpu", 1, clips)}
 
 
@@ -72,4 +72,14 @@ def test_the_documented_hours_are_those_of_the_script():
 def test_few_clips_make_no_more():
     steps = recipe(clips=10)
     counts = [step.words[step.words.index("--count") + 1] for step in steps.values() if "--count" in step.words]
-    assert counts == ["10", "10", "10"]
+    assert counts == ["10", "10"]
+
+
+def test_clips_are_rendered_once():
+    """The extra clips are of another seed: the same scenes again would teach nothing."""
+    rendered = {}
+    for step in recipe().values():
+        if step.words[0] == "worlds" and step.words[step.words.index("--split") + 1] == "train":
+            seed = step.words[step.words.index("--seed") + 1] if "--seed" in step.words else "0"
+            rendered[seed] = int(step.words[step.words.index("--count") + 1])
+    assert rendered == {"0": script.LARGE_CLIPS, "1": 12000 - script.LARGE_CLIPS}
