@@ -35,11 +35,11 @@ LARGE_CLIPS = 4000
 TEST_CLIPS = 200
 TRAINING_HOURS = {
     "tokenizer": 2.0,
-    "trunk": 1.3,
-    "sequential": 15.0,
-    "interpolation": 4.0,
-    "superres_direct": 3.0,
-    "superres_iterative": 2.5,
+    "trunk": 1.1,
+    "sequential": 10.0,
+    "interpolation": 2.8,
+    "superres_direct": 1.9,
+    "superres_iterative": 1.6,
 }
 """The training steps, and the share of the time that each gets: hours of one core (AMD Zen 3, float32)."""
 BATCH_FACTOR = {"cpu": 1, "cuda": 4}
