@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--direct", type=weights, metavar="DIR", help="direct super-resolution, for `cogvideo upsample`"
     )
     parser.add_argument("--iterative", type=weights, metavar="DIR", help="iterative super-resolution")
+    parser.add_argument(
+        "--high-res-tokenizer",
+        type=weights,
+        metavar="DIR",
+        help="image tokenizer of super-resolution's large frames (default: that of --tokenizer)",
+    )
     parser.add_argument("--sampling", type=Path, metavar="FILE", help="settings that suit these weights (.yaml)")
     parser.add_argument("--clusters", type=int, default=500, help="clusters of the image codes (published: 500)")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         sampling=args.sampling,
         direct=args.direct,
         iterative=args.iterative,
+        high_res_tokenizer=args.high_res_tokenizer,
     )
     dtype = FLOAT_DTYPES[args.dtype]
     with lock_output(args.out):

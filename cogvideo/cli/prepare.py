@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--tokenizer", type=weights, metavar="DIR", help="image tokenizer to encode with")
     kind.add_argument("--frames", action="store_true", help="store single frames as pixels instead")
     parser.add_argument(
+        "--high-res-tokenizer",
+        type=weights,
+        metavar="DIR",
+        help="image tokenizer of the large frames of pairs (default: that of --tokenizer)",
+    )
+    parser.add_argument(
         "--validation",
         type=float,
         metavar="FRACTION",
@@ -81,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
     low_res = config.low_res_pixels
     if args.frames and low_res is not None:
         raise ValueError("low_res_pixels makes pairs of tokens; give --tokenizer instead of --frames, or leave it out")
+    if args.high_res_tokenizer is not None and low_res is None:
+        raise ValueError("--high-res-tokenizer is for pairs; give low_res_pixels, or leave it out")
     if config.crop_pixels is not None and not args.frames:
         raise ValueError("crop_pixels makes frames for an image tokenizer; give --frames, or leave crop_pixels out")
     if args.report and args.dry_run:
@@ -99,19 +107,23 @@ def run(args: argparse.Namespace) -> None:
                 print(write_report(part, encode_text=encode_text))
         return
 
-    tokenizer = open_image_tokenizer(args.tokenizer)
-    check_frame_pixels(config.frame_pixels, tokenizer)
+    tokenizer = large = open_image_tokenizer(args.tokenizer)
+    records = [describe_tokenizer(args.tokenizer, tokenizer)]
+    if args.high_res_tokenizer is not None:
+        large = open_image_tokenizer(args.high_res_tokenizer)
+        records.append(describe_tokenizer(args.high_res_tokenizer, large))
+    check_frame_pixels(config.frame_pixels, large)
     if low_res is not None:
         check_frame_pixels(low_res, tokenizer, "low_res_pixels")
     if args.dry_run:
-        frame_len = (config.frame_pixels // tokenizer.compress_rate) ** 2
+        frame_len = (config.frame_pixels // large.compress_rate) ** 2
         tokens = config.clips.num_frames * frame_len
         if low_res is not None:
             tokens = frame_len + (low_res // tokenizer.compress_rate) ** 2
         return _print_surveys(parts, tokens * (2 if tokenizer.num_tokens <= 1 << 16 else 4))
-    encoder = TokenEncoder(tokenizer, str(device_from(args.device)), low_res)
+    encoder = TokenEncoder(large, str(device_from(args.device)), low_res, tokenizer)
     for part in parts:
-        manifest = part.run(encoder, describe_tokenizer(args.tokenizer, tokenizer))
+        manifest = part.run(encoder, *records)
         _print_result(part, manifest, text_tokenizer)
         if args.report and manifest is not None:
             print(write_report(part, encoder.reconstruct, encode_text))

@@ -175,6 +175,12 @@ class PairDataset:
         """The manifest's record of the image tokenizer."""
         return self._rows.tokenizer_record
 
+    @property
+    def high_res_record(self) -> dict[str, Any] | None:
+        """That of the large frames' own image tokenizer; None if `tokenizer_record` is of both sizes."""
+        record: dict[str, Any] | None = self._rows.folders[0].manifest.get("high_res_tokenizer")
+        return record
+
     def sample_tokens(self) -> NDArray[np.int64]:
         """Tokens of all rows, or of MAX_ROWS of them, evenly spaced."""
         return self._rows.tokens(spread(len(self), MAX_ROWS))
@@ -223,7 +229,7 @@ class _PreparedFolder:
                 f"{self.path} holds rows of {'x'.join(map(str, self.row_shape))}, {other.path} of "
                 f"{'x'.join(map(str, other.row_shape))}; prepare them with the same frame_pixels and clips.num_frames"
             )
-        if self.manifest.get("tokenizer") != other.manifest.get("tokenizer"):
+        if any(self.manifest.get(key) != other.manifest.get(key) for key in ("tokenizer", "high_res_tokenizer")):
             raise ValueError(f"{self.path} and {other.path} were made by different image tokenizers; use one for both")
 
     def verify(self) -> None:
@@ -302,8 +308,10 @@ def _open_caption_texts(folder: _PreparedFolder) -> "CaptionTexts":
 def _pair_sides(folder: _PreparedFolder) -> tuple[int, int]:
     """Sides of the fine and the coarse grid in tokens. Raises: ValueError if the manifest lacks them or is wrong."""
     try:
-        config, rate = folder.manifest["config"], folder.manifest["tokenizer"]["compress_rate"]
-        high, low = config["frame_pixels"] // rate, config["low_res_pixels"] // rate
+        config, tokenizer = folder.manifest["config"], folder.manifest["tokenizer"]
+        large = folder.manifest.get("high_res_tokenizer", tokenizer)
+        high = config["frame_pixels"] // large["compress_rate"]
+        low = config["low_res_pixels"] // tokenizer["compress_rate"]
     except (KeyError, TypeError, ZeroDivisionError):
         raise ValueError(f"{folder.path}/manifest.json lacks the two sizes of its frames; prepare it again") from None
     if folder.row_shape != (high**2 + low**2,):

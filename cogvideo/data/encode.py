@@ -1,6 +1,7 @@
 """Frames to image tokens, as `prepare` stores them.
 
-Data for super-resolution has two sets of tokens per frame: of the frame, and of the same frame at a smaller size.
+Data for super-resolution has two sets of tokens per frame: of the frame, and of the same frame at a smaller size,
+which may have another image tokenizer.
 """
 
 from typing import Any
@@ -11,19 +12,29 @@ import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 
-from cogvideo.tokenizers.image import ImageTokenizer
+from cogvideo.tokenizers.image import ImageTokenizer, check_same_codes
 
 
 class TokenEncoder:
     """Encodes frames (N, H, W, 3) uint8 -> tokens (N, frame_len), uint16 if all ids fit, else int32.
 
-    With `low_res_pixels`, the tokens of each frame scaled to that side follow its own.
+    With `low_res_pixels`, the tokens of each frame scaled to that side, by `low_res_tokenizer` if it is given, follow
+    its own. Raises: ValueError if the tokenizers differ in their number of codes.
     """
 
-    def __init__(self, tokenizer: ImageTokenizer, device: str = "cpu", low_res_pixels: int | None = None):
+    def __init__(
+        self,
+        tokenizer: ImageTokenizer,
+        device: str = "cpu",
+        low_res_pixels: int | None = None,
+        low_res_tokenizer: ImageTokenizer | None = None,
+    ):
         self.tokenizer, self.low_res_pixels = tokenizer, low_res_pixels
-        # The stubs do not know memory_format; channels last is 10 % faster on a CPU.
-        self.tokenizer.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.low_res_tokenizer = low_res_tokenizer or tokenizer
+        check_same_codes(self.low_res_tokenizer, tokenizer)
+        for each in (self.tokenizer, self.low_res_tokenizer):
+            # The stubs do not know memory_format; channels last is 10 % faster on a CPU.
+            each.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = np.uint16 if tokenizer.num_tokens <= 1 << 16 else np.int32
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
@@ -32,7 +43,7 @@ class TokenEncoder:
         if self.low_res_pixels is not None:
             size = (self.low_res_pixels, self.low_res_pixels)
             small = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-            tokens = torch.cat([tokens, self.tokenizer.encode(small, batch_size=len(frames))], dim=1)
+            tokens = torch.cat([tokens, self.low_res_tokenizer.encode(small, batch_size=len(frames))], dim=1)
         return tokens.cpu().numpy().astype(self.dtype)
 
     def reconstruct(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

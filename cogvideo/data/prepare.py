@@ -162,15 +162,21 @@ class Preparation:
             "rows_by_seconds": {f"{seconds:g}": counts[seconds] for seconds in sorted(counts)},
         }
 
-    def run(self, encode: Encode, tokenizer: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    def run(
+        self,
+        encode: Encode,
+        tokenizer: dict[str, Any] | None = None,
+        high_res_tokenizer: dict[str, Any] | None = None,
+    ) -> dict[str, Any] | None:
         """Make this rank's missing shards. Rank 0 waits for the others, writes the manifest and returns it.
 
-        `tokenizer` describes the encoder in the manifest.
+        The manifest describes the encoder by `tokenizer`, and by `high_res_tokenizer` if the large frames of pairs have
+        another one.
         Raises: ValueError if the folder is in use or holds other work, a video cannot be used and `strict` is set, no
         row comes out, or failed processes left shards missing.
         """
         with lock_folder(self.out, self.processes):
-            return self._run(encode, self._plan(tokenizer))
+            return self._run(encode, self._plan(tokenizer, high_res_tokenizer))
 
     def _run(self, encode: Encode, plan: dict[str, Any]) -> dict[str, Any] | None:
         missing = self.processes.broadcast_from_rank_0(lambda: self._claim(plan))
@@ -251,7 +257,7 @@ class Preparation:
             by_video.setdefault(caption.video, []).append((int(index), caption))
         return [VideoJob(video, tuple(captions)) for video, captions in by_video.items()]
 
-    def _plan(self, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
+    def _plan(self, tokenizer: dict[str, Any] | None, high_res_tokenizer: dict[str, Any] | None) -> dict[str, Any]:
         """Everything that determines the bytes of the result; the content of plan.json."""
         settings = to_dict(self.config)
         unused = "frames_per_video" if self.kind == "tokens" else "clips"
@@ -275,6 +281,8 @@ class Preparation:
             "config": settings,
             "tokenizer": tokenizer,
         }
+        if high_res_tokenizer is not None:  # likewise
+            plan["high_res_tokenizer"] = high_res_tokenizer
         return dict(json.loads(json.dumps(plan)))  # as it is read back, with lists for tuples
 
     def _claim(self, plan: dict[str, Any]) -> list[int]:
@@ -296,7 +304,7 @@ class Preparation:
     def _check_same_plan(self, plan: dict[str, Any]) -> None:
         """Raises: ValueError that names what differs from the folder's plan."""
         found = read_json(self.out / "plan.json", dict[str, Any])
-        differing = [key for key in plan if found.get(key) != plan[key]]
+        differing = [key for key in (*plan, *(found.keys() - plan.keys())) if found.get(key) != plan.get(key)]
         if differing:
             raise ValueError(
                 f"{self.out} was begun with other {differing[0].removesuffix('_sha256')}; choose another folder"

@@ -107,6 +107,7 @@ class Manifest(TypedDict):
     """manifest.json, after its format and version."""
 
     tokenizer: TokenizerEntry | None
+    high_res_tokenizer: NotRequired[TokenizerEntry]
     config: NotRequired[PreparedSizes]
     captions_sha256: NotRequired[str]
     rows_by_seconds: dict[str, Count]

@@ -25,7 +25,7 @@ from cogvideo.recipes.common import VALIDATION, batch_size, bundle_words, holds_
 from cogvideo.recipes.folder import RecipeFolder
 from cogvideo.recipes.steps import Step
 from cogvideo.recipes.survey import Survey
-from cogvideo.sampling.bundle import SUPERRES, BundleConfig, load_sample_config, open_tokenizers
+from cogvideo.sampling.bundle import HIGH_RES_TOKENIZER, SUPERRES, BundleConfig, load_sample_config, open_tokenizers
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.prompts import model_clip_seconds
 from cogvideo.sequence.prompt import PromptFormat
@@ -44,6 +44,8 @@ STAGES = ("sequential", "interpolation")
 """What every bundle has; a trunk may be missing."""
 CLIPS = {"clips": "data", "clips_between": "data_between"}
 """Folders of clips, and their configs. The second is stage 2's own, where it has another number of frames per clip."""
+UPSCALING = {**SUPERRES, "high-res-tokenizer": HIGH_RES_TOKENIZER}
+"""Parts of a bundle that stay as they are, by the options of `cogvideo bundle`."""
 FROM_DATA = ("frame_side", "num_frames", "num_positions")
 """Sizes of a model that `cogvideo train` takes from its data."""
 RANK = 16
@@ -202,7 +204,7 @@ class FinetuneRecipe:
             "--trunk": trained.get("trunk", trained["sequential"]),
             "--sequential": trained["sequential"],
             "--interpolation": trained["interpolation"],
-            **{f"--{method}": start / name for method, name in SUPERRES.items() if (self.base.path / name).is_dir()},
+            **{f"--{part}": start / name for part, name in UPSCALING.items() if (self.base.path / name).is_dir()},
             "--sampling": out.config("sampling"),
             "--clusters": str(self._num_clusters()),
             "--out": out / "bundle",

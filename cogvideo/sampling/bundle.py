@@ -8,7 +8,8 @@ clusters.npy       the cluster of each image code; optional
 sequential/        stage 1
 trunk/             draws the first frame; optional: by default stage 1's own trunk does
 interpolation/     stage 2; optional: without it there is no interpolation
-direct_superres/, iterative_superres/   optional; opened by `cogvideo upsample` only
+direct_superres/, iterative_superres/   super-resolution; optional
+high_res_tokenizer/, high_res_clusters.npy   of its large frames; optional: by default they have the codes of small ones
 """
 
 import hashlib
@@ -34,13 +35,25 @@ from cogvideo.sampling.config import SampleConfig
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.superres.transformer import SuperresTransformer
-from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
+from cogvideo.tokenizers.image import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ImageTokenizer,
+    check_same_codes,
+    open_image_tokenizer,
+)
 from cogvideo.tokenizers.records import TokenizerRecords, describe_tokenizer
 from cogvideo.tokenizers.text import TextTokenizer, open_text_tokenizer
 
 log = get_logger(__name__)
 
-HASHED_FILES = ("text.model", "clusters.npy", "image_tokenizer/config.json", "image_tokenizer/model.safetensors")
+IMAGE_TOKENIZER, HIGH_RES_TOKENIZER = "image_tokenizer", "high_res_tokenizer"
+CLUSTERS = {IMAGE_TOKENIZER: "clusters.npy", HIGH_RES_TOKENIZER: "high_res_clusters.npy"}
+HASHED_FILES = (
+    "text.model",
+    *CLUSTERS.values(),
+    *(f"{folder}/{name}" for folder in CLUSTERS for name in (CONFIG_FILE, WEIGHTS_FILE)),
+)
 MODELS = ("trunk", "sequential", "interpolation")
 SUPERRES = {"direct": "direct_superres", "iterative": "iterative_superres"}
 MAX_UNUSED_EMBEDDINGS = 16
@@ -90,16 +103,7 @@ def open_bundle(
     if not (directory / "sequential").is_dir():
         hint = "run `make pretrained` to train them" if directory == BUNDLED_WEIGHTS else "give another folder"
         raise FileNotFoundError(f"no bundle of weights at {directory}: it has no sequential/; {hint}")
-    config_file = directory / "bundle.json"
-    config = BundleConfig()
-    if config_file.is_file():
-        config = from_dict(BundleConfig, read_json(config_file, dict[str, Any]), str(config_file))
-    for name in HASHED_FILES:
-        if name in config.sha256 and sha256_file(directory / name) != config.sha256[name]:
-            raise ValueError(
-                f"{directory / name} is damaged: its sha256 differs from the one in {config_file.name}; fetch it again"
-            )
-
+    config = read_config(directory)
     checkpoints = {name: load_checkpoint(directory / name) for name in MODELS if (directory / name).is_dir()}
     # memory-mapped: tensors are read from disk when they are first used
     models = {name: build_model(checkpoint) for name, checkpoint in checkpoints.items()}
@@ -128,26 +132,60 @@ def open_bundle(
     )
 
 
+def read_config(directory: Path) -> BundleConfig:
+    """A bundle's bundle.json, after comparing the hashes in it with the files.
+
+    Raises: FileNotFoundError, ValueError.
+    """
+    file = directory / "bundle.json"
+    if not file.is_file():
+        return BundleConfig()
+    config = from_dict(BundleConfig, read_json(file, dict[str, Any]), str(file))
+    for name in HASHED_FILES:
+        if name in config.sha256 and sha256_file(directory / name) != config.sha256[name]:
+            raise ValueError(
+                f"{directory / name} is damaged: its sha256 differs from the one in {file.name}; fetch it again"
+            )
+    return config
+
+
 def open_tokenizers(directory: Path) -> tuple[TextTokenizer, ImageTokenizer, np.ndarray | None]:
     """Open a bundle's text and image tokenizers, and the cluster of each image code if the bundle has them.
 
     Raises: FileNotFoundError, ValueError.
     """
-    text_tokenizer = TextTokenizer.load(directory / "text.model")
-    image_tokenizer = ImageTokenizer.load(directory / "image_tokenizer")
-    labels_file = directory / "clusters.npy"
-    labels = load_labels(labels_file, len(image_tokenizer.codebook)) if labels_file.is_file() else None
-    return text_tokenizer, image_tokenizer, labels
+    return TextTokenizer.load(directory / "text.model"), *_open_image_tokenizer(directory, IMAGE_TOKENIZER)
 
 
-def own_tokenizers(directory: Path, text: TextTokenizer, image: ImageTokenizer) -> TokenizerRecords:
-    """The records of a bundle's tokenizers."""
-    return TokenizerRecords(describe_tokenizer(directory / "image_tokenizer", image), text.sha256)
+def open_high_res_tokenizer(
+    directory: Path, image_tokenizer: ImageTokenizer
+) -> tuple[ImageTokenizer, np.ndarray | None] | None:
+    """The image tokenizer of super-resolution's large frames with its clusters, if a bundle has one of their own.
+
+    Raises: FileNotFoundError, ValueError.
+    """
+    if not (directory / HIGH_RES_TOKENIZER).is_dir():
+        return None
+    high_res_tokenizer, labels = _open_image_tokenizer(directory, HIGH_RES_TOKENIZER)
+    check_same_codes(image_tokenizer, high_res_tokenizer)
+    return high_res_tokenizer, labels
+
+
+def own_tokenizers(
+    directory: Path, text: TextTokenizer, image: ImageTokenizer, high_res: ImageTokenizer | None = None
+) -> TokenizerRecords:
+    """The records of a bundle's tokenizers; of `high_res` if it is one of its own."""
+    return TokenizerRecords(
+        describe_tokenizer(directory / IMAGE_TOKENIZER, image),
+        text.sha256,
+        None if high_res is None else describe_tokenizer(directory / HIGH_RES_TOKENIZER, high_res),
+    )
 
 
 def check_tokenizers(checkpoint: Checkpoint, given: TokenizerRecords, name: str, where: str) -> None:
     """Raises: ValueError if a model, called `name`, was trained with other tokenizers than those given, of `where`."""
-    kind = TokenizerRecords.of_export(checkpoint.extra).differing(given)
+    trained = TokenizerRecords.of_export(checkpoint.extra)
+    kind = trained.differing(given, both_sizes="superres" in checkpoint.config)
     if kind is not None:
         raise ValueError(
             f"{name} was trained with another {kind} than that of {where}; use the one it was trained with"
@@ -203,6 +241,8 @@ class Parts:
     """The direct super-resolution model."""
     iterative: Path | None = None
     """The iterative super-resolution model."""
+    high_res_tokenizer: Path | None = None
+    """The image tokenizer of super-resolution's large frames; None: `image_tokenizer`."""
 
 
 def check_replaceable(directory: Path) -> None:
@@ -229,6 +269,8 @@ def assemble_bundle(
     """
     if num_clusters < 1:
         raise ValueError(f"num_clusters={num_clusters}; expected at least 1")
+    if parts.high_res_tokenizer is not None and parts.direct is None:
+        raise ValueError("--high-res-tokenizer is of super-resolution; give --direct too, or leave it out")
     if overwrite:
         check_replaceable(directory)
     text_tokenizer = open_text_tokenizer(parts.text_tokenizer)
@@ -236,12 +278,16 @@ def assemble_bundle(
     configs: dict[str, ModelConfig] = {}
     with atomic_directory(directory, replace=overwrite) as building:
         text_tokenizer.save(building / "text.model")
-        image_tokenizer = open_image_tokenizer(parts.image_tokenizer)
-        image_tokenizer.save(building / "image_tokenizer")
-        write_npy(building / "clusters.npy", kmeans_labels(image_tokenizer.codebook.numpy(), num_clusters))
+        image_tokenizer = _add_image_tokenizer(building, IMAGE_TOKENIZER, parts.image_tokenizer, num_clusters)
         given = TokenizerRecords(describe_tokenizer(parts.image_tokenizer, image_tokenizer), text_tokenizer.sha256)
+        high_res = None
+        if parts.high_res_tokenizer is not None:
+            high_res = _add_image_tokenizer(building, HIGH_RES_TOKENIZER, parts.high_res_tokenizer, num_clusters)
+            check_same_codes(image_tokenizer, high_res)
+            given = replace(given, high_res=describe_tokenizer(parts.high_res_tokenizer, high_res))
         _check_trained_with(parts, given)
         stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra()
+        both_sizes = own_tokenizers(building, text_tokenizer, image_tokenizer, high_res).to_extra()
         for name in MODELS:
             source = getattr(parts, name)
             model = load_model(source, dtype=dtype)
@@ -255,13 +301,25 @@ def assemble_bundle(
                 if (superres.config.method, superres.config.vocabulary) != (method, configs["sequential"].vocabulary):
                     raise ValueError(f"{source} is not the {method} model of this family; give another --{method}")
                 shared = _has_same_trunk(source, parts.trunk)
-                save_model(building / folder, superres, extra=stored, trunk=building / "trunk" if shared else None)
+                save_model(building / folder, superres, extra=both_sizes, trunk=building / "trunk" if shared else None)
         _check_family(directory, text_tokenizer.vocabulary, image_tokenizer.num_tokens, configs)
-        hashes = {name: sha256_file(building / name) for name in HASHED_FILES}
+        hashes = {name: sha256_file(building / name) for name in HASHED_FILES if (building / name).is_file()}
         config = replace(config, prompt=_trained_prompt_format(parts) or config.prompt, sha256=hashes)
         write_json(building / "bundle.json", to_dict(config))
         if settings is not None:
             (building / "sampling.yaml").write_text(dump_yaml(settings), encoding="utf-8")
+
+
+def _open_image_tokenizer(directory: Path, folder: str) -> tuple[ImageTokenizer, np.ndarray | None]:
+    tokenizer, labels = ImageTokenizer.load(directory / folder), directory / CLUSTERS[folder]
+    return tokenizer, load_labels(labels, tokenizer.num_tokens) if labels.is_file() else None
+
+
+def _add_image_tokenizer(directory: Path, folder: str, source: Path, num_clusters: int) -> ImageTokenizer:
+    tokenizer = open_image_tokenizer(source)
+    tokenizer.save(directory / folder)
+    write_npy(directory / CLUSTERS[folder], kmeans_labels(tokenizer.codebook.numpy(), num_clusters))
+    return tokenizer
 
 
 def _share_trunk(stage: CogVideoTransformer, trunk: CogVideoTransformer) -> None:
@@ -305,6 +363,8 @@ def _check_trained_with(parts: Parts, given: TokenizerRecords) -> None:
     for name, source in sources.items():
         checkpoint = load_checkpoint(source, verify=False)
         where = f"--tokenizer {parts.image_tokenizer} and --text {parts.text_tokenizer}"
+        if name in SUPERRES:
+            where = f"--high-res-tokenizer {parts.high_res_tokenizer or parts.image_tokenizer}, {where}"
         check_tokenizers(checkpoint, given, f"--{name} {source}", where)
         if TokenizerRecords.of_export(checkpoint.extra).image is None:
             unknown.append(f"--{name}")

@@ -25,7 +25,15 @@ from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.config import from_dict, to_dict
 from cogvideo.files import atomic_directory, read_json, sha256_file, write_json
 from cogvideo.model.config import ModelConfig
-from cogvideo.sampling.bundle import MODELS, SUPERRES, BundleConfig, check_replaceable, open_tokenizers
+from cogvideo.sampling.bundle import (
+    CLUSTERS,
+    HIGH_RES_TOKENIZER,
+    MODELS,
+    SUPERRES,
+    BundleConfig,
+    check_replaceable,
+    open_tokenizers,
+)
 from cogvideo.tokenizers.records import TokenizerRecords
 from cogvideo.tokenizers.text import TextTokenizer
 
@@ -162,10 +170,14 @@ def _copy_bundle(
         check_replaceable(out)
     models = {name: load_checkpoint(directory / name) for name in names}
     with atomic_directory(out, replace=overwrite) as building:
-        for path in directory.iterdir():
-            if path.name in ("bundle.json", "sampling.yaml", "clusters.npy", "text.model"):
-                shutil.copyfile(path, building / path.name)
-        shutil.copytree(directory / "image_tokenizer", building / "image_tokenizer")
+        has_superres = any(name in SUPERRES.values() for name in names)
+        tokenizers = {folder: CLUSTERS[folder] for folder in CLUSTERS if has_superres or folder != HIGH_RES_TOKENIZER}
+        for name in ("bundle.json", "sampling.yaml", "text.model", *tokenizers.values()):
+            if (directory / name).is_file():
+                shutil.copyfile(directory / name, building / name)
+        for name in tokenizers:
+            if (directory / name).is_dir():
+                shutil.copytree(directory / name, building / name)
         if text is not None:
             text.save(building / "text.model")
         for name, checkpoint in sorted(models.items(), key=lambda item: item[1].trunk is not None):
@@ -174,7 +186,8 @@ def _copy_bundle(
         if (building / "bundle.json").is_file():
             values = read_json(building / "bundle.json", dict[str, Any])
             config = from_dict(BundleConfig, values, str(directory / "bundle.json"))
-        hashes = config.sha256 | {"text.model": sha256_file(building / "text.model")}
+        hashes = {name: value for name, value in config.sha256.items() if (building / name).is_file()}
+        hashes["text.model"] = sha256_file(building / "text.model")
         write_json(building / "bundle.json", to_dict(replace(config, sha256=hashes)))
 
 

@@ -229,7 +229,7 @@ class UpsampleJob:
         yield StageOutput(tokens, max(self.num_frames - 1, 1) / self.seconds)
 
     def decode(self, tokens: Tensor) -> np.ndarray:
-        return decode_frames(self.upsampler.image_tokenizer, tokens)
+        return decode_frames(self.upsampler.high_res_tokenizer, tokens)
 
     def identity(self) -> dict[str, Any]:
         return {

@@ -20,11 +20,18 @@ from cogvideo.checkpoint.format import CONFIG, INDEX, MANIFEST, SHARD_NAME, Mani
 from cogvideo.checkpoint.format import WEIGHTS as CHECKPOINT_WEIGHTS
 from cogvideo.checkpoint.load import check_fits, stored_config
 from cogvideo.config import read_yaml, to_dict
-from cogvideo.files import checked, is_temporary, parse_json, read_json, sha256_file
+from cogvideo.files import checked, is_temporary, parse_json, read_json
 from cogvideo.hub import describe, upload
 from cogvideo.locks import LOCK_NAME
 from cogvideo.logs import get_logger
-from cogvideo.sampling.bundle import HASHED_FILES, MODELS, SUPERRES, open_tokenizers
+from cogvideo.sampling.bundle import (
+    HASHED_FILES,
+    MODELS,
+    SUPERRES,
+    open_high_res_tokenizer,
+    open_tokenizers,
+    read_config,
+)
 from cogvideo.tokenizers.image import ImageTokenizer
 
 log = get_logger(__name__)
@@ -182,12 +189,9 @@ def _contents(directory: Path) -> tuple[str, set[str], dict[str, Any]]:
 
 def _bundle_contents(directory: Path) -> tuple[set[str], dict[str, Any]]:
     names = {name for name in (*HASHED_FILES, "bundle.json", "sampling.yaml") if (directory / name).is_file()}
-    open_tokenizers(directory)
-    if "bundle.json" in names:
-        hashes = read_json(directory / "bundle.json", dict[str, Any]).get("sha256", {})
-        for name in HASHED_FILES:
-            if name in hashes and sha256_file(directory / name) != hashes[name]:
-                raise ValueError(f"{directory / name} is damaged: its sha256 differs from the one in bundle.json")
+    _, image_tokenizer, _ = open_tokenizers(directory)
+    open_high_res_tokenizer(directory, image_tokenizer)
+    read_config(directory)
     settings = {}
     for model in (*MODELS, *SUPERRES.values()):
         if (directory / model).is_dir():

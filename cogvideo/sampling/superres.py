@@ -25,7 +25,15 @@ from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.adapters import AdapterChoice, AdapterSet
-from cogvideo.sampling.bundle import SUPERRES, check_tokenizers, open_tokenizers, own_tokenizers, place_model
+from cogvideo.sampling.bundle import (
+    SUPERRES,
+    check_tokenizers,
+    open_high_res_tokenizer,
+    open_tokenizers,
+    own_tokenizers,
+    place_model,
+    read_config,
+)
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.pipeline import BatchCache, check_cached
 from cogvideo.sequence.prompt import Encode
@@ -106,9 +114,12 @@ class Upsampler:
     direct: SuperresTransformer
     iterative: SuperresTransformer | None
     image_tokenizer: ImageTokenizer
+    """Of the small frames that are read."""
+    high_res_tokenizer: ImageTokenizer
+    """Of the large frames that are drawn; the same one unless the bundle has another for them."""
     encode: Encode
     labels: np.ndarray
-    """(num_codes,) cluster of each image code."""
+    """(num_codes,) cluster of each code of `high_res_tokenizer`."""
     config: UpsampleConfig
     fingerprints: tuple[str, ...] = ()
     """SHA-256 of the models' manifests."""
@@ -150,7 +161,7 @@ class Upsampler:
                 batch = None if cache is None else cache.load(name)
                 if batch is not None:
                     shape = (len(numbers), self.tokens_per_frame)
-                    check_cached(batch, name, shape, self.image_tokenizer.num_tokens)
+                    check_cached(batch, name, shape, self.high_res_tokenizer.num_tokens)
                 else:
                     some = frames[clip, numbers.start : numbers.stop]
                     batch = self.upsample_frames(some, keys[clip], prompts[clip], numbers)
@@ -207,8 +218,11 @@ def open_upsampler(
     Raises: FileNotFoundError; ValueError, in one line, for parts that are damaged or do not belong together.
     """
     device = open_device(config.device)
+    read_config(bundle)
     text_tokenizer, image_tokenizer, labels = open_tokenizers(bundle)
-    own = own_tokenizers(bundle, text_tokenizer, image_tokenizer)
+    large = open_high_res_tokenizer(bundle, image_tokenizer)
+    high_res_tokenizer, labels = (image_tokenizer, labels) if large is None else large
+    own = own_tokenizers(bundle, text_tokenizer, image_tokenizer, None if large is None else high_res_tokenizer)
     models: dict[str, SuperresTransformer] = {}
     checkpoints: dict[str, Checkpoint] = {}
     for method, folder in (("direct", direct), ("iterative", iterative)):
@@ -236,15 +250,17 @@ def open_upsampler(
         for number, adapter in enumerate(adapters):
             chosen.add(str(number), adapter.folder)
         chosen.set({str(number): adapter.scale for number, adapter in enumerate(adapters)}, merge=True)
-    image_tokenizer.model.to(device)
+    for tokenizer in (image_tokenizer, high_res_tokenizer):
+        tokenizer.model.to(device)
     if labels is None or config.num_clusters is not None:
-        codebook = image_tokenizer.codebook.detach().float().cpu().numpy()
+        codebook = high_res_tokenizer.codebook.detach().float().cpu().numpy()
         labels = kmeans_labels(codebook, config.num_clusters or min(PUBLISHED_CLUSTERS, len(codebook)))
     folders = [folder for folder in (direct, iterative) if folder is not None]
     return Upsampler(
         models["direct"],
         models.get("iterative"),
         image_tokenizer,
+        high_res_tokenizer,
         text_tokenizer.encode,
         labels,
         config,

@@ -133,6 +133,15 @@ class ImageTokenizer:
         return self._mean_std
 
 
+def check_same_codes(tokenizer: ImageTokenizer, high_res: ImageTokenizer) -> None:
+    """Raises: ValueError if one model cannot read the tokens of both, because their numbers of codes differ."""
+    if high_res.num_tokens != tokenizer.num_tokens:
+        raise ValueError(
+            f"the image tokenizer of large frames has {high_res.num_tokens} codes, the other one "
+            f"{tokenizer.num_tokens}; use two with as many"
+        )
+
+
 def open_image_tokenizer(path: Path | str) -> ImageTokenizer:
     """Open our folder, or the published weights: `ice_image.pt`, its folder, or the word `icetk`.
 

@@ -1,7 +1,8 @@
 """Which tokenizers prepared data and trained models belong to: records stored with both, compared wherever they meet.
 
 A manifest of prepared data has the record of its image tokenizer. An export has, in its `extra`, those of the image and
-the text tokenizer that it was trained with.
+the text tokenizer that it was trained with. Pairs and super-resolution models also have that of the image tokenizer of
+their large frames, if those have one of their own.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ class TokenizerRecords:
     """As `describe_tokenizer` returns it."""
     text: str | None = None
     """`TextTokenizer.sha256`."""
+    high_res: Mapping[str, Any] | None = None
+    """The image tokenizer of super-resolution's large frames; None: `image` serves both sizes."""
 
     @classmethod
     def of_export(cls, extra: Mapping[str, Any]) -> "TokenizerRecords":
@@ -41,17 +44,27 @@ class TokenizerRecords:
         stored = extra.get(KEY)
         if not isinstance(stored, dict):
             return cls()
-        image, text = stored.get("image"), stored.get("text")
-        return cls(image if isinstance(image, dict) else None, text if isinstance(text, str) else None)
+        image, text, high_res = stored.get("image"), stored.get("text"), stored.get("high_res")
+        return cls(
+            image if isinstance(image, dict) else None,
+            text if isinstance(text, str) else None,
+            high_res if isinstance(high_res, dict) else None,
+        )
 
     def to_extra(self) -> dict[str, Any]:
         """What an export's `extra` holds."""
-        return {KEY: {"image": None if self.image is None else dict(self.image), "text": self.text}}
+        stored: dict[str, Any] = {"image": None if self.image is None else dict(self.image), "text": self.text}
+        return {KEY: stored if self.high_res is None else stored | {"high_res": dict(self.high_res)}}
 
-    def differing(self, other: "TokenizerRecords") -> str | None:
-        """`image tokenizer` or `text tokenizer` if these are of different ones for certain, else None."""
+    def differing(self, other: "TokenizerRecords", *, both_sizes: bool = False) -> str | None:
+        """The kind of tokenizer in which these differ for certain, such as `text tokenizer`, else None.
+
+        `both_sizes`: they are of pairs or super-resolution models, so that large frames count too.
+        """
         if are_different(self.image, other.image):
             return "image tokenizer"
+        if both_sizes and are_different(self.high_res or self.image, other.high_res or other.image):
+            return "image tokenizer of large frames"
         if self.text is not None and other.text is not None and self.text != other.text:
             return "text tokenizer"
         return None

@@ -42,9 +42,11 @@ class DataConfig:
     """Probability that a clip's caption gets the video suffix."""
     text_tokenizer: Path | None = None
     """The sentencepiece model, which also determines the model's vocabulary; null: that of the bundled weights. This,
-    image_tokenizer and init.checkpoint may also name USER/REPO[/FOLDER][@REVISION] of the Hugging Face hub."""
+    the image tokenizers and init.checkpoint may also name USER/REPO[/FOLDER][@REVISION] of the Hugging Face hub."""
     image_tokenizer: Path | None = None
     """Decodes tokens for sample sheets, and encodes embedded_clips; null: that of the bundled weights."""
+    high_res_tokenizer: Path | None = None
+    """For superres, decodes the large frames of sample sheets; null: image_tokenizer does."""
     prompt: PromptFormat = field(default_factory=PromptFormat)
     """How captions become text tokens."""
 
@@ -411,6 +413,8 @@ class TrainConfig:
                 "train.ema_decay averages a transformer's weights, and the tokenizer's codebook is a moving average "
                 "itself; leave it out for task=tokenizer"
             )
+        if self.data.high_res_tokenizer is not None and self.task != "superres":
+            raise ValueError(f"data.high_res_tokenizer is for task=superres; leave it out for task={self.task}")
         if self.log.loss_by and self.task in ("tokenizer", "superres"):
             raise ValueError(f"log.loss_by is of clips and their captions; leave it out for task={self.task}")
         if self.log.distances_every and self.task not in ("sequential", "interpolation"):
@@ -431,7 +435,12 @@ class TrainConfig:
             )
 
 
-WEIGHTS = (("data", "text_tokenizer"), ("data", "image_tokenizer"), ("init", "checkpoint"))
+WEIGHTS = (
+    ("data", "text_tokenizer"),
+    ("data", "image_tokenizer"),
+    ("data", "high_res_tokenizer"),
+    ("init", "checkpoint"),
+)
 """The settings, by group and name, that are paths of weights or names of the hub."""
 
 

@@ -33,6 +33,7 @@ from cogvideo.sequence.batch import Batch
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.tokenizers.image import ImageTokenizer, open_image_tokenizer
 from cogvideo.tokenizers.records import are_different, hash_tokenizer
+from cogvideo.training.config import errors_name_key
 from cogvideo.training.tasks.base import Task
 from cogvideo.training.tasks.clips import ClipTask
 from cogvideo.training.tasks.superres import SuperresTask
@@ -47,18 +48,29 @@ DRAW = DrawConfig(temperature=1.0, token_temperature=1.0, top_k_clusters=16, tex
 class PreviewWriter:
     """Writes a sample sheet for a task at some step."""
 
-    def __init__(self, image_tokenizer: Path | None) -> None:
-        """`image_tokenizer` (a folder) is opened now, so that a bad path fails before training; None: the bundled one.
+    def __init__(self, image_tokenizer: Path | None, high_res_tokenizer: Path | None = None) -> None:
+        """Folders that are given are opened now, so that a bad one fails before training.
 
-        Raises: as `ImageTokenizer.load`.
+        `image_tokenizer`: None is the bundled one. `high_res_tokenizer` decodes super-resolution's large frames; None:
+        the other one does.
+        Raises: ValueError as `ImageTokenizer.load`, with the config's key.
         """
         self._path = image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer"
+        self._high_res_path = high_res_tokenizer or self._path
         if image_tokenizer is not None:
-            _ = self._tokenizer
+            with errors_name_key("data.image_tokenizer"):
+                _ = self._tokenizer
+        if high_res_tokenizer is not None:
+            with errors_name_key("data.high_res_tokenizer"):
+                _ = self._high_res_tokenizer
 
     @cached_property
     def _tokenizer(self) -> ImageTokenizer:
         return open_image_tokenizer(self._path)
+
+    @cached_property
+    def _high_res_tokenizer(self) -> ImageTokenizer:
+        return self._tokenizer if self._high_res_path == self._path else open_image_tokenizer(self._high_res_path)
 
     @torch.no_grad()
     def distances(self, task: ClipTask, networks: Mapping[str, FeatureNetwork], count: int) -> dict[str, float]:
@@ -105,12 +117,20 @@ class PreviewWriter:
         elif isinstance(task, SuperresTask):
             self._check_decoder(task)
             batch, coarse = task.preview_batch(ROWS)
-            rows = [self._decode(frames) for frames in (coarse, batch.high_res, _draw_fine_tokens(task, batch))]
+            large = (batch.high_res, _draw_fine_tokens(task, batch))
+            rows = [self._decode(coarse), *(_pixels(self._high_res_tokenizer.decode(frames)) for frames in large)]
             contact_sheet(path, rows, ["coarse", "fine", f"step {step}"], scale=1)
 
     def _check_decoder(self, task: ClipTask | SuperresTask) -> None:
-        if are_different(task.tokenizers.image, hash_tokenizer(self._path)):
+        records = task.tokenizers
+        if are_different(records.image, hash_tokenizer(self._path)):
             raise ValueError("data.image_tokenizer did not make these tokens; set it to the one that did")
+        if isinstance(task, SuperresTask) and are_different(
+            records.high_res or records.image, hash_tokenizer(self._high_res_path)
+        ):
+            raise ValueError(
+                "data.high_res_tokenizer did not make the tokens of large frames; set it to the one that did"
+            )
 
     def _decode(self, frames: Tensor) -> NDArray[np.uint8]:
         return _pixels(self._tokenizer.decode(frames))

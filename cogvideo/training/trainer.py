@@ -98,8 +98,7 @@ class Trainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         deepspeed_settings(config, self.world_size)
         self.accumulation = config.train.accumulation(self.world_size)
-        with errors_name_key("data.image_tokenizer"):
-            self.previews = PreviewWriter(config.data.image_tokenizer)
+        self.previews = PreviewWriter(config.data.image_tokenizer, config.data.high_res_tokenizer)
         self._networks = self._distance_networks()
         self.writer = MetricsWriter(config)
         self.checkpoints = config.run_dir / "checkpoints"

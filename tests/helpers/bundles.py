@@ -18,6 +18,25 @@ NUM_CODES = 32
 TASKS: dict[str, ModelTask] = {"trunk": "image", "sequential": "sequential", "interpolation": "interpolation"}
 
 
+def write_image_tokenizer(folder: Path, seed: int = 0, num_codes: int = NUM_CODES) -> Path:
+    """An image tokenizer of random weights, one token per 8x8 pixels."""
+    torch.manual_seed(seed)
+    vqvae = VQVAEConfig(
+        channels=4,
+        channel_multipliers=(1, 1, 1),
+        encoder_num_res_blocks=1,
+        z_channels=4,
+        embedding_dim=4,
+        num_codes=num_codes,
+        levels=(1,),
+        norm_groups=4,
+        mid_attention=False,
+        attention_resolutions=(),
+    )
+    ImageTokenizer(ImageTokenizerConfig(vqvae=vqvae)).save(folder)
+    return folder
+
+
 def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2, *, shared_trunk: bool = False) -> Path:
     """Frames have frame_side x frame_side tokens of 8x8 pixels; the digits benchmark needs 5 x 5.
 
@@ -25,20 +44,7 @@ def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2, *, shar
     """
     folder.mkdir(parents=True)
     text = TextTokenizer.train(CAPTIONS, folder / "text.model", num_pieces=400, num_image_tokens=NUM_CODES)
-    torch.manual_seed(0)
-    vqvae = VQVAEConfig(
-        channels=4,
-        channel_multipliers=(1, 1, 1),
-        encoder_num_res_blocks=1,
-        z_channels=4,
-        embedding_dim=4,
-        num_codes=NUM_CODES,
-        levels=(1,),
-        norm_groups=4,
-        mid_attention=False,
-        attention_resolutions=(),
-    )
-    ImageTokenizer(ImageTokenizerConfig(vqvae=vqvae)).save(folder / "image_tokenizer")
+    write_image_tokenizer(folder / "image_tokenizer")
     config = ModelConfig(
         num_layers=num_layers,
         hidden_size=16,

@@ -12,9 +12,17 @@ from safetensors.torch import load_file
 
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.cli.main import main
+from cogvideo.config import from_dict
 from cogvideo.data.dataset import ClipDataset, PairDataset
 from cogvideo.data.loader import PairLoader
 from cogvideo.media.video import read_video
+from cogvideo.sampling.bundle import MODELS
+from cogvideo.sampling.config import UpsampleConfig
+from cogvideo.sampling.inputs import InputClips
+from cogvideo.sampling.jobs import upsample_job
+from cogvideo.sampling.pipeline import decode_frames
+from cogvideo.sampling.publish import Publication
+from cogvideo.sampling.superres import find_models, open_upsampler
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -22,7 +30,7 @@ from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.launch import train
 from tests.helpers import ranks
-from tests.helpers.bundles import NUM_CODES, write_bundle
+from tests.helpers.bundles import NUM_CODES, write_bundle, write_image_tokenizer
 from tests.helpers.superres import HIGH, LOW, superres_settings
 from tests.helpers.training import read_metrics
 
@@ -39,9 +47,23 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def large(scene: Path) -> Path:
+    """An image tokenizer of large frames, and pairs made with it in large_pairs/."""
+    tokenizer = write_image_tokenizer(scene / "large", seed=1)
+    assert prepare(scene, scene / "large_pairs", *SIZES, "--high-res-tokenizer", str(tokenizer)) == 0
+    return tokenizer
+
+
 def prepare(scene: Path, out: Path, *words: str) -> int:
     captions, tokenizer = scene / "videos/captions.jsonl", scene / "bundle/image_tokenizer"
     return main(["prepare", "--captions", str(captions), "--tokenizer", str(tokenizer), "--out", str(out), *words])
+
+
+def bundle_words(scene: Path, out: Path, *words: str) -> list[str]:
+    parts = {"text": "text.model", "tokenizer": "image_tokenizer"} | {name: name for name in MODELS}
+    own = [word for option, name in parts.items() for word in (f"--{option}", str(scene / "bundle" / name))]
+    return ["bundle", "--out", str(out), "--clusters", "8", *own, *words]
 
 
 def digest(folder: Path) -> str:
@@ -133,11 +155,7 @@ def test_a_checkpoint_of_the_same_model_is_loaded_whole(scene: Path, tmp_path: P
 
 
 def test_exports_work_in_a_bundle_and_previews_are_written(scene: Path, tmp_path: Path) -> None:
-    words = ["bundle", "--out", str(tmp_path / "bundle"), "--clusters", "8", "--dtype", "fp32"]
-    for option, name in (("text", "text.model"), ("tokenizer", "image_tokenizer")):
-        words += [f"--{option}", str(scene / "bundle" / name)]
-    for stage in ("trunk", "sequential", "interpolation"):
-        words += [f"--{stage}", str(scene / "bundle" / stage)]
+    words = bundle_words(scene, tmp_path / "bundle", "--dtype", "fp32")
     for method in ("direct", "iterative"):
         config = superres_settings(
             scene, tmp_path / method, method, train={"steps": 2}, log={"preview_every": 2},
@@ -156,6 +174,97 @@ def test_exports_work_in_a_bundle_and_previews_are_written(scene: Path, tmp_path
     assert main([*asked, *given, "--out", str(tmp_path / "given")]) == 0
     drawn = [load_file(tmp_path / name / "tokens.safetensors")["tokens"] for name in ("own", "given")]
     assert drawn[0].shape[-1] == HIGH**2 and torch.equal(*drawn)
+
+
+def test_large_frames_can_have_a_tokenizer_of_their_own(scene: Path, large: Path, tmp_path: Path) -> None:
+    """Data, models and the bundle keep the two apart: tokens that are read are of one, drawn ones of the other."""
+    pairs, one_tokenizer = PairDataset(scene / "large_pairs"), PairDataset(scene / "pairs")
+    assert (pairs.high_res_side, pairs.low_res_side) == (HIGH, LOW)
+    (fine, coarse), (other_fine, same_coarse) = pairs.pairs(range(6)), one_tokenizer.pairs(range(6))
+    assert np.array_equal(coarse, same_coarse) and (fine != other_fine).mean() > 0.2
+    words = ["--high-res-tokenizer", str(large)]
+    for method in ("direct", "iterative"):
+        data = {
+            "path": str(scene / "large_pairs"),
+            "image_tokenizer": str(scene / "bundle/image_tokenizer"),
+            "high_res_tokenizer": str(large),
+        }
+        config = superres_settings(
+            scene, tmp_path / method, method, train={"steps": 1}, log={"preview_every": 1}, data=data
+        )
+        train(config)
+        assert (config.run_dir / "previews/step_00000001.png").stat().st_size > 1000
+        words += [f"--{method}", str(config.run_dir / "export" / f"{method}_superres")]
+    bundle = tmp_path / "bundle"
+    assert main(bundle_words(scene, bundle, *words)) == 0
+    stored = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert {"high_res_clusters.npy", "high_res_tokenizer/model.safetensors"} <= stored
+    assert Publication.of(bundle).weights.keys() == stored
+    upsampler = open_upsampler(bundle, *find_models(bundle, None, None), UpsampleConfig())
+    assert torch.equal(
+        upsampler.image_tokenizer.codebook, ImageTokenizer.load(scene / "bundle/image_tokenizer").codebook
+    )
+    assert torch.equal(upsampler.high_res_tokenizer.codebook, ImageTokenizer.load(large).codebook)
+    assert np.array_equal(upsampler.labels, np.load(bundle / "high_res_clusters.npy"))
+    given = InputClips(torch.from_numpy(coarse[:1])[None], 1.0)
+    job = upsample_job(upsampler, given, "a red digit")
+    drawn = next(job.stages([0])).tokens[0]
+    assert np.array_equal(job.decode(drawn), decode_frames(ImageTokenizer.load(large), drawn))
+
+    longer, larger = tmp_path / "longer", tmp_path / "larger"
+    assert main(["extend", str(bundle), "--num-frames", "7", "--out", str(longer)]) == 0
+    assert main(["extend", str(bundle), "--frame-side", "4", "--out", str(larger)]) == 0
+    assert open_upsampler(longer, *find_models(longer, None, None), UpsampleConfig()).high_res_tokenizer
+    assert not list(larger.glob("high_res*")) and Publication.of(larger)
+    (bundle / "high_res_clusters.npy").write_bytes((bundle / "clusters.npy").read_bytes())
+    with pytest.raises(ValueError, match=r"high_res_clusters\.npy is damaged"):
+        open_upsampler(bundle, *find_models(bundle, None, None), UpsampleConfig())
+
+
+def test_tokenizers_of_large_frames_that_do_not_fit_are_one_line(
+    scene: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few, own = write_image_tokenizer(tmp_path / "few", num_codes=16), str(scene / "bundle/image_tokenizer")
+    two = {"path": str(scene / "large_pairs"), "image_tokenizer": own, "high_res_tokenizer": str(large)}
+    direct = superres_settings(scene, tmp_path / "direct", train={"steps": 1}, data=two)
+    train(direct)
+    export = str(direct.run_dir / "export/direct_superres")
+    begun = str(tmp_path / "begun")
+    assert prepare(scene, Path(begun), *SIZES, "--high-res-tokenizer", str(large)) == 0
+
+    def refused(message: str, words: list[str]) -> None:
+        capsys.readouterr()
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+
+    captions = ["prepare", "--captions", str(scene / "videos/captions.jsonl"), "--tokenizer", own, "--out"]
+    new = str(tmp_path / "new")
+    refused("has 16 codes, the other one 32", [*captions, new, *SIZES, "--high-res-tokenizer", str(few)])
+    refused("is for pairs; give low_res_pixels", [*captions, new, "frame_pixels=48", "--high-res-tokenizer", str(few)])
+    refused("was begun with other high_res_tokenizer", [*captions, begun, *SIZES])
+    refused("give --direct too", bundle_words(scene, tmp_path / "new", "--high-res-tokenizer", str(large)))
+    refused("another image tokenizer of large frames", bundle_words(scene, tmp_path / "new", "--direct", export))
+    assert main(bundle_words(scene, tmp_path / "one")) == 0
+    small = ["upsample", str(scene / "videos/clips/000000.mp4"), "--caption", "x", "--direct", export]
+    refused(
+        "another image tokenizer of large frames than that of the bundle",
+        [*small, "--model", str(tmp_path / "one"), "--out", new],
+    )
+    assert not Path(new).exists()
+    for message, data in {
+        "data.high_res_tokenizer=null did not make": two | {"high_res_tokenizer": None},
+        "few did not make the tokens of the large frames": two | {"high_res_tokenizer": str(few)},
+        "data.validation=.* was made by another": two | {"validation": str(scene / "pairs")},
+        "data.high_res_tokenizer: .*none": two | {"high_res_tokenizer": str(tmp_path / "none")},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            train(superres_settings(scene, Path(new), data=data))
+    again = {"checkpoint": export, "freeze_trunk": False}
+    with pytest.raises(ValueError, match="was trained with another image tokenizer of large frames than"):
+        train(superres_settings(scene, Path(new), init=again))
+    with pytest.raises(ValueError, match=r"data\.high_res_tokenizer is for task=superres"):
+        from_dict(TrainConfig, {"task": "image", "data": {"high_res_tokenizer": str(large)}})
 
 
 def test_two_processes_train_like_one(scene: Path, tmp_path: Path) -> None:

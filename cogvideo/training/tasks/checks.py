@@ -4,6 +4,7 @@ What is certainly wrong is an error; what probably is, or costs quality, is a wa
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,16 @@ def check_tokenizers(
     data: ClipDataset | InMemoryClips | PairDataset,
     validation: ClipDataset | InMemoryClips | PairDataset | None,
 ) -> TokenizerRecords:
-    """Compare the image tokenizers of the data, the validation data, data.image_tokenizer and init.checkpoint, and the
-    text tokenizers of the run and init.checkpoint. Returns the records for the export.
+    """Compare the image tokenizers of the data, the validation data, the config and init.checkpoint, and the text
+    tokenizers of the run and init.checkpoint. Returns the records for the export.
 
     Raises: ValueError if any two are different for certain.
     """
     settings, init = config.data, config.init
-    decoder = _decoder_record(settings)
-    records = TokenizerRecords(decoder if settings.path is None else data.tokenizer_record, text_tokenizer.sha256)
-    if validation is not None and are_different(records.image, validation.tokenizer_record):
+    decoder = _decoder_record("data.image_tokenizer", settings.image_tokenizer)
+    of_data = _image_records(data)
+    records = replace(of_data, text=text_tokenizer.sha256, image=decoder if settings.path is None else of_data.image)
+    if validation is not None and _image_records(validation).differing(records, both_sizes=True) is not None:
         raise ValueError(
             f"data.validation={_names(settings.validation)} was made by another image tokenizer than "
             f"data.path={_names(settings.path)}; prepare both with the same --tokenizer"
@@ -61,10 +63,19 @@ def check_tokenizers(
             "to the folder that `cogvideo prepare --tokenizer` was given",
             made_by,
         )
+    elif isinstance(data, PairDataset):
+        path = settings.high_res_tokenizer
+        decoder = decoder if path is None else _decoder_record("data.high_res_tokenizer", path)
+        if are_different(records.high_res or records.image, decoder):
+            raise ValueError(
+                f"data.high_res_tokenizer={'null' if path is None else path} did not make the tokens of the large "
+                f"frames of data.path={_names(settings.path)}; set it to the folder that they were prepared with"
+            )
     if init.checkpoint is not None:
         with errors_name_key("init.checkpoint"):
-            trained = TokenizerRecords.of_export(load_checkpoint(init.checkpoint, verify=False).extra)
-        if (kind := trained.differing(records)) is not None:
+            checkpoint = load_checkpoint(init.checkpoint, verify=False)
+        trained = TokenizerRecords.of_export(checkpoint.extra)
+        if (kind := trained.differing(records, both_sizes="superres" in checkpoint.config)) is not None:
             key = "data.text_tokenizer" if kind == "text tokenizer" else f"data.path={_names(settings.path)}"
             raise ValueError(
                 f"init.checkpoint={init.checkpoint} was trained with another {kind} than {key}; use the same one, or "
@@ -134,10 +145,16 @@ def sampled_texts(data: ClipDataset | InMemoryClips | PairDataset) -> list[tuple
     return data.texts(rows)
 
 
-def _decoder_record(settings: DataConfig) -> dict[str, Any]:
-    """Of the tokenizer that decodes sample sheets and encodes embedded clips."""
-    with errors_name_key("data.image_tokenizer"):
-        return hash_tokenizer(settings.image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer")
+def _image_records(data: ClipDataset | InMemoryClips | PairDataset) -> TokenizerRecords:
+    return TokenizerRecords(
+        data.tokenizer_record, high_res=data.high_res_record if isinstance(data, PairDataset) else None
+    )
+
+
+def _decoder_record(key: str, path: Path | None) -> dict[str, Any]:
+    """Of the tokenizer that decodes sample sheets and encodes embedded clips; None: the bundled one."""
+    with errors_name_key(key):
+        return hash_tokenizer(path or BUNDLED_WEIGHTS / "image_tokenizer")
 
 
 def _names(folders: list[Path] | None) -> str:

@@ -244,10 +244,12 @@ def upsample(mode: FakeCuda) -> None:
     from cogvideo.rng import SampleKey
 
     built = {method: superres.tiny_superres(config).eval().to(GPU) for method, config in superres.TINY_CONFIGS.items()}
+    tokenizer = pipelines.image_tokenizer()
     upsampler = Upsampler(
         built["direct"],
         built["iterative"],
-        pipelines.image_tokenizer(),
+        tokenizer,
+        tokenizer,
         lambda text: [50, 51],
         np.arange(40) % 8,
         UpsampleConfig(),

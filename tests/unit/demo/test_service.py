@@ -304,7 +304,7 @@ def test_super_resolution_afterwards(service: DemoService, bundle: Path) -> None
     torch.manual_seed(0)
     labels = np.arange(image.num_tokens) if labels is None else labels
     service.upsampler = Upsampler(
-        SuperresTransformer(config).eval(), None, image, text.encode, labels, UpsampleConfig(), ("direct",)
+        SuperresTransformer(config).eval(), None, image, image, text.encode, labels, UpsampleConfig(), ("direct",)
     )
     folders, deadlines = {}, set()
     for progress in service.run(Request(CAPTIONS[0], {"rounds": 0, "seed": 3}, upsample=True)):

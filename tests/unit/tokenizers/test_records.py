@@ -47,6 +47,19 @@ def test_exports_hold_records_and_old_ones_none() -> None:
     assert records.differing(TokenizerRecords()) is None
 
 
+def test_large_frames_count_between_models_of_both_sizes_only() -> None:
+    other = RECORD | {"sha256": {"model.safetensors": "v"}}
+    one, two = TokenizerRecords(RECORD, "t"), TokenizerRecords(RECORD, "t", other)
+    assert TokenizerRecords.of_export(two.to_extra()) == two and "high_res" not in str(one.to_extra())
+    assert one.differing(two) is None, "a model of clips fits both"
+    assert (
+        one.differing(two, both_sizes=True) == two.differing(one, both_sizes=True) == "image tokenizer of large frames"
+    )
+    assert two.differing(two, both_sizes=True) is None
+    assert one.differing(TokenizerRecords(RECORD, "t", RECORD), both_sizes=True) is None
+    assert TokenizerRecords().differing(two, both_sizes=True) is None
+
+
 def test_the_hash_of_a_text_tokenizer_is_that_of_its_file(tmp_path: Path) -> None:
     text = TextTokenizer.load(BUNDLED_WEIGHTS / "text.model")
     text.save(tmp_path / "copy.model")
