@@ -1,6 +1,7 @@
 """What `sample`, `interpolate`, `upsample` and the interactive mode share: arguments, inputs, and running a job."""
 
 import argparse
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,11 +12,15 @@ from cogvideo.cli._common import weights
 
 if TYPE_CHECKING:
     from cogvideo.distributed import ProcessGroup
-    from cogvideo.sampling.config import SampleConfig
+    from cogvideo.sampling.config import SampleConfig, UpsampleConfig
     from cogvideo.sampling.inputs import InputClips
     from cogvideo.sampling.jobs import Job
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.sampling.runner import RunDirectory
+    from cogvideo.sampling.superres import Upsampler
+
+LARGE = "large"
+"""The folder of large clips, in that of the clips that they were made of."""
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +53,22 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", metavar="N", type=float, help="read N frames per second of a video (default: all)")
 
 
+def load_configs(args: argparse.Namespace, overrides: list[str]) -> "tuple[SampleConfig, UpsampleConfig | None]":
+    """Settings of the clips, and with --upsample those of super-resolution. Raises: as `load_config`."""
+    from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.sampling.bundle import load_sample_config
+
+    directory = args.model or BUNDLED_WEIGHTS
+    if args.upsample:
+        from cogvideo.sampling.superres import load_upsample_config
+
+        return load_upsample_config(directory, args.config, overrides)
+    for word in overrides:
+        if word.startswith("upsample."):
+            raise ValueError(f"{word} is a setting of super-resolution; give --upsample too")
+    return load_sample_config(directory, args.config, overrides), None
+
+
 def read_given_clips(args: argparse.Namespace, pipeline: "Pipeline", config: "SampleConfig") -> "InputClips | None":
     """Read what --first-frame or --continue names. Raises: ValueError, OSError."""
     from cogvideo.sampling.inputs import InputReader
@@ -66,10 +87,12 @@ def run_job(
     out: Path,
     processes: "ProcessGroup",
     stop: threading.Event | None = None,
+    upsampler: "Upsampler | None" = None,
 ) -> None:
     """Generate a job's clips into `out`, as the arguments say; `args.adapter`, if there is one, holds AdapterChoices.
 
-    `stop` is for worker threads, which signals do not reach: once it is set, the run ends as after a signal.
+    `upsampler` then makes large clips of them, in the folder LARGE of `out`. `stop` is for worker threads, which
+    signals do not reach: once it is set, the run ends as after a signal.
     Raises: ValueError, OSError before anything is written.
     """
     from cogvideo.files import BUNDLED_WEIGHTS
@@ -83,7 +106,10 @@ def run_job(
     plan = describe_job(job)
     if args.dry_run:
         if processes.rank == 0:
-            print(f"{plan}: {len(job.keys) * job.tokens_per_clip} tokens to draw; nothing was written")
+            tokens = f"{len(job.keys) * job.tokens_per_clip} tokens to draw"
+            if upsampler is not None:
+                tokens += f", then {len(job.keys) * job.num_frames * upsampler.tokens_per_frame} of large frames"
+            print(f"{plan}: {tokens}; nothing was written")
         return
     directory = args.model or BUNDLED_WEIGHTS
     identity: dict[str, Any] = {"weights": fingerprint(directory), **job.identity()}
@@ -93,11 +119,52 @@ def run_job(
         identity["adapters"] = [choice.identity() | {"apart": apart} for choice in adapters]
     run = RunDirectory(out, identity, processes)
     with lock_folder(out, processes):
+        if upsampler is not None:
+            processes.broadcast_from_rank_0(lambda: _check_large_folder(out / LARGE))
         begun = run.begin(overwrite=args.overwrite, resume=args.resume)
         if begun:
+            if upsampler is not None and processes.rank == 0 and (out / LARGE).exists():
+                os.rename(out / LARGE, run.folder / LARGE)  # made of other clips; removed when this run ends
             _write_clips(job, run, " + ".join([describe(directory), *map(str, adapters)]), stop)
-    if processes.rank == 0:
-        print(f"{plan}: {out}" if begun else f"{plan}: {out} is already finished", flush=True)
+        if processes.rank == 0:
+            print(f"{plan}: {out}" if begun else f"{plan}: {out} is already finished", flush=True)
+        if upsampler is not None:
+            processes.barrier()
+            _upsample(args, upsampler, out, processes, stop)
+    processes.close()
+
+
+def _check_large_folder(folder: Path) -> bool:
+    """Raises: FileExistsError if the folder holds anything but results: results of other clips are removed."""
+    from cogvideo.locks import entries
+    from cogvideo.sampling.runner import RESULT, UNFINISHED
+
+    if folder.is_dir():
+        names = {path.name for path in entries(folder)}
+        replaceable = not names or RESULT in names or UNFINISHED in names
+    else:
+        replaceable = not folder.exists()
+    if not replaceable:
+        raise FileExistsError(f"--upsample writes into {folder}, which holds other files; choose another --out")
+    return True
+
+
+def _upsample(
+    args: argparse.Namespace,
+    upsampler: "Upsampler",
+    out: Path,
+    processes: "ProcessGroup",
+    stop: threading.Event | None,
+) -> None:
+    """Upsample the finished clips in `out`, or continue, as `cogvideo upsample` does."""
+    from cogvideo.sampling.inputs import InputReader
+    from cogvideo.sampling.jobs import upsample_job
+
+    reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
+    job = upsample_job(upsampler, reader.read([out]), None)
+    # a folder that is there now was begun by an earlier run of this command
+    again = argparse.Namespace(**{**vars(args), "adapter": [], "overwrite": False, "resume": True})
+    run_job(again, job, out / LARGE, processes, stop)
 
 
 def _write_clips(job: "Job", run: "RunDirectory", weights: str, stop: threading.Event | None) -> None:

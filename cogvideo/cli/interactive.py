@@ -9,12 +9,13 @@ import argparse
 import io
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cogvideo.cli._sampling import read_given_clips, run_job
+from cogvideo.cli._sampling import load_configs, read_given_clips, run_job
 from cogvideo.config import split_overrides
 from cogvideo.logs import one_line
 from cogvideo.text import MAX_CHARACTERS, normalise
@@ -22,22 +23,23 @@ from cogvideo.text import MAX_CHARACTERS, normalise
 if TYPE_CHECKING:
     from cogvideo.sampling.jobs import Job
     from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.sampling.superres import Upsampler
 
 MAX_RUNNING = 8
 """Jobs that run at the same time; no further line is read before one of them ends."""
 
 
-def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: list[str]) -> None:
+def run_interactive(
+    args: argparse.Namespace, pipeline: "Pipeline", upsampler: "Upsampler | None", overrides: list[str]
+) -> None:
     """Run prompts until standard input ends. Raises: ValueError, OSError if the output folder cannot be used."""
-    from cogvideo.files import BUNDLED_WEIGHTS, safe_name
+    from cogvideo.files import safe_name
     from cogvideo.locks import lock_folder
-    from cogvideo.sampling.bundle import load_sample_config
-    from cogvideo.sampling.config import LOADING_KEYS
-    from cogvideo.sampling.jobs import clip_job
+    from cogvideo.sampling.config import LOADING_KEYS, UPSAMPLE_LOADING_KEYS
+    from cogvideo.sampling.jobs import check_upsampling, clip_job
     from cogvideo.sampling.runner import claim_folder
 
-    directory = args.model or BUNDLED_WEIGHTS
-    config = load_sample_config(directory, args.config, overrides)
+    config, upsample_config = load_configs(args, overrides)
     given = read_given_clips(args, pipeline, config)
     samples_per_caption: dict[str, int] = {}
     num_prompts = 0
@@ -48,20 +50,30 @@ def run_interactive(args: argparse.Namespace, pipeline: "Pipeline", overrides: l
                 prompt = normalise(line)
                 words, settings = split_overrides(prompt.split())
                 if settings and not words:
-                    changed = load_sample_config(directory, args.config, [*overrides, *settings])
-                    for name in LOADING_KEYS:
-                        if getattr(changed, name) != getattr(config, name):
-                            raise ValueError(f"{name}= cannot change: the models are already loaded")
+                    changed, changed_upsample = load_configs(args, [*overrides, *settings])
+                    _check_loaded(config, changed, LOADING_KEYS)
+                    _check_loaded(upsample_config, changed_upsample, UPSAMPLE_LOADING_KEYS, "upsample.")
                     given = read_given_clips(args, pipeline, changed)
-                    config, overrides = changed, [*overrides, *settings]
+                    config, upsample_config, overrides = changed, changed_upsample, [*overrides, *settings]
+                    if upsampler is not None and upsample_config is not None:
+                        upsampler = replace(upsampler, config=upsample_config)
                 elif prompt:
                     job = clip_job(pipeline, config, [line], given, samples_per_caption)
-                    workers.start(job, args.out / f"{num_prompts:03d}-{safe_name(prompt)}")
+                    if upsampler is not None:
+                        check_upsampling(job, upsampler)
+                    workers.start(job, args.out / f"{num_prompts:03d}-{safe_name(prompt)}", upsampler)
                     num_prompts += 1
             except BrokenPipeError:  # standard output is closed
                 raise
             except (ValueError, OSError) as error:
                 _print_error(error)
+
+
+def _check_loaded(loaded: object, changed: object, names: Sequence[str], prefix: str = "") -> None:
+    """Raises: ValueError if settings of these names differ, which determine how models are loaded."""
+    for name in names:
+        if getattr(changed, name, None) != getattr(loaded, name, None):
+            raise ValueError(f"{prefix}{name}= cannot change: the models are already loaded")
 
 
 class WorkerPool:
@@ -72,19 +84,19 @@ class WorkerPool:
         self._threads: list[threading.Thread] = []
         self._broken_pipe: BrokenPipeError | None = None
 
-    def start(self, job: "Job", out: Path) -> None:
+    def start(self, job: "Job", out: Path, upsampler: "Upsampler | None") -> None:
         """Start a job once a worker is free. Raises: BrokenPipeError if standard output was closed."""
         self._free.acquire()
         if self._broken_pipe is not None:
             raise self._broken_pipe
-        self._threads.append(threading.Thread(target=self._run, args=(job, out)))
+        self._threads.append(threading.Thread(target=self._run, args=(job, out, upsampler)))
         self._threads[-1].start()
 
-    def _run(self, job: "Job", out: Path) -> None:
+    def _run(self, job: "Job", out: Path, upsampler: "Upsampler | None") -> None:
         from cogvideo.distributed import ProcessGroup
 
         try:
-            run_job(self._args, job, out, ProcessGroup(), self._stop)
+            run_job(self._args, job, out, ProcessGroup(), self._stop, upsampler)
         except BrokenPipeError as error:
             self._broken_pipe = error
         except (ValueError, OSError, RuntimeError, MemoryError) as error:  # other jobs continue

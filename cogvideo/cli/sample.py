@@ -6,6 +6,7 @@
     cogvideo sample PROMPT --first-frame FILE --out DIR      start from a picture, or the first frame of a video
     cogvideo sample PROMPT --continue FILE --out DIR         continue a video, or saved tokens
     cogvideo sample PROMPT --adapter DIR[:SCALE] --out DIR   with what a finetuning run of adapters exported
+    cogvideo sample PROMPT --upsample --out DIR              then at a higher resolution, in DIR/large
     torchrun --nproc-per-node 2 -m cogvideo sample --prompts FILE --out DIR     on several processes; or by deepspeed
 
 Each sample gets an .mp4, a looping .gif and a contact sheet .png; tokens.safetensors, samples.json and config.yaml
@@ -17,7 +18,7 @@ videos, whatever other prompts there are. docs/guides/sample.md lists the settin
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._sampling import add_adapter_argument, add_run_arguments, read_given_clips, run_job
+from cogvideo.cli._sampling import add_adapter_argument, add_run_arguments, load_configs, read_given_clips, run_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--first-frame", metavar="FILE", type=Path, help="picture, video or saved tokens to start from")
     given.add_argument("--continue", dest="continue_from", metavar="FILE", type=Path, help="video or saved tokens")
     add_adapter_argument(parser)
+    parser.add_argument(
+        "--upsample", action="store_true", help="also make large clips, by the bundle's super-resolution models"
+    )
     parser.add_argument("--adapters-apart", action="store_true", help="compute adapters beside the weights: slower")
     add_run_arguments(parser)
 
@@ -37,9 +41,9 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.adapters import AdapterChoice
-    from cogvideo.sampling.bundle import load_sample_config
-    from cogvideo.sampling.jobs import clip_job
+    from cogvideo.sampling.jobs import check_upsampling, clip_job
     from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.sampling.superres import Upsampler
     from cogvideo.text import read_prompts
 
     processes = ProcessGroup.from_environment()
@@ -56,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
             if conflict:
                 raise ValueError(f"--interactive reads prompts from standard input; leave out {description}")
     directory = args.model or BUNDLED_WEIGHTS
-    config = load_sample_config(directory, args.config, overrides)
+    config, upsample_config = load_configs(args, overrides)
+    upsampler = None if upsample_config is None else Upsampler.load(directory, upsample_config)
     adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
     pipeline = Pipeline.load(directory, config)
     for number, adapter in enumerate(adapters):
@@ -67,6 +72,9 @@ def run(args: argparse.Namespace) -> None:
     if args.interactive:
         from cogvideo.cli.interactive import run_interactive
 
-        run_interactive(args, pipeline, overrides)
+        run_interactive(args, pipeline, upsampler, overrides)
         return
-    run_job(args, clip_job(pipeline, config, prompts, read_given_clips(args, pipeline, config)), args.out, processes)
+    job = clip_job(pipeline, config, prompts, read_given_clips(args, pipeline, config))
+    if upsampler is not None:
+        check_upsampling(job, upsampler)
+    run_job(args, job, args.out, processes, upsampler=upsampler)

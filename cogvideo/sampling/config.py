@@ -1,7 +1,7 @@
 """Settings of sampling and super-resolution, with the published values as defaults. Plain data."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from cogvideo.dtypes import WeightChoice
@@ -77,6 +77,8 @@ class DrawConfig:
 
 LOADING_KEYS = ("weights", "device", "stream_layers", "compile")
 """Settings that determine how models are loaded, so they cannot change afterwards."""
+UPSAMPLE_LOADING_KEYS = ("weights", "device", "stream_layers", "num_clusters")
+"""The same for super-resolution."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,9 @@ class UpsampleConfig:
     token_temperature: float = 0.6
     num_clusters: int | None = None
     """As in `SampleConfig`."""
+    noise: Literal["independent", "shared"] = "independent"
+    """Random numbers of a clip's frames: `independent`, as published; or `shared`, the same ones for the same place in
+    every frame, so that what stands still keeps its tokens and does not flicker."""
     frames_at_once: int = 1
     """Batch size in frames: memory against speed."""
     weights: WeightChoice = "auto"
@@ -168,3 +173,16 @@ class UpsampleConfig:
             raise ValueError(f"frames_at_once={self.frames_at_once} must be at least 1")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+
+
+@dataclass(frozen=True)
+class SampleAndUpsampleConfig(SampleConfig):
+    """`cogvideo sample --upsample`: clips, then the same clips at a higher resolution."""
+
+    upsample: UpsampleConfig = field(default_factory=UpsampleConfig)
+    """Super-resolution. Of these, `seed`, `weights`, `device` and `stream_layers` default to those of the clips."""
+
+    def split(self) -> tuple[SampleConfig, UpsampleConfig]:
+        """The settings of each of the two steps."""
+        clips = {each.name: getattr(self, each.name) for each in fields(SampleConfig)}
+        return SampleConfig(**clips), self.upsample

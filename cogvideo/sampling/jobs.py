@@ -15,8 +15,8 @@ from cogvideo.config import to_dict
 from cogvideo.inference.engine import Progress
 from cogvideo.rng import SampleKey, sample_keys
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
-from cogvideo.sampling.inputs import InputClips
-from cogvideo.sampling.pipeline import BatchCache, Pipeline, StageOutput, decode_frames
+from cogvideo.sampling.inputs import MAX_TOKENS, InputClips
+from cogvideo.sampling.pipeline import BatchCache, Pipeline, StageOutput
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt, prompt_keys
 from cogvideo.sampling.superres import Upsampler
 from cogvideo.text import clean_text
@@ -229,7 +229,7 @@ class UpsampleJob:
         yield StageOutput(tokens, max(self.num_frames - 1, 1) / self.seconds)
 
     def decode(self, tokens: Tensor) -> np.ndarray:
-        return decode_frames(self.upsampler.high_res_tokenizer, tokens)
+        return self.upsampler.decode(tokens)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -297,6 +297,22 @@ def upsample_job(upsampler: Upsampler, given: InputClips, caption: str | None) -
     seconds = given.seconds or float(max(given.num_frames - 1, 1))  # pictures: one per second
     prompts = [upsampler.encode_caption(key.caption) for key in keys]
     return UpsampleJob(upsampler, keys, prompts, given.tokens, seconds)
+
+
+def check_upsampling(job: ClipJob, upsampler: Upsampler) -> None:
+    """Check, before a job's clips are drawn, that they can be upsampled. Raises: ValueError."""
+    side, low_res_side = job.pipeline.sequential.config.frame_side, upsampler.direct.config.low_res_side
+    if side != low_res_side:
+        raise ValueError(
+            f"the clips have frames of {side}x{side} tokens, super-resolution reads {low_res_side}x{low_res_side}; "
+            "use models of one family"
+        )
+    tokens = len(job.keys) * job.num_frames * side**2
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"{len(job.keys)} clips have {tokens} tokens, more than the {MAX_TOKENS} that can be upsampled together; "
+            "ask for fewer"
+        )
 
 
 def _keys_of(given: InputClips, caption: str | None, seed: int) -> list[SampleKey]:

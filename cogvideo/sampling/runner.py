@@ -97,7 +97,6 @@ def write_clips(
         write_summary(run.out, job.config, describe_samples(names, job.keys), tokens, seconds=job.seconds, extra=extra)
         yield WrittenFile(run.out / "tokens.safetensors", True)
         run.end()
-    run.processes.close()
 
 
 def clip_groups(job: Job, processes: ProcessGroup) -> list[list[int]]:

@@ -4,13 +4,15 @@
     for number, token_sampler in enumerate(top_k_samplers(codes, device), 1):         # six more
         fine = redraw(iterative, text, mask, fine, number, token_sampler, uniforms)
 
-Each frame is drawn independently, as published: only the coarse frames make the fine ones consistent in time.
+Each frame is drawn by itself, as published: only the coarse frames make the fine ones consistent in time, and the
+random numbers, if `noise=shared` gives all frames of a clip the same ones.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +21,10 @@ from torch import Tensor
 from cogvideo.checkpoint.adapter import model_name
 from cogvideo.checkpoint.format import MANIFEST, Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_superres
+from cogvideo.config import load_config
 from cogvideo.distributed import open_device
-from cogvideo.files import sha256_file
+from cogvideo.files import BUNDLED_WEIGHTS, sha256_file
+from cogvideo.hub import resolve
 from cogvideo.inference.engine import Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.rng import SampleKey, sample_uniforms
@@ -34,8 +38,9 @@ from cogvideo.sampling.bundle import (
     place_model,
     read_config,
 )
-from cogvideo.sampling.config import UpsampleConfig
-from cogvideo.sampling.pipeline import BatchCache, check_cached
+from cogvideo.sampling.config import SampleAndUpsampleConfig, SampleConfig, UpsampleConfig
+from cogvideo.sampling.pipeline import BatchCache, check_cached, decode_frames
+from cogvideo.sampling.prompts import prompt_keys
 from cogvideo.sequence.prompt import Encode
 from cogvideo.superres.batch import pad_captions
 from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask
@@ -45,6 +50,8 @@ from cogvideo.tokenizers.image import ImageTokenizer
 
 FIRST_ROUND = 1000
 """Round number of the direct model in the keys of its random numbers; the iterative model's rounds follow."""
+INHERITED = ("seed", "weights", "device", "stream_layers")
+"""Settings that super-resolution takes from the clips' where both are given together."""
 ROWS_PER_CHUNK = 1024
 """Rows whose logits are computed at once; for all 3,600 rows they would take 288 MB per frame."""
 
@@ -124,6 +131,34 @@ class Upsampler:
     fingerprints: tuple[str, ...] = ()
     """SHA-256 of the models' manifests."""
 
+    @classmethod
+    def load(cls, directory: Path | str | None = None, config: UpsampleConfig | None = None) -> "Upsampler":
+        """Open a bundle's super-resolution models; `directory` is as for `Pipeline.load`.
+
+        Raises: as `find_models` and `open_upsampler`; OSError as `hub.resolve`.
+        """
+        bundle = resolve(directory or BUNDLED_WEIGHTS)
+        return open_upsampler(bundle, *find_models(bundle, None, None), config or UpsampleConfig())
+
+    def upsample(self, tokens: Tensor, prompts: Sequence[str], progress: Progress | None = None) -> Tensor:
+        """Upsample what `Pipeline.sample` returned for these prompts.
+
+        Shapes: tokens (clips, K, low_res_len); returns (clips, K, high_res_len), on the CPU.
+        Raises: ValueError for an empty prompt, or for clips that are not equally many for each prompt.
+        """
+        samples_per_prompt, rest = divmod(len(tokens), max(len(prompts), 1))
+        if rest or not prompts:
+            raise ValueError(
+                f"{len(tokens)} clips of {len(prompts)} prompts; give the prompts that they were drawn for"
+            )
+        keys = prompt_keys(self.config.seed, prompts, samples_per_prompt)
+        encoded = [self.encode_caption(key.caption) for key in keys]
+        return self.upsample_clips(tokens, keys, encoded, range(len(keys)), progress=progress)
+
+    def decode(self, tokens: Tensor) -> np.ndarray:
+        """Decode large frames (..., high_res_len) to pixels (..., height, width, 3) uint8."""
+        return decode_frames(self.high_res_tokenizer, tokens)
+
     @property
     def tokens_per_frame(self) -> int:
         return self.direct.config.high_res_len
@@ -180,7 +215,9 @@ class Upsampler:
         device = self.direct.final_layernorm.weight.device
 
         def uniforms(number: int) -> Tensor:
-            return sample_uniforms([key], FIRST_ROUND + number, numbers, self.tokens_per_frame)[0].to(device)
+            shared = self.config.noise == "shared"  # every frame then has the numbers of the first
+            drawn = sample_uniforms([key], FIRST_ROUND + number, (0,) if shared else numbers, self.tokens_per_frame)[0]
+            return drawn.expand(len(numbers), -1, -1).to(device)
 
         def text(model: SuperresTransformer) -> tuple[Tensor, Tensor]:
             rows, mask = pad_captions([prompt] * len(frames), model.config)
@@ -202,8 +239,27 @@ def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tu
         return direct, iterative
     own = {method: bundle / folder for method, folder in SUPERRES.items() if (bundle / folder).is_dir()}
     if "direct" not in own:
-        raise ValueError(f"{bundle} has no direct super-resolution model of its own; give --direct DIR")
+        raise ValueError(
+            f"{bundle} has no super-resolution models of its own; add them by `cogvideo bundle --direct DIR`, or give "
+            "--direct DIR to `cogvideo upsample`"
+        )
     return own["direct"], iterative or own.get("iterative")
+
+
+def load_upsample_config(
+    directory: Path, files: list[Path], overrides: list[str]
+) -> tuple[SampleConfig, UpsampleConfig]:
+    """`load_sample_config`, and the settings of super-resolution from the group `upsample`."""
+    own = directory / "sampling.yaml"
+    config = load_config(
+        SampleAndUpsampleConfig, files, overrides, stored=own if own.is_file() else None, derive=_inherited
+    )
+    return config.split()
+
+
+def _inherited(given: dict[str, Any]) -> dict[str, Any]:
+    """Super-resolution's own settings from those of the clips."""
+    return {"upsample": {name: given[name] for name in INHERITED if name in given}}
 
 
 def open_upsampler(

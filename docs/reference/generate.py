@@ -30,11 +30,12 @@ CONFIGS: tuple[tuple[str, type, str], ...] = (
     ("cogvideo train", TrainConfig, ""),
     ("cogvideo prepare and check", PrepareConfig, ""),
     ("cogvideo sample, interpolate, eval and demo", SampleConfig, ""),
-    ("cogvideo upsample", UpsampleConfig, ""),
+    ("cogvideo upsample; `upsample.*` of cogvideo sample --upsample", UpsampleConfig, ""),
     ("cogvideo inspect: the planner", TrainingSettings, "training."),
 )
 API: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Sampling", ("sampling.pipeline.Pipeline", "sampling.config.SampleConfig", "sampling.pipeline.StageOutput")),
+    ("Super-resolution", ("sampling.superres.Upsampler", "sampling.config.UpsampleConfig")),
     ("Given frames", ("sampling.jobs.clip_job", "sampling.inputs.InputReader", "sampling.inputs.InputClips")),
     (
         "Decoding",
@@ -74,7 +75,7 @@ API: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Training", ("training.launch.train", "training.config.TrainConfig")),
 )
 """The public API by topic: classes, with their public methods, and functions."""
-ON_CONFIG_PAGE = {"SampleConfig", "ModelConfig", "TrainConfig"}
+ON_CONFIG_PAGE = {"SampleConfig", "UpsampleConfig", "ModelConfig", "TrainConfig"}
 API_INTRODUCTION = """What is meant to be imported; the [Python guide](../guides/python.md) shows most of it in use.
 Other names may change at any time."""
 INTRODUCTION = """Keys are set by `--config FILE` (repeatable; later files win) and by `key=value` on the command line,

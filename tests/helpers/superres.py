@@ -9,11 +9,13 @@ import torch
 from cogvideo.checkpoint.format import save_checkpoint
 from cogvideo.config import from_dict, to_dict
 from cogvideo.model.initialise import initialise
+from cogvideo.sampling.bundle import SUPERRES
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.superres.batch import SuperresBatch, pad_captions
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
 from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.config import TrainConfig
 
 TINY_VOCABULARY = Vocabulary(size=60, num_image_tokens=40, pad=40, newline=41, start_of_image=42)
@@ -77,6 +79,21 @@ def superres_settings(scene: Path, run_dir: Path, method: str = "direct", **grou
     }
     merged = {name: values.get(name, {}) | groups.get(name, {}) for name in values.keys() | groups.keys()}
     return from_dict(TrainConfig, {"task": "superres", "run_dir": str(run_dir)} | merged)
+
+
+def add_superres(bundle: Path) -> None:
+    """Put models of random weights into a bundle of `write_bundle`, for frames of LOW x LOW tokens."""
+    config = replace(
+        TINY_DIRECT,
+        text_len=16,
+        low_res_side=LOW,
+        high_res_side=HIGH,
+        num_positions=64,
+        low_res_position_start=33,
+        vocabulary=TextTokenizer.load(bundle / "text.model").vocabulary,
+    )
+    for method, folder in SUPERRES.items():
+        write_superres(bundle / folder, replace(config, method=method))  # type: ignore[arg-type]
 
 
 def write_superres(folder: Path, config: SuperresConfig) -> None:

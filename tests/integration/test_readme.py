@@ -16,7 +16,7 @@ import pytest
 from cogvideo.cli.main import main
 from cogvideo.config import OVERRIDE, load_config
 from cogvideo.data.prepare import PrepareConfig
-from cogvideo.sampling.config import SampleConfig, UpsampleConfig
+from cogvideo.sampling.config import SampleAndUpsampleConfig, SampleConfig, UpsampleConfig
 from cogvideo.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ CONFIGS = {
     "prepare": PrepareConfig,
     "check": PrepareConfig,
     "train": TrainConfig,
-    "sample": SampleConfig,
+    "sample": SampleAndUpsampleConfig,
     "interpolate": SampleConfig,
     "eval": SampleConfig,
     "demo": SampleConfig,

@@ -1,4 +1,7 @@
-"""`cogvideo sample` under torchrun: two processes write the same files as one, also after an interruption."""
+"""`cogvideo sample` under torchrun: two processes write the same files as one, also after an interruption.
+
+With `--upsample`, for both of its steps.
+"""
 
 import os
 import subprocess
@@ -10,20 +13,22 @@ import pytest
 
 from cogvideo.cli.main import main
 from tests.helpers.bundles import CAPTIONS, write_bundle
+from tests.helpers.superres import add_superres
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_files_of_one(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
+    add_superres(bundle)
     (tmp_path / "prompts.txt").write_text("\n".join([CAPTIONS[0], "a", CAPTIONS[0]]), encoding="utf-8")
     words = ["--model", str(bundle), "--prompts", str(tmp_path / "prompts.txt"), "rounds=1", "num_clusters=32"]
-    words += ["samples_per_prompt=2", "clips_at_once=1"]
+    words += ["samples_per_prompt=2", "clips_at_once=1", "--upsample", "upsample.noise=shared"]
     assert main(["sample", *words, "--out", str(tmp_path / "one")]) == 0
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -39,7 +44,8 @@ def test_two_processes_write_the_files_of_one(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "unfinished" / "work.json").is_file()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("6 clips of 9 frames, 2 per second: two") == 1
+    assert done.stdout.count("6 clips of 9 frames, 2 per second: two\n") == 1
+    assert done.stdout.count("6 clips of 9 frames, 2 per second: two/large\n") == 1
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
     refused = [word for word in command if word != "--resume"]

@@ -1,0 +1,181 @@
+"""`cogvideo sample --upsample`: the files of `sample` and of `upsample` after it, in one command."""
+
+import io
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cogvideo.cli.main import main
+from cogvideo.sampling.config import SampleConfig, UpsampleConfig
+from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.sampling.runner import GroupBatchCache, RunDirectory
+from cogvideo.sampling.superres import Upsampler, load_upsample_config
+from tests.helpers.bundles import CAPTIONS, write_bundle
+from tests.helpers.superres import HIGH, LOW, add_superres
+
+SETTINGS = ["rounds=0", "num_clusters=32", "clips_at_once=1", "seed=5"]
+WORDS = ["sample", *CAPTIONS[:2], *SETTINGS]
+LARGE_SETTINGS = ["noise=shared", "frames_at_once=3"]
+UPSAMPLE = ["--upsample", *(f"upsample.{word}" for word in LARGE_SETTINGS)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = write_bundle(tmp_path_factory.mktemp("weights") / "bundle", frame_side=LOW)
+    add_superres(bundle)
+    return bundle
+
+
+def run(bundle: Path, out: Path, *words: str) -> int:
+    return main([*words, "--model", str(bundle), "--out", str(out)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What two commands write."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert run(bundle, out, *WORDS) == 0
+    assert run(bundle, out / "large", "upsample", str(out), "seed=5", *LARGE_SETTINGS) == 0
+    return contents(out)
+
+
+def test_one_command_writes_the_files_of_two(
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(bundle, out, *WORDS, *UPSAMPLE, "--dry-run") == 0
+    planned = (
+        f"2 clips of 5 frames, 1 per second: {2 * 5 * LOW**2} tokens to draw, then {2 * 5 * HIGH**2} of large frames"
+    )
+    assert f"{planned}; nothing was written" in capsys.readouterr().out and not out.exists()
+    assert run(bundle, out, *WORDS, *UPSAMPLE) == 0
+    assert contents(out) == whole
+    assert run(bundle, out, *WORDS, *UPSAMPLE, "--resume") == 0
+    assert capsys.readouterr().out.count("is already finished") == 2
+    assert run(bundle, out, *WORDS, *UPSAMPLE[:1], "--resume") == 2
+    assert "out/large holds finished clips of another run" in capsys.readouterr().err and contents(out) == whole
+
+
+def test_stopped_in_both_steps_and_resumed(
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every third batch; none is drawn twice."""
+    drawn: list[str] = []
+    store = GroupBatchCache.store
+
+    def store_and_stop(cache: GroupBatchCache, name: str, tokens: torch.Tensor) -> None:
+        store(cache, name, tokens)
+        drawn.append(f"{cache.group} {name}")
+        if len(drawn) % 3 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(GroupBatchCache, "store", store_and_stop)
+    out = tmp_path / "out"
+    codes = [run(bundle, out, *WORDS, *UPSAMPLE, "--resume") for _ in range(3)]
+    assert codes == [130, 130, 0] and contents(out) == whole
+    assert len(drawn) == len(set(drawn)) == 2 * (1 + 1) + 2 * 2, "stages of two clips, then two batches of each"
+
+
+@pytest.mark.parametrize("name", ["begin", "end"])
+def test_overwriting_removes_large_clips_of_others(
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whenever the command is stopped while the small clips are overwritten."""
+    out, original = tmp_path / "out", getattr(RunDirectory, name)
+    assert run(bundle, out, "sample", "else", *SETTINGS, *UPSAMPLE) == 0
+
+    def stopping(*arguments: object, **named: object) -> object:
+        original(*arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, name, stopping)
+        assert run(bundle, out, *WORDS, *UPSAMPLE, "--overwrite") == 130
+    assert run(bundle, out, *WORDS, *UPSAMPLE, "--resume") == 0
+    others = {name for name in contents(out) if name.startswith("000-else")}
+    assert {name: data for name, data in contents(out).items() if name not in others} == whole
+    assert len(others) == 3, "small clips of other names stay"
+
+
+def test_settings_of_both_steps(bundle: Path, tmp_path: Path) -> None:
+    """Those of super-resolution are a group; what both have is taken from the clips' unless it is given."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("seed: 3\nweights: bf16\nupsample: {top_k_clusters: 2}\n")
+    sample, upsample = load_upsample_config(bundle, [file], ["upsample.seed=4", "rounds=1"])
+    assert type(sample) is SampleConfig and (sample.seed, sample.rounds, sample.first_frame.text_bonus) == (3, 1, 0.0)
+    assert upsample == UpsampleConfig(seed=4, weights="bf16", top_k_clusters=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "a", "upsample.seed=1"], "upsample.seed=1 is a setting of super-resolution; give --upsample too"),
+        (["sample", "a", "--upsample", "upsample.sed=1"], "unknown key 'upsample.sed'; did you mean 'upsample.seed'?"),
+        (["sample", "a", "--upsample", "upsample.temperature=0"], "temperature=0.0 must be above 0"),
+    ],
+)
+def test_refused(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert run(bundle, tmp_path / "out", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_weights_without_super_resolution_or_of_another_size_are_refused(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = write_bundle(tmp_path / "without", frame_side=LOW)
+    assert run(without, tmp_path / "out", *WORDS, "--upsample") == 2
+    assert "without has no super-resolution models of its own; add them by `cogvideo bundle" in capsys.readouterr().err
+    other = write_bundle(tmp_path / "other", frame_side=3)
+    add_superres(other)
+    assert run(other, tmp_path / "out", *WORDS, "--upsample") == 2
+    assert "frames of 3x3 tokens, super-resolution reads 2x2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_other_files_is_refused(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out/large").mkdir(parents=True)
+    (tmp_path / "out/large/notes").touch()
+    assert run(bundle, tmp_path / "out", *WORDS, "--upsample", "--overwrite") == 2
+    assert "out/large, which holds other files; choose another --out" in capsys.readouterr().err
+    assert list(contents(tmp_path / "out")) == ["large/notes"]
+
+
+def test_interactive(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [CAPTIONS[0], "upsample.num_clusters=3", "seed=6 upsample.noise=shared", CAPTIONS[1]]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+    assert run(bundle, tmp_path / "talk", "sample", "--interactive", "--upsample", *SETTINGS) == 0
+    error = capsys.readouterr().err
+    assert "upsample.num_clusters= cannot change: the models are already loaded" in error
+    first, second = sorted((tmp_path / "talk").iterdir())
+    assert (first / "large/samples.json").is_file()
+    words = ["sample", CAPTIONS[1], "--upsample", *SETTINGS, "seed=6", "upsample.noise=shared"]
+    assert run(bundle, tmp_path / "alone", *words) == 0
+    assert contents(second) == contents(tmp_path / "alone")
+
+
+def test_python(bundle: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "tokens.safetensors").write_bytes(whole["large/tokens.safetensors"])
+    pipeline, upsampler = Pipeline.load(bundle), Upsampler.load(bundle, UpsampleConfig(seed=5, noise="shared"))
+    config = replace(pipeline.config, seed=5, rounds=0, num_clusters=32, clips_at_once=1)
+    large = upsampler.upsample(pipeline.sample(CAPTIONS[:2], config), CAPTIONS[:2])
+    assert torch.equal(large, load_file(tmp_path / "tokens.safetensors")["tokens"])
+    assert upsampler.decode(large).shape == (2, 5, 8 * HIGH, 8 * HIGH, 3)
+    with pytest.raises(ValueError, match="2 clips of 3 prompts"):
+        upsampler.upsample(large, CAPTIONS[:3])

@@ -1,0 +1,92 @@
+"""Random numbers of super-resolution: of each frame, or shared by a clip's frames, so that what stands still stays."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cogvideo.rng import SampleKey, sample_uniforms
+from cogvideo.sampling.config import UpsampleConfig
+from cogvideo.sampling.superres import FIRST_ROUND, Upsampler, draw_fine, redraw
+from cogvideo.superres.batch import pad_captions
+from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from cogvideo.tokenizers.vqvae import VQVAEConfig
+from tests.helpers.superres import TINY_CONFIGS, TINY_DIRECT, tiny_superres
+
+CODES = TINY_DIRECT.vocabulary.num_image_tokens
+KEYS = [SampleKey(3, "a", 0), SampleKey(3, "a", 1)]
+PROMPT = [50, 51]
+
+
+@pytest.fixture(scope="module")
+def upsampler() -> Upsampler:
+    vqvae = VQVAEConfig(
+        channels=4,
+        channel_multipliers=(1,),
+        encoder_num_res_blocks=1,
+        z_channels=4,
+        embedding_dim=4,
+        num_codes=CODES,
+        levels=(0,),
+        norm_groups=4,
+        mid_attention=False,
+        attention_resolutions=(),
+    )
+    models = {method: tiny_superres(config).eval() for method, config in TINY_CONFIGS.items()}
+    tokenizer = ImageTokenizer(ImageTokenizerConfig(vqvae=vqvae, level=0))
+    config = UpsampleConfig(top_k_clusters=20, token_temperature=1.0)
+    return Upsampler(
+        models["direct"], models["iterative"], tokenizer, tokenizer, lambda text: PROMPT, np.arange(CODES), config
+    )
+
+
+@pytest.fixture(scope="module")
+def frames() -> Tensor:
+    """Of two clips: A B A A B."""
+    two = torch.randint(CODES, (2, 2, TINY_DIRECT.low_res_len), generator=torch.Generator().manual_seed(0))
+    return two[:, [0, 1, 0, 0, 1]]
+
+
+def upsample(upsampler: Upsampler, frames: Tensor, clips: list[int], **settings: object) -> Tensor:
+    changed = replace(upsampler, config=replace(upsampler.config, **settings))
+    return changed.upsample_clips(frames, KEYS, [PROMPT, PROMPT], clips)
+
+
+def test_independent_frames_have_their_own_numbers(upsampler: Upsampler, frames: Tensor) -> None:
+    """Drawn again from the definition: those of the clip, the round and the frame."""
+    assert UpsampleConfig().noise == "independent"
+    tokens = upsample(upsampler, frames, [1])[0]
+    samplers = upsampler._token_samplers
+    for number in range(frames.shape[1]):
+        text, mask = pad_captions([PROMPT], TINY_DIRECT)
+
+        def uniforms(step: int, number: int = number) -> Tensor:
+            return sample_uniforms(KEYS[1:], FIRST_ROUND + step, [number], upsampler.tokens_per_frame)[0]
+
+        fine = draw_fine(upsampler.direct, text, mask, frames[1, number : number + 1], samplers[0], uniforms(0))
+        for step, sampler in enumerate(samplers[1:], 1):
+            fine = redraw(upsampler.iterative, text, mask, fine, step, sampler, uniforms(step))  # type: ignore[arg-type]
+        assert torch.equal(tokens[number], fine[0])
+    assert not torch.equal(tokens[0], tokens[2]), "one coarse frame, but other numbers"
+
+
+@pytest.mark.parametrize("frames_at_once", [1, 2, 5])
+def test_with_shared_noise_a_coarse_frame_always_gives_one_fine_frame(
+    upsampler: Upsampler, frames: Tensor, frames_at_once: int
+) -> None:
+    tokens = upsample(upsampler, frames, [0, 1], noise="shared", frames_at_once=frames_at_once)
+    a, b = tokens[:, 0], tokens[:, 1]
+    assert torch.equal(tokens, torch.stack([a, b, a, a, b], 1)) and not torch.equal(a, b)
+    independent = upsample(upsampler, frames, [0, 1])
+    assert torch.equal(a, independent[:, 0]), "the numbers are those of the first frame"
+
+
+def test_with_shared_noise_clips_do_not_depend_on_those_beside_them(upsampler: Upsampler, frames: Tensor) -> None:
+    """So several processes draw what one does. Samples of one caption have numbers of their own."""
+    both = upsample(upsampler, frames, [0, 1], noise="shared")
+    alone = [upsample(upsampler, frames, [clip], noise="shared") for clip in (0, 1)]
+    assert torch.equal(both, torch.cat(alone))
+    same = upsample(upsampler, frames[:1].expand(2, -1, -1), [0, 1], noise="shared")
+    assert torch.equal(same[0], both[0]) and not torch.equal(same[1], same[0])
