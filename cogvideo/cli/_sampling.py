@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from cogvideo.sampling.runner import RunDirectory
     from cogvideo.sampling.superres import Upsampler
 
-LARGE = "large"
-"""The folder of large clips, in that of the clips that they were made of."""
-
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="output folder, new or empty")
@@ -101,6 +98,7 @@ def run_job(
     from cogvideo.sampling.adapters import AdapterChoice
     from cogvideo.sampling.bundle import fingerprint
     from cogvideo.sampling.jobs import describe_job
+    from cogvideo.sampling.outputs import LARGE
     from cogvideo.sampling.runner import RunDirectory
 
     plan = describe_job(job)
@@ -159,6 +157,7 @@ def _upsample(
     """Upsample the finished clips in `out`, or continue, as `cogvideo upsample` does."""
     from cogvideo.sampling.inputs import InputReader
     from cogvideo.sampling.jobs import upsample_job
+    from cogvideo.sampling.outputs import LARGE
 
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     job = upsample_job(upsampler, reader.read([out]), None)

@@ -2,7 +2,7 @@
 
     cogvideo demo                                      the bundled weights, at http://127.0.0.1:7860
     cogvideo demo --model DIR rounds=2 seconds=2       other weights; initial settings of the page
-    cogvideo demo --direct DIR --iterative DIR         with super-resolution
+    cogvideo demo --direct DIR --iterative DIR         super-resolution by other models than the bundle's own
     cogvideo demo --adapter DIR[:SCALE]                what a finetuning run exported, to switch on and off; repeat it
     cogvideo demo --host 0.0.0.0                       for others in your network, who can then see all results
     cogvideo demo --root-path /video --proxies 1       behind a proxy that serves it below a path
@@ -70,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an adapter that the page can switch on and off; repeat it",
     )
-    parser.add_argument("--direct", metavar="DIR", type=weights, help="direct super-resolution model (cogview2-dsr)")
+    parser.add_argument(
+        "--direct",
+        metavar="DIR",
+        type=weights,
+        help="direct super-resolution model (cogview2-dsr; default: the bundle's own, if it has one)",
+    )
     parser.add_argument("--iterative", metavar="DIR", type=weights, help="iterative model (cogview2-itersr)")
     parser.add_argument("--examples", metavar="FILE", type=Path, help="example prompts to click on, one per line")
     parser.add_argument(
@@ -137,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
         from cogvideo.sampling.bundle import load_sample_config
         from cogvideo.sampling.config import UpsampleConfig
         from cogvideo.sampling.pipeline import Pipeline
-        from cogvideo.sampling.superres import open_upsampler
+        from cogvideo.sampling.superres import find_models, open_upsampler, own_models
         from cogvideo.text import read_prompts
 
         adapters = name_adapters(AdapterChoice.parse(text) for text in args.adapter)
@@ -161,11 +166,12 @@ def run(args: argparse.Namespace) -> None:
             with server.listening():
                 pipeline = Pipeline.load(directory, config)
                 upsampler = None
-                if args.direct is not None:
+                if args.direct is not None or "direct" in own_models(directory):
+                    models = find_models(directory, args.direct, args.iterative)
                     loading = UpsampleConfig(
                         weights=config.weights, device=config.device, stream_layers=config.stream_layers
                     )
-                    upsampler = open_upsampler(directory, args.direct, args.iterative, loading)
+                    upsampler = open_upsampler(directory, *models, loading)
                 service = DemoService(
                     pipeline,
                     config,

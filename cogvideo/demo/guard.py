@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogvideo.demo.places import Places
 from cogvideo.demo.storage import remove_oldest
+from cogvideo.sampling.outputs import LARGE
 
 MAX_UPLOAD = 64 << 20
 """Bytes of an uploaded file, and about those of a request with uploads."""
@@ -307,8 +308,8 @@ def _loggable(path: str) -> str:
     """A path without what visitors typed: names of files hold prompts, other parts may name sessions."""
     if found := FILE.search(path):
         name = path[found.end() :]
-        folder, ending = os.path.basename(os.path.dirname(name)), os.path.splitext(name)[1]
-        number = re.match(r"\d{3,}(?=-)", folder)
+        folder, ending = os.path.dirname(name).removesuffix(f"/{LARGE}"), os.path.splitext(name)[1]
+        number = re.match(r"\d{3,}(?=-)", os.path.basename(folder))
         ending = ending if re.fullmatch(r"[.]\w{1,12}", ending) else ""
         return f"{API}/file={number[0] if number else ''}*{ending}"
     return re.sub(r"[^\w/.-]", "?", "/".join(path.split("/")[:3]))[:60]

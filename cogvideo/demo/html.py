@@ -31,13 +31,13 @@ EMPTY = '<div class="cv-empty">Clips appear here: a first frame, then key frames
 
 def progress_line(progress: Progress) -> str:
     """Tokens drawn, tokens per second, and time left."""
-    folder = escape(str(_shown_path(progress.folder)))
+    folder = escape(str(_shown_path((progress.small or progress).folder)))
     if progress.finished:
         return f'<div class="cv-line">{progress.plan}, done. Saved in {folder}</div>'
     if progress.waiting:
         return f'<div class="cv-line">{progress.plan}: waiting for clips with other adapters</div>'
     drawn, total = progress.drawn_tokens, progress.total_tokens
-    text = f"{progress.plan}: {drawn:,} of {total:,} tokens"
+    text = f"{progress.plan}{', large' if progress.small else ''}: {drawn:,} of {total:,} tokens"
     tokens_per_second = drawn / progress.seconds if progress.seconds else 0.0
     if tokens_per_second:
         text += f", {tokens_per_second:,.0f} per second, {clock((total - drawn) / tokens_per_second)} left"
@@ -82,21 +82,26 @@ def clip_cards(progress: Progress, root: str = "") -> str:
 
 
 def _card(progress: Progress, root: str, caption: str, name: str) -> str:
-    video, gif, sheet = (progress.folder / f"{name}{ending}" for ending in (".mp4", ".gif", ".png"))
-    links = {"video": video, "GIF": gif, "frames": sheet}
-    if progress.finished:
-        links |= {"tokens": progress.folder / "tokens.safetensors", "settings": progress.folder / "config.yaml"}
-    inner = f"<figcaption>{escape(caption)}</figcaption>"
-    if video in progress.files:
-        inner += f'<video src="{_url(progress, root, video)}" autoplay loop muted playsinline controls></video>'
-    if sheet in progress.files:
-        inner += f'<img src="{_url(progress, root, sheet)}" alt="frames of the clip">'
-    inner += "<nav>" + "".join(
-        f'<a href="{_url(progress, root, path)}" download="{escape(path.name)}">{label}</a>'
-        for label, path in links.items()
-        if path in progress.files
-    )
-    return f"<figure>{inner}</nav></figure>"
+    """The newest video and contact sheet, and links to everything: of the clip, then of the large one."""
+    steps = [("", progress)] if progress.small is None else [("", progress.small), ("large ", progress)]
+    video = sheet = links = ""
+    for size, step in steps:
+        files = {"video": f"{name}.mp4", "GIF": f"{name}.gif", "frames": f"{name}.png"}
+        if step.finished:
+            files |= {"tokens": "tokens.safetensors", "settings": "config.yaml"}
+        urls = {
+            label: _url(step, root, step.folder / file)
+            for label, file in files.items()
+            if step.folder / file in step.files
+        }
+        if "video" in urls:
+            video = f'<video src="{urls["video"]}" autoplay loop muted playsinline controls></video>'
+        if "frames" in urls:
+            sheet = f'<img src="{urls["frames"]}" alt="frames of the clip">'
+        links += "".join(
+            f'<a href="{url}" download="{escape(files[label])}">{size}{label}</a>' for label, url in urls.items()
+        )
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{video}{sheet}<nav>{links}</nav></figure>"
 
 
 def _url(progress: Progress, root: str, path: Path) -> str:

@@ -136,7 +136,9 @@ def build_page(
                     visible=bool(service.adapters),
                     elem_id="adapters",
                 )
-                upsample = gr.Checkbox(label="Super-resolution afterwards", visible=service.upsampler is not None)
+                upsample = gr.Checkbox(
+                    label="Large clips too", info=service.about_large, visible=service.upsampler is not None
+                )
             with gr.Column(scale=7):
                 line = gr.HTML(IDLE, elem_id="line")
                 clips = gr.HTML(EMPTY)

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
 from cogvideo.sampling.inputs import InputClips, InputReader
 from cogvideo.sampling.jobs import Job, clip_job, describe_job, interpolation_job, upsample_job
+from cogvideo.sampling.outputs import LARGE
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sampling.runner import RunDirectory, claim_folder, sample_names, write_clips
 from cogvideo.sampling.superres import Upsampler
@@ -61,6 +63,7 @@ class Request:
     """An untrusted picture, video, or file of saved tokens."""
     file_use: FileUse = "first frame"
     upsample: bool = False
+    """Make large clips too, in the folder LARGE."""
     adapters: Sequence[str] | None = None
     """Names of the service's adapters that are to be in effect; null: all."""
 
@@ -84,6 +87,8 @@ class Progress:
     finished: bool = False
     waiting: bool = False
     """For jobs that run with other adapters."""
+    small: "Progress | None" = None
+    """The finished clips that are being made large."""
 
 
 class _Stopped(RuntimeError):
@@ -140,6 +145,14 @@ class DemoService:
             f"frames of {side}x{side} pixels."
         )
 
+    @property
+    def about_large(self) -> str:
+        """How large super-resolution makes frames; empty without it."""
+        if self.upsampler is None:
+            return ""
+        side = self.upsampler.direct.config.high_res_side * self.upsampler.high_res_tokenizer.compress_rate
+        return f"{side}x{side} pixels, by super-resolution afterwards"
+
     def run(self, request: Request) -> Generator[Progress, None, None]:
         """Check a request, then run it in a thread of its own; yields its progress at regular intervals.
 
@@ -157,14 +170,18 @@ class DemoService:
                 time.sleep(REFRESH_SECONDS)
             seconds = self.limits.seconds_per_clip * len(job.keys)
             deadline = _Deadline(seconds, time.monotonic() + seconds)
-            yield from self._run_job(job, folder, deadline, turn)
+            with closing(self._run_job(job, folder, deadline, turn)) as running:
+                for small in running:
+                    yield small
         finally:
             turn.left = True
         if request.upsample and self.upsampler is not None:
             upsampler = replace(self.upsampler, config=replace(self.upsampler.config, seed=job.config.seed))
             reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
-            large = folder.with_name(f"{folder.name}-large")
-            yield from self._run_job(upsample_job(upsampler, reader.read([folder]), None), large, deadline)
+            large_job = upsample_job(upsampler, reader.read([folder]), None)
+            with closing(self._run_job(large_job, folder / LARGE, deadline)) as running:
+                for large in running:
+                    yield replace(large, small=small)
 
     def running_jobs(self) -> int:
         """Jobs that are running now."""
@@ -182,7 +199,8 @@ class DemoService:
     def _tidy_up(self) -> None:
         """Keep to the disk space, and give freed memory back. At the end of a job, its thread calls it."""
         with self._lock:
-            keep = [running.folder for running in self._running if running.thread.is_alive()]
+            writing = [running.folder for running in self._running if running.thread.is_alive()]
+        keep = [self.out / folder.relative_to(self.out).parts[0] for folder in writing]
         for folder in remove_oldest(self.out, self.limits.disk_bytes, keep):
             number = folder.name.partition("-")[0]  # the rest is a prompt
             get_logger(__name__).info("removed result %s, the oldest: results take too much space", number)
@@ -192,7 +210,7 @@ class DemoService:
         """The request as a job within the limits. Raises: ValueError, OSError."""
         config = self._sample_config(request.settings)
         if request.upsample and self.upsampler is None:
-            raise ValueError("super-resolution is not available here; start `cogvideo demo` with --direct")
+            raise ValueError("super-resolution is not available here: the weights have no models for it")
         if len(request.prompts) > MAX_CHARACTERS:
             raise ValueError(f"the prompts have {len(request.prompts)} characters; give at most {MAX_CHARACTERS}")
         prompts = split_prompts(request.prompts)

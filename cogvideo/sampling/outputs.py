@@ -4,6 +4,7 @@ config.yaml            the settings in effect; `cogvideo sample --config` reads 
 samples.json           version, weights, and each sample's name, prompt and number; the last file to appear
 tokens.safetensors     `tokens` (samples, frames, frame_len) int64, `seconds` (1,)
 000-the-red-digit.mp4  H.264; .gif: the same, looping; .png: frames side by side
+large/                 the same clips at a higher resolution, as such a folder; only if that was asked for
 """
 
 import json
@@ -28,6 +29,8 @@ from cogvideo.rng import SampleKey
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 
 SAMPLES_FILE = "samples.json"
+LARGE = "large"
+"""The folder of large clips, in that of the clips that they were made of."""
 MAX_SUMMARY_BYTES = 64 << 20
 MIN_VIDEO_SIDE = 240
 """Videos smaller than this, in pixels, are enlarged by a whole factor: players show small ones as stamps."""

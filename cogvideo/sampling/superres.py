@@ -230,6 +230,11 @@ class Upsampler:
         return fine.cpu()
 
 
+def own_models(bundle: Path) -> dict[str, Path]:
+    """Folders of a bundle's own super-resolution models, `direct` and `iterative`, as far as it has them."""
+    return {method: bundle / folder for method, folder in SUPERRES.items() if (bundle / folder).is_dir()}
+
+
 def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tuple[Path, Path | None]:
     """Folders of the direct and the iterative model: those given, or the bundle's own if no direct one is given.
 
@@ -237,7 +242,7 @@ def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tu
     """
     if direct is not None:
         return direct, iterative
-    own = {method: bundle / folder for method, folder in SUPERRES.items() if (bundle / folder).is_dir()}
+    own = own_models(bundle)
     if "direct" not in own:
         raise ValueError(
             f"{bundle} has no super-resolution models of its own; add them by `cogvideo bundle --direct DIR`, or give "

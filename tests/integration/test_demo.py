@@ -29,6 +29,7 @@ from cogvideo.cli import demo as command
 from cogvideo.cli.main import main
 from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
+from tests.helpers.superres import add_superres
 
 SETTINGS = ["num_clusters=32", "key_frames.top_k_clusters=4"]
 
@@ -101,6 +102,7 @@ def serve(folder: Path, *words: str) -> Iterator[Page]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("demo")
     bundle = write_bundle(folder / "bundle")
+    add_superres(bundle)
     base = Base(model="sequential", sha256=fingerprint(load_checkpoint(bundle / "sequential")), step=1)
     write_adapter(folder / "mine", load_model(bundle / "sequential"), base)
     with serve(folder, "--at-once", "2", "--adapter", str(folder / "mine")) as page:
@@ -116,13 +118,24 @@ def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
     seen = list(page.client.submit(CAPTIONS[1], seed=3, rounds=1, api_name="/generate"))
     assert "0 of 36 tokens" in seen[0][0] and "<video" not in seen[0][1]
     line, cards = seen[-1]
-    (folder,) = page.out.glob("*-红色的数字3向左缓慢移动")
+    (folder,) = page.out.glob("000-红色的数字3向左缓慢移动")
     assert f"1 clip of 9 frames, 2 per second, done. Saved in out/{folder.name}" in line
     assert torch.equal(tokens(folder), page.sampled(tmp_path / "sampled", CAPTIONS[1], "seed=3", "rounds=1"))
     for path in folder.iterdir():
         if path.name != "samples.json":
             assert quote(str(path)) in cards
         assert page.file(path)[::2] == (200, path.read_bytes())
+
+
+def test_a_large_clip(page: Page, tmp_path: Path) -> None:
+    """By the bundle's own models; it is the one of the command, and can be downloaded with the small one."""
+    line, cards = page.client.predict(CAPTIONS[1], seed=4, rounds=0, upsample=True, api_name="/generate")
+    (folder,) = page.out.glob("*-红色的数字3向左缓慢移动/large")
+    assert f"done. Saved in out/{folder.parent.name}<" in line and ">video</a>" in cards
+    page.sampled(tmp_path / "sampled", CAPTIONS[1], "seed=4", "rounds=0", "--upsample")
+    assert torch.equal(tokens(folder), tokens(tmp_path / "sampled/large"))
+    video = folder / "000-红色的数字3向左缓慢移动.mp4"
+    assert f'src="gradio_api/file={quote(str(video))}?1"' in cards and page.file(video)[2] == video.read_bytes()
 
 
 def test_an_adapter_is_switched_off(page: Page, tmp_path: Path) -> None:

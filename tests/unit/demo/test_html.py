@@ -29,6 +29,22 @@ def test_urls_change_with_every_version_of_a_file() -> None:
     )
 
 
+def test_a_large_clip_takes_the_place_of_the_clip_once_it_is_there() -> None:
+    """Whose files can still be downloaded."""
+    names = {"video": "000-一.mp4", "frames": "000-一.png", "tokens": "tokens.safetensors"}
+    small = replace(PROGRESS, files={FOLDER / name: 1 for name in names.values()}, finished=True)
+    large = replace(PROGRESS, folder=FOLDER / "large", small=small)
+    assert "1 per second, large: 250 of 1,000 tokens" in progress_line(large)
+    begun = clip_cards(large)
+    assert '<video src="gradio_api/file=/out/000-a/000-%E4%B8%80.mp4?1"' in begun and "large" not in begun
+    done = clip_cards(replace(large, files={FOLDER / "large" / name: 1 for name in names.values()}, finished=True))
+    assert '<video src="gradio_api/file=/out/000-a/large/000-%E4%B8%80.mp4?1"' in done and done.count("<video") == 1
+    for label, name in names.items():
+        name = name.replace("一", "%E4%B8%80")
+        assert f'href="gradio_api/file=/out/000-a/{name}?1"' in done and f">{label}</a>" in done
+        assert f'href="gradio_api/file=/out/000-a/large/{name}?1"' in done and f">large {label}</a>" in done
+
+
 def test_urls_below_the_path_of_a_proxy() -> None:
     shown = replace(PROGRESS, files={FOLDER / "000-一.png": 3})
     assert 'src="/video/gradio_api/file=/out/000-a/' in clip_cards(shown, "/video")

@@ -308,10 +308,11 @@ def test_super_resolution_afterwards(service: DemoService, bundle: Path) -> None
     )
     folders, deadlines = {}, set()
     for progress in service.run(Request(CAPTIONS[0], {"rounds": 0, "seed": 3}, upsample=True)):
-        folders[progress.folder.name] = progress
+        folders[progress.folder] = progress
         deadlines |= {running._deadline for running in service._running}
     small, large = folders.values()
-    assert large.folder.name == f"{small.folder.name}-large" and large.finished
+    assert large.folder == small.folder / "large" and large.finished
+    assert small.small is None and large.small == small and small.finished
     assert load_file(large.folder / "tokens.safetensors")["tokens"].shape == (1, 5, 36)
     assert "seed: 3" in (large.folder / "config.yaml").read_text()
     assert len(deadlines) == 1, "enlarging gets what is left of the time"
