@@ -41,8 +41,10 @@ from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.metrics import MetricsFile
 from cogvideo.training.resources import machine_of, planned_model, planned_settings
-from cogvideo.worlds.digits.benchmark import NUM_KEY_FRAMES, draw_captions, generate_with, real_frames, reconstruct
+from cogvideo.worlds.benchmark import NUM_KEY_FRAMES, ClipSet, generate_with, reconstruct, set_name
+from cogvideo.worlds.digits.benchmark import draw_captions, real_frames
 from cogvideo.worlds.digits.probes import probe_clips, summarise
+from cogvideo.worlds.digits.render import CANVAS
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = BUNDLED_WEIGHTS / "sequential"
@@ -138,10 +140,10 @@ class Comparison:
             )
             found: dict[str, Any] = {"loss": float(np.mean(means.sums / means.clips))}
             pipeline = pipeline_of(model)
-            generate = generate_with(pipeline, pipeline.config)
+            generate = generate_with(pipeline, pipeline.config, CANVAS)
             for palette in PALETTES:
                 captions = draw_captions(self.prompts, 0, palette)
-                frames = generate([caption.text for caption in captions], f"{SECONDS:g} s")
+                frames = generate(ClipSet(set_name(SECONDS), tuple(caption.text for caption in captions), SECONDS))
                 assert frames is not None
                 found[palette] = shares(frames, captions)
             write_json(file, found)

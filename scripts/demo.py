@@ -179,7 +179,8 @@ def _reconstructions(work: Path) -> Path:
 
     from cogvideo.media.contact_sheet import contact_sheet
     from cogvideo.tokenizers.image import ImageTokenizer
-    from cogvideo.worlds.digits.benchmark import draw_captions, real_frames, reconstruct
+    from cogvideo.worlds.benchmark import reconstruct
+    from cogvideo.worlds.digits.benchmark import draw_captions, real_frames
 
     frames = real_frames(draw_captions(12, seed=1), np.array([1.0]))
     decoded = reconstruct(ImageTokenizer.load(work / "weights/image_tokenizer"), frames)

@@ -1,10 +1,11 @@
-"""Measure clips: a model's against real ones by a named protocol, or on the moving-digits benchmark.
+"""Measure clips: a model's against real ones by a named protocol, or on a benchmark of a made world.
 
     cogvideo eval PROTOCOL --real DIR --generated DIR [--network i3d=FILE] [--tokenizer DIR] [--seeds N] [--json FILE]
     cogvideo eval PROTOCOL --real DIR --tokenizer DIR [--network i3d=FILE]    reconstructed clips in place of generated
     cogvideo eval PROTOCOL --real DIR --model DIR --prompts FILE [--network i3d=FILE] [key=value ...]
     torchrun --nproc-per-node 2 -m cogvideo eval PROTOCOL --cache DIR ...     in several processes
     cogvideo eval digits [--model DIR] [--json FILE] [key=value ...]     clips of 200 test captions
+    cogvideo eval bodies --model DIR [--split unseen] [--continued] [--cache DIR] [--report FILE] [key=value ...]
     cogvideo eval digits --real [--tokenizer DIR]                        real clips and their reconstructions only
     cogvideo eval --self-test [--network i3d=FILE]                       known values of all measures
     cogvideo eval --compare A.json B.json                                two results side by side
@@ -13,14 +14,15 @@ A protocol fixes all that moves a number; its hash is printed beside every one, 
 compared. `local` takes any clips, and needs no network. A network is a file that you bring, checked by its SHA-256
 before it is loaded. Clips are folders of videos, folders of frames, or results of `cogvideo sample`.
 
-`digits` is the moving-digits benchmark. Probes that know nothing of the model measure digit, colour, direction,
-displacement per frame at each clip length, and smoothness. They also measure the captions' real clips, and those after
-the tokenizer's round trip, which is the ceiling. Settings are those of `cogvideo sample`, such as seed=1
-key_frames.guidance_scale=2, and override the ones that come with the weights.
+`digits` and `bodies` are benchmarks of made worlds. Probes that know nothing of the model measure, in `digits`, digit,
+colour, direction, displacement per frame at each clip length, and smoothness; in `bodies`, colours, shapes, who moves,
+direction, speed, who hides whom, contact, falls, gravity and permanence. They also measure the captions' real clips,
+and those after the tokenizer's round trip, which is the ceiling. Settings are those of `cogvideo sample`, such as
+seed=1 key_frames.guidance_scale=2, and override the ones that come with the weights.
 """
 
 import argparse
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,29 +42,31 @@ if TYPE_CHECKING:
     from cogvideo.evaluation.sources import ClipSource
     from cogvideo.sampling.config import SampleConfig
     from cogvideo.tokenizers.image import ImageTokenizer
-    from cogvideo.worlds.digits.benchmark import Generate
+    from cogvideo.worlds.benchmark import Benchmark, Generate
 
 # With other values, the clips would not match what the captions ask for.
 FIXED_SETTINGS = ("seconds", "rounds", "samples_per_prompt")
-DIGITS, LOCAL = "digits", "local"
+DIGITS, BODIES, LOCAL = "digits", "bodies", "local"
 NAMES = (
     *("tats-2048x16-128", "styleganv-2048x16", "ucf101-2048", "ucf101-10000", "kinetics600-5to11-64"),
     *("msrvtt-2990", "msrvtt-59794"),
-    *(LOCAL, DIGITS),
+    *(LOCAL, DIGITS, BODIES),
 )
 LOCAL_OPTIONS = ("clips", "frames", "stride", "fps", "side", "crop")
 """Options that set a field of the local protocol."""
-DIGITS_OPTIONS = ("num_prompts", "captions_seed", "palette")
+WORLD_OPTIONS = ("num_prompts", "captions_seed")
+TAKEN_BY_WORLDS = (
+    *("real", "model", "tokenizer", "device", "batch", "cache", "json", "report", "distances", "config", "overrides"),
+    *WORLD_OPTIONS,
+)
+OPTIONS_OF = {DIGITS: ("palette",), BODIES: ("split", "continued")}
 TAKEN_BY: dict[str, tuple[str, ...]] = {
     "--self-test": ("network", "trust_network", "device"),
     "--compare": (),
-    DIGITS: (
-        *("real", "model", "tokenizer", "device", "batch", "json", "distances", "config", "overrides"),
-        *DIGITS_OPTIONS,
-    ),
+    **{world: (*TAKEN_BY_WORLDS, *options) for world, options in OPTIONS_OF.items()},
 }
-"""What else has an effect; protocols take all but the options of `digits`."""
-DEFAULTS = {"seeds": 1, "batch": 8, "num_prompts": 200, "captions_seed": 0, "palette": "basic"}
+"""What else has an effect; protocols take all but the options of worlds."""
+DEFAULTS = {"seeds": 1, "batch": 8, "num_prompts": 200, "captions_seed": 0, "palette": "basic", "split": "test"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=True,
         type=Path,
-        help="real clips; digits: no DIR, measure real clips and their reconstructions only",
+        help="real clips; digits, bodies: no DIR, measure real clips and their reconstructions only",
     )
     parser.add_argument("--generated", metavar="DIR", type=Path, help="generated clips")
     parser.add_argument(
@@ -120,10 +124,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     local.add_argument("--fps", metavar="N", type=float, help="take N frames per second (default: all)")
     local.add_argument("--side", metavar="PX", type=int, help="height and width of frames (default 128)")
     local.add_argument("--crop", choices=["center", "squash"], help="how frames become square (default center)")
-    digits = parser.add_argument_group("digits", "options of the benchmark `digits`")
-    digits.add_argument("--num-prompts", metavar="N", type=int, help="test captions (default 200)")
-    digits.add_argument("--captions-seed", metavar="N", type=int, help="seed of the captions (default 0)")
-    digits.add_argument("--palette", choices=["basic", "new"], help="colours of the captions (default basic)")
+    worlds = parser.add_argument_group("made worlds", "options of the benchmarks `digits` and `bodies`")
+    worlds.add_argument("--num-prompts", metavar="N", type=int, help="test captions (default 200)")
+    worlds.add_argument("--captions-seed", metavar="N", type=int, help="seed of the captions (default 0)")
+    worlds.add_argument("--palette", choices=["basic", "new"], help="digits: colours of the captions (default basic)")
+    worlds.add_argument(
+        "--split", choices=["test", "unseen"], help="bodies: captions of test scenes or unseen combinations"
+    )
+    worlds.add_argument("--continued", action="store_true", help="bodies: also continue clips to 12 s")
     add_config_arguments(parser)
 
 
@@ -143,14 +151,14 @@ def run(args: argparse.Namespace) -> int | None:
     if not (args.self_test or args.compare or args.protocol):
         raise ValueError(f"name a protocol: {', '.join(NAMES)}; or give --self-test or --compare")
     _refuse_unused(args)
-    if args.protocol in (None, DIGITS) and ProcessGroup.from_environment().size > 1:
+    if args.protocol in (None, *OPTIONS_OF) and ProcessGroup.from_environment().size > 1:
         raise ValueError("only protocols with --cache run in several processes; start this without a launcher")
     if args.self_test:
         return _self_test(args)
     if args.compare:
         _compare_files(*args.compare)
-    elif args.protocol == DIGITS:
-        _run_digits(args)
+    elif args.protocol in OPTIONS_OF:
+        _run_world(args)
     else:
         _run_protocol(args)
     return None
@@ -164,11 +172,13 @@ def _refuse_unused(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if name in ("protocol", "self_test", "compare") or value is None or value is False or value == []:
             continue
-        if name in DIGITS_OPTIONS if mode not in TAKEN_BY else name not in TAKEN_BY[mode]:
+        of_worlds = {*WORLD_OPTIONS, *(option for options in OPTIONS_OF.values() for option in options)}
+        if name in of_worlds if mode not in TAKEN_BY else name not in TAKEN_BY[mode]:
             option = "key=value" if name == "overrides" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} has no effect on {mode}; leave it out")
     for override in args.overrides:
-        if override.partition("=")[0] == "given_frames" and (mode not in PROTOCOLS or not PROTOCOLS[mode].given_frames):
+        takes_frames = args.continued or (mode in PROTOCOLS and PROTOCOLS[mode].given_frames)
+        if override.partition("=")[0] == "given_frames" and not takes_frames:
             raise ValueError(f"{override} has no effect on {mode}, which gives the model no frames; leave it out")
     if args.trust_network and not args.network:
         raise ValueError("--trust-network goes with --network; leave it out")
@@ -179,35 +189,51 @@ def _refuse_unused(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch {args.batch}: give 1 to 1000")
 
 
-def _run_digits(args: argparse.Namespace) -> None:
+def _run_world(args: argparse.Namespace) -> None:
     from cogvideo.cli._common import device_from
     from cogvideo.files import write_json
     from cogvideo.locks import lock_output
     from cogvideo.logs import get_logger
-    from cogvideo.worlds.digits.benchmark import DigitBenchmarkConfig, format_table, run_benchmark
+    from cogvideo.worlds.benchmark import format_table, run_benchmark, write_report
 
-    benchmark = DigitBenchmarkConfig(args.num_prompts, args.captions_seed, palette=args.palette)
+    benchmark = _benchmark(args)
     if args.tokenizer and not args.real:
         raise ValueError("--tokenizer goes with --real; generated clips are decoded by their model's own tokenizer")
-    if args.real and (args.overrides or args.config or args.real is not True):
+    if args.real and (args.overrides or args.config or args.cache or args.real is not True):
         raise ValueError(
-            "digits --real takes no folder and samples nothing, so settings have no effect; leave them out"
+            f"{benchmark.name} --real takes no folder and samples nothing, so settings have no effect; leave them out"
         )
     if args.tokenizer and args.model:
         raise ValueError("--model has its own image tokenizer; leave out --tokenizer")
+    if args.protocol == BODIES and not (args.model or args.tokenizer):
+        raise ValueError("no weights of the bodies world come with the package; give --model, or --real --tokenizer")
     for override in args.overrides:
         if override.partition("=")[0] in FIXED_SETTINGS:
             raise ValueError(f"{override}: the benchmark sets {', '.join(FIXED_SETTINGS)} itself; leave it out")
     device = device_from(args.device)
     networks = _packaged_networks(args, device)
-    tokenizer, generate, about = _real_clips(args, device) if args.real else _model_clips(args)
-    with lock_output(args.json) if args.json else nullcontext():
+    tokenizer, generate, about = _real_clips(args, device) if args.real else _model_clips(args, benchmark)
+    with ExitStack() as stack:
+        for file in filter(None, (args.json, args.report)):
+            stack.enter_context(lock_output(file))
         results = run_benchmark(
             benchmark, tokenizer, generate, get_logger("eval").info, networks=networks, batch=args.batch
         )
         print(format_table(results))
         if args.json:
             write_json(args.json, {**about, **results.to_json()})
+        if args.report:
+            write_report(args.report, results)
+
+
+def _benchmark(args: argparse.Namespace) -> "Benchmark":
+    if args.protocol == DIGITS:
+        from cogvideo.worlds.digits.benchmark import DigitsBenchmark
+
+        return DigitsBenchmark(args.num_prompts, args.captions_seed, palette=args.palette)
+    from cogvideo.worlds.bodies.benchmark import BodiesBenchmark
+
+    return BodiesBenchmark(args.num_prompts, args.captions_seed, args.split, args.continued)
 
 
 def _run_protocol(args: argparse.Namespace) -> None:
@@ -444,15 +470,21 @@ def _real_clips(args: argparse.Namespace, device: "torch.device") -> "tuple[Imag
     return tokenizer, None, {"tokenizer": describe(args.tokenizer or args.model or "bundled")}
 
 
-def _model_clips(args: argparse.Namespace) -> "tuple[ImageTokenizer, Generate, dict[str, Any]]":
+def _model_clips(args: argparse.Namespace, benchmark: "Benchmark") -> "tuple[ImageTokenizer, Generate, dict[str, Any]]":
     from cogvideo.config import to_dict
+    from cogvideo.sampling.bundle import fingerprint
     from cogvideo.sampling.pipeline import Pipeline
-    from cogvideo.worlds.digits.benchmark import generate_with
+    from cogvideo.worlds.benchmark import generate_with
 
     config = _sample_config(args)
     pipeline = Pipeline.load(_bundle(args), config)
+    if args.cache:
+        args.cache.mkdir(parents=True, exist_ok=True)
+    generate = generate_with(
+        pipeline, config, benchmark.side, weights=fingerprint(_bundle(args)) if args.cache else "", cache=args.cache
+    )
     about = {"model": describe(args.model or "bundled"), "sampling": to_dict(config)}
-    return pipeline.image_tokenizer, generate_with(pipeline, config), about
+    return pipeline.image_tokenizer, generate, about
 
 
 def _bundle(args: argparse.Namespace) -> Path:

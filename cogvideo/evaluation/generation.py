@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from cogvideo.evaluation.protocols import Protocol
 from cogvideo.evaluation.sources import Clip, ClipSource, Frames, clips_of_tokens
 from cogvideo.inference.engine import Progress
 from cogvideo.logs import progress
+from cogvideo.rng import SampleKey
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sampling.prompts import prompt_keys
@@ -92,26 +93,64 @@ def sample_clips(
         check_count(protocol, real, choice, "real", wanted if protocol.clips or protocol.given_frames else 2)
         chosen = choice.clips
     encoded = pipeline.encode_prompts([key.caption for key in keys], config)
-    frame_len = pipeline.sequential.config.frame_len
-    tokens_per_clip = (count - given) * frame_len
 
-    def draw(rows: slice, update: Progress) -> dict[str, NDArray[np.int64]]:
+    def draw(rows: slice, update: Progress) -> torch.Tensor:
         previous = _encode(pipeline, protocol, chosen[rows]) if protocol.given_frames else None
         *_, last = pipeline.stages(keys[rows], encoded[rows], config, previous_frames=previous, progress=update)
-        return {"tokens": last.tokens.numpy()}
+        return last.tokens
+
+    def continued(rows: slice) -> list[str] | None:
+        return [protocol.hash, Choice(chosen[rows], 0).digest] if protocol.given_frames else None
+
+    tokens = sample_groups(
+        *(pipeline, config, keys, count, draw),
+        given=given,
+        weights=weights,
+        about=continued,
+        cache=cache,
+        processes=processes,
+    )
+    names = [f"{number:05d} {key.caption}" for number, key in enumerate(keys)]
+    captions = [key.caption for key in keys]
+    source = clips_of_tokens(tokens, seconds, names, pipeline.image_tokenizer, "the model", captions)
+    if not protocol.given_frames:
+        return source
+    pairs = zip(source.clips, chosen, strict=True)
+    return ClipSource(source.origin, source.kind, tuple(PredictedClip(clip, real, protocol) for clip, real in pairs))
+
+
+def sample_groups(
+    pipeline: Pipeline,
+    config: SampleConfig,
+    keys: Sequence[SampleKey],
+    num_frames: int,
+    draw: Callable[[slice, Progress], torch.Tensor],
+    *,
+    given: int = 0,
+    weights: str = "",
+    about: Callable[[slice], object] = lambda rows: None,
+    cache: Path | None = None,
+    processes: ProcessGroup = ALONE,
+) -> torch.Tensor:
+    """Tokens (clips, num_frames, frame_len) of all clips, drawn in groups of `config.clips_at_once`.
+
+    `draw` makes the group of some rows of `keys`. Groups are kept in `cache` under `weights`, the keys, the settings,
+    and what else decides them, `about`, as JSON. `given`: frames of a clip that are not drawn.
+    """
+    frame_len = pipeline.sequential.config.frame_len
+    tokens_per_clip = (num_frames - given) * frame_len
 
     def group(rows: slice, update: Progress) -> torch.Tensor:
-        continued = [protocol.hash, Choice(chosen[rows], 0).digest] if protocol.given_frames else None
-        about = json.dumps([weights, keys[rows], to_dict(config), continued])
-        name = None if cache is None else cache / f"generated-{hashlib.sha256(about.encode()).hexdigest()[:32]}.npz"
+        words = json.dumps([weights, keys[rows], to_dict(config), about(rows)])
+        name = None if cache is None else cache / f"generated-{hashlib.sha256(words.encode()).hexdigest()[:32]}.npz"
 
         def fits(arrays: dict[str, NDArray[Any]]) -> bool:
             tokens = arrays.get("tokens", np.empty(0))
             codes = pipeline.image_tokenizer.num_tokens
-            shape = len(keys[rows]), count, frame_len
+            shape = len(keys[rows]), num_frames, frame_len
             return tokens.dtype == np.int64 and tokens.shape == shape and 0 <= tokens.min() <= tokens.max() < codes
 
-        arrays, was_there = cached(name, lambda: draw(rows, update), fits)
+        arrays, was_there = cached(name, lambda: {"tokens": draw(rows, update).numpy()}, fits)
         if was_there:
             update(len(keys[rows]) * tokens_per_clip)
         return torch.from_numpy(arrays["tokens"])
@@ -124,14 +163,7 @@ def sample_clips(
     processes.barrier()
     for number in set(range(len(groups))) - set(own):
         drawn[number] = group(groups[number], lambda tokens: None)
-    tokens = torch.cat([drawn[number] for number in range(len(groups))])
-    names = [f"{number:05d} {key.caption}" for number, key in enumerate(keys)]
-    captions = [key.caption for key in keys]
-    source = clips_of_tokens(tokens, seconds, names, pipeline.image_tokenizer, "the model", captions)
-    if not protocol.given_frames:
-        return source
-    pairs = zip(source.clips, chosen, strict=True)
-    return ClipSource(source.origin, source.kind, tuple(PredictedClip(clip, real, protocol) for clip, real in pairs))
+    return torch.cat([drawn[number] for number in range(len(groups))])
 
 
 def _encode(pipeline: Pipeline, protocol: Protocol, chosen: Sequence[ChosenClip]) -> torch.Tensor:

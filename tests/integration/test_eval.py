@@ -9,7 +9,7 @@ import pytest
 
 from cogvideo.cli.main import main
 from cogvideo.evaluation.packaged_networks import PACKAGED
-from cogvideo.worlds.digits.benchmark import DigitBenchmarkConfig
+from cogvideo.worlds.digits.benchmark import DigitsBenchmark
 from tests.helpers.bundles import write_bundle
 
 SMALL = ["--num-prompts", "2", "num_clusters=32", "key_frames.top_k_clusters=4"]
@@ -34,7 +34,7 @@ def test_random_weights_miss_targets_and_real_clips_score_well(
     text = capsys.readouterr().out
     assert text.count("NOT met") >= 6 and "33 frames over 4 s" in text
     figures = json.loads(file.read_text(encoding="utf-8"))
-    small = DigitBenchmarkConfig(**{**figures["config"], "clip_seconds": tuple(figures["config"]["clip_seconds"])})
+    small = DigitsBenchmark(**{**figures["config"], "clip_seconds": tuple(figures["config"]["clip_seconds"])})
     assert text.startswith(f"digits, protocol {small.hash}\n") and figures["protocol"]["hash"] == small.hash
     assert len({small.hash, replace(small, seed=9).hash, replace(small, clip_seconds=(2.0,)).hash}) == 3
     assert figures["original"]["whole"]["direction"]["right"] == 2

@@ -99,13 +99,16 @@ class Summary:
     proportions: dict[str, Proportion]
     """By probe: those of BOOLEAN_PROBES."""
     means: dict[str, Mean]
-    """speed_ratio, gravity_ratio, stray."""
+    """speed_ratio, gravity_ratio, stray; speed_error and gravity_error: how far the ratios are from 1."""
+    failed: tuple[str, ...]
+    """By clip: the probes that it fails."""
+
+    @property
+    def figures(self) -> dict[str, Proportion | Mean]:
+        return {**self.proportions, **self.means}
 
     def to_json(self) -> dict[str, object]:
-        return {
-            **{name: figure.to_json() for name, figure in self.proportions.items()},
-            **{name: figure.to_json() for name, figure in self.means.items()},
-        }
+        return {name: figure.to_json() for name, figure in self.figures.items()}
 
 
 def summarise(scores: Sequence[ClipScore]) -> Summary:
@@ -114,7 +117,11 @@ def summarise(scores: Sequence[ClipScore]) -> Summary:
     def judged(name: str) -> np.ndarray:
         return np.array([getattr(score, name) for score in scores if getattr(score, name) is not None])
 
+    means = {name: Mean.from_values(judged(name)) for name in ("speed_ratio", "gravity_ratio", "stray")}
+    for name in ("speed", "gravity"):
+        means[f"{name}_error"] = Mean.from_values(np.abs(judged(f"{name}_ratio") - 1))
     return Summary(
         {name: Proportion.from_trials(judged(name).astype(bool)) for name in BOOLEAN_PROBES},
-        {name: Mean.from_values(judged(name)) for name in ("speed_ratio", "gravity_ratio", "stray")},
+        means,
+        tuple(", ".join(name for name in BOOLEAN_PROBES if getattr(score, name) is False) for score in scores),
     )

@@ -123,6 +123,9 @@ def probe_clips(
     )
 
 
+FIGURES = ("complete", "digit", "digit_frames", "colour", "direction", "all_right", "step_error")
+
+
 @dataclass(frozen=True)
 class Summary:
     """Scores of a set of clips, each with its uncertainty."""
@@ -141,6 +144,16 @@ class Summary:
     midpoint: Mean | None
     """Pixels, over all interpolated frames."""
     midpoint_by_round: tuple[Mean, ...]
+    failed: tuple[str, ...]
+    """By clip: what is wrong with it."""
+
+    @property
+    def figures(self) -> Mapping[str, Proportion | Mean | None]:
+        return {
+            **{name: getattr(self, name) for name in (*FIGURES, "midpoint")},
+            **{f"step_{speed}": mean for speed, mean in self.step_by_speed.items()},
+            **{f"midpoint_{number}": mean for number, mean in enumerate(self.midpoint_by_round, 1)},
+        }
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -174,6 +187,10 @@ def summarise(scores: ProbeScores) -> Summary:
         step_by_speed={speed: Mean.from_values(scores.step[scores.speed == speed]) for speed in SPEEDS},
         midpoint=midpoint,
         midpoint_by_round=() if rounds is None else tuple(Mean.from_values(column) for column in rounds.T),
+        failed=tuple(
+            ", ".join(name for name in ("complete", "digit", "colour", "direction") if not getattr(scores, name)[clip])
+            for clip in range(len(scores.complete))
+        ),
     )
 
 

@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo.worlds.digits.benchmark import (
-    WHOLE,
-    DigitBenchmarkConfig,
-    draw_captions,
-    format_table,
-    real_frames,
-    reconstruct,
-    run_benchmark,
-    set_name,
-    set_seconds,
-)
+from cogvideo.worlds.benchmark import WHOLE, format_table, reconstruct, run_benchmark
+from cogvideo.worlds.digits.benchmark import DigitsBenchmark, draw_captions, real_frames
 from cogvideo.worlds.digits.render import BACKGROUND, split_images
 
-CONFIG = DigitBenchmarkConfig(num_prompts=8, seed=3)
+CONFIG = DigitsBenchmark(num_prompts=8, seed=3)
 
 
 class DimTokenizer:
@@ -32,10 +23,10 @@ class DimTokenizer:
         return ids * 0.98
 
 
-def real(texts, name, config=CONFIG):
-    captions = draw_captions(config.num_prompts, config.seed)
-    assert texts == [caption.text for caption in captions]
-    return real_frames(captions, config.frame_times[name])
+def real(clips):
+    captions = draw_captions(CONFIG.num_prompts, CONFIG.seed)
+    assert clips.captions == tuple(caption.text for caption in captions)
+    return real_frames(captions, clips.times)
 
 
 def test_captions_show_test_digits_in_both_languages_and_repeat_with_the_seed():
@@ -78,8 +69,8 @@ def test_a_perfect_generator_meets_every_target():
 
 
 def test_a_generator_of_nothing_fails_every_target():
-    def nothing(texts, name):
-        return np.broadcast_to(np.array(BACKGROUND, np.uint8), real(texts, name).shape)
+    def nothing(clips):
+        return np.broadcast_to(np.array(BACKGROUND, np.uint8), real(clips).shape)
 
     results = run_benchmark(CONFIG, DimTokenizer(), nothing)
     assert format_table(results).count("NOT met") == 7
@@ -87,16 +78,12 @@ def test_a_generator_of_nothing_fails_every_target():
 
 
 def test_targets_of_sets_that_cannot_be_generated_are_not_checked():
-    results = run_benchmark(CONFIG, DimTokenizer(), lambda texts, name: None if name == WHOLE else real(texts, name))
+    results = run_benchmark(CONFIG, DimTokenizer(), lambda clips: None if clips.name == WHOLE else real(clips))
     assert format_table(results).count(": met") == 3 and "NOT" not in format_table(results)
 
 
-def test_set_names_can_be_parsed():
-    assert [set_seconds(set_name(seconds)) for seconds in (4.0, 0.5)] == [4.0, 0.5]
-
-
 def test_real_clips_alone_have_no_targets():
-    results = run_benchmark(DigitBenchmarkConfig(num_prompts=1), None, None)
+    results = run_benchmark(DigitsBenchmark(num_prompts=1), None, None)
     assert "nan" not in format_table(results) and "NaN" not in json.dumps(results.to_json())
     assert "target" not in format_table(results) and results.to_json()["targets"] == []
 
@@ -104,4 +91,4 @@ def test_real_clips_alone_have_no_targets():
 @pytest.mark.parametrize("bad", [{"num_prompts": 0}, {"clip_seconds": (4.0, 5.0)}])
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        DigitBenchmarkConfig(**bad)
+        DigitsBenchmark(**bad)

@@ -1,0 +1,387 @@
+"""What the benchmarks of made worlds share: sets of clips, sampling them, results, targets, the table and the report.
+
+A world gives captions, their real clips and probes (`Benchmark`). Three sources are scored alike: clips generated from
+the captions; the captions' real clips after the tokenizer's round trip, which is the ceiling for any generator; and the
+real clips themselves, which show what the probes can detect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogvideo.evaluation.networks import FeatureNetwork
+from cogvideo.evaluation.packaged_networks import clip_moments, moment_distances
+from cogvideo.evaluation.protocols import HASH_DIGITS
+from cogvideo.evaluation.statistics import Mean, Proportion
+
+if TYPE_CHECKING:
+    from cogvideo.inference.engine import Progress
+    from cogvideo.sampling.config import SampleConfig
+    from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.tokenizers.image import ImageTokenizer
+
+NUM_KEY_FRAMES = 5
+NUM_ROUNDS = 3  # of interpolation: 5 -> 9 -> 17 -> 33 frames
+WHOLE_SECONDS = 4.0
+WHOLE = "whole"
+SOURCES = ("generated", "reconstructed", "original")
+SHOWN = 16
+"""Clips of each set in a report."""
+FRAMES_SHOWN = 9
+
+Frames = NDArray[np.uint8]  # (clips, frames, side, side, 3)
+Figure = Proportion | Mean
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Captions, and the frames that clips of them have."""
+
+    name: str
+    captions: tuple[str, ...]
+    seconds: float
+    """The clip length requested."""
+    rounds: int = 0
+    """Of interpolation."""
+    continuations: int = 0
+    """How often clips are continued by as many seconds."""
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """(frames,) seconds."""
+        parts = 1 + self.continuations
+        return np.linspace(0.0, parts * self.seconds, parts * (NUM_KEY_FRAMES - 1) * 2**self.rounds + 1)
+
+    @property
+    def title(self) -> str:
+        kind = "continued clips" if self.continuations else "whole clips" if self.rounds else ""
+        frames = f"{kind}, {len(self.times)} frames" if kind else f"{NUM_KEY_FRAMES} key frames"
+        return f"{frames} over {self.times[-1]:g} s"
+
+
+Generate = Callable[[ClipSet], Frames | None]
+"""A set -> its clips; None for a set that the model cannot make."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure to reach."""
+
+    measure: str
+    """A key of `Summary.figures`."""
+    set_name: str
+    limit: float
+    at_least: bool
+    """Whether the figure must be at least `limit`; otherwise at most."""
+    of_ceiling: bool = False
+    """Whether `limit` is a fraction of the reconstructed clips' figure."""
+
+
+class Summary(Protocol):
+    """Scores of a set of clips, each with its uncertainty."""
+
+    @property
+    def figures(self) -> Mapping[str, Figure | None]:
+        """By measure."""
+        ...
+
+    @property
+    def failed(self) -> Sequence[str]:
+        """By clip: the names of the probes that it failed, as a report shows them."""
+        ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Benchmark(ABC):
+    """A world's captions, their real clips, and its probes. The fields decide every number."""
+
+    name: ClassVar[str]
+    side: ClassVar[int]
+    """Of a frame, in pixels."""
+    rules: ClassVar[int]
+    """Version of the probes and sets; raised when a change of them moves numbers."""
+    measures: ClassVar[Sequence[tuple[str, str]]]
+    """Keys of `Summary.figures`, and their titles in the table."""
+
+    num_prompts: int = 200
+    """Test captions, about half Chinese and half English."""
+    seed: int = 0
+    """Seed of the captions drawn."""
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1:
+            raise ValueError(f"num_prompts={self.num_prompts} leaves nothing to score; give 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"the captions' seed={self.seed} is negative; give 0 or more")
+
+    @property
+    def hash(self) -> str:
+        """Hex digits over all that moves a number; compare numbers of one hash only."""
+        values = {**asdict(self), "rules": self.rules}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]
+
+    @property
+    @abstractmethod
+    def sets(self) -> dict[str, ClipSet]:
+        """By name: key frames at each clip length, then whole clips."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> Sequence[Target]:
+        """What the world's weights are expected to reach."""
+
+    @abstractmethod
+    def real(self, clips: ClipSet) -> Frames:
+        """The captions' real clips."""
+
+    @abstractmethod
+    def others(self) -> Frames:
+        """Whole real clips of other captions."""
+
+    @abstractmethod
+    def summarise(self, clips: ClipSet, frames: Frames) -> Summary:
+        """Score clips of a set."""
+
+    def motion_rows(self, results: Results, sources: Sequence[str]) -> list[list[str]]:
+        """More rows for the end of the table, the first of them the header."""
+        return []
+
+
+def set_name(seconds: float) -> str:
+    """The name of the set of key frames over a clip length, such as "4 s"."""
+    return f"{seconds:g} s"
+
+
+def reconstruct(tokenizer: ImageTokenizer, frames: Frames, batch: int = 256) -> Frames:
+    """Encode and decode every frame, to see what the tokenizer alone does to the clips."""
+    import torch
+    from einops import rearrange
+
+    images = torch.from_numpy(rearrange(frames, "clips frames h w c -> (clips frames) c h w"))
+    decoded = []
+    with torch.inference_mode():
+        for part in images.split(batch):
+            pixels = tokenizer.decode(tokenizer.encode(part.float() / 255))
+            decoded.append((pixels * 255).round().clamp(0, 255).to(torch.uint8).numpy(force=True))
+    return rearrange(np.concatenate(decoded), "(clips frames) c h w -> clips frames h w c", clips=len(frames))
+
+
+def generate_with(
+    pipeline: Pipeline, config: SampleConfig, side: int, *, weights: str = "", cache: Path | None = None
+) -> Generate:
+    """Sample each set with a pipeline. Whole clips need stage 2; without it they are None.
+
+    `weights`: the bundle's fingerprint, under which drawn tokens are kept in the folder `cache`.
+    Raises: ValueError if the pipeline's frames have another size than `side` pixels.
+    """
+    from cogvideo.evaluation.generation import sample_groups
+    from cogvideo.sampling.prompts import prompt_keys
+
+    own = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
+    if own != side:
+        raise ValueError(
+            f"the model makes frames of {own}x{own} pixels, this world's are {side}x{side}; "
+            "give a model that was trained on them"
+        )
+
+    def generate(clips: ClipSet) -> Frames | None:
+        if clips.rounds and pipeline.interpolation is None:
+            return None
+        settings = replace(config, seconds=clips.seconds, rounds=clips.rounds, samples_per_prompt=1)
+        keys = prompt_keys(settings.seed, clips.captions, 1)
+        encoded = pipeline.encode_prompts([key.caption for key in keys], settings)
+
+        def draw(rows: slice, update: Progress) -> Any:
+            *_, last = pipeline.stages(keys[rows], encoded[rows], settings, progress=update)
+            for _ in range(clips.continuations):
+                previous = last.tokens
+                *_, last = pipeline.stages(
+                    keys[rows], encoded[rows], settings, previous_frames=previous, progress=update
+                )
+            return last.tokens
+
+        about = {"continuations": clips.continuations} if clips.continuations else None
+        tokens = sample_groups(
+            *(pipeline, settings, keys, len(clips.times), draw),
+            weights=weights,
+            about=lambda rows: about,
+            cache=cache,
+        )
+        return pipeline.decode(tokens)
+
+    return generate
+
+
+@dataclass
+class Results:
+    """Summaries by source and set, filled as clips are scored."""
+
+    benchmark: Benchmark
+    summaries: dict[str, dict[str, Summary]] = field(default_factory=dict)
+    distances: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By measure and source, of whole clips from the real ones; those of "original" are of other real clips: the floor.
+    """
+    shown: dict[str, dict[str, Frames]] = field(default_factory=dict)
+    """By source and set: the first clips, for the report."""
+
+    def add(self, source: str, clips: ClipSet, frames: Frames) -> None:
+        """Score one set of clips and keep its summary."""
+        self.summaries.setdefault(source, {})[clips.name] = self.benchmark.summarise(clips, frames)
+        self.shown.setdefault(source, {})[clips.name] = frames[:SHOWN].copy()
+
+    def figure(self, source: str, set_name: str, measure: str) -> Figure | None:
+        summary = self.summaries.get(source, {}).get(set_name)
+        found = None if summary is None else summary.figures.get(measure)
+        return found if found is not None and found.total else None
+
+    @property
+    def sources(self) -> list[str]:
+        return [source for source in SOURCES if source in self.summaries]
+
+    def check(self, target: Target) -> tuple[float, bool] | None:
+        """The target's limit and whether the generated clips reach it; None if they, or the ceiling, are missing."""
+        got = self.figure("generated", target.set_name, target.measure)
+        ceiling = self.figure("reconstructed", target.set_name, target.measure) if target.of_ceiling else None
+        if got is None or (target.of_ceiling and ceiling is None):
+            return None
+        limit = target.limit * (1.0 if ceiling is None else ceiling.value)
+        return limit, got.value >= limit if target.at_least else got.value <= limit
+
+    def to_json(self) -> dict[str, object]:
+        checks = []
+        for target in self.benchmark.targets:
+            check = self.check(target)
+            if check is not None:
+                checks.append({**asdict(target), "limit": check[0], "met": check[1]})
+        by_source = {
+            source: {name: summary.to_json() for name, summary in sets.items()}
+            for source, sets in self.summaries.items()
+        }
+        protocol = {"hash": self.benchmark.hash, "name": self.benchmark.name}
+        config = asdict(self.benchmark)
+        return {"protocol": protocol, "config": config, **by_source, "distances": self.distances, "targets": checks}
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    tokenizer: ImageTokenizer | None,
+    generate: Generate | None,
+    log: Callable[[str], None] = lambda line: None,
+    *,
+    networks: Mapping[str, FeatureNetwork] | None = None,
+    batch: int = 8,
+) -> Results:
+    """Score generated, reconstructed and real clips of the same captions.
+
+    Without `tokenizer` there are no reconstructed clips, without `generate` no generated ones. `networks`, by role,
+    measure distances between whole clips, `batch` of them at once, if there are two or more. `log` gets one line per
+    set.
+    """
+    results = Results(benchmark)
+    for clips in benchmark.sets.values():
+        log(f"{len(clips.captions)} clips, {clips.title}")
+        real = benchmark.real(clips)
+        results.add("original", clips, real)
+        made = {}
+        if tokenizer is not None:
+            made["reconstructed"] = reconstruct(tokenizer, real)
+        frames = generate(clips) if generate is not None else None
+        if frames is not None:
+            made["generated"] = frames
+        for source, found in made.items():
+            results.add(source, clips, found)
+        if networks and clips.name == WHOLE and len(clips.captions) > 1:
+            made["original"] = benchmark.others()
+            of_real = clip_moments(networks, real, batch)
+            for source, found in made.items():
+                for measure, value in moment_distances(of_real, clip_moments(networks, found, batch)).items():
+                    results.distances.setdefault(measure, {})[source] = value
+    return results
+
+
+def tables(results: Results) -> list[list[list[str]]]:
+    """The results as tables of cells: one per set, one column per source, then the target and whether it is met."""
+    benchmark, sources = results.benchmark, results.sources
+    targets = {(target.set_name, target.measure): target for target in benchmark.targets}
+    blocks = []
+    for name, clips in benchmark.sets.items():
+        title = clips.title if len(clips.captions) == benchmark.num_prompts else f"{clips.title}: {len(clips.captions)}"
+        rows = [[title, *sources, "target" if "generated" in sources else ""]]
+        for measure, label in benchmark.measures:
+            figures = [results.figure(source, name, measure) for source in sources]
+            if any(figures):
+                target = _format_target(results, targets.get((name, measure)))
+                rows.append([f"  {label}", *map(format_figure, figures), target])
+        for measure, values in results.distances.items() if name == WHOLE else ():
+            cells = [f"{values[source]:.4g}" if source in values else "-" for source in sources]
+            rows.append([f"  {measure.replace('_', ' ')}; original: of other real clips", *cells, ""])
+        blocks.append(rows)
+    motion = benchmark.motion_rows(results, sources)
+    return [*blocks, motion] if motion else blocks
+
+
+def format_table(results: Results) -> str:
+    """The results as text."""
+    lines = [f"{results.benchmark.name}, protocol {results.benchmark.hash}"]
+    for rows in tables(results):
+        lines += ["", *_aligned(rows)]
+    return "\n".join(lines)
+
+
+def write_report(path: Path, results: Results) -> None:
+    """Write an HTML page with the tables, and the first clips of each set by source. Raises: OSError."""
+    from cogvideo.evaluation.html_report import HtmlReport
+    from cogvideo.media.contact_sheet import contact_sheet
+
+    benchmark = results.benchmark
+    page = HtmlReport(f"{benchmark.name}: clips of {benchmark.num_prompts} test captions")
+    page.text(f"Protocol {benchmark.hash}; compare numbers of one hash only. " + ", ".join(sorted(results.sources)))
+    for rows in tables(results):
+        page.table([[cell.strip() for cell in row] for row in rows])
+    with tempfile.TemporaryDirectory() as folder:
+        for clips in benchmark.sets.values():
+            page.section(f"Clips: {clips.title}")
+            for source in results.sources:
+                if clips.name not in results.shown[source]:
+                    continue
+                shown = results.shown[source][clips.name]
+                places = np.linspace(0, shown.shape[1] - 1, min(FRAMES_SHOWN, shown.shape[1])).round().astype(int)
+                failed = results.summaries[source][clips.name].failed
+                words = [
+                    f"{caption}{f'   FAILED: {wrong}' if wrong else ''}"
+                    for caption, wrong in zip(clips.captions, failed, strict=True)
+                ]
+                sheet = Path(folder) / f"{clips.name}-{source}.png".replace(" ", "")
+                contact_sheet(sheet, list(shown[:, places]), words[: len(shown)], scale=max(1, 128 // benchmark.side))
+                page.pictures([(sheet, source)])
+        page.write(path)
+
+
+def format_figure(figure: Figure | None) -> str:
+    return "-" if figure is None else str(figure)
+
+
+def _format_target(results: Results, target: Target | None) -> str:
+    check = results.check(target) if target else None
+    if target is None or check is None:
+        return ""
+    limit, met = check
+    number = f"{100 * limit:.1f} %" if target.at_least else f"{limit:g}"
+    return f"{'>=' if target.at_least else '<='} {number}: {'met' if met else 'NOT met'}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(max(map(len, rows)))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
