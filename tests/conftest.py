@@ -75,3 +75,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Hub]":
     with serving() as hub:
         use(hub, tmp_path / "cache", monkeypatch)
         yield hub
+
+
+@pytest.fixture(scope="module")
+def quick_shapes() -> Iterator[None]:
+    """The bodies world's classifier of shapes, trained on a few scenes only, in a second."""
+    from cogvideo.worlds.bodies import appearance
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(appearance, "TRAINING_SCENES", 15)
+        appearance.shape_classifier.cache_clear()
+        yield
+    appearance.shape_classifier.cache_clear()

@@ -103,7 +103,11 @@ def sample_clips(
         return [protocol.hash, Choice(chosen[rows], 0).digest] if protocol.given_frames else None
 
     tokens = sample_groups(
-        *(pipeline, config, keys, count, draw),
+        pipeline,
+        config,
+        keys,
+        count,
+        draw,
         given=given,
         weights=weights,
         about=continued,

@@ -25,6 +25,8 @@ from cogvideo.evaluation.protocols import HASH_DIGITS
 from cogvideo.evaluation.statistics import Mean, Proportion
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cogvideo.inference.engine import Progress
     from cogvideo.sampling.config import SampleConfig
     from cogvideo.sampling.pipeline import Pipeline
@@ -203,21 +205,16 @@ def generate_with(
         keys = prompt_keys(settings.seed, clips.captions, 1)
         encoded = pipeline.encode_prompts([key.caption for key in keys], settings)
 
-        def draw(rows: slice, update: Progress) -> Any:
-            *_, last = pipeline.stages(keys[rows], encoded[rows], settings, progress=update)
-            for _ in range(clips.continuations):
-                previous = last.tokens
-                *_, last = pipeline.stages(
-                    keys[rows], encoded[rows], settings, previous_frames=previous, progress=update
-                )
-            return last.tokens
+        def draw(rows: slice, update: Progress) -> Tensor:
+            tokens: Tensor | None = None
+            while tokens is None or tokens.shape[1] < len(clips.times):
+                *_, last = pipeline.stages(keys[rows], encoded[rows], settings, previous_frames=tokens, progress=update)
+                tokens = last.tokens
+            return tokens[:, : len(clips.times)]
 
         about = {"continuations": clips.continuations} if clips.continuations else None
         tokens = sample_groups(
-            *(pipeline, settings, keys, len(clips.times), draw),
-            weights=weights,
-            about=lambda rows: about,
-            cache=cache,
+            pipeline, settings, keys, len(clips.times), draw, weights=weights, about=lambda rows: about, cache=cache
         )
         return pipeline.decode(tokens)
 

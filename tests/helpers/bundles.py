@@ -37,8 +37,10 @@ def write_image_tokenizer(folder: Path, seed: int = 0, num_codes: int = NUM_CODE
     return folder
 
 
-def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2, *, shared_trunk: bool = False) -> Path:
-    """Frames have frame_side x frame_side tokens of 8x8 pixels; the digits benchmark needs 5 x 5.
+def write_bundle(
+    folder: Path, frame_side: int = 2, num_layers: int = 2, *, text_len: int = 32, shared_trunk: bool = False
+) -> Path:
+    """Frames have frame_side x frame_side tokens of 8x8 pixels; the digits benchmark needs 5 x 5, bodies 8 x 8.
 
     `shared_trunk`: the stages are stored without the trunk's weights, as where they were trained with it frozen.
     """
@@ -49,10 +51,10 @@ def write_bundle(folder: Path, frame_side: int = 2, num_layers: int = 2, *, shar
         num_layers=num_layers,
         hidden_size=16,
         num_heads=2,
-        text_len=32,
+        text_len=text_len,
         frame_side=frame_side,
-        num_positions=64,
-        frame_position_start=32,
+        num_positions=max(64, text_len + frame_side**2),
+        frame_position_start=text_len,
         vocabulary=text.vocabulary,
     )
     models = {name: CogVideoTransformer(replace(config, task=task)) for name, task in TASKS.items()}

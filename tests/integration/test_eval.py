@@ -1,4 +1,4 @@
-"""`cogvideo eval digits` end to end on random weights: the table, the JSON, and errors in one line."""
+"""`cogvideo eval digits` and `bodies` end to end on random weights: the table, the JSON, and errors in one line."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import pytest
 
 from cogvideo.cli.main import main
 from cogvideo.evaluation.packaged_networks import PACKAGED
+from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.worlds.digits.benchmark import DigitsBenchmark
 from tests.helpers.bundles import write_bundle
 
@@ -76,6 +77,49 @@ def test_real_clips_need_only_the_tokenizer(bundle: Path, capsys: pytest.Capture
 )
 def test_bad_input_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str):
     assert main(["eval", "digits", "--model", str(bundle), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("quick_shapes")
+def test_bodies_are_scored_and_what_was_sampled_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("pybullet", reason="the bodies world needs the extra [worlds]")
+    bundle = write_bundle(tmp_path / "bundle", frame_side=8, num_layers=1, text_len=64)
+    words = ["eval", "bodies", "--model", str(bundle), "--num-prompts", "1", "--captions-seed", "2", "--continued"]
+    words += ["num_clusters=32", "key_frames.top_k_clusters=4", "given_frames=2"]
+    words += ["--cache", str(tmp_path / "cache"), "--report", str(tmp_path / "report.html")]
+    assert main([*words, "--json", str(tmp_path / "first.json")]) == 0
+    text = capsys.readouterr().out
+    assert "NOT met" in text and "97 frames over 12 s" in text and "5 key frames over 0.5 s" in text
+    found = json.loads((tmp_path / "first.json").read_text(encoding="utf-8"))
+    assert found["generated"]["whole"]["colours"]["right"] == 0 and found["original"]["whole"]["colours"]["right"] == 1
+    assert found["protocol"]["name"] == "bodies" and "data:image/png" in (tmp_path / "report.html").read_text("utf-8")
+
+    def draw(*args: object, **kwargs: object) -> None:
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(Pipeline, "stages", draw)
+    assert main([*words, "--json", str(tmp_path / "again.json")]) == 0
+    assert json.loads((tmp_path / "again.json").read_text(encoding="utf-8")) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bodies"], "no weights of the bodies world"),
+        (["bodies", "--real"], "no weights of the bodies world"),
+        (["bodies", "--palette", "new"], "--palette has no effect on bodies"),
+        (["bodies", "--model", "x", "given_frames=2"], "given_frames=2 has no effect on bodies"),
+        (["bodies", "--real", "--tokenizer", "x", "--cache", "y"], "samples nothing"),
+        (["digits", "--split", "unseen"], "--split has no effect on digits"),
+        (["digits", "--continued"], "--continued has no effect on digits"),
+        (["local", "--real", "x", "--generated", "y", "--split", "test"], "--split has no effect on local"),
+    ],
+)
+def test_options_of_another_benchmark_are_refused(capsys: pytest.CaptureFixture[str], words: list[str], message: str):
+    assert main(["eval", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
