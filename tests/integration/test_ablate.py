@@ -21,8 +21,9 @@ sys.modules["ablate"] = ablate
 _spec.loader.exec_module(ablate)
 
 
-def test_every_shipped_variant_loads() -> None:
-    study = ablate.read_study(ROOT / "configs/ablate/digits.yaml")
+@pytest.mark.parametrize("name", ["digits", "bodies"])
+def test_every_shipped_variant_loads(name: str) -> None:
+    study = ablate.read_study(ROOT / f"configs/ablate/{name}.yaml")
     assert len(study.seeds) == 3
     for _, runs in study.variants.values():
         for run in runs:
