@@ -70,7 +70,8 @@ def main() -> None:
     _data(demo, model, clips=12 if args.quick else 120)
     _training(demo, model, args.quick)
     prompts = PROMPTS[:2] if args.quick else PROMPTS
-    demo.cogvideo("sample", *prompts, "--model", work / "weights", "--out", work / "samples", "seed=7")
+    large = ("--upsample", "upsample.noise=shared") if (model / "direct_superres").is_dir() else ()
+    demo.cogvideo("sample", *prompts, "--model", work / "weights", "--out", work / "samples", "seed=7", *large)
     captions = 2 if args.quick else 20
     figures = demo.cogvideo(
         *("eval", "digits", "--model", work / "weights", "--num-prompts", str(captions), "--json", work / "eval.json")
@@ -112,11 +113,16 @@ def _training(demo: Demo, model: Path, quick: bool) -> None:
         "--sequential": work / "sequential/export/sequential",
         "--interpolation": work / "interpolation/export/interpolation",
     }
-    settings = ("--sampling", model / "sampling.yaml") if (model / "sampling.yaml").is_file() else ()
+    optional = {
+        "--sampling": model / "sampling.yaml",
+        "--direct": model / "direct_superres",
+        "--iterative": model / "iterative_superres",
+        "--high-res-tokenizer": model / "high_res_tokenizer",
+    }
+    parts |= {word: part for word, part in optional.items() if part.exists()}
     demo.cogvideo(
         *("bundle", "--text", model / "text.model", "--tokenizer", model / "image_tokenizer"),
         *(word for part in parts.items() for word in part),
-        *settings,
         *("--clusters", "64", "--out", work / "weights"),
     )
 
@@ -136,6 +142,9 @@ def _report(demo: Demo, figures: str, captions: int, minutes: float) -> None:
     report.section("Clips from captions")
     samples = json.loads((work / "samples/samples.json").read_text(encoding="utf-8"))["samples"]
     report.pictures([(work / f"samples/{clip['name']}.gif", clip["prompt"]) for clip in samples], width=200)
+    if (work / "samples/large").is_dir():
+        report.section("The same clips after super-resolution")
+        report.pictures([(work / f"samples/large/{clip['name']}.gif", clip["prompt"]) for clip in samples], width=240)
     report.section("The same clips, frame by frame")
     report.pictures([(work / f"samples/{clip['name']}.png", clip["prompt"]) for clip in samples[:3]])
 
