@@ -82,10 +82,10 @@ def clip_cards(progress: Progress, root: str = "") -> str:
 
 
 def _card(progress: Progress, root: str, caption: str, name: str) -> str:
-    """The newest video and contact sheet, and links to everything: of the clip, then of the large one."""
-    steps = [("", progress)] if progress.small is None else [("", progress.small), ("large ", progress)]
-    video = sheet = links = ""
-    for size, step in steps:
+    """The newest video and contact sheet, and links to all files: a line for the clip, then one for the large clip."""
+    steps = [progress] if progress.small is None else [progress.small, progress]
+    video = sheet = lines = ""
+    for step in steps:
         files = {"video": f"{name}.mp4", "GIF": f"{name}.gif", "frames": f"{name}.png"}
         if step.finished:
             files |= {"tokens": "tokens.safetensors", "settings": "config.yaml"}
@@ -98,10 +98,10 @@ def _card(progress: Progress, root: str, caption: str, name: str) -> str:
             video = f'<video src="{urls["video"]}" autoplay loop muted playsinline controls></video>'
         if "frames" in urls:
             sheet = f'<img src="{urls["frames"]}" alt="frames of the clip">'
-        links += "".join(
-            f'<a href="{url}" download="{escape(files[label])}">{size}{label}</a>' for label, url in urls.items()
-        )
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{video}{sheet}<nav>{links}</nav></figure>"
+        title = "<span>large:</span>" if urls and step.small is not None else ""
+        links = (f'<a href="{url}" download="{escape(files[label])}">{label}</a>' for label, url in urls.items())
+        lines += f"<nav>{title}{''.join(links)}</nav>"
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{video}{sheet}{lines}</figure>"
 
 
 def _url(progress: Progress, root: str, path: Path) -> str:
