@@ -80,13 +80,14 @@ def resolve(source: str | Path, formats: Sequence[str] = SAFE_FILES) -> Path:
     with _errors_in_one_line(name):
         from huggingface_hub import errors, hf_hub_download, snapshot_download
 
-        patterns = name.patterns(formats)
+        patterns, revision = name.patterns(formats), name.revision
         with contextlib.suppress(errors.DryRunError):  # without a network; the cache may have them
             # one by one, so that an interrupt need not wait for other threads
-            for file in snapshot_download(name.repo, revision=name.revision, allow_patterns=patterns, dry_run=True):
+            for file in snapshot_download(name.repo, revision=revision, allow_patterns=patterns, dry_run=True):
+                revision = file.commit_hash  # whatever is pushed meanwhile
                 if file.will_download:
                     hf_hub_download(name.repo, file.filename, revision=file.commit_hash)
-        snapshot = Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=patterns))
+        snapshot = Path(snapshot_download(name.repo, revision=revision, allow_patterns=patterns))
     found = snapshot / name.folder
     if not found.exists():
         what = f"no {name.folder}" if name.folder else f"none of the files that are read here ({' '.join(formats)})"

@@ -25,11 +25,13 @@ DISK_ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 OUT_OF_MEMORY = re.compile(
-    r"out of memory|not enough memory|can('t|not) allocate memory|bad_alloc|can't start new thread"
+    r"out of memory|not enough memory|can('t|not) allocate memory|bad_alloc"
     r"|could not (create|execute) a (primitive|memory object)$",  # all that oneDNN says
     re.IGNORECASE,
 )
 """Matches messages of torch and of C++ libraries that mean that memory is full."""
+NO_THREAD = "can't start new thread"
+"""Python's message at the limit on processes and threads."""
 
 
 def rank() -> int:
@@ -80,19 +82,25 @@ def progress(
 
 
 def one_line(error: BaseException, memory_advice: str = "ask for less at once") -> str:
-    """An error as one line for the user; says what to do if the disk or the memory is full."""
+    """An error as one line for the user; says what to do if the disk, the memory or the table of threads is full."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    if is_out_of_memory(error):
+    if NO_THREAD in text:
+        return f"{text}; raise the limit on processes and threads (ulimit -u, or the container's), or use fewer threads"
+    if _is_out_of_memory(error):
         return f"out of memory ({text[:200]}); {memory_advice}, or use a machine with more memory"
     if isinstance(error, OSError) and error.errno in DISK_ADVICE:
         return f"{text} ({_describe_disk(error.filename)}); {DISK_ADVICE[error.errno]}"
     return text
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, torch or a library means that the memory of the machine or the GPU is full."""
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error of Python, torch or a library means that there is no more memory, or no more threads."""
+    return _is_out_of_memory(error) or (isinstance(error, RuntimeError) and NO_THREAD in str(error))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (

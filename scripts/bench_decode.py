@@ -25,7 +25,6 @@ many steps. On a GPU the case is run twice and the second time counts; the first
 import argparse
 import hashlib
 import json
-import resource
 import sys
 import threading
 import time
@@ -54,6 +53,7 @@ from cogvideo.sampling.pipeline import FrameSampler, Pipeline
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
+from cogvideo.training.resources import peak_memory_mib
 
 WORDS = Vocabulary(20480, 20000, pad=20000, newline=20001, start_of_image=20002)
 FULL = ModelConfig(num_layers=6, hidden_size=512, num_heads=8, window_size=10, vocabulary=WORDS)
@@ -350,7 +350,7 @@ def main() -> None:
         for stage in bench.stages:
             stage.reset()
         tokens = bench.run(args.case)
-    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the next line takes its own
+    peak_rss_mb = peak_memory_mib(CPU)  # before the next line takes its own
 
     def total(field: str) -> float:
         return sum(getattr(stage, field) for stage in bench.stages)

@@ -16,7 +16,6 @@ of appearance and motion distance are the real ones. `without` is motion, flicke
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ from cogvideo.evaluation.packaged_networks import TAKES_PIXELS, open_packaged
 from cogvideo.evaluation.preprocessing import network_input, to_bytes
 from cogvideo.evaluation.protocols import LOCAL
 from cogvideo.evaluation.weight_files import INCEPTION_FEATURES
+from cogvideo.training.resources import peak_memory_mib
 from tests.helpers.networks import CaptionStandIn, PairStandIn, StandIn, write_network
 
 BATCH = 8
@@ -99,7 +99,7 @@ def measure(role: str, count: int) -> None:
     rng, compare_s = np.random.default_rng(0), {}
     with tempfile.TemporaryDirectory() as folder:
         work = work_on_clips(role, Path(folder))
-        start_mb, clips_s = peak_mb(), 0.0
+        start_mb, clips_s = peak_memory_mib(torch.device("cpu")), 0.0
         for first in range(0, count, BATCH):
             clips = [noise(number) for number in range(first, min(first + BATCH, count))]
             start = time.process_time()
@@ -112,11 +112,8 @@ def measure(role: str, count: int) -> None:
             compare(x, y)
             compare_s[name] = round(time.process_time() - start, 1)
     about = {"network": role, "clips": count, "clips_s": round(clips_s, 1), "compare_s": compare_s}
-    print(json.dumps({**about, "peak_mb": peak_mb(), "start_mb": start_mb}), flush=True)
-
-
-def peak_mb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    memory = {"peak_mb": round(peak_memory_mib(torch.device("cpu"))), "start_mb": round(start_mb)}
+    print(json.dumps({**about, **memory}), flush=True)
 
 
 def main() -> None:

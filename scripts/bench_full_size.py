@@ -15,7 +15,6 @@ import json
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -43,6 +42,7 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights
 from cogvideo.recipes.steps import run_child
 from cogvideo.tensor_file import TensorInfo
+from cogvideo.training.resources import peak_memory_mib
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "configs" / "model" / "cogvideo_stage1.yaml"
@@ -123,7 +123,7 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None, device: to
         "read_once_seconds": round(read / bandwidth, 4),
         "ratio": round(token_seconds / (read / bandwidth), 3),
         "bandwidth_gb_a_second": round(bandwidth / 1e9, 2),
-        "peak_resident_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2),
+        "peak_resident_gib": round(peak_memory_mib(torch.device("cpu")) / 1024, 2),
         "device": str(device),
         "peak_gb": peak_gb(device),
         "threads": torch.get_num_threads(),

@@ -54,7 +54,11 @@ SETTINGS = (
     *("train.batch_size=4", "train.ema_decay=0.98", "train.num_threads=1"),
     *("optimiser.warmup_steps=10", "log.every=5", "log.preview_every=0", "log.peak_tflops=0.1"),
 )
-ARMS = {"all weights": ["optimiser.lr=2e-4"], "LoRA, rank 16": ["lora.rank=16", "optimiser.lr=2e-3"]}
+ARMS = {
+    "all weights": ["optimiser.lr=2e-4"],
+    "LoRA, rank 16": ["lora.rank=16", "optimiser.lr=2e-3"],
+    "LoRA with embeddings": ["lora.rank=16", "optimiser.lr=2e-3", "lora.targets=[spatial,temporal,mlp,embeddings]"],
+}
 """Each with a learning rate that suits it: adapters take about ten times as much."""
 WEIGHTS = ("ema", "last")
 PALETTES = ("new", "basic")

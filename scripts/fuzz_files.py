@@ -8,7 +8,6 @@ names the file. Prints a line per kind of folder and one for all; the exit code 
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 from collections import Counter
@@ -18,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from cogvideo.training.resources import peak_memory_mib
 from tests.helpers.damage import fuzz, kinds
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     num_faults = 0
     with tempfile.TemporaryDirectory() as scratch:
         every = kinds(Path(scratch))
-        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = peak_memory_mib(torch.device("cpu"))
         for name, kind in every.items():
             if args.only in (None, name):
                 folder = Path(scratch) / f"fuzz-{name}"
@@ -47,10 +47,10 @@ def main() -> int:
     return 1 if num_faults else 0
 
 
-def describe(outcomes: Counter[str], start: int) -> str:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def describe(outcomes: Counter[str], start: float) -> str:
+    peak = peak_memory_mib(torch.device("cpu"))
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-    return f"{counts}; peak memory {peak // 1024} MiB, {(peak - start) // 1024} above the start"
+    return f"{counts}; peak memory {peak:.0f} MiB, {peak - start:.0f} above the start"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from cogvideo.checkpoint.load import check_fits
 from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, parameter_shapes
 from cogvideo.dtypes import dtype_name
 from cogvideo.files import read_json
+from cogvideo.hub import describe
 from cogvideo.model.config import LoraConfig
 from cogvideo.model.lora import count_adapters
 
@@ -38,11 +39,11 @@ def describe_files(checkpoint: Checkpoint, verified: bool) -> str:
     files = read_json(checkpoint.directory / MANIFEST, Manifest)["files"]
     size = sum(file["size"] for file in files.values())
     lines = [
-        f"{checkpoint.directory}: {len(files)} files, {size:,} bytes, "
+        f"{describe(checkpoint.directory)}: {len(files)} files, {size:,} bytes, "
         + ("all hashes match" if verified else "hashes not checked")
     ]
     if checkpoint.trunk is not None:
-        lines.append(f"  trunk: {checkpoint.trunk.directory}")
+        lines.append(f"  trunk: {describe(checkpoint.trunk.directory)}")
     for key, value in checkpoint.extra.items():
         text = str(value)
         lines.append(f"  {key}: {text if len(text) <= 100 else text[:100] + '...'}")

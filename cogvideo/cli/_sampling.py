@@ -3,7 +3,7 @@
 import argparse
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,13 @@ def load_configs(args: argparse.Namespace, overrides: list[str]) -> "tuple[Sampl
         if word.startswith("upsample."):
             raise ValueError(f"{word} is a setting of super-resolution; give --upsample too")
     return load_sample_config(directory, args.config, overrides), None
+
+
+def refuse_given_frames(overrides: Sequence[str]) -> None:
+    """Raises: ValueError for a setting that has an effect only where `sample` continues a video."""
+    for word in overrides:
+        if word.partition("=")[0] == "given_frames":
+            raise ValueError(f"{word} has an effect on `cogvideo sample --continue` only; leave it out")
 
 
 def read_given_clips(args: argparse.Namespace, pipeline: "Pipeline", config: "SampleConfig") -> "InputClips | None":

@@ -1,8 +1,9 @@
 """Assemble trained parts into one folder that `cogvideo sample --model` reads.
 
-    cogvideo bundle --text text.model --tokenizer DIR --trunk DIR --sequential DIR --interpolation DIR --out DIR
+    cogvideo bundle --text text.model --tokenizer DIR --trunk DIR --sequential DIR [--interpolation DIR] --out DIR
 
-Each part is the `export` folder of a training run. A trunk that models share is stored once.
+Each part is the `export` folder of a training run. A trunk that models share is stored once. Without stage 2 a bundle
+is sampled with rounds=0.
 """
 
 import argparse
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=weights, required=True, metavar="DIR", help="image tokenizer")
     parser.add_argument("--trunk", type=weights, required=True, metavar="DIR", help="draws the first frame")
     parser.add_argument("--sequential", type=weights, required=True, metavar="DIR", help="stage 1")
-    parser.add_argument("--interpolation", type=weights, required=True, metavar="DIR", help="stage 2")
+    parser.add_argument("--interpolation", type=weights, metavar="DIR", help="stage 2 (default: key frames only)")
     parser.add_argument(
         "--direct", type=weights, metavar="DIR", help="direct super-resolution, for `cogvideo upsample`"
     )

@@ -33,6 +33,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from cogvideo.cli._common import weights
+from cogvideo.cli._sampling import refuse_given_frames
 from cogvideo.config import split_overrides
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def run(args: argparse.Namespace) -> None:
     prompts, overrides = split_overrides(args.words)
     if prompts:
         raise ValueError(f"{prompts[0]!r} is not a setting; prompts are typed on the page")
+    refuse_given_frames(overrides)
     if find_spec("gradio") is None:
         raise ValueError("`cogvideo demo` needs gradio; pip install -e '.[demo]'")
     if args.at_once < 1:

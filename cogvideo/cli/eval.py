@@ -180,13 +180,15 @@ def _refuse_unused(args: argparse.Namespace) -> None:
         takes_frames = args.continued or (mode in PROTOCOLS and PROTOCOLS[mode].given_frames)
         if override.partition("=")[0] == "given_frames" and not takes_frames:
             raise ValueError(f"{override} has no effect on {mode}, which gives the model no frames; leave it out")
+    if args.batch is not None and not 1 <= args.batch <= 1000:
+        raise ValueError(f"--batch {args.batch}: give 1 to 1000")
+    if args.batch is not None and mode == DIGITS and not _wants_distances(args):
+        raise ValueError("--batch is for the networks of --distances, and none are used; leave it out")
     if args.trust_network and not args.network:
         raise ValueError("--trust-network goes with --network; leave it out")
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    if not 1 <= args.batch <= 1000:
-        raise ValueError(f"--batch {args.batch}: give 1 to 1000")
 
 
 def _run_world(args: argparse.Namespace) -> None:
@@ -303,10 +305,15 @@ def _write_results(
 
 def _packaged_networks(args: argparse.Namespace, device: "torch.device") -> "dict[str, FeatureNetwork]":
     """Those of `--distances`, by role; none if they are not wanted, or not installed and not asked for."""
-    from cogvideo.evaluation.packaged_networks import are_installed, open_packaged
+    from cogvideo.evaluation.packaged_networks import open_packaged
 
-    wanted = are_installed() if args.distances is None else args.distances
-    return open_packaged(device) if wanted else {}
+    return open_packaged(device) if _wants_distances(args) else {}
+
+
+def _wants_distances(args: argparse.Namespace) -> bool:
+    from cogvideo.evaluation.packaged_networks import are_installed
+
+    return are_installed() if args.distances is None else bool(args.distances)
 
 
 def _check_options(args: argparse.Namespace) -> None:

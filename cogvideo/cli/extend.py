@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from cogvideo.hub import describe
     from cogvideo.locks import lock_output
     from cogvideo.logs import get_logger
     from cogvideo.sampling.extend import extend_clips
@@ -44,4 +45,4 @@ def run(args: argparse.Namespace) -> None:
         get_logger().warning("left out, since frames are larger now: %s", ", ".join(left_out))
     names = {"num_frames": args.num_frames, "frame_side": args.frame_side}
     changes = " ".join(f"{name}={value}" for name, value in names.items() if value is not None)
-    print(f"{args.out}: {args.directory} with {changes}")
+    print(f"{args.out}: {describe(args.directory)} with {changes}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cogvideo.cli._sampling import load_configs, read_given_clips, run_job
+from cogvideo.cli._sampling import load_configs, read_given_clips, refuse_given_frames, run_job
 from cogvideo.config import split_overrides
 from cogvideo.logs import one_line
 from cogvideo.text import MAX_CHARACTERS, normalise
@@ -50,6 +50,8 @@ def run_interactive(
                 prompt = normalise(line)
                 words, settings = split_overrides(prompt.split())
                 if settings and not words:
+                    if args.continue_from is None:
+                        refuse_given_frames(settings)
                     changed, changed_upsample = load_configs(args, [*overrides, *settings])
                     _check_loaded(config, changed, LOADING_KEYS)
                     _check_loaded(upsample_config, changed_upsample, UPSAMPLE_LOADING_KEYS, "upsample.")

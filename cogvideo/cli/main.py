@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from cogvideo import __version__
 from cogvideo.interrupts import signals_as_exceptions
-from cogvideo.logs import is_out_of_memory, one_line
+from cogvideo.logs import is_exhausted, one_line
 
 COMMANDS = {
     "digits": "write the built-in moving digits as videos and captions",
@@ -118,7 +118,7 @@ def _outcome(name: str, memory_advice: str) -> Iterator[Outcome]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             outcome.code = 1
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not is_out_of_memory(error) and not received:
+            if isinstance(error, RuntimeError) and not is_exhausted(error) and not received:
                 raise
             if os.environ.get("COGVIDEO_TRACEBACK") == "1":
                 traceback.print_exc()

@@ -66,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-tokenizer", type=weights, metavar="FILE", help="also say how many text tokens the captions take"
     )
+    parser.add_argument(
+        "--text-len", type=int, metavar="N", help="with it: text tokens that the model reads (default: 64, published)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--dry-run", action="store_true", help="count what would be made, and make nothing")
     add_config_arguments(parser)
@@ -77,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.data.prepare import PrepareConfig
     from cogvideo.distributed import ProcessGroup
     from cogvideo.evaluation.data_report import write_report
+    from cogvideo.model.config import ModelConfig
     from cogvideo.tokenizers.image import open_image_tokenizer
     from cogvideo.tokenizers.records import describe_tokenizer
     from cogvideo.tokenizers.text import open_text_tokenizer
@@ -93,6 +97,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("crop_pixels makes frames for an image tokenizer; give --frames, or leave crop_pixels out")
     if args.report and args.dry_run:
         raise ValueError("--report shows what was made, and --dry-run makes nothing; leave out one of them")
+    if args.text_len is not None and (args.text_tokenizer is None or args.text_len < 1):
+        raise ValueError(f"--text-len {args.text_len} goes with --text-tokenizer, and is at least 1")
+    text_len: int = args.text_len or ModelConfig().text_len
     text_tokenizer = None if args.text_tokenizer is None else open_text_tokenizer(args.text_tokenizer)
     encode_text = None if text_tokenizer is None else text_tokenizer.encode
     parts = _open_parts(args, config, processes)
@@ -102,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
             return _print_surveys(parts, 3 * (config.crop_pixels or config.frame_pixels) ** 2)
         for part in parts:
             manifest = part.run(partial(crop_frames, side=config.crop_pixels))
-            _print_result(part, manifest, text_tokenizer)
+            _print_result(part, manifest, text_tokenizer, text_len)
             if args.report and manifest is not None:
                 print(write_report(part, encode_text=encode_text))
         return
@@ -124,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     encoder = TokenEncoder(large, str(device_from(args.device)), low_res, tokenizer)
     for part in parts:
         manifest = part.run(encoder, *records)
-        _print_result(part, manifest, text_tokenizer)
+        _print_result(part, manifest, text_tokenizer, text_len)
         if args.report and manifest is not None:
             print(write_report(part, encoder.reconstruct, encode_text))
 
@@ -170,11 +177,15 @@ def _print_survey(survey: dict[str, Any], bytes_per_row: int) -> None:
     print(f"{survey['rows']} rows, about {survey['rows'] * bytes_per_row / 2**20:.1f} MiB" + _by_seconds(survey))
 
 
-def _print_result(part: "Preparation", manifest: dict[str, Any] | None, text_tokenizer: "TextTokenizer | None") -> None:
-    """Say what was made, and what shows that it will not train well. `manifest`: None on ranks above 0."""
+def _print_result(
+    part: "Preparation", manifest: dict[str, Any] | None, text_tokenizer: "TextTokenizer | None", text_len: int
+) -> None:
+    """Say what was made, and what shows that it will not train well.
+
+    `manifest`: None on ranks above 0. `text_len`: text tokens that the model reads.
+    """
     from cogvideo.data.dataset import ClipDataset, PairDataset
     from cogvideo.data.statistics import FEW_CODES_ADVICE, MAX_CAPTIONS, CaptionLengths, CodeUse, spread
-    from cogvideo.model.config import ModelConfig
 
     if manifest is None:
         return
@@ -195,7 +206,7 @@ def _print_result(part: "Preparation", manifest: dict[str, Any] | None, text_tok
     if text_tokenizer is not None:
         captions = part.captions.select(spread(len(part.captions), MAX_CAPTIONS))
         lengths = CaptionLengths.of_clips([caption.text for caption in captions], text_tokenizer)
-        print(lengths.summary(ModelConfig().text_len))
+        print(lengths.summary(text_len))
 
 
 def _by_seconds(counts: dict[str, Any]) -> str:

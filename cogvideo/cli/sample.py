@@ -18,7 +18,14 @@ videos, whatever other prompts there are. docs/guides/sample.md lists the settin
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._sampling import add_adapter_argument, add_run_arguments, load_configs, read_given_clips, run_job
+from cogvideo.cli._sampling import (
+    add_adapter_argument,
+    add_run_arguments,
+    load_configs,
+    read_given_clips,
+    refuse_given_frames,
+    run_job,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     prompts, overrides = split_overrides(args.words)
     if args.prompts is not None:
         prompts += read_prompts(args.prompts)
+    if args.continue_from is None:
+        refuse_given_frames(overrides)
     if args.interactive:
         for conflict, description in (
             (prompts, "a prompt"),

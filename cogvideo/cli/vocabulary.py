@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from cogvideo.cli._common import add_captions_arguments, read_options_from, weights
+from cogvideo.hub import describe
 from cogvideo.logs import get_logger
 
 log = get_logger("cogvideo.vocabulary")
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
             extend_vocabulary(args.extend, extended, args.out, overwrite=args.overwrite)
         added = [extended.piece(id) for id in range(old.vocabulary.size, extended.vocabulary.size)]
         shown = " ".join(added[:SHOWN]) + (" ..." if len(added) > SHOWN else "")
-        print(f"{args.out}: {args.extend} with {len(added)} more pieces{': ' if added else ''}{shown}")
+        print(f"{args.out}: {describe(args.extend)} with {len(added)} more pieces{': ' if added else ''}{shown}")
         return
     num_codes = open_image_tokenizer(args.tokenizer).num_tokens
     with lock_output(args.out):

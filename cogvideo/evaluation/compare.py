@@ -273,7 +273,7 @@ def _caption_numbers(meter: Meter, run: _Seed) -> dict[str, Number]:
         for part in (run.generated, run.real, run.reconstructed)
     ]
     if sets[0] is None:
-        missing = next(name for name, text in zip(run.generated.names, run.generated.captions, strict=True) if not text)
+        missing = run.generated.names[run.generated.captions.index(None)]
         raise ValueError(f"CLIPSIM needs captions, and {missing} has none; give --captions FILE")
     numbers = {}
     for row, name in enumerate(("clipsim", "clipsim_shuffled")):

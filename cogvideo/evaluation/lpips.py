@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cogvideo.evaluation.networks import load_torchscript, read_network_file
-from cogvideo.logs import is_out_of_memory
+from cogvideo.logs import is_exhausted
 
 LPIPS_ROLES = ("lpips_alex", "lpips_vgg")
 PROBE_SIDE = 64
@@ -41,7 +41,7 @@ class PairNetwork:
             with torch.inference_mode():
                 output = self._module(x.to(self.device), y.to(self.device))
         except Exception as error:  # its code may raise anything
-            if is_out_of_memory(error):
+            if is_exhausted(error):
                 raise
             reason = " ".join(str(error).split())[-200:]
             raise ValueError(f"the {self.role} network fails on pairs of frames {list(x.shape)} ({reason})") from None

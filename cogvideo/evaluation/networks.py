@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cogvideo.logs import is_out_of_memory
+from cogvideo.logs import is_exhausted
 
 Role = Literal["i3d", "c3d", "inception", "clip", "lpips_alex", "lpips_vgg"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -100,7 +100,7 @@ class FeatureNetwork:
             with torch.inference_mode():
                 output = self._module(clips.to(self.device), **options)
         except Exception as error:  # its code may raise anything
-            if is_out_of_memory(error):
+            if is_exhausted(error):
                 raise
             reason = " ".join(str(error).split())[-200:]
             raise ValueError(f"the {self.role} network fails on clips of {list(clips.shape)} ({reason})") from None

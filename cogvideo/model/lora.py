@@ -93,14 +93,14 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
 def draw_adapter(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     """The starting value of an adapter's parameter: A is uniform, B zero, so that the update is; of a table A is zero.
 
-    As PEFT starts them; `name` is the parameter's.
+    `name` is the parameter's. PEFT draws a table's B from a normal distribution of variance 1, so that a row moves many
+    times as far in a step as a row of another matrix of the same learning rate.
     """
     is_table = name.startswith(PARTS["embeddings"])
     if name.endswith("A" if is_table else "B"):
         return torch.zeros(shape)
-    if is_table:
-        return torch.randn(shape, generator=generator)
-    return torch.empty(shape).uniform_(-1 / math.sqrt(shape[1]), 1 / math.sqrt(shape[1]), generator=generator)
+    bound = 1 / math.sqrt(shape[0] if is_table else shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -41,7 +41,7 @@ STEPS = {"trunk": 500, "sequential": 500, "interpolation": 500}
 BATCHES = {"trunk": 64, "sequential": 16, "interpolation": 16}
 LEARNING_RATES: Mapping[Mode, float] = {"all": 1e-4, "lora": 1e-3}
 STAGES = ("sequential", "interpolation")
-"""What every bundle has; a trunk may be missing."""
+"""What a bundle must have to be finetuned; a trunk may be missing."""
 CLIPS = {"clips": "data", "clips_between": "data_between"}
 """Folders of clips, and their configs. The second is stage 2's own, where it has another number of frames per clip."""
 UPSCALING = {**SUPERRES, "high-res-tokenizer": HIGH_RES_TOKENIZER}
@@ -175,6 +175,7 @@ class FinetuneRecipe:
     def steps(self) -> list[Step]:
         out, start = self.folder, self.start
         tokenizer, text = start / "image_tokenizer", start / "text.model"
+        text_len = str(self.base.models["sequential"].text_len)
         held_out: tuple[str, ...] = ("--validation", str(VALIDATION)) if holds_out(self.survey) else ()
 
         steps = []
@@ -184,8 +185,8 @@ class FinetuneRecipe:
             steps.append(out.step("base", [*words, "--pieces", str(MAX_NEW_PIECES), "--out", start, "--overwrite"]))
         for clips, data in CLIPS.items():
             if clips == "clips" or not self.base.has_one_clip_size:
-                words = ["prepare", *self.captions_words, "--tokenizer", tokenizer, "--text-tokenizer", text, *held_out]
-                words += ["--report", "--config", out.config(data), "--out", out / clips]
+                words = ["prepare", *self.captions_words, *held_out, "--tokenizer", tokenizer, "--text-tokenizer", text]
+                words += ["--text-len", text_len, "--report", "--config", out.config(data), "--out", out / clips]
                 steps.append(out.step(clips, words, prepare=partial(self._write_data, clips)))
         trained: dict[str, Path] = {}
         for name in self.base.models:

@@ -234,7 +234,7 @@ class Parts:
     image_tokenizer: Path
     trunk: Path
     sequential: Path
-    interpolation: Path
+    interpolation: Path | None = None
     sampling: Path | None = None
     """A YAML file of settings that suit these weights."""
     direct: Path | None = None
@@ -243,6 +243,24 @@ class Parts:
     """The iterative super-resolution model."""
     high_res_tokenizer: Path | None = None
     """The image tokenizer of super-resolution's large frames; None: `image_tokenizer`."""
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The transformers that are given, by their folder in a bundle; the trunk is first."""
+        found: dict[str, Path | None] = {name: getattr(self, name) for name in MODELS}
+        return {name: path for name, path in found.items() if path is not None}
+
+    def sample_config(self) -> SampleConfig | None:
+        """The settings to store; None: the published ones hold. Raises: ValueError if they need a stage 2, OSError."""
+        if self.sampling is None:
+            return None if self.interpolation is not None else SampleConfig(rounds=0)
+        settings = load_config(SampleConfig, [self.sampling])
+        if settings.rounds and self.interpolation is None:
+            raise ValueError(
+                f"--sampling {self.sampling} has rounds={settings.rounds} of interpolation, which need stage 2; give "
+                "--interpolation, or set rounds: 0"
+            )
+        return settings
 
 
 def check_replaceable(directory: Path) -> None:
@@ -274,7 +292,7 @@ def assemble_bundle(
     if overwrite:
         check_replaceable(directory)
     text_tokenizer = open_text_tokenizer(parts.text_tokenizer)
-    settings = None if parts.sampling is None else load_config(SampleConfig, [parts.sampling])
+    settings = parts.sample_config()
     configs: dict[str, ModelConfig] = {}
     with atomic_directory(directory, replace=overwrite) as building:
         text_tokenizer.save(building / "text.model")
@@ -288,8 +306,7 @@ def assemble_bundle(
         _check_trained_with(parts, given)
         stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra()
         both_sizes = own_tokenizers(building, text_tokenizer, image_tokenizer, high_res).to_extra()
-        for name in MODELS:
-            source = getattr(parts, name)
+        for name, source in parts.models.items():
             model = load_model(source, dtype=dtype)
             configs[name] = model.config
             shared = name != "trunk" and _has_same_trunk(source, parts.trunk)
@@ -382,8 +399,7 @@ def _trained_prompt_format(parts: Parts) -> PromptFormat | None:
     Raises: ValueError if they differ.
     """
     formats: dict[PromptFormat, str] = {}
-    for name in MODELS:
-        source = getattr(parts, name)
+    for name, source in parts.models.items():
         recorded = load_checkpoint(source, verify=False).extra.get("prompt")
         if recorded is not None:
             formats.setdefault(from_dict(PromptFormat, recorded, origin=str(source)), name)

@@ -37,7 +37,8 @@ class DataConfig:
     balance_lengths: bool = True
     """Whether every clip length is seen equally often."""
     guidance_dropout: float = 0.0
-    """Probability that a caption is replaced by the unconditional one, for classifier-free guidance."""
+    """Probability that a caption is replaced by the unconditional one, for classifier-free guidance. In validation all
+    clips have theirs."""
     suffix_probability: float = 1.0
     """Probability that a clip's caption gets the video suffix."""
     text_tokenizer: Path | None = None

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,9 +189,13 @@ def peak_memory_mib(device: torch.device) -> float:
     """The peak memory of this process so far: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # not Linux
+        import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024  # ru_maxrss includes the parent's peak before the start
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

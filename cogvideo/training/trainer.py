@@ -56,6 +56,7 @@ log = get_logger(__name__)
 
 IS_FINITE = "is_finite"
 """Read along with an objective's metrics: whether its loss is."""
+CODEBOOK_STEP = "tokenizer.continuous_steps"
 CURVES_SECONDS = 60.0
 """Curves are redrawn no more often than this, except at the end."""
 
@@ -151,6 +152,8 @@ class Trainer:
         saved = load_state(self.state, checkpoint)
         if self.rank == 0:
             for key, old, new in changes:
+                if key == CODEBOOK_STEP and saved["step"] < min(old, new):
+                    continue  # neither has had an effect yet
                 log.warning("the run had %s=%s so far and continues with %s", key, old, new)
         self.step, self.skipped, self.bad_in_a_row = (saved[k] for k in ("step", "skipped", "bad_in_a_row"))
         self.spikes, norms = saved.get("spikes", 0), saved.get("norms", [])

@@ -72,6 +72,7 @@ def test_real_clips_need_only_the_tokenizer(bundle: Path, capsys: pytest.Capture
         (["--crop", "squash"], "--crop has no effect on digits"),
         (["--trust-network"], "--trust-network has no effect on digits"),
         (["--batch", "0"], "--batch 0: give 1 to 1000"),
+        (["--batch", "2", "--no-distances"], "--batch is for the networks of --distances, and none are used"),
         (["--device", "nonsense"], "--device nonsense"),
     ],
 )

@@ -63,13 +63,17 @@ def test_training_starts_from_the_hub_and_records_the_commit(hub: Hub) -> None:
 
 
 def test_commands_take_names_of_the_hub(bundle: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    hub.commit_folder("someone/clips", bundle)
+    commit = hub.commit_folder("someone/clips", bundle)
     assert main(["inspect", "--checkpoint", "someone/clips/trunk", "--no-plan"]) == 0
     Path("captions.csv").write_text("video,caption\na.mp4,a zebra\n", encoding="utf-8")
     words = ["vocabulary", "--captions", "captions.csv", "--pieces", "300"]
     assert main([*words, "--tokenizer", "someone/clips/image_tokenizer", "--out", "text.model"]) == 0
     assert main([*words, "--extend", "someone/clips@main", "--out", "extended"]) == 0
-    capsys.readouterr()
+    assert main(["extend", "someone/clips", "--num-frames", "6", "--out", "longer"]) == 0
+    shown = capsys.readouterr().out
+    for line in ("someone/clips/trunk@{}: ", "extended: someone/clips@{} with", "longer: someone/clips@{} with"):
+        assert line.format(commit) in shown
+    assert "snapshots" not in shown
     for command in (
         ["sample", "a", "--model", "someone/absent", "--out", "out"],
         ["sample", "a", "--model", str(bundle), "--adapter", "someone/absent:2", "--out", "out"],
@@ -110,7 +114,8 @@ def test_finetuning_names_the_commit_in_its_commands(hub: Hub, capsys: pytest.Ca
     assert main([*words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert f"fixed by someone/clips@{commit}" in shown
-    for part in (f"--tokenizer someone/clips/image_tokenizer@{commit}", f"--model someone/clips@{commit}"):
+    tokenizer = f"--tokenizer someone/clips/image_tokenizer@{commit}"
+    for part in (tokenizer, f"--model someone/clips@{commit}", "--text-len 32 --report"):
         assert part in shown
     assert "snapshots" not in shown
 

@@ -125,6 +125,9 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
         ("sample --first-frame {given}/0.png", "there is no prompt"),
         ("sample a --continue {given}/clip.mp4 rounds=3", "fewer than the 8 needed"),
         ("sample a --continue {given}/clip.mp4 --first-frame {given}/0.png", "not allowed with argument"),
+        ("sample a given_frames=2", "given_frames=2 has an effect on `cogvideo sample --continue` only"),
+        ("sample a --first-frame {given}/0.png given_frames=2", "given_frames=2 has an effect on"),
+        ("interpolate {given}/clip.mp4 --caption a given_frames=2", "given_frames=2 has an effect on"),
         ("sample a --resume --overwrite", "--overwrite: not allowed with argument --resume"),
         ("sample a --interactive", "reads prompts from standard input; leave out a prompt"),
         ("sample --interactive --resume", "leave out --resume"),
@@ -154,19 +157,19 @@ def test_more_clips_than_prompts(bundle: Path, tmp_path: Path, capsys: pytest.Ca
     assert "the given file holds 2 clips, but 3 are requested" in capsys.readouterr().err
 
 
-ERRORS = ["not UTF-8", "shorten it", "did you mean 'seed'", "weights= cannot change"]
+ERRORS = ["not UTF-8", "shorten it", "did you mean 'seed'", "weights= cannot change", "given_frames=2 has an effect on"]
 
 
 def test_interactive(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each prompt a folder, the same as by a command of its own; a bad line is one line, and the next is read."""
-    lines = [CAPTION, "", "a " * 90, "sed=3", "weights=int8", CAPTION, "seed=4 rounds=0", "数字"]
+    lines = [CAPTION, "", "a " * 90, "sed=3", "weights=int8", "given_frames=2", CAPTION, "seed=4 rounds=0", "数字"]
     data = b"\n".join([lines[0].encode(), b"\xff", *(line.encode() for line in lines[1:])])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert run(bundle, "sample", "--interactive", "rounds=1", "--out", tmp_path / "talk") == 0
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert [message in line for message, line in zip(ERRORS, errors, strict=True)]
+    assert all(message in line for message, line in zip(ERRORS, errors, strict=True))
     names = ["000-the-red-digit-3-moves-left-slowly", "001-the-red-digit-3-moves-left-slowly", "002-数字"]
     assert sorted(os.listdir(tmp_path / "talk")) == names
     assert run(bundle, "sample", CAPTION, CAPTION, "rounds=1", "--out", tmp_path / "both") == 0

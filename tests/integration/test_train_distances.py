@@ -80,11 +80,14 @@ def test_clips_to_measure_are_each_there_once_whatever_the_ranks_and_weights(
     config = settings(data, tmp_path / "run", data=more)
     count = 60 if validation else 120
     taken = []
+    no_caption = 9  # text tokens without it
     for rank, world_size in ((0, 1), (1, 2)):
         task = ClipTask(config, torch.device("cpu"), rank, world_size)
         batches = list(task.first_clips(1000))
         taken.append(torch.cat([batch.frames for batch in batches]).flatten(1).tolist())
-        assert all((batch.text_mask.sum(1) > 9).all() for batch in batches), "9 tokens are those without a caption"
+        batches += task.validation_batches()
+        assert all((batch.text_mask.sum(1) > no_caption).all() for batch in batches)
+        assert (next(task.batches(0)).text_mask.sum(1) == no_caption).all(), "guidance_dropout=1"
     assert taken[0] == taken[1] and len(taken[0]) == count
     assert len(set(map(tuple, taken[0]))) == 60
 

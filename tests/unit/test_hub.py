@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,21 @@ def test_revisions_and_what_they_are_recorded_as(hub: Hub) -> None:
         assert describe(folder / "config.json") == f"someone/clips/config.json@{commit}"
         assert resolve(describe(folder)) == folder
     assert describe("runs/mine") == "runs/mine"
+
+
+def test_a_push_during_a_download_does_not_change_what_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    first, download = hub.commit("someone/clips", {"config.json": b"1"}), huggingface_hub.hf_hub_download
+
+    def push_and_download(*args: Any, **options: Any) -> str:
+        hub.commit("someone/clips", {"config.json": b"2"})
+        return str(download(*args, **options))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", push_and_download)
+    folder = resolve("someone/clips")
+    assert describe(folder) == f"someone/clips@{first}" and (folder / "config.json").read_text() == "1"
+    assert len(hub.downloads) == 1
 
 
 def test_only_safe_files_are_fetched(hub: Hub) -> None:

@@ -85,8 +85,10 @@ class ClipTask:
         if config.data.validation is not None:
             held_out = self._open_clips("data.validation", config.data.validation)
         self.tokenizers = check_tokenizers(config, self.text_tokenizer, clips, held_out)
-        self._loader = self._open_loader(clips, rank, world_size, config.data.weights)
-        self._validation = None if held_out is None else self._open_loader(held_out, rank, world_size)
+        self._loader = self._open_loader(clips, rank, world_size)
+        self._validation = None
+        if held_out is not None:
+            self._validation = self._open_loader(held_out, rank, world_size, validates=True)
         self._measured = clips if held_out is None else held_out
         check_captions(
             config.data,
@@ -202,8 +204,9 @@ class ClipTask:
         return clips_in_memory(tokenizer, count, clip_seconds=lengths, num_frames=self.model_config.num_frames)
 
     def _open_loader(
-        self, data: ClipDataset | InMemoryClips, rank: int, world_size: int, weights: list[float] | None = None
+        self, data: ClipDataset | InMemoryClips, rank: int, world_size: int, *, validates: bool = False
     ) -> ClipLoader:
+        """`validates`: all clips have their captions, and folders the weight of their size."""
         config, model = self.config, self.model_config
         frames = data.num_frames if model.has_temporal_channel else model.num_frames
         if (data.frame_len, frames) != (model.frame_len, model.num_frames):
@@ -215,12 +218,12 @@ class ClipTask:
             task=model.task,
             batch_size=config.train.batch_size,
             text_len=model.text_len,
-            guidance_dropout=config.data.guidance_dropout,
+            guidance_dropout=0.0 if validates else config.data.guidance_dropout,
             suffix_probability=config.data.suffix_probability,
             balance_lengths=config.data.balance_lengths,
             seed=config.train.seed,
             prompt=config.data.prompt,
-            weights=weights,
+            weights=None if validates else config.data.weights,
             loss_by=config.log.loss_by,
         )
         return ClipLoader(data, self.text_tokenizer, settings, rank=rank, world_size=world_size)

@@ -59,7 +59,7 @@ def fail_with(error: BaseException):
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, "more memory\n"),
         (RuntimeError("could not execute a primitive"), 2, "more memory\n"),
-        (RuntimeError("can't start new thread"), 2, "more memory\n"),
+        (RuntimeError("can't start new thread"), 2, "(ulimit -u, or the container's), or use fewer threads\n"),
         (OSError(12, "Cannot allocate memory"), 2, "more memory\n"),
         (OSError(28, "No space left on device", "/out/a.npy"), 2, "and run the same command again\n"),
         (OSError("odd"), 2, "cogvideo: error: odd\n"),

@@ -303,3 +303,14 @@ def test_a_measure_that_only_some_seeds_have_is_of_these(tmp_path: Path, monkeyp
     values = [numbers["clipsim_shuffled"].value for numbers in single if "clipsim_shuffled" in numbers]
     assert 2 <= len(values) < 6
     assert compare(meter, source, None, seeds=6).numbers["clipsim_shuffled"].value == pytest.approx(np.mean(values))
+
+
+def test_the_clip_that_has_no_caption_is_named(tmp_path: Path) -> None:
+    """One whose caption is empty has one."""
+    write_network(tmp_path / "clip.pt", Plain())
+    captioned = CaptionStandIn("clip", tmp_path / "clip.pt", torch.device("cpu"))
+    source = clips(3, 0)
+    for clip, caption in zip(source.clips, ("a", "", None), strict=True):
+        clip.caption = caption
+    with pytest.raises(ValueError, match=f"CLIPSIM needs captions, and {source.clips[2].name} has none; give"):
+        compare(Meter(replace(protocol(clips=3), metrics=("clipsim",)), {"clip": captioned}), source, None)

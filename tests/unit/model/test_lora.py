@@ -14,6 +14,7 @@ from cogvideo.model.lora import (
     adapted_layer,
     adapter_parameters,
     add_adapters,
+    draw_adapter,
     has_adapters,
     matrices,
     set_weight,
@@ -89,6 +90,22 @@ def test_products_of_few_bits_with_adapters_beside_them(weights: WeightName) -> 
             assert torch.allclose(found, expected, atol=1e-4)
             if isinstance(layer, Embedding):
                 assert torch.allclose(logits, layer.logits(x, 20) + x @ change[:20].T, atol=1e-4)
+
+
+def test_a_step_moves_word_embeddings_as_far_as_other_matrices() -> None:
+    """A step of Adam changes every number of the factor that begins with zeros by the learning rate."""
+    model, rate = tiny_model(tiny_config()), 1e-3
+    add_adapters(model, ALL)
+    generator, moved = torch.Generator().manual_seed(0), {}
+    for name, layer in matrices(model).items():
+        assert layer.lora is not None
+        first = [draw_adapter(f"{name}.lora.{part}", p.shape, generator) for part, p in layer.lora.named_parameters()]
+        assert sum(bool(factor.any()) for factor in first) == 1, "the update begins with zeros"
+        step = rate * torch.randn(max(p.numel() for p in first), generator=generator).sign()
+        a, b = (factor if factor.any() else step[: factor.numel()].view(factor.shape) for factor in first)
+        moved[name] = float(update(a, b, layer.lora.scale, isinstance(layer, Embedding)).square().mean().sqrt())
+    others = [change for name, change in moved.items() if name != "word_embeddings"]
+    assert min(others) / 2 < moved["word_embeddings"] < 2 * max(others)
 
 
 def test_what_reads_weights_past_a_layer_leaves_adapted_models_alone() -> None:

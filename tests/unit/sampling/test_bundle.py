@@ -1,6 +1,7 @@
 """Bundles: a shared trunk is held once, prompt formats travel with the weights, fingerprints."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.config import to_dict
 from cogvideo.dtypes import WeightName
 from cogvideo.model.transformer import is_temporal
-from cogvideo.sampling.bundle import BundleConfig, Parts, assemble_bundle, fingerprint, open_bundle, weights_for
+from cogvideo.sampling.bundle import (
+    BundleConfig,
+    Parts,
+    assemble_bundle,
+    fingerprint,
+    load_sample_config,
+    open_bundle,
+    weights_for,
+)
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sequence.prompt import PromptFormat
@@ -76,6 +85,23 @@ def test_the_prompt_format_of_training_travels_with_the_weights(folder: Path, tm
     with pytest.raises(ValueError, match="trunk and sequential were trained with different prompt formats"):
         assemble_bundle(tmp_path / "other", parts, **how)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_bundle_without_stage_2_is_sampled_without_rounds(folder: Path, tmp_path: Path) -> None:
+    parts = Parts(folder / "text.model", folder / "image_tokenizer", folder / "trunk", folder / "sequential")
+    how = {"config": BundleConfig(), "num_clusters": 4, "dtype": torch.float32}
+    assemble_bundle(tmp_path / "bundle", parts, **how)
+    config = load_sample_config(tmp_path / "bundle", [], ["num_clusters=32"])
+    pipeline = Pipeline.load(tmp_path / "bundle", config)
+    assert config == SampleConfig(rounds=0, num_clusters=32) and pipeline.interpolation is None
+    assert pipeline.sample(["a red one"], config).shape == (1, 5, 4)
+    (tmp_path / "sampling.yaml").write_text("seconds: 2\n")
+    with pytest.raises(ValueError, match=r"sampling.yaml has rounds=3 of .* give --interpolation, or set rounds: 0$"):
+        assemble_bundle(tmp_path / "other", replace(parts, sampling=tmp_path / "sampling.yaml"), **how)
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "sampling.yaml").write_text("seconds: 2\nrounds: 0\n")
+    assemble_bundle(tmp_path / "other", replace(parts, sampling=tmp_path / "sampling.yaml"), **how)
+    assert load_sample_config(tmp_path / "other", [], []).seconds == 2
 
 
 def test_fingerprints(folder: Path, tmp_path: Path) -> None:

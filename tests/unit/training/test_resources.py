@@ -1,6 +1,9 @@
 """Throughput and MFU between log lines, and the warning if a CPU emulates a dtype."""
 
+import resource
+import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +32,14 @@ def test_throughput_is_measured_since_the_last_log_line(monkeypatch: pytest.Monk
     meter.add(tokens=10, flops=0.0)
     found = meter.take(0)
     assert found["tokens_per_second"] == 10 and "mfu" not in found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_of_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """getrusage's includes that of the parent when it started this process."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=1 << 40))
+    assert 50 < resources.peak_memory_mib(CPU) < most + 50
 
 
 def test_peak_flops_are_measured() -> None:
