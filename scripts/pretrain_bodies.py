@@ -117,7 +117,8 @@ def recipe(out: Path, device: str, threads: int, clips: int) -> list[Step]:
             *("--sequential", sequential, "--interpolation", out / "interpolation/export/interpolation"),
             *("--direct", out / "superres_direct/export/direct_superres"),
             *("--iterative", out / "superres_iterative/export/iterative_superres"),
-            *("--sampling", "configs/sample/bodies.yaml", "--clusters", "64", "--out", out / "bundle"),
+            *("--sampling", "configs/sample/bodies.yaml", "--examples", "configs/sample/bodies_examples.txt"),
+            *("--clusters", "64", "--out", out / "bundle"),
         ),
     ]
 

@@ -36,7 +36,7 @@ def fetch_weights(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for action in parser._actions:
         given = getattr(args, action.dest, None)
         if action.type is weights and given is not None:
-            setattr(args, action.dest, resolve(given))
+            setattr(args, action.dest, [resolve(one) for one in given] if isinstance(given, list) else resolve(given))
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

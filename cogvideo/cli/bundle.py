@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image tokenizer of super-resolution's large frames (default: that of --tokenizer)",
     )
     parser.add_argument("--sampling", type=Path, metavar="FILE", help="settings that suit these weights (.yaml)")
+    parser.add_argument(
+        "--examples", type=Path, metavar="FILE", help="example prompts for `cogvideo demo`, one per line"
+    )
     parser.add_argument("--clusters", type=int, default=500, help="clusters of the image codes (published: 500)")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to write")
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.locks import lock_output
     from cogvideo.sampling.bundle import BundleConfig, Parts, assemble_bundle
+    from cogvideo.text import read_prompts
 
     parts = Parts(
         args.text,
@@ -52,9 +56,10 @@ def run(args: argparse.Namespace) -> None:
         high_res_tokenizer=args.high_res_tokenizer,
     )
     dtype = FLOAT_DTYPES[args.dtype]
+    config = BundleConfig(examples=read_prompts(args.examples) if args.examples else [])
     with lock_output(args.out):
         assemble_bundle(
-            args.out, parts, config=BundleConfig(), num_clusters=args.clusters, dtype=dtype, overwrite=args.overwrite
+            args.out, parts, config=config, num_clusters=args.clusters, dtype=dtype, overwrite=args.overwrite
         )
     files = [path for path in sorted(args.out.rglob("*")) if path.is_file()]
     for path in files:

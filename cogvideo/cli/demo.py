@@ -2,6 +2,7 @@
 
     cogvideo demo                                      the bundled weights, at http://127.0.0.1:7860
     cogvideo demo --model DIR rounds=2 seconds=2       other weights; initial settings of the page
+    cogvideo demo --model DIR --model DIR              several weights, for visitors to choose among
     cogvideo demo --direct DIR --iterative DIR         super-resolution by other models than the bundle's own
     cogvideo demo --adapter DIR[:SCALE]                what a finetuning run exported, to switch on and off; repeat it
     cogvideo demo --host 0.0.0.0                       for others in your network, who can then see all results
@@ -26,7 +27,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from cogvideo.demo.places import Limits
     from cogvideo.demo.server import Server
     from cogvideo.demo.service import DemoService
+    from cogvideo.sampling.config import SampleConfig
+    from cogvideo.sampling.superres import Upsampler
 
 SAME_SIGNAL_SECONDS = 0.5
 """`timeout` and some others send a signal twice and mean it once."""
@@ -59,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="key=value", help="an initial setting, as for `sample`")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("samples/demo"), help="folder for results")
     parser.add_argument(
-        "--model", metavar="DIR", type=weights, help="a bundle of weights (default: the bundled weights)"
+        "--model",
+        metavar="DIR",
+        type=weights,
+        action="append",
+        help="a bundle of weights (default: the bundled weights); repeat it, for visitors to choose",
     )
     parser.add_argument(
         "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
@@ -78,7 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="direct super-resolution model (cogview2-dsr; default: the bundle's own, if it has one)",
     )
     parser.add_argument("--iterative", metavar="DIR", type=weights, help="iterative model (cogview2-itersr)")
-    parser.add_argument("--examples", metavar="FILE", type=Path, help="example prompts to click on, one per line")
+    parser.add_argument(
+        "--examples",
+        metavar="FILE",
+        type=Path,
+        help="example prompts to click on, one per line (default: the bundle's)",
+    )
     parser.add_argument(
         "--at-once", metavar="N", type=int, default=8, help="requests that run at the same time (default: 8)"
     )
@@ -131,6 +143,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--at-once {args.at_once} allows no request; give at least 1")
     if args.iterative is not None and args.direct is None:
         raise ValueError("--iterative refines what the direct model draws; give --direct too")
+    for option, value in (("--direct", args.direct), ("--examples", args.examples)):
+        if value is not None and len(args.model or ()) > 1:
+            raise ValueError(f"{option} goes with one --model; `cogvideo bundle {option}` puts it into each bundle")
     limits, root_path = _limits(args), _root_path(args.root_path)
     if args.proxies < 0:
         raise ValueError(f"--proxies {args.proxies} is below 0; give the number of proxies that are trusted")
@@ -138,20 +153,17 @@ def run(args: argparse.Namespace) -> None:
     with listen(args.host, args.port) as listener:
         from cogvideo.demo.adapters import name_adapters
         from cogvideo.demo.service import DemoService
+        from cogvideo.demo.weights import ServedWeights, assign_adapters, name_weights
         from cogvideo.files import BUNDLED_WEIGHTS
         from cogvideo.locks import lock_folder
         from cogvideo.sampling.adapters import AdapterChoice
         from cogvideo.sampling.bundle import load_sample_config
-        from cogvideo.sampling.config import UpsampleConfig
         from cogvideo.sampling.pipeline import Pipeline
-        from cogvideo.sampling.superres import find_models, open_upsampler, own_models
-        from cogvideo.text import read_prompts
 
         adapters = name_adapters(AdapterChoice.parse(text) for text in args.adapter)
-        directory = args.model or BUNDLED_WEIGHTS
-        config = load_sample_config(directory, args.config, overrides)
-        bundled = directory == BUNDLED_WEIGHTS
-        examples = read_prompts(args.examples) if args.examples else EXAMPLES if bundled else ()
+        directories = name_weights(args.model or [BUNDLED_WEIGHTS])
+        configs = {name: load_sample_config(path, args.config, overrides) for name, path in directories.items()}
+        examples = {name: _examples(path, args.examples) for name, path in directories.items()}
         with lock_folder(args.out):
             from cogvideo.demo.places import Places
             from cogvideo.demo.server import Server
@@ -166,30 +178,49 @@ def run(args: argparse.Namespace) -> None:
                 log_prompts=args.log_prompts,
             )
             with server.listening():
-                pipeline = Pipeline.load(directory, config)
-                upsampler = None
-                if args.direct is not None or "direct" in own_models(directory):
-                    models = find_models(directory, args.direct, args.iterative)
-                    loading = UpsampleConfig(
-                        weights=config.weights, device=config.device, stream_layers=config.stream_layers
+                pipelines = {name: Pipeline.load(path, configs[name]) for name, path in directories.items()}
+                fitting = assign_adapters(adapters, pipelines)
+                served = {
+                    name: ServedWeights(
+                        pipelines[name],
+                        configs[name],
+                        path,
+                        upsampler=_open_upsampler(path, args, configs[name]),
+                        adapters=fitting[name],
+                        examples=examples[name],
+                        note=ABOUT_BUNDLED if path == BUNDLED_WEIGHTS else "",
                     )
-                    upsampler = open_upsampler(directory, *models, loading)
-                service = DemoService(
-                    pipeline,
-                    config,
-                    args.out,
-                    directory=directory,
-                    upsampler=upsampler,
-                    adapters=adapters,
-                    limits=limits,
-                )
+                    for name, path in directories.items()
+                }
+                service = DemoService(served, args.out, limits=limits)
                 try:
-                    about = f"{service.about} {ABOUT_BUNDLED if bundled else ''}"
-                    address = server.show(service, about=about, examples=examples)
+                    address = server.show(service)
                     print(f"CogVideo is at {address}, results in {args.out}; Ctrl-C ends it", flush=True)
                     _wait_for_signal(server, service)
                 finally:
                     service.close()
+
+
+def _examples(directory: Path, file: Path | None) -> Sequence[str]:
+    """Prompts to click on: those of --examples, else the bundle's own. Raises: OSError, ValueError."""
+    from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.sampling.bundle import read_config
+    from cogvideo.text import read_prompts
+
+    if file is not None:
+        return read_prompts(file)
+    return EXAMPLES if directory == BUNDLED_WEIGHTS else read_config(directory).examples
+
+
+def _open_upsampler(directory: Path, args: argparse.Namespace, config: "SampleConfig") -> "Upsampler | None":
+    """By the models of --direct and --iterative, else by the bundle's own, if it has some. Raises: as its parts."""
+    from cogvideo.sampling.config import UpsampleConfig
+    from cogvideo.sampling.superres import find_models, open_upsampler, own_models
+
+    if args.direct is None and "direct" not in own_models(directory):
+        return None
+    loading = UpsampleConfig(weights=config.weights, device=config.device, stream_layers=config.stream_layers)
+    return open_upsampler(directory, *find_models(directory, args.direct, args.iterative), loading)
 
 
 def _limits(args: argparse.Namespace) -> "Limits":

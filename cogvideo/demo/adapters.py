@@ -11,19 +11,24 @@ from cogvideo.hub import describe
 from cogvideo.sampling.adapters import AdapterChoice
 from cogvideo.sampling.pipeline import Pipeline
 
-USUAL_NAMES = ("adapter", "export")
-"""Folders that say nothing: a run's adapter is in RUN/export/adapter."""
+USUAL_NAMES = ("adapter", "export", "bundle")
+"""Folders that say nothing: a run's adapter is in RUN/export/adapter, a recipe's weights in DIR/bundle."""
+
+
+def short_name(folder: Path) -> str:
+    """A name for visitors, who need not know where a folder is."""
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    place = describe(folder)
+    if place != str(folder):
+        place = place.rpartition("@")[0]  # of the hub, without the commit
+    return ([part for part in Path(place).parts if part not in USUAL_NAMES] or [folder.name])[-1]
 
 
 def name_adapters(choices: Iterable[AdapterChoice]) -> dict[str, AdapterChoice]:
-    """Each by a short name for visitors, who need not know where it is: `mine`, or `mine (0.5)` with a scale."""
+    """Each by a short name, `mine`, or `mine (0.5)` with a scale."""
     named: dict[str, AdapterChoice] = {}
     for choice in choices:
-        folder = choice.folder if choice.folder.name not in ("", "..") else choice.folder.resolve()
-        place = describe(folder)
-        if place != str(folder):
-            place = place.rpartition("@")[0]  # of the hub, without the commit
-        short = ([part for part in Path(place).parts if part not in USUAL_NAMES] or [folder.name])[-1]
+        short = short_name(choice.folder)
         scale = "" if choice.scale == 1 else f" ({choice.scale:g})"
         name, number = f"{short}{scale}", 2
         while name in named:

@@ -6,7 +6,7 @@ What a request may do is decided in service.py, and when it runs in places.py.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from html import escape
@@ -74,34 +74,35 @@ def draw_settings(stage: str) -> tuple[Setting, ...]:
     )
 
 
-def build_page(
-    service: DemoService,
-    places: Places,
-    about: str,
-    examples: Sequence[str],
-    *,
-    root: str,
-    log: Log,
-    log_prompts: bool,
-) -> gr.Blocks:
+def build_page(service: DemoService, places: Places, *, root: str, log: Log, log_prompts: bool) -> gr.Blocks:
     """Build the page. `root`: its path or address in front of a proxy.
 
     The guard (guard.py) has put the visitor's address into the scope of every request.
     """
-    values = to_dict(service.config)
+    default = next(iter(service.weights))
+    first = service.weights[default]
+    values = to_dict(first.config)
     threads = ThreadPoolExecutor(2 * service.limits.running, "page")
-    names: list[str] = []
+    shown_settings: list[Setting] = []
     widgets: list[Any] = []
+    example_rows: list[gr.Row] = []
 
     def add_widgets(*settings: Setting) -> None:
         for setting in settings:
-            names.append(setting.name)
+            shown_settings.append(setting)
             widgets.append(_widget(setting, values))
 
     with gr.Blocks(title="CogVideo", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)) as page:
-        gr.HTML(f'<div class="cv-head"><h1>CogVideo</h1><p>{escape(about)}</p></div>')
+        head = gr.HTML(_head(first.about))
         with gr.Row():
             with gr.Column(scale=5):
+                weights = gr.Radio(
+                    list(service.weights),
+                    value=default,
+                    label="Weights",
+                    visible=len(service.weights) > 1,
+                    elem_id="weights",
+                )
                 prompts = gr.Textbox(
                     label="Prompt", info="one per line", lines=2, max_lines=16, autofocus=True, elem_id="prompt"
                 )
@@ -109,8 +110,10 @@ def build_page(
                     start = gr.Button("Generate", variant="primary", min_width=110)
                     stop = gr.Button("Stop", variant="stop", min_width=110)
                     new_seed = gr.Button("New seed", min_width=110)
-                if examples:
-                    gr.Examples([[example] for example in examples], inputs=[prompts], label="Examples")
+                for name, served in service.weights.items():
+                    with gr.Row(visible=name == default and bool(served.examples)) as row:
+                        gr.Examples([[text] for text in served.examples or [""]], inputs=[prompts], label="Examples")
+                    example_rows.append(row)
                 with gr.Row():
                     add_widgets(*MAIN_SETTINGS[:2])
                 with gr.Row():
@@ -129,15 +132,15 @@ def build_page(
                         with gr.Row():
                             add_widgets(*draw_settings(stage))
                 adapters = gr.CheckboxGroup(
-                    list(service.adapters),
-                    value=list(service.adapters),
+                    list(first.adapters),
+                    value=list(first.adapters),
                     label="Adapters",
                     info="finetuned updates of the weights; those ticked add up",
-                    visible=bool(service.adapters),
+                    visible=bool(first.adapters),
                     elem_id="adapters",
                 )
                 upsample = gr.Checkbox(
-                    label="Large clips too", info=service.about_large, visible=service.upsampler is not None
+                    label="Large clips too", info=first.about_large, visible=first.upsampler is not None
                 )
             with gr.Column(scale=7):
                 line = gr.HTML(IDLE, elem_id="line")
@@ -151,6 +154,7 @@ def build_page(
             use: str,
             upsample: bool,
             adapters: list[str],
+            weights: str,
             *settings: Any,
         ) -> AsyncIterator[Any]:
             visitor, start, end = str(visit.request.scope["visitor"] if visit.request else ""), time.monotonic(), "left"
@@ -164,9 +168,17 @@ def build_page(
                         shown = time.monotonic()
                         yield waiting_line(ahead), gr.skip()
                     await asyncio.sleep(POLL_SECONDS)
-                chosen = {name: None if value == "" else value for name, value in zip(names, settings, strict=True)}
+                chosen = {
+                    setting.name: None if value == "" else value
+                    for setting, value in zip(shown_settings, settings, strict=True)
+                }
+                # a client that names only the weights sends the adapters of the first ones
+                own = service.weights.get(weights, first).adapters
+                adapters = [name for name in adapters if name in own or name not in first.adapters]
                 upload = None if file is None else Path(file)
-                running = service.run(Request(prompts or "", chosen, upload, FILE_USES[use], upsample, adapters))
+                running = service.run(
+                    Request(prompts or "", chosen, upload, FILE_USES[use], upsample, adapters, weights)
+                )
                 old_cards = None
                 while True:
                     step = asyncio.ensure_future(asyncio.wrap_future(threads.submit(next, running, None)))
@@ -195,7 +207,10 @@ def build_page(
                 log(visitor, f"request {end}, {time.monotonic() - start:.1f} s{text}")
 
         inputs = {"prompts": prompts, "file": file, "use": file_use, "upsample": upsample, "adapters": adapters}
-        inputs |= dict(zip((name.replace(".", "_") for name in names), widgets, strict=True))
+        inputs |= {"weights": weights}
+        inputs |= {
+            setting.name.replace(".", "_"): widget for setting, widget in zip(shown_settings, widgets, strict=True)
+        }
         # gradio's clients pass arguments by these names, and may leave out any
         generate.__signature__ = Signature(  # type: ignore[attr-defined]
             [
@@ -214,20 +229,49 @@ def build_page(
             show_progress_on=line,
         )
         stop.click(lambda: "Stopped. Finished files are kept.", None, line, cancels=[running], api_visibility="private")
+
+        def choose(name: str) -> list[Any]:
+            """What the page shows of these weights: all that depends on them."""
+            served = service.weights[name]
+            values = to_dict(served.config)
+            rows = [gr.update(visible=row == name and bool(served.examples)) for row in service.weights]
+            available = list(served.adapters)
+            return [
+                _head(served.about),
+                gr.update(choices=available, value=available, visible=bool(available)),
+                gr.update(info=served.about_large, value=False, visible=served.upsampler is not None),
+                *rows,
+                *(_shown(setting, values) for setting in shown_settings),
+            ]
+
+        weights.input(
+            choose, weights, [head, adapters, upsample, *example_rows, *widgets], queue=False, api_visibility="private"
+        )
         new_seed.click(lambda: random.randrange(2**31), None, widgets[0], queue=False, api_visibility="private")
     page.max_threads = MAX_THREADS
     page.queue(max_size=None, api_open=False)
     return page
 
 
-def _widget(setting: Setting, values: dict[str, Any]) -> Any:
+def _head(about: str) -> str:
+    return f'<div class="cv-head"><h1>CogVideo</h1><p>{escape(about)}</p></div>'
+
+
+def _shown(setting: Setting, values: dict[str, Any]) -> Any:
+    """A setting's value as its widget has it."""
     value: Any = values
     for name in setting.name.split("."):
         value = value[name]
-    options = {"label": setting.label, "info": setting.info, "value": value, "min_width": 130}
+    if setting.kind == "optional number":
+        return "" if value is None else f"{value:g}"
+    return value
+
+
+def _widget(setting: Setting, values: dict[str, Any]) -> Any:
+    options = {"label": setting.label, "info": setting.info, "value": _shown(setting, values), "min_width": 130}
     if setting.kind == "choice":
         return gr.Dropdown(list(setting.choices), **options)
     if setting.kind == "optional number":  # gr.Number shows, and then sends, 0 for an empty value
-        return gr.Textbox(**{**options, "value": "" if value is None else f"{value:g}"})
+        return gr.Textbox(**options)
     step = {"precision": 0, "step": 1} if setting.kind == "integer" else {"step": 0.05}
     return gr.Number(minimum=setting.minimum, maximum=setting.maximum, **step, **options)

@@ -1,7 +1,7 @@
 """The server of the page: where it listens, when the page appears, and how it ends. The page itself is page.py.
 
     with Server(places, listener).listening() as server:        # /health says "loading"
-        server.show(service, about="...", examples=[...])       # now it says "ready"
+        server.show(service)                                    # now it says "ready"
 
 It serves the page and the results, and no other file of this machine. Neither it nor a visitor's browser contacts other
 servers, except for a public address (`share`), which goes through gradio's.
@@ -15,7 +15,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -100,15 +100,13 @@ class Server:
         finally:
             self._close()
 
-    def show(self, service: DemoService, *, about: str, examples: Sequence[str]) -> str:
-        """Serve the page; returns its address. `about` describes the model in a line.
+    def show(self, service: DemoService) -> str:
+        """Serve the page; returns its address.
 
         Raises: OSError if a public address was wanted and there is none.
         """
         self._guard.results = service.out
-        page = build_page(
-            service, self._places, about, examples, root=self._root, log=self._note, log_prompts=self._log_prompts
-        )
+        page = build_page(service, self._places, root=self._root, log=self._note, log_prompts=self._log_prompts)
         app = gr.mount_gradio_app(
             FastAPI(),
             page,

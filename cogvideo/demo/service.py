@@ -1,6 +1,6 @@
 """Clips for several visitors at the same time, with live progress. No web server and no page: see server.py, page.py.
 
-    service = DemoService(pipeline, config, out)
+    service = DemoService({"digits": ServedWeights(pipeline, config)}, out)
     for progress in service.run(Request("the red digit 3 moves left slowly", {"seed": 7})):
         ...                      # what there is to show by now; leaving the loop stops the job
 
@@ -18,24 +18,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cogvideo.config import from_dict, to_dict
-from cogvideo.demo.adapters import AdapterSwitch, Turn
+from cogvideo.demo.adapters import Turn
 from cogvideo.demo.places import Limits
 from cogvideo.demo.storage import limit_arenas, release_memory, remove_oldest
+from cogvideo.demo.weights import ServedWeights
 from cogvideo.distributed import ProcessGroup
-from cogvideo.files import BUNDLED_WEIGHTS, safe_name
-from cogvideo.hub import describe
+from cogvideo.files import safe_name
 from cogvideo.locks import entries
 from cogvideo.logs import get_logger
 from cogvideo.media.video import UNTRUSTED, check_untrusted
-from cogvideo.sampling.adapters import AdapterChoice
-from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import LOADING_KEYS, SampleConfig
 from cogvideo.sampling.inputs import InputClips, InputReader
 from cogvideo.sampling.jobs import Job, clip_job, describe_job, interpolation_job, upsample_job
 from cogvideo.sampling.outputs import LARGE
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sampling.runner import RunDirectory, claim_folder, sample_names, write_clips
-from cogvideo.sampling.superres import Upsampler
 from cogvideo.text import split_prompts
 
 MAX_CHARACTERS = 20_000
@@ -65,7 +62,9 @@ class Request:
     upsample: bool = False
     """Make large clips too, in the folder LARGE."""
     adapters: Sequence[str] | None = None
-    """Names of the service's adapters that are to be in effect; null: all."""
+    """Names of the weights' adapters that are to be in effect; null: all."""
+    weights: str | None = None
+    """Which of the service's weights; null: the first."""
 
 
 @dataclass(frozen=True)
@@ -98,30 +97,14 @@ class _Stopped(RuntimeError):
 class DemoService:
     """Turns requests into jobs and runs each in a thread."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        config: SampleConfig,
-        out: Path,
-        *,
-        directory: Path = BUNDLED_WEIGHTS,
-        upsampler: Upsampler | None = None,
-        adapters: Mapping[str, AdapterChoice] | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        """`config`: defaults of the visitors' settings. `directory`: the bundle that the pipeline was loaded from.
+    def __init__(self, weights: Mapping[str, ServedWeights], out: Path, *, limits: Limits | None = None) -> None:
+        """`weights`: those that requests may choose among, by the name that visitors see; the first is the default.
 
-        `adapters`: those that requests may choose among, by the name that visitors see. Of `limits`, the time per clip
-        and the disk space count here; the places are the page's.
+        Of `limits`, the time per clip and the disk space count here; the places are the page's.
 
-        Raises: FileExistsError, OSError if `out` is not writable or holds anything but folders of an earlier service;
-        ValueError for an adapter that does not fit.
+        Raises: FileExistsError, OSError if `out` is not writable or holds anything but folders of an earlier service.
         """
-        self.pipeline, self.config, self.out, self.upsampler = pipeline, config, out, upsampler
-        self.limits = limits or Limits()
-        self.adapters = dict(adapters or {})
-        self._switch = AdapterSwitch(pipeline, self.adapters)
-        self._directory, self._fingerprint = describe(directory), fingerprint(directory)
+        self.weights, self.out, self.limits = dict(weights), out, limits or Limits()
         names = [path.name if path.is_dir() else "" for path in entries(out)] if out.is_dir() else []
         numbers = [re.match(r"(\d{3,})-", name) for name in names]
         # everything in this folder is served, so nobody else's files may be in it
@@ -133,34 +116,15 @@ class DemoService:
         limit_arenas()
         self._tidy_up()
 
-    @property
-    def about(self) -> str:
-        """One line that describes the model."""
-        pipeline = self.pipeline
-        models = [model for model in (pipeline.trunk, pipeline.sequential, pipeline.interpolation) if model is not None]
-        numbers = {id(parameter): parameter.numel() for model in models for parameter in model.parameters()}
-        side = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
-        return (
-            f"Text to video by an autoregressive transformer: {sum(numbers.values()) / 1e6:,.1f} million parameters, "
-            f"frames of {side}x{side} pixels."
-        )
-
-    @property
-    def about_large(self) -> str:
-        """How large super-resolution makes frames; empty without it."""
-        if self.upsampler is None:
-            return ""
-        side = self.upsampler.direct.config.high_res_side * self.upsampler.high_res_tokenizer.compress_rate
-        return f"{side}x{side} pixels, by super-resolution afterwards"
-
     def run(self, request: Request) -> Generator[Progress, None, None]:
         """Check a request, then run it in a thread of its own; yields its progress at regular intervals.
 
         Closing the iterator stops the job at its next step; finished files stay.
         Raises: ValueError, OSError, RuntimeError, MemoryError, at any iteration.
         """
-        job = self._job(request)
-        turn = self._switch.enter(request.adapters)
+        weights = self._choose(request)
+        job = self._job(request, weights)
+        turn = weights.switch.enter(request.adapters)
         try:
             with self._lock:
                 number, self._next_number = self._next_number, self._next_number + 1
@@ -170,16 +134,16 @@ class DemoService:
                 time.sleep(REFRESH_SECONDS)
             seconds = self.limits.seconds_per_clip * len(job.keys)
             deadline = _Deadline(seconds, time.monotonic() + seconds)
-            with closing(self._run_job(job, folder, deadline, turn)) as running:
+            with closing(self._run_job(job, folder, deadline, weights, turn)) as running:
                 for small in running:
                     yield small
         finally:
             turn.left = True
-        if request.upsample and self.upsampler is not None:
-            upsampler = replace(self.upsampler, config=replace(self.upsampler.config, seed=job.config.seed))
+        if request.upsample and weights.upsampler is not None:
+            upsampler = replace(weights.upsampler, config=replace(weights.upsampler.config, seed=job.config.seed))
             reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
             large_job = upsample_job(upsampler, reader.read([folder]), None)
-            with closing(self._run_job(large_job, folder / LARGE, deadline)) as running:
+            with closing(self._run_job(large_job, folder / LARGE, deadline, weights)) as running:
                 for large in running:
                     yield replace(large, small=small)
 
@@ -206,10 +170,17 @@ class DemoService:
             get_logger(__name__).info("removed result %s, the oldest: results take too much space", number)
         release_memory()
 
-    def _job(self, request: Request) -> Job:
+    def _choose(self, request: Request) -> ServedWeights:
+        if request.weights is None:
+            return next(iter(self.weights.values()))
+        if request.weights not in self.weights:
+            raise ValueError(f"there are no weights {request.weights[:40]!r}; there are: {', '.join(self.weights)}")
+        return self.weights[request.weights]
+
+    def _job(self, request: Request, weights: ServedWeights) -> Job:
         """The request as a job within the limits. Raises: ValueError, OSError."""
-        config = self._sample_config(request.settings)
-        if request.upsample and self.upsampler is None:
+        config = _sample_config(weights.config, request.settings)
+        if request.upsample and weights.upsampler is None:
             raise ValueError("super-resolution is not available here: the weights have no models for it")
         if len(request.prompts) > MAX_CHARACTERS:
             raise ValueError(f"the prompts have {len(request.prompts)} characters; give at most {MAX_CHARACTERS}")
@@ -217,7 +188,7 @@ class DemoService:
         given = None
         if request.file is not None:
             with self._reading:
-                given = self._read_upload(request.file, request.file_use, config)
+                given = _read_upload(weights.pipeline, request.file, request.file_use, config)
         clips = len(prompts) * config.samples_per_prompt or (len(given.samples) if given else 0)
         if not clips:
             raise ValueError("there is no prompt; describe a video in a few words")
@@ -230,45 +201,16 @@ class DemoService:
             raise ValueError(f"{clips} clips are more than the limit of {MAX_CLIPS} per request; ask for fewer")
         job: Job
         if to_interpolate is not None:
-            job = interpolation_job(self.pipeline, config, to_interpolate, prompts[0] if prompts else None)
+            job = interpolation_job(weights.pipeline, config, to_interpolate, prompts[0] if prompts else None)
         else:
-            job = clip_job(self.pipeline, config, prompts, given)
+            job = clip_job(weights.pipeline, config, prompts, given)
         frames = clips * job.num_frames
         if frames > MAX_FRAMES:
             raise ValueError(f"{frames} frames are more than the limit of {MAX_FRAMES} per request; lower rounds")
         return job
 
-    def _sample_config(self, settings: Mapping[str, Any]) -> SampleConfig:
-        values = to_dict(self.config)
-        for name, value in settings.items():
-            *groups, last = name.split(".")
-            inner = values
-            for group in groups:
-                inner = inner.setdefault(group, {})
-            inner[last] = value
-        config = from_dict(SampleConfig, values, "settings")  # no interpolation: an untrusted value may hold `${...}`
-        for name in LOADING_KEYS:
-            if getattr(config, name) != getattr(self.config, name):
-                raise ValueError(f"{name}= cannot change: the models are already loaded")
-        return config
-
-    def _read_upload(self, path: Path, use: FileUse, config: SampleConfig) -> InputClips:
-        try:
-            if path.suffix != ".safetensors":
-                frames = len(check_untrusted(path).seconds)
-                if use == "interpolate" and frames > MAX_FRAMES:
-                    raise ValueError(f"{path.name} has {frames} frames; send at most {MAX_FRAMES}")
-            reader = InputReader(self.pipeline.image_tokenizer, self.pipeline.sequential.config.frame_side, UNTRUSTED)
-            if use == "first frame":
-                return reader.read_first_frame(path)
-            if use == "continue":
-                return reader.read_to_continue(path, self.pipeline.fps(config))
-            return reader.read([path])
-        except ValueError as error:  # do not reveal where the server stores uploads
-            raise ValueError(str(error).replace(str(path), path.name)) from None
-
     def _run_job(
-        self, job: Job, folder: Path, deadline: "_Deadline", turn: Turn | None = None
+        self, job: Job, folder: Path, deadline: "_Deadline", weights: ServedWeights, turn: Turn | None = None
     ) -> Generator[Progress, None, None]:
         captions = tuple(key.caption for key in job.keys)
         progress = Progress(
@@ -278,16 +220,16 @@ class DemoService:
             tuple(sample_names(captions)),
             len(captions) * job.tokens_per_clip,
         )
-        identity, weights = {"weights": self._fingerprint, **job.identity()}, self._directory
+        identity, place = {"weights": weights.fingerprint, **job.identity()}, weights.place
         if turn is not None and turn.names:
-            adapters = [self.adapters[name] for name in turn.names]
+            adapters = [weights.adapters[name] for name in turn.names]
             identity["adapters"] = [choice.identity() | {"apart": False} for choice in adapters]
-            weights = " + ".join([weights, *map(str, adapters)])
+            place = " + ".join([place, *map(str, adapters)])
         run = RunDirectory(folder, identity, ProcessGroup())
         with self._lock:
             if self._closed:
                 raise _Stopped("stopped")
-            started, running = time.monotonic(), _JobThread(job, run, weights, deadline, self._tidy_up)
+            started, running = time.monotonic(), _JobThread(job, run, place, deadline, self._tidy_up)
             if turn is not None:
                 turn.thread = running.thread
             self._running = {running, *(other for other in self._running if other.thread.is_alive())}
@@ -305,6 +247,37 @@ class DemoService:
             yield current({**running.files, folder / "config.yaml": 1}, finished=True)
         finally:
             running.stop()
+
+
+def _sample_config(defaults: SampleConfig, settings: Mapping[str, Any]) -> SampleConfig:
+    values = to_dict(defaults)
+    for name, value in settings.items():
+        *groups, last = name.split(".")
+        inner = values
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    config = from_dict(SampleConfig, values, "settings")  # no interpolation: an untrusted value may hold `${...}`
+    for name in LOADING_KEYS:
+        if getattr(config, name) != getattr(defaults, name):
+            raise ValueError(f"{name}= cannot change: the models are already loaded")
+    return config
+
+
+def _read_upload(pipeline: Pipeline, path: Path, use: FileUse, config: SampleConfig) -> InputClips:
+    try:
+        if path.suffix != ".safetensors":
+            frames = len(check_untrusted(path).seconds)
+            if use == "interpolate" and frames > MAX_FRAMES:
+                raise ValueError(f"{path.name} has {frames} frames; send at most {MAX_FRAMES}")
+        reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side, UNTRUSTED)
+        if use == "first frame":
+            return reader.read_first_frame(path)
+        if use == "continue":
+            return reader.read_to_continue(path, pipeline.fps(config))
+        return reader.read([path])
+    except ValueError as error:  # do not reveal where the server stores uploads
+        raise ValueError(str(error).replace(str(path), path.name)) from None
 
 
 @dataclass(frozen=True)

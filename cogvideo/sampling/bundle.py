@@ -68,6 +68,8 @@ class BundleConfig:
     prompt: PromptFormat = field(default_factory=PromptFormat)
     sha256: dict[str, str] = field(default_factory=dict)
     """Hashes of the HASHED_FILES, which carry none of their own, by name; files not listed are not checked."""
+    examples: list[str] = field(default_factory=list)
+    """Prompts that show what the weights know, for the web page."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model
 from cogvideo.cli import demo as command
 from cogvideo.cli.main import main
+from cogvideo.files import write_json
 from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
 from tests.helpers.superres import add_superres
@@ -105,12 +106,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     add_superres(bundle)
     base = Base(model="sequential", sha256=fingerprint(load_checkpoint(bundle / "sequential")), step=1)
     write_adapter(folder / "mine", load_model(bundle / "sequential"), base)
-    with serve(folder, "--at-once", "2", "--adapter", str(folder / "mine")) as page:
+    other = write_bundle(folder / "other/bundle", frame_side=3)
+    write_json(other / "bundle.json", {"examples": ["a prompt for the others"]})
+    words = ["--at-once", "2", "--adapter", str(folder / "mine"), "--model", str(other)]
+    with serve(folder, *words) as page:
         yield page
         page.process.send_signal(signal.SIGTERM)
         assert page.process.wait(60) == 143
     left = {path.name for path in folder.iterdir()} - {"torchinductor_root"}
-    assert left == {"bundle", "mine", "out", "log"}, "uploads are deleted with the server"
+    assert left == {"bundle", "mine", "other", "out", "log"}, "uploads are deleted with the server"
 
 
 def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
@@ -125,6 +129,18 @@ def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
         if path.name != "samples.json":
             assert quote(str(path)) in cards
         assert page.file(path)[::2] == (200, path.read_bytes())
+
+
+def test_a_clip_of_other_weights(page: Page, tmp_path: Path) -> None:
+    """Without the adapter and super-resolution of the first ones; each have their examples."""
+    line, _ = page.client.predict(CAPTIONS[0], seed=2, rounds=0, weights="other", api_name="/generate")
+    (folder,) = page.out.glob("*-the-red-digit-3-moves-left-slowly")
+    assert f"done. Saved in out/{folder.name}" in line and tokens(folder).shape == (1, 5, 9)
+    other = Page(page.process, page.address, page.bundle.parent / "other/bundle", page.out)
+    drawn = other.sampled_without(tmp_path / "sampled", CAPTIONS[0], "seed=2", "rounds=0")
+    assert torch.equal(tokens(folder), drawn)
+    _, _, content = page.get("config")
+    assert b"a prompt for the others" in content and b'"other"' in content
 
 
 def test_a_large_clip(page: Page, tmp_path: Path) -> None:

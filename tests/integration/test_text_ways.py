@@ -14,6 +14,7 @@ from torch import Tensor
 from cogvideo.cli.main import main
 from cogvideo.data.readers import open_captions
 from cogvideo.demo.service import DemoService, Request
+from cogvideo.demo.weights import ServedWeights
 from cogvideo.sampling.bundle import load_sample_config
 from cogvideo.sampling.pipeline import Pipeline
 from tests.helpers.bundles import write_bundle
@@ -79,7 +80,9 @@ def test_standard_input(
 
 
 def test_page(pipeline: Pipeline, bundle: Path, expected: Tensor, tmp_path: Path, written: str) -> None:
-    service = DemoService(pipeline, load_sample_config(bundle, [], SMALL), tmp_path / "out", directory=bundle)
+    service = DemoService(
+        {"one": ServedWeights(pipeline, load_sample_config(bundle, [], SMALL), bundle)}, tmp_path / "out"
+    )
     try:
         *_, last = service.run(Request(f"another one\r\n{written}\r\n"))
     finally:
@@ -117,7 +120,9 @@ def bad(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def ways(pipeline: Pipeline, bundle: Path, tmp_path: Path) -> Iterator[DemoService]:
-    service = DemoService(pipeline, load_sample_config(bundle, [], SMALL), tmp_path / "page", directory=bundle)
+    service = DemoService(
+        {"one": ServedWeights(pipeline, load_sample_config(bundle, [], SMALL), bundle)}, tmp_path / "page"
+    )
     yield service
     service.close()
 

@@ -21,6 +21,7 @@ from cogvideo.demo import service as module
 from cogvideo.demo.places import Limits
 from cogvideo.demo.service import DemoService, Request
 from cogvideo.demo.storage import size_of
+from cogvideo.demo.weights import ServedWeights
 from cogvideo.media.video import write_video
 from cogvideo.sampling.adapters import AdapterChoice
 from cogvideo.sampling.bundle import load_sample_config, open_tokenizers
@@ -48,7 +49,9 @@ def pipeline(bundle: Path) -> Pipeline:
 
 @pytest.fixture
 def service(bundle: Path, pipeline: Pipeline, tmp_path: Path) -> Iterator[DemoService]:
-    service = DemoService(pipeline, load_sample_config(bundle, [], SMALL), tmp_path / "out", directory=bundle)
+    service = DemoService(
+        {"one": ServedWeights(pipeline, load_sample_config(bundle, [], SMALL), bundle)}, tmp_path / "out"
+    )
     yield service
     service.close()
 
@@ -128,7 +131,9 @@ def test_adapters_are_switched_between_requests_that_run_together(
     ]
     adapters = {"a": AdapterChoice(folders[0]), "b": AdapterChoice(folders[1], 0.5)}
     config = load_sample_config(bundle, [], SMALL)
-    service = DemoService(Pipeline.load(bundle), config, tmp_path / "out", directory=bundle, adapters=adapters)
+    service = DemoService(
+        {"one": ServedWeights(Pipeline.load(bundle), config, bundle, adapters=adapters)}, tmp_path / "out"
+    )
     words = {(): [], ("b",): ["--adapter", f"{folders[1]}:0.5"]}
     words[("a", "b")] = ["--adapter", folders[0], *words[("b",)]]
     chosen: list[Any] = [None, (), ("b",), ("b", "a"), ()]
@@ -274,17 +279,22 @@ def test_refused_in_one_line(service: DemoService, video: Path, tmp_path: Path, 
     assert os.listdir(service.out) == []
 
 
+def test_unknown_weights_are_refused(service: DemoService) -> None:
+    with pytest.raises(ValueError, match="there are no weights 'third'; there are: one"):
+        next(service.run(Request("a", weights="third")))
+
+
 def test_a_folder_with_other_files_is_refused(bundle: Path, pipeline: Pipeline, tmp_path: Path) -> None:
     """Numbering continues in an earlier folder; one with anything else in it is refused, since all of it is served."""
-    again = DemoService(pipeline, load_sample_config(bundle, [], SMALL), tmp_path, directory=bundle)
+    again = DemoService({"one": ServedWeights(pipeline, load_sample_config(bundle, [], SMALL), bundle)}, tmp_path)
     (tmp_path / "041-a").mkdir()
-    again = DemoService(pipeline, again.config, tmp_path, directory=bundle)
+    again = DemoService(again.weights, tmp_path)
     *_, last = again.run(Request("b", {"rounds": 0}))
     assert last.folder.name == "042-b"
     for name in ("notes", "043-a-file"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(FileExistsError, match="is not empty"):
-            DemoService(pipeline, again.config, tmp_path, directory=bundle)
+            DemoService(again.weights, tmp_path)
         (tmp_path / name).unlink()
 
 
@@ -303,7 +313,7 @@ def test_super_resolution_afterwards(service: DemoService, bundle: Path) -> None
     )
     torch.manual_seed(0)
     labels = np.arange(image.num_tokens) if labels is None else labels
-    service.upsampler = Upsampler(
+    service.weights["one"].upsampler = Upsampler(
         SuperresTransformer(config).eval(), None, image, image, text.encode, labels, UpsampleConfig(), ("direct",)
     )
     folders, deadlines = {}, set()

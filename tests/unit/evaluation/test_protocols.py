@@ -60,4 +60,4 @@ def test_metrics_without_their_network_are_left_out() -> None:
 
 
 def test_the_command_offers_all_protocols() -> None:
-    assert set(eval_command.NAMES) == {*PROTOCOLS, "local", "digits"}
+    assert set(eval_command.NAMES) == {*PROTOCOLS, "local", "digits", "bodies"}
