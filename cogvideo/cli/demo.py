@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
     with listen(args.host, args.port) as listener:
         from cogvideo.demo.adapters import name_adapters
         from cogvideo.demo.service import DemoService
-        from cogvideo.demo.weights import ServedWeights, assign_adapters, name_weights
+        from cogvideo.demo.weights import ServedWeights, assign_adapters, is_bundled, name_weights
         from cogvideo.files import BUNDLED_WEIGHTS
         from cogvideo.locks import lock_folder
         from cogvideo.sampling.adapters import AdapterChoice
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> None:
                         upsampler=_open_upsampler(path, args, configs[name]),
                         adapters=fitting[name],
                         examples=examples[name],
-                        note=ABOUT_BUNDLED if path == BUNDLED_WEIGHTS else "",
+                        note=ABOUT_BUNDLED if is_bundled(path) else "",
                     )
                     for name, path in directories.items()
                 }
@@ -203,13 +203,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _examples(directory: Path, file: Path | None) -> Sequence[str]:
     """Prompts to click on: those of --examples, else the bundle's own. Raises: OSError, ValueError."""
-    from cogvideo.files import BUNDLED_WEIGHTS
+    from cogvideo.demo.weights import is_bundled
     from cogvideo.sampling.bundle import read_config
     from cogvideo.text import read_prompts
 
     if file is not None:
         return read_prompts(file)
-    return EXAMPLES if directory == BUNDLED_WEIGHTS else read_config(directory).examples
+    return EXAMPLES if is_bundled(directory) else read_config(directory).examples
 
 
 def _open_upsampler(directory: Path, args: argparse.Namespace, config: "SampleConfig") -> "Upsampler | None":

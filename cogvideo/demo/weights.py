@@ -60,13 +60,17 @@ class ServedWeights:
         return f"{side}x{side} pixels, by super-resolution afterwards"
 
 
+def is_bundled(directory: Path) -> bool:
+    return directory.resolve() == BUNDLED_WEIGHTS.resolve()
+
+
 def name_weights(directories: Sequence[Path]) -> dict[str, Path]:
     """Each by a short name for visitors. Raises: ValueError for one that is given twice."""
     named: dict[str, Path] = {}
     for directory in directories:
         if directory.resolve() in [other.resolve() for other in named.values()]:
             raise ValueError(f"--model {directory} is given twice; leave one out")
-        short = BUNDLED_NAME if directory == BUNDLED_WEIGHTS else short_name(directory)
+        short = BUNDLED_NAME if is_bundled(directory) else short_name(directory)
         name, number = short, 2
         while name in named:
             name, number = f"{short}-{number}", number + 1
