@@ -284,6 +284,8 @@ def test_a_first_signal_lets_clips_end_and_a_second_does_not(tmp_path: Path) -> 
         (["--at-once", "0"], "--at-once 0 allows no request"),
         (["--adapter", ":2"], "--adapter :2: expected DIR or DIR:SCALE"),
         (["--iterative", "x"], "give --direct too"),
+        (["--model", "x", "--model", "y", "--direct", "z"], "--direct goes with one --model"),
+        (["--model", "x", "--model", "y", "--examples", "z"], "--examples goes with one --model"),
         (["--port", "70000"], "--port 70000 is no port; give one from 1024 to 65535, or 0"),
         (["--port", "-1"], "--port -1 is no port"),
         (["--host", "192.0.2.1"], "cannot listen there (Cannot assign requested address"),
