@@ -1,4 +1,5 @@
-"""Adapters (LoRA) against all weights, and averaged weights (EMA) against the last ones, at equal steps on new data.
+"""Adapters (LoRA), without and with one of the word embeddings, against all weights, and averaged weights (EMA) against
+the last ones, at equal steps on new data.
 
     python scripts/compare_finetuning.py --out DIR [--steps 100] [--seeds 0 1 2] [--clips 300] [--prompts 48]
 

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.checkpoint.adapter import load_adapter, write_merged
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.checkpoint.load import stored_config
+    from cogvideo.hub import describe
     from cogvideo.locks import lock_output
     from cogvideo.sampling.adapters import AdapterChoice
 
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> None:
         if args.out.exists() and not args.overwrite:
             raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")
         if (args.model / "sequential").is_dir():
-            raise ValueError(f"{args.model} is a bundle; give one of its models, such as {args.model / 'sequential'}")
+            part = describe(args.model / "sequential")
+            raise ValueError(f"{describe(args.model)} is a bundle; give one of its models, such as {part}")
         checkpoint = load_checkpoint(args.model)
         adapters = [(load_adapter(choice.folder), choice.scale) for choice in choices]
         write_merged(args.out, checkpoint, stored_config(checkpoint), adapters)

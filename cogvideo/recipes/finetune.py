@@ -74,7 +74,9 @@ class Base:
         """Read what the steps depend on. Raises: FileNotFoundError, ValueError for what is no complete bundle."""
         for name in STAGES:
             if not (path / name).is_dir():
-                raise FileNotFoundError(f"{path} is no complete bundle of weights: it has no {name}/; give another one")
+                raise FileNotFoundError(
+                    f"{describe(path)} is no complete bundle of weights: it has no {name}/; give another one"
+                )
         text, image, _ = open_tokenizers(path)
         models = {}
         for name in STEPS:
@@ -82,7 +84,7 @@ class Base:
                 continue
             stored = stored_config(load_checkpoint(path / name, verify=False))
             if not isinstance(stored, ModelConfig):
-                raise ValueError(f"{path / name} holds a super-resolution model; give a complete bundle")
+                raise ValueError(f"{describe(path / name)} holds a super-resolution model; give a complete bundle")
             models[name] = stored
         config = BundleConfig()
         if (path / "bundle.json").is_file():

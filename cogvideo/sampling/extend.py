@@ -24,6 +24,7 @@ from cogvideo.checkpoint.load import stored_config
 from cogvideo.checkpoint.parameters import TransformerConfig
 from cogvideo.config import from_dict, to_dict
 from cogvideo.files import atomic_directory, read_json, sha256_file, write_json
+from cogvideo.hub import describe
 from cogvideo.model.config import ModelConfig
 from cogvideo.sampling.bundle import (
     CLUSTERS,
@@ -80,9 +81,13 @@ def extend_clips(
         if not isinstance(config, ModelConfig):
             if is_bundle:
                 return config
-            raise ValueError(f"{directory} holds a super-resolution model; give a video or text-to-image model")
+            raise ValueError(
+                f"{describe(directory)} holds a super-resolution model; give a video or text-to-image model"
+            )
         if not is_bundle and num_frames is not None and config.task != "sequential":
-            raise ValueError(f"{directory} is a model with task={config.task}; only stage 1 can have more frames")
+            raise ValueError(
+                f"{describe(directory)} is a model with task={config.task}; only stage 1 can have more frames"
+            )
         return resize(config, tensors, num_frames=num_frames, frame_side=frame_side)
 
     if not is_bundle:

@@ -74,6 +74,8 @@ def test_commands_take_names_of_the_hub(bundle: Path, hub: Hub, capsys: pytest.C
     for line in ("someone/clips/trunk@{}: ", "extended: someone/clips@{} with", "longer: someone/clips@{} with"):
         assert line.format(commit) in shown
     assert "snapshots" not in shown
+    assert main(["merge", "someone/clips", "--adapter", "x", "--out", "out"]) == 2
+    assert f"such as someone/clips/sequential@{commit}" in capsys.readouterr().err
     for command in (
         ["sample", "a", "--model", "someone/absent", "--out", "out"],
         ["sample", "a", "--model", str(bundle), "--adapter", "someone/absent:2", "--out", "out"],
