@@ -248,13 +248,19 @@ class Results:
         return [source for source in SOURCES if source in self.summaries]
 
     def check(self, target: Target) -> tuple[float, bool] | None:
-        """The target's limit and whether the generated clips reach it; None if they, or the ceiling, are missing."""
-        got = self.figure("generated", target.set_name, target.measure)
-        ceiling = self.figure("reconstructed", target.set_name, target.measure) if target.of_ceiling else None
-        if got is None or (target.of_ceiling and ceiling is None):
+        """The target's limit and whether the generated clips reach it; None if they, or the ceiling, are missing.
+
+        What can be measured on real clips and on no generated one is not reached.
+        """
+        got, real, ceiling = (
+            self.figure(source, target.set_name, target.measure)
+            for source in ("generated", "original", "reconstructed")
+        )
+        made = target.set_name in self.summaries.get("generated", {})
+        if not made or (got is None and real is None) or (target.of_ceiling and ceiling is None):
             return None
-        limit = target.limit * (1.0 if ceiling is None else ceiling.value)
-        return limit, got.value >= limit if target.at_least else got.value <= limit
+        limit = target.limit * (ceiling.value if target.of_ceiling and ceiling is not None else 1.0)
+        return limit, got is not None and (got.value >= limit if target.at_least else got.value <= limit)
 
     def to_json(self) -> dict[str, object]:
         checks = []
@@ -314,7 +320,8 @@ def tables(results: Results) -> list[list[list[str]]]:
     targets = {(target.set_name, target.measure): target for target in benchmark.targets}
     blocks = []
     for name, clips in benchmark.sets.items():
-        title = clips.title if len(clips.captions) == benchmark.num_prompts else f"{clips.title}: {len(clips.captions)}"
+        count = len(clips.captions)
+        title = clips.title if count == benchmark.num_prompts else f"{clips.title}, {count} clips"
         rows = [[title, *sources, "target" if "generated" in sources else ""]]
         for measure, label in benchmark.measures:
             figures = [results.figure(source, name, measure) for source in sources]
@@ -344,7 +351,7 @@ def write_report(path: Path, results: Results) -> None:
 
     benchmark = results.benchmark
     page = HtmlReport(f"{benchmark.name}: clips of {benchmark.num_prompts} test captions")
-    page.text(f"Protocol {benchmark.hash}; compare numbers of one hash only. " + ", ".join(sorted(results.sources)))
+    page.text(f"Protocol {benchmark.hash}; compare numbers of one hash only. In brackets: 95 % intervals.")
     for rows in tables(results):
         page.table([[cell.strip() for cell in row] for row in rows])
     with tempfile.TemporaryDirectory() as folder:

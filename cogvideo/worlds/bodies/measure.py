@@ -226,9 +226,12 @@ class ClipMeasurements:
         return bool((centres[-1, 0] - centres[0, 0]) * self.facts.sign > LEAST_STEP_PX)
 
     def speed_ratio(self) -> float | None:
+        """0 if there is nothing to move."""
         speed = self.facts.speed
         if speed is None:
             return None
+        if not self.present[:, 0].any():
+            return 0.0
         if self.facts.event == "circle":
             rate = self._camera_rate() if self.times[-1] >= 1.9 else None  # shorter clips turn too little
             return None if rate is None else abs(rate) / CIRCLE_RADIANS_PER_SECOND[speed]
@@ -333,12 +336,14 @@ class ClipMeasurements:
         return float(np.diff(self.times).max()) > FINE_SECONDS
 
     def gravity_ratio(self) -> float | None:
-        """The second derivative of the height of a falling body over GRAVITY.
+        """The second derivative of the height of a falling body over GRAVITY; 0 if there is nothing to fall.
 
         Heights are read off the nominal camera's view, for a body straight above the middle of the floor.
         """
         if self.facts.event not in ("fall", "onto", "bounce") or self._coarse():
             return None
+        if not self.present[:, 0].any():
+            return 0.0
         seen = np.flatnonzero(self.present[:, 0] & (self.box[:, 0, 1] > 0))
         if len(seen) < 3 or seen[0] > 1:
             return None
@@ -389,7 +394,10 @@ class ClipMeasurements:
         return bool((came - edge) * sign > 0 and abs(speed / usual - 1) <= ON_TIME)
 
     def stray(self) -> float | None:
-        """How far bodies that should stand still are from their median place, in frames that show them clear."""
+        """How far bodies that should stand still are from their median place, in frames that show them clear.
+
+        The side of the frame if one of them is not there.
+        """
         strays = []
         before = self._before_contact()
         for body in range(len(self.columns)):
@@ -399,7 +407,9 @@ class ClipMeasurements:
                     continue
                 chosen &= before
             centres = self.centre[chosen, body]
-            if len(centres) >= 2:
+            if not self.present[:, body].any():
+                strays.append(float(REFERENCE_PIXELS))
+            elif len(centres) >= 2:
                 strays.append(float(np.linalg.norm(centres - np.median(centres, axis=0), axis=-1).max()))
         return max(strays) if strays else None
 

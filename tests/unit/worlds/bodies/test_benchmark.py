@@ -44,6 +44,18 @@ def test_real_clips_meet_targets_and_frozen_ones_do_not(quick_shapes, tmp_path):
     assert SMALL.hash in page and page.count("data:image/png") == 2 * len(SMALL.sets)
 
 
+def test_empty_rooms_fail_every_target():
+    """Nothing is left out because there is nothing to measure."""
+    results = run_benchmark(
+        SMALL, None, lambda clips: np.full((len(clips.captions), len(clips.times), 64, 64, 3), 100, np.uint8)
+    )
+    real = [t for t in SMALL.targets if results.figure("original", t.set_name, t.measure) is not None]
+    assert len(real) >= 8 and not any(results.check(target)[1] for target in real)
+    figures = results.summaries["generated"][WHOLE].figures
+    for measure in ("speed", "gravity", "still", "depth", "permanence", "toppled"):
+        assert figures[measure].total and not figures[measure].right, measure
+
+
 def test_continued_clips_are_of_scenes_that_stay_in_view(quick_shapes):
     longer = replace(SMALL, num_prompts=2, continued=True, seed=8)
     clips = longer.sets[CONTINUED]
