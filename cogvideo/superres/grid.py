@@ -117,21 +117,25 @@ def attend_in_tiles(query: Tensor, sources: Sequence[KeySource], dropout: float 
     """
     queries = sources[0].tiles.queries
     batch, num_tiles, tile_len = len(query), *queries.shape
-    keys, values, biases = [], [], []
+    keys, biases, num_rows = [], [], 0
     for source in sources:
         tiles = source.tiles
-        keys.append(source.key[:, :, tiles.keys])
-        values.append(source.value[:, :, tiles.keys])
+        keys.append(tiles.keys + num_rows)
+        num_rows += source.key.shape[2]
         bias = query.new_zeros(batch, num_tiles, tile_len, tiles.keys.shape[1])
         bias.masked_fill_(~tiles.allowed, float("-inf"))
         if source.bias is not None:
             bias = bias + source.bias.to(query.dtype)[:, tiles.keys].unsqueeze(2)
         biases.append(bias)
+    # the rows of all sources are joined before they are copied into tiles: there are far fewer of them
+    joined = torch.cat(keys, dim=1)
+    key = torch.cat([source.key for source in sources], dim=2)[:, :, joined]
+    value = torch.cat([source.value for source in sources], dim=2)[:, :, joined]
     tiles_to_batch = "b h t s d -> (b t) h s d"
     out = F.scaled_dot_product_attention(
         rearrange(query[:, :, queries], tiles_to_batch),
-        rearrange(torch.cat(keys, dim=3), tiles_to_batch),
-        rearrange(torch.cat(values, dim=3), tiles_to_batch),
+        rearrange(key, tiles_to_batch),
+        rearrange(value, tiles_to_batch),
         rearrange(torch.cat(biases, dim=3), "b t q k -> (b t) 1 q k"),
         dropout,
     )
