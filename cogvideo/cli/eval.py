@@ -169,10 +169,10 @@ def _refuse_unused(args: argparse.Namespace) -> None:
     from cogvideo.evaluation.protocols import PROTOCOLS
 
     mode = "--self-test" if args.self_test else "--compare" if args.compare else args.protocol
+    of_worlds = {*WORLD_OPTIONS, *(option for options in OPTIONS_OF.values() for option in options)}
     for name, value in vars(args).items():
         if name in ("protocol", "self_test", "compare") or value is None or value is False or value == []:
             continue
-        of_worlds = {*WORLD_OPTIONS, *(option for options in OPTIONS_OF.values() for option in options)}
         if name in of_worlds if mode not in TAKEN_BY else name not in TAKEN_BY[mode]:
             option = "key=value" if name == "overrides" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} has no effect on {mode}; leave it out")
@@ -182,7 +182,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
             raise ValueError(f"{override} has no effect on {mode}, which gives the model no frames; leave it out")
     if args.batch is not None and not 1 <= args.batch <= 1000:
         raise ValueError(f"--batch {args.batch}: give 1 to 1000")
-    if args.batch is not None and mode == DIGITS and not _wants_distances(args):
+    if args.batch is not None and mode in OPTIONS_OF and not _wants_distances(args):
         raise ValueError("--batch is for the networks of --distances, and none are used; leave it out")
     if args.trust_network and not args.network:
         raise ValueError("--trust-network goes with --network; leave it out")

@@ -112,7 +112,8 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                     new_seed = gr.Button("New seed", min_width=110)
                 for name, served in service.weights.items():
                     with gr.Row(visible=name == default and bool(served.examples)) as row:
-                        gr.Examples([[text] for text in served.examples or [""]], inputs=[prompts], label="Examples")
+                        if served.examples:
+                            gr.Examples([[text] for text in served.examples], inputs=[prompts], label="Examples")
                     example_rows.append(row)
                 with gr.Row():
                     add_widgets(*MAIN_SETTINGS[:2])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cogvideo.checkpoint.load import load_model, save_model
+from cogvideo.cli.main import main
 from cogvideo.config import to_dict
 from cogvideo.dtypes import WeightName
 from cogvideo.model.transformer import is_temporal
@@ -85,6 +86,16 @@ def test_the_prompt_format_of_training_travels_with_the_weights(folder: Path, tm
     with pytest.raises(ValueError, match="trunk and sequential were trained with different prompt formats"):
         assemble_bundle(tmp_path / "other", parts, **how)
     assert not (tmp_path / "other").exists()
+
+
+def test_example_prompts_are_kept_in_the_bundle(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red ball\n\n一个红色的球\n", encoding="utf-8")
+    words = ["bundle", "--text", folder / "text.model", "--tokenizer", folder / "image_tokenizer", "--clusters", "4"]
+    words += [word for name in ("trunk", "sequential", "interpolation") for word in (f"--{name}", folder / name)]
+    words += ["--examples", tmp_path / "prompts.txt", "--out", tmp_path / "bundle"]
+    assert main([str(word) for word in words]) == 0
+    assert open_bundle(tmp_path / "bundle").config.examples == ["a red ball", "一个红色的球"]
+    assert open_bundle(folder).config.examples == []
 
 
 def test_a_bundle_without_stage_2_is_sampled_without_rounds(folder: Path, tmp_path: Path) -> None:
