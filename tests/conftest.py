@@ -83,7 +83,7 @@ def quick_shapes() -> Iterator[None]:
     from cogvideo.worlds.bodies import appearance
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(appearance, "TRAINING_SCENES", 15)
+        patch.setattr(appearance, "TRAINING_SCENES", 9)
         appearance.shape_classifier.cache_clear()
         yield
     appearance.shape_classifier.cache_clear()

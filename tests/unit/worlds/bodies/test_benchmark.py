@@ -34,14 +34,15 @@ def test_real_clips_meet_targets_and_frozen_ones_do_not(quick_shapes, tmp_path):
     perfect = run_benchmark(SMALL, None, SMALL.real)
     checks = {(t.measure, t.set_name): perfect.check(t) for t in SMALL.targets if t.measure != "shapes"}
     assert any(checks.values()) and all(check is None or check[1] for check in checks.values())
-    frozen = run_benchmark(SMALL, None, lambda clips: SMALL.real(clips)[:, :1].repeat(len(clips.times), axis=1))
+    two = replace(SMALL, num_prompts=2)
+    frozen = run_benchmark(two, None, lambda clips: two.real(clips)[:, :1].repeat(len(clips.times), axis=1))
     text = format_table(frozen)
-    assert "NOT met" in text and "nan" not in text and text.startswith(f"bodies, protocol {SMALL.hash}\n")
+    assert "NOT met" in text and "nan" not in text and text.startswith(f"bodies, protocol {two.hash}\n")
     assert frozen.to_json()["generated"][WHOLE]["direction"]["right"] == 0
-    assert frozen.to_json()["generated"][WHOLE]["colours"]["right"] == 4
+    assert frozen.to_json()["generated"][WHOLE]["colours"]["right"] == 2
     write_report(tmp_path / "page.html", frozen)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert SMALL.hash in page and page.count("data:image/png") == 2 * len(SMALL.sets)
+    assert two.hash in page and page.count("data:image/png") == 2 * len(two.sets)
 
 
 def test_empty_rooms_fail_every_target():
