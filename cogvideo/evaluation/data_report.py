@@ -44,6 +44,8 @@ MAX_EXTREMES = 4
 MAX_REASONS, MAX_EXAMPLES = 30, 3
 MAX_SIDE = 96
 """Pixels; larger frames are scaled down for the page."""
+PICTURE_WIDTH = 150
+"""CSS pixels of a single frame, beside others in a row."""
 MAX_CAPTION = 240
 """Letters of a caption on the page."""
 NEAR_STATIC, NEAR_DUPLICATE = 1.0, 1.0
@@ -210,7 +212,8 @@ def _add_clips(report: HtmlReport, sample: _Sample, pictures: _Pictures) -> None
             f"sees. PSNR over {len(psnr)} frames: mean {psnr.mean():.1f} dB, from {psnr.min():.1f} to {psnr.max():.1f}."
         )
     report.text(shown)
-    report.pictures([(_sheet(pictures, clip), _describe(clip)) for clip in clips])
+    width = PICTURE_WIDTH if all(len(clip.frames) == 1 for clip in clips) else None
+    report.pictures([(_sheet(pictures, clip), _describe(clip)) for clip in clips], width)
 
 
 def _sheet(pictures: _Pictures, clip: _Clip) -> Path:
