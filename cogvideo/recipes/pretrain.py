@@ -190,7 +190,10 @@ class PretrainRecipe:
         )
 
     def _write_tokenizer(self) -> None:
-        network: dict[str, Any] = {"channels": 16, "mid_attention": False, "num_codes": self.choices.num_codes}
+        network: dict[str, Any] = {
+            **{"channels": 16, "mid_attention": False, "num_codes": self.choices.num_codes},
+            "relative_commitment": True,
+        }
         values = self._training(
             "tokenizer",
             "frames",

@@ -130,6 +130,7 @@ class TokenizerLossConfig:
     edge: float = 1.0  # differences of neighbouring pixels, at each of edge_scales
     edge_scales: int = 2  # full resolution, then halved
     commitment: float = 1.0
+    relative_commitment: bool = False  # relative to the features' variance, so that their scale does not matter
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ def tokenizer_loss(
     codes = features
     if use_codes:
         codes, ids, commitment = quantise(model.quantize, features)
+        if config.relative_commitment:
+            commitment = commitment / rows.var(0).mean().clamp(min=1e-8)
     error = (model.decode_codes(codes, level) - images).float()
     l1, l2 = error.abs().mean(), error.square().mean()
     edge = edge_loss(error, torch.zeros_like(error), config.edge_scales)

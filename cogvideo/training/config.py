@@ -355,6 +355,9 @@ class TokenizerTraining:
     """Weight of the edge loss, on differences of neighbouring pixels."""
     commitment: float = 1.0
     """Weight of the commitment loss."""
+    relative_commitment: bool = False
+    """Divide the commitment loss by the variance of the encoder's outputs. Otherwise the encoder can lower it by
+    shrinking its outputs, and does if they are large when the codebook is made: then few codes remain in use."""
 
     def __post_init__(self) -> None:
         sizes = ("channels", "encoder_num_res_blocks", "z_channels", "embedding_dim", "norm_groups", "num_codes")

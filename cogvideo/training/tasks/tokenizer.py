@@ -97,7 +97,10 @@ class TokenizerObjective(nn.Module):
         super().__init__()
         self.model = tokenizer.model
         self._tokenizer, self._config = tokenizer, config
-        self._weights = TokenizerLossConfig(edge=config.tokenizer.edge_weight, commitment=config.tokenizer.commitment)
+        own = config.tokenizer
+        self._weights = TokenizerLossConfig(
+            edge=own.edge_weight, commitment=own.commitment, relative_commitment=own.relative_commitment
+        )
         self.use_codes = False
         self.forwards: list[TokenizerLoss] = []
 

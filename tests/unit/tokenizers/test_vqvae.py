@@ -139,6 +139,19 @@ def test_loss_is_the_weighted_sum_of_its_metrics():
     assert 0 < m["codebook_used"] <= 1 <= m["perplexity"]
 
 
+@pytest.mark.parametrize(("relative", "factor"), [(True, 1), (False, 100)])
+def test_relative_commitment_does_not_depend_on_the_scale_of_features(relative, factor):
+    torch.manual_seed(0)
+    model, images = VQVAE(TINY), torch.randn(2, 3, 8, 8)
+    config = TokenizerLossConfig(relative_commitment=relative)
+    before = tokenizer_loss(model, images, 0, config).metrics["commitment"]
+    with torch.no_grad():
+        for parameter in (*model.quantize.proj.parameters(), model.quantize.embed.weight):
+            parameter.mul_(10)
+    after = tokenizer_loss(model, images, 0, config).metrics["commitment"]
+    assert before > 0 and after.item() == pytest.approx(factor * before.item(), rel=1e-3)
+
+
 def test_training_lowers_the_loss_and_keeps_codes_in_use():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
