@@ -9,7 +9,7 @@ from cogvideo.recipes.folder import RecipeFolder
 from cogvideo.recipes.steps import Step
 from cogvideo.recipes.survey import Survey, example_prompts
 
-GPU_BATCHES = 4
+GPU_BATCHES = 8
 """A GPU takes batches so many times larger in the same time."""
 PASSES = 100
 """If no time is given: passes over the data after which a training step ends, if that is earlier."""

@@ -38,7 +38,7 @@ Mode = Literal["all", "lora"]
 SHARES = {"trunk": 0.2, "sequential": 0.45, "interpolation": 0.35}
 """The training steps, and the share of the time that each gets."""
 STEPS = {"trunk": 500, "sequential": 500, "interpolation": 500}
-BATCHES = {"trunk": 64, "sequential": 16, "interpolation": 16}
+BATCHES = {"trunk": 16, "sequential": 8, "interpolation": 8}
 LEARNING_RATES: Mapping[Mode, float] = {"all": 1e-4, "lora": 1e-3}
 STAGES = ("sequential", "interpolation")
 """What a bundle must have to be finetuned; a trunk may be missing."""

@@ -22,7 +22,8 @@ SHARES = {"tokenizer": 0.2, "trunk": 0.15, "sequential": 0.42, "interpolation": 
 """The training steps, and the share of the time that each gets."""
 STEPS = {"tokenizer": 4000, "trunk": 2000, "sequential": 4000, "interpolation": 2000}
 """Their lengths if no time is given."""
-BATCHES = {"tokenizer": 32, "trunk": 64, "sequential": 16, "interpolation": 16}
+BATCHES = {"tokenizer": 8, "trunk": 16, "sequential": 8, "interpolation": 8}
+"""On a CPU, whose time is too short for many steps: small batches learn more from it."""
 FRAMES = 20_000
 """Single frames for the image tokenizer, if there are videos enough; from 4 to MAX_FRAMES per video."""
 MAX_FRAMES = 64
