@@ -2,8 +2,9 @@
 
     python scripts/pretrain_tiny.py [--long] [--superres] [--out DIR] [--only STEP ...]
 
-The package's weights were made with --long, which trains both stages longer, stage 1 on more videos. --superres also
-trains both super-resolution models, on videos of three times the size, and adds them to the bundle.
+The package's weights were made with --long, which trains both stages longer, stage 1 on more videos, and --superres,
+which also trains super-resolution, on videos of three times the size: an image tokenizer of the large frames, the
+direct and the iterative model.
 
 Each step is one `cogvideo` command, printed before it runs. If interrupted, run it again: finished steps are skipped
 and training resumes. The transformers train in two processes with one core each, 15 % faster than one process with two
@@ -56,11 +57,16 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
         train("sequential_long"),
         train("interpolation_long"),
     ]
+    large, validation_large = (WORK / name / "captions.jsonl" for name in ("large_videos", "validation_large_videos"))
+    high_res_tokenizer = WORK / "high_res_tokenizer/export/image_tokenizer"
+    both_sizes = (*tokens, "--high-res-tokenizer", str(high_res_tokenizer))
     super_resolution = [
         videos("large_videos", 4000, 11, "--pixels", "120"),
         videos("validation_large_videos", 60, 12, "--pixels", "120"),
-        prepare("pairs", WORK / "large_videos/captions.jsonl", *tokens, config="digits_pairs"),
-        prepare("validation_pairs", WORK / "validation_large_videos/captions.jsonl", *tokens, config="digits_pairs"),
+        prepare("large_frames", large, "--frames", "frame_pixels=120", "crop_pixels=64", "frames_per_video=3"),
+        train("high_res_tokenizer", processes=1),
+        prepare("pairs", large, *both_sizes, config="digits_pairs"),
+        prepare("validation_pairs", validation_large, *both_sizes, config="digits_pairs"),
         train("superres_direct"),
         train("superres_iterative"),
     ]
@@ -68,6 +74,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
         bundle |= {
             "--direct": WORK / "superres_direct/export/direct_superres",
             "--iterative": WORK / "superres_iterative/export/iterative_superres",
+            "--high-res-tokenizer": high_res_tokenizer,
         }
     return [
         videos("videos", 12000, 1),

@@ -20,7 +20,7 @@ def test_every_step_has_its_inputs(long: bool, superres: bool) -> None:
             config = load_config(TrainConfig, [ROOT / step.words[step.words.index("--config") + 1]], [])
             data, init = config.data, config.init
             named = [*(data.path or []), *(data.validation or [])]
-            named += [data.text_tokenizer, data.image_tokenizer, init.checkpoint]
+            named += [data.text_tokenizer, data.image_tokenizer, data.high_res_tokenizer, init.checkpoint]
             needed = [Path(path) for path in named if path is not None]
             output = config.run_dir
         else:
