@@ -11,7 +11,6 @@ true clip: the ground. Digit and colour are what the probes of `cogvideo eval di
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -58,8 +57,8 @@ class Scores:
 
 
 def score(frames: Clips, truth: Clips, clips: Sequence[DigitClip]) -> Scores:
-    small = reduce(frames, "n t (h a) (w b) c -> n t h w c", "mean", h=CANVAS, w=CANVAS).round().astype(np.uint8)
-    probes = summarise(probe_clips(small, clips, np.arange(frames.shape[1]) / FPS))
+    small = reduce(frames.astype(np.float32), "n t (h a) (w b) c -> n t h w c", "mean", h=CANVAS, w=CANVAS)
+    probes = summarise(probe_clips(small.round().astype(np.uint8), clips, np.arange(frames.shape[1]) / FPS))
     return Scores(
         psnr=float(np.mean([frame_psnr(a, b) for a, b in zip(frames, truth, strict=True)])),
         ssim=float(np.mean([ssim(a, b) for a, b in zip(frames, truth, strict=True)])),

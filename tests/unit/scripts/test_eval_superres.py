@@ -16,7 +16,8 @@ def test_flicker_is_change_where_the_truth_stands_still() -> None:
     frames = truth.copy()
     frames[0, 2, 1, 0] = 12  # a still pixel changes once, by 12
     assert eval_superres.still_flicker(frames, truth) == pytest.approx(12 / (2 * 12))
-    assert np.isnan(eval_superres.still_flicker(frames, np.arange(3, dtype=np.uint8)[None, :, None, None, None] + truth))
+    brighter = truth + np.arange(3, dtype=np.uint8)[None, :, None, None, None]
+    assert np.isnan(eval_superres.still_flicker(frames, brighter))
 
 
 def test_scores_of_enlarged_and_true_frames() -> None:
