@@ -27,11 +27,8 @@ from cogvideo.config import load_config
 from cogvideo.data.encode import TokenEncoder
 from cogvideo.evaluation.pixel_metrics import frame_psnr, ssim
 from cogvideo.files import BUNDLED_WEIGHTS, write_json
-from cogvideo.logs import progress
-from cogvideo.rng import SampleKey
 from cogvideo.sampling.config import UpsampleConfig
-from cogvideo.sampling.pipeline import decode_frames
-from cogvideo.sampling.superres import Upsampler, find_models, open_upsampler
+from cogvideo.sampling.superres import Upsampler
 from cogvideo.worlds.digits.files import draw_clips
 from cogvideo.worlds.digits.probes import probe_clips, summarise
 from cogvideo.worlds.digits.render import CANVAS, FPS, DigitClip, render
@@ -89,15 +86,8 @@ def reconstruct(frames: Clips, encoder: TokenEncoder) -> Clips:
 
 def upsample(upsampler: Upsampler, frames: Clips, captions: Sequence[str]) -> Clips:
     encoder = TokenEncoder(upsampler.image_tokenizer)
-    large = []
-    with progress(len(frames), "upsampling", "clips") as bar:
-        for clip, caption in zip(frames, captions, strict=True):
-            tokens = torch.from_numpy(encoder(clip).astype(np.int64))
-            key, prompt = SampleKey(upsampler.config.seed, caption, 0), upsampler.encode_caption(caption)
-            drawn = upsampler.upsample_clips(tokens[None], [key], [prompt], [0])[0]
-            large.append(decode_frames(upsampler.high_res_tokenizer, drawn))
-            bar.update(1)
-    return np.stack(large)
+    tokens = np.stack([encoder(clip) for clip in frames]).astype(np.int64)
+    return upsampler.decode(upsampler.upsample(torch.from_numpy(tokens), captions))
 
 
 def ways(
@@ -128,7 +118,7 @@ def main() -> None:
     if args.clips < 1 or args.frames < 2:
         parser.error("--clips must be at least 1, and --frames at least 2")
     config = load_config(UpsampleConfig, [], args.settings)
-    upsampler = open_upsampler(args.model, *find_models(args.model, None, None), config)
+    upsampler = Upsampler.load(args.model, config)
     drawn = list(draw_clips("test", args.clips, SEED))
     clips, captions = [clip for clip, _ in drawn], [clip.caption(language) for clip, language in drawn]
     times = np.arange(args.frames) / FPS
