@@ -2,9 +2,9 @@
 
     python scripts/pretrain_tiny.py [--long] [--superres] [--out DIR] [--only STEP ...]
 
-The package's weights were made with --long, which trains both stages longer, stage 1 on more videos, and --superres,
-which also trains super-resolution, on videos of three times the size: an image tokenizer of the large frames, the
-direct and the iterative model.
+The package's weights were made with --long, which trains both stages longer, stage 1 on more videos. --superres also
+trains super-resolution, on videos of three times the size: an image tokenizer of the large frames, the direct and the
+iterative model.
 
 Each step is one `cogvideo` command, printed before it runs. If interrupted, run it again: finished steps are skipped
 and training resumes. The transformers train in two processes with one core each, 15 % faster than one process with two
