@@ -61,9 +61,9 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
     high_res_tokenizer = WORK / "high_res_tokenizer/export/image_tokenizer"
     both_sizes = (*tokens, "--high-res-tokenizer", str(high_res_tokenizer))
     super_resolution = [
-        videos("large_videos", 2000, 11, "--pixels", "120"),
+        videos("large_videos", 4000, 11, "--pixels", "120"),
         videos("validation_large_videos", 60, 12, "--pixels", "120"),
-        prepare("large_frames", large, "--frames", "frame_pixels=120", "crop_pixels=64", "frames_per_video=3"),
+        prepare("large_frames", large, "--frames", "frame_pixels=120", "frames_per_video=2"),
         train("high_res_tokenizer", processes=1),
         prepare("pairs", large, *both_sizes, config="digits_pairs"),
         prepare("validation_pairs", validation_large, *both_sizes, config="digits_pairs"),
