@@ -1,12 +1,12 @@
-"""Measure clips: a model's against real ones by a named protocol, or on a benchmark of a made world.
+"""Measure clips: a model's against real ones by a named protocol, or on a benchmark of a synthetic world.
 
     cogvideo eval PROTOCOL --real DIR --generated DIR [--network i3d=FILE] [--tokenizer DIR] [--seeds N] [--json FILE]
     cogvideo eval PROTOCOL --real DIR --tokenizer DIR [--network i3d=FILE]    reconstructed clips in place of generated
     cogvideo eval PROTOCOL --real DIR --model DIR --prompts FILE [--network i3d=FILE] [key=value ...]
     torchrun --nproc-per-node 2 -m cogvideo eval PROTOCOL --cache DIR ...     in several processes
-    cogvideo eval digits [--model DIR] [--json FILE] [key=value ...]     clips of 200 test captions
+    cogvideo eval digits [--model DIR] [--cache DIR] [--json FILE] [key=value ...]    clips of 200 test captions
     cogvideo eval bodies --model DIR [--split unseen] [--continued] [--cache DIR] [--report FILE] [key=value ...]
-    cogvideo eval digits --real [--tokenizer DIR]                        real clips and their reconstructions only
+    cogvideo eval digits|bodies --real [--tokenizer DIR]                 real clips and their reconstructions only
     cogvideo eval --self-test [--network i3d=FILE]                       known values of all measures
     cogvideo eval --compare A.json B.json                                two results side by side
 
@@ -14,11 +14,11 @@ A protocol fixes all that moves a number; its hash is printed beside every one, 
 compared. `local` takes any clips, and needs no network. A network is a file that you bring, checked by its SHA-256
 before it is loaded. Clips are folders of videos, folders of frames, or results of `cogvideo sample`.
 
-`digits` and `bodies` are benchmarks of made worlds. Probes that know nothing of the model measure, in `digits`, digit,
-colour, direction, displacement per frame at each clip length, and smoothness; in `bodies`, colours, shapes, who moves,
-direction, speed, who hides whom, contact, falls, gravity and permanence. They also measure the captions' real clips,
-and those after the tokenizer's round trip, which is the ceiling. Settings are those of `cogvideo sample`, such as
-seed=1 key_frames.guidance_scale=2, and override the ones that come with the weights.
+`digits` and `bodies` are benchmarks of synthetic worlds. Probes that know nothing of the model measure, in `digits`,
+digit, colour, direction, displacement per frame at each clip length, and smoothness; in `bodies`, colours, shapes, who
+moves, direction, speed, who hides whom, contact, falls, gravity and permanence. They also measure the captions' real
+clips, and those after the tokenizer's round trip, which is the ceiling. Settings are those of `cogvideo sample`, such
+as seed=1 key_frames.guidance_scale=2, and override the ones that come with the weights.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seam", metavar="N", type=int, help="frame that a continued clip begins with: measure the seam"
     )
-    parser.add_argument("--cache", metavar="DIR", type=Path, help="keep features here, and use those that are here")
+    parser.add_argument("--cache", metavar="DIR", type=Path, help="keep features and sampled clips here for reuse")
     parser.add_argument("--batch", metavar="N", type=int, help="clips that a network reads at once (default 8)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write all figures to this file")
@@ -124,12 +124,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     local.add_argument("--fps", metavar="N", type=float, help="take N frames per second (default: all)")
     local.add_argument("--side", metavar="PX", type=int, help="height and width of frames (default 128)")
     local.add_argument("--crop", choices=["center", "squash"], help="how frames become square (default center)")
-    worlds = parser.add_argument_group("made worlds", "options of the benchmarks `digits` and `bodies`")
+    worlds = parser.add_argument_group("synthetic worlds", "options of the benchmarks `digits` and `bodies`")
     worlds.add_argument("--num-prompts", metavar="N", type=int, help="test captions (default 200)")
     worlds.add_argument("--captions-seed", metavar="N", type=int, help="seed of the captions (default 0)")
     worlds.add_argument("--palette", choices=["basic", "new"], help="digits: colours of the captions (default basic)")
     worlds.add_argument(
-        "--split", choices=["test", "unseen"], help="bodies: captions of test scenes or unseen combinations"
+        "--split", choices=["test", "unseen"], help="bodies: combinations that training shows, or not (default test)"
     )
     worlds.add_argument("--continued", action="store_true", help="bodies: also continue clips to 12 s")
     add_config_arguments(parser)
@@ -203,7 +203,8 @@ def _run_world(args: argparse.Namespace) -> None:
         raise ValueError("--tokenizer goes with --real; generated clips are decoded by their model's own tokenizer")
     if args.real and (args.overrides or args.config or args.cache or args.real is not True):
         raise ValueError(
-            f"{benchmark.name} --real takes no folder and samples nothing, so settings have no effect; leave them out"
+            f"{benchmark.name} --real takes no folder and samples nothing, so settings and --cache have no effect; "
+            "leave them out"
         )
     if args.tokenizer and args.model:
         raise ValueError("--model has its own image tokenizer; leave out --tokenizer")

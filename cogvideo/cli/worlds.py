@@ -1,4 +1,4 @@
-"""Write a made world as videos and captions, ready for `cogvideo prepare`.
+"""Write a synthetic world as videos and captions, ready for `cogvideo prepare`.
 
 cogvideo worlds bodies --out DIR --count N [--seed 0] [--split train|test|unseen] [--pixels 192|64] [--processes 1]
 

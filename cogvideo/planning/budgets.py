@@ -2,8 +2,8 @@
 
 Counts of parameters and of the KV cache are exact, and what the forward pass keeps is counted; of compiled layers
 it is somewhat less. Working memory and times are estimates, good enough to choose a machine and a setting by.
-Memory is that of tensors at most: the sum of peaks that do not fall together. Not counted, and up to 0.5 GiB of a
-process on a CPU, are libraries and their pages that training touches first, and freed blocks that malloc keeps.
+Memory is an upper bound for tensors: the sum of peaks that need not coincide. Libraries, and freed blocks that malloc
+keeps, are not counted; on a CPU they take up to 0.5 GiB of a process.
 `training_flops` and `superres_training_flops` count what the training step computes, for MFU.
 """
 

@@ -45,7 +45,7 @@ STAGES = ("sequential", "interpolation")
 CLIPS = {"clips": "data", "clips_between": "data_between"}
 """Folders of clips, and their configs. The second is stage 2's own, where it has another number of frames per clip."""
 UPSCALING = {**SUPERRES, "high-res-tokenizer": HIGH_RES_TOKENIZER}
-"""Parts of a bundle that stay as they are, by the options of `cogvideo bundle`."""
+"""Super-resolution, which is not finetuned: folders of a bundle, by the options of `cogvideo bundle`."""
 FROM_DATA = ("frame_side", "num_frames", "num_positions")
 """Sizes of a model that `cogvideo train` takes from its data."""
 RANK = 16

@@ -23,7 +23,7 @@ SHARES = {"tokenizer": 0.2, "trunk": 0.15, "sequential": 0.42, "interpolation": 
 STEPS = {"tokenizer": 4000, "trunk": 2000, "sequential": 4000, "interpolation": 2000}
 """Their lengths if no time is given."""
 BATCHES = {"tokenizer": 8, "trunk": 16, "sequential": 8, "interpolation": 8}
-"""On a CPU, whose time is too short for many steps: small batches learn more from it."""
+"""Clips or frames per step on a CPU, where time is short: small batches learn more in it."""
 FRAMES = 20_000
 """Single frames for the image tokenizer, if there are videos enough; from 4 to MAX_FRAMES per video."""
 MAX_FRAMES = 64
@@ -192,7 +192,9 @@ class PretrainRecipe:
 
     def _write_tokenizer(self) -> None:
         network: dict[str, Any] = {
-            **{"channels": 16, "mid_attention": False, "num_codes": self.choices.num_codes},
+            "channels": 16,
+            "mid_attention": False,
+            "num_codes": self.choices.num_codes,
             "relative_commitment": True,
         }
         values = self._training(

@@ -1,4 +1,4 @@
-"""What the benchmarks of made worlds share: sets of clips, sampling them, results, targets, the table and the report.
+"""What the benchmarks of synthetic worlds share: sets of clips, sampling them, results, targets, table and report.
 
 A world gives captions, their real clips and probes (`Benchmark`). Three sources are scored alike: clips generated from
 the captions; the captions' real clips after the tokenizer's round trip, which is the ceiling for any generator; and the
@@ -99,7 +99,7 @@ class Summary(Protocol):
 
     @property
     def failed(self) -> Sequence[str]:
-        """By clip: the names of the probes that it failed, as a report shows them."""
+        """By clip: the names of the probes that it fails, separated by commas; empty if none."""
         ...
 
     def to_json(self) -> dict[str, Any]: ...
@@ -186,7 +186,8 @@ def generate_with(
     """Sample each set with a pipeline. Whole clips need stage 2; without it they are None.
 
     `weights`: the bundle's fingerprint, under which drawn tokens are kept in the folder `cache`.
-    Raises: ValueError if the pipeline's frames have another size than `side` pixels.
+    Raises: ValueError if the pipeline's frames have another size than `side` pixels, or if it does not make
+    NUM_KEY_FRAMES key frames.
     """
     from cogvideo.evaluation.generation import sample_groups
     from cogvideo.sampling.prompts import prompt_keys
@@ -195,7 +196,12 @@ def generate_with(
     if own != side:
         raise ValueError(
             f"the model makes frames of {own}x{own} pixels, this world's are {side}x{side}; "
-            "give a model that was trained on them"
+            "give a model that was trained on this world"
+        )
+    if pipeline.sequential.config.num_frames != NUM_KEY_FRAMES:
+        raise ValueError(
+            f"the model makes {pipeline.sequential.config.num_frames} key frames per clip, the benchmark scores "
+            f"{NUM_KEY_FRAMES}; give a model of {NUM_KEY_FRAMES}"
         )
 
     def generate(clips: ClipSet) -> Frames | None:

@@ -131,6 +131,14 @@ def test_weights_for_another_frame_size_are_refused(tmp_path: Path, capsys: pyte
     assert "16x16" in capsys.readouterr().err
 
 
+def test_weights_for_longer_clips_are_refused(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Their first five key frames would be scored as if these spanned the clip."""
+    assert main(["extend", str(bundle), "--num-frames", "6", "--out", str(tmp_path / "longer")]) == 0
+    assert main(["eval", "digits", "--model", str(tmp_path / "longer"), *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert "6 key frames per clip" in error and error.count("\n") == 1
+
+
 def test_distances_of_whole_clips_from_the_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     if any(network.path is None for network in PACKAGED.values()):
         pytest.skip("the packages of the extra [distances] are not installed")

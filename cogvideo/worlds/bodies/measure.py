@@ -214,11 +214,11 @@ class ClipMeasurements:
     def direction_right(self) -> bool | None:
         if self.facts.direction is None:
             return None
+        if not self._shows_motion():
+            return False
         if self.facts.event == "circle":
             rate = self._camera_rate()
             return None if rate is None else rate * self.facts.sign > LEAST_RATE
-        if not self.present[:, 0].any():
-            return False
         chosen = self.clear[:, 0] if self.clear[:, 0].sum() >= 2 else self.present[:, 0]
         centres = self.centre[chosen, 0]
         if len(centres) < 2:
@@ -226,11 +226,11 @@ class ClipMeasurements:
         return bool((centres[-1, 0] - centres[0, 0]) * self.facts.sign > LEAST_STEP_PX)
 
     def speed_ratio(self) -> float | None:
-        """0 if there is nothing to move."""
+        """0 if there is nothing to measure it by."""
         speed = self.facts.speed
         if speed is None:
             return None
-        if not self.present[:, 0].any():
+        if not self._shows_motion():
             return 0.0
         if self.facts.event == "circle":
             rate = self._camera_rate() if self.times[-1] >= 1.9 else None  # shorter clips turn too little
@@ -240,6 +240,12 @@ class ClipMeasurements:
             return None
         slope = np.polyfit(times, centres[:, 0], 1)[0]
         return float(slope * self.facts.sign / ROLL_PX_PER_SECOND[speed])
+
+    def _shows_motion(self) -> bool:
+        """Whether the first body is ever there, or two of those that the camera circles."""
+        if self.facts.event == "circle":
+            return bool(self.present.any(axis=0).sum() >= 2)
+        return bool(self.present[:, 0].any())
 
     def _camera_rate(self) -> float | None:
         """Radians per second at which the camera circles, positive to its right.

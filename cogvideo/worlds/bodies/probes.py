@@ -99,7 +99,10 @@ class Summary:
     proportions: dict[str, Proportion]
     """By probe: those of BOOLEAN_PROBES."""
     means: dict[str, Mean]
-    """speed_ratio, gravity_ratio, stray; speed_error and gravity_error: how far the ratios are from 1."""
+    """speed_ratio, gravity_ratio, stray; speed_error and gravity_error: how far the ratios are from 1.
+
+    A clip that should show a fall and shows none has no ratio, and an error of 1.
+    """
     failed: tuple[str, ...]
     """By clip: the probes that it fails."""
 
@@ -119,7 +122,8 @@ def summarise(scores: Sequence[ClipScore]) -> Summary:
 
     means = {name: Mean.from_values(judged(name)) for name in ("speed_ratio", "gravity_ratio", "stray")}
     for name in ("speed", "gravity"):
-        means[f"{name}_error"] = Mean.from_values(np.abs(judged(f"{name}_ratio") - 1))
+        ratios = [getattr(score, f"{name}_ratio") for score in scores if getattr(score, name) is not None]
+        means[f"{name}_error"] = Mean.from_values([1.0 if ratio is None else abs(ratio - 1) for ratio in ratios])
     return Summary(
         {name: Proportion.from_trials(judged(name).astype(bool)) for name in BOOLEAN_PROBES},
         means,

@@ -124,6 +124,7 @@ def probe_clips(
 
 
 FIGURES = ("complete", "digit", "digit_frames", "colour", "direction", "all_right", "step_error")
+"""Fields of `Summary` that every set of clips has."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Summary:
     """Pixels, over all interpolated frames."""
     midpoint_by_round: tuple[Mean, ...]
     failed: tuple[str, ...]
-    """By clip: what is wrong with it."""
+    """By clip: the probes that it fails."""
 
     @property
     def figures(self) -> Mapping[str, Proportion | Mean | None]:

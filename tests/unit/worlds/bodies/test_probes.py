@@ -1,10 +1,12 @@
 """Probes of the bodies world: right on real clips, wrong on clips that do not show what the caption says."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
 from cogvideo.worlds.bodies.measure import ClipMeasurements, Facts
-from cogvideo.worlds.bodies.probes import BOOLEAN_PROBES, score_clip, summarise
+from cogvideo.worlds.bodies.probes import BOOLEAN_PROBES, ClipScore, score_clip, summarise
 from cogvideo.worlds.bodies.scene import EVENTS, FPS, ROLLING
 from cogvideo.worlds.bodies.tracking import COLOUR_NAMES, track
 from tests.helpers.bodies import find_clip
@@ -76,6 +78,21 @@ def test_gravity_is_the_worlds_and_slow_motion_is_not(event):
     assert not slow.gravity_right(slow.gravity_ratio())
     still = measure(event, change=freeze)
     assert not still.gravity_right(still.gravity_ratio())
+
+
+def test_a_clip_in_which_nothing_falls_has_an_error_of_one():
+    """Or clips that stand still would raise no error, and a model could reach the target with them."""
+    unknown = dict.fromkeys((field.name for field in fields(ClipScore)), None)
+    judged = [(1.1, True), (None, False), (None, None)]
+    scores = [ClipScore(**{**unknown, "gravity_ratio": ratio, "gravity": right}) for ratio, right in judged]
+    error = summarise(scores).means["gravity_error"]
+    assert error.value == pytest.approx(0.55) and error.total == 2
+
+
+def test_a_camera_that_shows_a_single_body_is_wrong():
+    clip = measure("circle")
+    clip.present[:, 1:] = False
+    assert clip.direction_right() is False and clip.speed_ratio() == 0
 
 
 def test_permanence_needs_the_ball_to_come_out_on_the_other_side():
