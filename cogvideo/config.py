@@ -29,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
+DERIVED = "derived settings"
 MAX_FILE_BYTES = 1 << 20
 YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, LookupError, AttributeError)
 """Of reading YAML; the last three for a value that is not of the type written before it, such as `!!bool x`."""
@@ -74,10 +75,13 @@ def load_config(
             merged = OmegaConf.merge({}, *(values for _, values in sources))
             resolved = OmegaConf.to_container(merged, resolve=True)
             assert isinstance(resolved, dict)
-            sources.insert(0, ("derived settings", derive({str(key): value for key, value in resolved.items()})))
+            derived = derive({str(key): value for key, value in resolved.items()})
+            sources.insert(0, (DERIVED, derived))
     try:
         return _build(cls, sources)
-    except ValueError:
+    except ValueError as error:
+        if str(error).startswith(f"{DERIVED}: "):
+            _build(cls, sources[1:])  # names where the value was given
         if stored is not None:
             from_dict(cls, values, str(stored))  # names the file if it is wrong by itself
         raise

@@ -125,7 +125,7 @@ def run_job(
     run = RunDirectory(out, identity, processes)
     with lock_folder(out, processes):
         if upsampler is not None:
-            processes.broadcast_from_rank_0(lambda: _check_large_folder(out / LARGE))
+            processes.broadcast_from_rank_0(lambda: _check_large_folder(out, args.resume))
         begun = run.begin(overwrite=args.overwrite, resume=args.resume)
         if begun:
             if upsampler is not None and processes.rank == 0 and (out / LARGE).exists():
@@ -139,18 +139,25 @@ def run_job(
     processes.close()
 
 
-def _check_large_folder(folder: Path) -> bool:
-    """Raises: FileExistsError if the folder holds anything but results: results of other clips are removed."""
+def _check_large_folder(out: Path, resume: bool) -> bool:
+    """Raises: FileExistsError if large clips are to be removed, or written, where anything but results is."""
+    from cogvideo.files import is_temporary
     from cogvideo.locks import entries
+    from cogvideo.sampling.outputs import LARGE, RESULT_NAME
     from cogvideo.sampling.runner import RESULT, UNFINISHED
 
-    if folder.is_dir():
-        names = {path.name for path in entries(folder)}
-        replaceable = not names or RESULT in names or UNFINISHED in names
+    folder = out / LARGE
+    if resume and (out / RESULT).is_file() and not (out / UNFINISHED).exists():
+        return True  # they are of these clips, and stay
+    if not folder.is_dir():
+        others = [folder.name] if folder.exists() else []
     else:
-        replaceable = not folder.exists()
-    if not replaceable:
-        raise FileExistsError(f"--upsample writes into {folder}, which holds other files; choose another --out")
+        names = [path.name for path in entries(folder) if not is_temporary(path)]
+        others = [name for name in names if name != UNFINISHED and RESULT_NAME.fullmatch(name) is None]
+    if others:
+        raise FileExistsError(
+            f"--upsample writes into {folder}, which holds other files ({others[0][:80]}); choose another --out"
+        )
     return True
 
 

@@ -9,6 +9,7 @@ large/                 the same clips at a higher resolution, as such a folder; 
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 SAMPLES_FILE = "samples.json"
 LARGE = "large"
 """The folder of large clips, in that of the clips that they were made of."""
+RESULT_NAME = re.compile(r"(config\.yaml|samples\.json|tokens\.safetensors|\d{3,}-.*\.(mp4|gif|png))", re.DOTALL)
+"""Matches the names of the files in such a folder."""
 MAX_SUMMARY_BYTES = 64 << 20
 MIN_VIDEO_SIDE = 240
 """Videos smaller than this, in pixels, are enlarged by a whole factor: players show small ones as stamps."""

@@ -144,10 +144,14 @@ class Upsampler:
         """Upsample what `Pipeline.sample` returned for these prompts.
 
         Shapes: tokens (clips, K, low_res_len); returns (clips, K, high_res_len), on the CPU.
-        Raises: ValueError for an empty prompt, or for clips that are not equally many for each prompt.
+        Raises: ValueError for an empty prompt, frames of another size, or clips that are not equally many per prompt.
         """
+        if tokens.shape[2:] != (self.direct.config.low_res_len,):
+            raise ValueError(
+                f"tokens have shape {list(tokens.shape)}; expected (clips, frames, {self.direct.config.low_res_len})"
+            )
         samples_per_prompt, rest = divmod(len(tokens), max(len(prompts), 1))
-        if rest or not prompts:
+        if rest or not samples_per_prompt or not prompts:
             raise ValueError(
                 f"{len(tokens)} clips of {len(prompts)} prompts; give the prompts that they were drawn for"
             )

@@ -121,6 +121,7 @@ def test_settings_of_both_steps(bundle: Path, tmp_path: Path) -> None:
         (["sample", "a", "upsample.seed=1"], "upsample.seed=1 is a setting of super-resolution; give --upsample too"),
         (["sample", "a", "--upsample", "upsample.sed=1"], "unknown key 'upsample.sed'; did you mean 'upsample.seed'?"),
         (["sample", "a", "--upsample", "upsample.temperature=0"], "temperature=0.0 must be above 0"),
+        (["sample", "a", "--upsample", "seed=x"], "error: command line: seed='x' does not fit; expected int"),
     ],
 )
 def test_refused(
@@ -146,13 +147,18 @@ def test_weights_without_super_resolution_or_of_another_size_are_refused(
 
 
 def test_a_folder_that_holds_other_files_is_refused(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out/large").mkdir(parents=True)
     (tmp_path / "out/large/notes").touch()
     assert run(bundle, tmp_path / "out", *WORDS, "--upsample", "--overwrite") == 2
-    assert "out/large, which holds other files; choose another --out" in capsys.readouterr().err
+    assert "out/large, which holds other files (notes); choose another --out" in capsys.readouterr().err
     assert list(contents(tmp_path / "out")) == ["large/notes"]
+    for name, data in whole.items():
+        (tmp_path / "out" / name).write_bytes(data)
+    assert run(bundle, tmp_path / "out", *WORDS, "--upsample", "--overwrite") == 2, "beside results too"
+    assert run(bundle, tmp_path / "out", *WORDS, *UPSAMPLE, "--resume") == 0, "nothing is removed"
+    assert contents(tmp_path / "out") == whole | {"large/notes": b""}
 
 
 def test_interactive(
@@ -174,8 +180,14 @@ def test_python(bundle: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "tokens.safetensors").write_bytes(whole["large/tokens.safetensors"])
     pipeline, upsampler = Pipeline.load(bundle), Upsampler.load(bundle, UpsampleConfig(seed=5, noise="shared"))
     config = replace(pipeline.config, seed=5, rounds=0, num_clusters=32, clips_at_once=1)
-    large = upsampler.upsample(pipeline.sample(CAPTIONS[:2], config), CAPTIONS[:2])
+    clips = pipeline.sample(CAPTIONS[:2], config)
+    large = upsampler.upsample(clips, CAPTIONS[:2])
     assert torch.equal(large, load_file(tmp_path / "tokens.safetensors")["tokens"])
     assert upsampler.decode(large).shape == (2, 5, 8 * HIGH, 8 * HIGH, 3)
-    with pytest.raises(ValueError, match="2 clips of 3 prompts"):
-        upsampler.upsample(large, CAPTIONS[:3])
+    for tokens, prompts, message in (
+        (clips, CAPTIONS[:3], "2 clips of 3 prompts"),
+        (clips[:0], CAPTIONS[:1], "0 clips of 1 prompts"),
+        (large, CAPTIONS[:2], r"tokens have shape \[2, 5, 36\]; expected \(clips, frames, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            upsampler.upsample(tokens, prompts)
