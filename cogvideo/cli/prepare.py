@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     from cogvideo.distributed import ProcessGroup
     from cogvideo.evaluation.data_report import write_report
     from cogvideo.model.config import ModelConfig
-    from cogvideo.tokenizers.image import open_image_tokenizer
+    from cogvideo.tokenizers.image import check_same_codes, open_image_tokenizer
     from cogvideo.tokenizers.records import describe_tokenizer
     from cogvideo.tokenizers.text import open_text_tokenizer
 
@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
     records = [describe_tokenizer(args.tokenizer, tokenizer)]
     if args.high_res_tokenizer is not None:
         large = open_image_tokenizer(args.high_res_tokenizer)
+        check_same_codes(tokenizer, large)
         records.append(describe_tokenizer(args.high_res_tokenizer, large))
     check_frame_pixels(config.frame_pixels, large)
     if low_res is not None:

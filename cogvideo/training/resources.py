@@ -1,7 +1,9 @@
 """Memory and speed of a run: what it needs, estimated by `cogvideo.planning`, and what is measured while it runs."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ log = get_logger(__name__)
 
 LOG_ABOVE_BYTES = 1 << 30
 """Runs whose weights are smaller in bfloat16 log no plan."""
+PROCESS_STATUS = Path("/proc/self/status")
 MATMUL_SIZE = {"cuda": 8192, "cpu": 768}
 """Side of the square matrices that measure a device's peak FLOPS."""
 
@@ -189,13 +192,12 @@ def peak_memory_mib(device: torch.device) -> float:
     """The peak memory of this process so far: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:  # not Linux
-        import resource
+    with contextlib.suppress(OSError):  # elsewhere than on Linux
+        if peak := re.search(r"VmHWM:\s*(\d+)", PROCESS_STATUS.read_text()):  # which some sandboxes leave out
+            return int(peak[1]) / 1024
+    import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024  # ru_maxrss includes the parent's peak before the start
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # includes the parent's peak before the start
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

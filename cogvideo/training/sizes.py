@@ -54,9 +54,13 @@ def sizes_from_data(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sizes_of(manifest: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Sizes in tokens of the frames in a prepared folder."""
-    settings, rate = _group(manifest, "config"), _group(manifest, "tokenizer").get("compress_rate")
-    pixels: dict[str, Any] = {name: settings.get(name) for name in ("frame_pixels", "low_res_pixels")}
-    sides = {name: side // rate for name, side in pixels.items() if _are_counts(side, rate)}
+    settings, tokenizer = _group(manifest, "config"), _group(manifest, "tokenizer")
+    large = _group(manifest, "high_res_tokenizer") or tokenizer
+    sides: dict[str, Any] = {}
+    for name, made_by in (("frame_pixels", large), ("low_res_pixels", tokenizer)):
+        pixels, rate = settings.get(name), made_by.get("compress_rate")
+        if _are_counts(pixels, rate):
+            sides[name] = pixels // rate
     if group == "superres":
         names = {"high_res_side": "frame_pixels", "low_res_side": "low_res_pixels"}
         return {name: sides[key] for name, key in names.items() if key in sides}

@@ -240,7 +240,8 @@ def test_tokenizers_of_large_frames_that_do_not_fit_are_one_line(
 
     captions = ["prepare", "--captions", str(scene / "videos/captions.jsonl"), "--tokenizer", own, "--out"]
     new = str(tmp_path / "new")
-    refused("has 16 codes, the other one 32", [*captions, new, *SIZES, "--high-res-tokenizer", str(few)])
+    for dry in ([], ["--dry-run"]):
+        refused("has 16 codes, the other one 32", [*captions, new, *SIZES, "--high-res-tokenizer", str(few), *dry])
     refused("is for pairs; give low_res_pixels", [*captions, new, "frame_pixels=48", "--high-res-tokenizer", str(few)])
     refused("was begun with other high_res_tokenizer", [*captions, begun, *SIZES])
     refused("give --direct too", bundle_words(scene, tmp_path / "new", "--high-res-tokenizer", str(large)))
@@ -255,7 +256,7 @@ def test_tokenizers_of_large_frames_that_do_not_fit_are_one_line(
     for message, data in {
         "data.high_res_tokenizer=null did not make": two | {"high_res_tokenizer": None},
         "few did not make the tokens of the large frames": two | {"high_res_tokenizer": str(few)},
-        "data.validation=.* was made by another": two | {"validation": str(scene / "pairs")},
+        "validation=.* by another image tokenizer of large frames than": two | {"validation": str(scene / "pairs")},
         "data.high_res_tokenizer: .*none": two | {"high_res_tokenizer": str(tmp_path / "none")},
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -46,10 +46,10 @@ def check_tokenizers(
     decoder = _decoder_record("data.image_tokenizer", settings.image_tokenizer)
     of_data = _image_records(data)
     records = replace(of_data, text=text_tokenizer.sha256, image=decoder if settings.path is None else of_data.image)
-    if validation is not None and _image_records(validation).differing(records, both_sizes=True) is not None:
+    if validation is not None and (kind := _image_records(validation).differing(records, both_sizes=True)):
         raise ValueError(
-            f"data.validation={_names(settings.validation)} was made by another image tokenizer than "
-            f"data.path={_names(settings.path)}; prepare both with the same --tokenizer"
+            f"data.validation={_names(settings.validation)} was made by another {kind} than "
+            f"data.path={_names(settings.path)}; prepare both with the same one"
         )
     if are_different(records.image, decoder):
         made_by = f"did not make the tokens of data.path={_names(settings.path)}"

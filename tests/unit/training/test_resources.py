@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +41,17 @@ def test_peak_memory_is_of_this_process_alone(monkeypatch: pytest.MonkeyPatch) -
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=1 << 40))
     assert 50 < resources.peak_memory_mib(CPU) < most + 50
+
+
+@pytest.mark.parametrize("status", ["", "VmPeak:\t 9 kB\nVmRSS:\t 9 kB\n", None])
+def test_peak_memory_where_the_system_does_not_say_it(
+    status: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if status is not None:
+        (tmp_path / "status").write_text(status)
+    monkeypatch.setattr(resources, "PROCESS_STATUS", tmp_path / "status")
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 << 10))
+    assert resources.peak_memory_mib(CPU) == 3
 
 
 def test_peak_flops_are_measured() -> None:

@@ -60,6 +60,11 @@ def test_pairs_have_two_sizes(tmp_path: Path) -> None:
     pairs = write(tmp_path / "pairs", frame_pixels=120, low_res_pixels=40)
     superres = load("task=superres", f"data.path={pairs}").superres
     assert (superres.high_res_side, superres.low_res_side) == (15, 5)
+    manifest = json.loads((pairs / "manifest.json").read_text(encoding="utf-8"))
+    manifest["high_res_tokenizer"] = {"compress_rate": 4}
+    (pairs / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    superres = load("task=superres", f"data.path={pairs}").superres
+    assert (superres.high_res_side, superres.low_res_side) == (30, 5), "large frames have a tokenizer of their own"
 
 
 @pytest.mark.parametrize("manifest", [None, "[]", "{", '{"config": 3}', '{"config": {"frame_pixels": "8"}}'])
