@@ -11,6 +11,7 @@ from cogvideo.hub import describe
 from cogvideo.sampling.adapters import AdapterChoice
 from cogvideo.sampling.bundle import fingerprint
 from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.jobs import check_one_family
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sampling.superres import Upsampler
 
@@ -35,7 +36,9 @@ class ServedWeights:
     """What visitors should know about these weights, after what `about` says."""
 
     def __post_init__(self) -> None:
-        """Raises: FileNotFoundError, ValueError for an adapter that does not fit."""
+        """Raises: FileNotFoundError, ValueError for an adapter or super-resolution that does not fit."""
+        if self.upsampler is not None:
+            check_one_family(self.pipeline, self.upsampler)
         self.switch = AdapterSwitch(self.pipeline, dict(self.adapters))
         self.place, self.fingerprint = describe(self.directory), fingerprint(self.directory)
 

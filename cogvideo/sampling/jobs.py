@@ -299,15 +299,20 @@ def upsample_job(upsampler: Upsampler, given: InputClips, caption: str | None) -
     return UpsampleJob(upsampler, keys, prompts, given.tokens, seconds)
 
 
-def check_upsampling(job: ClipJob, upsampler: Upsampler) -> None:
-    """Check, before a job's clips are drawn, that they can be upsampled. Raises: ValueError."""
-    side, low_res_side = job.pipeline.sequential.config.frame_side, upsampler.direct.config.low_res_side
+def check_one_family(pipeline: Pipeline, upsampler: Upsampler) -> None:
+    """Raises: ValueError if super-resolution reads frames of another size than those of the pipeline's clips."""
+    side, low_res_side = pipeline.sequential.config.frame_side, upsampler.direct.config.low_res_side
     if side != low_res_side:
         raise ValueError(
             f"the clips have frames of {side}x{side} tokens, super-resolution reads {low_res_side}x{low_res_side}; "
             "use models of one family"
         )
-    tokens = len(job.keys) * job.num_frames * side**2
+
+
+def check_upsampling(job: ClipJob, upsampler: Upsampler) -> None:
+    """Check, before a job's clips are drawn, that they can be upsampled. Raises: ValueError."""
+    check_one_family(job.pipeline, upsampler)
+    tokens = len(job.keys) * job.num_frames * job.pipeline.sequential.config.frame_len
     if tokens > MAX_TOKENS:
         raise ValueError(
             f"{len(job.keys)} clips have {tokens} tokens, more than the {MAX_TOKENS} that can be upsampled together; "

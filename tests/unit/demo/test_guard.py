@@ -205,6 +205,7 @@ def test_too_many_requests_at_a_time(guard: Guard) -> None:
 def test_the_log_holds_nothing_that_visitors_typed(guard: Guard, log: list[str]) -> None:
     for path in (
         "/gradio_api/file=/out/007-the-secret/000-the-secret.mp4",
+        "/gradio_api/file=/out/007-the-secret/large/000-the-secret.mp4",
         "/gradio_api/file=/out/secret.secret/secret.a b",
         "/gradio_api/file//out/007-the-secret/000-the-secret.mp4",
         "/gradio_api/file/secret",
@@ -216,6 +217,7 @@ def test_the_log_holds_nothing_that_visitors_typed(guard: Guard, log: list[str])
         request(guard, path)
     assert [line.rsplit(" ", 1)[0] for line in log] == [
         "1.2.3.4 GET /gradio_api/file=007*.mp4 200 55",
+        "1.2.3.4 GET /gradio_api/file=007*.mp4 200 61",
         "1.2.3.4 GET /gradio_api/file=* 200 46",
         "1.2.3.4 GET /gradio_api/file=007*.mp4 200 55",
         "1.2.3.4 GET /gradio_api/file=* 200 23",

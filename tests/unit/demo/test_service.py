@@ -300,6 +300,7 @@ def test_a_folder_with_other_files_is_refused(bundle: Path, pipeline: Pipeline, 
 
 def test_super_resolution_afterwards(service: DemoService, bundle: Path) -> None:
     text, image, labels = open_tokenizers(bundle)
+    weights = service.weights["one"]
     config = SuperresConfig(
         num_layers=1,
         hidden_size=16,
@@ -313,9 +314,12 @@ def test_super_resolution_afterwards(service: DemoService, bundle: Path) -> None
     )
     torch.manual_seed(0)
     labels = np.arange(image.num_tokens) if labels is None else labels
-    service.weights["one"].upsampler = Upsampler(
+    weights.upsampler = Upsampler(
         SuperresTransformer(config).eval(), None, image, image, text.encode, labels, UpsampleConfig(), ("direct",)
     )
+    with pytest.raises(ValueError, match="frames of 2x2 tokens, super-resolution reads 3x3; use models of one family"):
+        other = SuperresTransformer(replace(config, low_res_side=3, high_res_side=9))
+        replace(weights, upsampler=replace(weights.upsampler, direct=other))
     folders, deadlines = {}, set()
     for progress in service.run(Request(CAPTIONS[0], {"rounds": 0, "seed": 3}, upsample=True)):
         folders[progress.folder] = progress
