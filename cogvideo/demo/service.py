@@ -112,6 +112,8 @@ class DemoService:
         self._next_number = 1 + max((int(number[1]) for number in numbers if number), default=-1)
         self._lock, self._closed = threading.Lock(), False
         self._reading = threading.Semaphore(MAX_READING)
+        self._requested: set[Path] = set()
+        """Folders of requests that have not ended; between two jobs, no thread writes there."""
         self._running: set[_JobThread] = set()
         limit_arenas()
         self._tidy_up()
@@ -125,27 +127,32 @@ class DemoService:
         weights = self._choose(request)
         job = self._job(request, weights)
         turn = weights.switch.enter(request.adapters)
-        try:
-            with self._lock:
-                number, self._next_number = self._next_number, self._next_number + 1
+        with self._lock:
+            number, self._next_number = self._next_number, self._next_number + 1
             folder = self.out / f"{number:03d}-{safe_name(job.keys[0].caption)}"
-            while not turn.has_come():
-                yield Progress(describe_job(job), folder, (), (), 0, waiting=True)
-                time.sleep(REFRESH_SECONDS)
-            seconds = self.limits.seconds_per_clip * len(job.keys)
-            deadline = _Deadline(seconds, time.monotonic() + seconds)
-            with closing(self._run_job(job, folder, deadline, weights, turn)) as running:
-                for small in running:
-                    yield small
+            self._requested.add(folder)
+        try:
+            try:
+                while not turn.has_come():
+                    yield Progress(describe_job(job), folder, (), (), 0, waiting=True)
+                    time.sleep(REFRESH_SECONDS)
+                seconds = self.limits.seconds_per_clip * len(job.keys)
+                deadline = _Deadline(seconds, time.monotonic() + seconds)
+                with closing(self._run_job(job, folder, deadline, weights, turn)) as running:
+                    for small in running:
+                        yield small
+            finally:
+                turn.left = True
+            if request.upsample and weights.upsampler is not None:
+                upsampler = replace(weights.upsampler, config=replace(weights.upsampler.config, seed=job.config.seed))
+                reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
+                large_job = upsample_job(upsampler, reader.read([folder]), None)
+                with closing(self._run_job(large_job, folder / LARGE, deadline, weights)) as running:
+                    for large in running:
+                        yield replace(large, small=small)
         finally:
-            turn.left = True
-        if request.upsample and weights.upsampler is not None:
-            upsampler = replace(weights.upsampler, config=replace(weights.upsampler.config, seed=job.config.seed))
-            reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
-            large_job = upsample_job(upsampler, reader.read([folder]), None)
-            with closing(self._run_job(large_job, folder / LARGE, deadline, weights)) as running:
-                for large in running:
-                    yield replace(large, small=small)
+            with self._lock:
+                self._requested.discard(folder)
 
     def running_jobs(self) -> int:
         """Jobs that are running now."""
@@ -164,7 +171,7 @@ class DemoService:
         """Keep to the disk space, and give freed memory back. At the end of a job, its thread calls it."""
         with self._lock:
             writing = [running.folder for running in self._running if running.thread.is_alive()]
-        keep = [self.out / folder.relative_to(self.out).parts[0] for folder in writing]
+            keep = [*self._requested, *(self.out / folder.relative_to(self.out).parts[0] for folder in writing)]
         for folder in remove_oldest(self.out, self.limits.disk_bytes, keep):
             number = folder.name.partition("-")[0]  # the rest is a prompt
             get_logger(__name__).info("removed result %s, the oldest: results take too much space", number)
