@@ -56,10 +56,10 @@ def _sizes_of(manifest: Mapping[str, Any], group: str) -> dict[str, Any]:
     """Sizes in tokens of the frames in a prepared folder."""
     settings, tokenizer = _group(manifest, "config"), _group(manifest, "tokenizer")
     large = _group(manifest, "high_res_tokenizer") or tokenizer
-    sides: dict[str, Any] = {}
+    sides: dict[str, int] = {}
     for name, made_by in (("frame_pixels", large), ("low_res_pixels", tokenizer)):
         pixels, rate = settings.get(name), made_by.get("compress_rate")
-        if _are_counts(pixels, rate):
+        if isinstance(pixels, int) and isinstance(rate, int) and _are_counts(pixels, rate):
             sides[name] = pixels // rate
     if group == "superres":
         names = {"high_res_side": "frame_pixels", "low_res_side": "low_res_pixels"}
