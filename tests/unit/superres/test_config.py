@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cogvideo.config import load_config
+from cogvideo.data.prepare import PrepareConfig
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
 from cogvideo.training.config import TrainConfig
@@ -16,11 +17,11 @@ ROOT = Path(__file__).parents[3]
 def test_tiny_training_configs(method: str) -> None:
     config = load_config(TrainConfig, [ROOT / f"configs/train/tiny_superres_{method}.yaml"])
     assert (config.task, config.superres.method) == ("superres", method)
-    assert config.init.freeze_trunk == (method == "direct")
-    base = config.model
-    assert config.superres.low_res_position_start == base.frame_position_start + 1
-    for name in ("num_layers", "hidden_size", "num_heads", "num_positions"):
-        assert getattr(config.superres, name) == getattr(base, name)
+    assert config.init.checkpoint is None and not config.init.freeze_trunk  # the codes are another tokenizer's
+    assert config.superres.low_res_position_start == config.model.frame_position_start + 1
+    pairs = load_config(PrepareConfig, [ROOT / "configs/data/digits_pairs.yaml"])
+    sides = (config.superres.low_res_side, config.superres.high_res_side)
+    assert sides == (pairs.low_res_pixels // 8, pairs.frame_pixels // 8)
 
 
 def test_every_round_has_targets() -> None:
