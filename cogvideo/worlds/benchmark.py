@@ -333,7 +333,7 @@ def tables(results: Results) -> list[list[list[str]]]:
             figures = [results.figure(source, name, measure) for source in sources]
             if any(figures):
                 target = _format_target(results, targets.get((name, measure)))
-                rows.append([f"  {label}", *map(format_figure, figures), target])
+                rows.append([f"  {label}", *(format_figure(figure, count) for figure in figures), target])
         for measure, values in results.distances.items() if name == WHOLE else ():
             cells = [f"{values[source]:.4g}" if source in values else "-" for source in sources]
             rows.append([f"  {measure.replace('_', ' ')}; original: of other real clips", *cells, ""])
@@ -379,8 +379,11 @@ def write_report(path: Path, results: Results) -> None:
         page.write(path)
 
 
-def format_figure(figure: Figure | None) -> str:
-    return "-" if figure is None else str(figure)
+def format_figure(figure: Figure | None, num_clips: int = 0) -> str:
+    """The figure; with its number of trials if that is below `num_clips`, since probes leave some clips out."""
+    if figure is None:
+        return "-"
+    return f"{figure}, n = {figure.total}" if 0 < figure.total < num_clips else str(figure)
 
 
 def _format_target(results: Results, target: Target | None) -> str:

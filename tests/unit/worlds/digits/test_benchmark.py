@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideo.worlds.benchmark import WHOLE, format_table, reconstruct, run_benchmark
+from cogvideo.evaluation.statistics import Proportion
+from cogvideo.worlds.benchmark import WHOLE, format_figure, format_table, reconstruct, run_benchmark
 from cogvideo.worlds.digits.benchmark import DigitsBenchmark, draw_captions, real_frames
 from cogvideo.worlds.digits.render import BACKGROUND, split_images
 
@@ -92,3 +93,8 @@ def test_real_clips_alone_have_no_targets():
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         DigitsBenchmark(**bad)
+
+
+def test_figures_say_when_clips_were_left_out():
+    assert format_figure(Proportion(1, 2), 4) == f"{Proportion(1, 2)}, n = 2"
+    assert format_figure(Proportion(1, 2), 2) == str(Proportion(1, 2)) and format_figure(Proportion(0, 0), 4) == "-"
