@@ -10,7 +10,7 @@ from cogvideo.recipes.steps import Step
 from cogvideo.recipes.survey import Survey, example_prompts
 
 GPU_BATCHES = 8
-"""A GPU takes batches so many times larger in the same time."""
+"""A GPU's batches are so many times as large: small ones leave it waiting for the next kernel."""
 PASSES = 100
 """If no time is given: passes over the data after which a training step ends, if that is earlier."""
 VALIDATION_VIDEOS = 40

@@ -1,14 +1,16 @@
-"""A bundle of small random weights, quick to write and to sample from."""
+"""A bundle of small random weights, quick to write and to sample from, and interruptions of sampling."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from cogvideo.checkpoint.load import save_model
 from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.model.initialise import initialise
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.sampling.runner import GroupBatchCache
 from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.tokenizers.vqvae import VQVAEConfig
@@ -66,3 +68,18 @@ def write_bundle(
         save_model(folder / name, model, trunk=folder / "trunk" if shares else None)
     (folder / "sampling.yaml").write_text("first_frame: {text_bonus: 0.0}\n", encoding="utf-8")
     return folder
+
+
+def stop_at_batches(monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
+    """Interrupt sampling whenever it has drawn so many batches more; returns the list that their names go into."""
+    drawn: list[str] = []
+    store = GroupBatchCache.store
+
+    def store_and_stop(cache: GroupBatchCache, name: str, tokens: torch.Tensor) -> None:
+        store(cache, name, tokens)
+        drawn.append(f"{cache.group} {name}")
+        if len(drawn) % every == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(GroupBatchCache, "store", store_and_stop)
+    return drawn

@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from cogvideo.cli.main import main
 from cogvideo.sampling import runner
-from cogvideo.sampling.runner import UNFINISHED, GroupBatchCache, RunDirectory
-from tests.helpers.bundles import CAPTIONS, write_bundle
+from cogvideo.sampling.runner import UNFINISHED, RunDirectory
+from tests.helpers.bundles import CAPTIONS, stop_at_batches, write_bundle
 
 WORDS = [CAPTIONS[0], "a green one", "rounds=1", "num_clusters=32", "clips_at_once=1"]
 
@@ -88,15 +87,7 @@ def test_batches_are_drawn_once(
     bundle: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted after every single batch, over and over: each run draws one batch more, and none twice."""
-    drawn: list[str] = []
-    store = GroupBatchCache.store
-
-    def store_and_stop(cache: GroupBatchCache, name: str, tokens: torch.Tensor) -> None:
-        store(cache, name, tokens)
-        drawn.append(f"{cache.group} {name}")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(GroupBatchCache, "store", store_and_stop)
+    drawn = stop_at_batches(monkeypatch, every=1)
     out, runs = tmp_path / "out", 1
     while (code := sample(bundle, out, *WORDS, "--resume")) == 130:
         runs += 1

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from cogvideo.cli.main import main
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.sampling.runner import GroupBatchCache, RunDirectory
+from cogvideo.sampling.runner import RunDirectory
 from cogvideo.sampling.superres import Upsampler, load_upsample_config
-from tests.helpers.bundles import CAPTIONS, write_bundle
+from tests.helpers.bundles import CAPTIONS, stop_at_batches, write_bundle
 from tests.helpers.superres import HIGH, LOW, add_superres
 
 SETTINGS = ["rounds=0", "num_clusters=32", "clips_at_once=1", "seed=5"]
@@ -69,16 +69,7 @@ def test_stopped_in_both_steps_and_resumed(
     bundle: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After every third batch; none is drawn twice."""
-    drawn: list[str] = []
-    store = GroupBatchCache.store
-
-    def store_and_stop(cache: GroupBatchCache, name: str, tokens: torch.Tensor) -> None:
-        store(cache, name, tokens)
-        drawn.append(f"{cache.group} {name}")
-        if len(drawn) % 3 == 0:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(GroupBatchCache, "store", store_and_stop)
+    drawn = stop_at_batches(monkeypatch, every=3)
     out = tmp_path / "out"
     codes = [run(bundle, out, *WORDS, *UPSAMPLE, "--resume") for _ in range(3)]
     assert codes == [130, 130, 0] and contents(out) == whole

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from cogvideo.cli.main import main
 from cogvideo.config import dump_yaml
 from cogvideo.evaluation.networks import FeatureNetwork
-from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
-from cogvideo.tokenizers.vqvae import VQVAEConfig
 from cogvideo.training import trainer
 from cogvideo.training.tasks.clips import ClipTask
+from tests.helpers.bundles import write_image_tokenizer
 from tests.helpers.training import CODES, prepare_data, read_metrics, settings
 
 
@@ -25,19 +24,7 @@ class Means(nn.Module):
 def words(tmp_path: Path) -> list[str]:
     """A command that trains for two steps, and decodes with random weights."""
     data = prepare_data(tmp_path / "data")
-    vqvae = VQVAEConfig(
-        channels=4,
-        channel_multipliers=(1, 1, 1),
-        encoder_num_res_blocks=1,
-        z_channels=4,
-        embedding_dim=4,
-        num_codes=CODES,
-        levels=(1,),
-        norm_groups=4,
-        mid_attention=False,
-        attention_resolutions=(),
-    )
-    ImageTokenizer(ImageTokenizerConfig(vqvae=vqvae)).save(tmp_path / "image_tokenizer")
+    write_image_tokenizer(tmp_path / "image_tokenizer", num_codes=CODES)
     config = settings(
         data,
         tmp_path / "run",

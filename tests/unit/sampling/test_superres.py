@@ -11,8 +11,8 @@ from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.superres import FIRST_ROUND, Upsampler, draw_fine, redraw
 from cogvideo.superres.batch import pad_captions
-from cogvideo.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
-from cogvideo.tokenizers.vqvae import VQVAEConfig
+from cogvideo.tokenizers.image import ImageTokenizer
+from tests.helpers.bundles import write_image_tokenizer
 from tests.helpers.superres import TINY_CONFIGS, TINY_DIRECT, tiny_superres
 
 CODES = TINY_DIRECT.vocabulary.num_image_tokens
@@ -21,21 +21,10 @@ PROMPT = [50, 51]
 
 
 @pytest.fixture(scope="module")
-def upsampler() -> Upsampler:
-    vqvae = VQVAEConfig(
-        channels=4,
-        channel_multipliers=(1,),
-        encoder_num_res_blocks=1,
-        z_channels=4,
-        embedding_dim=4,
-        num_codes=CODES,
-        levels=(0,),
-        norm_groups=4,
-        mid_attention=False,
-        attention_resolutions=(),
-    )
+def upsampler(tmp_path_factory: pytest.TempPathFactory) -> Upsampler:
     models = {method: tiny_superres(config).eval() for method, config in TINY_CONFIGS.items()}
-    tokenizer = ImageTokenizer(ImageTokenizerConfig(vqvae=vqvae, level=0))
+    folder = tmp_path_factory.mktemp("tokenizer") / "image_tokenizer"
+    tokenizer = ImageTokenizer.load(write_image_tokenizer(folder, num_codes=CODES))
     config = UpsampleConfig(top_k_clusters=20, token_temperature=1.0)
     return Upsampler(
         models["direct"], models["iterative"], tokenizer, tokenizer, lambda text: PROMPT, np.arange(CODES), config
