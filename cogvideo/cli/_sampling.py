@@ -124,11 +124,10 @@ def run_job(
         identity["adapters"] = [choice.identity() | {"apart": apart} for choice in adapters]
     run = RunDirectory(out, identity, processes)
     with lock_folder(out, processes):
-        if upsampler is not None:
-            processes.broadcast_from_rank_0(lambda: _check_large_folder(out, args.resume))
+        stale = processes.broadcast_from_rank_0(lambda: _check_large_folder(out, args.resume, upsampler is not None))
         begun = run.begin(overwrite=args.overwrite, resume=args.resume)
         if begun:
-            if upsampler is not None and processes.rank == 0 and (out / LARGE).exists():
+            if stale and processes.rank == 0:
                 os.rename(out / LARGE, run.folder / LARGE)  # made of other clips; removed when this run ends
             _write_clips(job, run, " + ".join([describe(directory), *map(str, adapters)]), stop)
         if processes.rank == 0:
@@ -139,8 +138,11 @@ def run_job(
     processes.close()
 
 
-def _check_large_folder(out: Path, resume: bool) -> bool:
-    """Raises: FileExistsError if large clips are to be removed, or written, where anything but results is."""
+def _check_large_folder(out: Path, resume: bool, upsample: bool) -> bool:
+    """Whether there are large clips of other clips than those that are to be generated in `out`.
+
+    Raises: FileExistsError if they are to be removed, or with `upsample` written, where anything but results is.
+    """
     from cogvideo.files import is_temporary
     from cogvideo.locks import entries
     from cogvideo.sampling.outputs import LARGE, RESULT_NAME
@@ -148,17 +150,18 @@ def _check_large_folder(out: Path, resume: bool) -> bool:
 
     folder = out / LARGE
     if resume and (out / RESULT).is_file() and not (out / UNFINISHED).exists():
-        return True  # they are of these clips, and stay
+        return False  # they are of these clips, and stay
+    if not (folder / RESULT).is_file() and not (folder / UNFINISHED).is_dir() and not upsample:
+        return False  # the user's own folder, or none
     if not folder.is_dir():
         others = [folder.name] if folder.exists() else []
     else:
         names = [path.name for path in entries(folder) if not is_temporary(path)]
         others = [name for name in names if name != UNFINISHED and RESULT_NAME.fullmatch(name) is None]
     if others:
-        raise FileExistsError(
-            f"--upsample writes into {folder}, which holds other files ({others[0][:80]}); choose another --out"
-        )
-    return True
+        reason = "--upsample writes into" if upsample else "large clips of an earlier run would be removed from"
+        raise FileExistsError(f"{reason} {folder}, which holds other files ({others[0][:80]}); choose another --out")
+    return folder.exists()
 
 
 def _upsample(

@@ -97,6 +97,24 @@ def test_overwriting_removes_large_clips_of_others(
     assert len(others) == 3, "small clips of other names stay"
 
 
+def test_overwriting_without_upsampling_removes_large_clips_of_others(
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in whole.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "large/notes").touch()
+    assert run(bundle, tmp_path, *WORDS, "--overwrite") == 2
+    assert "would be removed from" in capsys.readouterr().err and contents(tmp_path) == whole | {"large/notes": b""}
+    (tmp_path / "large/notes").unlink()
+    assert run(bundle, tmp_path, *WORDS, "--overwrite") == 0
+    assert contents(tmp_path) == {name: data for name, data in whole.items() if not name.startswith("large/")}
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large/notes").touch()
+    assert run(bundle, tmp_path, *WORDS, "--overwrite") == 0, "a folder without clips is the user's own"
+    assert (tmp_path / "large/notes").exists()
+
+
 def test_settings_of_both_steps(bundle: Path, tmp_path: Path) -> None:
     """Those of super-resolution are a group; what both have is taken from the clips' unless it is given."""
     file = tmp_path / "settings.yaml"
