@@ -84,7 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=weights,
         help="direct super-resolution model (cogview2-dsr; default: the bundle's own, if it has one)",
     )
-    parser.add_argument("--iterative", metavar="DIR", type=weights, help="iterative model (cogview2-itersr)")
+    parser.add_argument(
+        "--iterative", metavar="DIR", type=weights, help="iterative model (cogview2-itersr; default: likewise)"
+    )
     parser.add_argument(
         "--examples",
         metavar="FILE",
@@ -141,9 +143,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("`cogvideo demo` needs gradio; pip install -e '.[demo]'")
     if args.at_once < 1:
         raise ValueError(f"--at-once {args.at_once} allows no request; give at least 1")
-    if args.iterative is not None and args.direct is None:
-        raise ValueError("--iterative refines what the direct model draws; give --direct too")
-    for option, value in (("--direct", args.direct), ("--examples", args.examples)):
+    for option in ("--direct", "--iterative", "--examples"):
+        value = getattr(args, option.removeprefix("--"))
         if value is not None and len(args.model or ()) > 1:
             raise ValueError(f"{option} goes with one --model; `cogvideo bundle {option}` puts it into each bundle")
     limits, root_path = _limits(args), _root_path(args.root_path)
@@ -164,6 +165,7 @@ def run(args: argparse.Namespace) -> None:
         directories = name_weights(args.model or [BUNDLED_WEIGHTS])
         configs = {name: load_sample_config(path, args.config, overrides) for name, path in directories.items()}
         examples = {name: _examples(path, args.examples) for name, path in directories.items()}
+        superres = {name: _find_superres(path, args) for name, path in directories.items()}
         with lock_folder(args.out):
             from cogvideo.demo.places import Places
             from cogvideo.demo.server import Server
@@ -185,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
                         pipelines[name],
                         configs[name],
                         path,
-                        upsampler=_open_upsampler(path, args, configs[name]),
+                        upsampler=_open_upsampler(path, superres[name], configs[name]),
                         adapters=fitting[name],
                         examples=examples[name],
                         note=ABOUT_BUNDLED if is_bundled(path) else "",
@@ -212,15 +214,26 @@ def _examples(directory: Path, file: Path | None) -> Sequence[str]:
     return EXAMPLES if is_bundled(directory) else read_config(directory).examples
 
 
-def _open_upsampler(directory: Path, args: argparse.Namespace, config: "SampleConfig") -> "Upsampler | None":
-    """By the models of --direct and --iterative, else by the bundle's own, if it has some. Raises: as its parts."""
-    from cogvideo.sampling.config import UpsampleConfig
-    from cogvideo.sampling.superres import find_models, open_upsampler, own_models
+def _find_superres(directory: Path, args: argparse.Namespace) -> "tuple[Path, Path | None] | None":
+    """The direct and the iterative model: those given, else the bundle's own; None without any. Raises: ValueError."""
+    from cogvideo.sampling.superres import find_models, own_models
 
-    if args.direct is None and "direct" not in own_models(directory):
+    if args.direct is None and args.iterative is None and "direct" not in own_models(directory):
+        return None
+    return find_models(directory, args.direct, args.iterative)
+
+
+def _open_upsampler(
+    directory: Path, models: "tuple[Path, Path | None] | None", config: "SampleConfig"
+) -> "Upsampler | None":
+    """Open models that `_find_superres` found. Raises: as `open_upsampler`."""
+    from cogvideo.sampling.config import UpsampleConfig
+    from cogvideo.sampling.superres import open_upsampler
+
+    if models is None:
         return None
     loading = UpsampleConfig(weights=config.weights, device=config.device, stream_layers=config.stream_layers)
-    return open_upsampler(directory, *find_models(directory, args.direct, args.iterative), loading)
+    return open_upsampler(directory, *models, loading)
 
 
 def _limits(args: argparse.Namespace) -> "Limits":

@@ -249,8 +249,8 @@ def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tu
     own = own_models(bundle)
     if "direct" not in own:
         raise ValueError(
-            f"{bundle} has no super-resolution models of its own; add them by `cogvideo bundle --direct DIR`, or give "
-            "--direct DIR to `cogvideo upsample`"
+            f"{bundle} has no direct super-resolution model of its own; add it by `cogvideo bundle --direct DIR`, or "
+            "give --direct DIR to `cogvideo upsample` or `cogvideo demo`"
         )
     return own["direct"], iterative or own.get("iterative")
 

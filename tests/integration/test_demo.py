@@ -1,5 +1,6 @@
 """`cogvideo demo` in a process of its own, through gradio's client and plain HTTP."""
 
+import argparse
 import json
 import os
 import signal
@@ -283,8 +284,9 @@ def test_a_first_signal_lets_clips_end_and_a_second_does_not(tmp_path: Path) -> 
         (["a prompt"], "'a prompt' is not a setting; prompts are typed on the page"),
         (["--at-once", "0"], "--at-once 0 allows no request"),
         (["--adapter", ":2"], "--adapter :2: expected DIR or DIR:SCALE"),
-        (["--iterative", "x"], "give --direct too"),
+        (["--iterative", "x"], "weights/tiny has no direct super-resolution model of its own; add it by"),
         (["--model", "x", "--model", "y", "--direct", "z"], "--direct goes with one --model"),
+        (["--model", "x", "--model", "y", "--iterative", "z"], "--iterative goes with one --model"),
         (["--model", "x", "--model", "y", "--examples", "z"], "--examples goes with one --model"),
         (["--port", "70000"], "--port 70000 is no port; give one from 1024 to 65535, or 0"),
         (["--port", "-1"], "--port -1 is no port"),
@@ -310,6 +312,15 @@ def test_bad_arguments(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_an_iterative_model_goes_with_the_bundles_own_direct_one(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args = parser.parse_args(["--iterative", "mine"])
+    for folder in ("direct_superres", "iterative_superres"):
+        (tmp_path / folder).mkdir()
+        assert command._find_superres(tmp_path, args) == (tmp_path / "direct_superres", Path("mine"))
 
 
 def test_a_port_in_use(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,8 @@ def test_weights_without_super_resolution_or_of_another_size_are_refused(
 ) -> None:
     without = write_bundle(tmp_path / "without", frame_side=LOW)
     assert run(without, tmp_path / "out", *WORDS, "--upsample") == 2
-    assert "without has no super-resolution models of its own; add them by `cogvideo bundle" in capsys.readouterr().err
+    message = "without has no direct super-resolution model of its own; add it by `cogvideo bundle"
+    assert message in capsys.readouterr().err
     other = write_bundle(tmp_path / "other", frame_side=3)
     add_superres(other)
     assert run(other, tmp_path / "out", *WORDS, "--upsample") == 2
