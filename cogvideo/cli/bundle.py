@@ -9,7 +9,7 @@ is sampled with rounds=0.
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._common import weights
+from cogvideo.cli._common import local_path, weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", type=Path, metavar="FILE", help="example prompts for `cogvideo demo`, one per line"
     )
-    parser.add_argument("--clusters", type=int, default=500, help="clusters of the image codes (published: 500)")
+    parser.add_argument(
+        "--clusters",
+        type=_clusters,
+        default=500,
+        metavar="N or FILE",
+        help="clusters of the image codes: their number, or a .npy file with that of each code (published: 500)",
+    )
+    parser.add_argument(
+        "--high-res-clusters",
+        type=_clusters,
+        metavar="N or FILE",
+        help="of the codes of --high-res-tokenizer (default: as many as of the others)",
+    )
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
@@ -59,13 +71,27 @@ def run(args: argparse.Namespace) -> None:
     config = BundleConfig(examples=read_prompts(args.examples) if args.examples else [])
     with lock_output(args.out):
         assemble_bundle(
-            args.out, parts, config=config, num_clusters=args.clusters, dtype=dtype, overwrite=args.overwrite
+            args.out,
+            parts,
+            config=config,
+            clusters=args.clusters,
+            high_res_clusters=args.high_res_clusters,
+            dtype=dtype,
+            overwrite=args.overwrite,
         )
     files = [path for path in sorted(args.out.rglob("*")) if path.is_file()]
     for path in files:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(args.out)}")
     print(f"{sum(path.stat().st_size for path in files) / 1e6:8.2f} MB in all")
     print(_describe_settings(args.sampling, args.out))
+
+
+def _clusters(text: str) -> int | Path:
+    """A number, else the path of a file."""
+    try:
+        return int(text)
+    except ValueError:
+        return local_path(text)
 
 
 def _describe_settings(file: Path | None, out: Path) -> str:

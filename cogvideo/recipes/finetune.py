@@ -18,6 +18,7 @@ from cogvideo.data.shards import read_manifest
 from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
 from cogvideo.files import read_json
 from cogvideo.hub import describe
+from cogvideo.inference.sampler import PUBLISHED_CLUSTERS
 from cogvideo.model.config import ModelConfig
 from cogvideo.planning.budgets import training_budget
 from cogvideo.planning.machines import Machine
@@ -25,7 +26,15 @@ from cogvideo.recipes.common import VALIDATION, batch_size, bundle_words, holds_
 from cogvideo.recipes.folder import RecipeFolder
 from cogvideo.recipes.steps import Step
 from cogvideo.recipes.survey import Survey
-from cogvideo.sampling.bundle import HIGH_RES_TOKENIZER, SUPERRES, BundleConfig, load_sample_config, open_tokenizers
+from cogvideo.sampling.bundle import (
+    CLUSTERS,
+    HIGH_RES_TOKENIZER,
+    IMAGE_TOKENIZER,
+    SUPERRES,
+    BundleConfig,
+    load_sample_config,
+    open_tokenizers,
+)
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.prompts import model_clip_seconds
 from cogvideo.sequence.prompt import PromptFormat
@@ -209,7 +218,7 @@ class FinetuneRecipe:
             "--interpolation": trained["interpolation"],
             **{f"--{part}": start / name for part, name in UPSCALING.items() if (self.base.path / name).is_dir()},
             "--sampling": out.config("sampling"),
-            "--clusters": str(self._num_clusters()),
+            **self._clusters(),
             "--out": out / "bundle",
         }
         steps.append(out.step("bundle", bundle_words(bundle), prepare=self._write_sampling))
@@ -225,9 +234,15 @@ class FinetuneRecipe:
         """Clips per step of a training step, over all processes."""
         return batch_size(BATCHES[name], self.num_gpus)
 
-    def _num_clusters(self) -> int:
-        _, _, labels = open_tokenizers(self.base.path)
-        return min(500, len(self.base.image.codebook)) if labels is None else int(labels.max()) + 1
+    def _clusters(self) -> dict[str, str | Path]:
+        """The base's own clusters of image codes; where it has none, as many as it is sampled with."""
+        options = {"--clusters": IMAGE_TOKENIZER, "--high-res-clusters": HIGH_RES_TOKENIZER}
+        default = str(min(PUBLISHED_CLUSTERS, len(self.base.image.codebook)))
+        return {
+            option: self.start / CLUSTERS[folder] if (self.base.path / CLUSTERS[folder]).is_file() else default
+            for option, folder in options.items()
+            if (self.base.path / folder).is_dir()
+        }
 
     def _write_data(self, clips: str) -> None:
         name, lengths = "sequential", list(self.base.clip_seconds(self.survey))

@@ -59,6 +59,8 @@ SUPERRES = {"direct": "direct_superres", "iterative": "iterative_superres"}
 MAX_UNUSED_EMBEDDINGS = 16
 """The published embedding table has a few more rows than the vocabulary has ids."""
 CPU = torch.device("cpu")
+Clusters = int | Path
+"""How image codes are grouped: the number of clusters for k-means, or a .npy file with the cluster of each code."""
 
 
 @dataclass(frozen=True)
@@ -277,18 +279,23 @@ def assemble_bundle(
     parts: Parts,
     *,
     config: BundleConfig,
-    num_clusters: int,
+    clusters: Clusters,
+    high_res_clusters: Clusters | None = None,
     dtype: torch.dtype,
     overwrite: bool = False,
 ) -> None:
     """Write a bundle that `open_bundle` reads. The folder appears complete or not at all.
 
     A model whose trunk equals `parts.trunk` (it was trained with the trunk frozen) is stored without it.
+    `high_res_clusters` are of `parts.high_res_tokenizer`; None: as many as `clusters`.
     Raises: FileExistsError if `directory` exists and `overwrite` is not set, or is not a bundle; ValueError for parts
     that are damaged or do not belong together.
     """
-    if num_clusters < 1:
-        raise ValueError(f"num_clusters={num_clusters}; expected at least 1")
+    for option, given_clusters in (("--clusters", clusters), ("--high-res-clusters", high_res_clusters)):
+        if isinstance(given_clusters, int) and given_clusters < 1:
+            raise ValueError(f"{option} {given_clusters}; expected at least 1, or a .npy file")
+    if high_res_clusters is not None and parts.high_res_tokenizer is None:
+        raise ValueError("--high-res-clusters are of --high-res-tokenizer; give it too, or leave them out")
     if parts.high_res_tokenizer is not None and parts.direct is None:
         raise ValueError("--high-res-tokenizer is of super-resolution; give --direct too, or leave it out")
     if overwrite:
@@ -298,11 +305,15 @@ def assemble_bundle(
     configs: dict[str, ModelConfig] = {}
     with atomic_directory(directory, replace=overwrite) as building:
         text_tokenizer.save(building / "text.model")
-        image_tokenizer = _add_image_tokenizer(building, IMAGE_TOKENIZER, parts.image_tokenizer, num_clusters)
+        image_tokenizer, num_clusters = _add_image_tokenizer(building, IMAGE_TOKENIZER, parts.image_tokenizer, clusters)
         given = TokenizerRecords(describe_tokenizer(parts.image_tokenizer, image_tokenizer), text_tokenizer.sha256)
         high_res = None
         if parts.high_res_tokenizer is not None:
-            high_res = _add_image_tokenizer(building, HIGH_RES_TOKENIZER, parts.high_res_tokenizer, num_clusters)
+            if high_res_clusters is None:
+                high_res_clusters = clusters if isinstance(clusters, int) else num_clusters
+            high_res, _ = _add_image_tokenizer(
+                building, HIGH_RES_TOKENIZER, parts.high_res_tokenizer, high_res_clusters
+            )
             check_same_codes(image_tokenizer, high_res)
             given = replace(given, high_res=describe_tokenizer(parts.high_res_tokenizer, high_res))
         _check_trained_with(parts, given)
@@ -334,11 +345,16 @@ def _open_image_tokenizer(directory: Path, folder: str) -> tuple[ImageTokenizer,
     return tokenizer, load_labels(labels, tokenizer.num_tokens) if labels.is_file() else None
 
 
-def _add_image_tokenizer(directory: Path, folder: str, source: Path, num_clusters: int) -> ImageTokenizer:
+def _add_image_tokenizer(directory: Path, folder: str, source: Path, clusters: Clusters) -> tuple[ImageTokenizer, int]:
+    """Copy a tokenizer and the clusters of its codes into a bundle; returns it and their number."""
     tokenizer = open_image_tokenizer(source)
     tokenizer.save(directory / folder)
-    write_npy(directory / CLUSTERS[folder], kmeans_labels(tokenizer.codebook.numpy(), num_clusters))
-    return tokenizer
+    if isinstance(clusters, Path):
+        labels = load_labels(clusters, tokenizer.num_tokens)
+    else:
+        labels = kmeans_labels(tokenizer.codebook.numpy(), clusters)
+    write_npy(directory / CLUSTERS[folder], labels)
+    return tokenizer, int(labels.max()) + 1
 
 
 def _share_trunk(stage: CogVideoTransformer, trunk: CogVideoTransformer) -> None:

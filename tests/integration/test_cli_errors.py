@@ -217,7 +217,9 @@ PARTS = "--text {scene}/bundle/text.model --tokenizer {scene}/bundle/image_token
         ("--text {scene}/file", ["file: not a complete sentencepiece model"]),
         ("--trunk {scene}", ["is not a cogvideo checkpoint"]),
         ("--sampling {scene}/misspelt.yaml", ["misspelt.yaml: unknown key"]),
-        ("--clusters 0", ["num_clusters=0"]),
+        ("--clusters 0", ["--clusters 0; expected at least 1, or a .npy file"]),
+        ("--clusters {scene}/none.npy", ["none.npy"]),
+        ("--high-res-clusters 4", ["--high-res-clusters are of --high-res-tokenizer; give it too"]),
         ("--out {scene}/data", ["data exists"]),
     ],
 )

@@ -206,6 +206,13 @@ def test_large_frames_can_have_a_tokenizer_of_their_own(scene: Path, large: Path
     )
     assert torch.equal(upsampler.high_res_tokenizer.codebook, ImageTokenizer.load(large).codebook)
     assert np.array_equal(upsampler.labels, np.load(bundle / "high_res_clusters.npy"))
+    assert upsampler.labels.max() == 7
+    labels = np.arange(32) // 2
+    np.save(tmp_path / "labels.npy", labels)
+    again = tmp_path / "again"
+    assert main(bundle_words(scene, again, *words, "--high-res-clusters", str(tmp_path / "labels.npy"))) == 0
+    assert np.array_equal(np.load(again / "high_res_clusters.npy"), labels)
+    assert np.array_equal(np.load(again / "clusters.npy"), np.load(bundle / "clusters.npy"))
     given = InputClips(torch.from_numpy(coarse[:1])[None], 1.0)
     job = upsample_job(upsampler, given, "a red digit")
     drawn = next(job.stages([0])).tokens[0]

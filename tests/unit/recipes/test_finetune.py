@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -82,3 +83,23 @@ def test_stages_with_clips_of_other_numbers_of_frames_get_data_of_their_own(reci
     assert [step.name for step in nine.steps()][:2] == ["clips", "clips_between"]
     values = nine.training_values("interpolation")
     assert values["data"]["clip_seconds"] == [2.0, 1.0, 0.5]
+
+
+def test_clusters_of_both_image_tokenizers_stay(recipe, tmp_path):
+    base = tmp_path / "base"
+    for name in ("image_tokenizer", "high_res_tokenizer"):
+        (base / name).mkdir(parents=True)
+    tried = replace(recipe(0), base=replace(recipe(0).base, path=base))
+    assert options_of(tried.steps(), "bundle", "clusters") == {"--clusters": "500", "--high-res-clusters": "500"}
+    for name in ("clusters.npy", "high_res_clusters.npy"):
+        (base / name).touch()
+    own = {"--clusters": f"{base}/clusters.npy", "--high-res-clusters": f"{base}/high_res_clusters.npy"}
+    assert options_of(tried.steps(), "bundle", "clusters") == own
+    grown = options_of(replace(tried, new_pieces=1).steps(), "bundle", "clusters")
+    assert grown["--high-res-clusters"] == str(tried.folder / "base/high_res_clusters.npy")
+
+
+def options_of(steps, name, part):
+    """The options of a step whose names have this part."""
+    (words,) = (step.words for step in steps if step.name == name)
+    return {str(a): str(b) for a, b in pairwise(words) if part in str(a) and str(a).startswith("--")}

@@ -79,7 +79,7 @@ def test_the_prompt_format_of_training_travels_with_the_weights(folder: Path, tm
         save_model(tmp_path / name, load_model(folder / name), extra=extra)
     models = {name: tmp_path / name for name in ("trunk", "sequential", "interpolation")}
     parts = Parts(folder / "text.model", folder / "image_tokenizer", **models)
-    how = {"config": BundleConfig(), "num_clusters": 4, "dtype": torch.float32}
+    how = {"config": BundleConfig(), "clusters": 4, "dtype": torch.float32}
     assemble_bundle(tmp_path / "bundle", parts, **how)
     assert open_bundle(tmp_path / "bundle").config.prompt == trained
     save_model(tmp_path / "trunk", load_model(folder / "trunk"), extra={"prompt": to_dict(PromptFormat())})
@@ -100,7 +100,7 @@ def test_example_prompts_are_kept_in_the_bundle(folder: Path, tmp_path: Path) ->
 
 def test_a_bundle_without_stage_2_is_sampled_without_rounds(folder: Path, tmp_path: Path) -> None:
     parts = Parts(folder / "text.model", folder / "image_tokenizer", folder / "trunk", folder / "sequential")
-    how = {"config": BundleConfig(), "num_clusters": 4, "dtype": torch.float32}
+    how = {"config": BundleConfig(), "clusters": 4, "dtype": torch.float32}
     assemble_bundle(tmp_path / "bundle", parts, **how)
     config = load_sample_config(tmp_path / "bundle", [], ["num_clusters=32"])
     pipeline = Pipeline.load(tmp_path / "bundle", config)
