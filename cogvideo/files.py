@@ -217,9 +217,13 @@ def sha256_file(path: Path | str) -> str:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write indented JSON atomically, keys in the order given."""
-    text = json.dumps(value, ensure_ascii=False, indent=1)
     with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
 
 
 def code_cache() -> Path:

@@ -24,7 +24,15 @@ from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, WeightName
-from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory, read_json, sha256_file, write_json, write_npy
+from cogvideo.files import (
+    BUNDLED_WEIGHTS,
+    atomic_directory,
+    json_text,
+    read_json,
+    sha256_file,
+    write_json,
+    write_npy,
+)
 from cogvideo.inference.backends import install_kernels
 from cogvideo.inference.sampler import kmeans_labels, load_labels
 from cogvideo.logs import get_logger
@@ -71,7 +79,7 @@ class BundleConfig:
     sha256: dict[str, str] = field(default_factory=dict)
     """Hashes of the HASHED_FILES, which carry none of their own, by name; files not listed are not checked."""
     examples: list[str] = field(default_factory=list)
-    """Prompts that show what the weights know, for the web page."""
+    """Prompts that show what the weights know, for the web page. No part of the fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +233,15 @@ def fingerprint(directory: Path) -> str:
     """The hex SHA-256 of everything in a bundle that determines its output, except its settings."""
     # a checkpoint's manifest holds the hashes of its files
     manifests = [f"{model}/manifest.json" for model in MODELS]
-    names = [*HASHED_FILES, "bundle.json", *manifests]
-    hashes = [f"{name} {sha256_file(directory / name)}\n" for name in names if (directory / name).is_file()]
+    hashes = []
+    for name in (*HASHED_FILES, "bundle.json", *manifests):
+        file = directory / name
+        if not file.is_file():
+            continue
+        if name != "bundle.json":
+            hashes.append(f"{name} {sha256_file(file)}\n")
+        elif phrasing := {key: value for key, value in read_json(file, dict[str, Any]).items() if key != "examples"}:
+            hashes.append(f"{name} {hashlib.sha256(json_text(phrasing).encode()).hexdigest()}\n")
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
 from cogvideo.config import to_dict
 from cogvideo.dtypes import WeightName
+from cogvideo.files import write_json
 from cogvideo.model.transformer import is_temporal
 from cogvideo.sampling.bundle import (
     BundleConfig,
@@ -121,6 +122,14 @@ def test_fingerprints(folder: Path, tmp_path: Path) -> None:
     assert fingerprint(copy) == fingerprint(folder)
     (copy / "sampling.yaml").write_text("seed: 3\n")
     assert fingerprint(copy) == fingerprint(folder), "settings are not weights"
+    write_json(copy / "bundle.json", {"examples": ["a red ball"]})
+    assert fingerprint(copy) == fingerprint(folder), "nor are example prompts"
+    found = set()
+    for examples in ({}, {"examples": []}, {"examples": ["a red ball"]}):
+        write_json(copy / "bundle.json", {"prompt": to_dict(PromptFormat()), **examples})
+        found.add(fingerprint(copy))
+    write_json(copy / "bundle.json", {"prompt": to_dict(PromptFormat(video_suffix=" film"))})
+    assert len(found) == 1 and fingerprint(copy) not in {fingerprint(folder), *found}
     for name in ("text.model", "interpolation/manifest.json"):
         before = fingerprint(copy)
         with open(copy / name, "ab") as file:
