@@ -6,8 +6,11 @@
 
 Each frame is drawn by itself, as published: only the coarse frames make the fine ones consistent in time, and the
 random numbers, if `noise=shared` gives all frames of a clip the same ones.
+
+A pass over large frames takes gigabytes, so threads take turns on a device: one batch, or the decoding of one clip.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -54,6 +57,8 @@ INHERITED = ("seed", "weights", "device", "stream_layers")
 """Settings that super-resolution takes from the clips' where both are given together."""
 ROWS_PER_CHUNK = 1024
 """Rows whose logits are computed at once; for all 3,600 rows they would take 288 MB per frame."""
+_TURNS: dict[torch.device, threading.Lock] = {}
+"""Held by the thread that computes large frames on a device."""
 
 
 @torch.inference_mode()
@@ -161,11 +166,16 @@ class Upsampler:
 
     def decode(self, tokens: Tensor) -> np.ndarray:
         """Decode large frames (..., high_res_len) to pixels (..., height, width, 3) uint8."""
-        return decode_frames(self.high_res_tokenizer, tokens)
+        with self._turn:
+            return decode_frames(self.high_res_tokenizer, tokens)
 
     @property
     def tokens_per_frame(self) -> int:
         return self.direct.config.high_res_len
+
+    @property
+    def _turn(self) -> threading.Lock:
+        return _TURNS.setdefault(self.direct.final_layernorm.weight.device, threading.Lock())
 
     @cached_property
     def _token_samplers(self) -> list[TokenSampler]:
@@ -203,7 +213,10 @@ class Upsampler:
                     check_cached(batch, name, shape, self.high_res_tokenizer.num_tokens)
                 else:
                     some = frames[clip, numbers.start : numbers.stop]
-                    batch = self.upsample_frames(some, keys[clip], prompts[clip], numbers)
+                    with self._turn:
+                        if progress is not None:
+                            progress(0)  # it may stop what waited for its turn
+                        batch = self.upsample_frames(some, keys[clip], prompts[clip], numbers)
                     if cache is not None:
                         cache.store(name, batch)
                 if progress is not None:

@@ -1,6 +1,10 @@
 """Random numbers of super-resolution: of each frame, or shared by a clip's frames, so that what stands still stays."""
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.rng import SampleKey, sample_uniforms
+from cogvideo.sampling import superres as module
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.superres import FIRST_ROUND, Upsampler, draw_fine, redraw
 from cogvideo.superres.batch import pad_captions
@@ -79,3 +84,41 @@ def test_with_shared_noise_clips_do_not_depend_on_those_beside_them(upsampler: U
     assert torch.equal(both, torch.cat(alone))
     same = upsample(upsampler, frames[:1].expand(2, -1, -1), [0, 1], noise="shared")
     assert torch.equal(same[0], both[0]) and not torch.equal(same[1], same[0])
+
+
+def test_threads_take_turns(upsampler: Upsampler, frames: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch at a time, whatever the settings; who is stopped while it waits draws nothing more."""
+    busy, overlaps, drawn = threading.Lock(), [], []
+
+    def alone(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            overlaps.append(not busy.acquire(blocking=False))
+            time.sleep(0.01)  # others want to
+            try:
+                return real(*arguments, **named)
+            finally:
+                busy.release()
+
+        return call
+
+    monkeypatch.setattr(Upsampler, "upsample_frames", alone(Upsampler.upsample_frames))
+    monkeypatch.setattr(module, "decode_frames", alone(module.decode_frames))
+
+    def work(seed: int) -> None:
+        own = replace(upsampler, config=replace(upsampler.config, seed=seed))
+        drawn.append(own.decode(own.upsample_clips(frames, KEYS, [PROMPT, PROMPT], [seed % 2])))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(drawn) == 4 and overlaps == [False] * 4 * (5 + 1)
+
+    def stop(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upsampler.upsample_clips(frames, KEYS, [PROMPT, PROMPT], [0], progress=stop)
+    assert len(overlaps) == 24, "before its first batch"
+    work(0)
