@@ -21,6 +21,7 @@ from cogvideo.demo.guard import UPLOAD_SECONDS
 from cogvideo.demo.html import EMPTY, IDLE, clip_cards, notes, progress_line, waiting_line
 from cogvideo.demo.places import Places, RefusedError
 from cogvideo.demo.service import DemoService, FileUse, Progress, Request
+from cogvideo.demo.weights import ServedWeights
 from cogvideo.logs import one_line
 from cogvideo.sampling.config import MAX_ROUNDS, STYLES
 
@@ -81,7 +82,6 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
     """
     default = next(iter(service.weights))
     first = service.weights[default]
-    values = to_dict(first.config)
     threads = ThreadPoolExecutor(2 * service.limits.running, "page")
     shown_settings: list[Setting] = []
     widgets: list[Any] = []
@@ -90,7 +90,7 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
     def add_widgets(*settings: Setting) -> None:
         for setting in settings:
             shown_settings.append(setting)
-            widgets.append(_widget(setting, values))
+            widgets.append(_widget(setting, _shown(setting, first)))
 
     with gr.Blocks(title="CogVideo", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)) as page:
         head = gr.HTML(_head(first.about))
@@ -147,6 +147,11 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                 line = gr.HTML(IDLE, elem_id="line")
                 clips = gr.HTML(EMPTY)
                 gr.HTML(notes(service.limits))
+        with gr.Row(visible=False):  # for programs: what they leave out is as the weights have it
+            called = gr.Button()
+            all_adapters = list(dict.fromkeys(name for served in service.weights.values() for name in served.adapters))
+            chosen_adapters = gr.Dropdown(all_adapters, value=None, multiselect=True, label="Adapters")
+            chosen_settings = [_widget(setting, None) for setting in shown_settings]
 
         async def generate(
             visit: gr.Request,
@@ -154,7 +159,7 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
             file: str | None,
             use: str,
             upsample: bool,
-            adapters: list[str],
+            adapters: list[str] | None,
             weights: str,
             *settings: Any,
         ) -> AsyncIterator[Any]:
@@ -172,10 +177,8 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                 chosen = {
                     setting.name: None if value == "" else value
                     for setting, value in zip(shown_settings, settings, strict=True)
+                    if value is not None
                 }
-                # a client that names only the weights sends the adapters of the first ones
-                own = service.weights.get(weights, first).adapters
-                adapters = [name for name in adapters if name in own or name not in first.adapters]
                 upload = None if file is None else Path(file)
                 running = service.run(
                     Request(prompts or "", chosen, upload, FILE_USES[use], upsample, adapters, weights)
@@ -207,10 +210,10 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                 text = f": {one_line(ValueError(prompts))}" if log_prompts and prompts else ""
                 log(visitor, f"request {end}, {time.monotonic() - start:.1f} s{text}")
 
-        inputs = {"prompts": prompts, "file": file, "use": file_use, "upsample": upsample, "adapters": adapters}
-        inputs |= {"weights": weights}
+        inputs = {"prompts": prompts, "file": file, "use": file_use, "upsample": upsample}
+        inputs |= {"adapters": chosen_adapters, "weights": weights}
         inputs |= {
-            setting.name.replace(".", "_"): widget for setting, widget in zip(shown_settings, widgets, strict=True)
+            setting.name.replace(".", "_"): w for setting, w in zip(shown_settings, chosen_settings, strict=True)
         }
         # gradio's clients pass arguments by these names, and may leave out any
         generate.__signature__ = Signature(  # type: ignore[attr-defined]
@@ -219,12 +222,13 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                 *(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=w.value) for name, w in inputs.items()),
             ]
         )
+        called.click(generate, list(inputs.values()), [line, clips], api_name="generate", concurrency_limit=None)
         running = gr.on(
             [start.click, prompts.submit],
             generate,
-            list(inputs.values()),
+            [prompts, file, file_use, upsample, adapters, weights, *widgets],
             [line, clips],
-            api_name="generate",
+            api_visibility="private",
             concurrency_limit=None,  # places.py has the limits
             show_progress="minimal",
             show_progress_on=line,
@@ -234,7 +238,6 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
         def choose(name: str) -> list[Any]:
             """What the page shows of these weights: all that depends on them."""
             served = service.weights[name]
-            values = to_dict(served.config)
             rows = [gr.update(visible=row == name and bool(served.examples)) for row in service.weights]
             available = list(served.adapters)
             return [
@@ -242,7 +245,7 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                 gr.update(choices=available, value=available, visible=bool(available)),
                 gr.update(info=served.about_large, value=False, visible=served.upsampler is not None),
                 *rows,
-                *(_shown(setting, values) for setting in shown_settings),
+                *(_shown(setting, served) for setting in shown_settings),
             ]
 
         weights.input(
@@ -258,9 +261,9 @@ def _head(about: str) -> str:
     return f'<div class="cv-head"><h1>CogVideo</h1><p>{escape(about)}</p></div>'
 
 
-def _shown(setting: Setting, values: dict[str, Any]) -> Any:
-    """A setting's value as its widget has it."""
-    value: Any = values
+def _shown(setting: Setting, served: ServedWeights) -> Any:
+    """The value that weights have for a setting, as its widget has it."""
+    value: Any = to_dict(served.config)
     for name in setting.name.split("."):
         value = value[name]
     if setting.kind == "optional number":
@@ -268,8 +271,8 @@ def _shown(setting: Setting, values: dict[str, Any]) -> Any:
     return value
 
 
-def _widget(setting: Setting, values: dict[str, Any]) -> Any:
-    options = {"label": setting.label, "info": setting.info, "value": _shown(setting, values), "min_width": 130}
+def _widget(setting: Setting, value: Any) -> Any:
+    options = {"label": setting.label, "info": setting.info, "value": value, "min_width": 130}
     if setting.kind == "choice":
         return gr.Dropdown(list(setting.choices), **options)
     if setting.kind == "optional number":  # gr.Number shows, and then sends, 0 for an empty value

@@ -84,7 +84,7 @@ def name_weights(directories: Sequence[Path]) -> dict[str, Path]:
 def assign_adapters(
     adapters: Mapping[str, AdapterChoice], pipelines: Mapping[str, Pipeline]
 ) -> dict[str, dict[str, AdapterChoice]]:
-    """By name of the weights: the adapters that fit them; each goes to the first weights that it fits.
+    """By name of the weights: all adapters that fit them.
 
     Raises: FileNotFoundError, ValueError for an adapter that is damaged, or fits none of them.
     """
@@ -98,7 +98,6 @@ def assign_adapters(
                 reasons.append(error)
             else:
                 assigned[name][adapter] = choice
-                break
-        else:
+        if len(reasons) == len(pipelines):
             raise reasons[0] if len(reasons) == 1 else ValueError(f"{choice} fits none of the weights: {reasons[0]}")
     return assigned

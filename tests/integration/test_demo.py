@@ -105,17 +105,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("demo")
     bundle = write_bundle(folder / "bundle")
     add_superres(bundle)
-    base = Base(model="sequential", sha256=fingerprint(load_checkpoint(bundle / "sequential")), step=1)
-    write_adapter(folder / "mine", load_model(bundle / "sequential"), base)
     other = write_bundle(folder / "other/bundle", frame_side=3)
     write_json(other / "bundle.json", {"examples": ["a prompt for the others"]})
-    words = ["--at-once", "2", "--adapter", str(folder / "mine"), "--model", str(other)]
+    (other / "sampling.yaml").write_text("rounds: 0\nseed: 2\nfirst_frame: {text_bonus: 0.0}\n")
+    words = ["--at-once", "2", "--model", str(other)]
+    for name, weights in {"mine": bundle, "theirs": other}.items():
+        base = Base(model="sequential", sha256=fingerprint(load_checkpoint(weights / "sequential")), step=1)
+        write_adapter(folder / name, load_model(weights / "sequential"), base)
+        words += ["--adapter", str(folder / name)]
     with serve(folder, *words) as page:
         yield page
         page.process.send_signal(signal.SIGTERM)
         assert page.process.wait(60) == 143
     left = {path.name for path in folder.iterdir()} - {"torchinductor_root"}
-    assert left == {"bundle", "mine", "other", "out", "log"}, "uploads are deleted with the server"
+    assert left == {"bundle", "mine", "other", "theirs", "out", "log"}, "uploads are deleted with the server"
 
 
 def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
@@ -133,13 +136,20 @@ def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
 
 
 def test_a_clip_of_other_weights(page: Page, tmp_path: Path) -> None:
-    """Without the adapter and super-resolution of the first ones; each have their examples."""
-    line, _ = page.client.predict(CAPTIONS[0], seed=2, rounds=0, weights="other", api_name="/generate")
-    (folder,) = page.out.glob("*-the-red-digit-3-moves-left-slowly")
-    assert f"done. Saved in out/{folder.name}" in line and tokens(folder).shape == (1, 5, 9)
+    """What is left out is as these weights have it: settings, adapters, super-resolution, examples."""
+    from gradio_client.exceptions import AppError
+
     other = Page(page.process, page.address, page.bundle.parent / "other/bundle", page.out)
-    drawn = other.sampled_without(tmp_path / "sampled", CAPTIONS[0], "seed=2", "rounds=0")
-    assert torch.equal(tokens(folder), drawn)
+    line, _ = page.client.predict("of others", weights="other", api_name="/generate")
+    (folder,) = page.out.glob("*-of-others")
+    assert f"done. Saved in out/{folder.name}" in line and tokens(folder).shape == (1, 5, 9)
+    adapter = ["--adapter", page.bundle.parent / "theirs"]
+    assert torch.equal(tokens(folder), other.sampled_without(tmp_path / "with", "of others", *adapter))
+    page.client.predict("without", weights="other", adapters=[], seed=4, api_name="/generate")
+    (folder,) = page.out.glob("*-without")
+    assert torch.equal(tokens(folder), other.sampled_without(tmp_path / "without", "without", "seed=4"))
+    with pytest.raises(AppError, match=r"there is no adapter .*mine.*; there are: theirs"):
+        page.client.predict("a", weights="other", adapters=["mine"], api_name="/generate")
     _, _, content = page.get("config")
     assert b"a prompt for the others" in content and b'"other"' in content
 

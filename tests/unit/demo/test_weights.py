@@ -28,11 +28,11 @@ def test_names_are_short_and_differ() -> None:
         name_weights([Path("mine"), Path.cwd() / "mine"])
 
 
-def test_an_adapter_goes_to_the_weights_that_it_fits() -> None:
+def test_an_adapter_belongs_to_all_weights_that_it_fits() -> None:
     adapters = {name: AdapterChoice(Path(name)) for name in "abc"}
     pipelines = {"one": FakePipeline("a", "b"), "two": FakePipeline("b", "c")}
     found = assign_adapters(adapters, pipelines)  # type: ignore[arg-type]
-    assert {name: list(fitting) for name, fitting in found.items()} == {"one": ["a", "b"], "two": ["c"]}
+    assert {name: list(fitting) for name, fitting in found.items()} == {"one": ["a", "b"], "two": ["b", "c"]}
     adapters["d"] = AdapterChoice(Path("d"))
     with pytest.raises(ValueError, match="d fits none of the weights: d has another width"):
         assign_adapters(adapters, pipelines)  # type: ignore[arg-type]
