@@ -45,6 +45,8 @@ from cogvideo.superres.transformer import COARSE_NEIGHBOURHOOD, FINE_NEIGHBOURHO
 
 METHODS = ("direct", "iterative")
 VARIANTS = ("ours", "dense", "fused")
+SIZES = ("layers", "hidden", "heads", "threads", "repeats")
+COMPARED = ("cpu_s", "attention_s", "memory_mb")
 CAPTION_LEN = 20
 ROWS_PER_CHUNK = 1024
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -193,7 +195,7 @@ def compare(args: argparse.Namespace, hidden: dict[str, Tensor]) -> dict[str, di
     return found
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=512)
@@ -204,12 +206,18 @@ def main() -> int:
     parser.add_argument("--method", choices=METHODS, help="only this one")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
+    for name in SIZES:
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)} is below 1")
     if args.variant is not None:
         print(json.dumps(measure(args)))
         return 0
-    sizes = [f"--{name}={getattr(args, name)}" for name in ("layers", "hidden", "heads", "threads", "repeats")]
-    sizes += ["--quick"] * args.quick
+    sizes = [f"--{name}={getattr(args, name)}" for name in SIZES] + ["--quick"] * args.quick
     for method in [args.method] if args.method else METHODS:
         args.method = method
         results, hidden = {}, {}
@@ -223,8 +231,9 @@ def main() -> int:
                 results[variant], hidden[variant] = json.loads(done.stdout), torch.load(file)
         ours = results["ours"]
         for name, apart in compare(args, hidden).items():
-            times = {each: round(results[name][each] / ours[each], 1) for each in ("cpu_s", "attention_s", "memory_mb")}
-            results[name] |= apart | {f"{each}_over_ours": ratio for each, ratio in times.items()}
+            # a tiny model may take no time that can be measured
+            ratios = {each: round(results[name][each] / ours[each], 1) if ours[each] else None for each in COMPARED}
+            results[name] |= apart | {f"{each}_over_ours": ratio for each, ratio in ratios.items()}
         print(json.dumps({"benchmark": "superres", "method": args.method, **results}))
     return 0
 
