@@ -126,7 +126,7 @@ def dense_forward(
         query, key, value = (torch.cat(part, dim=2) for part in parts)
         attended = rearrange(attend(query, key, value, mask), "b h s d -> b s (h d)")
         of_context, of_grid = layer.attention.dense(attended[:, :context]), grid_attention.dense(attended[:, context:])
-        x = layer._after_attention(x, torch.cat([of_context, of_grid], dim=1))
+        x = layer._finish_rows(x, torch.cat([of_context, of_grid], dim=1))
     hidden: Tensor = model.final_layernorm(x[:, context:])
     return hidden
 

@@ -85,7 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="direct super-resolution model (cogview2-dsr; default: the bundle's own, if it has one)",
     )
     parser.add_argument(
-        "--iterative", metavar="DIR", type=weights, help="iterative model (cogview2-itersr; default: likewise)"
+        "--iterative",
+        metavar="DIR",
+        type=weights,
+        help="iterative model (cogview2-itersr; default: the bundle's own, unless --direct is given)",
     )
     parser.add_argument(
         "--examples",

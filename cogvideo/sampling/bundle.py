@@ -240,6 +240,7 @@ def fingerprint(directory: Path) -> str:
             continue
         if name != "bundle.json":
             hashes.append(f"{name} {sha256_file(file)}\n")
+        # example prompts determine nothing
         elif phrasing := {key: value for key, value in read_json(file, dict[str, Any]).items() if key != "examples"}:
             hashes.append(f"{name} {hashlib.sha256(json_text(phrasing).encode()).hexdigest()}\n")
     return hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -30,6 +30,8 @@ from cogvideo.superres.grid import KeySource, QueryTiles, attend_in_tiles, full_
 
 FINE_NEIGHBOURHOOD, COARSE_NEIGHBOURHOOD = (9, 5), (5, 5)
 """Rows and columns of keys around a fine query, on the fine grid and on the coarse grid."""
+ROWS_PER_CHUNK = 1024
+"""Rows whose MLP is computed at once on a CPU: all 3,600 of a frame would take most of the memory of a forward pass."""
 
 
 class Heads(NamedTuple):
@@ -120,6 +122,14 @@ class _Layer(nn.Module):
         return context, grid
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer, a row at a time in effect. A GPU, which may copy weights per product, takes all."""
+        rows = max(1, ROWS_PER_CHUNK // len(x))
+        if x.shape[1] <= rows or x.device.type != "cpu" or torch.is_grad_enabled():
+            return self._finish_rows(x, attended)
+        chunks = zip(x.split(rows, dim=1), attended.split(rows, dim=1), strict=True)
+        return torch.cat([self._finish_rows(*chunk) for chunk in chunks], dim=1)
+
+    def _finish_rows(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.third_layernorm(attended)
         return x + self.fourth_layernorm(self.mlp(self.post_attention_layernorm(x)))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cogvideo.config import load_config
+from cogvideo.superres import transformer as module
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.training.config import TrainConfig
@@ -169,3 +170,29 @@ def test_published_parameter_counts() -> None:
         model.freeze_trunk(config.method == "direct")
         assert sum(p.numel() for p in model.parameters()) == total
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+
+
+@pytest.mark.parametrize("method", ["direct", "iterative"])
+def test_a_cpu_draws_with_few_rows_at_once_and_trains_with_all(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hidden states are the same."""
+    config = TINY_CONFIGS[method]
+    model, batch = tiny_superres(config).eval(), tiny_superres_batch(config)
+    rows: list[int] = []
+    finish = module._Layer._finish_rows
+
+    def counted(layer: module._Layer, x: Tensor, attended: Tensor) -> Tensor:
+        rows.append(x.shape[0] * x.shape[1])
+        return finish(layer, x, attended)
+
+    monkeypatch.setattr(module._Layer, "_finish_rows", counted)
+    inputs = batch.text, batch.text_mask, batch.low_res, batch.high_res
+    with torch.no_grad():
+        whole = model(*inputs)
+        assert max(rows) == 4 * 144
+        monkeypatch.setattr(module, "ROWS_PER_CHUNK", 202)
+        rows.clear()
+        torch.testing.assert_close(model(*inputs), whole, atol=1e-6, rtol=1e-6)
+    assert max(rows) == 4 * 50
+    rows.clear()
+    model(*inputs)
+    assert max(rows) == 4 * 144
