@@ -63,7 +63,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
     super_resolution = [
         videos("large_videos", 4000, 11, "--pixels", "120"),
         videos("validation_large_videos", 60, 12, "--pixels", "120"),
-        prepare("large_frames", large, "--frames", "frame_pixels=120", "frames_per_video=2"),
+        prepare("large_crops", large, "--frames", "frame_pixels=120", "crop_pixels=64", "frames_per_video=2"),
         train("high_res_tokenizer", processes=1),
         prepare("pairs", large, *both_sizes, config="digits_pairs"),
         prepare("validation_pairs", validation_large, *both_sizes, config="digits_pairs"),

@@ -312,7 +312,10 @@ class MachineConfig:
 
 @dataclass(frozen=True)
 class TokenizerTraining:
-    """Settings of the task `tokenizer` alone; the network's structure is the published one."""
+    """Settings of the task `tokenizer` alone; the network's structure is the published one.
+
+    With `init.checkpoint` the sizes are the checkpoint's; other values than the defaults here must agree with it.
+    """
 
     channels: int = 32
     """Channels at full resolution."""
@@ -328,9 +331,9 @@ class TokenizerTraining:
     """Dimension of the codes."""
     norm_groups: int = 8
     """Groups of each GroupNorm."""
-    norm_scope: Literal["image", "pixel"] = "image"
+    norm_scope: Literal["image", "pixel"] | None = None
     """Whether norms average over the image or per pixel. `pixel` keeps codes local, so that plain background takes few
-    of them."""
+    of them. null: the checkpoint's, or `image`."""
     mid_attention: bool = True
     """Whether there is attention at the lowest resolution."""
     num_codes: int = 1024
@@ -343,6 +346,8 @@ class TokenizerTraining:
     """Standard deviation of the pixels, per channel; null: measured on the data."""
     continuous_steps: int = 200
     """Steps as a plain autoencoder before k-means initialises the codebook."""
+    new_codebook: bool = False
+    """With init.checkpoint: take its network, and make a new codebook of num_codes after continuous_steps."""
     ema_decay: float = 0.99
     """Decay of the moving averages that update the codebook."""
     revive_every: int = 20

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cogvideo.config import to_dict
 from cogvideo.data.dataset import FrameDataset
 from cogvideo.data.loader import FrameLoader
 from cogvideo.data.statistics import CodeUse, spread
@@ -23,7 +25,7 @@ from cogvideo.tokenizers.quantise import (
     tokenizer_loss,
     update_codebook,
 )
-from cogvideo.tokenizers.vqvae import VQVAEConfig
+from cogvideo.tokenizers.vqvae import VQVAE, VQVAEConfig
 from cogvideo.training.config import TokenizerTraining, TrainConfig, errors_name_key
 from cogvideo.training.tasks.base import LossAndMetrics, autocast
 
@@ -35,6 +37,7 @@ MEASURED_FRAMES = 512
 """Frames, evenly spaced, on which pixels and codes are counted."""
 MIN_STD = 0.01
 """Of pixels, for data of one colour."""
+CODEBOOK = ("quantize.embed.weight", "quantize.embed_avg", "quantize.cluster_size")
 Channels = tuple[float, float, float]
 
 
@@ -53,7 +56,7 @@ def tokenizer_config(config: TokenizerTraining, frames: NDArray[np.uint8]) -> Im
         num_codes=config.num_codes,
         levels=(config.level,),
         norm_groups=config.norm_groups,
-        norm_scope=config.norm_scope,
+        norm_scope=config.norm_scope or "image",
         mid_attention=config.mid_attention,
     )
     mean, std = measure_pixels(frames)
@@ -72,10 +75,46 @@ def measure_pixels(frames: NDArray[np.uint8]) -> tuple[Channels, Channels]:
     return (red, green, blue), tuple(std.round(5).tolist())
 
 
+def initial_tokenizer(checkpoint: Path, config: TokenizerTraining) -> ImageTokenizer:
+    """A trained tokenizer to train on, with the norms and the size of the codebook that the settings ask for.
+
+    Raises: as `ImageTokenizer.load`; ValueError for settings that the checkpoint's network does not have.
+    """
+    tokenizer = ImageTokenizer.load(checkpoint)
+    trained, asked, default = tokenizer.config, to_dict(config), to_dict(TokenizerTraining())
+    has = to_dict(trained.vqvae) | {"level": trained.level}
+    has |= {"pixel_mean": list(trained.pixel_mean), "pixel_std": list(trained.pixel_std)}
+    for name in sorted(has.keys() & asked.keys() - {"norm_scope"}):
+        if config.new_codebook and name == "num_codes":
+            continue
+        if asked[name] not in (has[name], default[name]):
+            raise ValueError(
+                f"tokenizer.{name}={asked[name]} differs from {has[name]} of init.checkpoint={checkpoint}; leave it out"
+            )
+    num_codes = config.num_codes if config.new_codebook else tokenizer.num_tokens
+    network = replace(trained.vqvae, num_codes=num_codes, norm_scope=config.norm_scope or trained.vqvae.norm_scope)
+    if network == trained.vqvae:
+        return tokenizer
+    state = tokenizer.model.state_dict()
+    if config.new_codebook:
+        state |= {name: state[name].new_zeros((num_codes, *state[name].shape[1:])) for name in CODEBOOK}
+    with torch.device("meta"):
+        model = VQVAE(network)
+    model.load_state_dict(state, assign=True)
+    return ImageTokenizer(replace(trained, vqvae=network), model)
+
+
+def has_codebook(config: TrainConfig) -> bool:
+    """Whether a run starts with a codebook."""
+    return config.init.checkpoint is not None and not config.tokenizer.new_codebook
+
+
 def check_steps(config: TrainConfig) -> None:
     """Check that there are steps with codes: warn about fewer than without. Raises: ValueError if there are none."""
     steps, continuous = config.train.steps, config.tokenizer.continuous_steps
-    if config.init.checkpoint is not None:
+    if config.tokenizer.new_codebook and config.init.checkpoint is None:
+        raise ValueError("tokenizer.new_codebook=true is of a run with init.checkpoint; leave it out")
+    if has_codebook(config):
         return
     if steps <= continuous:
         raise ValueError(
@@ -233,14 +272,13 @@ class TokenizerTask:
     def _make_tokenizer(self) -> ImageTokenizer:
         if self.config.init.checkpoint is not None:
             with errors_name_key("init.checkpoint"):
-                return ImageTokenizer.load(self.config.init.checkpoint)
+                return initial_tokenizer(self.config.init.checkpoint, self.config.tokenizer)
         with torch.random.fork_rng():
             torch.manual_seed(generator_for(self.config.train.seed, "initialise").initial_seed())
             return ImageTokenizer(tokenizer_config(self.config.tokenizer, self._sample))
 
     def _set_phase(self, step: int) -> None:
-        has_codebook = self.config.init.checkpoint is not None
-        self.objective.use_codes = has_codebook or step >= self.config.tokenizer.continuous_steps
+        self.objective.use_codes = has_codebook(self.config) or step >= self.config.tokenizer.continuous_steps
 
     @torch.no_grad()
     def _kmeans_features(self, step: int, rows_per_step: int) -> Tensor:
