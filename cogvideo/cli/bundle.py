@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--high-res-clusters",
         type=_clusters,
         metavar="N or FILE",
-        help="of the codes of --high-res-tokenizer (default: as many as of the others)",
+        help="the same for the codes of --high-res-tokenizer (default: as many clusters as --clusters)",
     )
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to write")

@@ -311,7 +311,7 @@ def assemble_bundle(
         if isinstance(given_clusters, int) and given_clusters < 1:
             raise ValueError(f"{option} {given_clusters}; expected at least 1, or a .npy file")
     if high_res_clusters is not None and parts.high_res_tokenizer is None:
-        raise ValueError("--high-res-clusters are of --high-res-tokenizer; give it too, or leave them out")
+        raise ValueError("--high-res-clusters groups the codes of --high-res-tokenizer; give it too, or leave this out")
     if parts.high_res_tokenizer is not None and parts.direct is None:
         raise ValueError("--high-res-tokenizer is of super-resolution; give --direct too, or leave it out")
     if overwrite:

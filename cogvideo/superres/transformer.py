@@ -122,7 +122,10 @@ class _Layer(nn.Module):
         return context, grid
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer, a row at a time in effect. A GPU, which may copy weights per product, takes all."""
+        """The rest of the layer, which treats each row by itself: for sampling on a CPU, in chunks that save memory.
+
+        A GPU, to which weights may be copied for each product, takes all rows at once.
+        """
         rows = max(1, ROWS_PER_CHUNK // len(x))
         if x.shape[1] <= rows or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._finish_rows(x, attended)

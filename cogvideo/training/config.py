@@ -489,6 +489,7 @@ FIXED = re.compile(
     r"task|model\.(?!dropout$|attention_dropout$|text_len$).*|superres\.(?!text_len$).*|lora\.(?!dropout$).*"
 )
 """Keys that a resumed run must not change: trained weights would be taken for those of another function."""
+NORM_SCOPE = "tokenizer.norm_scope"
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -498,6 +499,10 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tu
     """
     old, new = (dict(leaves(values)) for values in (before, now))
     defaults = dict(leaves(to_dict(TrainConfig())))
+    if new["task"] != "tokenizer" or new["init.checkpoint"] is None:
+        for values in (old, new, defaults):
+            if values.get(NORM_SCOPE, "") is None:
+                values[NORM_SCOPE] = "image"  # what null means there, and older versions recorded
     for key in sorted(old.keys() | new.keys()):
         was, will_be = old.get(key, defaults.get(key)), new.get(key)
         if was != will_be and not FREE_TO_CHANGE.fullmatch(key):

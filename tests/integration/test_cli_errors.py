@@ -219,7 +219,7 @@ PARTS = "--text {scene}/bundle/text.model --tokenizer {scene}/bundle/image_token
         ("--sampling {scene}/misspelt.yaml", ["misspelt.yaml: unknown key"]),
         ("--clusters 0", ["--clusters 0; expected at least 1, or a .npy file"]),
         ("--clusters {scene}/none.npy", ["none.npy"]),
-        ("--high-res-clusters 4", ["--high-res-clusters are of --high-res-tokenizer; give it too"]),
+        ("--high-res-clusters 4", ["--high-res-clusters groups the codes of --high-res-tokenizer; give it too"]),
         ("--out {scene}/data", ["data exists"]),
     ],
 )

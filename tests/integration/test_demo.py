@@ -135,6 +135,23 @@ def test_a_clip_appears_on_the_page(page: Page, tmp_path: Path) -> None:
         assert page.file(path)[::2] == (200, path.read_bytes())
 
 
+def test_the_button_sends_what_the_page_shows(page: Page, tmp_path: Path) -> None:
+    """Its event is another one than that of programs."""
+    config = json.loads(page.get("config")[2])
+    shown = {component["id"]: component["props"] for component in config["components"]}
+    (named,) = (event for event in config["dependencies"] if event["api_name"] == "generate")
+    (own,) = (
+        event for event in config["dependencies"] if event["outputs"] == named["outputs"] and event["id"] != named["id"]
+    )
+    typed = {"Prompt": "of the button", "Rounds": 0}
+    values = [typed.get(shown[number]["label"], shown[number].get("value")) for number in own["inputs"]]
+    sent = {"data": values, "fn_index": own["id"], "session_hash": "button"}
+    assert page.get("gradio_api/queue/join", sent)[0] == 200
+    assert b'"success":true' in page.get("gradio_api/queue/data?session_hash=button")[2].replace(b" ", b"")
+    (folder,) = page.out.glob("*-of-the-button")
+    assert torch.equal(tokens(folder), page.sampled(tmp_path / "sampled", "of the button", "rounds=0"))
+
+
 def test_a_clip_of_other_weights(page: Page, tmp_path: Path) -> None:
     """What is left out is as these weights have it: settings, adapters, super-resolution, examples."""
     from gradio_client.exceptions import AppError
@@ -294,7 +311,6 @@ def test_a_first_signal_lets_clips_end_and_a_second_does_not(tmp_path: Path) -> 
         (["a prompt"], "'a prompt' is not a setting; prompts are typed on the page"),
         (["--at-once", "0"], "--at-once 0 allows no request"),
         (["--adapter", ":2"], "--adapter :2: expected DIR or DIR:SCALE"),
-        (["--iterative", "x"], "weights/tiny has no direct super-resolution model of its own; add it by"),
         (["--model", "x", "--model", "y", "--direct", "z"], "--direct goes with one --model"),
         (["--model", "x", "--model", "y", "--iterative", "z"], "--iterative goes with one --model"),
         (["--model", "x", "--model", "y", "--examples", "z"], "--examples goes with one --model"),
@@ -328,6 +344,8 @@ def test_an_iterative_model_goes_with_the_bundles_own_direct_one(tmp_path: Path)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args(["--iterative", "mine"])
+    with pytest.raises(ValueError, match="has no direct super-resolution model of its own; add it by `cogvideo bundle"):
+        command._find_superres(tmp_path, args)
     for folder in ("direct_superres", "iterative_superres"):
         (tmp_path / folder).mkdir()
         assert command._find_superres(tmp_path, args) == (tmp_path / "direct_superres", Path("mine"))

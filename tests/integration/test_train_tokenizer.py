@@ -62,10 +62,12 @@ def test_settings_that_the_checkpoint_does_not_have_are_refused(first: Path) -> 
         initial_tokenizer(first, TokenizerTraining(channels=24))
     with pytest.raises(ValueError, match=r"tokenizer\.num_codes=24 differs from 16 "):
         initial_tokenizer(first, TokenizerTraining(num_codes=24))
-    same = TokenizerTraining(channels=channels, num_codes=16)
+    with pytest.raises(ValueError, match=r"tokenizer\.pixel_std=\[1\.0, 1\.0, 1\.0\] differs from \["):
+        initial_tokenizer(first, TokenizerTraining(pixel_std=(1.0, 1.0, 1.0)))
+    same = TokenizerTraining(channels=channels, num_codes=16, pixel_std=trained.config.pixel_std)
     assert torch.equal(initial_tokenizer(first, same).codebook, trained.codebook)
 
 
 def test_a_new_codebook_needs_a_checkpoint(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.new_codebook=true is of a run with init\.checkpoint"):
+    with pytest.raises(ValueError, match=r"tokenizer\.new_codebook=true replaces the codebook of init\.checkpoint"):
         train(settings(data, tmp_path / "run", "tokenizer", tokenizer={"new_codebook": True}))

@@ -113,7 +113,9 @@ def check_steps(config: TrainConfig) -> None:
     """Check that there are steps with codes: warn about fewer than without. Raises: ValueError if there are none."""
     steps, continuous = config.train.steps, config.tokenizer.continuous_steps
     if config.tokenizer.new_codebook and config.init.checkpoint is None:
-        raise ValueError("tokenizer.new_codebook=true is of a run with init.checkpoint; leave it out")
+        raise ValueError(
+            "tokenizer.new_codebook=true replaces the codebook of init.checkpoint; set that too, or leave it out"
+        )
     if has_codebook(config):
         return
     if steps <= continuous:
