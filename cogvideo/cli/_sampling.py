@@ -139,7 +139,7 @@ def run_job(
 
 
 def _check_large_folder(out: Path, resume: bool, upsample: bool) -> bool:
-    """Whether there are large clips of other clips than those that are to be generated in `out`.
+    """Whether `out` has large clips that were made of other clips than those to be generated there.
 
     Raises: FileExistsError if they are to be removed, or with `upsample` written, where anything but results is.
     """
@@ -151,8 +151,9 @@ def _check_large_folder(out: Path, resume: bool, upsample: bool) -> bool:
     folder = out / LARGE
     if resume and (out / RESULT).is_file() and not (out / UNFINISHED).exists():
         return False  # they are of these clips, and stay
-    if not (folder / RESULT).is_file() and not (folder / UNFINISHED).is_dir() and not upsample:
-        return False  # the user's own folder, or none
+    runs = [place for place in (out, folder) if (place / RESULT).is_file() or (place / UNFINISHED).is_dir()]
+    if len(runs) < 2 and not upsample:
+        return False  # there is none, or it was not made of clips in `out`
     if not folder.is_dir():
         others = [folder.name] if folder.exists() else []
     else:

@@ -147,7 +147,7 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                 line = gr.HTML(IDLE, elem_id="line")
                 clips = gr.HTML(EMPTY)
                 gr.HTML(notes(service.limits))
-        with gr.Row(visible=False):  # for programs: what they leave out is as the weights have it
+        with gr.Row(visible=False):  # for programs: what they leave out is as in the settings of the weights
             called = gr.Button()
             all_adapters = list(dict.fromkeys(name for served in service.weights.values() for name in served.adapters))
             chosen_adapters = gr.Dropdown(all_adapters, value=None, multiselect=True, label="Adapters")

@@ -115,6 +115,18 @@ def test_overwriting_without_upsampling_removes_large_clips_of_others(
     assert (tmp_path / "large/notes").exists()
 
 
+def test_overwriting_keeps_a_run_of_its_own_that_is_called_large(
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "large").mkdir()
+    for name, data in whole.items():
+        if name.startswith("large/"):
+            (tmp_path / name).write_bytes(data)
+    before = contents(tmp_path)
+    assert run(bundle, tmp_path, *WORDS, "--overwrite") == 0
+    assert contents(tmp_path).items() >= before.items()
+
+
 def test_settings_of_both_steps(bundle: Path, tmp_path: Path) -> None:
     """Those of super-resolution are a group; what both have is taken from the clips' unless it is given."""
     file = tmp_path / "settings.yaml"
