@@ -331,9 +331,9 @@ class TokenizerTraining:
     """Dimension of the codes."""
     norm_groups: int = 8
     """Groups of each GroupNorm."""
-    norm_scope: Literal["image", "pixel"] | None = None
+    norm_scope: Literal["image", "pixel"] = "image"
     """Whether norms average over the image or per pixel. `pixel` keeps codes local, so that plain background takes few
-    of them. null: the checkpoint's, or `image`."""
+    of them; with init.checkpoint it replaces the checkpoint's norms."""
     mid_attention: bool = True
     """Whether there is attention at the lowest resolution."""
     num_codes: int = 1024
@@ -489,7 +489,6 @@ FIXED = re.compile(
     r"task|model\.(?!dropout$|attention_dropout$|text_len$).*|superres\.(?!text_len$).*|lora\.(?!dropout$).*"
 )
 """Keys that a resumed run must not change: trained weights would be taken for those of another function."""
-NORM_SCOPE = "tokenizer.norm_scope"
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -499,10 +498,6 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tu
     """
     old, new = (dict(leaves(values)) for values in (before, now))
     defaults = dict(leaves(to_dict(TrainConfig())))
-    if new["task"] != "tokenizer" or new["init.checkpoint"] is None:
-        for values in (old, new, defaults):
-            if values.get(NORM_SCOPE, "") is None:
-                values[NORM_SCOPE] = "image"  # what null means there, and older versions recorded
     for key in sorted(old.keys() | new.keys()):
         was, will_be = old.get(key, defaults.get(key)), new.get(key)
         if was != will_be and not FREE_TO_CHANGE.fullmatch(key):

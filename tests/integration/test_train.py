@@ -12,7 +12,7 @@ import torch
 
 from cogvideo.checkpoint.format import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.load import load_model
-from cogvideo.config import from_dict, to_dict
+from cogvideo.config import to_dict
 from cogvideo.dtypes import QuantizedName
 from cogvideo.kernels import cpu
 from cogvideo.model.quantize import quantize
@@ -398,21 +398,6 @@ def test_keys_that_an_older_run_did_not_have_are_no_change() -> None:
     older["train"] = {name: value for name, value in now["train"].items() if name not in ("ema_decay", "compile")}
     older["optimiser"] = {name: value for name, value in now["optimiser"].items() if name != "schedule"}
     assert not list(changed_settings(older, now))
-
-
-@pytest.mark.parametrize("task", ["sequential", "tokenizer"])
-def test_norms_that_an_older_run_recorded_are_no_change(task: str, tmp_path: Path) -> None:
-    """They were `image` where nothing was given, which null means unless a tokenizer is trained on."""
-    now = to_dict(from_dict(TrainConfig, {"task": task}))
-
-    def changes(scope: str, **init: str) -> list[tuple[str, str, str]]:
-        groups = {"init": now["init"] | init}
-        older = now | groups | {"tokenizer": now["tokenizer"] | {"norm_scope": scope}}
-        return list(changed_settings(older, now | groups))
-
-    assert changes("image") == [] and changes("pixel") == [("tokenizer.norm_scope", "pixel", "image")]
-    trained_on = [("tokenizer.norm_scope", "image", None)] if task == "tokenizer" else []
-    assert changes("image", checkpoint=str(tmp_path)) == trained_on
 
 
 def test_a_non_finite_step_leaves_the_codebook_unchanged(

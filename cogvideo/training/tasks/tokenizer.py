@@ -56,7 +56,7 @@ def tokenizer_config(config: TokenizerTraining, frames: NDArray[np.uint8]) -> Im
         num_codes=config.num_codes,
         levels=(config.level,),
         norm_groups=config.norm_groups,
-        norm_scope=config.norm_scope or "image",
+        norm_scope=config.norm_scope,
         mid_attention=config.mid_attention,
     )
     mean, std = measure_pixels(frames)
@@ -92,7 +92,8 @@ def initial_tokenizer(checkpoint: Path, config: TokenizerTraining) -> ImageToken
                 f"tokenizer.{name}={asked[name]} differs from {has[name]} of init.checkpoint={checkpoint}; leave it out"
             )
     num_codes = config.num_codes if config.new_codebook else tokenizer.num_tokens
-    network = replace(trained.vqvae, num_codes=num_codes, norm_scope=config.norm_scope or trained.vqvae.norm_scope)
+    norm_scope = "pixel" if config.norm_scope == "pixel" else trained.vqvae.norm_scope
+    network = replace(trained.vqvae, num_codes=num_codes, norm_scope=norm_scope)
     if network == trained.vqvae:
         return tokenizer
     state = tokenizer.model.state_dict()
