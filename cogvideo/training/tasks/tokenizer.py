@@ -82,8 +82,7 @@ def initial_tokenizer(checkpoint: Path, config: TokenizerTraining) -> ImageToken
     """
     tokenizer = ImageTokenizer.load(checkpoint)
     trained, asked, default = tokenizer.config, to_dict(config), to_dict(TokenizerTraining())
-    has = to_dict(trained.vqvae) | {"level": trained.level}
-    has |= {"pixel_mean": list(trained.pixel_mean), "pixel_std": list(trained.pixel_std)}
+    has = to_dict(trained) | to_dict(trained.vqvae)
     for name in sorted(has.keys() & asked.keys() - {"norm_scope"}):
         if config.new_codebook and name == "num_codes":
             continue
