@@ -23,11 +23,10 @@ from einops import rearrange, reduce
 from numpy.typing import NDArray
 
 from cogvideo.cli.main import run_command
-from cogvideo.config import load_config
 from cogvideo.data.encode import TokenEncoder
 from cogvideo.evaluation.pixel_metrics import frame_psnr, ssim
 from cogvideo.files import BUNDLED_WEIGHTS, write_json
-from cogvideo.sampling.config import UpsampleConfig
+from cogvideo.sampling.bundle import load_upsample_config
 from cogvideo.sampling.superres import Upsampler
 from cogvideo.worlds.digits.files import draw_clips
 from cogvideo.worlds.digits.probes import probe_clips, summarise
@@ -117,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.clips < 1 or args.frames < 2:
         parser.error("--clips must be at least 1, and --frames at least 2")
-    config = load_config(UpsampleConfig, [], args.settings)
+    config = load_upsample_config(args.model, [], args.settings)
     upsampler = Upsampler.load(args.model, config)
     drawn = list(draw_clips("test", args.clips, SEED))
     clips, captions = [clip for clip, _ in drawn], [clip.caption(language) for clip, language in drawn]

@@ -57,9 +57,9 @@ def load_configs(args: argparse.Namespace, overrides: list[str]) -> "tuple[Sampl
 
     directory = args.model or BUNDLED_WEIGHTS
     if args.upsample:
-        from cogvideo.sampling.superres import load_upsample_config
+        from cogvideo.sampling.superres import load_both_configs
 
-        return load_upsample_config(directory, args.config, overrides)
+        return load_both_configs(directory, args.config, overrides)
     for word in overrides:
         if word.startswith("upsample."):
             raise ValueError(f"{word} is a setting of super-resolution; give --upsample too")

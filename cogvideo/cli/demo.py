@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -230,12 +231,13 @@ def _open_upsampler(
     directory: Path, models: "tuple[Path, Path | None] | None", config: "SampleConfig"
 ) -> "Upsampler | None":
     """Open models that `_find_superres` found. Raises: as `open_upsampler`."""
-    from cogvideo.sampling.config import UpsampleConfig
+    from cogvideo.sampling.bundle import load_upsample_config
     from cogvideo.sampling.superres import open_upsampler
 
     if models is None:
         return None
-    loading = UpsampleConfig(weights=config.weights, device=config.device, stream_layers=config.stream_layers)
+    own = load_upsample_config(directory, [], [])
+    loading = replace(own, weights=config.weights, device=config.device, stream_layers=config.stream_layers)
     return open_upsampler(directory, *models, loading)
 
 

@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.config import expand_path, load_config, split_overrides
+    from cogvideo.config import expand_path, split_overrides
     from cogvideo.distributed import ProcessGroup
     from cogvideo.files import BUNDLED_WEIGHTS
     from cogvideo.sampling.adapters import AdapterChoice
-    from cogvideo.sampling.config import UpsampleConfig
+    from cogvideo.sampling.bundle import load_upsample_config
     from cogvideo.sampling.inputs import InputReader
     from cogvideo.sampling.jobs import upsample_job
     from cogvideo.sampling.superres import find_models, open_upsampler
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
     inputs, overrides = split_overrides(args.words)
     if not inputs:
         raise ValueError("there is nothing to upsample; give a video, saved tokens, or pictures")
-    config = load_config(UpsampleConfig, args.config, overrides)
     bundle = args.model or BUNDLED_WEIGHTS
+    config = load_upsample_config(bundle, args.config, overrides)
     adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config, adapters)
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)

@@ -33,9 +33,11 @@ from cogvideo.sampling.bundle import (
     SUPERRES,
     BundleConfig,
     load_sample_config,
+    load_upsample_config,
     open_tokenizers,
+    settings_to_store,
 )
-from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.prompts import model_clip_seconds
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -77,6 +79,7 @@ class Base:
     models: dict[str, ModelConfig]
     """trunk (if the bundle has one), sequential, interpolation."""
     sampling: SampleConfig
+    upsampling: UpsampleConfig
 
     @classmethod
     def open(cls, path: Path) -> "Base":
@@ -98,7 +101,8 @@ class Base:
         config = BundleConfig()
         if (path / "bundle.json").is_file():
             config = from_dict(BundleConfig, read_json(path / "bundle.json", dict[str, Any]), str(path / "bundle.json"))
-        return cls(path, config, text, image, models, load_sample_config(path, [], []))
+        settings = load_sample_config(path, [], []), load_upsample_config(path, [], [])
+        return cls(path, config, text, image, models, *settings)
 
     @property
     def pixels(self) -> int:
@@ -310,7 +314,7 @@ class FinetuneRecipe:
         return values
 
     def _write_sampling(self) -> None:
-        sampling = to_dict(self.base.sampling)
+        sampling = settings_to_store(self.base.sampling, self.base.upsampling)
         for loading in ("weights", "device", "stream_layers", "compile"):
             del sampling[loading]
         self.folder.write_config("sampling", "The settings of the bundle that was finetuned.", sampling)

@@ -1,7 +1,8 @@
 """A bundle of weights: one folder with everything that turns a caption into a video. Opened and assembled here.
 
 bundle.json        how captions are phrased for these weights (BundleConfig); optional
-sampling.yaml      settings that suit them, applied over the published ones (SampleConfig); optional
+sampling.yaml      settings that suit them, applied over the published ones (SampleConfig; those of super-resolution in
+                   the group `upsample`); optional
 text.model         the text tokenizer
 image_tokenizer/   the image tokenizer
 clusters.npy       the cluster of each image code; optional
@@ -39,7 +40,7 @@ from cogvideo.logs import get_logger
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.quantize import convert_weights, offload_layers
 from cogvideo.model.transformer import CogVideoTransformer, is_temporal
-from cogvideo.sampling.config import SampleConfig
+from cogvideo.sampling.config import SampleAndUpsampleConfig, SampleConfig, UpsampleConfig
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.sequence.prompt import PromptFormat
 from cogvideo.superres.transformer import SuperresTransformer
@@ -55,6 +56,8 @@ from cogvideo.tokenizers.text import TextTokenizer, open_text_tokenizer
 
 log = get_logger(__name__)
 
+SETTINGS_FILE, UPSAMPLE = "sampling.yaml", "upsample"
+"""A bundle's settings, and the group of those of super-resolution in it."""
 IMAGE_TOKENIZER, HIGH_RES_TOKENIZER = "image_tokenizer", "high_res_tokenizer"
 CLUSTERS = {IMAGE_TOKENIZER: "clusters.npy", HIGH_RES_TOKENIZER: "high_res_clusters.npy"}
 HASHED_FILES = (
@@ -100,8 +103,37 @@ class Bundle:
 
 def load_sample_config(directory: Path, files: list[Path], overrides: list[str]) -> SampleConfig:
     """Merge settings: published defaults, then the bundle's, then the user's files, then `key=value` overrides."""
-    own = directory / "sampling.yaml"
-    return load_config(SampleConfig, files, overrides, stored=own if own.is_file() else None)
+
+    def of_clips(stored: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in stored.items() if name != UPSAMPLE}
+
+    return load_config(SampleConfig, files, overrides, stored=own_settings(directory), of_stored=of_clips)
+
+
+def load_upsample_config(directory: Path, files: list[Path], overrides: list[str]) -> UpsampleConfig:
+    """The same for settings of super-resolution alone."""
+
+    def of_upsampling(stored: dict[str, Any]) -> dict[str, Any]:
+        group = stored.get(UPSAMPLE, {})
+        if not isinstance(group, dict):
+            raise ValueError(f"{directory / SETTINGS_FILE}: {UPSAMPLE} is a group of settings, got {group!r}")
+        return group
+
+    return load_config(UpsampleConfig, files, overrides, stored=own_settings(directory), of_stored=of_upsampling)
+
+
+def settings_to_store(clips: SampleConfig, upsample: UpsampleConfig) -> dict[str, Any]:
+    """What a bundle's file of settings holds: of super-resolution only what differs from the published settings, since
+    it has the clips' seed, device and weights otherwise."""
+    published = to_dict(UpsampleConfig())
+    group = {name: value for name, value in to_dict(upsample).items() if value != published[name]}
+    return to_dict(clips) | ({UPSAMPLE: group} if group else {})
+
+
+def own_settings(directory: Path) -> Path | None:
+    """The file of a bundle's own settings, if it has one."""
+    file = directory / SETTINGS_FILE
+    return file if file.is_file() else None
 
 
 def open_bundle(
@@ -270,17 +302,17 @@ class Parts:
         found: dict[str, Path | None] = {name: getattr(self, name) for name in MODELS}
         return {name: path for name, path in found.items() if path is not None}
 
-    def sample_config(self) -> SampleConfig | None:
+    def settings(self) -> dict[str, Any] | None:
         """The settings to store; None: the published ones hold. Raises: ValueError if they need a stage 2, OSError."""
         if self.sampling is None:
-            return None if self.interpolation is not None else SampleConfig(rounds=0)
-        settings = load_config(SampleConfig, [self.sampling])
+            return None if self.interpolation is not None else to_dict(SampleConfig(rounds=0))
+        settings, upsample = load_config(SampleAndUpsampleConfig, [self.sampling]).split()
         if settings.rounds and self.interpolation is None:
             raise ValueError(
                 f"--sampling {self.sampling} has rounds={settings.rounds} of interpolation, which need stage 2; give "
                 "--interpolation, or set rounds: 0"
             )
-        return settings
+        return settings_to_store(settings, upsample)
 
 
 def check_replaceable(directory: Path) -> None:
@@ -317,7 +349,7 @@ def assemble_bundle(
     if overwrite:
         check_replaceable(directory)
     text_tokenizer = open_text_tokenizer(parts.text_tokenizer)
-    settings = parts.sample_config()
+    settings = parts.settings()
     configs: dict[str, ModelConfig] = {}
     with atomic_directory(directory, replace=overwrite) as building:
         text_tokenizer.save(building / "text.model")
@@ -353,7 +385,7 @@ def assemble_bundle(
         config = replace(config, prompt=_trained_prompt_format(parts) or config.prompt, sha256=hashes)
         write_json(building / "bundle.json", to_dict(config))
         if settings is not None:
-            (building / "sampling.yaml").write_text(dump_yaml(settings), encoding="utf-8")
+            (building / SETTINGS_FILE).write_text(dump_yaml(settings), encoding="utf-8")
 
 
 def _open_image_tokenizer(directory: Path, folder: str) -> tuple[ImageTokenizer, np.ndarray | None]:

@@ -30,6 +30,7 @@ from cogvideo.sampling.bundle import (
     CLUSTERS,
     HIGH_RES_TOKENIZER,
     MODELS,
+    SETTINGS_FILE,
     SUPERRES,
     BundleConfig,
     check_replaceable,
@@ -177,7 +178,7 @@ def _copy_bundle(
     with atomic_directory(out, replace=overwrite) as building:
         has_superres = any(name in SUPERRES.values() for name in names)
         tokenizers = {folder: CLUSTERS[folder] for folder in CLUSTERS if has_superres or folder != HIGH_RES_TOKENIZER}
-        for name in ("bundle.json", "sampling.yaml", "text.model", *tokenizers.values()):
+        for name in ("bundle.json", SETTINGS_FILE, "text.model", *tokenizers.values()):
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, building / name)
         for name in tokenizers:

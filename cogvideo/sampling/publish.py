@@ -27,6 +27,7 @@ from cogvideo.logs import get_logger
 from cogvideo.sampling.bundle import (
     HASHED_FILES,
     MODELS,
+    SETTINGS_FILE,
     SUPERRES,
     open_high_res_tokenizer,
     open_tokenizers,
@@ -188,7 +189,7 @@ def _contents(directory: Path) -> tuple[str, set[str], dict[str, Any]]:
 
 
 def _bundle_contents(directory: Path) -> tuple[set[str], dict[str, Any]]:
-    names = {name for name in (*HASHED_FILES, "bundle.json", "sampling.yaml") if (directory / name).is_file()}
+    names = {name for name in (*HASHED_FILES, "bundle.json", SETTINGS_FILE) if (directory / name).is_file()}
     _, image_tokenizer, _ = open_tokenizers(directory)
     open_high_res_tokenizer(directory, image_tokenizer)
     read_config(directory)

@@ -35,8 +35,10 @@ from cogvideo.sampling.adapters import AdapterChoice, AdapterSet
 from cogvideo.sampling.bundle import (
     SUPERRES,
     check_tokenizers,
+    load_upsample_config,
     open_high_res_tokenizer,
     open_tokenizers,
+    own_settings,
     own_tokenizers,
     place_model,
     read_config,
@@ -138,12 +140,13 @@ class Upsampler:
 
     @classmethod
     def load(cls, directory: Path | str | None = None, config: UpsampleConfig | None = None) -> "Upsampler":
-        """Open a bundle's super-resolution models; `directory` is as for `Pipeline.load`.
+        """Open a bundle's super-resolution models; `directory` is as for `Pipeline.load`, `config` by default the
+        bundle's own.
 
         Raises: as `find_models` and `open_upsampler`; OSError as `hub.resolve`.
         """
         bundle = resolve(directory or BUNDLED_WEIGHTS)
-        return open_upsampler(bundle, *find_models(bundle, None, None), config or UpsampleConfig())
+        return open_upsampler(bundle, *find_models(bundle, None, None), config or load_upsample_config(bundle, [], []))
 
     def upsample(self, tokens: Tensor, prompts: Sequence[str], progress: Progress | None = None) -> Tensor:
         """Upsample what `Pipeline.sample` returned for these prompts.
@@ -268,15 +271,10 @@ def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tu
     return own["direct"], iterative or own.get("iterative")
 
 
-def load_upsample_config(
-    directory: Path, files: list[Path], overrides: list[str]
-) -> tuple[SampleConfig, UpsampleConfig]:
+def load_both_configs(directory: Path, files: list[Path], overrides: list[str]) -> tuple[SampleConfig, UpsampleConfig]:
     """`load_sample_config`, and the settings of super-resolution from the group `upsample`."""
-    own = directory / "sampling.yaml"
-    config = load_config(
-        SampleAndUpsampleConfig, files, overrides, stored=own if own.is_file() else None, derive=_inherited
-    )
-    return config.split()
+    stored = own_settings(directory)
+    return load_config(SampleAndUpsampleConfig, files, overrides, stored=stored, derive=_inherited).split()
 
 
 def _inherited(given: dict[str, Any]) -> dict[str, Any]:

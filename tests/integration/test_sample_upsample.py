@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from cogvideo.cli.main import main
+from cogvideo.sampling.bundle import load_sample_config, load_upsample_config
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sampling.runner import RunDirectory
-from cogvideo.sampling.superres import Upsampler, load_upsample_config
+from cogvideo.sampling.superres import Upsampler, load_both_configs
 from tests.helpers.bundles import CAPTIONS, stop_at_batches, write_bundle
 from tests.helpers.superres import HIGH, LOW, add_superres
 
@@ -131,9 +133,48 @@ def test_settings_of_both_steps(bundle: Path, tmp_path: Path) -> None:
     """Those of super-resolution are a group; what both have is taken from the clips' unless it is given."""
     file = tmp_path / "settings.yaml"
     file.write_text("seed: 3\nweights: bf16\nupsample: {top_k_clusters: 2}\n")
-    sample, upsample = load_upsample_config(bundle, [file], ["upsample.seed=4", "rounds=1"])
+    sample, upsample = load_both_configs(bundle, [file], ["upsample.seed=4", "rounds=1"])
     assert type(sample) is SampleConfig and (sample.seed, sample.rounds, sample.first_frame.text_bonus) == (3, 1, 0.0)
     assert upsample == UpsampleConfig(seed=4, weights="bf16", top_k_clusters=2)
+
+
+def test_a_bundle_has_its_own_settings_of_super_resolution(bundle: Path, tmp_path: Path) -> None:
+    """In its sampling.yaml, for every way to upsample; what is given counts more."""
+    own = tmp_path / "bundle"
+    shutil.copytree(bundle, own)
+    with (own / "sampling.yaml").open("a", encoding="utf-8") as file:
+        file.write("upsample: {noise: shared, top_k_clusters: 3}\n")
+    assert load_sample_config(own, [], []) == load_sample_config(bundle, [], [])
+    assert load_upsample_config(own, [], []) == UpsampleConfig(noise="shared", top_k_clusters=3)
+    assert load_upsample_config(own, [], ["top_k_clusters=2"]) == UpsampleConfig(noise="shared", top_k_clusters=2)
+    given = ["seed=4", "upsample.noise=independent"]
+    assert load_both_configs(own, [], given)[1] == UpsampleConfig(seed=4, top_k_clusters=3)
+    assert Upsampler.load(own).config == UpsampleConfig(noise="shared", top_k_clusters=3)
+
+    assert run(own, tmp_path / "one", *WORDS, "--upsample") == 0
+    assert run(own, tmp_path / "two", *WORDS) == 0
+    assert run(own, tmp_path / "two/large", "upsample", str(tmp_path / "two"), "seed=5") == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    given = [f"upsample.{word}" for word in ("noise=shared", "top_k_clusters=3")]
+    assert run(bundle, tmp_path / "given", *WORDS, "--upsample", *given) == 0
+    tokens = "large/tokens.safetensors"
+    assert contents(tmp_path / "given")[tokens] == contents(tmp_path / "one")[tokens]
+
+
+def test_wrong_settings_of_super_resolution_in_a_bundle_are_refused(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "bundle"
+    shutil.copytree(bundle, own)
+    for text, message in (
+        ("upsample: shared", "sampling.yaml: upsample is a group of settings, got 'shared'"),
+        ("upsample: {noize: shared}", "sampling.yaml: unknown key 'noize'; did you mean 'noise'?"),
+        ("upsample: {temperature: 0}", "sampling.yaml: temperature=0.0 must be above 0"),
+    ):
+        (own / "sampling.yaml").write_text(f"rounds: 0\n{text}\n", encoding="utf-8")
+        assert run(own, tmp_path / "out", "upsample", str(tmp_path)) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

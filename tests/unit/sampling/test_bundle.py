@@ -9,7 +9,7 @@ import torch
 
 from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
-from cogvideo.config import to_dict
+from cogvideo.config import read_yaml, to_dict
 from cogvideo.dtypes import WeightName
 from cogvideo.files import write_json
 from cogvideo.model.transformer import is_temporal
@@ -19,6 +19,7 @@ from cogvideo.sampling.bundle import (
     assemble_bundle,
     fingerprint,
     load_sample_config,
+    load_upsample_config,
     open_bundle,
     weights_for,
 )
@@ -114,6 +115,17 @@ def test_a_bundle_without_stage_2_is_sampled_without_rounds(folder: Path, tmp_pa
     (tmp_path / "sampling.yaml").write_text("seconds: 2\nrounds: 0\n")
     assemble_bundle(tmp_path / "other", replace(parts, sampling=tmp_path / "sampling.yaml"), **how)
     assert load_sample_config(tmp_path / "other", [], []).seconds == 2
+
+
+def test_only_changed_settings_of_super_resolution_are_stored(folder: Path, tmp_path: Path) -> None:
+    """The others stay out, since super-resolution then has the clips' seed, weights and device."""
+    (tmp_path / "sampling.yaml").write_text("rounds: 0\nweights: fp32\nupsample: {noise: shared, top_k_clusters: 6}\n")
+    parts = Parts(folder / "text.model", folder / "image_tokenizer", folder / "trunk", folder / "sequential")
+    parts = replace(parts, sampling=tmp_path / "sampling.yaml")
+    assemble_bundle(tmp_path / "bundle", parts, config=BundleConfig(), clusters=4, dtype=torch.float32)
+    assert read_yaml(tmp_path / "bundle/sampling.yaml")["upsample"] == {"noise": "shared"}
+    assert load_upsample_config(tmp_path / "bundle", [], []).noise == "shared"
+    assert load_sample_config(tmp_path / "bundle", [], []) == SampleConfig(rounds=0, weights="fp32")
 
 
 def test_fingerprints(folder: Path, tmp_path: Path) -> None:
