@@ -8,12 +8,13 @@
 | temporal query_key_value                    | N(0, 0.02)              | the trunk's, layer by layer                 |
 | temporal dense                              | N(0, 0.02)              | `qkv`: kept; `qkv_and_dense`: the trunk's   |
 | extra positions                             | N(0, 0.02)              | the trunk's frame positions, tiled by frame |
+| image tokens' embeddings, from codebooks    | `codebook_embeddings`   |                                             |
 | mix_logit                                   | the given value         | kept                                        |
 | other biases                                | 0                       | as their weights                            |
 """
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -25,6 +26,8 @@ from cogvideo.model.transformer import CogVideoTransformer, TrunkModel, is_tempo
 TemporalInit = Literal["qkv", "qkv_and_dense"]
 
 
+STD = 0.02
+"""Standard deviation of random matrices and embeddings."""
 _SKIP_AT_ONCE = 1 << 20
 """Random numbers drawn at a time where none are needed."""
 
@@ -44,7 +47,7 @@ def draw_parameters(
 
     The values do not depend on `skip`. Only the parameters' shapes are read, so the model may be on the meta device.
     """
-    small = 0.02 / math.sqrt(2 * len(model.layers))
+    small = STD / math.sqrt(2 * len(model.layers))
     shapes = sorted((name, p.shape) for name, p in model.named_parameters())
     random_left = sum(_is_random(name) and name not in skip for name, _ in shapes)
     for name, shape in shapes:
@@ -55,9 +58,23 @@ def draw_parameters(
         elif name not in skip:
             random_left -= 1
             into_residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")) and not is_temporal(name)
-            yield name, torch.randn(shape, generator=generator).mul_(small if into_residual else 0.02)
+            yield name, torch.randn(shape, generator=generator).mul_(small if into_residual else STD)
         elif random_left:
             _skip_normal(shape.numel(), generator)
+
+
+def codebook_embeddings(codebooks: Sequence[Tensor], hidden_size: int, generator: torch.Generator) -> Tensor:
+    """Starting embeddings (codes, hidden_size) of image tokens that are similar where their codes are.
+
+    The sum of random projections of the codebooks, each (codes, embedding_dim), with the standard deviation of random
+    embeddings. Of two codebooks, those of small and large frames, a model can read each: there are more dimensions.
+    """
+    rows = []
+    for codebook in codebooks:
+        codes = (codebook - codebook.mean(0)).float()
+        projection = torch.randn(codes.shape[1], hidden_size, generator=generator)
+        rows.append(codes @ projection)
+    return STD / math.sqrt(len(rows)) * torch.stack([row / row.std() for row in rows]).sum(0)
 
 
 def _is_random(name: str) -> bool:

@@ -70,6 +70,9 @@ class InitConfig:
 
     checkpoint: Path | None = None
     """A checkpoint in our format. Of the same task: all weights are loaded; of another: its trunk. null: random."""
+    codebook: bool = False
+    """Without a checkpoint: start embeddings of image tokens as random projections of the image tokenizer's codes, so
+    that those of similar codes are similar, instead of random numbers."""
     temporal: Literal["qkv", "qkv_and_dense", "copy"] = "qkv_and_dense"
     """How the temporal channel starts: as the trunk's spatial one (`qkv`, as published, or `qkv_and_dense`, with the
     output layer), or as the checkpoint's own temporal channel (`copy`)."""
@@ -417,6 +420,12 @@ class TrainConfig:
                 f"init.trunk_weights={self.init.trunk_weights} cannot be trained, and init.freeze_trunk=false; "
                 "set init.freeze_trunk=true, or lora.rank, or init.trunk_weights=full"
             )
+        if self.init.codebook and self.task == "tokenizer":
+            raise ValueError("init.codebook is of a transformer's embeddings; leave it out for task=tokenizer")
+        if self.init.codebook and self.init.checkpoint is not None:
+            raise ValueError("init.checkpoint has embeddings of its own; leave out init.codebook=true")
+        if self.init.codebook and self.data.image_tokenizer is None:
+            raise ValueError("init.codebook=true needs the codes; set data.image_tokenizer to what made the tokens")
         if self.train.ema_decay is not None and self.task == "tokenizer":
             raise ValueError(
                 "train.ema_decay averages a transformer's weights, and the tokenizer's codebook is a moving average "

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import on_meta
 from cogvideo.dtypes import FLOAT_DTYPES
-from cogvideo.model.initialise import draw_parameters
+from cogvideo.model.initialise import codebook_embeddings, draw_parameters
 from cogvideo.model.lora import adapter_parameters, add_adapters, draw_adapter
 from cogvideo.model.quantize import Embedding, Linear
 from cogvideo.model.transformer import CogVideoTransformer, TrunkModel
 from cogvideo.rng import generator_for
 from cogvideo.superres.transformer import SuperresTransformer
+from cogvideo.tokenizers.image import open_image_tokenizer
 from cogvideo.training.config import TrainConfig, errors_name_key
 from cogvideo.training.deepspeed_engine import partition_parameters, zero_stage
 
@@ -28,6 +29,7 @@ M = TypeVar("M", CogVideoTransformer, SuperresTransformer)
 
 Values = Mapping[str, Callable[[], Tensor]]
 """How to read the starting value of each parameter; others are drawn."""
+EMBEDDINGS = "word_embeddings.weight"
 RELEASE_BYTES = 1 << 29
 """A checkpoint's files are unmapped whenever so much of them was read: mapped pages count as this process's memory."""
 
@@ -106,6 +108,7 @@ def construct(
         with errors_name_key("init.checkpoint"):
             values = values_from(model, init.checkpoint)
     values = {**values, **_adapter_values(model, loop.seed)}
+    codes = _codebook_embeddings(model, config) if init.codebook else None
     generator = generator_for(loop.seed, "initialise")
     drawn = draw_parameters(model, generator, mix_logit=init.mix_logit, skip=values)
     dtype = FLOAT_DTYPES[loop.dtype] if loop.weights == "dtype" else torch.float32
@@ -118,6 +121,8 @@ def construct(
     left = {name: sum(1 for _ in block.parameters()) for name, block in blocks.items()}
     for name, p in sorted(model.named_parameters()):
         value = values[name]() if name in values else next(drawn)[1]
+        if name == EMBEDDINGS and codes is not None:
+            value[: len(codes)] = codes
         _set_parameter(model, name, nn.Parameter(_finished(value, dtype, device, name in quantized), p.requires_grad))
         if name in quantized and init.trunk_weights != "full":
             quantized[name].quantize(init.trunk_weights)
@@ -128,6 +133,21 @@ def construct(
         if left[block] == 0 and zero_stage(config) == 3:
             partition_parameters(blocks[block], config)
     return model
+
+
+def _codebook_embeddings(model: CogVideoTransformer | SuperresTransformer, config: TrainConfig) -> Tensor:
+    """Starting embeddings of image tokens from the run's image tokenizers. Raises: ValueError, OSError."""
+    codebooks = []
+    for key in ("image_tokenizer", "high_res_tokenizer"):
+        path = getattr(config.data, key)
+        if path is not None:
+            with errors_name_key(f"data.{key}"):
+                codebooks.append(open_image_tokenizer(path).codebook)
+    known = model.config.vocabulary.num_image_tokens
+    if any(len(codebook) != known for codebook in codebooks):
+        raise ValueError(f"data.image_tokenizer has {len(codebooks[0])} codes, the text tokenizer counts {known}")
+    hidden_size = dict(model.named_parameters())[EMBEDDINGS].shape[1]
+    return codebook_embeddings(codebooks, hidden_size, generator_for(config.train.seed, "codebook"))
 
 
 def _adapter_values(model: nn.Module, seed: int) -> Values:

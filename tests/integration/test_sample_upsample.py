@@ -7,11 +7,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from einops import reduce
 from safetensors.torch import load_file
 
 from cogvideo.cli.main import main
+from cogvideo.files import BUNDLED_WEIGHTS
+from cogvideo.media.video import read_video
 from cogvideo.sampling.bundle import load_sample_config, load_upsample_config
 from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 from cogvideo.sampling.pipeline import Pipeline
@@ -254,3 +258,18 @@ def test_python(bundle: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             upsampler.upsample(tokens, prompts)
+
+
+def test_the_bundled_weights_draw_large_clips(tmp_path: Path) -> None:
+    """Of 120 pixels, that show what the small ones show; all weights together take less than 40 MB."""
+    prompts = ["the red digit 3 moves left slowly", "绿色的数字0向上快速移动"]
+    assert main(["sample", *prompts, "--upsample", "rounds=0", "seed=7", "--out", str(tmp_path)]) == 0
+    files = sorted(tmp_path.glob("*.mp4"))
+    assert len(files) == len(prompts)
+    for file in files:
+        small, large = (read_video(each)[0].astype(float) for each in (file, tmp_path / "large" / file.name))
+        assert small.shape == (5, 40, 40, 3) and large.shape == (5, 120, 120, 3)
+        shrunk = reduce(large, "t (h a) (w b) c -> t h w c", "mean", a=3, b=3)
+        moved = np.abs(small - small[::-1]).mean()
+        assert np.abs(shrunk - small).mean() < moved / 3
+    assert sum(file.stat().st_size for file in BUNDLED_WEIGHTS.rglob("*") if file.is_file()) < 40e6

@@ -148,6 +148,20 @@ def test_layers_that_cannot_be_compiled_are_refused() -> None:
     assert load("paper_stage1", "8x80gb", "train.compile=true").train.compile
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=tokenizer"], "init.codebook is of a transformer's embeddings; leave it out for task=tokenizer"),
+        (["init.checkpoint=trunk"], "init.checkpoint has embeddings of its own; leave out init.codebook=true"),
+        (["data.image_tokenizer=null"], "init.codebook=true needs the codes; set data.image_tokenizer to what made"),
+    ],
+)
+def test_codebooks_without_a_use_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load("tiny_image", "cpu", "init.codebook=true", *words)
+    assert load("tiny_image", "cpu", "init.codebook=true").init.codebook
+
+
 def test_training_the_trunk_fits_eight_gpus() -> None:
     for stage in (1, 2):
         config, budget = plan("paper_stage1", "8x80gb", "init.freeze_trunk=false", f"deepspeed.stage={stage}")

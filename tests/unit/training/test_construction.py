@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cogvideo.checkpoint.load import save_model
@@ -19,8 +20,10 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import draw_parameters, inherit_trunk, inherited_values, initialise
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.rng import generator_for
+from cogvideo.tokenizers.image import open_image_tokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.construction import CheckpointTensors, Values, construct, starting_values
+from tests.helpers.bundles import write_image_tokenizer
 from tests.helpers.models import VARIANTS, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
@@ -50,6 +53,46 @@ def test_random_weights_are_those_of_a_whole_model(variant: str, weights: str) -
     model = construct(lambda: CogVideoTransformer(config), run, CPU, no_values)
     assert equal(model, whole.bfloat16() if weights == "dtype" else whole)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_image_embeddings_from_codebooks(tmp_path: Path) -> None:
+    """Similar codes have similar embeddings, in one codebook or in each of two; all else is as without them."""
+    config = tiny_config(hidden_size=256)
+    count = config.vocabulary.num_image_tokens
+    paths = {"image_tokenizer": tmp_path / "small", "high_res_tokenizer": tmp_path / "large"}
+    angles = {}
+    for seed, (key, path) in enumerate(paths.items()):
+        codes = open_image_tokenizer(write_image_tokenizer(path, seed, count)).codebook
+        codes = codes - codes.mean(0)
+        angles[key] = F.cosine_similarity(codes[:, None], codes, dim=2)
+
+    def embeddings(data: dict[str, Any], **init: bool) -> Tensor:
+        run = run_config(task="superres", data=data, init=init)
+        model = construct(lambda: CogVideoTransformer(config), run, CPU, no_values)
+        return model.word_embeddings.weight.detach()
+
+    def correlation(rows: Tensor, angles: Tensor) -> float:
+        other = ~torch.eye(count, dtype=torch.bool)
+        of_rows = F.cosine_similarity(rows[:count, None], rows[:count], dim=2)
+        return float(torch.corrcoef(torch.stack([of_rows[other], angles[other]]))[0, 1])
+
+    given = {key: str(path) for key, path in paths.items()}
+    random, both = embeddings(given), embeddings(given, codebook=True)
+    small = embeddings({"image_tokenizer": given["image_tokenizer"]}, codebook=True)
+    assert torch.equal(random[count:], both[count:]) and torch.equal(random[count:], small[count:])
+    for rows in (both, small):
+        assert float(rows[:count].std()) == pytest.approx(0.02, rel=0.05)
+    assert correlation(small, angles["image_tokenizer"]) > 0.9
+    assert all(correlation(both, of_one) > 0.5 for of_one in angles.values())
+    assert abs(correlation(random, angles["image_tokenizer"])) < 0.2
+
+
+def test_codebooks_of_another_size_are_refused(tmp_path: Path) -> None:
+    config = tiny_config()
+    other = write_image_tokenizer(tmp_path / "other", num_codes=config.vocabulary.num_image_tokens + 1)
+    run = run_config(data={"image_tokenizer": str(other)}, init={"codebook": True})
+    with pytest.raises(ValueError, match=r"data.image_tokenizer has \d+ codes, the text tokenizer counts \d+"):
+        construct(lambda: CogVideoTransformer(config), run, CPU, no_values)
 
 
 @pytest.mark.parametrize("temporal", ["qkv", "qkv_and_dense"])
