@@ -77,6 +77,8 @@ class DrawConfig:
 
 LOADING_KEYS = ("weights", "device", "stream_layers", "compile")
 """Settings that determine how models are loaded, so they cannot change afterwards."""
+ROUND_TOP_K = (40, 40, 40, 20, 20, 10)
+"""Published, of the six rounds of the iterative super-resolution model."""
 UPSAMPLE_LOADING_KEYS = ("weights", "device", "stream_layers", "num_clusters")
 """The same for super-resolution."""
 
@@ -151,9 +153,12 @@ class UpsampleConfig:
 
     seed: int = 0
     temperature: float = 1.0
-    """Temperature of the direct model's choice among clusters; the iterative model draws by plain top-k."""
+    """Temperature of the direct model's choice among clusters."""
     top_k_clusters: int = 6
     token_temperature: float = 0.6
+    round_top_k: tuple[int, ...] = ROUND_TOP_K
+    """Number of likeliest tokens that each round of the iterative model chooses among, at temperature 1; fewer numbers,
+    fewer rounds: [] leaves it out."""
     num_clusters: int | None = None
     """As in `SampleConfig`."""
     noise: Literal["independent", "shared"] = "independent"
@@ -167,6 +172,10 @@ class UpsampleConfig:
 
     def __post_init__(self) -> None:
         DrawConfig(self.temperature, self.top_k_clusters, self.token_temperature)
+        if len(self.round_top_k) > len(ROUND_TOP_K) or min(self.round_top_k, default=1) < 1:
+            raise ValueError(
+                f"round_top_k={list(self.round_top_k)}; expected at most {len(ROUND_TOP_K)} numbers, each at least 1"
+            )
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} is negative; give 0 or more")
         if self.frames_at_once < 1:

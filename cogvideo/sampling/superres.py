@@ -43,12 +43,12 @@ from cogvideo.sampling.bundle import (
     place_model,
     read_config,
 )
-from cogvideo.sampling.config import SampleAndUpsampleConfig, SampleConfig, UpsampleConfig
+from cogvideo.sampling.config import ROUND_TOP_K, SampleAndUpsampleConfig, SampleConfig, UpsampleConfig
 from cogvideo.sampling.pipeline import BatchCache, check_cached, decode_frames
 from cogvideo.sampling.prompts import prompt_keys
 from cogvideo.sequence.prompt import Encode
 from cogvideo.superres.batch import pad_captions
-from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask
+from cogvideo.superres.grid import redraw_mask
 from cogvideo.superres.transformer import SuperresTransformer
 from cogvideo.text import normalise
 from cogvideo.tokenizers.image import ImageTokenizer
@@ -111,9 +111,11 @@ def redraw(
     return tokens.index_copy(1, positions, drawn)
 
 
-def top_k_samplers(num_tokens: int, device: torch.device) -> list[TokenSampler]:
+def top_k_samplers(
+    num_tokens: int, device: torch.device, round_top_k: Sequence[int] = ROUND_TOP_K
+) -> list[TokenSampler]:
     """The token sampler of each round: plain top-k at temperature 1."""
-    return [ClusterSampler(np.arange(num_tokens), 1.0, top_k, 1.0).to(device) for top_k in ROUND_TOP_K]
+    return [ClusterSampler(np.arange(num_tokens), 1.0, top_k, 1.0).to(device) for top_k in round_top_k]
 
 
 def _draw(model: SuperresTransformer, hidden: Tensor, token_sampler: TokenSampler, uniforms: Tensor) -> Tensor:
@@ -185,7 +187,7 @@ class Upsampler:
         """The direct model's, then one per round of the iterative model."""
         config, device = self.config, self.direct.final_layernorm.weight.device
         clusters = ClusterSampler(self.labels, config.temperature, config.top_k_clusters, config.token_temperature)
-        return [clusters.to(device), *top_k_samplers(len(self.labels), device)]
+        return [clusters.to(device), *top_k_samplers(len(self.labels), device, config.round_top_k)]
 
     def encode_caption(self, caption: str) -> list[int]:
         """Token ids of a caption; both models read it without any suffix."""

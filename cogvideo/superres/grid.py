@@ -35,8 +35,8 @@ ROUND_PATTERN = np.array(
 once. Each round redraws fewer places, so later tokens are drawn from more settled ones; places of 0 and below are never
 redrawn. Source: CogView2's published code.
 """
-ROUND_TOP_K = (40, 40, 40, 20, 20, 10)
-"""Of the token sampler in each round, at temperature 1; its length is the number of rounds."""
+ROUNDS = 6
+"""Of the iterative model."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def attend_in_tiles(query: Tensor, sources: Sequence[KeySource], dropout: float 
 
 def redraw_mask(side: int, round_number: int) -> Tensor:
     """Places of a `side` x `side` grid that a round of the iterative model (from 1) redraws: (side * side,) bool."""
-    assert 1 <= round_number <= len(ROUND_TOP_K)
+    assert 1 <= round_number <= ROUNDS
     y, x = np.divmod(np.arange(side * side), side)
     return torch.from_numpy(ROUND_PATTERN[y % 6, x % 6] >= round_number)
 
@@ -154,4 +154,4 @@ def round_masks(config: SuperresConfig) -> Tensor:
     """Places that each of a model's rounds draws: (rounds, high_res_len) bool. The direct model draws all in one."""
     if config.method == "direct":
         return torch.ones(1, config.high_res_len, dtype=torch.bool)
-    return torch.stack([redraw_mask(config.high_res_side, i) for i in range(1, len(ROUND_TOP_K) + 1)])
+    return torch.stack([redraw_mask(config.high_res_side, i) for i in range(1, ROUNDS + 1)])

@@ -12,9 +12,10 @@ from torch import Tensor
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import build_superres
 from cogvideo.cli.main import main
+from cogvideo.sampling.config import ROUND_TOP_K
 from cogvideo.sampling.superres import draw_fine, redraw
 from cogvideo.superres.batch import pad_captions
-from cogvideo.superres.grid import ROUND_TOP_K, redraw_mask
+from cogvideo.superres.grid import redraw_mask
 from cogvideo.superres.transformer import SuperresTransformer
 from tests.helpers.packs import GOLDEN, Pack, open_pack
 

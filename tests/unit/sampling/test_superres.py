@@ -16,6 +16,7 @@ from cogvideo.sampling import superres as module
 from cogvideo.sampling.config import UpsampleConfig
 from cogvideo.sampling.superres import FIRST_ROUND, Upsampler, draw_fine, redraw
 from cogvideo.superres.batch import pad_captions
+from cogvideo.superres.grid import redraw_mask
 from cogvideo.tokenizers.image import ImageTokenizer
 from tests.helpers.bundles import write_image_tokenizer
 from tests.helpers.superres import TINY_CONFIGS, TINY_DIRECT, tiny_superres
@@ -64,6 +65,25 @@ def test_independent_frames_have_their_own_numbers(upsampler: Upsampler, frames:
             fine = redraw(upsampler.iterative, text, mask, fine, step, sampler, uniforms(step))  # type: ignore[arg-type]
         assert torch.equal(tokens[number], fine[0])
     assert not torch.equal(tokens[0], tokens[2]), "one coarse frame, but other numbers"
+
+
+def test_rounds_of_the_iterative_model(upsampler: Upsampler, frames: Tensor) -> None:
+    """None, fewer than published, or without chance."""
+    direct = replace(upsampler, iterative=None)
+    assert torch.equal(upsample(upsampler, frames, [0], round_top_k=()), upsample(direct, frames, [0]))
+    two = upsample(upsampler, frames, [0], round_top_k=(1, 1))
+    again = upsample(upsampler, frames, [0], round_top_k=(1, 1, CODES), noise="shared")
+    assert not torch.equal(two, again)
+    kept = ~redraw_mask(TINY_DIRECT.high_res_side, 1)
+    assert torch.equal(two[..., kept], upsample(direct, frames, [0])[..., kept])
+
+    def redrawn(places: Tensor) -> bool:
+        return not torch.equal(two[..., places], upsample(upsampler, frames, [0], round_top_k=(1,))[..., places])
+
+    assert redrawn(redraw_mask(TINY_DIRECT.high_res_side, 2))
+    for wrong in ((0,), (1,) * 7):
+        with pytest.raises(ValueError, match=r"round_top_k=\[.*\]; expected at most 6 numbers, each at least 1"):
+            UpsampleConfig(round_top_k=wrong)
 
 
 @pytest.mark.parametrize("frames_at_once", [1, 2, 5])

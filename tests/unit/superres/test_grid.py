@@ -6,7 +6,7 @@ import torch
 
 from cogvideo.superres.grid import (
     ROUND_PATTERN,
-    ROUND_TOP_K,
+    ROUNDS,
     KeySource,
     attend_in_tiles,
     full_tiles,
@@ -76,7 +76,7 @@ def test_attention_in_tiles_matches_dense_attention(side: int) -> None:
 
 def test_each_round_redraws_a_subset_of_the_round_before() -> None:
     before = torch.ones(60 * 60, dtype=torch.bool)
-    for number in range(1, len(ROUND_TOP_K) + 1):
+    for number in range(1, ROUNDS + 1):
         places = redraw_mask(60, number)
         assert (before | ~places).all() and places.sum() < before.sum()
         before = places
