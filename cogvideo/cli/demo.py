@@ -232,12 +232,14 @@ def _open_upsampler(
 ) -> "Upsampler | None":
     """Open models that `_find_superres` found. Raises: as `open_upsampler`."""
     from cogvideo.sampling.bundle import load_upsample_config
-    from cogvideo.sampling.superres import open_upsampler
+    from cogvideo.sampling.superres import open_upsampler, own_models
 
     if models is None:
         return None
-    own = load_upsample_config(directory, [], [])
-    loading = replace(own, weights=config.weights, device=config.device, stream_layers=config.stream_layers)
+    own = own_models(directory)
+    are_own = models == (own.get("direct"), own.get("iterative"))
+    settings = load_upsample_config(directory if are_own else None, [], [])
+    loading = replace(settings, weights=config.weights, device=config.device, stream_layers=config.stream_layers)
     return open_upsampler(directory, *models, loading)
 
 

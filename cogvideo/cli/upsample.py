@@ -39,7 +39,10 @@ def run(args: argparse.Namespace) -> None:
     if not inputs:
         raise ValueError("there is nothing to upsample; give a video, saved tokens, or pictures")
     bundle = args.model or BUNDLED_WEIGHTS
-    config = load_upsample_config(bundle, args.config, overrides)
+    own = args.direct is None and args.iterative is None
+    config = load_upsample_config(bundle if own else None, args.config, overrides)
+    if args.iterative is not None and not config.round_top_k:
+        raise ValueError(f"round_top_k=[] leaves out --iterative {args.iterative}; leave out one of the two")
     adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config, adapters)
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)

@@ -102,16 +102,20 @@ class Bundle:
 
 
 def load_sample_config(directory: Path, files: list[Path], overrides: list[str]) -> SampleConfig:
-    """Merge settings: published defaults, then the bundle's, then the user's files, then `key=value` overrides."""
+    """Merge settings: published defaults, then the bundle's, then the user's files, then `key=value` overrides.
 
-    def of_clips(stored: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in stored.items() if name != UPSAMPLE}
+    The files may have settings of super-resolution too. Raises: as `load_config`; ValueError for overrides of those.
+    """
+    for word in overrides:
+        if word.startswith(f"{UPSAMPLE}."):
+            raise ValueError(f"{word} is a setting of super-resolution; `cogvideo sample --upsample` has it")
+    return load_config(SampleAndUpsampleConfig, files, overrides, stored=own_settings(directory)).split()[0]
 
-    return load_config(SampleConfig, files, overrides, stored=own_settings(directory), of_stored=of_clips)
 
-
-def load_upsample_config(directory: Path, files: list[Path], overrides: list[str]) -> UpsampleConfig:
-    """The same for settings of super-resolution alone."""
+def load_upsample_config(directory: Path | None, files: list[Path], overrides: list[str]) -> UpsampleConfig:
+    """The same for settings of super-resolution alone; None: for models that are not the bundle's."""
+    if directory is None:
+        return load_config(UpsampleConfig, files, overrides)
 
     def of_upsampling(stored: dict[str, Any]) -> dict[str, Any]:
         group = stored.get(UPSAMPLE, {})

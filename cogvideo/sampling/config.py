@@ -79,7 +79,7 @@ LOADING_KEYS = ("weights", "device", "stream_layers", "compile")
 """Settings that determine how models are loaded, so they cannot change afterwards."""
 ROUND_TOP_K = (40, 40, 40, 20, 20, 10)
 """Published, of the six rounds of the iterative super-resolution model."""
-UPSAMPLE_LOADING_KEYS = ("weights", "device", "stream_layers", "num_clusters")
+UPSAMPLE_LOADING_KEYS = ("weights", "device", "stream_layers", "num_clusters", "round_top_k")
 """The same for super-resolution."""
 
 

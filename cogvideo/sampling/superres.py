@@ -293,6 +293,7 @@ def open_upsampler(
 ) -> Upsampler:
     """Open the super-resolution models with the tokenizers of a bundle, and merge adapters into their weights.
 
+    The iterative model is left out if `config.round_top_k` has no rounds.
     Raises: FileNotFoundError; ValueError, in one line, for parts that are damaged or do not belong together.
     """
     device = open_device(config.device)
@@ -304,7 +305,7 @@ def open_upsampler(
     models: dict[str, SuperresTransformer] = {}
     checkpoints: dict[str, Checkpoint] = {}
     for method, folder in (("direct", direct), ("iterative", iterative)):
-        if folder is None:
+        if folder is None or (method == "iterative" and not config.round_top_k):
             continue
         checkpoint = load_checkpoint(folder)
         model = build_superres(checkpoint)

@@ -165,6 +165,31 @@ def test_a_bundle_has_its_own_settings_of_super_resolution(bundle: Path, tmp_pat
     assert contents(tmp_path / "given")[tokens] == contents(tmp_path / "one")[tokens]
 
 
+def test_an_iterative_model_without_rounds_is_not_opened(bundle: Path, tmp_path: Path) -> None:
+    own = tmp_path / "bundle"
+    shutil.copytree(bundle, own)
+    (own / "iterative_superres/model.safetensors").unlink()
+    assert run(own, tmp_path / "out", *WORDS, "--upsample", "upsample.round_top_k=[]") == 0
+    assert run(own, tmp_path / "other", *WORDS, "--upsample") == 2
+
+
+def test_settings_of_a_bundle_are_of_its_own_models(
+    bundle: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "bundle"
+    shutil.copytree(bundle, own)
+    with (own / "sampling.yaml").open("a", encoding="utf-8") as file:
+        file.write("upsample: {round_top_k: []}\n")
+    clips = tmp_path / "clips"
+    assert run(own, clips, *WORDS) == 0
+    others = ["--direct", str(bundle / "direct_superres"), "--iterative", str(bundle / "iterative_superres")]
+    words = ["upsample", str(clips), "seed=5", *LARGE_SETTINGS, *others]
+    assert run(own, tmp_path / "large", *words) == 0
+    assert (tmp_path / "large/tokens.safetensors").read_bytes() == whole["large/tokens.safetensors"]
+    assert run(own, tmp_path / "none", *words, "round_top_k=[]") == 2
+    assert "round_top_k=[] leaves out --iterative" in capsys.readouterr().err
+
+
 def test_wrong_settings_of_super_resolution_in_a_bundle_are_refused(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,11 +256,18 @@ def test_a_folder_that_holds_other_files_is_refused(
 def test_interactive(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [CAPTIONS[0], "upsample.num_clusters=3", "seed=6 upsample.noise=shared", CAPTIONS[1]]
+    lines = [
+        CAPTIONS[0],
+        "upsample.num_clusters=3",
+        "upsample.round_top_k=[]",
+        "seed=6 upsample.noise=shared",
+        CAPTIONS[1],
+    ]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
     assert run(bundle, tmp_path / "talk", "sample", "--interactive", "--upsample", *SETTINGS) == 0
     error = capsys.readouterr().err
-    assert "upsample.num_clusters= cannot change: the models are already loaded" in error
+    for key in ("num_clusters", "round_top_k"):
+        assert f"upsample.{key}= cannot change: the models are already loaded" in error
     first, second = sorted((tmp_path / "talk").iterdir())
     assert (first / "large/samples.json").is_file()
     words = ["sample", CAPTIONS[1], "--upsample", *SETTINGS, "seed=6", "upsample.noise=shared"]

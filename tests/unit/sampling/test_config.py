@@ -9,7 +9,8 @@ import pytest
 
 from cogvideo.config import load_config, to_dict
 from cogvideo.inference.schedules import SCHEDULES
-from cogvideo.sampling.config import STYLES, DrawConfig, SampleConfig
+from cogvideo.sampling.bundle import load_sample_config
+from cogvideo.sampling.config import STYLES, DrawConfig, SampleAndUpsampleConfig, SampleConfig
 from cogvideo.sequence.prompt import PromptFormat
 
 IN_ROW = ("temperature", "top_k_clusters", "token_temperature", "guidance_scale")
@@ -32,7 +33,11 @@ def test_published_file_spells_out_the_defaults() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_files_load(path: Path) -> None:
-    assert isinstance(load_config(SampleConfig, [path]), SampleConfig)
+    """With and without super-resolution, whose settings some of them have."""
+    clips, _ = load_config(SampleAndUpsampleConfig, [path]).split()
+    assert load_sample_config(path.parent, [path], []) == clips
+    with pytest.raises(ValueError, match=r"^upsample.seed=1 is a setting of super-resolution; `cogvideo sample"):
+        load_sample_config(path.parent, [path], ["upsample.seed=1"])
 
 
 def test_every_schedule_of_the_engine_can_be_chosen() -> None:
