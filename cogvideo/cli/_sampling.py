@@ -60,9 +60,6 @@ def load_configs(args: argparse.Namespace, overrides: list[str]) -> "tuple[Sampl
         from cogvideo.sampling.superres import load_both_configs
 
         return load_both_configs(directory, args.config, overrides)
-    for word in overrides:
-        if word.startswith("upsample."):
-            raise ValueError(f"{word} is a setting of super-resolution; give --upsample too")
     return load_sample_config(directory, args.config, overrides), None
 
 

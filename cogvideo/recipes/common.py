@@ -1,6 +1,6 @@
 """What the recipes share: settings of a training step, held-out videos, the bundle and its samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ PASSES = 100
 VALIDATION_VIDEOS = 40
 """From so many videos on, VALIDATION of them are held out."""
 VALIDATION = 0.05
-NUM_PROMPTS = 4
+PROMPTS, NUM_PROMPTS = "prompts.txt", 4
+"""A few of the captions, as examples."""
 
 
 def holds_out(survey: Survey) -> bool:
@@ -67,18 +68,27 @@ def training_settings(
     }
 
 
-def bundle_words(parts: Mapping[str, str | Path]) -> list[str | Path]:
-    """`cogvideo bundle` with its options."""
-    return ["bundle", "--overwrite", *(word for option in parts.items() for word in option)]
+def bundle_step(
+    folder: RecipeFolder, parts: Mapping[str, str | Path], captions: CaptionsFile, write_sampling: Callable[[], None]
+) -> Step:
+    """`cogvideo bundle` with its options; a few of the captions are the bundle's example prompts."""
+
+    def write() -> None:
+        write_sampling()
+        _write_prompts(folder, captions)
+
+    options = {**parts, "--examples": folder / PROMPTS}
+    words = ["bundle", "--overwrite", *(word for option in options.items() for word in option)]
+    return folder.step("bundle", words, prepare=write)
 
 
 def samples_step(folder: RecipeFolder, name: str, model: Path, captions: CaptionsFile) -> Step:
     """Sample a few of the captions, always the same, with the same seed."""
-    prompts = folder / "prompts.txt"
+    words = ("sample", "--model", model, "--prompts", folder / PROMPTS, "--out", folder / name, "--overwrite")
+    return folder.step(name, words, prepare=lambda: _write_prompts(folder, captions))
 
-    def write() -> None:
-        if not prompts.is_file():
-            prompts.write_text("\n".join(example_prompts(captions, NUM_PROMPTS)) + "\n", encoding="utf-8")
 
-    words = ("sample", "--model", model, "--prompts", prompts, "--out", folder / name, "--overwrite")
-    return folder.step(name, words, prepare=write)
+def _write_prompts(folder: RecipeFolder, captions: CaptionsFile) -> None:
+    prompts = folder / PROMPTS
+    if not prompts.is_file():
+        prompts.write_text("\n".join(example_prompts(captions, NUM_PROMPTS)) + "\n", encoding="utf-8")

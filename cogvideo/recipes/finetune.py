@@ -22,7 +22,7 @@ from cogvideo.inference.sampler import PUBLISHED_CLUSTERS
 from cogvideo.model.config import ModelConfig
 from cogvideo.planning.budgets import training_budget
 from cogvideo.planning.machines import Machine
-from cogvideo.recipes.common import VALIDATION, batch_size, bundle_words, holds_out, samples_step, training_settings
+from cogvideo.recipes.common import VALIDATION, batch_size, bundle_step, holds_out, samples_step, training_settings
 from cogvideo.recipes.folder import RecipeFolder
 from cogvideo.recipes.steps import Step
 from cogvideo.recipes.survey import Survey
@@ -225,7 +225,7 @@ class FinetuneRecipe:
             **self._clusters(),
             "--out": out / "bundle",
         }
-        steps.append(out.step("bundle", bundle_words(bundle), prepare=self._write_sampling))
+        steps.append(bundle_step(out, bundle, self.captions, self._write_sampling))
         steps.append(samples_step(out, "before", self.base.path, self.captions))
         steps.append(samples_step(out, "after", out / "bundle", self.captions))
         return steps

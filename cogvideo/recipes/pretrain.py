@@ -12,7 +12,7 @@ from typing import Any
 from cogvideo.data.captions import CaptionsFile
 from cogvideo.data.shards import read_manifest
 from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
-from cogvideo.recipes.common import VALIDATION, batch_size, bundle_words, holds_out, samples_step, training_settings
+from cogvideo.recipes.common import VALIDATION, batch_size, bundle_step, holds_out, samples_step, training_settings
 from cogvideo.recipes.folder import RecipeFolder
 from cogvideo.recipes.steps import Step, continuous_steps
 from cogvideo.recipes.survey import Survey, text_length
@@ -174,7 +174,7 @@ class PretrainRecipe:
                     "init": {"checkpoint": str(sequential), "temporal": "copy"},
                 },
             ),
-            out.step("bundle", bundle_words(bundle), prepare=self._write_sampling),
+            bundle_step(out, bundle, self.captions, self._write_sampling),
             samples_step(out, "samples", out / "bundle", self.captions),
         ]
 

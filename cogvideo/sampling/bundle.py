@@ -108,7 +108,7 @@ def load_sample_config(directory: Path, files: list[Path], overrides: list[str])
     """
     for word in overrides:
         if word.startswith(f"{UPSAMPLE}."):
-            raise ValueError(f"{word} is a setting of super-resolution; `cogvideo sample --upsample` has it")
+            raise ValueError(f"{word} is a setting of super-resolution, used by `cogvideo sample --upsample` only")
     return load_config(SampleAndUpsampleConfig, files, overrides, stored=own_settings(directory)).split()[0]
 
 

@@ -7,6 +7,7 @@ import pytest
 from cogvideo.cli.main import main
 from cogvideo.recipes import finetune, pretrain, steps
 from cogvideo.sampling.bundle import open_bundle
+from cogvideo.text import read_prompts
 
 
 class Ended:
@@ -65,6 +66,7 @@ def test_from_videos_to_a_finetuned_bundle(tmp_path, monkeypatch, small, capsys)
     ]
     assert "frames of 16x16 pixels" in capsys.readouterr().out
     tuned = open_bundle(tmp_path / "tuned/bundle")
+    assert tuned.config.examples == read_prompts(tmp_path / "tuned/prompts.txt") != []
     assert tuned.text_tokenizer.vocabulary.size > open_bundle(tmp_path / "own/bundle").text_tokenizer.vocabulary.size
     page = (tmp_path / "tuned/report.html").read_text(encoding="utf-8")
     assert page.count("data:image/gif") == 8 and page.count(">before<") == 4

@@ -209,7 +209,10 @@ def test_wrong_settings_of_super_resolution_in_a_bundle_are_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sample", "a", "upsample.seed=1"], "upsample.seed=1 is a setting of super-resolution; give --upsample too"),
+        (
+            ["sample", "a", "upsample.seed=1"],
+            "upsample.seed=1 is a setting of super-resolution, used by `cogvideo sample --upsample` only",
+        ),
         (["sample", "a", "--upsample", "upsample.sed=1"], "unknown key 'upsample.sed'; did you mean 'upsample.seed'?"),
         (["sample", "a", "--upsample", "upsample.temperature=0"], "temperature=0.0 must be above 0"),
         (["sample", "a", "--upsample", "seed=x"], "error: command line: seed='x' does not fit; expected int"),

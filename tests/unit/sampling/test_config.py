@@ -36,7 +36,9 @@ def test_shipped_files_load(path: Path) -> None:
     """With and without super-resolution, whose settings some of them have."""
     clips, _ = load_config(SampleAndUpsampleConfig, [path]).split()
     assert load_sample_config(path.parent, [path], []) == clips
-    with pytest.raises(ValueError, match=r"^upsample.seed=1 is a setting of super-resolution; `cogvideo sample"):
+    with pytest.raises(
+        ValueError, match=r"^upsample.seed=1 is a setting of super-resolution, used by `cogvideo sample"
+    ):
         load_sample_config(path.parent, [path], ["upsample.seed=1"])
 
 
