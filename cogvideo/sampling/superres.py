@@ -59,7 +59,23 @@ INHERITED = ("seed", "weights", "device", "stream_layers")
 """Settings that super-resolution takes from the clips' where both are given together."""
 ROWS_PER_CHUNK = 1024
 """Rows whose logits are computed at once; for all 3,600 rows they would take 288 MB per frame."""
-_TURNS: dict[torch.device, threading.Lock] = {}
+
+
+class Turns:
+    """A lock whose holder, when it asks again, comes after those that wait; `threading.Lock` promises no order."""
+
+    def __init__(self) -> None:
+        self._next, self._current = threading.Lock(), threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._next:
+            self._current.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._current.release()
+
+
+_TURNS: dict[torch.device, Turns] = {}
 """Held by the thread that computes large frames on a device."""
 
 
@@ -179,8 +195,8 @@ class Upsampler:
         return self.direct.config.high_res_len
 
     @property
-    def _turn(self) -> threading.Lock:
-        return _TURNS.setdefault(self.direct.final_layernorm.weight.device, threading.Lock())
+    def _turn(self) -> Turns:
+        return _TURNS.setdefault(self.direct.final_layernorm.weight.device, Turns())
 
     @cached_property
     def _token_samplers(self) -> list[TokenSampler]:

@@ -106,6 +106,24 @@ def test_with_shared_noise_clips_do_not_depend_on_those_beside_them(upsampler: U
     assert torch.equal(same[0], both[0]) and not torch.equal(same[1], same[0])
 
 
+def test_who_asks_again_comes_after_who_waits() -> None:
+    turns, order = module.Turns(), []
+
+    def wait() -> None:
+        with turns:
+            order.append("waits")
+
+    thread = threading.Thread(target=wait)
+    with turns:
+        thread.start()
+        while not turns._next.locked():
+            time.sleep(0.001)
+    with turns:
+        order.append("asks again")
+    thread.join()
+    assert order == ["waits", "asks again"]
+
+
 def test_threads_take_turns(upsampler: Upsampler, frames: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch at a time, whatever the settings; who is stopped while it waits draws nothing more."""
     busy, overlaps, drawn = threading.Lock(), [], []
