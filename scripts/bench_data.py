@@ -61,7 +61,8 @@ from cogvideo.data.prepare import Preparation, PrepareConfig
 from cogvideo.data.readers import open_captions
 from cogvideo.data.shards import FORMATS, ROW, VERSION, Kind, read_shard, shard_folder, write_manifest, write_shard
 from cogvideo.files import BUNDLED_WEIGHTS
-from cogvideo.media import decoder, video, worker
+from cogvideo.media import video, worker
+from cogvideo.media.frame_index import index_frames
 from cogvideo.media.pixels import SCALING
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.tokenizers.image import open_image_tokenizer
@@ -157,7 +158,7 @@ def measure_decoding(case: str, work: Path, seconds: float, repeats: int) -> dic
     ours, unlimited, bare, frames = [], [], [], 0
     for _ in range(repeats):  # in turn, so that all meet the same load
         ours.append(_timed(lambda: extractor.decode(job))[1:])
-        with patch.multiple(video, index_frames=decoder.index_frames, read_frames=_read_frames_here):
+        with patch.multiple(video, index_frames=index_frames, read_frames=_read_frames_here):
             unlimited.append(_timed(lambda: extractor.decode(job))[2])
         frames, *spent = _timed(lambda: _bare_loop(path, parts))
         bare.append(spent)

@@ -29,7 +29,7 @@ import hostile_readers
 from hostile_readers import Outcome
 
 from cogvideo.media import sandbox
-from cogvideo.media.decoder import Limits
+from cogvideo.media.container import Limits
 from cogvideo.media.video import LIMITS, UNTRUSTED, probe_video, read_video, write_video
 from tests.helpers.bombs import bombs
 from tests.helpers.hostile import hostile_media

@@ -26,7 +26,7 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from cogvideo.media import decoder
+from cogvideo.media import frame_index
 from cogvideo.media.video import probe_video, read_video
 
 WIDTH, HEIGHT, RATE, SECONDS = 96, 64, 10, 3
@@ -128,9 +128,9 @@ def check(ffmpeg: str, case: Case, folder: Path) -> str | None:
 def check_spans(path: Path, seconds: NDArray[np.float64]) -> str | None:
     """Index parts of a file, the packets between them skipped wherever that is possible -> what differs."""
     last = float(seconds[-1])
-    with patch.object(decoder, "REORDERED", 0):
+    with patch.object(frame_index, "REORDERED", 0):
         for start, end in pairwise(np.linspace(0, last, SPANS + 1).tolist()):
-            found = decoder.index_frames(path, spans=((start, start), (start, end))).seconds
+            found = frame_index.index_frames(path, spans=((start, start), (start, end))).seconds
             within = [times[(times >= start) & (times <= end)] for times in (found, seconds)]
             if not np.array_equal(*within):
                 return f"{len(within[0])} of {len(within[1])} frames are found between {start:.2f} s and {end:.2f} s"

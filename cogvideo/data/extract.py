@@ -21,8 +21,9 @@ from cogvideo.data.clips import Clip
 from cogvideo.data.shards import ROW, Kind
 from cogvideo.logs import one_line
 from cogvideo.media.byte_range import MediaPath, is_file
+from cogvideo.media.container import DamagedVideoError
 from cogvideo.media.cuts import find_cuts
-from cogvideo.media.decoder import DamagedVideoError, VideoInfo
+from cogvideo.media.frame_index import VideoInfo
 from cogvideo.media.pixels import Fit, Place
 from cogvideo.media.video import SAME_TIME, probe_video, read_video
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.media.confinement import allow_memory
-from cogvideo.media.decoder import Limits, TooLargeError
+from cogvideo.media.container import Limits, TooLargeError
 from cogvideo.media.worker import Answer
 
 BATCH_ROWS = 4096

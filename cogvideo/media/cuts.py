@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.media.byte_range import MediaPath
-from cogvideo.media.decoder import VideoInfo
+from cogvideo.media.frame_index import VideoInfo
 from cogvideo.media.video import iterate_frames
 
 SIDE = 64

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from cogvideo.media import worker
 from cogvideo.media.byte_range import MediaPath
-from cogvideo.media.decoder import DamagedVideoError, Limits, Spans, TooLargeError, VideoInfo
+from cogvideo.media.container import DamagedVideoError, Limits, TooLargeError
+from cogvideo.media.frame_index import Spans, VideoInfo
 from cogvideo.media.pixels import MAX_PIXELS, Framing
 from cogvideo.media.worker import Answer
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from cogvideo.files import atomic_write
 from cogvideo.media.byte_range import MediaPath
-from cogvideo.media.decoder import SMALL, Limits, Spans, TooLargeError, VideoInfo, damaged
+from cogvideo.media.container import SMALL, Limits, TooLargeError, damaged
+from cogvideo.media.frame_index import Spans, VideoInfo
 from cogvideo.media.pixels import SCALING, Fit, Framing, Place
 from cogvideo.media.sandbox import index_frames, read_frames
 

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cogvideo.media import decoder
 from cogvideo.media.byte_range import MediaPath, media_size
 from cogvideo.media.confinement import allow_seconds, confine, data_bytes, lift_memory_limit
-from cogvideo.media.decoder import Limits, Spans, VideoInfo
+from cogvideo.media.container import DamagedVideoError, Limits, TooLargeError, read_picture
+from cogvideo.media.decoder import decode_frames
+from cogvideo.media.frame_index import Spans, VideoInfo, index_frames
 from cogvideo.media.pixels import Framing, PixelReader
 
 RETIRE_BYTES = 256 << 20
@@ -44,7 +45,7 @@ def cpu_seconds(path: MediaPath, limits: Limits) -> int:
 
 def index(path: MediaPath, spans: Spans | None, exact: bool, limits: Limits) -> Iterator[Answer]:
     """Answer with the fields of a `VideoInfo`."""
-    info = decoder.index_frames(path, spans=spans, exact=exact, limits=limits)
+    info = index_frames(path, spans=spans, exact=exact, limits=limits)
     fields = {
         "width": info.width,
         "height": info.height,
@@ -62,7 +63,7 @@ def decode(
 ) -> Iterator[Answer]:
     """Answer with the wanted frames as RGB pixels, in the decoder's order."""
     reader = PixelReader(framing, info.pixel_aspect, info.exif_orientation)
-    for time, frame in decoder.decode_frames(path, info, wanted, limits=limits):
+    for time, frame in decode_frames(path, info, wanted, limits=limits):
         try:
             pixels = reader.read(frame)
         except ValueError as error:
@@ -72,7 +73,7 @@ def decode(
 
 def picture(path: Path, limits: Limits) -> Iterator[Answer]:
     """Answer with a picture's RGB pixels."""
-    yield {}, (decoder.read_picture(path, limits),)
+    yield {}, (read_picture(path, limits),)
 
 
 def main() -> None:
@@ -100,9 +101,9 @@ def main() -> None:
             return
         except MemoryError:
             end = {"kind": "MemoryError", "message": f"{path} needs more memory than a sound file of its size would"}
-        except decoder.TooLargeError as error:
+        except TooLargeError as error:
             end = {"kind": "TooLargeError", "message": str(error)}
-        except decoder.DamagedVideoError as error:
+        except DamagedVideoError as error:
             end = {"kind": "DamagedVideoError", "message": str(error)}
         except ValueError as error:
             end = {"kind": "ValueError", "message": str(error)}

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cogvideo.files import torch_errors_as_os_errors
-from cogvideo.media.decoder import Limits
+from cogvideo.media.container import Limits
 from cogvideo.media.video import probe_video, read_video
 from cogvideo.tensor_file import read_header
 from cogvideo.tokenizers.image import ImageTokenizer

@@ -26,7 +26,7 @@ from cogvideo.data.shards import ShardFile
 from cogvideo.files import open_npy, read_json, read_npz
 from cogvideo.inference.sampler import load_labels
 from cogvideo.locks import Owner, _read_owner
-from cogvideo.media.decoder import EXIF_ORIENTATION, _exif_orientation
+from cogvideo.media.container import EXIF_ORIENTATION, exif_orientation_of
 from cogvideo.model.config import ModelConfig
 from cogvideo.sampling.bundle import BundleConfig
 from cogvideo.sampling.config import SampleConfig
@@ -103,7 +103,7 @@ def readers(scratch: Path) -> dict[str, Reader]:
         "tensors": Reader(".safetensors", (_tensors(), _tokens()), read_header),
         "tokens": Reader(".safetensors", (_tokens(),), _read_tokens),
         "text-model": Reader(".model", _text_models(scratch), _read_text_model),
-        "exif": Reader(".jpg", tuple(map(_picture, ("JPEG", "PNG", "TIFF", "WEBP"))), _exif_orientation),
+        "exif": Reader(".jpg", tuple(map(_picture, ("JPEG", "PNG", "TIFF", "WEBP"))), exif_orientation_of),
         **_parquet(),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 from cogvideo.data import parquet_file
 from cogvideo.data.parquet_file import ANSWER_BYTES, BATCH_ROWS, Kind
 from cogvideo.data.readers.records import ReadOptions, Row
-from cogvideo.media.decoder import Limits
+from cogvideo.media.container import Limits
 from cogvideo.media.sandbox import Parser, damaged_answers, last_answer, run
 from cogvideo.media.worker import Answer
 

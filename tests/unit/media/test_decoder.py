@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from cogvideo.media import decoder
-from cogvideo.media.decoder import DamagedVideoError
+from cogvideo.media.container import DamagedVideoError
+from cogvideo.media.frame_index import index_frames
 from cogvideo.media.video import probe_video, read_video
 
 
@@ -96,8 +97,8 @@ GROUPS = {"g": "20", "bf": "3", "sc_threshold": "0", "preset": "ultrafast"}
 
 def decoded_counts(monkeypatch):
     """Counts the frames that are decoded in this process; the list grows by one for each."""
-    count, frames = [], decoder._frames
-    monkeypatch.setattr(decoder, "_frames", lambda *args: (count.append(1) or frame for frame in frames(*args)))
+    count, frames = [], decoder.decode_packets
+    monkeypatch.setattr(decoder, "decode_packets", lambda *args: (count.append(1) or frame for frame in frames(*args)))
     return count
 
 
@@ -135,7 +136,7 @@ def test_frames_far_apart_are_those_of_the_whole_video(tmp_path, name, codec, op
 def test_frames_of_spans_are_those_of_the_whole_video(tmp_path, name, options, muxer):
     stamps = np.cumsum(np.random.default_rng(0).integers(1, 4, 500)).tolist()  # no constant rate
     path = encode(tmp_path / name, stamps, "libx264", (64, 64), options, muxer)
-    whole, last = decoder.index_frames(path), (stamps[-1] - stamps[0]) / 10
+    whole, last = index_frames(path), (stamps[-1] - stamps[0]) / 10
     for spans in (
         [(20, 21.5)],
         [(60, 62), (10, 10)],
@@ -144,7 +145,7 @@ def test_frames_of_spans_are_those_of_the_whole_video(tmp_path, name, options, m
         [(last, last + 9)],
         [(500, 501)],
     ):
-        info = decoder.index_frames(path, spans=tuple(spans))
+        info = index_frames(path, spans=tuple(spans))
         for start, end in spans:
             found, wanted = (
                 times[(times >= start) & (times <= (end or np.inf))] for times in (info.seconds, whole.seconds)
@@ -158,7 +159,7 @@ def test_frames_of_spans_are_those_of_the_whole_video(tmp_path, name, options, m
 
 def test_packets_between_spans_are_not_read(tmp_path):
     path = encode(tmp_path / "a.mp4", range(3000), "libx264", (64, 64), GROUPS)
-    info = decoder.index_frames(path, spans=((100.0, 101.0), (250.0, 251.0)))
+    info = index_frames(path, spans=((100.0, 101.0), (250.0, 251.0)))
     assert len(info.seconds) < 300
 
 
@@ -170,23 +171,23 @@ def test_damage_outside_the_spans_is_found_like_that_in_them(tmp_path):
 
 def test_what_lies_between_frames_far_apart_is_not_decoded(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", range(90), "libx264", (64, 64), GROUPS)
-    info, count = decoder.index_frames(path), decoded_counts(monkeypatch)
+    info, count = index_frames(path), decoded_counts(monkeypatch)
     times = [time for time, _ in decoder.decode_frames(path, info, info.seconds[[0, 42, 85]])]
     assert times == info.seconds[[0, 42, 85]].tolist() and len(count) < 20
 
 
 def test_frames_that_nothing_refers_to_are_not_decoded(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", range(90), "libx264", (64, 64), GROUPS | {"g": "90", "b_strategy": "0"})
-    info, count = decoder.index_frames(path), decoded_counts(monkeypatch)
+    info, count = index_frames(path), decoded_counts(monkeypatch)
     assert len(list(decoder.decode_frames(path, info, info.seconds[[1, 88]]))) == 2
     assert len(count) < 60
 
 
 def test_a_container_that_seeks_too_early_is_not_read_again_and_again(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", range(90), "libx264", (64, 64), GROUPS)
-    info, count = decoder.index_frames(path), decoded_counts(monkeypatch)
+    info, count = index_frames(path), decoded_counts(monkeypatch)
     wanted = info.seconds[[15, 35, 55, 75]]
-    chosen = decoder._open
+    chosen = decoder.open_video
 
     @contextmanager
     def from_the_start(*args, **options):
@@ -195,7 +196,7 @@ def test_a_container_that_seeks_too_early_is_not_read_again_and_again(tmp_path, 
             early.seek = lambda offset, stream: container.seek(0, stream=stream)
             yield early, stream
 
-    monkeypatch.setattr(decoder, "_open", from_the_start)
+    monkeypatch.setattr(decoder, "open_video", from_the_start)
     assert [time for time, _ in decoder.decode_frames(path, info, wanted)] == wanted.tolist()
     assert len(count) < 120
 

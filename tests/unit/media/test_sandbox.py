@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cogvideo.media import sandbox
-from cogvideo.media.decoder import Limits
+from cogvideo.media.container import Limits
 from cogvideo.media.video import probe_video, read_video, write_video
 from tests.helpers.hostile import claim, mp4, table
 

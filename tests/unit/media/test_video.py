@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogvideo.media import decoder
+from cogvideo.media import frame_index
+from cogvideo.media.container import Limits
+from cogvideo.media.decoder import decode_frames
 from cogvideo.media.video import check_untrusted, probe_video, read_video, write_gif, write_video
 
 
@@ -128,8 +130,8 @@ def test_probing_keeps_no_packets_in_memory(tmp_path, monkeypatch):
     )
     stream.sample_aspect_ratio = None
     container = SimpleNamespace(demux=demux, format=SimpleNamespace(flags=0, name="avi"))
-    monkeypatch.setattr(decoder, "_open", lambda *args, **options: nullcontext((container, stream)))
-    assert np.array_equal(decoder.index_frames(__file__).seconds, np.arange(50) / 10)
+    monkeypatch.setattr(frame_index, "open_video", lambda *args, **options: nullcontext((container, stream)))
+    assert np.array_equal(frame_index.index_frames(__file__).seconds, np.arange(50) / 10)
     assert max(most) <= 2
 
 
@@ -151,10 +153,10 @@ def test_frames_larger_than_the_header_says_are_bounded(tmp_path, monkeypatch):
             packet.stream, packet.time_base = stream, Fraction(1, 5)
             container.mux(packet)
     assert read_video(path, side=8)[0].shape == (2, 8, 8, 3)
-    info, small = probe_video(path), decoder.Limits(max_pixels=100 * 100)
-    assert len(list(decoder.decode_frames(path, info, info.seconds[:1], limits=small))) == 1
+    info, small = probe_video(path), Limits(max_pixels=100 * 100)
+    assert len(list(decode_frames(path, info, info.seconds[:1], limits=small))) == 1
     with pytest.raises(ValueError, match="only 1 of 2 wanted frames can be decoded"):
-        list(decoder.decode_frames(path, info, info.seconds, limits=small))
+        list(decode_frames(path, info, info.seconds, limits=small))
 
 
 @pytest.mark.parametrize("size", [0, 60, 0.3, 0.6, -1])
