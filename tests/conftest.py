@@ -1,6 +1,7 @@
 """Settings for all tests: GPU tests are skipped where there is none, and hypothesis repeats its examples each run."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,16 @@ def _restored_linear() -> Iterator[None]:
         linear = getattr(zero.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
         if linear is not None:
             sys.modules["torch.nn.functional"].linear = linear  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Signals as a terminal has them: a shell's background jobs start with SIGINT ignored, nohup's with SIGHUP."""
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

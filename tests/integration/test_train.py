@@ -279,6 +279,7 @@ def test_fp16_lowers_its_scale_for_overflow_alone(
     assert scales == ([4.0] * 3 if part == "loss" else [2.0, 1.0, 1.0, 1.0, 1.0])
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops(data: Path, tmp_path: Path, number: int) -> None:
     steps = 0

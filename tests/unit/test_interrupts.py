@@ -7,6 +7,8 @@ import pytest
 
 from cogvideo.interrupts import postponed_signals, signals_as_exceptions
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 def test_a_signal_in_postponed_code_is_raised_after_it() -> None:
     done = []

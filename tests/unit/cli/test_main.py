@@ -20,7 +20,7 @@ from cogvideo.files import atomic_write
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch):
+def command(monkeypatch: pytest.MonkeyPatch, default_signals: None):
     """Install a `cogvideo toy` whose `run` is the given function."""
 
     def install(run) -> None:
