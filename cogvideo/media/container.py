@@ -150,6 +150,7 @@ def _choose_stream(path: MediaPath, container: InputContainer) -> av.VideoStream
 
 
 def tick_of(stream: av.VideoStream) -> Fraction:
+    """Seconds per tick of a stream's timestamps."""
     assert stream.time_base is not None  # opened inputs have one
     return stream.time_base
 
@@ -203,6 +204,7 @@ def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
 
 
 def exif_orientation_of(path: MediaPath) -> int | None:
+    """1 to 8 for a picture, 1 if it does not say; None for what Pillow cannot read."""
     if isinstance(path, ByteRange):
         return None  # a picture under the name of a video
     try:
