@@ -50,14 +50,14 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     stored: Path | None = None,
-    of_stored: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    stored_group: str | None = None,
     derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> T:
     """Merge a dataclass's defaults, YAML files and `a.b=c` words into one instance; paths are as `expand_path` says.
 
     A file may name `base: other.yaml` (or a list), relative to its own folder; those are merged before it. `stored` is
-    a YAML file below all others that may come from anyone: it is literal, and has no base; `of_stored` chooses which of
-    its values count. `derive` makes values for other keys of all that are given.
+    a YAML file below all others that may come from anyone: it is literal and has no base; with `stored_group` only that
+    group of it counts. `derive` makes values for other keys of all that are given.
     Raises: ValueError for an unknown key, a wrong type, NaN or infinity, a missing value, an unset environment variable
     or unreadable YAML; OSError for a missing file.
     """
@@ -70,8 +70,10 @@ def load_config(
     if stored is not None:
         values = read_yaml(stored)
         _check_literal(values, str(stored))
-        if of_stored is not None:
-            values = of_stored(values)
+        if stored_group is not None:
+            values = values.get(stored_group, {})
+            if not isinstance(values, dict):
+                raise ValueError(f"{stored}: {stored_group} is a group of settings, got {values!r}")
         sources.insert(0, (str(stored), values))
     if derive is not None:
         with contextlib.suppress(OmegaConfBaseException, ValueError, TypeError):  # _build explains what is wrong

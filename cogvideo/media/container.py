@@ -65,7 +65,7 @@ def open_video(
     `times_only`: frames may be decoded roughly, since nobody looks at them.
     """
     if not is_file(path):
-        raise ValueError(f"{path} is not a file; expected a video")
+        raise ValueError(f"{path} is not a file; expected a video or picture")
     limits = limits or Limits()
     size = media_size(path)
     allow_memory(min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * size))

@@ -116,14 +116,7 @@ def load_upsample_config(directory: Path | None, files: list[Path], overrides: l
     """The same for settings of super-resolution alone; None: for models that are not the bundle's."""
     if directory is None:
         return load_config(UpsampleConfig, files, overrides)
-
-    def of_upsampling(stored: dict[str, Any]) -> dict[str, Any]:
-        group = stored.get(UPSAMPLE, {})
-        if not isinstance(group, dict):
-            raise ValueError(f"{directory / SETTINGS_FILE}: {UPSAMPLE} is a group of settings, got {group!r}")
-        return group
-
-    return load_config(UpsampleConfig, files, overrides, stored=own_settings(directory), of_stored=of_upsampling)
+    return load_config(UpsampleConfig, files, overrides, stored=own_settings(directory), stored_group=UPSAMPLE)
 
 
 def settings_to_store(clips: SampleConfig, upsample: UpsampleConfig) -> dict[str, Any]:

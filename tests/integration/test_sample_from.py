@@ -105,7 +105,7 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
     ("words", "message"),
     [
         ("interpolate", "there is nothing to interpolate; give a video, saved tokens, or pictures"),
-        ("interpolate {given}/none.mp4 --caption a", "none.mp4 is not a file; expected a video"),
+        ("interpolate {given}/none.mp4 --caption a", "none.mp4 is not a file; expected a video or picture"),
         ("interpolate {given}/broken.mp4 --caption a", "broken.mp4 is not a readable video"),
         ("interpolate {given} --caption a", "tokens.safetensors"),
         ("interpolate {given}/clip.mp4", "the input has no caption; pass --caption"),
@@ -120,7 +120,7 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
         ("interpolate {given}/clip.mp4 --caption ''", "the caption is empty"),
         ("interpolate {given}/0.png --caption a", "interpolation needs at least 2 frames, got 1"),
         ("interpolate {given}/0.png {given}/clip.mp4 --caption a", "clip.mp4 is a video of 9 frames"),
-        ("sample a --first-frame {given}/none.png", "none.png is not a file"),
+        ("sample a --first-frame {given}/none.png", "none.png is not a file; expected a video or picture"),
         ("sample a --first-frame {given}/broken.mp4", "broken.mp4 is not a readable video"),
         ("sample --first-frame {given}/0.png", "there is no prompt"),
         ("sample a --continue {given}/clip.mp4 rounds=3", "fewer than the 8 needed"),
