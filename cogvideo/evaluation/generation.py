@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def sample_clips(
     cache: Path | None = None,
     processes: ProcessGroup = ALONE,
 ) -> ClipSource:
-    """As many clips as the protocol needs: one per prompt, used in turn, or several.
+    """As many clips as the protocol needs, of the prompts in turn: each gets as many as the others, or one more.
 
     In frame prediction the model continues the first frames of clips of `real`, of which it sees the last, or the last
     `config.given_frames`. `weights`: the bundle's fingerprint, under which tokens are kept in `cache`; several
@@ -79,7 +80,7 @@ def sample_clips(
     Raises: ValueError before anything is drawn, for clips that are too short or real ones that are too few.
     """
     wanted = protocol.clips or len(prompts) * config.samples_per_prompt
-    keys = prompt_keys(config.seed, prompts, -(-wanted // len(prompts)))[:wanted]
+    keys = prompt_keys(config.seed, list(islice(cycle(prompts), wanted)))
     given = max(0, protocol.given_frames - 1)  # in front of the frame that the model starts from
     count = pipeline.num_frames(config, protocol.given_frames) + given
     seconds = (count - 1) / pipeline.fps(config)

@@ -84,7 +84,7 @@ class Protocol:
     """Of the files in use; None: not used."""
     motion_fps: float = 4.0
     """Frames per second at which the amount of motion is measured."""
-    rules: int = 1
+    rules: int = 2
     """Version of the code that carries all this out; raised when a change of it moves numbers."""
 
     @property

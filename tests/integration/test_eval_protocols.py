@@ -80,7 +80,17 @@ def test_folders_of_videos_with_a_network(data: Path, tmp_path: Path, capsys: py
     assert "cannot be compared" in capsys.readouterr().err
 
 
-def test_a_model_is_sampled_and_measured_from_its_tokens(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_sampled_and_measured_from_its_tokens(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = compare_module.compare
+    captions = []
+
+    def spy(meter, generated, *rest):
+        captions.extend(clip.caption for clip in generated.clips)
+        return compared(meter, generated, *rest)
+
+    monkeypatch.setattr(compare_module, "compare", spy)
     words = [
         "local",
         "--real",
@@ -98,6 +108,8 @@ def test_a_model_is_sampled_and_measured_from_its_tokens(data: Path, capsys: pyt
     assert run(data, *words) == 0
     text = capsys.readouterr().out
     assert "PSNR of reconstructed clips" in text and "lossy" not in text
+    first, second = (data / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    assert captions == [first, second, first]
 
 
 def test_reconstructed_clips_alone_measure_the_tokenizer(data: Path, tmp_path: Path) -> None:
