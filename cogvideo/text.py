@@ -87,25 +87,35 @@ def clean_text(text: str, name: str = "prompt") -> str:
 
 def split_prompts(text: str, place: str = "") -> list[str]:
     """Prompts of a text, one per line; blank lines are skipped. Raises: ValueError naming `place` and the line."""
+    return [prompt for _, prompt in _numbered_prompts(text, place)]
+
+
+def _numbered_prompts(text: str, place: str) -> list[tuple[int, str]]:
+    """Prompts with their lines, counted from 0."""
     prompts = []
-    for number, line in enumerate(split_lines(text), 1):
+    for number, line in enumerate(split_lines(text)):
         try:
             if normalise(line):
-                prompts.append(clean_text(line))
+                prompts.append((number, clean_text(line)))
         except ValueError as error:
-            raise ValueError(f"{place} line {number}: {error}".lstrip()) from None
+            raise ValueError(f"{place} line {number + 1}: {error}".lstrip()) from None
     return prompts
 
 
 def read_prompts(path: Path) -> list[str]:
     """Read prompts from a UTF-8 text file, one per line, skipping blank lines. Raises: ValueError, OSError."""
+    return [prompt for _, prompt in read_numbered_prompts(path)]
+
+
+def read_numbered_prompts(path: Path) -> list[tuple[int, str]]:
+    """As `read_prompts`, each with its line in the file, counted from 0."""
     with open(path, "rb") as file:
         data = file.read(MAX_PROMPT_FILE_BYTES + 1)
     if len(data) > MAX_PROMPT_FILE_BYTES:
         raise ValueError(
             f"{path} is larger than {MAX_PROMPT_FILE_BYTES} bytes; expected a text file, one prompt per line"
         )
-    prompts = split_prompts(decode_text(data, str(path)), str(path))
+    prompts = _numbered_prompts(decode_text(data, str(path)), str(path))
     if not prompts:
         raise ValueError(f"{path} holds no prompt; write one per line")
     return prompts

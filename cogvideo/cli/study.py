@@ -17,6 +17,8 @@ edited files and raters that occur twice are refused.
 import argparse
 from pathlib import Path
 
+TITLE = "Which clip is better?"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("make", "read"), help="what to do")
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="make: the prompts, one per line")
     parser.add_argument("--out", type=Path, metavar="DIR", help="make: folder to write; must not exist")
-    parser.add_argument("--title", default="Which clip is better?", metavar="TEXT", help="make: title of the page")
+    parser.add_argument("--title", metavar="TEXT", help=f"make: title of the page (default: {TITLE})")
     parser.add_argument(
         "--per-rater", type=int, metavar="N", help="make: pairs that each rater gets, drawn at random (default: all)"
     )
@@ -34,14 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    needed, others = (("prompts", "out"), ("key", "json")) if args.action == "make" else (("key",), ("prompts", "out"))
+    makes = args.action == "make"
+    needed = ["prompts", "out"] if makes else ["key"]
+    others = ["key", "json"] if makes else ["prompts", "out", "title", "per_rater"]
     for name in needed:
         if getattr(args, name) is None:
             raise ValueError(f"`study {args.action}` needs --{name}; see `cogvideo study --help`")
     for name in others:
         if getattr(args, name) is not None:
-            raise ValueError(f"`study {args.action}` takes no --{name}; leave it out")
-    if args.action == "make":
+            raise ValueError(f"`study {args.action}` takes no --{name.replace('_', '-')}; leave it out")
+    if makes:
         _make(args)
     else:
         _read(args)
@@ -51,12 +55,14 @@ def _make(args: argparse.Namespace) -> None:
     from cogvideo.evaluation.study.design import make_study, open_system
     from cogvideo.locks import lock_output
     from cogvideo.logs import get_logger, progress
-    from cogvideo.text import clean_text, read_prompts
+    from cogvideo.text import clean_text, read_numbered_prompts
 
     if args.per_rater is not None and args.per_rater < 1:
         raise ValueError(f"--per-rater {args.per_rater}; expected at least 1")
-    title = clean_text(args.title, "title")
-    prompts = list(dict.fromkeys(read_prompts(args.prompts)))
+    title = TITLE if args.title is None else clean_text(args.title, "title")
+    prompts: dict[str, int] = {}
+    for line, prompt in read_numbered_prompts(args.prompts):
+        prompts.setdefault(prompt, line)
     folders = dict(_named_folder(text) for text in args.inputs)
     if len(folders) < len(args.inputs):
         raise ValueError("two systems have the same name; give names of your own, as in ours=DIR")
@@ -68,7 +74,9 @@ def _make(args: argparse.Namespace) -> None:
         if args.out.exists():
             raise FileExistsError(f"{args.out} exists; choose another name")
         with progress(len(systems) * len(prompts), "encoding", "clips") as bar:
-            key, notes = make_study(args.out, title, systems, prompts, per_rater=args.per_rater, progress=bar.update)
+            key, notes = make_study(
+                args.out, title, systems, list(prompts), per_rater=args.per_rater, progress=bar.update
+            )
     for note in notes:
         get_logger("study").warning("%s", note)
     count = len(key["trials"])

@@ -15,6 +15,11 @@ HOSTILE = '</script><script>document.title="owned"</script> & "x" {{CLIPS}} <img
 PROMPTS = ("the red digit 3 moves left slowly", "一只猫在雪地里走", HOSTILE)
 
 
+def numbered(prompts: Sequence[str]) -> dict[str, int]:
+    """Prompts and their lines in the file that `write_systems` writes."""
+    return {prompt: line for line, prompt in enumerate(prompts)}
+
+
 def write_systems(folder: Path, names: Sequence[str], prompts: Sequence[str] = PROMPTS, side: int = 16) -> list[Path]:
     """A folder of numbered clips per system."""
     for shade, name in enumerate(names):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from cogvideo.cli.main import main
-from cogvideo.evaluation.study.design import MAX_EMBEDDED_BYTES, make_study, open_system
+from cogvideo.evaluation.study import design
+from cogvideo.evaluation.study.design import MAX_EMBEDDED_BYTES, System, make_study, open_system
 from tests.helpers.browser import Browser, chromium, open_browser
-from tests.helpers.study import PROMPTS, votes_file, write_systems, write_votes
+from tests.helpers.study import PROMPTS, numbered, votes_file, write_systems, write_votes
 
 needs_browser = pytest.mark.skipif(chromium() is None, reason="there is no Chromium")
 
@@ -36,6 +37,24 @@ def test_a_study_is_made_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads(figures.read_text(encoding="utf-8"))["questions"]["relevance"]["comparisons"][0]["ties"] == 6
 
 
+def test_numbered_clips_are_of_the_lines_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = []
+
+    def spy(out: Path, title: str, systems: list[System], prompts: list[str], **named: object) -> object:
+        found.extend(systems)
+        return make_study(out, title, systems, prompts, **named)
+
+    monkeypatch.setattr(design, "make_study", spy)
+    inputs = [str(path) for path in write_systems(tmp_path, ("ours", "theirs"), ["a cat", "", "a cat", "a dog"])]
+    prompts = str(tmp_path / "prompts.txt")
+    assert main(["study", "make", *inputs, "--prompts", prompts, "--out", str(tmp_path / "study")]) == 0
+    for system in found:
+        assert {prompt: path.name for prompt, path in system.videos.items()} == {
+            "a cat": "0000.mp4",
+            "a dog": "0003.mp4",
+        }
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -47,6 +66,7 @@ def test_a_study_is_made_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["make", "ours", "theirs", "--prompts", "prompts.txt", "--out", "ours"], "exists"),
         (["make", "ours", "theirs", "--prompts", "prompts.txt", "--out", "o", "--key", "k"], "takes no --key"),
         (["read", "votes.json"], "needs --key"),
+        (["read", "votes.json", "--key", "k", "--per-rater", "2"], "takes no --per-rater"),
         (["read", "prompts.txt", "--key", "prompts.txt"], "not readable as JSON"),
     ],
 )
@@ -85,7 +105,7 @@ def is_over(browser: Browser) -> bool:
 @needs_browser
 @pytest.mark.parametrize("embedded", [True, False])
 def test_a_study_is_voted_through_in_a_browser(tmp_path: Path, capsys: pytest.CaptureFixture[str], embedded: bool):
-    systems = [open_system(path.name, path, PROMPTS) for path in write_systems(tmp_path, ("ours", "theirs"))]
+    systems = [open_system(path.name, path, numbered(PROMPTS)) for path in write_systems(tmp_path, ("ours", "theirs"))]
     out = tmp_path / "study"
     make_study(out, "Which clip is better?", systems, PROMPTS, embed_up_to=MAX_EMBEDDED_BYTES if embedded else 0)
     assert (out / "page/videos").exists() != embedded

@@ -91,11 +91,11 @@ def read_key(path: Path) -> Key:
     return key
 
 
-def open_system(name: str, folder: Path, prompts: Sequence[str]) -> System:
-    """Find a clip for each prompt in a folder.
+def open_system(name: str, folder: Path, prompts: Mapping[str, int]) -> System:
+    """Find a clip for each prompt in a folder; `prompts` says in which line of their file each stands, from 0.
 
     A folder of `cogvideo sample` says itself which clip is whose. In others, a clip is named by its prompt, PROMPT.mp4
-    or PROMPT-0.mp4, or by the prompt's line in the file, counted from 0: 12.mp4 or 0012.mp4.
+    or PROMPT-0.mp4, or by the prompt's line: 12.mp4 or 0012.mp4.
     Raises: OSError; ValueError naming the first prompt without a clip.
     """
     if not folder.is_dir():
@@ -121,7 +121,7 @@ def _listed_videos(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _named_videos(folder: Path, prompts: Sequence[str]) -> dict[str, Path]:
+def _named_videos(folder: Path, prompts: Mapping[str, int]) -> dict[str, Path]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != ".")
     by_stem: dict[str, Path] = {}
     for path in files:
@@ -131,7 +131,7 @@ def _named_videos(folder: Path, prompts: Sequence[str]) -> dict[str, Path]:
             continue  # not the name of any prompt
     numbers = {int(path.stem): path for path in reversed(files) if path.stem.isascii() and path.stem.isdecimal()}
     found = {}
-    for line, prompt in enumerate(prompts):
+    for prompt, line in prompts.items():
         video = by_stem.get(prompt) or by_stem.get(f"{prompt}-0") or numbers.get(line)
         if video is not None:
             found[prompt] = video

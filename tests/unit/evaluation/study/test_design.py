@@ -13,7 +13,7 @@ from cogvideo.evaluation.study.design import even_frames, make_key, make_study, 
 from cogvideo.evaluation.study.page import script_json
 from cogvideo.files import write_json
 from cogvideo.media.video import read_video
-from tests.helpers.study import HOSTILE, PROMPTS, write_systems
+from tests.helpers.study import HOSTILE, PROMPTS, numbered, write_systems
 
 NAMES = ("our-secret-method", "their-baseline")
 
@@ -21,7 +21,7 @@ NAMES = ("our-secret-method", "their-baseline")
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    systems = [open_system(path.name, path, PROMPTS) for path in write_systems(folder, NAMES)]
+    systems = [open_system(path.name, path, numbered(PROMPTS)) for path in write_systems(folder, NAMES)]
     key, notes = make_study(folder / "study", "Which <b>one</b>?", systems, PROMPTS)
     assert notes == [] and len(key["trials"]) == 3
     return folder / "study"
@@ -80,7 +80,7 @@ def test_script_json_cannot_end_its_element():
 
 
 def test_large_studies_keep_clips_beside_the_page_under_random_names(tmp_path: Path):
-    systems = [open_system(path.name, path, PROMPTS) for path in write_systems(tmp_path, NAMES)]
+    systems = [open_system(path.name, path, numbered(PROMPTS)) for path in write_systems(tmp_path, NAMES)]
     make_study(tmp_path / "study", "t", systems, PROMPTS, embed_up_to=100, per_rater=2)
     page = page_of(tmp_path / "study")
     names = {name for trial in data_of(page)["trials"] for name in trial["clips"]}
@@ -113,7 +113,7 @@ def test_a_folder_of_samples_says_which_clip_is_whose(tmp_path: Path):
         {"name": "0000", "prompt": PROMPTS[1], "number": 1},
     ]
     write_json(folder / "samples.json", {"samples": samples})
-    videos = open_system("ours", folder, PROMPTS[:2]).videos
+    videos = open_system("ours", folder, numbered(PROMPTS[:2])).videos
     assert {prompt: path.name for prompt, path in videos.items()} == {PROMPTS[0]: "0001.mp4", PROMPTS[1]: "0000.mp4"}
 
 
@@ -121,7 +121,7 @@ def test_clips_are_found_by_their_prompt(tmp_path: Path):
     folder = write_systems(tmp_path, ["ours"])[0]
     (folder / "0001.mp4").rename(folder / f"{PROMPTS[1]}-0.mp4")
     (folder / "0000.mp4").rename(folder / f"{PROMPTS[0]}.mp4")
-    videos = open_system("ours", folder, PROMPTS).videos
+    videos = open_system("ours", folder, numbered(PROMPTS)).videos
     assert [path.name for path in videos.values()] == [f"{PROMPTS[0]}.mp4", f"{PROMPTS[1]}-0.mp4", "0002.mp4"]
 
 
@@ -129,13 +129,13 @@ def test_a_missing_clip_is_named_by_its_prompt(tmp_path: Path):
     folder = write_systems(tmp_path, ["ours"])[0]
     (folder / "0001.mp4").unlink()
     with pytest.raises(ValueError, match=r"no clip for 1 of 3 prompts, first '一只猫"):
-        open_system("ours", folder, PROMPTS)
+        open_system("ours", folder, numbered(PROMPTS))
 
 
 def test_systems_with_clips_of_another_shape_are_reported(tmp_path: Path):
     write_systems(tmp_path, ["small"], PROMPTS[:1])
     write_systems(tmp_path, ["large"], PROMPTS[:1], side=32)
-    systems = [open_system(name, tmp_path / name, PROMPTS[:1]) for name in ("small", "large")]
+    systems = [open_system(name, tmp_path / name, numbered(PROMPTS[:1])) for name in ("small", "large")]
     _, notes = make_study(tmp_path / "study", "t", systems, PROMPTS[:1])
     assert len(notes) == 1 and "16x16" in notes[0] and "32x32" in notes[0]
 
