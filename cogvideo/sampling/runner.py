@@ -12,8 +12,10 @@ interpolation, where a clip is cut into more and more clips of the model. Every 
 appears complete or not at all.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +41,7 @@ from cogvideo.files import (
 )
 from cogvideo.inference.engine import Progress
 from cogvideo.locks import LOCK_NAME, entries
+from cogvideo.sampling.inputs import TOKENS_FILE
 from cogvideo.sampling.jobs import Job
 from cogvideo.sampling.outputs import SAMPLES_FILE, describe_samples, write_clip, write_summary
 from cogvideo.tensor_file import read_tensors
@@ -95,7 +98,7 @@ def write_clips(
         tokens = run.gather(len(job.keys))
         extra = {"weights": weights, "made_from": run.digest}
         write_summary(run.out, job.config, describe_samples(names, job.keys), tokens, seconds=job.seconds, extra=extra)
-        yield WrittenFile(run.out / "tokens.safetensors", True)
+        yield WrittenFile(run.out / TOKENS_FILE, True)
         run.end()
 
 
@@ -152,6 +155,7 @@ class RunDirectory:
             self._check_same_run(read_json(self.folder / RECORD, dict[str, Any]))
             for folder in (self.out, self.folder):
                 remove_all_leftovers(folder)
+            self._set_aside_earlier()
             return True
         if resume and (self.out / RESULT).is_file():
             if read_json(self.out / RESULT, dict[str, Any]).get("made_from") != self.digest:
@@ -175,7 +179,14 @@ class RunDirectory:
         if self.folder.exists():
             shutil.rmtree(self.folder)
         write_json(self.folder / RECORD, record)
+        self._set_aside_earlier()
         return True
+
+    def _set_aside_earlier(self) -> None:
+        """Move away what says that an earlier run's clips are finished, which are replaced now; `end` deletes it."""
+        for name in (SAMPLES_FILE, TOKENS_FILE):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.out / name, self.folder / f"earlier-{name}")
 
     def _check_same_run(self, record: dict[str, Any]) -> None:
         """Raises: ValueError that names the difference."""

@@ -154,3 +154,16 @@ def test_refused(
     assert sample(other, out, *WORDS, "--resume") == 2
     assert "was started with other weights" in capsys.readouterr().err
     assert sample(bundle, out, *WORDS, "--overwrite", "rounds=0") == 0 and not (out / UNFINISHED).exists()
+
+
+def test_an_interrupted_run_leaves_no_sign_that_an_earlier_one_is_finished(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, new = tmp_path / "out", tmp_path / "new"
+    assert sample(bundle, out, *WORDS) == 0 and sample(bundle, new, *WORDS, "seed=3") == 0
+    with monkeypatch.context() as patch:
+        Stopper(patch, "finish_group", True).left = 1
+        assert sample(bundle, out, *WORDS, "seed=3", "--overwrite") == 130
+    assert not (out / "samples.json").exists() and not (out / "tokens.safetensors").exists()
+    assert sample(bundle, out, *WORDS, "seed=3", "--resume") == 0
+    assert contents(out) == contents(new)
