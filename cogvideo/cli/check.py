@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from cogvideo.tokenizers.image import ImageTokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
-USUAL_TEXT_LEN = 64
-"""That of configs/train/own.yaml."""
+USUAL_TEXT_LEN, USUAL_FRAME_SIDE = 64, 8
+"""Those of configs/train/own.yaml; the side in tokens."""
 MAX_VIDEOS, MAX_FRAMES = 16, 64
 
 
@@ -100,14 +100,14 @@ def _checks(args: argparse.Namespace, work: Path) -> "Iterator[Finding]":
     from cogvideo.tokenizers.text import open_text_tokenizer
     from cogvideo.training.overfit import Overfit, overfit, write_few
 
-    prompt, text_len = _of_bundle(args.model)
+    prompt, text_len, frame_side = _of_bundle(args.model)
     text_len = args.text_len or text_len
     bundle = args.model or BUNDLED_WEIGHTS
     image_path = args.image_tokenizer or bundle / "image_tokenizer"
     text_path = args.text_tokenizer or bundle / "text.model"
     image, text = open_image_tokenizer(image_path), open_text_tokenizer(text_path)
     if args.captions is not None:
-        data, lengths, frames, rebuilt = _prepare(args, work / "clips", image, image_path, text, prompt)
+        data, lengths, frames, rebuilt = _prepare(args, work / "clips", image, image_path, text, prompt, frame_side)
         clips, fits = ClipDataset(data), True
     else:
         data, clips = args.data, ClipDataset(args.data)
@@ -162,23 +162,26 @@ def _batch(config: "ModelConfig", data: Path, text_tokenizer: Path, prompt: "Pro
     return source.batch(range(source.count))
 
 
-def _of_bundle(folder: Path | None) -> "tuple[PromptFormat, int]":
-    """How a bundle phrases captions, and the text tokens of its stage 1."""
+def _of_bundle(folder: Path | None) -> "tuple[PromptFormat, int, int]":
+    """How a bundle phrases captions, its stage 1's text tokens, and the side of its frames in tokens."""
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.checkpoint.load import stored_config
     from cogvideo.config import from_dict
     from cogvideo.files import read_json
+    from cogvideo.model.config import ModelConfig
     from cogvideo.sampling.bundle import BundleConfig
     from cogvideo.sequence.prompt import PromptFormat
 
     if folder is None:
-        return PromptFormat(), USUAL_TEXT_LEN
+        return PromptFormat(), USUAL_TEXT_LEN, USUAL_FRAME_SIDE
     if not (folder / "sequential").is_dir():
         raise FileNotFoundError(f"no bundle of weights at {folder}: it has no sequential/; give another folder")
     file = folder / "bundle.json"
     values = read_json(file, dict[str, Any]) if file.is_file() else {}
     config = stored_config(load_checkpoint(folder / "sequential", verify=False))
-    return from_dict(BundleConfig, values, str(file)).prompt, config.text_len
+    if not isinstance(config, ModelConfig):
+        raise ValueError(f"{folder / 'sequential'} holds a super-resolution model, expected stage 1")
+    return from_dict(BundleConfig, values, str(file)).prompt, config.text_len, config.frame_side
 
 
 def _lengths(texts: "list[tuple[float, str]]", tokenizer: "TextTokenizer", prompt: "PromptFormat") -> "CaptionLengths":
@@ -201,6 +204,7 @@ def _prepare(
     image_path: Path,
     text: "TextTokenizer",
     prompt: "PromptFormat",
+    frame_side: int,
 ) -> "tuple[Path, CaptionLengths, NDArray[np.uint8], NDArray[np.uint8]]":
     """Prepare some of the videos. Returns the folder, lengths of all captions, frames, and what is rebuilt of them."""
     import numpy as np
@@ -212,7 +216,13 @@ def _prepare(
     from cogvideo.data.statistics import MAX_CAPTIONS, spread
     from cogvideo.tokenizers.records import describe_tokenizer
 
-    config = load_config(PrepareConfig, args.config, [f"frame_pixels={8 * image.compress_rate}", *args.overrides])
+    pixels = frame_side * image.compress_rate
+    config = load_config(PrepareConfig, args.config, [f"frame_pixels={pixels}", *args.overrides])
+    if args.model and config.frame_pixels != pixels:
+        raise ValueError(
+            f"frame_pixels={config.frame_pixels}, but {args.model} reads frames of {pixels} pixels; leave out "
+            "frame_pixels, or --model"
+        )
     check_frame_pixels(config.frame_pixels, image)
     captions = open_captions(args.captions, read_options_from(args), videos=args.videos, skip_bad=not config.strict)
     chosen = captions.select(spread(len(captions), MAX_CAPTIONS))

@@ -110,6 +110,11 @@ def test_videos_are_prepared_and_an_untrained_tokenizer_is_named(
     words = ["--captions", str(videos / "captions.jsonl"), *BRIEFLY, "frame_pixels=40"]
     code, lines = check(capsys, *words)
     assert (code, broken(lines)) == (1, ["training"])
+    with_model = ["--captions", str(videos / "captions.jsonl"), *BRIEFLY, "--model", str(BUNDLED_WEIGHTS)]
+    code, lines = check(capsys, *with_model)
+    assert "cache of the bundle's stage 1" in lines and broken(lines) == ["training"]
+    assert main(["check", *with_model, "frame_pixels=64"]) == 2
+    assert "frame_pixels=64, but" in capsys.readouterr().err
     code, lines = check(capsys, *words, "--image-tokenizer", str(random_tokenizer))
     assert code == 1 and "image tokenizer" in broken(lines) and "one plain colour" in lines["image tokenizer"]
 
