@@ -28,21 +28,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from cogvideo.cli._common import weights
-from cogvideo.cli._sampling import refuse_given_frames
+from cogvideo.cli._sampling import refuse_unused_settings
 from cogvideo.config import split_overrides
 
 if TYPE_CHECKING:
     from cogvideo.demo.places import Limits
     from cogvideo.demo.server import Server
     from cogvideo.demo.service import DemoService
-    from cogvideo.sampling.config import SampleConfig
+    from cogvideo.sampling.config import SampleConfig, UpsampleConfig
     from cogvideo.sampling.superres import Upsampler
 
 SAME_SIGNAL_SECONDS = 0.5
@@ -142,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
     prompts, overrides = split_overrides(args.words)
     if prompts:
         raise ValueError(f"{prompts[0]!r} is not a setting; prompts are typed on the page")
-    refuse_given_frames(overrides)
+    refuse_unused_settings(overrides, {"given_frames"})
     if find_spec("gradio") is None:
         raise ValueError("`cogvideo demo` needs gradio; pip install -e '.[demo]'")
     if args.at_once < 1:
@@ -157,19 +156,19 @@ def run(args: argparse.Namespace) -> None:
     log = _access_log(args.access_log)
     with listen(args.host, args.port) as listener:
         from cogvideo.demo.adapters import name_adapters
-        from cogvideo.demo.service import DemoService
+        from cogvideo.demo.service import DemoService, check_out
         from cogvideo.demo.weights import ServedWeights, assign_adapters, is_bundled, name_weights
         from cogvideo.files import BUNDLED_WEIGHTS
         from cogvideo.locks import lock_folder
         from cogvideo.sampling.adapters import AdapterChoice
-        from cogvideo.sampling.bundle import load_sample_config
         from cogvideo.sampling.pipeline import Pipeline
 
         adapters = name_adapters(AdapterChoice.parse(text) for text in args.adapter)
         directories = name_weights(args.model or [BUNDLED_WEIGHTS])
-        configs = {name: load_sample_config(path, args.config, overrides) for name, path in directories.items()}
         examples = {name: _examples(path, args.examples) for name, path in directories.items()}
         superres = {name: _find_superres(path, args) for name, path in directories.items()}
+        configs = {name: _load_configs(path, superres[name], args, overrides) for name, path in directories.items()}
+        check_out(args.out)
         with lock_folder(args.out):
             from cogvideo.demo.places import Places
             from cogvideo.demo.server import Server
@@ -184,14 +183,14 @@ def run(args: argparse.Namespace) -> None:
                 log_prompts=args.log_prompts,
             )
             with server.listening():
-                pipelines = {name: Pipeline.load(path, configs[name]) for name, path in directories.items()}
+                pipelines = {name: Pipeline.load(path, configs[name][0]) for name, path in directories.items()}
                 fitting = assign_adapters(adapters, pipelines)
                 served = {
                     name: ServedWeights(
                         pipelines[name],
-                        configs[name],
+                        configs[name][0],
                         path,
-                        upsampler=_open_upsampler(path, superres[name], configs[name]),
+                        upsampler=_open_upsampler(path, superres[name], configs[name][1]),
                         adapters=fitting[name],
                         examples=examples[name],
                         note=ABOUT_BUNDLED if is_bundled(path) else "",
@@ -227,20 +226,27 @@ def _find_superres(directory: Path, args: argparse.Namespace) -> "tuple[Path, Pa
     return find_models(directory, args.direct, args.iterative)
 
 
+def _load_configs(
+    directory: Path, superres: "tuple[Path, Path | None] | None", args: argparse.Namespace, overrides: list[str]
+) -> "tuple[SampleConfig, UpsampleConfig | None]":
+    """Settings of clips, and of super-resolution with models that `_find_superres` found. Raises: as `load_config`."""
+    from cogvideo.sampling.bundle import load_sample_config
+    from cogvideo.sampling.superres import load_both_configs, own_models
+
+    if superres is None:
+        return load_sample_config(directory, args.config, overrides), None
+    own = own_models(directory)
+    are_own = superres == (own.get("direct"), own.get("iterative"))
+    return load_both_configs(directory, args.config, overrides, own_models=are_own)
+
+
 def _open_upsampler(
-    directory: Path, models: "tuple[Path, Path | None] | None", config: "SampleConfig"
+    directory: Path, models: "tuple[Path, Path | None] | None", config: "UpsampleConfig | None"
 ) -> "Upsampler | None":
     """Open models that `_find_superres` found. Raises: as `open_upsampler`."""
-    from cogvideo.sampling.bundle import load_upsample_config
-    from cogvideo.sampling.superres import open_upsampler, own_models
+    from cogvideo.sampling.superres import open_upsampler
 
-    if models is None:
-        return None
-    own = own_models(directory)
-    are_own = models == (own.get("direct"), own.get("iterative"))
-    settings = load_upsample_config(directory if are_own else None, [], [])
-    loading = replace(settings, weights=config.weights, device=config.device, stream_layers=config.stream_layers)
-    return open_upsampler(directory, *models, loading)
+    return None if models is None or config is None else open_upsampler(directory, *models, config)
 
 
 def _limits(args: argparse.Namespace) -> "Limits":

@@ -94,6 +94,22 @@ class _Stopped(RuntimeError):
     """Not SystemExit: the thread may be running the forward pass of other requests too, and must continue."""
 
 
+def check_out(out: Path) -> int:
+    """The number of the next result in a folder of results, which may not exist yet.
+
+    Raises: FileExistsError if it holds anything else: all that is in it is served.
+    """
+    numbers = [-1]
+    for path in entries(out) if out.is_dir() else ():
+        match = re.match(r"(\d{3,})-", path.name) if path.is_dir() else None
+        if match is None:
+            raise FileExistsError(
+                f"--out {out} holds {path.name}, which is no result of this page; choose another folder"
+            )
+        numbers.append(int(match[1]))
+    return 1 + max(numbers)
+
+
 class DemoService:
     """Turns requests into jobs and runs each in a thread."""
 
@@ -102,14 +118,11 @@ class DemoService:
 
         Of `limits`, the time per clip and the disk space count here; the places are the page's.
 
-        Raises: FileExistsError, OSError if `out` is not writable or holds anything but folders of an earlier service.
+        Raises: as `check_out`; OSError if `out` is not writable.
         """
         self.weights, self.out, self.limits = dict(weights), out, limits or Limits()
-        names = [path.name if path.is_dir() else "" for path in entries(out)] if out.is_dir() else []
-        numbers = [re.match(r"(\d{3,})-", name) for name in names]
-        # everything in this folder is served, so nobody else's files may be in it
-        claim_folder(out, overwrite=all(numbers))
-        self._next_number = 1 + max((int(number[1]) for number in numbers if number), default=-1)
+        self._next_number = check_out(out)
+        claim_folder(out, overwrite=True)
         self._lock, self._closed = threading.Lock(), False
         self._reading = threading.Semaphore(MAX_READING)
         self._requested: set[Path] = set()

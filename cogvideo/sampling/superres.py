@@ -24,7 +24,7 @@ from torch import Tensor
 from cogvideo.checkpoint.adapter import model_name
 from cogvideo.checkpoint.format import MANIFEST, Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_superres
-from cogvideo.config import load_config
+from cogvideo.config import load_config, to_dict
 from cogvideo.distributed import open_device
 from cogvideo.files import BUNDLED_WEIGHTS, sha256_file
 from cogvideo.hub import resolve
@@ -289,10 +289,19 @@ def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tu
     return own["direct"], iterative or own.get("iterative")
 
 
-def load_both_configs(directory: Path, files: list[Path], overrides: list[str]) -> tuple[SampleConfig, UpsampleConfig]:
-    """`load_sample_config`, and the settings of super-resolution from the group `upsample`."""
+def load_both_configs(
+    directory: Path, files: list[Path], overrides: list[str], *, own_models: bool = True
+) -> tuple[SampleConfig, UpsampleConfig]:
+    """`load_sample_config`, and the settings of super-resolution from the group `upsample`.
+
+    `own_models`: whether the bundle's own models are used, which the bundle's settings of super-resolution are for.
+    """
     stored = own_settings(directory)
-    return load_config(SampleAndUpsampleConfig, files, overrides, stored=stored, derive=_inherited).split()
+    clips, upsample = load_config(SampleAndUpsampleConfig, files, overrides, stored=stored, derive=_inherited).split()
+    if not own_models:
+        inherited = _inherited(to_dict(clips))
+        upsample = load_config(SampleAndUpsampleConfig, files, overrides, derive=lambda given: inherited).split()[1]
+    return clips, upsample
 
 
 def _inherited(given: dict[str, Any]) -> dict[str, Any]:

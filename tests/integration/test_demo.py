@@ -28,7 +28,7 @@ from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model
 from cogvideo.cli import demo as command
 from cogvideo.cli.main import main
-from cogvideo.files import write_json
+from cogvideo.files import BUNDLED_WEIGHTS, write_json
 from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import CAPTIONS, write_bundle
 from tests.helpers.superres import add_superres
@@ -349,6 +349,20 @@ def test_an_iterative_model_goes_with_the_bundles_own_direct_one(tmp_path: Path)
     for folder in ("direct_superres", "iterative_superres"):
         (tmp_path / folder).mkdir()
         assert command._find_superres(tmp_path, args) == (tmp_path / "direct_superres", Path("mine"))
+
+
+def test_settings_of_super_resolution_of_a_file_count(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("rounds: 1\nupsample: {noise: independent, top_k_clusters: 2}\n")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args = parser.parse_args(["--config", str(file)])
+    own = command._find_superres(BUNDLED_WEIGHTS, args)
+    for models, noise in ((own, "shared"), ((tmp_path, None), "independent")):
+        clips, upsample = command._load_configs(BUNDLED_WEIGHTS, models, args, ["upsample.seed=5"])
+        assert (clips.rounds, upsample.noise, upsample.top_k_clusters, upsample.seed) == (1, "independent", 2, 5)
+        assert command._load_configs(BUNDLED_WEIGHTS, models, parser.parse_args([]), [])[1].noise == noise
+    assert command._load_configs(BUNDLED_WEIGHTS, None, args, [])[1] is None
 
 
 def test_a_port_in_use(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

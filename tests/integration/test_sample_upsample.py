@@ -153,6 +153,8 @@ def test_a_bundle_has_its_own_settings_of_super_resolution(bundle: Path, tmp_pat
     assert load_upsample_config(own, [], ["top_k_clusters=2"]) == UpsampleConfig(noise="shared", top_k_clusters=2)
     given = ["seed=4", "upsample.noise=independent"]
     assert load_both_configs(own, [], given)[1] == UpsampleConfig(seed=4, top_k_clusters=3)
+    clips, upsample = load_both_configs(own, [], given, own_models=False)
+    assert clips == load_sample_config(own, [], ["seed=4"]) and upsample == UpsampleConfig(seed=4)
     assert Upsampler.load(own).config == UpsampleConfig(noise="shared", top_k_clusters=3)
 
     assert run(own, tmp_path / "one", *WORDS, "--upsample") == 0
