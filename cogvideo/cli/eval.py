@@ -8,7 +8,7 @@
     cogvideo eval bodies --model DIR [--split unseen] [--continued] [--cache DIR] [--report FILE] [key=value ...]
     cogvideo eval digits|bodies --real [--tokenizer DIR]                 real clips and their reconstructions only
     cogvideo eval --self-test [--network i3d=FILE]                       known values of all measures
-    cogvideo eval --compare A.json B.json                                two results side by side
+    cogvideo eval --compare A.json B.json                                two results of a protocol side by side
 
 A protocol fixes all that moves a number; its hash is printed beside every one, and numbers of two hashes are not
 compared. `local` takes any clips, and needs no network. A network is a file that you bring, checked by its SHA-256
@@ -116,7 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write all figures to this file")
     parser.add_argument("--report", metavar="FILE", type=Path, help="also write an HTML page with clips to look at")
     parser.add_argument("--self-test", action="store_true", help="check measures and networks against known values")
-    parser.add_argument("--compare", metavar="FILE", nargs=2, type=Path, help="two files that --json wrote")
+    parser.add_argument(
+        "--compare", metavar="FILE", nargs=2, type=Path, help="two files that --json wrote for protocols"
+    )
     local = parser.add_argument_group("local", "options of the protocol `local`")
     local.add_argument("--clips", metavar="N", type=int, help="clips on each side (default: as many as there are)")
     local.add_argument("--frames", metavar="N", type=int, help="frames per clip (default 16)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -14,10 +14,12 @@ from cogvideo.evaluation.html_report import HtmlReport
 from cogvideo.evaluation.measure import ChosenClip, Meter
 from cogvideo.evaluation.pixel_metrics import DRIFT_FRAMES
 from cogvideo.evaluation.protocols import check_comparable
-from cogvideo.files import read_json
+from cogvideo.files import checked, read_json
 from cogvideo.media.contact_sheet import contact_sheet
 
 HEADER = ("measure", "value", "spread", "n", "floor", "ceiling", "at infinite n", "protocol")
+BENCHMARKS = ("digits", "bodies")
+"""Worlds whose results are tables of probes."""
 FRAMES_SHOWN = 8
 SHEET_WIDTH = 640
 """Pixels; a clip's frames are thinned and enlarged to about that."""
@@ -106,7 +108,7 @@ def format_files(left: Path, right: Path) -> str:
 
     Raises: OSError; ValueError if one is no such file, or for results of other protocols, numbers of clips or seams.
     """
-    first, second = (read_json(path, ResultRecord) for path in (left, right))
+    first, second = (_read_result(path) for path in (left, right))
     check_comparable(first["protocol"]["hash"], second["protocol"]["hash"])
     clips = [
         max((number["count"] for name, number in one["numbers"].items() if name != TOKEN_NLL), default=0)
@@ -128,6 +130,15 @@ def format_files(left: Path, right: Path) -> str:
             title = TITLES.get(name, name)
             rows.append((title, _figure(number["value"]), _figure(other["value"]), number["protocol"]))
     return "\n".join(_aligned(rows))
+
+
+def _read_result(path: Path) -> ResultRecord:
+    """Raises: OSError; ValueError if it is no result of a protocol."""
+    found = read_json(path, dict[str, Any])
+    name = found["protocol"].get("name") if isinstance(found.get("protocol"), dict) else None
+    if "numbers" not in found and name in BENCHMARKS:
+        raise ValueError(f"{path} has the figures of `{name}`; --compare takes results of protocols, such as `local`")
+    return checked(found, ResultRecord, path)
 
 
 def write_report(path: Path, result: Comparison, meter: Meter) -> None:

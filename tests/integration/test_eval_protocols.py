@@ -46,6 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompts.txt").write_text(
         "the red digit 3 moves left slowly\n红色的数字3向左缓慢移动\n", encoding="utf-8"
     )
+    (folder / "digits.json").write_text('{"protocol": {"hash": "0", "name": "digits"}}', encoding="utf-8")
     (folder / "empty").mkdir()
     (folder / "folder.json").mkdir()
     return folder
@@ -230,6 +231,7 @@ BOTH = ["--real", "real", "--generated", "generated"]
         (["local", *BOTH, "--json", "folder.json"], "folder that exists"),
         (["local", *BOTH, "--report", "no/such/page.html"], "--report no/such/page.html"),
         (["--compare", "prompts.txt", "prompts.txt"], "not readable as JSON"),
+        (["--compare", "digits.json", "digits.json"], "digits.json has the figures of `digits`; --compare takes"),
         (["digits", "--generated", "generated"], "--generated has no effect"),
         (["digits", "--real", "real"], "takes no folder"),
         (["--self-test", "--network", "i3d=nowhere.pt"], "nowhere.pt"),
