@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +64,32 @@ def load_configs(args: argparse.Namespace, overrides: list[str]) -> "tuple[Sampl
     return load_sample_config(directory, args.config, overrides), None
 
 
-def refuse_given_frames(overrides: Sequence[str]) -> None:
-    """Raises: ValueError for a setting that has an effect only where `sample` continues a video."""
+ACTS_ON = {
+    "given_frames": "`cogvideo sample --continue`",
+    "first_frame": "first frames that are drawn",
+    "style": "first frames that are drawn",
+    "key_frames": "`cogvideo sample`",
+    "samples_per_prompt": "prompts",
+}
+"""What settings, or groups of them, have an effect on, where that is not every command that takes them."""
+
+
+def refuse_unused_settings(overrides: Sequence[str], unused: Collection[str]) -> None:
+    """Raises: ValueError for a setting of the command line that is one of `unused`, keys of ACTS_ON."""
     for word in overrides:
-        if word.partition("=")[0] == "given_frames":
-            raise ValueError(f"{word} has an effect on `cogvideo sample --continue` only; leave it out")
+        name = re.split(r"[.=]", word, maxsplit=1)[0]
+        if name in unused:
+            raise ValueError(f"{word} has an effect on {ACTS_ON[name]} only; leave it out")
+
+
+def unused_when_sampling(args: argparse.Namespace, *, has_prompts: bool) -> set[str]:
+    """Settings without effect on `cogvideo sample` with these arguments."""
+    unused = set() if args.continue_from is not None else {"given_frames"}
+    if args.continue_from is not None or args.first_frame is not None:
+        unused |= {"first_frame", "style"}
+        if not has_prompts:
+            unused.add("samples_per_prompt")  # saved clips bring their captions and numbers
+    return unused
 
 
 def read_given_clips(args: argparse.Namespace, pipeline: "Pipeline", config: "SampleConfig") -> "InputClips | None":

@@ -65,7 +65,11 @@ def run(args: argparse.Namespace) -> None:
         if not {"model", "superres"} & checkpoint.config.keys():
             print(describe_tensors(checkpoint))
             return
-        config = stored_config(checkpoint)
+        given_model, config = config, stored_config(checkpoint)
+        words = [word for word in args.overrides if word.startswith(("model.", "superres."))]
+        if (words or not trained) and given_model not in (None, config):
+            what = words[0] if words else f"--config {args.config[-1]}"
+            raise ValueError(f"{what} describes another model than {args.checkpoint} holds; leave out one of them")
     if config is None:
         raise ValueError("nothing to inspect; give --config FILE (see configs/model) or --checkpoint DIR")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cogvideo.cli._sampling import load_configs, read_given_clips, refuse_given_frames, run_job
+from cogvideo.cli._sampling import load_configs, read_given_clips, refuse_unused_settings, run_job, unused_when_sampling
 from cogvideo.config import split_overrides
 from cogvideo.logs import one_line
 from cogvideo.text import MAX_CHARACTERS, normalise
@@ -50,8 +50,7 @@ def run_interactive(
                 prompt = normalise(line)
                 words, settings = split_overrides(prompt.split())
                 if settings and not words:
-                    if args.continue_from is None:
-                        refuse_given_frames(settings)
+                    refuse_unused_settings(settings, unused_when_sampling(args, has_prompts=True))
                     changed, changed_upsample = load_configs(args, [*overrides, *settings])
                     _check_loaded(config, changed, LOADING_KEYS)
                     _check_loaded(upsample_config, changed_upsample, UPSAMPLE_LOADING_KEYS, "upsample.")
@@ -60,9 +59,11 @@ def run_interactive(
                     if upsampler is not None and upsample_config is not None:
                         upsampler = replace(upsampler, config=upsample_config)
                 elif prompt:
-                    job = clip_job(pipeline, config, [line], given, samples_per_caption)
+                    counts = dict(samples_per_caption)
+                    job = clip_job(pipeline, config, [line], given, counts)
                     if upsampler is not None:
                         check_upsampling(job, upsampler)
+                    samples_per_caption = counts  # a prompt that was refused is no sample
                     workers.start(job, args.out / f"{num_prompts:03d}-{safe_name(prompt)}", upsampler)
                     num_prompts += 1
             except BrokenPipeError:  # standard output is closed

@@ -11,7 +11,7 @@ resuming are those of `cogvideo sample`.
 
 import argparse
 
-from cogvideo.cli._sampling import add_input_arguments, add_run_arguments, refuse_given_frames, run_job
+from cogvideo.cli._sampling import ACTS_ON, add_input_arguments, add_run_arguments, refuse_unused_settings, run_job
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     inputs, overrides = split_overrides(args.words)
     if not inputs:
         raise ValueError("there is nothing to interpolate; give a video, saved tokens, or pictures")
-    refuse_given_frames(overrides)
+    refuse_unused_settings(overrides, ACTS_ON)
     directory = args.model or BUNDLED_WEIGHTS
     config = load_sample_config(directory, args.config, overrides)
     pipeline = Pipeline.load(directory, config)

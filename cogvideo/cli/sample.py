@@ -23,8 +23,9 @@ from cogvideo.cli._sampling import (
     add_run_arguments,
     load_configs,
     read_given_clips,
-    refuse_given_frames,
+    refuse_unused_settings,
     run_job,
+    unused_when_sampling,
 )
 
 
@@ -57,8 +58,9 @@ def run(args: argparse.Namespace) -> None:
     prompts, overrides = split_overrides(args.words)
     if args.prompts is not None:
         prompts += read_prompts(args.prompts)
-    if args.continue_from is None:
-        refuse_given_frames(overrides)
+    refuse_unused_settings(overrides, unused_when_sampling(args, has_prompts=bool(prompts) or args.interactive))
+    if args.adapters_apart and not args.adapter:
+        raise ValueError("--adapters-apart goes with --adapter; leave it out")
     if args.interactive:
         for conflict, description in (
             (prompts, "a prompt"),

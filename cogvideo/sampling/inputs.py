@@ -96,7 +96,8 @@ class InputReader:
             rate = (clips.num_frames - 1) / clips.seconds if clips.seconds else fps
             if abs(rate - fps) > FPS_TOLERANCE * fps:
                 raise ValueError(
-                    f"{path} has {rate:g} frames per second, but these settings generate {fps:g}; change rounds="
+                    f"{path} has {rate:g} frames per second, but these settings generate {fps:g}; change "
+                    "seconds= or rounds="
                 )
             return clips
         chosen = _times_at_rate(path, probe_video(path, limits=self.limits).seconds, fps, from_end=True)

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from cogvideo.cli.main import main
 from cogvideo.media.video import read_video, write_video
+from cogvideo.sampling.pipeline import Pipeline
 from tests.helpers.bundles import CAPTIONS, write_bundle
 
-SMALL = ["num_clusters=32", "key_frames.top_k_clusters=4"]
+SMALL = {"sample": ["num_clusters=32", "key_frames.top_k_clusters=4"], "interpolate": ["num_clusters=32"]}
 CAPTION = CAPTIONS[0]
 SIDE = 16
 
@@ -39,7 +40,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(bundle: Path, command: str, *words: str | Path) -> int:
-    return main([command, "--model", str(bundle), *map(str, words), *SMALL])
+    return main([command, "--model", str(bundle), *map(str, words), *SMALL[command]])
 
 
 def tokens(out: Path) -> torch.Tensor:
@@ -128,6 +129,21 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
         ("sample a given_frames=2", "given_frames=2 has an effect on `cogvideo sample --continue` only"),
         ("sample a --first-frame {given}/0.png given_frames=2", "given_frames=2 has an effect on"),
         ("interpolate {given}/clip.mp4 --caption a given_frames=2", "given_frames=2 has an effect on"),
+        (
+            "sample a --first-frame {given}/0.png first_frame.temperature=2",
+            "has an effect on first frames that are drawn",
+        ),
+        (
+            "sample a --continue {given}/clip.mp4 style=oil",
+            "style=oil has an effect on first frames that are drawn only",
+        ),
+        (
+            "sample --continue {given}/clip.mp4 samples_per_prompt=2",
+            "samples_per_prompt=2 has an effect on prompts only",
+        ),
+        ("interpolate {given}/clip.mp4 samples_per_prompt=2", "samples_per_prompt=2 has an effect on prompts only"),
+        ("interpolate {given}/clip.mp4 key_frames.temperature=2", "has an effect on `cogvideo sample` only"),
+        ("sample a --adapters-apart", "--adapters-apart goes with --adapter"),
         ("sample a --resume --overwrite", "--overwrite: not allowed with argument --resume"),
         ("sample a --interactive", "reads prompts from standard input; leave out a prompt"),
         ("sample --interactive --resume", "leave out --resume"),
@@ -177,3 +193,21 @@ def test_interactive(
     assert torch.equal(tokens(tmp_path / "both"), again), "a repeated prompt is another sample of it"
     assert run(bundle, "sample", "数字", "seed=4", "rounds=0", "--out", tmp_path / "one") == 0
     assert torch.equal(tokens(tmp_path / "one"), tokens(tmp_path / "talk" / names[2]))
+
+
+def test_a_refused_prompt_is_no_sample(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, refused = Pipeline.encode_prompts, []
+
+    def refuse_once(*words: object) -> object:
+        if not refused:
+            refused.append(words)
+            raise ValueError("not now")
+        return encode(*words)
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{CAPTION}\n{CAPTION}\n".encode())))
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "encode_prompts", refuse_once)
+        assert run(bundle, "sample", "--interactive", "rounds=0", "--out", tmp_path / "talk") == 0
+    assert run(bundle, "sample", CAPTION, "rounds=0", "--out", tmp_path / "one") == 0
+    (made,) = (tmp_path / "talk").glob("*/tokens.safetensors")
+    assert torch.equal(tokens(tmp_path / "one"), tokens(made.parent))

@@ -75,6 +75,16 @@ def test_a_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "with 2000 codes, the model knows" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--video-suffix"], ["--text-tokenizer", "text.model"]])
+def test_options_of_prepared_folders_do_not_go_with_rows(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    (tmp_path / "text.model").touch()
+    words = [str(tmp_path / word) if word == "text.model" else word for word in words]
+    assert main([*tiny, "--out", str(tmp_path / "s.safetensors"), *words]) == 2
+    assert f"{words[0]} is for a prepared folder" in capsys.readouterr().err
+
+
 def test_a_dry_run_writes_nothing(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "scores.safetensors"
     assert main([*tiny, "--out", str(out), "--dry-run"]) == 0

@@ -57,6 +57,9 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert "all hashes match" in out
     assert "float32, rms" in out
+    for words in (["--config", str(CONFIGS / "cogvideo_stage1.yaml")], ["model.num_layers=40"]):
+        assert main(["inspect", "--checkpoint", str(tmp_path / "model"), *words]) == 2
+        assert "describes another model than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

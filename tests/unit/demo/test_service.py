@@ -17,6 +17,7 @@ from cogvideo.checkpoint.adapter import Base, fingerprint
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model
 from cogvideo.cli.main import main
+from cogvideo.config import dump_yaml
 from cogvideo.demo import service as module
 from cogvideo.demo.places import Limits
 from cogvideo.demo.service import DemoService, Request
@@ -70,7 +71,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def by_command(bundle: Path, out: Path, *words: str | Path) -> dict[str, bytes]:
-    assert main([*map(str, words), "--model", str(bundle), "--out", str(out), *SMALL]) == 0
+    settings = out.with_suffix(".yaml")
+    settings.write_text(dump_yaml(load_sample_config(bundle, [], SMALL)), encoding="utf-8")
+    assert main([*map(str, words), "--model", str(bundle), "--out", str(out), "--config", str(settings)]) == 0
     return contents(out)
 
 
@@ -293,7 +296,7 @@ def test_a_folder_with_other_files_is_refused(bundle: Path, pipeline: Pipeline, 
     assert last.folder.name == "042-b"
     for name in ("notes", "043-a-file"):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(FileExistsError, match="is not empty"):
+        with pytest.raises(FileExistsError, match=f"holds {name}, which is no result of this page"):
             DemoService(again.weights, tmp_path)
         (tmp_path / name).unlink()
 
