@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.data.captions import Caption, plain_path
-from cogvideo.data.clips import Clip
+from cogvideo.data.clips import Clip, ClipConfig, rate_problem
 from cogvideo.data.shards import ROW, Kind
 from cogvideo.logs import one_line
 from cogvideo.media.byte_range import MediaPath, is_file
@@ -84,6 +84,8 @@ class Extractor:
     """See `Framing`."""
     place: Place = "center"
     """See `Framing`."""
+    clips: ClipConfig | None = None
+    """What `choose_clips` chooses by, for the reason of captions without clips; None: single frames."""
 
     def plan(self, job: VideoJob) -> VideoPlan:
         """Choose a video's clips by its frame times.
@@ -118,6 +120,9 @@ class Extractor:
             if not clips:
                 end = float(times[-1]) if caption.end is None else caption.end
                 reason = f"no clip fits between {caption.start:g} s and {end:g} s of {job.video}{damage}"
+                problems = (rate_problem(times, self.clips, s.start, s.end) for s in spans) if self.clips else ()
+                if problem := next(filter(None, problems), None):
+                    reason += f": {problem}"
                 if self.strict:
                     raise ValueError(reason)
                 skipped.append({"caption": index, "video": job.video, "reason": reason})

@@ -123,6 +123,7 @@ class Preparation:
             cuts,
             config.fit,
             config.crop_place,
+            config.clips if kind == "tokens" else None,
         )
         self._indices, self._starts = self.captions.group_by_video()
 
