@@ -33,10 +33,11 @@ from cogvideo.files import (
     checked,
     read_json,
     sha256_file,
+    swap_in,
     torch_errors_as_os_errors,
     write_json,
 )
-from cogvideo.logs import get_logger
+from cogvideo.logs import get_logger, one_line
 from cogvideo.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.training.deepspeed_engine import MOMENTS, gathered, initialise_moments, inner_optimiser, restart_ema
 from cogvideo.training.optimiser import EMA
@@ -264,9 +265,7 @@ def save_state(
         header = {"format": FORMAT, "step": step, "world": dist.get_world_size()}
         write_json(temporary / MANIFEST, header | {"files": files, "tensors": tensors, "frozen": frozen})
         _flush(temporary)
-        if target.exists():
-            _remove(target)
-        os.rename(temporary, target)
+        swap_in(temporary, target)
         with atomic_write(folder / LATEST) as latest:
             latest.write_text(target.name + "\n", encoding="utf-8")
         saved = _saved(folder)
@@ -320,20 +319,42 @@ def _write_tensors(state: TrainingState, folder: Path, max_file_bytes: int) -> t
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The newest checkpoint whose files match their hashes; damaged ones are skipped with a warning.
+    """The newest checkpoint whose files match their hashes, or None if there are no checkpoints.
 
-    Rank 0 looks, and the others get its answer.
+    Damaged ones are skipped with a warning. Rank 0 looks, and the others get its answer.
+    Raises: ValueError if all are damaged, or one is of another version's format; OSError if one cannot be read.
     """
 
-    def find() -> Path | None:
-        for path in reversed(_saved(folder)):
-            problem = _find_problem(path)
+    def find() -> tuple[Path | None, str]:
+        problems: dict[Path, str] = {}
+        for path in sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()), reverse=True):
+            try:
+                _check_format(path)
+                problem = _find_problem(path)
+            except ValueError as error:
+                return None, str(error)
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"{path} cannot be read: {one_line(error)}; try again, or move it away to do without it",
+                ) from error
             if problem is None:
-                return path
-            log.warning("%s is damaged (%s); falling back to the one before it", path, problem)
-        return None
+                for damaged, what in problems.items():
+                    log.warning("%s is damaged (%s); falling back to the one before it", damaged, what)
+                return path, ""
+            problems[path] = problem
+        if problems:
+            found = "; ".join(f"{path.name}: {problem}" for path, problem in problems.items())
+            return None, (
+                f"{folder} holds no checkpoint that can be used ({found}); restore one from a copy, or remove that "
+                "folder and --resume to train from the beginning"
+            )
+        return None, ""
 
-    return run_on_all_ranks(find if dist.get_rank() == 0 else None)[0]
+    newest, problem = run_on_all_ranks(find if dist.get_rank() == 0 else None)[0] or (None, "")
+    if problem:
+        raise ValueError(problem)
+    return newest
 
 
 def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
@@ -443,12 +464,27 @@ def _saved(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
 
 
+def _check_format(path: Path) -> None:
+    """Raises: ValueError for a checkpoint of another version, which is not damaged; OSError."""
+    try:
+        version = read_json(path / MANIFEST, dict[str, Any]).get("format")
+    except (ValueError, FileNotFoundError):
+        return
+    if type(version) is int and version != FORMAT:
+        raise ValueError(
+            f"{path} has format {version}, of {'a newer' if version > FORMAT else 'an earlier'} version, expected "
+            f"{FORMAT}; resume with the version that saved it, or move it away to do without it"
+        )
+
+
 def _find_problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are as they were written."""
+    """What is wrong with a checkpoint's files; None if they are as they were written. Raises: OSError."""
+    if not (path / MANIFEST).is_file():
+        return f"it has no {MANIFEST}"
     try:
         manifest = read_json(path / MANIFEST, dict[str, Any])
         if manifest.get("format") != FORMAT:
-            return "it is of an earlier version"
+            return f"{MANIFEST} has no format"
         files = checked(manifest, Manifest, path / MANIFEST)["files"]
         if NUMBERS not in files:
             return f"{MANIFEST} does not list {NUMBERS}"
@@ -459,7 +495,7 @@ def _find_problem(path: Path) -> str | None:
             if not file.is_file() or file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
                 return f"{name} has changed"
         read_json(path / NUMBERS, Numbers, allow_nan=True)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return str(error)
     return None
 

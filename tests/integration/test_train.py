@@ -307,30 +307,6 @@ def test_a_signal_saves_and_stops(data: Path, tmp_path: Path, number: int) -> No
     assert read_metrics(whole.run_dir) == read_metrics(stopped.run_dir)
 
 
-def test_damaged_checkpoints_are_skipped_and_old_ones_deleted(data: Path, tmp_path: Path) -> None:
-    whole = settings(data, tmp_path / "whole", log={"save_every": 1, "keep_last": 3})
-    train(whole)
-    saved = sorted((whole.run_dir / "checkpoints").glob("step_*"))
-    assert [place.name for place in saved] == ["step_00000004", "step_00000005", "step_00000006"]
-    expected = read_metrics(whole.run_dir)
-    for place in saved[1:]:
-        file = next(place.glob("*.safetensors"))
-        file.write_bytes(file.read_bytes()[:-1] + b"x")
-    train(whole, resume=True)
-    assert read_metrics(whole.run_dir) == expected
-
-
-def test_damaged_later_checkpoints_are_deleted_by_the_next_save(data: Path, tmp_path: Path) -> None:
-    log = {"save_every": 1, "keep_last": 1}
-    train(settings(data, tmp_path / "run", log=log))
-    states = tmp_path / "run" / "checkpoints"
-    (only,) = states.glob("step_*")
-    (only / "manifest.json").write_text('{"format": 2, "files": {}}')
-    train(settings(data, tmp_path / "run", log=log, train={"stop_at": 2}), resume=True)
-    assert [place.name for place in states.glob("*step_*")] == ["step_00000002"]
-    assert (states / "latest").read_text().strip() == "step_00000002"
-
-
 def test_an_incomplete_export_is_written_again(data: Path, trunk: Path, tmp_path: Path) -> None:
     """As after a kill between the last checkpoint and its export, or while the trunk was copied."""
     config = settings(data, tmp_path / "run", init={"checkpoint": trunk, "freeze_trunk": True})
