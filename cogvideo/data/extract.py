@@ -3,6 +3,7 @@
 Each distinct frame that a video's clips use is decoded and encoded once. Frames of many videos share an encoder batch.
 """
 
+import errno
 import re
 import unicodedata
 import zlib
@@ -25,10 +26,16 @@ from cogvideo.media.container import DamagedVideoError
 from cogvideo.media.cuts import find_cuts
 from cogvideo.media.frame_index import VideoInfo
 from cogvideo.media.pixels import Fit, Place
-from cogvideo.media.video import SAME_TIME, probe_video, read_video
+from cogvideo.media.video import SAME_TIME, DecodedTooLargeError, probe_video, read_video
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+FILE_ERRORS = (
+    *(None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EINVAL),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+)
+"""Of the system, about one file. Others, such as a failing disk or too many open files, may be gone at the next try."""
 
 ChooseClips = Callable[[NDArray[np.float64], Caption], list[Clip]]
 """(frame times of a video, caption) -> the clips of the caption's span."""
@@ -136,7 +143,7 @@ class Extractor:
     def decode(self, job: VideoJob) -> tuple[VideoPlan, NDArray[np.uint8]]:
         """Plan a video and decode the frames it needs: (N, side, side, 3).
 
-        Raises: ValueError for a video that cannot be used, if `strict`.
+        Raises: ValueError for a video that cannot be used, if `strict`; OSError, MemoryError that are not about it.
         """
         try:
             try:
@@ -145,26 +152,33 @@ class Extractor:
                 if self.strict:
                     raise
                 return self._decode(job, self.probe(job, exact=True))  # damage that shows only in decoding
-        except (ValueError, OSError, MemoryError) as error:
-            if self.strict:
+        except (ValueError, OSError) as error:
+            if self.strict or (isinstance(error, OSError) and error.errno not in FILE_ERRORS):
                 raise
             reason = str(error).replace(f"{self.folder}/", "")  # prepared data holds no paths of this machine
-            skipped = [{"caption": index, "video": job.video, "reason": reason} for index, _ in job.captions]
+            limit = {"max_video_mib": self.max_bytes >> 20} if isinstance(error, DecodedTooLargeError) else {}
+            skipped = [{"caption": index, "video": job.video, "reason": reason} | limit for index, _ in job.captions]
             return VideoPlan(np.zeros(0), [], skipped), np.zeros((0, self.side, self.side, 3), np.uint8)
 
     def _decode(self, job: VideoJob, info: VideoInfo) -> tuple[VideoPlan, NDArray[np.uint8]]:
         plan = self._plan(job, info)
         if not len(plan.times):
             return plan, np.zeros((0, self.side, self.side, 3), np.uint8)
-        frames, _ = read_video(
-            self._locate(job),
-            side=self.side,
-            fit=self.fit,
-            place=self.place,
-            only=plan.times,
-            info=info,
-            max_bytes=self.max_bytes,
-        )
+        try:
+            frames, _ = read_video(
+                self._locate(job),
+                side=self.side,
+                fit=self.fit,
+                place=self.place,
+                only=plan.times,
+                info=info,
+                max_bytes=self.max_bytes,
+            )
+        except DecodedTooLargeError:
+            raise DecodedTooLargeError(
+                f"{job.video} has {len(plan.times)} frames that clips need, more than max_video_mib="
+                f"{self.max_bytes >> 20} holds; raise it, or lower clips.max_clips_per_length or frame_pixels"
+            ) from None
         return plan, frames
 
     def _locate(self, job: VideoJob) -> MediaPath:
