@@ -234,7 +234,9 @@ class ClipTask:
 
         def loads_all_parameters(checkpoint: Checkpoint) -> bool:
             same_task = checkpoint.config.get("model", {}).get("task") == self.model_config.task
-            return same_task or temporal == "copy" or not self.model_config.has_temporal_channel
+            if same_task or self.config.lora.rank:  # an adapter is for a model of its base's task
+                return same_task
+            return temporal == "copy" or not self.model_config.has_temporal_channel
 
         def inherit(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Values:
             return inherited_values(model, tensors, temporal_init="qkv" if temporal == "qkv" else "qkv_and_dense")
