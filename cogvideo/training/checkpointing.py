@@ -79,6 +79,14 @@ class EngineNumbers(TypedDict):
     scaler: dict[str, bool | int | float]
 
 
+class Inputs(TypedDict, total=False):
+    """What `Task.inputs` gives."""
+
+    tokenizers: dict[str, Any]
+    pixel_mean: Annotated[list[float], Len(3, 3)]
+    pixel_std: Annotated[list[float], Len(3, 3)]
+
+
 class Numbers(TypedDict):
     """state.json."""
 
@@ -89,6 +97,7 @@ class Numbers(TypedDict):
     norms: NotRequired[list[float]]
     averages: list[dict[str, Annotated[list[float], Len(2, 2)]]]
     config: dict[str, Any]
+    inputs: NotRequired[Inputs]
     engine: EngineNumbers
 
 
@@ -364,7 +373,7 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
     Raises: ValueError if it is of another model, or its run had other frozen weights.
     """
     manifest: Manifest = read_json(path / MANIFEST, Manifest)
-    numbers: dict[str, Any] = read_json(path / NUMBERS, Numbers, allow_nan=True)
+    numbers = saved_numbers(path)
     expected, stored = state.infos(), set(manifest["tensors"])
     averages = {name for name in expected.keys() | stored if name.startswith(f"{EMA}/")}
     if averages.isdisjoint(stored) or not state.has_ema:
@@ -394,10 +403,10 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
     return numbers
 
 
-def saved_config(path: Path) -> dict[str, Any]:
-    """The settings, nested, of the run that saved a checkpoint which `newest_state` found."""
-    numbers: Numbers = read_json(path / NUMBERS, Numbers, allow_nan=True)
-    return numbers["config"]
+def saved_numbers(path: Path) -> dict[str, Any]:
+    """The numbers that `save_state` was given for a checkpoint which `newest_state` found; no tensor is read."""
+    numbers: dict[str, Any] = read_json(path / NUMBERS, Numbers, allow_nan=True)
+    return numbers
 
 
 def resume_advice(folder: Path) -> str:

@@ -31,7 +31,7 @@ from cogvideo.training.checkpointing import (
     newest_state,
     resume_advice,
     save_state,
-    saved_config,
+    saved_numbers,
 )
 from cogvideo.training.config import TrainConfig, changed_settings, check_resumable, errors_name_key, with_weights_named
 from cogvideo.training.deepspeed_engine import (
@@ -147,9 +147,11 @@ class Trainer:
         self._started_at, self._preview_seconds = time.monotonic(), 0.0
 
     def _resume(self, checkpoint: Path) -> None:
-        changes = list(changed_settings(saved_config(checkpoint), to_dict(with_weights_named(self.config))))
+        saved = saved_numbers(checkpoint)
+        changes = list(changed_settings(saved["config"], to_dict(with_weights_named(self.config))))
         check_resumable(changes, self.config.run_dir)
-        saved = load_state(self.state, checkpoint)
+        self.task.check_resumable(saved)
+        load_state(self.state, checkpoint)
         if self.rank == 0:
             for key, old, new in changes:
                 if key == CODEBOOK_STEP and saved["step"] < min(old, new):
@@ -451,6 +453,7 @@ class Trainer:
             "norms": self.spike_rule.norms,
             "averages": run_on_all_ranks(lambda: self.averages.sums),
             "config": to_dict(with_weights_named(self.config)),
+            "inputs": self.task.inputs(),
         }
         run_on_all_ranks(self._restore_run_folder if self.rank == 0 else None)
         save_state(self.state, self.checkpoints, self.step, progress_so_far, self.config.log.keep_last)

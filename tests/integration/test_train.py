@@ -345,7 +345,7 @@ def test_a_codebook_that_is_not_made_yet_is_made_at_the_new_step(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Recipes decide when it is made after a few steps, which is no change of what was learned."""
-    for stop, continuous, warns in ((1, 4, False), (2, 3, False), (3, 2, True)):
+    for stop, continuous, warns in ((1, 4, False), (2, 3, False), (4, 3, False), (5, 2, True)):
         groups = {"train": {"steps": 6, "stop_at": stop}, "tokenizer": {"continuous_steps": continuous}}
         train(settings(data, tmp_path / "run", "tokenizer", **groups), resume=True)
         assert ("tokenizer.continuous_steps=3 so far and continues with 2" in capsys.readouterr().err) == warns

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layer
 from cogvideo.training.tasks.checks import (
     check_captions,
     check_codes,
+    check_same_tokenizers,
     check_tokenizers,
     open_vocabulary,
     sampled_texts,
@@ -178,6 +180,12 @@ class ClipTask:
         with gathered(p for _, p in named):
             alphas = {name.split(".")[1]: p.detach().float().sigmoid().mean() for name, p in named}
             return {f"alpha/layer_{layer}": float(alpha) for layer, alpha in alphas.items()}
+
+    def inputs(self) -> dict[str, Any]:
+        return self.tokenizers.to_extra()
+
+    def check_resumable(self, saved: Mapping[str, Any]) -> None:
+        check_same_tokenizers(self.config, self.tokenizers, saved)
 
     def report(self) -> None:
         pass
