@@ -366,10 +366,11 @@ def newest_state(folder: Path) -> Path | None:
     return newest
 
 
-def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
+def load_state(state: TrainingState, path: Path, number_types: tuple[str, str] | None = None) -> dict[str, Any]:
     """Restore a checkpoint that `newest_state` found; returns the numbers that `save_state` was given.
 
     Averages of weights that it lacks start from its weights; those that this run does not have are left out.
+    `number_types`: the settings of the types that weights were held in and now are, if they differ.
     Raises: ValueError if it is of another model, or its run had other frozen weights.
     """
     manifest: Manifest = read_json(path / MANIFEST, Manifest)
@@ -381,7 +382,7 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
     for name in sorted(expected.keys() ^ stored):
         problem = f"it lacks {name}" if name in expected else f"it has {name}, which this run does not train"
         raise ValueError(f"{path} does not fit this run: {problem}; use the settings that the run started with")
-    _check_frozen(state, manifest["frozen"], path)
+    _check_frozen(state, manifest["frozen"], path, number_types)
     missing = set(expected)
     for name, value in _stored_tensors(path, manifest):
         if name in averages and name not in expected:
@@ -431,13 +432,21 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _check_frozen(state: TrainingState, stored: dict[str, str], path: Path) -> None:
+def _check_frozen(
+    state: TrainingState, stored: dict[str, str], path: Path, number_types: tuple[str, str] | None
+) -> None:
     """Raise unless the frozen weights, which a checkpoint lacks, are exactly those that it was trained with."""
     hashes = state.frozen_hashes()
     problem = None
     if dist.get_rank() == 0:
         problem = next((name for name in sorted(hashes.keys() | stored) if hashes.get(name) != stored.get(name)), None)
     problem = run_on_all_ranks((lambda: problem) if dist.get_rank() == 0 else None)[0]
+    if problem is not None and number_types is not None:
+        before, now = number_types
+        raise ValueError(
+            f"{path} was trained with {before}, and frozen weights are held in that type ({problem} differs); got "
+            f"{now}; resume it with the former"
+        )
     if problem is not None:
         raise ValueError(
             f"{path} was trained with other frozen weights ({problem} differs); set init.checkpoint to what the run "

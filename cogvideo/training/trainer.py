@@ -86,6 +86,16 @@ def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world_si
     return ClipTask(config, device, rank, world_size)
 
 
+def _changed_types(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str] | None:
+    """The settings of the types that weights were held in and now are; None if that is the same type."""
+    weights, dtypes = ([train.get(key, "fp32") for train in (before, now)] for key in ("weights", "dtype"))
+    held = [dtype if weight == "dtype" else "fp32" for weight, dtype in zip(weights, dtypes, strict=True)]
+    if held[0] == held[1]:
+        return None
+    old, new = (f"train.weights={w} train.dtype={d}" for w, d in zip(weights, dtypes, strict=True))
+    return old, new
+
+
 class Trainer:
     """One run in its folder. Call `train` once."""
 
@@ -151,7 +161,7 @@ class Trainer:
         changes = list(changed_settings(saved["config"], to_dict(with_weights_named(self.config))))
         check_resumable(changes, self.config.run_dir)
         self.task.check_resumable(saved)
-        load_state(self.state, checkpoint)
+        load_state(self.state, checkpoint, _changed_types(saved["config"]["train"], to_dict(self.config.train)))
         if self.rank == 0:
             for key, old, new in changes:
                 if key == CODEBOOK_STEP and saved["step"] < min(old, new):

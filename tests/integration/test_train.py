@@ -424,6 +424,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused(data: Path, trunk: Path, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_frozen_weights_of_another_type_are_named(data: Path, trunk: Path, tmp_path: Path) -> None:
+    init = {"checkpoint": trunk, "freeze_trunk": True}
+    train(settings(data, tmp_path / "run", init=init, train={"stop_at": 1}))
+    low = {"dtype": "bf16", "weights": "dtype"}
+    message = (
+        r"with train\.weights=fp32 train\.dtype=fp32, .* got train\.weights=dtype train\.dtype=bf16; resume it with"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(settings(data, tmp_path / "run", init=init, train=low), resume=True)
+    train(settings(data, tmp_path / "run", init=init, train={"stop_at": 2, "dtype": "bf16"}), resume=True)
+
+
 def test_a_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     config = settings(data, tmp_path / "run", train={"steps": 1})
     train(config)
