@@ -47,6 +47,7 @@ from cogvideo.training.metrics import Averages, MetricsWriter, draw_curves, prog
 from cogvideo.training.optimiser import GuardedAdamW, SpikeRule, ema_decay_after, is_finite_norm, learning_rate
 from cogvideo.training.previews import PreviewWriter
 from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
+from cogvideo.training.resuming import changed_types, warn_of_other_masks
 from cogvideo.training.tasks.base import Metrics, Task, read_metrics
 from cogvideo.training.tasks.clips import ClipTask
 from cogvideo.training.tasks.superres import SuperresTask
@@ -84,16 +85,6 @@ def make_task(config: TrainConfig, device: torch.device, rank: int = 0, world_si
     if config.task == "superres":
         return SuperresTask(config, device, rank, world_size)
     return ClipTask(config, device, rank, world_size)
-
-
-def _changed_types(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str] | None:
-    """The settings of the types that weights were held in and now are; None if that is the same type."""
-    weights, dtypes = ([train.get(key, "fp32") for train in (before, now)] for key in ("weights", "dtype"))
-    held = [dtype if weight == "dtype" else "fp32" for weight, dtype in zip(weights, dtypes, strict=True)]
-    if held[0] == held[1]:
-        return None
-    old, new = (f"train.weights={w} train.dtype={d}" for w, d in zip(weights, dtypes, strict=True))
-    return old, new
 
 
 class Trainer:
@@ -161,7 +152,7 @@ class Trainer:
         changes = list(changed_settings(saved["config"], to_dict(with_weights_named(self.config))))
         check_resumable(changes, self.config.run_dir)
         self.task.check_resumable(saved)
-        load_state(self.state, checkpoint, _changed_types(saved["config"]["train"], to_dict(self.config.train)))
+        load_state(self.state, checkpoint, changed_types(saved["config"]["train"], to_dict(self.config.train)))
         if self.rank == 0:
             for key, old, new in changes:
                 if key == CODEBOOK_STEP and saved["step"] < min(old, new):
@@ -179,6 +170,7 @@ class Trainer:
                 "instead of %.3g; to end a run early on the same schedule, set train.stop_at",
                 *(old_steps, steps, self.step, rates[1], rates[0]),
             )
+        warn_of_other_masks(saved, self.config, self.world_size)
         sums_by_rank = saved["averages"]
         if len(sums_by_rank) == self.world_size:
             self.averages.add(sums_by_rank[self.rank])
@@ -285,7 +277,7 @@ class Trainer:
         engine.train()
         of_forwards: list[Metrics] = []
         for index in range(self.accumulation):
-            # micro-batches are numbered over all ranks, so dropout does not depend on the number of processes
+            # micro-batches are numbered over all ranks: dropout depends on how many a step has, not on the ranks
             seed_dropout(loop.seed, self.step, self.rank + self.world_size * index)
             loss, metrics = engine(self.task.micro_batch(batch, index, self.accumulation))
             of_forwards.append({**metrics, IS_FINITE: (torch.isfinite(loss), 1.0)})

@@ -341,6 +341,19 @@ def test_changed_settings_are_logged_on_resume(data: Path, tmp_path: Path, capsy
     assert len(warnings) == 1 and "train.seed=" in warnings[0] and warnings[0].endswith("continues with 7")
 
 
+@pytest.mark.parametrize(("dropout", "warns"), [(0.1, True), (0.0, False)])
+def test_other_micro_batches_change_dropout_and_say_so(
+    dropout: float, warns: bool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"dropout": dropout, "attention_dropout": 0.0}
+    for stop, size in ((1, 4), (2, 4), (3, 2)):
+        assert "micro-batches" not in capsys.readouterr().err
+        groups = {"model": model, "train": {"stop_at": stop, "micro_batch_size": size}}
+        train(settings(data, tmp_path / "run", **groups), resume=True)
+    said = "steps had 2 micro-batches and have 4 now" in (errors := capsys.readouterr().err)
+    assert (said, "set train.micro_batch_size=4 " in errors) == (warns, warns)
+
+
 def test_a_codebook_that_is_not_made_yet_is_made_at_the_new_step(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
