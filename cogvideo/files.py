@@ -126,7 +126,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
             for file in temporary.rglob("*"):
                 _sync(file)
             _sync(temporary)
-            _swap_in(temporary, path)
+            swap_in(temporary, path)
             _sync(path.parent)
     finally:
         with postponed_signals():
@@ -160,7 +160,7 @@ def _remove(leftovers: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _swap_in(new: Path, path: Path) -> None:
+def swap_in(new: Path, path: Path) -> None:
     """Rename `new` to `path`, moving an existing `path` aside first, and back again if the rename fails."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         os.rename(new, path)

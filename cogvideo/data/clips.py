@@ -101,6 +101,27 @@ def plan_clips(
     return clips
 
 
+def rate_problem(
+    times: NDArray[np.float64], config: ClipConfig, start: float = 0.0, end: float | None = None
+) -> str | None:
+    """Why a captioned span without clips has none, if it is long enough for one; None if it is too short.
+
+    Shapes: times (N,), the video's frame times in seconds, ascending.
+    """
+    span = times[_frames_in_span(times, start, end)]
+    if len(span) < 2:
+        return None
+    frame_seconds, shortest = float(np.median(np.diff(span))), min(config.clip_seconds)
+    if float(span[-1] - span[0]) + frame_seconds < shortest - TIME_TOLERANCE:
+        return None
+    rate, wanted = 1 / frame_seconds, (config.num_frames - 1) / shortest
+    advice = "raise clips.tolerance (below 0.5) or clips.clip_seconds" if rate >= wanted else "raise clips.clip_seconds"
+    return (
+        f"its {rate:.4g} frames per second have no {config.num_frames} frames evenly spread over {shortest:g} s "
+        f"({wanted:.4g} per second); {advice}"
+    )
+
+
 def plan_frames(times: NDArray[np.float64], count: int, start: float = 0.0, end: float | None = None) -> list[Clip]:
     """Choose up to `count` single frames of a captioned span, evenly spread by index, as one-frame clips of 0 s."""
     in_span = _frames_in_span(times, start, end)

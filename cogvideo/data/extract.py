@@ -3,6 +3,7 @@
 Each distinct frame that a video's clips use is decoded and encoded once. Frames of many videos share an encoder batch.
 """
 
+import errno
 import re
 import unicodedata
 import zlib
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.data.captions import Caption, plain_path
-from cogvideo.data.clips import Clip
+from cogvideo.data.clips import Clip, ClipConfig, rate_problem
 from cogvideo.data.shards import ROW, Kind
 from cogvideo.logs import one_line
 from cogvideo.media.byte_range import MediaPath, is_file
@@ -25,10 +26,16 @@ from cogvideo.media.container import DamagedVideoError
 from cogvideo.media.cuts import find_cuts
 from cogvideo.media.frame_index import VideoInfo
 from cogvideo.media.pixels import Fit, Place
-from cogvideo.media.video import SAME_TIME, probe_video, read_video
+from cogvideo.media.video import SAME_TIME, DecodedTooLargeError, probe_video, read_video
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+FILE_ERRORS = (
+    *(None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EINVAL),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+)
+"""Of the system, about one file. Others, such as a failing disk or too many open files, may be gone at the next try."""
 
 ChooseClips = Callable[[NDArray[np.float64], Caption], list[Clip]]
 """(frame times of a video, caption) -> the clips of the caption's span."""
@@ -84,6 +91,8 @@ class Extractor:
     """See `Framing`."""
     place: Place = "center"
     """See `Framing`."""
+    clips: ClipConfig | None = None
+    """What `choose_clips` chooses by, for the reason of captions without clips; None: single frames."""
 
     def plan(self, job: VideoJob) -> VideoPlan:
         """Choose a video's clips by its frame times.
@@ -118,6 +127,9 @@ class Extractor:
             if not clips:
                 end = float(times[-1]) if caption.end is None else caption.end
                 reason = f"no clip fits between {caption.start:g} s and {end:g} s of {job.video}{damage}"
+                problems = (rate_problem(times, self.clips, s.start, s.end) for s in spans) if self.clips else ()
+                if problem := next(filter(None, problems), None):
+                    reason += f": {problem}"
                 if self.strict:
                     raise ValueError(reason)
                 skipped.append({"caption": index, "video": job.video, "reason": reason})
@@ -131,7 +143,7 @@ class Extractor:
     def decode(self, job: VideoJob) -> tuple[VideoPlan, NDArray[np.uint8]]:
         """Plan a video and decode the frames it needs: (N, side, side, 3).
 
-        Raises: ValueError for a video that cannot be used, if `strict`.
+        Raises: ValueError for a video that cannot be used, if `strict`; OSError, MemoryError that are not about it.
         """
         try:
             try:
@@ -140,26 +152,33 @@ class Extractor:
                 if self.strict:
                     raise
                 return self._decode(job, self.probe(job, exact=True))  # damage that shows only in decoding
-        except (ValueError, OSError, MemoryError) as error:
-            if self.strict:
+        except (ValueError, OSError) as error:
+            if self.strict or (isinstance(error, OSError) and error.errno not in FILE_ERRORS):
                 raise
             reason = str(error).replace(f"{self.folder}/", "")  # prepared data holds no paths of this machine
-            skipped = [{"caption": index, "video": job.video, "reason": reason} for index, _ in job.captions]
+            limit = {"max_video_mib": self.max_bytes >> 20} if isinstance(error, DecodedTooLargeError) else {}
+            skipped = [{"caption": index, "video": job.video, "reason": reason} | limit for index, _ in job.captions]
             return VideoPlan(np.zeros(0), [], skipped), np.zeros((0, self.side, self.side, 3), np.uint8)
 
     def _decode(self, job: VideoJob, info: VideoInfo) -> tuple[VideoPlan, NDArray[np.uint8]]:
         plan = self._plan(job, info)
         if not len(plan.times):
             return plan, np.zeros((0, self.side, self.side, 3), np.uint8)
-        frames, _ = read_video(
-            self._locate(job),
-            side=self.side,
-            fit=self.fit,
-            place=self.place,
-            only=plan.times,
-            info=info,
-            max_bytes=self.max_bytes,
-        )
+        try:
+            frames, _ = read_video(
+                self._locate(job),
+                side=self.side,
+                fit=self.fit,
+                place=self.place,
+                only=plan.times,
+                info=info,
+                max_bytes=self.max_bytes,
+            )
+        except DecodedTooLargeError:
+            raise DecodedTooLargeError(
+                f"{job.video} has {len(plan.times)} frames that clips need, more than max_video_mib="
+                f"{self.max_bytes >> 20} holds; raise it, or lower clips.max_clips_per_length or frame_pixels"
+            ) from None
         return plan, frames
 
     def _locate(self, job: VideoJob) -> MediaPath:

@@ -21,7 +21,7 @@ from cogvideo.data.captions import Caption, CaptionsFile
 from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
 from cogvideo.data.extract import Encode, Extractor, Screen, ShardBuilder, VideoJob
 from cogvideo.data.readers import open_captions
-from cogvideo.data.screen import ClipScreen
+from cogvideo.data.screen import SCREENED, ClipScreen
 from cogvideo.data.shards import (
     FORMATS,
     VERSION,
@@ -68,14 +68,23 @@ class PrepareConfig:
     encode_batch: int = 32
     """Frames per batch of the image tokenizer: 32 small ones stay in a CPU's caches; give a GPU hundreds."""
     strict: bool = False
-    """Stop at a video that cannot be used or is damaged, instead of skipping it or its end and reporting that."""
+    """Stop at a video that cannot be used or is damaged, instead of skipping it or its end and reporting that. In a
+    folder that was begun without, what was skipped is tried again."""
     workers: int = 2
     """Decoding threads."""
     max_video_mib: int = 1024
-    """Limit on the memory that the frames of one video may take."""
+    """Limit on the memory that the frames of one video may take; a longer one is skipped. With another limit, videos
+    that a folder skipped for it are tried again."""
 
     def __post_init__(self) -> None:
-        for name in ("frame_pixels", "frames_per_video", "videos_per_shard", "encode_batch", "workers"):
+        for name in (
+            "frame_pixels",
+            "frames_per_video",
+            "videos_per_shard",
+            "encode_batch",
+            "workers",
+            "max_video_mib",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; expected at least 1")
         if self.fit == "pad" and self.crop_place != "center":
@@ -123,6 +132,7 @@ class Preparation:
             cuts,
             config.fit,
             config.crop_place,
+            config.clips if kind == "tokens" else None,
         )
         self._indices, self._starts = self.captions.group_by_video()
 
@@ -209,7 +219,9 @@ class Preparation:
         with progress(num_videos, f"preparing {self.kind}", "videos") as bar:
             for index in shards:
                 try:
-                    write_shard(shard_folder(self.out, index), *builder.build(self._jobs(index), bar.update))
+                    built = builder.build(self._jobs(index), bar.update)
+                    (self.out / "manifest.json").unlink(missing_ok=True)  # of the shard that is replaced, if any
+                    write_shard(shard_folder(self.out, index), *built)
                 except Exception as error:
                     return error
         return None
@@ -262,7 +274,7 @@ class Preparation:
         settings = to_dict(self.config)
         unused = "frames_per_video" if self.kind == "tokens" else "clips"
         for name in ("encode_batch", "strict", "workers", "max_video_mib", unused):
-            del settings[name]  # these change no byte of the result
+            del settings[name]  # these change no byte of the result, but which videos are skipped: `_is_outdated`
         if self.kind != "pairs":
             del settings["low_res_pixels"]
         if self.config.crop_pixels is None:
@@ -296,10 +308,18 @@ class Preparation:
             file.writelines(caption.to_json_line() for caption in self.captions)
         for folder in (self.out, self.out / "shards"):
             remove_all_leftovers(folder)
-        finished = finished_shards(self.out)
+        finished = {name for name in finished_shards(self.out) if not self._is_outdated(self.out / "shards" / name)}
         if finished:
             log.info("%s: resuming with %d of %d shards finished", self.out, len(finished), self.num_shards)
         return [index for index in range(self.num_shards) if shard_folder(self.out, index).name not in finished]
+
+    def _is_outdated(self, shard: Path) -> bool:
+        """Whether a finished shard skipped what this run may use, or must not skip: it is then made again."""
+        entries, limit = read_shard(shard).info["skipped"], self.config.max_video_mib
+        return any(
+            entry.get("max_video_mib", limit) != limit or (self.config.strict and not SCREENED.match(entry["reason"]))
+            for entry in entries
+        )
 
     def _check_same_plan(self, plan: dict[str, Any]) -> None:
         """Raises: ValueError that names what differs from the folder's plan."""

@@ -1,5 +1,6 @@
 """Leave out clips that hardly move, or that look like a clip of another video; `ClipConfig` has the thresholds."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 from cogvideo.data.clips import Clip
 from cogvideo.data.extract import VideoPlan, select_rows
 from cogvideo.media.similarity import clip_distances, motion, thumbnails
+
+SCREENED = re.compile(r"\d+ of \d+ clips of caption \d+ left out: ")
+"""How a reason of clips that were left out by their pixels begins."""
 
 
 class ClipScreen:

@@ -161,8 +161,11 @@ def finished_shards(out: Path) -> set[str]:
 
 
 def write_shard(folder: Path, arrays: dict[str, NDArray[Any]], skipped: list[dict[str, Any]]) -> None:
-    """Write a shard's arrays, which have equally many rows, and its shard.json, as a whole or not at all."""
-    with atomic_directory(folder) as temporary:
+    """Write a shard's arrays, which have equally many rows, and its shard.json, as a whole or not at all.
+
+    A shard that is there is replaced.
+    """
+    with atomic_directory(folder, replace=True) as temporary:
         files = {}
         for name, array in arrays.items():
             write_npy(temporary / name, array)

@@ -55,6 +55,10 @@ def probe_video(
     return info
 
 
+class DecodedTooLargeError(ValueError):
+    """The frames of a video take more memory than `read_video` was allowed."""
+
+
 def read_video(
     path: MediaPath,
     *,
@@ -72,8 +76,8 @@ def read_video(
 
     `side` makes frames square while decoding, so a large video is never in memory; `fit` and `place` as in `Framing`.
     `only` restricts to the given frame times, ascending, from `probe_video`; `info` spares probing again.
-    Raises: ValueError for a missing, damaged or non-video file, an empty span, a frame of `only` that is not found, or
-    more than `max_bytes` of frames.
+    Raises: ValueError for a missing, damaged or non-video file, an empty span, or a frame of `only` that is not found;
+    DecodedTooLargeError for more than `max_bytes` of frames.
     """
     info = info or probe_video(path, limits=limits)
     times = info.seconds[(info.seconds >= start - SAME_TIME) & (info.seconds <= end + SAME_TIME)]
@@ -92,7 +96,7 @@ def read_video(
         seconds.append(time)
         decoded_bytes += pixels.nbytes
         if decoded_bytes > max_bytes:
-            raise ValueError(
+            raise DecodedTooLargeError(
                 f"{path}: more than {max_bytes >> 20} MiB of decoded frames; ask for a smaller size or shorter span"
             )
     order = np.argsort(seconds)

@@ -106,9 +106,10 @@ class RecipeFolder:
         return found
 
     def write_commands(self, steps: Sequence[Step]) -> None:
-        """Write commands.sh. Training steps resume."""
+        """Write commands.sh, which ends at the first step that fails. Training steps resume."""
         lines = [
             "#!/bin/sh",
+            "set -e",
             "# The steps, to run by hand. Config files appear in configs/ before the step that first reads them.",
             f"cd {shlex.quote(os.getcwd())} || exit",
             *(line for step in steps for line in ("", f"# {step.name}", step.shown)),

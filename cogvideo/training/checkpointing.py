@@ -33,10 +33,11 @@ from cogvideo.files import (
     checked,
     read_json,
     sha256_file,
+    swap_in,
     torch_errors_as_os_errors,
     write_json,
 )
-from cogvideo.logs import get_logger
+from cogvideo.logs import get_logger, one_line
 from cogvideo.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.training.deepspeed_engine import MOMENTS, gathered, initialise_moments, inner_optimiser, restart_ema
 from cogvideo.training.optimiser import EMA
@@ -78,6 +79,14 @@ class EngineNumbers(TypedDict):
     scaler: dict[str, bool | int | float]
 
 
+class Inputs(TypedDict, total=False):
+    """What `Task.inputs` gives."""
+
+    tokenizers: dict[str, Any]
+    pixel_mean: Annotated[list[float], Len(3, 3)]
+    pixel_std: Annotated[list[float], Len(3, 3)]
+
+
 class Numbers(TypedDict):
     """state.json."""
 
@@ -88,6 +97,7 @@ class Numbers(TypedDict):
     norms: NotRequired[list[float]]
     averages: list[dict[str, Annotated[list[float], Len(2, 2)]]]
     config: dict[str, Any]
+    inputs: NotRequired[Inputs]
     engine: EngineNumbers
 
 
@@ -264,9 +274,7 @@ def save_state(
         header = {"format": FORMAT, "step": step, "world": dist.get_world_size()}
         write_json(temporary / MANIFEST, header | {"files": files, "tensors": tensors, "frozen": frozen})
         _flush(temporary)
-        if target.exists():
-            _remove(target)
-        os.rename(temporary, target)
+        swap_in(temporary, target)
         with atomic_write(folder / LATEST) as latest:
             latest.write_text(target.name + "\n", encoding="utf-8")
         saved = _saved(folder)
@@ -320,30 +328,53 @@ def _write_tensors(state: TrainingState, folder: Path, max_file_bytes: int) -> t
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The newest checkpoint whose files match their hashes; damaged ones are skipped with a warning.
+    """The newest checkpoint whose files match their hashes, or None if there are no checkpoints.
 
-    Rank 0 looks, and the others get its answer.
+    Damaged ones are skipped with a warning. Rank 0 looks, and the others get its answer.
+    Raises: ValueError if all are damaged, or one is of another version's format; OSError if one cannot be read.
     """
 
-    def find() -> Path | None:
-        for path in reversed(_saved(folder)):
-            problem = _find_problem(path)
+    def find() -> tuple[Path | None, str]:
+        problems: dict[Path, str] = {}
+        for path in sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()), reverse=True):
+            try:
+                _check_format(path)
+                problem = _find_problem(path)
+            except ValueError as error:
+                return None, str(error)
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"{path} cannot be read: {one_line(error)}; try again, or move it away to do without it",
+                ) from error
             if problem is None:
-                return path
-            log.warning("%s is damaged (%s); falling back to the one before it", path, problem)
-        return None
+                for damaged, what in problems.items():
+                    log.warning("%s is damaged (%s); falling back to the one before it", damaged, what)
+                return path, ""
+            problems[path] = problem
+        if problems:
+            found = "; ".join(f"{path.name}: {problem}" for path, problem in problems.items())
+            return None, (
+                f"{folder} holds no checkpoint that can be used ({found}); restore one from a copy, or remove that "
+                "folder and --resume to train from the beginning"
+            )
+        return None, ""
 
-    return run_on_all_ranks(find if dist.get_rank() == 0 else None)[0]
+    newest, problem = run_on_all_ranks(find if dist.get_rank() == 0 else None)[0] or (None, "")
+    if problem:
+        raise ValueError(problem)
+    return newest
 
 
-def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
+def load_state(state: TrainingState, path: Path, number_types: tuple[str, str] | None = None) -> dict[str, Any]:
     """Restore a checkpoint that `newest_state` found; returns the numbers that `save_state` was given.
 
     Averages of weights that it lacks start from its weights; those that this run does not have are left out.
+    `number_types`: the settings of the types that weights were held in and now are, if they differ.
     Raises: ValueError if it is of another model, or its run had other frozen weights.
     """
     manifest: Manifest = read_json(path / MANIFEST, Manifest)
-    numbers: dict[str, Any] = read_json(path / NUMBERS, Numbers, allow_nan=True)
+    numbers = saved_numbers(path)
     expected, stored = state.infos(), set(manifest["tensors"])
     averages = {name for name in expected.keys() | stored if name.startswith(f"{EMA}/")}
     if averages.isdisjoint(stored) or not state.has_ema:
@@ -351,7 +382,7 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
     for name in sorted(expected.keys() ^ stored):
         problem = f"it lacks {name}" if name in expected else f"it has {name}, which this run does not train"
         raise ValueError(f"{path} does not fit this run: {problem}; use the settings that the run started with")
-    _check_frozen(state, manifest["frozen"], path)
+    _check_frozen(state, manifest["frozen"], path, number_types)
     missing = set(expected)
     for name, value in _stored_tensors(path, manifest):
         if name in averages and name not in expected:
@@ -373,10 +404,10 @@ def load_state(state: TrainingState, path: Path) -> dict[str, Any]:
     return numbers
 
 
-def saved_config(path: Path) -> dict[str, Any]:
-    """The settings, nested, of the run that saved a checkpoint which `newest_state` found."""
-    numbers: Numbers = read_json(path / NUMBERS, Numbers, allow_nan=True)
-    return numbers["config"]
+def saved_numbers(path: Path) -> dict[str, Any]:
+    """The numbers that `save_state` was given for a checkpoint which `newest_state` found; no tensor is read."""
+    numbers: dict[str, Any] = read_json(path / NUMBERS, Numbers, allow_nan=True)
+    return numbers
 
 
 def resume_advice(folder: Path) -> str:
@@ -401,13 +432,21 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _check_frozen(state: TrainingState, stored: dict[str, str], path: Path) -> None:
+def _check_frozen(
+    state: TrainingState, stored: dict[str, str], path: Path, number_types: tuple[str, str] | None
+) -> None:
     """Raise unless the frozen weights, which a checkpoint lacks, are exactly those that it was trained with."""
     hashes = state.frozen_hashes()
     problem = None
     if dist.get_rank() == 0:
         problem = next((name for name in sorted(hashes.keys() | stored) if hashes.get(name) != stored.get(name)), None)
     problem = run_on_all_ranks((lambda: problem) if dist.get_rank() == 0 else None)[0]
+    if problem is not None and number_types is not None:
+        before, now = number_types
+        raise ValueError(
+            f"{path} was trained with {before}, and frozen weights are held in that type ({problem} differs); got "
+            f"{now}; resume it with the former"
+        )
     if problem is not None:
         raise ValueError(
             f"{path} was trained with other frozen weights ({problem} differs); set init.checkpoint to what the run "
@@ -443,12 +482,27 @@ def _saved(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
 
 
+def _check_format(path: Path) -> None:
+    """Raises: ValueError for a checkpoint of another version, which is not damaged; OSError."""
+    try:
+        version = read_json(path / MANIFEST, dict[str, Any]).get("format")
+    except (ValueError, FileNotFoundError):
+        return
+    if type(version) is int and version != FORMAT:
+        raise ValueError(
+            f"{path} has format {version}, of {'a newer' if version > FORMAT else 'an earlier'} version, expected "
+            f"{FORMAT}; resume with the version that saved it, or move it away to do without it"
+        )
+
+
 def _find_problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are as they were written."""
+    """What is wrong with a checkpoint's files; None if they are as they were written. Raises: OSError."""
+    if not (path / MANIFEST).is_file():
+        return f"it has no {MANIFEST}"
     try:
         manifest = read_json(path / MANIFEST, dict[str, Any])
         if manifest.get("format") != FORMAT:
-            return "it is of an earlier version"
+            return f"{MANIFEST} has no format"
         files = checked(manifest, Manifest, path / MANIFEST)["files"]
         if NUMBERS not in files:
             return f"{MANIFEST} does not list {NUMBERS}"
@@ -459,7 +513,7 @@ def _find_problem(path: Path) -> str | None:
             if not file.is_file() or file.stat().st_size != entry["size"] or sha256_file(file) != entry["sha256"]:
                 return f"{name} has changed"
         read_json(path / NUMBERS, Numbers, allow_nan=True)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return str(error)
     return None
 

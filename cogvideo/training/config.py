@@ -496,6 +496,8 @@ FREE_TO_CHANGE = re.compile(
 
 FIXED = re.compile(
     r"task|model\.(?!dropout$|attention_dropout$|text_len$).*|superres\.(?!text_len$).*|lora\.(?!dropout$).*"
+    r"|tokenizer\.(channels|channel_multipliers|(en|de)coder_num_res_blocks|z_channels|embedding_dim|norm_groups"
+    r"|norm_scope|mid_attention|num_codes|level|new_codebook)"
 )
 """Keys that a resumed run must not change: trained weights would be taken for those of another function."""
 

@@ -22,19 +22,20 @@ SIZES = {
 def sizes_from_data(given: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes that `given`, the nested settings of a training run, leaves out, as far as its data says them.
 
-    A run that is resumed keeps the sizes that it began with. Otherwise frames are as large as those of data.path, and
-    there are as many positions as in init.checkpoint, or as text and a frame take. What cannot be read says nothing
-    here: it is reported where it is opened.
+    A run with a checkpoint, which can only be resumed, keeps the sizes that it began with. Otherwise frames are as
+    large as those of data.path, and there are as many positions as in init.checkpoint, or as text and a frame take.
+    What cannot be read says nothing here: it is reported where it is opened.
     """
     task, data = given.get("task", "sequential"), _group(given, "data")
     group = "superres" if task == "superres" else "model"
     if task == "tokenizer" or not data.get("path"):
         return {}
-    known = _group(_run_config(given), group)
+    begun_with = Path(str(given.get("run_dir", ""))) / "config.yaml"
+    known, sources = _group(_run_config(given), group), dict.fromkeys(SIZES[group], begun_with)
     if not known:
         paths = data["path"]
-        manifest = _read(Path(paths if isinstance(paths, str | Path) else paths[0]) / "manifest.json")
-        known = _sizes_of(manifest, group)
+        manifest = Path(paths if isinstance(paths, str | Path) else paths[0]) / "manifest.json"
+        known, sources = _sizes_of(_read(manifest), group), dict.fromkeys(SIZES[group], manifest)
         if group == "model" and known:
             own = _group(given, "model")
             start = own.get("frame_position_start", ModelConfig.frame_position_start)
@@ -42,13 +43,17 @@ def sizes_from_data(given: Mapping[str, Any]) -> dict[str, Any]:
             known["num_positions"] = start + side**2 if _are_counts(start, side) else None
             checkpoint = _group(given, "init").get("checkpoint")
             if checkpoint is not None:
-                stored = _group(_group(_read(_local(checkpoint) / "config.json"), "config"), "model")
-                known["num_positions"] = stored.get("num_positions", known["num_positions"])
+                weights = _local(checkpoint) / "config.json"
+                stored = _group(_group(_read(weights), "config"), "model")
+                if "num_positions" in stored:
+                    known["num_positions"], sources["num_positions"] = stored["num_positions"], weights
     missing = [name for name in SIZES[group] if name not in _group(given, group)]
     found = {name: known[name] for name in missing if _are_counts(known.get(name))}
     if not found:
         return {}
-    log.info("%s: from the data", " ".join(f"{group}.{name}={value}" for name, value in found.items()))
+    for file in dict.fromkeys(sources[name] for name in found):
+        names = [f"{group}.{name}={value}" for name, value in found.items() if sources[name] == file]
+        log.info("%s: from %s", " ".join(names), file)
     return {group: found}
 
 
@@ -70,12 +75,13 @@ def _sizes_of(manifest: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 
 def _run_config(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of the run that run_dir holds; empty if there is none."""
+    """The settings of the run that run_dir holds; empty if it has no checkpoint."""
     run_dir = given.get("run_dir")
     if run_dir is None:
         return {}
     with suppress(OSError, ValueError):
-        return read_yaml(Path(run_dir) / "config.yaml")
+        if any(Path(run_dir).glob("checkpoints/step_*")):
+            return read_yaml(Path(run_dir) / "config.yaml")
     return {}
 
 

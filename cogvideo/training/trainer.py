@@ -31,7 +31,7 @@ from cogvideo.training.checkpointing import (
     newest_state,
     resume_advice,
     save_state,
-    saved_config,
+    saved_numbers,
 )
 from cogvideo.training.config import TrainConfig, changed_settings, check_resumable, errors_name_key, with_weights_named
 from cogvideo.training.deepspeed_engine import (
@@ -47,6 +47,7 @@ from cogvideo.training.metrics import Averages, MetricsWriter, draw_curves, prog
 from cogvideo.training.optimiser import GuardedAdamW, SpikeRule, ema_decay_after, is_finite_norm, learning_rate
 from cogvideo.training.previews import PreviewWriter
 from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
+from cogvideo.training.resuming import changed_types, warn_of_other_masks
 from cogvideo.training.tasks.base import Metrics, Task, read_metrics
 from cogvideo.training.tasks.clips import ClipTask
 from cogvideo.training.tasks.superres import SuperresTask
@@ -147,9 +148,11 @@ class Trainer:
         self._started_at, self._preview_seconds = time.monotonic(), 0.0
 
     def _resume(self, checkpoint: Path) -> None:
-        changes = list(changed_settings(saved_config(checkpoint), to_dict(with_weights_named(self.config))))
+        saved = saved_numbers(checkpoint)
+        changes = list(changed_settings(saved["config"], to_dict(with_weights_named(self.config))))
         check_resumable(changes, self.config.run_dir)
-        saved = load_state(self.state, checkpoint)
+        self.task.check_resumable(saved)
+        load_state(self.state, checkpoint, changed_types(saved["config"]["train"], to_dict(self.config.train)))
         if self.rank == 0:
             for key, old, new in changes:
                 if key == CODEBOOK_STEP and saved["step"] < min(old, new):
@@ -167,6 +170,7 @@ class Trainer:
                 "instead of %.3g; to end a run early on the same schedule, set train.stop_at",
                 *(old_steps, steps, self.step, rates[1], rates[0]),
             )
+        warn_of_other_masks(saved, self.config, self.world_size)
         sums_by_rank = saved["averages"]
         if len(sums_by_rank) == self.world_size:
             self.averages.add(sums_by_rank[self.rank])
@@ -273,7 +277,7 @@ class Trainer:
         engine.train()
         of_forwards: list[Metrics] = []
         for index in range(self.accumulation):
-            # micro-batches are numbered over all ranks, so dropout does not depend on the number of processes
+            # micro-batches are numbered over all ranks: dropout depends on how many a step has, not on the ranks
             seed_dropout(loop.seed, self.step, self.rank + self.world_size * index)
             loss, metrics = engine(self.task.micro_batch(batch, index, self.accumulation))
             of_forwards.append({**metrics, IS_FINITE: (torch.isfinite(loss), 1.0)})
@@ -451,6 +455,7 @@ class Trainer:
             "norms": self.spike_rule.norms,
             "averages": run_on_all_ranks(lambda: self.averages.sums),
             "config": to_dict(with_weights_named(self.config)),
+            "inputs": self.task.inputs(),
         }
         run_on_all_ranks(self._restore_run_folder if self.rank == 0 else None)
         save_state(self.state, self.checkpoints, self.step, progress_so_far, self.config.log.keep_last)

@@ -142,9 +142,20 @@ def test_contradictions_are_refused(
         train(settings(data, tmp_path / "run", **groups(bases["sequential"], **changes)))
 
 
-def test_a_checkpoint_of_another_task_is_refused(data: Path, bases: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="of another task"):
-        train(settings(data, tmp_path / "run", "sequential", **groups(bases["image"])))
+@pytest.mark.parametrize(
+    ("task", "base", "temporal"),
+    [
+        ("sequential", "image", "qkv"),
+        ("image", "sequential", "qkv"),
+        ("interpolation", "sequential", "copy"),
+    ],
+)
+def test_a_checkpoint_of_another_task_is_refused(
+    task: str, base: str, temporal: str, data: Path, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"^init\.checkpoint: .* is of another task") as caught:
+        train(settings(data, tmp_path / "run", task, **groups(bases[base], init={"temporal": temporal})))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
 def test_resuming_beside_another_base_is_refused(data: Path, bases: dict[str, Path], tmp_path: Path) -> None:

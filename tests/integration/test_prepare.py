@@ -1,10 +1,12 @@
 """`cogvideo digits` and `cogvideo prepare` end to end, with a tiny untrained image tokenizer."""
 
+import errno
 import json
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +177,46 @@ def test_strict_makes_a_bad_video_an_error(mixed, tokenizer, tmp_path, capsys):
     assert prepare(mixed, tmp_path / "out", "--tokenizer", tokenizer, "frame_pixels=40", "strict=true") == 2
     assert "cut.mp4 is cut short" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists(), "the command can run again once the video is repaired"
+
+
+def test_another_limit_tries_again_what_a_begun_folder_skipped(tmp_path, capsys):
+    """Eight frames of 256x256 pixels take 1.5 MiB, two less than 1."""
+    for name, count in (("a", 8), ("b", 2)):
+        write_video(tmp_path / f"{name}.mp4", np.zeros((count, 256, 256, 3), np.uint8), 8)
+    lines = [json.dumps({"video": f"{name}.mp4", "caption": name}) for name in "ab"]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    out, words = tmp_path / "out", ["--frames", "frame_pixels=256", "videos_per_shard=1"]
+    assert prepare(tmp_path / "c.jsonl", out, *words, "max_video_mib=1") == 0
+    reason = "a.mp4 has 8 frames that clips need, more than max_video_mib=1 holds; raise it"
+    assert reason in capsys.readouterr().err and len(FrameDataset(out)) == 2
+    kept = (out / "shards/00001").stat().st_ino
+    assert prepare(tmp_path / "c.jsonl", out, *words) == 0
+    assert len(FrameDataset(out)) == 10 and (out / "skipped.jsonl").read_text() == ""
+    assert (out / "shards/00001").stat().st_ino == kept, "what skipped nothing is not made again"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_failing_machine_skips_no_video(digits, tmp_path, monkeypatch, error):
+    def fail_once(path, **options):
+        if Path(path).name == "000003.mp4":
+            raise error
+        return read_video(path, **options)
+
+    monkeypatch.setattr("cogvideo.data.extract.read_video", fail_once)
+    assert prepare(digits, tmp_path / "out", "--frames", "frame_pixels=40") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_strict_tries_again_what_a_begun_folder_skipped(mixed, tokenizer, tmp_path, capsys):
+    out, words = tmp_path / "out", ["--tokenizer", tokenizer, "frame_pixels=40", "videos_per_shard=1"]
+    assert prepare(mixed, out, *words) == 0
+    before = contents(out)
+    assert prepare(mixed, out, *words, "strict=true") == 2
+    assert "cut.mp4 is cut short" in capsys.readouterr().err.splitlines()[-1]
+    assert contents(out) == before
+    (mixed.parent / "cut.mp4").write_bytes((mixed.parent / "a.mp4").read_bytes())
+    assert prepare(mixed, out, *words, "strict=true") == 2
+    assert "none.mp4 is not a file" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_frames_for_the_image_tokenizer(digits, tmp_path):

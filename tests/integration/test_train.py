@@ -307,30 +307,6 @@ def test_a_signal_saves_and_stops(data: Path, tmp_path: Path, number: int) -> No
     assert read_metrics(whole.run_dir) == read_metrics(stopped.run_dir)
 
 
-def test_damaged_checkpoints_are_skipped_and_old_ones_deleted(data: Path, tmp_path: Path) -> None:
-    whole = settings(data, tmp_path / "whole", log={"save_every": 1, "keep_last": 3})
-    train(whole)
-    saved = sorted((whole.run_dir / "checkpoints").glob("step_*"))
-    assert [place.name for place in saved] == ["step_00000004", "step_00000005", "step_00000006"]
-    expected = read_metrics(whole.run_dir)
-    for place in saved[1:]:
-        file = next(place.glob("*.safetensors"))
-        file.write_bytes(file.read_bytes()[:-1] + b"x")
-    train(whole, resume=True)
-    assert read_metrics(whole.run_dir) == expected
-
-
-def test_damaged_later_checkpoints_are_deleted_by_the_next_save(data: Path, tmp_path: Path) -> None:
-    log = {"save_every": 1, "keep_last": 1}
-    train(settings(data, tmp_path / "run", log=log))
-    states = tmp_path / "run" / "checkpoints"
-    (only,) = states.glob("step_*")
-    (only / "manifest.json").write_text('{"format": 2, "files": {}}')
-    train(settings(data, tmp_path / "run", log=log, train={"stop_at": 2}), resume=True)
-    assert [place.name for place in states.glob("*step_*")] == ["step_00000002"]
-    assert (states / "latest").read_text().strip() == "step_00000002"
-
-
 def test_an_incomplete_export_is_written_again(data: Path, trunk: Path, tmp_path: Path) -> None:
     """As after a kill between the last checkpoint and its export, or while the trunk was copied."""
     config = settings(data, tmp_path / "run", init={"checkpoint": trunk, "freeze_trunk": True})
@@ -365,11 +341,24 @@ def test_changed_settings_are_logged_on_resume(data: Path, tmp_path: Path, capsy
     assert len(warnings) == 1 and "train.seed=" in warnings[0] and warnings[0].endswith("continues with 7")
 
 
+@pytest.mark.parametrize(("dropout", "warns"), [(0.1, True), (0.0, False)])
+def test_other_micro_batches_change_dropout_and_say_so(
+    dropout: float, warns: bool, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"dropout": dropout, "attention_dropout": 0.0}
+    for stop, size in ((1, 4), (2, 4), (3, 2)):
+        assert "micro-batches" not in capsys.readouterr().err
+        groups = {"model": model, "train": {"stop_at": stop, "micro_batch_size": size}}
+        train(settings(data, tmp_path / "run", **groups), resume=True)
+    said = "steps had 2 micro-batches and have 4 now" in (errors := capsys.readouterr().err)
+    assert (said, "set train.micro_batch_size=4 " in errors) == (warns, warns)
+
+
 def test_a_codebook_that_is_not_made_yet_is_made_at_the_new_step(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Recipes decide when it is made after a few steps, which is no change of what was learned."""
-    for stop, continuous, warns in ((1, 4, False), (2, 3, False), (3, 2, True)):
+    for stop, continuous, warns in ((1, 4, False), (2, 3, False), (4, 3, False), (5, 2, True)):
         groups = {"train": {"steps": 6, "stop_at": stop}, "tokenizer": {"continuous_steps": continuous}}
         train(settings(data, tmp_path / "run", "tokenizer", **groups), resume=True)
         assert ("tokenizer.continuous_steps=3 so far and continues with 2" in capsys.readouterr().err) == warns
@@ -446,6 +435,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused(data: Path, trunk: Path, tmp_
     with pytest.raises(ValueError, match=r"^init\.checkpoint: no checkpoint folder"):
         train(settings(data, tmp_path / "run", init={"checkpoint": tmp_path / "nowhere"}))
     assert not (tmp_path / "run").exists()
+
+
+def test_frozen_weights_of_another_type_are_named(data: Path, trunk: Path, tmp_path: Path) -> None:
+    init = {"checkpoint": trunk, "freeze_trunk": True}
+    train(settings(data, tmp_path / "run", init=init, train={"stop_at": 1}))
+    low = {"dtype": "bf16", "weights": "dtype"}
+    message = (
+        r"with train\.weights=fp32 train\.dtype=fp32, .* got train\.weights=dtype train\.dtype=bf16; resume it with"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(settings(data, tmp_path / "run", init=init, train=low), resume=True)
+    train(settings(data, tmp_path / "run", init=init, train={"stop_at": 2, "dtype": "bf16"}), resume=True)
 
 
 def test_a_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:

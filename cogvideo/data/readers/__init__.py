@@ -4,11 +4,12 @@ To add a format, write `records.Rows` (for one record per line, a function that 
 """
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from cogvideo.data.captions import CaptionsFile
 from cogvideo.data.readers.delimited import csv_rows, tsv_rows
-from cogvideo.data.readers.folder import FolderRows
+from cogvideo.data.readers.folder import FolderRows, find_videos
 from cogvideo.data.readers.json_file import json_rows
 from cogvideo.data.readers.parquet import ParquetRows
 from cogvideo.data.readers.records import ReadOptions, RecordReader, Rows
@@ -35,7 +36,8 @@ def open_captions(
     """Open and check captions: a file, tars (shard-{000..009}.tar, or a folder of them), or a folder of videos.
 
     `videos`: the folder of videos (default: that of the captions). `skip_bad`: skip bad records and list them.
-    Raises: OSError; ValueError for an unknown suffix, a bad record (the line is named) or an empty file.
+    Raises: OSError; ValueError for an unknown suffix, a bad record (the line is named), an empty file, or a folder of
+    tars that holds loose videos or a metadata file too.
     """
     path, options = Path(path), options or ReadOptions()
     folder, rows = _open(path, options)
@@ -45,11 +47,17 @@ def open_captions(
 
 def _open(path: Path, options: ReadOptions) -> tuple[Path, Rows]:
     """The folder of videos, and the records."""
+    metadata = [path / name for name in METADATA if (path / name).is_file()] if path.is_dir() else []
     if (found := find_tars(path)) is not None:
         tars, folder = found
+        other = next(chain((file.name for file in metadata), find_videos(path)), None) if path.is_dir() else None
+        if other is not None:
+            raise ValueError(
+                f"{path} holds tars ({tars[0].name}) and {other}; expected WebDataset tars alone, or videos with their "
+                f"captions: move one of the two away, or give {'the captions file' if metadata else 'the tars'} by name"
+            )
         return folder, TarRows(tars, folder, options)
     if path.is_dir():
-        metadata = [path / name for name in METADATA if (path / name).is_file()]
         if len(metadata) > 1:
             names = " and ".join(file.name for file in metadata)
             raise ValueError(f"{path} holds {names}; name the one to use with --captions")

@@ -32,13 +32,7 @@ class FolderRows:
         self._folder, self._options = folder, options
         self._texts: tuple[Path | None, dict[str, Path]] = (None, {})
         """A folder and its texts, the last one looked at."""
-        self._videos: list[str] = []
-        for place, folders, names in os.walk(folder, onerror=_raise):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
-                    self._videos.append(os.path.relpath(os.path.join(place, name), folder))
-        self._videos.sort()
+        self._videos = sorted(find_videos(folder))
         if not self._videos:
             raise ValueError(f"{folder} holds no videos; expected NAME.mp4 with NAME.txt beside it, or a metadata.csv")
 
@@ -75,6 +69,15 @@ class FolderRows:
         if path.stat().st_size > MAX_SIDECAR_BYTES:
             raise ValueError(f"{path} is larger than {MAX_SIDECAR_BYTES} bytes; expected a caption")
         return decode(path.read_bytes(), path, self._options.encoding)
+
+
+def find_videos(folder: Path) -> Iterator[str]:
+    """The videos of a folder, at any depth, as paths relative to it; hidden ones are left out. Raises: OSError."""
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
+                yield os.path.relpath(os.path.join(place, name), folder)
 
 
 def sidecar_row(position: int, place: str, video: str, texts: Mapping[str, str], options: ReadOptions) -> Row:

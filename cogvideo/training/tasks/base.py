@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,15 @@ class Task(Protocol[B]):
 
     def weight_metrics(self) -> dict[str, float]:
         """Metrics of the weights themselves."""
+
+    def inputs(self) -> dict[str, Any]:
+        """What the weights depend on besides settings, as plain JSON; saved with each checkpoint, under `inputs`."""
+
+    def check_resumable(self, saved: Mapping[str, Any]) -> None:
+        """Compare with what a checkpoint's state.json holds. Raises: ValueError if this task cannot continue from it.
+
+        Checkpoints of older versions have no `inputs`.
+        """
 
     def report(self) -> None:
         """Log what the user should know of the trained model; at the end of a run, on rank 0."""

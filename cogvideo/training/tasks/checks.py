@@ -3,7 +3,7 @@
 What is certainly wrong is an error; what probably is, or costs quality, is a warning. Both name the key to change.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,21 @@ def check_tokenizers(
                 "start from another checkpoint"
             )
     return records
+
+
+def check_same_tokenizers(config: TrainConfig, records: TokenizerRecords, saved: Mapping[str, Any]) -> None:
+    """Compare the tokenizers of a run with those in a checkpoint's state.json. Raises: ValueError if they differ."""
+    kind = TokenizerRecords.of_export(saved.get("inputs", {})).differing(records, both_sizes=config.task == "superres")
+    if kind is not None:
+        data = config.data
+        made_by = (
+            f"data.image_tokenizer={data.image_tokenizer}" if data.path is None else f"data.path={_names(data.path)}"
+        )
+        key = f"data.text_tokenizer={data.text_tokenizer}" if kind == "text tokenizer" else made_by
+        raise ValueError(
+            f"{config.run_dir} was trained with another {kind} than {key}; resume it with the one that it started "
+            "with, or begin another run_dir"
+        )
 
 
 def check_codes(data: ClipDataset | InMemoryClips | PairDataset) -> None:

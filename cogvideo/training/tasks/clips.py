@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layer
 from cogvideo.training.tasks.checks import (
     check_captions,
     check_codes,
+    check_same_tokenizers,
     check_tokenizers,
     open_vocabulary,
     sampled_texts,
@@ -179,6 +181,12 @@ class ClipTask:
             alphas = {name.split(".")[1]: p.detach().float().sigmoid().mean() for name, p in named}
             return {f"alpha/layer_{layer}": float(alpha) for layer, alpha in alphas.items()}
 
+    def inputs(self) -> dict[str, Any]:
+        return self.tokenizers.to_extra()
+
+    def check_resumable(self, saved: Mapping[str, Any]) -> None:
+        check_same_tokenizers(self.config, self.tokenizers, saved)
+
     def report(self) -> None:
         pass
 
@@ -234,7 +242,9 @@ class ClipTask:
 
         def loads_all_parameters(checkpoint: Checkpoint) -> bool:
             same_task = checkpoint.config.get("model", {}).get("task") == self.model_config.task
-            return same_task or temporal == "copy" or not self.model_config.has_temporal_channel
+            if same_task or self.config.lora.rank:  # an adapter is for a model of its base's task
+                return same_task
+            return temporal == "copy" or not self.model_config.has_temporal_channel
 
         def inherit(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Values:
             return inherited_values(model, tensors, temporal_init="qkv" if temporal == "qkv" else "qkv_and_dense")

@@ -6,6 +6,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from cogvideo.training.tasks.base import LossAndMetrics, autocast, compile_layer
 from cogvideo.training.tasks.checks import (
     check_captions,
     check_codes,
+    check_same_tokenizers,
     check_tokenizers,
     open_vocabulary,
     sampled_texts,
@@ -138,6 +140,12 @@ class SuperresTask:
 
     def weight_metrics(self) -> dict[str, float]:
         return {}
+
+    def inputs(self) -> dict[str, Any]:
+        return self.tokenizers.to_extra()
+
+    def check_resumable(self, saved: Mapping[str, Any]) -> None:
+        check_same_tokenizers(self.config, self.tokenizers, saved)
 
     def report(self) -> None:
         pass

@@ -1,9 +1,10 @@
 """Training of the image tokenizer: first as a plain autoencoder, then with a codebook updated by moving averages."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,9 @@ MEASURED_FRAMES = 512
 MIN_STD = 0.01
 """Of pixels, for data of one colour."""
 CODEBOOK = ("quantize.embed.weight", "quantize.embed_avg", "quantize.cluster_size")
+PIXELS = ("pixel_mean", "pixel_std")
+PIXEL_TOLERANCE = 2e-5
+"""Between two measurements of the same pixels, which are rounded to 1e-5."""
 Channels = tuple[float, float, float]
 
 
@@ -242,6 +246,31 @@ class TokenizerTask:
 
     def weight_metrics(self) -> dict[str, float]:
         return {}
+
+    def inputs(self) -> dict[str, Any]:
+        return {name: list(getattr(self.tokenizer.config, name)) for name in PIXELS}
+
+    def check_resumable(self, saved: Mapping[str, Any]) -> None:
+        run_dir, stored = self.config.run_dir, saved.get("inputs", {})
+        now = self.inputs()
+        if any(
+            not np.allclose(stored.get(name, now[name]), now[name], rtol=0, atol=PIXEL_TOLERANCE) for name in PIXELS
+        ):
+            was, found = (
+                " ".join(f"tokenizer.{name}=[{','.join(map(str, values[name]))}]" for name in PIXELS)
+                for values in (now | stored, now)
+            )
+            raise ValueError(
+                f"{run_dir} was trained on pixels normalized by {was}, and now they are by {found}; resume it with the "
+                "data or settings that it started with, or give the former"
+            )
+        step, before = saved["step"], saved["config"].get("tokenizer", {})
+        continuous, old = self.config.tokenizer.continuous_steps, before.get("continuous_steps", 0)
+        if not has_codebook(self.config) and continuous <= step < old:
+            raise ValueError(
+                f"{run_dir} has no codebook yet at step {step}, and tokenizer.continuous_steps={continuous} (it was "
+                f"{old}) makes it before that; give more than {step}"
+            )
 
     def report(self) -> None:
         """Say how many codes the frames use."""

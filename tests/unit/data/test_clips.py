@@ -1,13 +1,18 @@
 """Multi-frame-rate clips: which frames are picked for given times, and properties that hold for any times."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
+from cogvideo.config import load_config
+from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames, rate_problem
+from cogvideo.data.prepare import PrepareConfig
 
 DIGIT_TIMES = np.arange(33) / 8
+CONFIGS = Path(__file__).parents[3] / "configs/data"
 
 
 def test_lowest_takes_the_longest_length_that_fits():
@@ -84,6 +89,27 @@ def test_a_constant_rate_gives_a_clip_if_its_spacing_is_two_frames_or_more(rate,
     times = np.arange(int(10 * rate)) / rate
     found = plan_clips(times, ClipConfig((seconds,)))
     assert found or seconds / 4 * rate < 2
+
+
+@pytest.mark.parametrize("name", ["recipe_ucf101", "recipe_kinetics600"])
+@pytest.mark.parametrize("rate", [23.976, 24, 25, 29.97, 30, 50, 60])
+def test_the_recipes_of_short_clips_take_all_common_frame_rates(name, rate):
+    config = load_config(PrepareConfig, [CONFIGS / f"{name}.yaml"]).clips
+    clips = plan_clips(np.arange(int(10 * rate)) / rate, config)
+    assert {clip.seconds for clip in clips} == set(config.clip_seconds)
+
+
+def test_a_frame_rate_that_gives_no_clip_is_the_reason():
+    config, times = ClipConfig((0.6,), num_frames=16), np.arange(300) / 30
+    assert plan_clips(times, config) == []
+    assert rate_problem(times, config) == (
+        "its 30 frames per second have no 16 frames evenly spread over 0.6 s (25 per second); "
+        "raise clips.tolerance (below 0.5) or clips.clip_seconds"
+    )
+    assert rate_problem(times, config, start=1.0, end=1.5) is None
+    slow = rate_problem(np.arange(20) / 2, ClipConfig((1.0,)))
+    assert slow is not None and slow.endswith("(4 per second); raise clips.clip_seconds")
+    assert rate_problem(np.array([0.0]), config) is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cogvideo.data.captions import Caption
+from cogvideo.data.clips import ClipConfig, plan_clips
 from cogvideo.data.extract import Extractor, VideoJob
 from cogvideo.media.video import write_video
 
@@ -58,3 +59,12 @@ def test_what_is_no_name_here(probe, tmp_path, named, reason):
     with pytest.raises(ValueError) as caught:
         probe("a.mp4", named)
     assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("end", "words"), [(None, "its 10 frames per second"), (0.3, "no clip fits between 0 s and")])
+def test_a_skipped_caption_names_the_frame_rate_if_the_span_is_long_enough(tmp_path, end, words):
+    write_video(tmp_path / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 10)
+    clips = ClipConfig((0.5,), num_frames=11)
+    extractor = Extractor(tmp_path, 16, lambda times, c: plan_clips(times, clips), False, 1 << 30, clips=clips)
+    (skipped,) = extractor.plan(VideoJob("a.mp4", ((0, Caption("a.mp4", "x", 0.0, end)),))).skipped
+    assert words in skipped["reason"] and ("per second" in skipped["reason"]) == (end is None)

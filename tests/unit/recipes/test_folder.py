@@ -1,5 +1,8 @@
 """The folder of a recipe: what it was begun with, config files that are kept, schedules, order of steps."""
 
+import os
+import subprocess
+
 import pytest
 import yaml
 
@@ -123,3 +126,15 @@ def test_commands_are_written_to_be_run_by_hand(folder):
     folder.begin({})
     folder.write_commands([folder.step("clips", ["prepare", "--captions", "my videos.csv"])])
     assert "\n# clips\ncogvideo prepare --captions 'my videos.csv'\n" in (folder / "commands.sh").read_text()
+
+
+def test_commands_end_at_the_first_that_fails(folder, tmp_path):
+    program = tmp_path / "bin/cogvideo"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho $1\n[ $1 != trunk ] || exit 3\n")
+    program.chmod(0o755)
+    folder.begin({})
+    folder.write_commands([folder.step(name, [name]) for name in ("clips", "trunk", "sequential")])
+    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", folder / "commands.sh"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (3, ["clips", "trunk"])

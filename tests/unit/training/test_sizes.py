@@ -53,7 +53,30 @@ def test_a_resumed_run_keeps_its_sizes(clips: Path, tmp_path: Path) -> None:
     begun = load(*words, "model.num_positions=700")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text(dump_yaml(begun), encoding="utf-8")
+    assert load(*words).model == load(words[0]).model, "without a checkpoint nothing is resumed"
+    (tmp_path / "run/checkpoints/step_00000001").mkdir(parents=True)
     assert load(*words).model == begun.model
+
+
+def test_the_files_that_sizes_come_from_are_named(
+    clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(*words: str) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            load(f"data.path={clips}", f"run_dir={tmp_path / 'run'}", *words)
+        return [record.getMessage() for record in caplog.records]
+
+    first = "model.frame_side=9 model.num_frames=9"
+    assert said() == [f"{first} model.num_positions=593: from {clips / 'manifest.json'}"]
+    (tmp_path / "config.json").write_text('{"config": {"model": {"num_positions": 1024}}}', encoding="utf-8")
+    assert said(f"init.checkpoint={tmp_path}") == [
+        f"{first}: from {clips / 'manifest.json'}",
+        f"model.num_positions=1024: from {tmp_path / 'config.json'}",
+    ]
+    (tmp_path / "run/checkpoints/step_00000001").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text("model: {frame_side: 6}\n", encoding="utf-8")
+    assert said() == [f"model.frame_side=6: from {tmp_path / 'run/config.yaml'}"]
 
 
 def test_pairs_have_two_sizes(tmp_path: Path) -> None:
@@ -86,4 +109,6 @@ def test_what_is_wrong_is_still_reported(clips: Path) -> None:
 @pytest.mark.parametrize("text", ["[" * 100_000, "a: " + "[" * 100_000, "- 1", "\x00"])
 def test_a_damaged_config_of_the_run_changes_nothing(clips: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    assert sizes_from_data({"run_dir": str(tmp_path)}) == {}
+    (tmp_path / "checkpoints/step_00000001").mkdir(parents=True)
+    found = sizes_from_data({"run_dir": str(tmp_path), "data": {"path": str(clips)}})
+    assert found["model"]["frame_side"] == 9

@@ -237,3 +237,14 @@ def test_a_text_in_another_encoding_is_named_with_the_remedy(tmp_path):
         open_captions(write(tmp_path / "s.tar", *members))
     captions = open_captions(tmp_path / "s.tar", ReadOptions(encoding="cp1252"))
     assert next(iter(captions)).text == "un café très élégant"
+
+
+@pytest.mark.parametrize("other", ["metadata.csv", "part/a.mp4"])
+def test_a_tar_among_videos_is_not_taken_for_the_data_set(tmp_path, other):
+    write(tmp_path / "backup.tar", ("old.mp4", b"v"), ("old.txt", b"x"))
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).write_text("file_name,text\nb.mp4,x\n")
+    with pytest.raises(ValueError, match=rf"holds tars \(backup\.tar\) and {other}; .* by name$") as caught:
+        open_captions(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(open_captions(tmp_path / "backup.tar")) == 1
