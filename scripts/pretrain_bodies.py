@@ -34,7 +34,7 @@ LARGE_CLIPS = 4000
 """Rendered at 192 pixels as well as 64: enough for the image tokenizer and super-resolution."""
 TEST_CLIPS = 200
 TRAINING_HOURS = {
-    "tokenizer": 2.0,
+    "tokenizer": 3.6,
     "trunk": 1.1,
     "sequential": 10.0,
     "interpolation": 2.8,
