@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
+from cogvideo.checkpoint.format import MANIFEST, Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
 from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, WeightName
@@ -314,7 +314,7 @@ class Parts:
 
 def check_replaceable(directory: Path) -> None:
     """Raises: FileExistsError if `directory` is neither a bundle nor an empty folder: replacing it would lose files."""
-    is_bundle = any((directory / name).is_file() for name in ("bundle.json", "text.model"))
+    is_bundle = (directory / "text.model").is_file() and (directory / "sequential" / MANIFEST).is_file()
     if directory.exists() and not is_bundle and not (directory.is_dir() and not any(directory.iterdir())):
         raise FileExistsError(f"{directory} is not a bundle; choose another folder, for this one would be removed")
 

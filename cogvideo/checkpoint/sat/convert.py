@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoint.format import MAX_SHARD_BYTES, Checkpoint, load_checkpoint, write_checkpoint
+from cogvideo.checkpoint.format import CARD, MAX_SHARD_BYTES, Checkpoint, load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.load import check_fits, stored_config
 from cogvideo.checkpoint.parameters import Parameter, TransformerConfig, model_kind, model_parameters, name_list
 from cogvideo.checkpoint.sat.card import model_card
@@ -70,7 +70,7 @@ def from_sat(
             config,
             extra={"sat": {"iteration": sat.iteration, "model_config": sat.model_config, "sha256": hashes}},
             max_shard_bytes=max_shard_bytes,
-            other_files={"README.md": model_card(conversion, sat, hashes, differing)},
+            other_files={CARD: model_card(conversion, sat, hashes, differing)},
         )
 
     conversion = Conversion(sat.kind, config, mappings, run, len(infos))

@@ -171,6 +171,7 @@ def test_only_a_bundle_is_replaced_by_a_bundle(small, tmp_path, capsys):
     notes = tmp_path / "work/notes.txt"
     notes.parent.mkdir()
     notes.write_text("mine")
+    (notes.parent / "text.model").touch()
     words = ["extend", str(small), "--num-frames", "9", "--overwrite", "--out"]
     assert main([*words, str(notes.parent)]) == 2
     assert "work is not a bundle; choose another folder" in capsys.readouterr().err
