@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from cogvideo.checkpoint.adapter import MAX_LOST, lost_share
 from cogvideo.checkpoint.format import MANIFEST, Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
-from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, WeightName
+from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, WeightName, dtype_name
 from cogvideo.files import (
     BUNDLED_WEIGHTS,
     atomic_directory,
@@ -362,6 +363,7 @@ def assemble_bundle(
             check_same_codes(image_tokenizer, high_res)
             given = replace(given, high_res=describe_tokenizer(parts.high_res_tokenizer, high_res))
         _check_trained_with(parts, given)
+        _warn_of_lost_updates(parts, dtype)
         stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra()
         both_sizes = own_tokenizers(building, text_tokenizer, image_tokenizer, high_res).to_extra()
         for name, source in parts.models.items():
@@ -454,6 +456,18 @@ def _check_trained_with(parts: Parts, given: TokenizerRecords) -> None:
             "--tokenizer and --text are those that the models were trained with",
             ", ".join(unknown),
         )
+
+
+def _warn_of_lost_updates(parts: Parts, dtype: torch.dtype) -> None:
+    """Warn where storing as `dtype` rounds much of what merged adapters added away."""
+    for name in (*MODELS, *SUPERRES):
+        source = getattr(parts, name)
+        lost = 0.0 if source is None else lost_share(load_checkpoint(source, verify=False).extra, dtype)
+        if lost > MAX_LOST:
+            log.warning(
+                "--%s %s: %s rounds %.0f %% of what adapters added away; --dtype fp32 keeps it",
+                *(name, source, dtype_name(dtype), 100 * lost),
+            )
 
 
 def _trained_prompt_format(parts: Parts) -> PromptFormat | None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cogvideo.checkpoint.adapter import Base
+from cogvideo.checkpoint.adapter import fingerprint as checkpoint_fingerprint
+from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
 from cogvideo.config import read_yaml, to_dict
@@ -26,6 +29,7 @@ from cogvideo.sampling.bundle import (
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sequence.prompt import PromptFormat
+from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import write_bundle
 
 
@@ -153,3 +157,23 @@ def test_models_are_sampled_in_bf16_on_a_gpu_unless_told_otherwise() -> None:
     assert weights_for(torch.device("cuda"), "auto") == "bf16"
     assert weights_for(torch.device("cpu"), "auto") == "fp32"
     assert weights_for(torch.device("cuda"), "int8") == "int8"
+
+
+def test_merged_updates_that_a_bundle_would_round_away_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(folder / "sequential", dtype=torch.bfloat16)
+    save_model(tmp_path / "base", model)
+    record = Base(model="sequential", sha256=checkpoint_fingerprint(load_checkpoint(tmp_path / "base")), step=0)
+    adapter = write_adapter(tmp_path / "adapter", model, record)
+    words = ["merge", str(tmp_path / "base"), "--adapter", f"{adapter}:1e-4", "--out"]
+    assert main([*words, str(tmp_path / "merged")]) == 0 and "away" not in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "rounded"), "--dtype", "bf16"]) == 0
+    assert "of the update away; --dtype fp32 keeps it" in capsys.readouterr().err
+    parts = {"text": folder / "text.model", "tokenizer": folder / "image_tokenizer", "trunk": folder / "trunk"}
+    parts["sequential"] = tmp_path / "merged"
+    words = ["bundle", "--clusters", "4", *(str(word) for name in parts for word in (f"--{name}", parts[name]))]
+    assert main([*words, "--out", str(tmp_path / "bf16")]) == 0
+    assert "of what adapters added away; --dtype fp32 keeps it" in capsys.readouterr().err
+    assert main([*words, "--dtype", "fp32", "--out", str(tmp_path / "fp32")]) == 0
+    assert "away" not in capsys.readouterr().err
