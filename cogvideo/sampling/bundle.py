@@ -364,7 +364,11 @@ def assemble_bundle(
             given = replace(given, high_res=describe_tokenizer(parts.high_res_tokenizer, high_res))
         _check_trained_with(parts, given)
         _warn_of_lost_updates(parts, dtype)
-        stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra()
+        trained_prompt = _trained_prompt_format(parts)
+        prompt = trained_prompt or config.prompt
+        # not a default that nothing tells of: other parts may have been trained with another one
+        format = {} if trained_prompt is None and prompt == PromptFormat() else {"prompt": to_dict(prompt)}
+        stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra() | format
         both_sizes = own_tokenizers(building, text_tokenizer, image_tokenizer, high_res).to_extra()
         for name, source in parts.models.items():
             model = load_model(source, dtype=dtype)
@@ -381,7 +385,7 @@ def assemble_bundle(
                 save_model(building / folder, superres, extra=both_sizes, trunk=building / "trunk" if shared else None)
         _check_family(directory, text_tokenizer.vocabulary, image_tokenizer.num_tokens, configs)
         hashes = {name: sha256_file(building / name) for name in HASHED_FILES if (building / name).is_file()}
-        config = replace(config, prompt=_trained_prompt_format(parts) or config.prompt, sha256=hashes)
+        config = replace(config, prompt=prompt, sha256=hashes)
         write_json(building / "bundle.json", to_dict(config))
         if settings is not None:
             (building / SETTINGS_FILE).write_text(dump_yaml(settings), encoding="utf-8")

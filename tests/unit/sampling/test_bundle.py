@@ -12,7 +12,7 @@ from cogvideo.checkpoint.adapter import fingerprint as checkpoint_fingerprint
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
-from cogvideo.config import read_yaml, to_dict
+from cogvideo.config import from_dict, read_yaml, to_dict
 from cogvideo.dtypes import WeightName
 from cogvideo.files import write_json
 from cogvideo.model.transformer import is_temporal
@@ -88,6 +88,13 @@ def test_the_prompt_format_of_training_travels_with_the_weights(folder: Path, tm
     how = {"config": BundleConfig(), "clusters": 4, "dtype": torch.float32}
     assemble_bundle(tmp_path / "bundle", parts, **how)
     assert open_bundle(tmp_path / "bundle").config.prompt == trained
+    bundled = {name: tmp_path / "bundle" / name for name in models}
+    assemble_bundle(tmp_path / "again", replace(parts, **bundled), **how)
+    assert open_bundle(tmp_path / "again").config.prompt == trained
+    how["config"] = BundleConfig(prompt=trained)
+    save_model(tmp_path / "unknown", load_model(folder / "sequential"))
+    assemble_bundle(tmp_path / "told", replace(parts, sequential=tmp_path / "unknown"), **how)
+    assert from_dict(PromptFormat, load_checkpoint(tmp_path / "told/trunk").extra["prompt"]) == trained
     save_model(tmp_path / "trunk", load_model(folder / "trunk"), extra={"prompt": to_dict(PromptFormat())})
     with pytest.raises(ValueError, match="trunk and sequential were trained with different prompt formats"):
         assemble_bundle(tmp_path / "other", parts, **how)
