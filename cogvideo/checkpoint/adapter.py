@@ -32,8 +32,9 @@ from cogvideo.model.lora import adapter_shapes, matrix_shapes, update
 from cogvideo.tensor_file import TensorInfo, read_header, write_tensor_file
 
 SETTINGS, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+FINGERPRINT = "fingerprint"
 LOST = "lost_by_rounding"
-"""The key of a merged model's `extra`."""
+"""Keys of a model's `extra`: of a bundle's model, and of a merged one."""
 MAX_LOST = 0.1
 """Of an adapter's update, above which there is a warning."""
 FORMAT = 1
@@ -106,13 +107,22 @@ def model_name(config: TransformerConfig) -> str:
 @torch.no_grad()
 def fingerprint(checkpoint: Checkpoint) -> str:
     """The hex SHA-256 of a model's vectors and of each matrix's first row, in bfloat16, so that a bundle, which may
-    store a model in another type, has the fingerprint of what it was made from."""
+    store a model in another type, has the fingerprint of what it was made from. fp16 rounds otherwise, and what a
+    bundle records in `extra` (`fingerprint_to_store`) comes first."""
+    recorded = checkpoint.extra.get(FINGERPRINT)
+    if isinstance(recorded, str):
+        return recorded
     digest = hashlib.sha256()
     for name in sorted(checkpoint.names):
         tensor = checkpoint.tensor(name)
         row = (tensor[0] if tensor.ndim > 1 else tensor).to(torch.bfloat16).contiguous()
         digest.update(f"{name} {list(tensor.shape)}\n".encode() + row.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def fingerprint_to_store(source: Checkpoint) -> dict[str, Any]:
+    """For the `extra` of a copy of a model in another number type."""
+    return {FINGERPRINT: fingerprint(source)}
 
 
 def save_adapter(
@@ -261,6 +271,7 @@ def write_merged(
     merged = [{"adapter": str(adapter.directory.name), "weight": weight} for adapter, weight in adapters]
     # the shares are known once all tensors are read, before `extra` is written
     extra = checkpoint.extra | {"merged": [*checkpoint.extra.get("merged", []), *merged], LOST: rounding.lost}
+    extra.pop(FINGERPRINT, None)
     infos = {
         name: TensorInfo(dtype if info.dtype.is_floating_point else info.dtype, info.shape)
         for name, info in checkpoint.infos.items()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo.checkpoint.adapter import MAX_LOST, lost_share
+from cogvideo.checkpoint.adapter import MAX_LOST, fingerprint_to_store, lost_share
 from cogvideo.checkpoint.format import MANIFEST, Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
@@ -374,15 +374,18 @@ def assemble_bundle(
             model = load_model(source, dtype=dtype)
             configs[name] = model.config
             shared = name != "trunk" and _has_same_trunk(source, parts.trunk)
-            save_model(building / name, model, extra=stored, trunk=building / "trunk" if shared else None)
+            extra = stored | fingerprint_to_store(load_checkpoint(source, verify=False))
+            save_model(building / name, model, extra=extra, trunk=building / "trunk" if shared else None)
         for method, folder in SUPERRES.items():
             source = getattr(parts, method)
             if source is not None:
-                superres = build_superres(load_checkpoint(source), dtype=dtype)
+                checkpoint = load_checkpoint(source)
+                superres = build_superres(checkpoint, dtype=dtype)
                 if (superres.config.method, superres.config.vocabulary) != (method, configs["sequential"].vocabulary):
                     raise ValueError(f"{source} is not the {method} model of this family; give another --{method}")
                 shared = _has_same_trunk(source, parts.trunk)
-                save_model(building / folder, superres, extra=both_sizes, trunk=building / "trunk" if shared else None)
+                extra = both_sizes | fingerprint_to_store(checkpoint)
+                save_model(building / folder, superres, extra=extra, trunk=building / "trunk" if shared else None)
         _check_family(directory, text_tokenizer.vocabulary, image_tokenizer.num_tokens, configs)
         hashes = {name: sha256_file(building / name) for name in HASHED_FILES if (building / name).is_file()}
         config = replace(config, prompt=prompt, sha256=hashes)

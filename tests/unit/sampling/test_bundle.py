@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideo.checkpoint.adapter import Base
+from cogvideo.checkpoint.adapter import Base, check_fingerprint, load_adapter, write_merged
 from cogvideo.checkpoint.adapter import fingerprint as checkpoint_fingerprint
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model, save_model
@@ -184,3 +184,23 @@ def test_merged_updates_that_a_bundle_would_round_away_are_named(
     assert "of what adapters added away; --dtype fp32 keeps it" in capsys.readouterr().err
     assert main([*words, "--dtype", "fp32", "--out", str(tmp_path / "fp32")]) == 0
     assert "away" not in capsys.readouterr().err
+
+
+def test_an_fp16_bundle_takes_adapters_trained_beside_its_source(folder: Path, tmp_path: Path) -> None:
+    """fp16 has fewer exponents than bfloat16, in which fingerprints are: small numbers become others."""
+    model = load_model(folder / "sequential")
+    with torch.no_grad():
+        model.layers[0].mlp.dense_h_to_4h.weight[0] = 1e-7
+    save_model(tmp_path / "sequential", model)
+    source = load_checkpoint(tmp_path / "sequential")
+    known = checkpoint_fingerprint(source)
+    adapter = load_adapter(write_adapter(tmp_path / "adapter", model, Base(model="sequential", sha256=known, step=0)))
+    parts = Parts(folder / "text.model", folder / "image_tokenizer", folder / "trunk", tmp_path / "sequential")
+    for name in ("bundle", "again"):
+        assemble_bundle(tmp_path / name, parts, config=BundleConfig(), clusters=4, dtype=torch.float16)
+        parts = replace(parts, sequential=tmp_path / name / "sequential")
+    bundled = load_checkpoint(tmp_path / "again/sequential")
+    check_fingerprint(adapter, bundled)
+    write_merged(tmp_path / "merged", bundled, model.config, [(adapter, 1.0)])
+    with pytest.raises(ValueError, match="was trained beside other weights"):
+        check_fingerprint(adapter, load_checkpoint(tmp_path / "merged"))
