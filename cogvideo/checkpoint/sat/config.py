@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, parameter_shapes
+from cogvideo.checkpoint.parameters import ModelKind, TransformerConfig, model_kind, parameter_shapes
 from cogvideo.checkpoint.sat.reader import OWN_CONFIG, SatCheckpoint
 from cogvideo.config import from_dict, to_dict
 from cogvideo.model.config import ModelConfig, ModelTask
@@ -13,6 +13,12 @@ from cogvideo.superres.config import SuperresConfig
 
 PUBLISHED_HEAD_DIM = 64
 PUBLISHED_WINDOW = 10
+UNREAD: dict[ModelKind, tuple[str, ...]] = {
+    "image": ("window_size",),
+    "direct_superres": ("task", "frame_position_start", "window_size"),
+    "iterative_superres": ("task", "frame_position_start", "window_size"),
+}
+"""Settings that a kind of model does not have."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
     """
     if sat.own_config:
         return _own_config(sat, settings)
+    _check_settings(sat, settings)
     sat_config, sizes = sat.model_config, sat.sizes
     ids = settings.vocab
     highest = max(ids.num_image_tokens - 1, ids.pad, ids.newline, ids.start_of_image)
@@ -128,6 +135,15 @@ def _given(settings: SatSettings) -> list[str]:
     default = SatSettings()
     names = [field.name for field in fields(settings)]
     return [name for name in names if getattr(settings, name) != getattr(default, name)]
+
+
+def _check_settings(sat: SatCheckpoint, settings: SatSettings) -> None:
+    """Raises: ValueError for a setting that the found kind of model does not read."""
+    unread = [name for name in _given(settings) if name in UNREAD.get(sat.kind, ())]
+    if sat.kind == "image" and settings.task not in (None, "image"):
+        unread.insert(0, "task")
+    if unread:
+        raise ValueError(f"{sat.directory} holds the model {sat.kind}, which has no {', '.join(unread)}; leave it out")
 
 
 def _superres_config(sat: SatCheckpoint, settings: SatSettings, common: dict[str, Any]) -> SuperresConfig:
