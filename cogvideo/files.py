@@ -294,7 +294,7 @@ def _adapter(shape: Any) -> Any:
 
 
 def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> Any:
-    """Parse JSON, refusing keys that occur twice, deep nesting, and numbers that are not finite or beyond 64 bits.
+    """Parse JSON in UTF-8, refusing keys that occur twice, deep nesting, and numbers beyond 64 bits or not finite.
 
     Raises: ValueError that names `origin`.
     """
@@ -303,7 +303,7 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
         raise ValueError(f"{origin} has {colons} colons; expected JSON of at most {MAX_NAMES} names of values")
     try:
         value = json.loads(
-            data,
+            data.decode("utf-8-sig"),  # of bytes it would take UTF-16 as well, and half characters
             object_pairs_hook=_dict_of_unique_keys,
             parse_int=_integer,
             parse_float=None if allow_nan else _finite,

@@ -373,7 +373,7 @@ class CaptionTexts:
         try:
             line = self._bytes[self._starts[index] : self._starts[index + 1]][: MAX_CAPTION_BYTES + 1].tobytes()
             # not `parse_json`: the other fields of a user's captions may hold larger numbers and be nested deeper
-            text: str = checked(json.loads(line), CaptionLine, self.path)["text"]
+            text: str = checked(json.loads(line.decode()), CaptionLine, self.path)["text"]
             return text
         except (ValueError, RecursionError):
             problem = "expected an object with `text`; prepare it again"

@@ -186,13 +186,23 @@ def test_sha256_is_that_of_the_bytes(tmp_path_factory: pytest.TempPathFactory, d
     assert sha256_file(path) == hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\xfa", b'{"a": 1} x', b"[" * 100_000, b"1" * 5000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{", b"\xff\xfe\xfa", b'{"a": 1} x', b"[" * 100_000, b"1" * 5000),
+        *(b'"\xed\xa0\x80"', '{"a": "数字"}'.encode("utf-16"), '"\\ud800"'.encode("utf-16-le")),
+    ],
+)
 def test_bad_json_is_one_line_with_the_files_name(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"x\.json is damaged: not readable as JSON") as caught:
         read_json(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x.json") == {"a": 1}
 
 
 def test_oversized_json_is_refused_unread(tmp_path: Path) -> None:
