@@ -113,11 +113,13 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     """Yield a new temporary folder in the same parent; on success it is renamed to `path`.
 
     An existing `path` is an error unless it is an empty folder or `replace` is set; with `replace` the old folder is
-    removed last. Raises: FileExistsError; OSError if the parent cannot be written.
+    removed last. Where `path` is a link, what it leads to is written. Raises: FileExistsError, also if a folder
+    appeared there meanwhile; OSError if the parent cannot be written.
     """
     path = Path(path)
     if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists; choose another name")
+    path = _behind_links(path)
     temporary = _temporary_sibling(path)
     try:
         temporary.mkdir()
@@ -126,7 +128,10 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
             for file in temporary.rglob("*"):
                 _sync(file)
             _sync(temporary)
-            swap_in(temporary, path)
+            if replace:
+                swap_in(temporary, path)
+            else:
+                _rename_to_free_name(temporary, path)
             _sync(path.parent)
     finally:
         with postponed_signals():
@@ -158,6 +163,26 @@ def _remove(leftovers: Iterable[Path]) -> list[Path]:
         else:
             leftover.unlink()
     return found
+
+
+def _behind_links(path: Path) -> Path:
+    """What a link leads to, there or not; any other path itself. Raises: OSError for a link that leads to itself."""
+    if not path.is_symlink():
+        return path
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return found
+
+
+def _rename_to_free_name(new: Path, path: Path) -> None:
+    """Rename a folder to a name that nothing, or an empty folder, has. Raises: FileExistsError, nothing is changed."""
+    try:
+        os.rename(new, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise FileExistsError(f"{path} appeared while it was being written; choose another name") from None
 
 
 def swap_in(new: Path, path: Path) -> None:
@@ -269,7 +294,7 @@ def _adapter(shape: Any) -> Any:
 
 
 def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> Any:
-    """Parse JSON, refusing keys that occur twice, deep nesting, and numbers that are not finite or beyond 64 bits.
+    """Parse JSON in UTF-8, refusing keys that occur twice, deep nesting, and numbers beyond 64 bits or not finite.
 
     Raises: ValueError that names `origin`.
     """
@@ -278,7 +303,7 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
         raise ValueError(f"{origin} has {colons} colons; expected JSON of at most {MAX_NAMES} names of values")
     try:
         value = json.loads(
-            data,
+            data.decode("utf-8-sig"),  # of bytes it would take UTF-16 as well, and half characters
             object_pairs_hook=_dict_of_unique_keys,
             parse_int=_integer,
             parse_float=None if allow_nan else _finite,

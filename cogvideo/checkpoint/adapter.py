@@ -25,12 +25,18 @@ from typing_extensions import TypedDict
 
 from cogvideo.checkpoint.format import Checkpoint, write_checkpoint
 from cogvideo.checkpoint.parameters import TransformerConfig, model_kind, name_list
+from cogvideo.dtypes import FLOAT_DTYPES
 from cogvideo.files import Count, atomic_directory, read_json, write_json
 from cogvideo.model.config import MAX_LORA_RANK, LoraConfig, ModelConfig
 from cogvideo.model.lora import adapter_shapes, matrix_shapes, update
 from cogvideo.tensor_file import TensorInfo, read_header, write_tensor_file
 
 SETTINGS, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+FINGERPRINT = "fingerprint"
+LOST = "lost_by_rounding"
+"""Keys of a model's `extra`: of a bundle's model, and of a merged one."""
+MAX_LOST = 0.1
+"""Of an adapter's update, above which there is a warning."""
 FORMAT = 1
 PREFIX, TABLE = "base_model.model.", "word_embeddings"
 KEYS = {False: ("lora_A.weight", "lora_B.weight"), True: ("lora_embedding_A", "lora_embedding_B")}
@@ -101,13 +107,22 @@ def model_name(config: TransformerConfig) -> str:
 @torch.no_grad()
 def fingerprint(checkpoint: Checkpoint) -> str:
     """The hex SHA-256 of a model's vectors and of each matrix's first row, in bfloat16, so that a bundle, which may
-    store a model in another type, has the fingerprint of what it was made from."""
+    store a model in another type, has the fingerprint of what it was made from. fp16 rounds otherwise, and what a
+    bundle records in `extra` (`fingerprint_to_store`) comes first."""
+    recorded = checkpoint.extra.get(FINGERPRINT)
+    if isinstance(recorded, str):
+        return recorded
     digest = hashlib.sha256()
     for name in sorted(checkpoint.names):
         tensor = checkpoint.tensor(name)
         row = (tensor[0] if tensor.ndim > 1 else tensor).to(torch.bfloat16).contiguous()
         digest.update(f"{name} {list(tensor.shape)}\n".encode() + row.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def fingerprint_to_store(source: Checkpoint) -> dict[str, Any]:
+    """For the `extra` of a copy of a model in another number type."""
+    return {FINGERPRINT: fingerprint(source)}
 
 
 def save_adapter(
@@ -227,24 +242,72 @@ def check_fingerprint(adapter: Adapter, checkpoint: Checkpoint) -> None:
 
 
 def write_merged(
-    directory: Path, checkpoint: Checkpoint, config: TransformerConfig, adapters: Sequence[tuple[Adapter, float]]
+    directory: Path,
+    checkpoint: Checkpoint,
+    config: TransformerConfig,
+    adapters: Sequence[tuple[Adapter, float]],
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a checkpoint with adapters, each times its weight, added to the matrices: a model of its own.
 
-    Sums are float32, and stored in the type that the checkpoint stores the matrix in. Raises: ValueError for an adapter
-    of another model; FileExistsError.
+    Sums are float32, and stored as `dtype`, as all weights. Its `extra` records which share of the update other types
+    lose, for `lost_share`. Raises: ValueError for an adapter of another model; FileExistsError.
     """
     shapes = {name: info.shape for name, info in checkpoint.infos.items()}
     for adapter, _ in adapters:
         check_base(adapter, model_name(config), matrix_shapes(shapes))
         check_fingerprint(adapter, checkpoint)
 
+    rounding = _Rounding()
+
     def read(name: str) -> Tensor:
-        return merged_weight(checkpoint.tensor(name), name.removesuffix(".weight"), adapters)
+        weight = checkpoint.tensor(name)
+        merged = merged_weight(weight, name.removesuffix(".weight"), adapters)
+        if merged is not weight:
+            rounding.add(weight, merged)
+        return merged
 
     merged = [{"adapter": str(adapter.directory.name), "weight": weight} for adapter, weight in adapters]
-    extra = checkpoint.extra | {"merged": [*checkpoint.extra.get("merged", []), *merged]}
-    write_checkpoint(directory, checkpoint.infos, read, checkpoint.config, extra=extra)
+    # the shares are known once all tensors are read, before `extra` is written
+    extra = checkpoint.extra | {"merged": [*checkpoint.extra.get("merged", []), *merged], LOST: rounding.lost}
+    extra.pop(FINGERPRINT, None)
+    infos = {
+        name: TensorInfo(dtype if info.dtype.is_floating_point else info.dtype, info.shape)
+        for name, info in checkpoint.infos.items()
+    }
+    write_checkpoint(directory, infos, read, checkpoint.config, extra=extra)
+
+
+class _Rounding:
+    """Which share of an update is lost when the sum is rounded: what is missing of its projection onto itself."""
+
+    def __init__(self) -> None:
+        self.lost: dict[str, float] = {}
+        """By `FloatName`, from 0 to 1; kept up to date."""
+        self._total = 0.0
+        self._kept = dict.fromkeys(FLOAT_DTYPES, 0.0)
+
+    @torch.no_grad()
+    def add(self, weight: Tensor, merged: Tensor) -> None:
+        """Count one matrix, and the same with the update, which is float32."""
+        update = (merged - weight.float()).double()
+        self._total += float(update.square().sum())
+        for name, dtype in FLOAT_DTYPES.items():
+            kept = (merged.to(dtype).double() - weight.to(dtype).double()) * update
+            self._kept[name] += float(kept.sum())
+            self.lost[name] = round(min(1.0, max(0.0, 1 - self._kept[name] / self._total)), 3) if self._total else 0.0
+
+
+def lost_share(extra: Mapping[str, Any], dtype: torch.dtype) -> float:
+    """The share of the update of a merged model that `dtype` loses, 0 to 1; 0 for models that are not merged.
+
+    `extra`: that of its checkpoint, which is not trusted.
+    """
+    recorded = extra.get(LOST)
+    name = next(name for name, known in FLOAT_DTYPES.items() if known == dtype)
+    share = recorded.get(name) if isinstance(recorded, dict) else None
+    return share if isinstance(share, float) else 0.0
 
 
 @torch.no_grad()

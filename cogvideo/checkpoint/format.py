@@ -32,6 +32,7 @@ from cogvideo.files import (
 from cogvideo.tensor_file import TensorInfo, read_header, write_tensor_file
 
 WEIGHTS, INDEX, CONFIG, MANIFEST = "model.safetensors", "model.safetensors.index.json", "config.json", "manifest.json"
+CARD = "README.md"
 FORMAT = 1
 MAX_SHARD_BYTES = 4 << 30
 MAX_JSON_BYTES = 16 << 20
@@ -137,7 +138,7 @@ def save_checkpoint(
     """Write a checkpoint folder. An existing checkpoint is replaced once the new one is complete.
 
     `config` and `extra` must be plain JSON. `trunk` is the checkpoint that holds the tensors left out here.
-    Raises: FileExistsError if something other than a checkpoint is there.
+    Raises: FileExistsError if something other than a checkpoint is there, or other files beside it.
     """
     infos = {name: TensorInfo.of(tensor) for name, tensor in tensors.items()}
     write_checkpoint(
@@ -163,7 +164,7 @@ def write_checkpoint(
     directory = Path(directory)
     trunk_pointer = None if trunk is None else _make_trunk_pointer(directory, Path(trunk))
     shards = _split_into_shards(infos, max_shard_bytes)
-    with atomic_directory(directory, replace=(directory / MANIFEST).is_file()) as building:
+    with atomic_directory(directory, replace=_is_only_checkpoint(directory)) as building:
         files: dict[str, dict[str, Any]] = {}
 
         def add_to_manifest(name: str, sha256: str | None = None) -> None:
@@ -183,6 +184,27 @@ def write_checkpoint(
         for name, text in (other_files or {}).items():
             (building / name).write_text(text, encoding="utf-8")
         write_json(building / MANIFEST, {"files": files})
+
+
+def _is_only_checkpoint(directory: Path) -> bool:
+    """Whether a folder holds a checkpoint, its card perhaps, and nothing else that would be lost with it.
+
+    Raises: FileExistsError for other files beside a checkpoint.
+    """
+    try:
+        files = read_json(directory / MANIFEST, Manifest, max_bytes=MAX_JSON_BYTES)["files"]
+    except (OSError, ValueError):
+        return False
+    if CONFIG not in files:
+        return False
+    own = {*files, MANIFEST, CARD}
+    others = sorted(path.name for path in directory.iterdir() if path.name not in own and path.name[0] != ".")
+    if others:
+        raise FileExistsError(
+            f"{directory} holds {others[0][:80]} beside a checkpoint, which would be removed with it; move it away, or "
+            "choose another folder"
+        )
+    return True
 
 
 def load_checkpoint(directory: Path, *, verify: bool = True) -> Checkpoint:

@@ -6,7 +6,8 @@
 The checkpoint is the folder with a file `latest`; it may be nested in DIR, or be in a repository of the Hugging Face
 hub, USER/REPO[/FOLDER][@REVISION]. Which model it is (a CogVideo stage, CogView2's trunk or one of its super-resolution
 models) follows from its tensors. Keys: vocab.num_image_tokens, vocab.pad, vocab.newline, vocab.start_of_image (default:
-icetk's), task, num_heads, text_len, frame_side, window_size (default: the checkpoint's).
+icetk's), task, num_heads, text_len, frame_side, window_size (default: the checkpoint's), frame_position_start (default:
+512). A key that the found model does not have is refused. What --to-sat wrote has all of them in its cogvideo.json.
 """
 
 import argparse

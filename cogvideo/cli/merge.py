@@ -3,7 +3,8 @@
     cogvideo merge MODEL --adapter DIR[:SCALE] --out DIR
 
 MODEL is a checkpoint folder: the one that the adapters were trained beside (init.checkpoint of their run). Sums are
-float32, rounded to the type in which MODEL stores its weights. The result holds all weights, a frozen trunk's too.
+float32 and stored so, since bf16 and fp16 may round a small update away; --dtype takes less room. The result holds all
+weights, a frozen trunk's too.
 """
 
 import argparse
@@ -17,16 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", metavar="DIR[:SCALE]", action="append", required=True, help="an adapter; repeat it to add several"
     )
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="type to store (default: fp32)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
 
 def run(args: argparse.Namespace) -> None:
-    from cogvideo.checkpoint.adapter import load_adapter, write_merged
+    from cogvideo.checkpoint.adapter import MAX_LOST, load_adapter, lost_share, write_merged
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.checkpoint.load import stored_config
+    from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.hub import describe
     from cogvideo.locks import lock_output
+    from cogvideo.logs import get_logger
     from cogvideo.sampling.adapters import AdapterChoice
 
     choices = [AdapterChoice.parse(text) for text in args.adapter]
@@ -40,6 +46,11 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{describe(args.model)} is a bundle; give one of its models, such as {part}")
         checkpoint = load_checkpoint(args.model)
         adapters = [(load_adapter(choice.folder), choice.scale) for choice in choices]
-        write_merged(args.out, checkpoint, stored_config(checkpoint), adapters)
+        dtype = FLOAT_DTYPES[args.dtype]
+        write_merged(args.out, checkpoint, stored_config(checkpoint), adapters, dtype=dtype)
+    lost = lost_share(load_checkpoint(args.out, verify=False).extra, dtype)
+    if lost > MAX_LOST:
+        message = "%s rounds %.0f %% of the update away; --dtype fp32 keeps it"
+        get_logger(__name__).warning(message, args.dtype, 100 * lost)
     layers = {layer for adapter, _ in adapters for layer in adapter.factors}
     print(f"{args.out}: {len(layers)} matrices changed of {len(checkpoint.names)} tensors")

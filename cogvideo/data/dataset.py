@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from cogvideo.data.shards import Kind, Shard, open_rows, open_shards, read_manifest
 from cogvideo.data.statistics import MAX_ROWS, spread
 from cogvideo.files import checked, sha256_file
+from cogvideo.sequence.prompt import seconds_as_given
 
 Folders = str | Path | Sequence[str | Path]
 
@@ -126,7 +127,7 @@ class InMemoryClips:
         return self.frames(spread(len(self), MAX_ROWS))
 
     def texts(self, indices: ArrayLike) -> list[tuple[float, str]]:
-        return [(float(self.seconds[i]), self._captions[i]) for i in np.asarray(indices)]
+        return [(seconds_as_given(self.seconds[i]), self._captions[i]) for i in np.asarray(indices)]
 
     def sources(self, indices: ArrayLike) -> NDArray[np.int64]:
         return np.zeros(len(np.asarray(indices)), np.int64)
@@ -292,7 +293,7 @@ class _PreparedRows:
         """Lengths in seconds and captions of the given rows."""
         records, (folders, _) = self.table.gather(rows), self.table.locate(rows)
         return [
-            (float(record["seconds"]), self._captions[folder][int(record["caption"])])
+            (seconds_as_given(record["seconds"]), self._captions[folder][int(record["caption"])])
             for record, folder in zip(records, folders, strict=True)
         ]
 
@@ -372,7 +373,7 @@ class CaptionTexts:
         try:
             line = self._bytes[self._starts[index] : self._starts[index + 1]][: MAX_CAPTION_BYTES + 1].tobytes()
             # not `parse_json`: the other fields of a user's captions may hold larger numbers and be nested deeper
-            text: str = checked(json.loads(line), CaptionLine, self.path)["text"]
+            text: str = checked(json.loads(line.decode()), CaptionLine, self.path)["text"]
             return text
         except (ValueError, RecursionError):
             problem = "expected an object with `text`; prepare it again"

@@ -24,7 +24,7 @@ from av.container import InputContainer
 from av.video.frame import PictureType
 from numpy.typing import NDArray
 
-from cogvideo.media.byte_range import MediaPath, media_size
+from cogvideo.media.byte_range import MediaPath
 from cogvideo.media.container import (
     Limits,
     damaged,
@@ -36,6 +36,7 @@ from cogvideo.media.container import (
     tick_of,
     too_many,
 )
+from cogvideo.media.truncation import is_cut_short
 
 CHECKED_FRAMES = 12  # decoded to check packet timestamps; longer than the usual patterns of B-frames
 INDEXED_FORMATS = ("mov", "matroska")  # containers with an index, in which seeking and times after it are exact
@@ -125,9 +126,9 @@ def _index_by_packets(path: MediaPath, spans: Spans | None, limits: Limits | Non
         if origin is None or len(ordered) < len(pts) or not in_order:
             return None
         ordered = ordered[ordered >= origin]  # what precedes the first frame that can be decoded is not shown
-        if checked != ordered[: len(checked)].tolist() or (
-            count < len(stream.index_entries) and _is_cut_short(path, container, stream)
-        ):
+        # an mp4 is whole if no packet is missing that its index names
+        may_lack = not container.format.name.startswith("mov") or count < len(stream.index_entries)
+        if checked != ordered[: len(checked)].tolist() or (may_lack and is_cut_short(path, container, stream)):
             return None
         return _video_info(path, container, stream, ordered, np.unique(np.array(keys, np.int64)), None, None)
 
@@ -216,7 +217,7 @@ def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
                 break
         if not pts:
             raise damaged(path, "no frame can be decoded")
-        if damage is None and _is_cut_short(path, container, stream):
+        if damage is None and is_cut_short(path, container, stream):
             damage = f"it ends after {len(pts)} frames"
         times, shown = _presentation_times(pts, np.array(stamps, np.int64), reordered, frame_ticks_of(stream))
         by_number = pts != times.tolist() or timeline.offset != 0
@@ -273,14 +274,6 @@ class _Timeline:
 def _is_hidden(packet: "av.Packet[av.VideoStream]", codec: av.VideoCodecContext) -> bool:
     """Whether a packet of VP8 holds a frame that is only referred to."""
     return codec.codec.canonical_name == "vp8" and not memoryview(packet)[0] >> 4 & 1
-
-
-def _is_cut_short(path: MediaPath, container: InputContainer, stream: av.VideoStream) -> bool:
-    """Whether an mp4's index names frames beyond the end of the file."""
-    size = media_size(path)
-    return container.format.name.startswith("mov") and any(
-        entry.pos + entry.size > size for entry in stream.index_entries
-    )
 
 
 def _video_info(

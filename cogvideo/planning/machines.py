@@ -1,9 +1,11 @@
 """The machines that a model may run on: vendors' figures by name, and a measurement of the machine at hand."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,31 @@ def machine_like(name: str, memory_bytes: float) -> Machine:
     return replace(nearest, name=name, memory_bytes=memory_bytes)
 
 
+def usable_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that processes here may use: the machine's, or less where a container (cgroup) has a limit.
+
+    `root`: the folder that holds `proc` and `sys`.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # elsewhere than on Linux
+        lines = []
+    for line in lines:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not controllers:  # version 2
+            base, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for folder in (group, *group.parents):  # limits of all of them hold
+            with contextlib.suppress(OSError, ValueError):  # ValueError: `max`, which is no limit
+                limits.append(int((base / folder / name).read_text()))
+    return min(limits)
+
+
 def measure_machine() -> Machine:
     """Measure this machine: its GPU if it has one, else its CPU. Takes a second or two and about 0.5 GB."""
     import torch
@@ -88,5 +115,4 @@ def measure_machine() -> Machine:
         return Machine(
             properties.name, properties.total_memory, flops, bandwidth, has_float8=has_float8_products(many.device)
         )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(f"this machine's {os.cpu_count()} CPU cores", memory, flops, bandwidth, is_gpu=False)
+    return Machine(f"this machine's {os.cpu_count()} CPU cores", usable_memory(), flops, bandwidth, is_gpu=False)

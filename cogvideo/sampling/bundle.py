@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo.checkpoint.format import Checkpoint, load_checkpoint
+from cogvideo.checkpoint.adapter import MAX_LOST, fingerprint_to_store, lost_share
+from cogvideo.checkpoint.format import MANIFEST, Checkpoint, load_checkpoint
 from cogvideo.checkpoint.load import build_model, build_superres, load_model, save_model
 from cogvideo.config import dump_yaml, from_dict, load_config, to_dict
-from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, WeightName
+from cogvideo.dtypes import ACTIVATION_DTYPES, WeightChoice, WeightName, dtype_name
 from cogvideo.files import (
     BUNDLED_WEIGHTS,
     atomic_directory,
@@ -314,7 +315,7 @@ class Parts:
 
 def check_replaceable(directory: Path) -> None:
     """Raises: FileExistsError if `directory` is neither a bundle nor an empty folder: replacing it would lose files."""
-    is_bundle = any((directory / name).is_file() for name in ("bundle.json", "text.model"))
+    is_bundle = (directory / "text.model").is_file() and (directory / "sequential" / MANIFEST).is_file()
     if directory.exists() and not is_bundle and not (directory.is_dir() and not any(directory.iterdir())):
         raise FileExistsError(f"{directory} is not a bundle; choose another folder, for this one would be removed")
 
@@ -362,24 +363,32 @@ def assemble_bundle(
             check_same_codes(image_tokenizer, high_res)
             given = replace(given, high_res=describe_tokenizer(parts.high_res_tokenizer, high_res))
         _check_trained_with(parts, given)
-        stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra()
+        _warn_of_lost_updates(parts, dtype)
+        trained_prompt = _trained_prompt_format(parts)
+        prompt = trained_prompt or config.prompt
+        # not a default that nothing tells of: other parts may have been trained with another one
+        format = {} if trained_prompt is None and prompt == PromptFormat() else {"prompt": to_dict(prompt)}
+        stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra() | format
         both_sizes = own_tokenizers(building, text_tokenizer, image_tokenizer, high_res).to_extra()
         for name, source in parts.models.items():
             model = load_model(source, dtype=dtype)
             configs[name] = model.config
             shared = name != "trunk" and _has_same_trunk(source, parts.trunk)
-            save_model(building / name, model, extra=stored, trunk=building / "trunk" if shared else None)
+            extra = stored | fingerprint_to_store(load_checkpoint(source, verify=False))
+            save_model(building / name, model, extra=extra, trunk=building / "trunk" if shared else None)
         for method, folder in SUPERRES.items():
             source = getattr(parts, method)
             if source is not None:
-                superres = build_superres(load_checkpoint(source), dtype=dtype)
+                checkpoint = load_checkpoint(source)
+                superres = build_superres(checkpoint, dtype=dtype)
                 if (superres.config.method, superres.config.vocabulary) != (method, configs["sequential"].vocabulary):
                     raise ValueError(f"{source} is not the {method} model of this family; give another --{method}")
                 shared = _has_same_trunk(source, parts.trunk)
-                save_model(building / folder, superres, extra=both_sizes, trunk=building / "trunk" if shared else None)
+                extra = both_sizes | fingerprint_to_store(checkpoint)
+                save_model(building / folder, superres, extra=extra, trunk=building / "trunk" if shared else None)
         _check_family(directory, text_tokenizer.vocabulary, image_tokenizer.num_tokens, configs)
         hashes = {name: sha256_file(building / name) for name in HASHED_FILES if (building / name).is_file()}
-        config = replace(config, prompt=_trained_prompt_format(parts) or config.prompt, sha256=hashes)
+        config = replace(config, prompt=prompt, sha256=hashes)
         write_json(building / "bundle.json", to_dict(config))
         if settings is not None:
             (building / SETTINGS_FILE).write_text(dump_yaml(settings), encoding="utf-8")
@@ -454,6 +463,18 @@ def _check_trained_with(parts: Parts, given: TokenizerRecords) -> None:
             "--tokenizer and --text are those that the models were trained with",
             ", ".join(unknown),
         )
+
+
+def _warn_of_lost_updates(parts: Parts, dtype: torch.dtype) -> None:
+    """Warn where storing as `dtype` rounds much of what merged adapters added away."""
+    for name in (*MODELS, *SUPERRES):
+        source = getattr(parts, name)
+        lost = 0.0 if source is None else lost_share(load_checkpoint(source, verify=False).extra, dtype)
+        if lost > MAX_LOST:
+            log.warning(
+                "--%s %s: %s rounds %.0f %% of what adapters added away; --dtype fp32 keeps it",
+                *(name, source, dtype_name(dtype), 100 * lost),
+            )
 
 
 def _trained_prompt_format(parts: Parts) -> PromptFormat | None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cogvideo.checkpoint.adapter import FINGERPRINT
 from cogvideo.checkpoint.format import Checkpoint, load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.load import stored_config
 from cogvideo.checkpoint.parameters import TransformerConfig
@@ -44,6 +45,9 @@ POSITIONS = "position_embeddings.weight"
 EXTRA = f"extra_{POSITIONS}"
 MAX_TOKENS = 1 << 20
 """Of all frames of a clip."""
+
+OF_THE_ORIGINAL = ("sat", FINGERPRINT)
+"""Keys of `extra` that no longer hold where tensors change: the settings of a SAT checkpoint, the weights' own."""
 
 Change = Callable[[TransformerConfig, dict[str, Tensor]], TransformerConfig]
 """Changes a model's tensors in place, of which some may be in its trunk instead; returns its new config."""
@@ -204,10 +208,13 @@ def _copy_model(
     trunk = checkpoint.trunk if in_bundle else None
     shared = set() if trunk is None else trunk.infos.keys()
     tensors = {name: checkpoint.tensor(name) for name in checkpoint.names if name not in shared}
-    config = change(stored_config(checkpoint), tensors)
+    old = stored_config(checkpoint)
+    config = change(old, tensors)
     kind = "model" if "model" in checkpoint.config else "superres"
     settings = {**checkpoint.config, kind: to_dict(config)}
     extra = checkpoint.extra
+    if config != old:
+        extra = {key: value for key, value in extra.items() if key not in OF_THE_ORIGINAL}
     if text is not None:
         extra = {**extra, **replace(TokenizerRecords.of_export(extra), text=text.sha256).to_extra()}
     beside = None if trunk is None else out.parent / trunk.directory.name

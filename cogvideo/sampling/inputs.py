@@ -18,6 +18,7 @@ from torch import Tensor
 from cogvideo.files import torch_errors_as_os_errors
 from cogvideo.media.container import Limits
 from cogvideo.media.video import probe_video, read_video
+from cogvideo.sequence.prompt import seconds_as_given
 from cogvideo.tensor_file import read_header
 from cogvideo.tokenizers.image import ImageTokenizer
 
@@ -135,7 +136,7 @@ class InputReader:
                 f"{path} holds frames of {tokens.shape[2]} tokens up to {int(tokens.max())}; these weights make "
                 f"{frame_len} tokens below {codes}: use the weights that generated it"
             )
-        length = float(seconds)
+        length = seconds_as_given(seconds.float().item())
         if not length >= 0 or (tokens.shape[1] > 1 and not 0 < length < float("inf")):
             raise ValueError(f"{path}: seconds={length}; expected the length of the clips")
         return InputClips(tokens.to(torch.int64), length, _parse_samples(path, samples, len(tokens)))

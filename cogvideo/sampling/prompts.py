@@ -4,6 +4,7 @@ The prompt format itself is `sequence/prompt.py`. All prompts of a job are encod
 that also checks them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -81,8 +82,7 @@ class PromptBuilder:
         rounds = []
         for done in range(config.rounds):
             seconds = model_clip_seconds(model.layout, (num_frames - 1) * 2**done + 1, config.seconds)
-            # clip lengths are written with at most three digits
-            rounds.append(self._encode_clip_texts(model, config.interpolation, float(f"{seconds:.3g}"), captions))
+            rounds.append(self._encode_clip_texts(model, config.interpolation, _written_seconds(seconds), captions))
         return [list(prompts) for prompts in zip(*rounds, strict=True)]
 
     def _encode_image_texts(
@@ -126,3 +126,9 @@ def prompt_keys(
 def model_clip_seconds(layout: ClipLayout, num_frames: int, seconds: float) -> float:
     """Length in seconds of each of stage 2's clips when it interpolates `num_frames` frames that span `seconds`."""
     return seconds * (len(layout.given_frames) - 1) / (num_frames - 1)
+
+
+def _written_seconds(seconds: float) -> float:
+    """A length of up to six digits, as models are trained on; three of a measured one, such as a third of a second."""
+    exact = float(f"{seconds:.6g}")
+    return exact if math.isclose(exact, seconds, rel_tol=1e-12) else float(f"{seconds:.3g}")

@@ -45,6 +45,11 @@ class PromptFormat:
         return self.clip_text(encode, newline, seconds, self.unconditional, text_len)
 
 
+def seconds_as_given(stored: np.float32 | float) -> float:
+    """A clip length that files hold in float32, as it was before: the shortest decimal that has the same float32."""
+    return float(str(np.float32(stored)))
+
+
 def left_pad(texts: Sequence[Sequence[int]], text_len: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
     """Right-align texts of unequal length.
 

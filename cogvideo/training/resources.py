@@ -27,7 +27,7 @@ from cogvideo.planning.budgets import (
     trained_and_all_parameters,
     training_budget,
 )
-from cogvideo.planning.machines import Machine, machine_like
+from cogvideo.planning.machines import Machine, machine_like, usable_memory
 from cogvideo.planning.report import describe_training, format_bytes
 from cogvideo.tokenizers.text import open_text_tokenizer
 from cogvideo.training.config import LoopConfig, TrainConfig
@@ -121,8 +121,7 @@ def machine_of(device: torch.device) -> Machine:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return machine_like(properties.name, properties.total_memory)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    share = memory / int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    share = usable_memory() / int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     return Machine("this machine's CPU", share, flops=1e11, bandwidth=1e10, is_gpu=False)
 
 

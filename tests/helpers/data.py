@@ -21,11 +21,11 @@ def decode(ids):
     return bytes(i - 100 if i >= 100 else ord("|") for i in ids.tolist()).decode()
 
 
-def make_prepared(folder, kind="tokens", first_row=0, frame_len=4, codes="a"):
+def make_prepared(folder, kind="tokens", first_row=0, frame_len=4, codes="a", lengths=(4.0, 2.0, 2.0, 2.0)):
     """Write two shards: captions 0..5, each with one row of 4 s and three of 2 s; tokens hold the row's number."""
     shards = []
     for index in range(2):
-        rows = [(3 * index + c, s, 0.0) for c in range(3) for s in (4.0, 2.0, 2.0, 2.0)]
+        rows = [(3 * index + c, s, 0.0) for c in range(3) for s in lengths]
         first = first_row + 12 * index
         if kind == "tokens":
             array = (first + np.arange(12)[:, None, None] + 0 * np.zeros((12, 5, frame_len))).astype(np.uint16)

@@ -114,6 +114,33 @@ def test_an_existing_directory_is_replaced_only_on_request(tmp_path: Path) -> No
     assert names(target) == ["new"] and names(tmp_path) == ["target"]
 
 
+def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="appeared"), atomic_directory(tmp_path / "folder"):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "theirs").touch()
+    with pytest.raises(FileExistsError, match="appeared"), atomic_directory(tmp_path / "file"):
+        (tmp_path / "file").touch()
+    assert names(tmp_path) == ["file", "folder"] and names(tmp_path / "folder") == ["theirs"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_link_is_written_through(replace: bool, tmp_path: Path) -> None:
+    target, link = tmp_path / "disk" / "target", tmp_path / "link"
+    link.symlink_to(target)
+    if replace:
+        target.mkdir(parents=True)
+        (target / "old").touch()
+    with atomic_directory(link, replace=replace) as temporary:
+        (temporary / "new").touch()
+    assert link.is_symlink() and names(target) == ["new"] and names(tmp_path / "disk") == ["target"]
+
+
+def test_a_link_to_itself_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    with pytest.raises(OSError, match="link"), atomic_directory(tmp_path / "link"):
+        pytest.fail("nothing can be written there")
+
+
 def leave_temporary(path: Path) -> Path:
     """What a process that is killed while it writes `path` leaves: it runs no `finally`."""
     with atomic_write(path) as temporary:
@@ -159,13 +186,23 @@ def test_sha256_is_that_of_the_bytes(tmp_path_factory: pytest.TempPathFactory, d
     assert sha256_file(path) == hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\xfa", b'{"a": 1} x', b"[" * 100_000, b"1" * 5000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{", b"\xff\xfe\xfa", b'{"a": 1} x', b"[" * 100_000, b"1" * 5000),
+        *(b'"\xed\xa0\x80"', '{"a": "数字"}'.encode("utf-16"), '"\\ud800"'.encode("utf-16-le")),
+    ],
+)
 def test_bad_json_is_one_line_with_the_files_name(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"x\.json is damaged: not readable as JSON") as caught:
         read_json(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x.json") == {"a": 1}
 
 
 def test_oversized_json_is_refused_unread(tmp_path: Path) -> None:

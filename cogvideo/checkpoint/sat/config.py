@@ -1,17 +1,24 @@
 """Our config for a SAT checkpoint: from its tensor shapes, its model_config.json, and the user's settings."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from cogvideo.checkpoint.sat.reader import SatCheckpoint
-from cogvideo.config import to_dict
+from cogvideo.checkpoint.parameters import ModelKind, TransformerConfig, model_kind, parameter_shapes
+from cogvideo.checkpoint.sat.reader import OWN_CONFIG, SatCheckpoint
+from cogvideo.config import from_dict, to_dict
 from cogvideo.model.config import ModelConfig, ModelTask
 from cogvideo.sequence.layout import Vocabulary
 from cogvideo.superres.config import SuperresConfig
 
 PUBLISHED_HEAD_DIM = 64
 PUBLISHED_WINDOW = 10
+UNREAD: dict[ModelKind, tuple[str, ...]] = {
+    "image": ("window_size",),
+    "direct_superres": ("task", "frame_position_start", "window_size"),
+    "iterative_superres": ("task", "frame_position_start", "window_size"),
+}
+"""Settings that a kind of model does not have."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
 
     Raises: ValueError in one line if the sizes contradict each other, or the stage is unknown.
     """
+    if sat.own_config:
+        return _own_config(sat, settings)
+    _check_settings(sat, settings)
     sat_config, sizes = sat.model_config, sat.sizes
     ids = settings.vocab
     highest = max(ids.num_image_tokens - 1, ids.pad, ids.newline, ids.start_of_image)
@@ -93,6 +103,47 @@ def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
         **common,  # type: ignore[arg-type]
     )
     return {"model": to_dict(config)}
+
+
+def _own_config(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
+    """The config that we wrote beside the tensors. Raises: ValueError if it fits neither them nor the settings."""
+    path = sat.directory / OWN_CONFIG
+    config: TransformerConfig
+    if "superres" in sat.own_config:
+        config = from_dict(SuperresConfig, sat.own_config["superres"], origin=str(path))
+    else:
+        config = from_dict(ModelConfig, sat.own_config.get("model", {}), origin=str(path))
+    shapes = {name: info.shape for name, info in sat.infos.items()}
+    is_alike = model_kind(config) == sat.kind and config.num_layers == sat.sizes.num_layers
+    if not is_alike or parameter_shapes(config) != shapes:
+        raise ValueError(f"{path} does not fit the tensors in {sat.directory}; correct or remove it")
+    ids = config.vocabulary
+    values = {
+        **vars(config),
+        "vocab": VocabularyIds(ids.num_image_tokens, ids.pad, ids.newline, ids.start_of_image),
+        "frame_side": config.low_res_side if isinstance(config, SuperresConfig) else config.frame_side,
+        "window_size": getattr(config, "window_size", None) or 0,
+    }
+    others = [name for name in _given(settings) if getattr(settings, name) != values.get(name)]
+    if others:
+        raise ValueError(f"{path} has other values of {', '.join(others)}; leave them out, or remove that file")
+    return {"superres" if isinstance(config, SuperresConfig) else "model": to_dict(config)}
+
+
+def _given(settings: SatSettings) -> list[str]:
+    """Names of the settings that are not their defaults."""
+    default = SatSettings()
+    names = [field.name for field in fields(settings)]
+    return [name for name in names if getattr(settings, name) != getattr(default, name)]
+
+
+def _check_settings(sat: SatCheckpoint, settings: SatSettings) -> None:
+    """Raises: ValueError for a setting that the found kind of model does not read."""
+    unread = [name for name in _given(settings) if name in UNREAD.get(sat.kind, ())]
+    if sat.kind == "image" and settings.task not in (None, "image"):
+        unread.insert(0, "task")
+    if unread:
+        raise ValueError(f"{sat.directory} holds the model {sat.kind}, which has no {', '.join(unread)}; leave it out")
 
 
 def _superres_config(sat: SatCheckpoint, settings: SatSettings, common: dict[str, Any]) -> SuperresConfig:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoint.format import MAX_SHARD_BYTES, Checkpoint, load_checkpoint, write_checkpoint
+from cogvideo.checkpoint.format import CARD, MAX_SHARD_BYTES, Checkpoint, load_checkpoint, write_checkpoint
 from cogvideo.checkpoint.load import check_fits, stored_config
 from cogvideo.checkpoint.parameters import Parameter, TransformerConfig, model_kind, model_parameters, name_list
 from cogvideo.checkpoint.sat.card import model_card
 from cogvideo.checkpoint.sat.config import SatSettings, config_for
 from cogvideo.checkpoint.sat.conversion import Conversion, TensorMapping
-from cogvideo.checkpoint.sat.reader import ITERATION, RELEASE_BYTES, SatCheckpoint
+from cogvideo.checkpoint.sat.reader import ITERATION, OWN_CONFIG, RELEASE_BYTES, SAT_CONFIG, SatCheckpoint
 from cogvideo.checkpoint.sat.shard import shard, shard_shape
 from cogvideo.files import atomic_directory, sha256_file, write_json
 from cogvideo.logs import get_logger
@@ -70,7 +70,7 @@ def from_sat(
             config,
             extra={"sat": {"iteration": sat.iteration, "model_config": sat.model_config, "sha256": hashes}},
             max_shard_bytes=max_shard_bytes,
-            other_files={"README.md": model_card(conversion, sat, hashes, differing)},
+            other_files={CARD: model_card(conversion, sat, hashes, differing)},
         )
 
     conversion = Conversion(sat.kind, config, mappings, run, len(infos))
@@ -80,6 +80,7 @@ def from_sat(
 def to_sat(source: Path, out: Path, *, dtype: torch.dtype | None = None, ranks: int = 1) -> Conversion:
     """Plan the conversion of our checkpoint, trunk merged in, to a SAT folder with one file per model-parallel rank.
 
+    A file with our own settings is beside them, for SAT's have no place for some; `from_sat` reads it.
     Raises: ValueError, FileNotFoundError, in one line that names what is wrong.
     """
     if ranks < 1:
@@ -108,7 +109,8 @@ def to_sat(source: Path, out: Path, *, dtype: torch.dtype | None = None, ranks: 
                     {"iteration": int(iteration) if iteration.isdigit() else 0},
                 )
             sat_config = (sat_config or _new_sat_config(config)) | {"model_parallel_size": ranks}
-            write_json(building / "model_config.json", sat_config)
+            write_json(building / SAT_CONFIG, sat_config)
+            write_json(building / OWN_CONFIG, checkpoint.config)
             (building / "latest").write_text(iteration)
 
     return Conversion(kind, checkpoint.config, mappings, run, len(shard_infos) * ranks)

@@ -2,6 +2,7 @@
 
 DIR/latest                                  an iteration number, or `release`
 DIR/model_config.json                       sizes; where the tensors' shapes give one, the shapes are used
+DIR/cogvideo.json                           all settings of a model of ours; only in folders that we wrote
 DIR/<iteration>/mp_rank_XX_model_states.pt  one file per model-parallel rank
 """
 
@@ -28,6 +29,7 @@ from cogvideo.tensor_file import TensorInfo
 from cogvideo.torch_archive import read_module
 
 POSITIONS, QKV = "transformer.position_embeddings.weight", "transformer.layers.0.attention.query_key_value.weight"
+SAT_CONFIG, OWN_CONFIG = "model_config.json", "cogvideo.json"
 MAX_CONFIG_BYTES = 1 << 20
 ITERATION = re.compile(r"\d{1,12}|release")
 MAX_NESTING = 4
@@ -45,7 +47,9 @@ class SatCheckpoint:
     def __init__(self, directory: Path, *, drop: Iterable[str] = ()) -> None:
         self.directory = find_sat_directory(Path(directory))
         self.iteration = _read_latest(self.directory / "latest")
-        self.model_config = _read_model_config(self.directory / "model_config.json")
+        self.model_config = _read_config(self.directory / SAT_CONFIG)
+        self.own_config = _read_config(self.directory / OWN_CONFIG)
+        """{"model": ...} or {"superres": ...} if we wrote the folder, else {}."""
         self.paths = _find_ranks(self.directory / self.iteration)
         self._ranks = [read_module(path) for path in self.paths]
         self._touched = 0
@@ -185,7 +189,7 @@ def _read_latest(path: Path) -> str:
     return text
 
 
-def _read_model_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     config: dict[str, Any] = read_json(path, dict[str, Any], max_bytes=MAX_CONFIG_BYTES)

@@ -14,6 +14,7 @@ from cogvideo.checkpoint.adapter import (
     check_fingerprint,
     fingerprint,
     load_adapter,
+    lost_share,
     write_merged,
 )
 from cogvideo.checkpoint.format import load_checkpoint
@@ -50,9 +51,39 @@ def test_merging_gives_the_function_of_the_adapter_beside_the_weights(
     merged, batch = load_model(tmp_path / "merged"), tiny_batch(model.config)
     assert torch.allclose(merged.token_losses(batch), model.token_losses(batch), atol=1e-4)
     assert load_checkpoint(tmp_path / "merged").extra["merged"] == [{"adapter": "adapter", "weight": 1.0}]
+    assert lost_share(load_checkpoint(tmp_path / "merged").extra, torch.bfloat16) < 0.01, "the update is large"
     half = load_adapter(folder)
     write_merged(tmp_path / "halves", checkpoint, model.config, [(half, 0.5), (half, 0.5)])
     assert torch.allclose(load_model(tmp_path / "halves").token_losses(batch), model.token_losses(batch), atol=1e-4)
+
+
+def test_merging_keeps_small_updates_of_a_bf16_base(base: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "bf16", load_model(base, dtype=torch.bfloat16))
+    checkpoint, model = load_checkpoint(tmp_path / "bf16"), load_model(base)
+    record = Base(model="sequential", sha256=fingerprint(checkpoint), step=0)
+    adapter = load_adapter(write_adapter(tmp_path / "adapter", model, record))
+    small = [(adapter, 1e-3)]
+    write_merged(tmp_path / "merged", checkpoint, model.config, small)
+    merged = load_checkpoint(tmp_path / "merged")
+    layer = next(iter(adapter.factors))
+    expected = checkpoint.tensor(f"{layer}.weight").float() + adapter.update(layer, 1e-3)
+    assert torch.equal(merged.tensor(f"{layer}.weight"), expected)
+    assert lost_share(merged.extra, torch.float32) == 0.0 and lost_share(merged.extra, torch.bfloat16) > 0.1
+    write_merged(tmp_path / "rounded", checkpoint, model.config, small, dtype=torch.bfloat16)
+    rounded = load_checkpoint(tmp_path / "rounded")
+    assert {info.dtype for info in rounded.infos.values()} == {torch.bfloat16}
+    kept, lost = 0.0, lost_share(merged.extra, torch.bfloat16)
+    total = 0.0
+    for name in adapter.factors:
+        update = adapter.update(name, 1e-3)
+        change = rounded.tensor(f"{name}.weight").float() - checkpoint.tensor(f"{name}.weight").float()
+        kept, total = kept + float((change * update).sum()), total + float(update.square().sum())
+    assert 1 - kept / total == pytest.approx(lost, abs=0.002)
+
+
+@pytest.mark.parametrize("recorded", [None, [], {"bf16": "much"}, {}])
+def test_a_record_of_lost_shares_is_not_trusted(recorded: object) -> None:
+    assert lost_share({"lost_by_rounding": recorded}, torch.bfloat16) == 0.0
 
 
 def test_a_fingerprint_survives_another_type_and_no_training(base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from cogvideo.checkpoint import load_checkpoint, save_checkpoint
 from cogvideo.checkpoint.format import write_checkpoint
 from cogvideo.files import sha256_file
 from cogvideo.tensor_file import TensorInfo
+from tests.helpers.data import make_prepared
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -80,6 +81,24 @@ def test_a_checkpoint_is_replaced_but_nothing_else_is(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         save_checkpoint(tmp_path / "home", {"x": torch.ones(2)}, {})
     assert (tmp_path / "home" / "letter.txt").exists()
+
+
+def test_prepared_data_is_not_replaced_by_a_checkpoint(tmp_path: Path) -> None:
+    data = make_prepared(tmp_path / "data")
+    with pytest.raises(FileExistsError, match="data exists; choose another name"):
+        save_checkpoint(data, {"x": torch.ones(2)}, {})
+    assert (data / "rows.npy").exists()
+
+
+def test_a_checkpoint_beside_other_files_is_not_replaced(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"x": torch.zeros(2)}, {})
+    for name in (".DS_Store", "README.md"):
+        (tmp_path / name).touch()
+    save_checkpoint(tmp_path, {"x": torch.ones(2)}, {})
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"holds notes\.txt beside a checkpoint"):
+        save_checkpoint(tmp_path, {"x": torch.zeros(2)}, {})
+    assert torch.equal(load_checkpoint(tmp_path).tensor("x"), torch.ones(2)) and (tmp_path / "notes.txt").exists()
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:

@@ -190,6 +190,9 @@ def test_caption_texts_by_line(tmp_path):
     assert len(texts) == 3 and [texts[1], texts[0]] == ["b", "数字"]
     with pytest.raises(ValueError, match="line 3: expected an object with `text`"):
         texts[2]
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "\xed\xa0\x80"}\n')
+    with pytest.raises(ValueError, match="line 1: expected an object with `text`"):
+        CaptionTexts(tmp_path / "c.jsonl")[0]
 
 
 def test_clips_in_memory_read_like_prepared_ones(clips):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogvideo.data.dataset import ClipDataset, FrameDataset
+from cogvideo.data.dataset import ClipDataset, FrameDataset, InMemoryClips
 from cogvideo.data.loader import (
     ClipLoader,
     FrameLoader,
@@ -18,6 +18,7 @@ from cogvideo.data.loader import (
     prefetch,
 )
 from cogvideo.sequence.layout import Vocabulary
+from cogvideo.sequence.prompt import PromptFormat, seconds_as_given
 from tests.helpers.data import VOCABULARY, ByteTokenizer, decode, make_prepared
 
 
@@ -74,6 +75,27 @@ def test_clip_batches_hold_length_and_caption(clips):
         assert decode(text[mask]) == f"{float(seconds)}秒|clip {row // 4} 视频"
         assert float(seconds) == (4.0 if row % 4 == 0 else 2.0)
         assert (text[~mask] == VOCABULARY.pad).all()
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_texts_have_the_lengths_that_sampling_writes(tmp_path, in_memory):
+    lengths = (0.64, 0.6, 0.1, 1.2)
+    clips = ClipDataset(make_prepared(tmp_path / "prepared", lengths=lengths))
+    if in_memory:
+        captions = [caption for _, caption in clips.texts(range(24))]
+        clips = InMemoryClips(clips.frames(range(24)), lengths * 6, captions, clips.num_tokens)
+    tokenizer, prompt = ByteTokenizer(), PromptFormat()
+    batch = ClipLoader(clips, tokenizer, LoaderConfig(batch_size=24, text_len=40)).batch(0)
+    for text, mask, frames in zip(batch.text, batch.text_mask, batch.frames, strict=True):
+        row = int(frames[0, 0])
+        caption, newline = f"clip {row // 4}", tokenizer.vocabulary.newline
+        sampled = prompt.clip_text(tokenizer.encode, newline, lengths[row % 4], caption, 40, suffix=prompt.video_suffix)
+        assert text[mask].tolist() == sampled
+
+
+@pytest.mark.parametrize("seconds", [0.64, 0.6, 0.1, 1.2, 0.16, 4.0, 0.03125])
+def test_lengths_of_clips_survive_float32(seconds):
+    assert seconds_as_given(np.float32(seconds)) == seconds
 
 
 def test_image_batches_hold_one_frame(clips):

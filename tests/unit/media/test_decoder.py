@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from cogvideo.media import decoder
+from cogvideo.media.byte_range import ByteRange
 from cogvideo.media.container import DamagedVideoError
 from cogvideo.media.frame_index import index_frames
+from cogvideo.media.truncation import _matroska_end
 from cogvideo.media.video import probe_video, read_video
 
 
@@ -219,6 +221,43 @@ def test_what_precedes_the_damage_can_be_had(tmp_path):
     info = probe_video(path, partial=True)
     frames, _ = read_video(path, info=info)
     assert 5 < len(frames) < 20 and levels(frames) == list(range(len(frames))) and info.damage
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.avi", "a.gif"])
+def test_a_file_that_ends_early_is_not_taken_for_whole(tmp_path, name):
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    if name == "a.gif":
+        pictures = [Image.fromarray(rng.integers(0, 256, (32, 48, 3), np.uint8)) for _ in range(12)]
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+    else:
+        encode(path, list(range(12)), "libvpx" if name == "a.webm" else "mjpeg")
+    whole = path.read_bytes()
+    assert len(probe_video(path).seconds) == 12
+    path.write_bytes(whole + bytes(9))
+    assert len(probe_video(path).seconds) == 12, "more bytes are no damage"
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size][6:]
+    for end in (*places, *(place + 20 for place in places)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(DamagedVideoError, match="cut short or damaged"):
+            probe_video(path)
+        assert 2 < len(probe_video(path, partial=True).seconds) <= 12
+        inside = tmp_path / "members"
+        inside.write_bytes(b"before" + whole[:end] + whole)
+        with pytest.raises(DamagedVideoError):
+            probe_video(ByteRange(inside, 6, end, "members/a"))
+
+
+def test_a_recording_without_its_size_may_be_whole(tmp_path):
+    path = encode(tmp_path / "a.mkv", list(range(12)), muxer={"live": "1"})
+    assert len(read_video(path)[0]) == 12
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"RIFF", bytes(40), bytes.fromhex("1a45dfa3"), bytes.fromhex("1a45dfa380180538")]
+)
+def test_a_segment_whose_size_cannot_be_read_is_unknown(start):
+    assert _matroska_end(start) == 0
 
 
 def test_damage_that_packets_do_not_show_is_found_by_decoding(tmp_path):

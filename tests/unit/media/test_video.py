@@ -129,7 +129,7 @@ def test_probing_keeps_no_packets_in_memory(tmp_path, monkeypatch):
         time_base=Fraction(1, 10), guessed_rate=10, width=16, height=16, codec_context=codec, index_entries=()
     )
     stream.sample_aspect_ratio = None
-    container = SimpleNamespace(demux=demux, format=SimpleNamespace(flags=0, name="avi"))
+    container = SimpleNamespace(demux=demux, format=SimpleNamespace(flags=0, name="nut"))
     monkeypatch.setattr(frame_index, "open_video", lambda *args, **options: nullcontext((container, stream)))
     assert np.array_equal(frame_index.index_frames(__file__).seconds, np.arange(50) / 10)
     assert max(most) <= 2

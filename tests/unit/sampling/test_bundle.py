@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from cogvideo.checkpoint.adapter import Base, check_fingerprint, load_adapter, write_merged
+from cogvideo.checkpoint.adapter import fingerprint as checkpoint_fingerprint
+from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
-from cogvideo.config import read_yaml, to_dict
+from cogvideo.config import from_dict, read_yaml, to_dict
 from cogvideo.dtypes import WeightName
 from cogvideo.files import write_json
 from cogvideo.model.transformer import is_temporal
@@ -26,6 +29,7 @@ from cogvideo.sampling.bundle import (
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sequence.prompt import PromptFormat
+from tests.helpers.adapters import write_adapter
 from tests.helpers.bundles import write_bundle
 
 
@@ -84,6 +88,13 @@ def test_the_prompt_format_of_training_travels_with_the_weights(folder: Path, tm
     how = {"config": BundleConfig(), "clusters": 4, "dtype": torch.float32}
     assemble_bundle(tmp_path / "bundle", parts, **how)
     assert open_bundle(tmp_path / "bundle").config.prompt == trained
+    bundled = {name: tmp_path / "bundle" / name for name in models}
+    assemble_bundle(tmp_path / "again", replace(parts, **bundled), **how)
+    assert open_bundle(tmp_path / "again").config.prompt == trained
+    how["config"] = BundleConfig(prompt=trained)
+    save_model(tmp_path / "unknown", load_model(folder / "sequential"))
+    assemble_bundle(tmp_path / "told", replace(parts, sequential=tmp_path / "unknown"), **how)
+    assert from_dict(PromptFormat, load_checkpoint(tmp_path / "told/trunk").extra["prompt"]) == trained
     save_model(tmp_path / "trunk", load_model(folder / "trunk"), extra={"prompt": to_dict(PromptFormat())})
     with pytest.raises(ValueError, match="trunk and sequential were trained with different prompt formats"):
         assemble_bundle(tmp_path / "other", parts, **how)
@@ -153,3 +164,43 @@ def test_models_are_sampled_in_bf16_on_a_gpu_unless_told_otherwise() -> None:
     assert weights_for(torch.device("cuda"), "auto") == "bf16"
     assert weights_for(torch.device("cpu"), "auto") == "fp32"
     assert weights_for(torch.device("cuda"), "int8") == "int8"
+
+
+def test_merged_updates_that_a_bundle_would_round_away_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(folder / "sequential", dtype=torch.bfloat16)
+    save_model(tmp_path / "base", model)
+    record = Base(model="sequential", sha256=checkpoint_fingerprint(load_checkpoint(tmp_path / "base")), step=0)
+    adapter = write_adapter(tmp_path / "adapter", model, record)
+    words = ["merge", str(tmp_path / "base"), "--adapter", f"{adapter}:1e-4", "--out"]
+    assert main([*words, str(tmp_path / "merged")]) == 0 and "away" not in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "rounded"), "--dtype", "bf16"]) == 0
+    assert "of the update away; --dtype fp32 keeps it" in capsys.readouterr().err
+    parts = {"text": folder / "text.model", "tokenizer": folder / "image_tokenizer", "trunk": folder / "trunk"}
+    parts["sequential"] = tmp_path / "merged"
+    words = ["bundle", "--clusters", "4", *(str(word) for name in parts for word in (f"--{name}", parts[name]))]
+    assert main([*words, "--out", str(tmp_path / "bf16")]) == 0
+    assert "of what adapters added away; --dtype fp32 keeps it" in capsys.readouterr().err
+    assert main([*words, "--dtype", "fp32", "--out", str(tmp_path / "fp32")]) == 0
+    assert "away" not in capsys.readouterr().err
+
+
+def test_an_fp16_bundle_takes_adapters_trained_beside_its_source(folder: Path, tmp_path: Path) -> None:
+    """fp16 has fewer exponents than bfloat16, in which fingerprints are: small numbers become others."""
+    model = load_model(folder / "sequential")
+    with torch.no_grad():
+        model.layers[0].mlp.dense_h_to_4h.weight[0] = 1e-7
+    save_model(tmp_path / "sequential", model)
+    source = load_checkpoint(tmp_path / "sequential")
+    known = checkpoint_fingerprint(source)
+    adapter = load_adapter(write_adapter(tmp_path / "adapter", model, Base(model="sequential", sha256=known, step=0)))
+    parts = Parts(folder / "text.model", folder / "image_tokenizer", folder / "trunk", tmp_path / "sequential")
+    for name in ("bundle", "again"):
+        assemble_bundle(tmp_path / name, parts, config=BundleConfig(), clusters=4, dtype=torch.float16)
+        parts = replace(parts, sequential=tmp_path / name / "sequential")
+    bundled = load_checkpoint(tmp_path / "again/sequential")
+    check_fingerprint(adapter, bundled)
+    write_merged(tmp_path / "merged", bundled, model.config, [(adapter, 1.0)])
+    with pytest.raises(ValueError, match="was trained beside other weights"):
+        check_fingerprint(adapter, load_checkpoint(tmp_path / "merged"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cogvideo.checkpoint.format import load_checkpoint
-from cogvideo.checkpoint.load import load_model
+from cogvideo.checkpoint.load import load_model, save_model
 from cogvideo.cli.main import main
 from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.sampling.bundle import MODELS, open_bundle
@@ -134,6 +134,13 @@ def test_one_model_is_extended_whole(small, tmp_path):
     assert (model.config.num_frames, model.config.frame_side, model.config.task) == (7, 3, "sequential")
 
 
+def test_an_extended_model_is_no_longer_the_sat_checkpoint_that_it_was(small, tmp_path):
+    extra = {"sat": {"iteration": "7", "model_config": {"layout": [16, 20, 36]}}, "fingerprint": "0" * 64, "other": 1}
+    save_model(tmp_path / "model", load_model(small / "sequential"), extra=extra)
+    assert main(["extend", str(tmp_path / "model"), "--frame-side", "3", "--out", str(tmp_path / "large")]) == 0
+    assert load_checkpoint(tmp_path / "large").extra == {"other": 1}
+
+
 def test_wrong_wishes_for_an_extension(small, tmp_path, capsys):
     words = ["extend", str(small), "--out", str(tmp_path / "out")]
     for more, message in (
@@ -171,6 +178,7 @@ def test_only_a_bundle_is_replaced_by_a_bundle(small, tmp_path, capsys):
     notes = tmp_path / "work/notes.txt"
     notes.parent.mkdir()
     notes.write_text("mine")
+    (notes.parent / "text.model").touch()
     words = ["extend", str(small), "--num-frames", "9", "--overwrite", "--out"]
     assert main([*words, str(notes.parent)]) == 2
     assert "work is not a bundle; choose another folder" in capsys.readouterr().err

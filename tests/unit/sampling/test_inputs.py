@@ -53,6 +53,11 @@ def test_pictures_are_cut_to_the_centre_square(folder: Path) -> None:
     assert torch.equal(READER.read_first_frame(folder / "1.png").tokens, encoded(1))
 
 
+def test_the_length_of_saved_tokens_is_the_one_that_was_sampled(tmp_path: Path) -> None:
+    write_tokens(tmp_path / "tokens.safetensors", ZEROS, 0.64, [{"prompt": "a", "number": 0}])
+    assert READER.read([tmp_path]).seconds == 0.64
+
+
 def test_saved_tokens(folder: Path) -> None:
     for path in (folder, folder / "tokens.safetensors"):
         found = READER.read([path])
@@ -67,7 +72,7 @@ def test_to_continue(folder: Path) -> None:
     assert torch.equal(last.tokens, whole[:, [2, 5, 8]]), "counted back from the last frame"
     assert READER.read_to_continue(folder, 4.0).num_frames == 9
     assert READER.read_to_continue(folder / "1.png", 8.0).num_frames == 1
-    with pytest.raises(ValueError, match="has 4 frames per second, but these settings generate 8; change rounds="):
+    with pytest.raises(ValueError, match="has 4 frames per second, but these settings generate 8; change seconds="):
         READER.read_to_continue(folder, 8.0)
 
 

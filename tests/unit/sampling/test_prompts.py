@@ -49,6 +49,21 @@ def test_the_text_gives_the_length_of_each_models_clip() -> None:
     assert [model_clip_seconds(layout, frames, 4.0) for frames in (5, 9, 17)] == [2.0, 1.0, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "lengths"),
+    [
+        (0.64, ("0.64", "0.32", "0.16", "0.08")),
+        (1.2, ("1.2", "0.6", "0.3", "0.15")),
+        (1.25, ("1.25", "0.625", "0.3125", "0.15625")),
+        (4 / 3, ("1.3333333333333333", "0.667", "0.333", "0.167")),
+    ],
+)
+def test_lengths_are_rounded_only_if_they_are_measured(seconds: float, lengths: tuple[str, ...]) -> None:
+    prompts = encoded("a", SampleConfig(seconds=seconds))
+    texts = [prompt.text for prompt in (prompts.key_frames, *prompts.rounds)]
+    assert texts == [clip_text(lengths[0], "a 视频"), *(clip_text(length, "a") for length in lengths[1:])]
+
+
 def test_styles_change_the_text_of_the_first_frame_only() -> None:
     config = SampleConfig(rounds=1)
     photo, oil, none = (encoded("a", replace(config, style=style)) for style in ("photo", "oil", "none"))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +45,20 @@ def test_sizes_come_from_model_config(write_sat: WriteSat, tmp_path: Path) -> No
 def test_too_few_embedding_rows_for_the_vocabulary(write_sat: WriteSat, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"24 embedding rows.*vocab\.num_image_tokens"):
         from_sat(write_sat("video"), tmp_path / "x", SatSettings())
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "names"),
+    [
+        ("image", {"window_size": 2}, "window_size"),
+        ("image", {"task": "sequential"}, "task"),
+        ("direct_superres", {"frame_position_start": 8}, "frame_position_start"),
+        ("iterative_superres", {"task": "interpolation", "window_size": 0}, "task, window_size"),
+    ],
+)
+def test_settings_that_a_model_does_not_have_are_refused(
+    kind: str, given: dict[str, Any], names: str, write_sat: WriteSat, tmp_path: Path, settings: SatSettings
+) -> None:
+    fitting = SatSettings(settings.vocab, num_heads=2, frame_side=2, text_len=8)
+    with pytest.raises(ValueError, match=f"holds the model {kind}, which has no {names}; leave it out"):
+        from_sat(write_sat(kind), tmp_path / "x", dataclasses.replace(fitting, **given))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from cogvideo.checkpoint import load_checkpoint
-from cogvideo.checkpoint.parameters import PARAMETERS, ModelKind, model_parameters
+from cogvideo.checkpoint.load import check_fits, save_model, stored_config
+from cogvideo.checkpoint.parameters import PARAMETERS, ModelKind, TransformerConfig, model_parameters
 from cogvideo.checkpoint.sat.config import SatSettings
 from cogvideo.checkpoint.sat.convert import from_sat, to_sat
+from cogvideo.superres.config import SuperresConfig
+from tests.helpers.models import tiny_config, tiny_model
 from tests.helpers.sat import WriteSat, convert, ignore_progress, sat_tensors
+from tests.helpers.superres import TINY_CONFIGS, tiny_superres
 
 KINDS: list[ModelKind] = list(PARAMETERS)
 
@@ -36,6 +41,8 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_round_trip(write_sat: WriteSat, tmp_path: Path, settings: SatSettings, kind: ModelKind, ranks: int) -> None:
     source = write_sat(kind, ranks=ranks)
+    if "superres" in kind:
+        settings = SatSettings(settings.vocab, num_heads=2, frame_side=2, text_len=8)
     conversion = from_sat(source, tmp_path / "ours", settings)
     assert conversion.kind == kind
     assert {line.source for line in conversion.mappings} == set(module_of(source))
@@ -52,6 +59,42 @@ def test_round_trip(write_sat: WriteSat, tmp_path: Path, settings: SatSettings, 
     assert (tmp_path / "back" / "latest").read_text().strip() == "7"
     sat_config = json.loads((tmp_path / "back" / "model_config.json").read_text())
     assert sat_config == {"cogvideo_stage": 1, "model_parallel_size": ranks}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_config("sequential", learn_first_frame=True),
+        tiny_config("interpolation"),
+        tiny_config("image"),
+        replace(TINY_CONFIGS["direct"], low_res_position_start=11),
+        TINY_CONFIGS["iterative"],
+    ],
+    ids=lambda config: getattr(config, "task", "") or config.method,
+)
+def test_own_models_come_back_with_all_their_settings(config: TransformerConfig, tmp_path: Path) -> None:
+    model = tiny_superres(config) if isinstance(config, SuperresConfig) else tiny_model(config)
+    save_model(tmp_path / "ours", model)
+    to_sat(tmp_path / "ours", tmp_path / "sat").run(ignore_progress)
+    convert(tmp_path / "sat", tmp_path / "back", SatSettings())
+    back = load_checkpoint(tmp_path / "back")
+    assert stored_config(back) == config
+    check_fits(back, config)
+
+
+def test_own_settings_must_fit_the_tensors(tmp_path: Path) -> None:
+    save_model(tmp_path / "ours", tiny_model(tiny_config("image")))
+    to_sat(tmp_path / "ours", tmp_path / "sat").run(ignore_progress)
+    from_sat(tmp_path / "sat", tmp_path / "x", SatSettings(num_heads=tiny_config().num_heads))
+    with pytest.raises(ValueError, match=r"cogvideo\.json has other values of num_heads; leave them out, or remove"):
+        from_sat(tmp_path / "sat", tmp_path / "x", SatSettings(num_heads=1))
+    own = tmp_path / "sat/cogvideo.json"
+    whole = own.read_text()
+    for right, wrong in (('"num_layers": 3', '"num_layers": 2'), ('"image"', '"sequential"')):
+        assert right in whole
+        own.write_text(whole.replace(right, wrong))
+        with pytest.raises(ValueError, match=r"cogvideo\.json does not fit the tensors in .*; correct or remove it"):
+            from_sat(tmp_path / "sat", tmp_path / "x")
 
 
 def test_one_rank_can_be_written_as_two(write_sat: WriteSat, tmp_path: Path, settings: SatSettings) -> None:
