@@ -61,15 +61,17 @@ def run(args: argparse.Namespace) -> None:
     checkpoint, config = None, planned_model(trained) if trained else given.model or given.superres
     if args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint, verify=not args.no_verify)
+        has_model = bool({"model", "superres"} & checkpoint.config.keys())
+        if has_model:
+            given_model, config = config, stored_config(checkpoint)
+            words = [word for word in args.overrides if word.startswith(("model.", "superres."))]
+            if (words or not trained) and given_model not in (None, config):
+                what = words[0] if words else f"--config {args.config[-1]}"
+                raise ValueError(f"{what} describes another model than {args.checkpoint} holds; leave out one of them")
         print(describe_files(checkpoint, verified=not args.no_verify))
-        if not {"model", "superres"} & checkpoint.config.keys():
+        if not has_model:
             print(describe_tensors(checkpoint))
             return
-        given_model, config = config, stored_config(checkpoint)
-        words = [word for word in args.overrides if word.startswith(("model.", "superres."))]
-        if (words or not trained) and given_model not in (None, config):
-            what = words[0] if words else f"--config {args.config[-1]}"
-            raise ValueError(f"{what} describes another model than {args.checkpoint} holds; leave out one of them")
     if config is None:
         raise ValueError("nothing to inspect; give --config FILE (see configs/model) or --checkpoint DIR")
 

@@ -103,9 +103,7 @@ def check_out(out: Path) -> int:
     for path in entries(out) if out.is_dir() else ():
         match = re.match(r"(\d{3,})-", path.name) if path.is_dir() else None
         if match is None:
-            raise FileExistsError(
-                f"--out {out} holds {path.name}, which is no result of this page; choose another folder"
-            )
+            raise FileExistsError(f"{out} holds {path.name}, which is no result of this page; choose another folder")
         numbers.append(int(match[1]))
     return 1 + max(numbers)
 
