@@ -9,6 +9,7 @@ newer versions may have added them. Not here: file formats (each package has its
 """
 
 import contextlib
+import ctypes
 import errno
 import glob
 import hashlib
@@ -57,6 +58,8 @@ MAX_TEMPORARY_STEM = 32
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]+)?", re.DOTALL)
 """Names that `atomic_write` and `atomic_directory` write under; a killed process leaves them."""
 TORCH_FILE_ERROR = re.compile(r"unable to .*file <(?P<name>.*)>.*\((?P<number>\d+)\)")
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of renameat2(2)."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
 """The bundle that ships with the package: a small model of moving digits."""
@@ -186,9 +189,15 @@ def _rename_to_free_name(new: Path, path: Path) -> None:
 
 
 def swap_in(new: Path, path: Path) -> None:
-    """Rename `new` to `path`, moving an existing `path` aside first, and back again if the rename fails."""
+    """Rename `new` to `path`, in one step where the system can exchange two names, and remove the old `path`.
+
+    Elsewhere the old one is moved aside first, and back again if the rename fails.
+    """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         os.rename(new, path)
+        return
+    if _exchange(new, path):
+        _remove([new])
         return
     aside = _temporary_sibling(path)
     with postponed_signals():
@@ -199,6 +208,14 @@ def swap_in(new: Path, path: Path) -> None:
             os.rename(aside, path)
             raise
         _remove([aside])
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False if the system (not Linux) or the file system (NFS) cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is None:
+        return False
+    return renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
 
 
 def _temporary_sibling(path: Path) -> Path:

@@ -92,10 +92,24 @@ def unused_when_sampling(args: argparse.Namespace, *, has_prompts: bool) -> set[
     return unused
 
 
+def refuse_inputs_among_results(inputs: Sequence[Path], out: Path) -> None:
+    """Raises: ValueError for an input that the results in `out` would replace."""
+    from cogvideo.sampling.outputs import LARGE, RESULT_NAME
+
+    places = [out.resolve(), out.resolve() / LARGE]
+    for path in inputs:
+        given = path.resolve()
+        if given in places or (given.parent in places and RESULT_NAME.fullmatch(given.name)):
+            raise ValueError(f"{path} would be replaced by the results in --out {out}; choose another --out")
+
+
 def read_given_clips(args: argparse.Namespace, pipeline: "Pipeline", config: "SampleConfig") -> "InputClips | None":
     """Read what --first-frame or --continue names. Raises: ValueError, OSError."""
     from cogvideo.sampling.inputs import InputReader
 
+    if not args.interactive:  # whose results are in folders of their own
+        given = (args.first_frame, args.continue_from)
+        refuse_inputs_among_results([path for path in given if path is not None], args.out)
     reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
     if args.first_frame is not None:
         return reader.read_first_frame(args.first_frame)

@@ -11,7 +11,14 @@ resuming are those of `cogvideo sample`.
 
 import argparse
 
-from cogvideo.cli._sampling import ACTS_ON, add_input_arguments, add_run_arguments, refuse_unused_settings, run_job
+from cogvideo.cli._sampling import (
+    ACTS_ON,
+    add_input_arguments,
+    add_run_arguments,
+    refuse_inputs_among_results,
+    refuse_unused_settings,
+    run_job,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +45,9 @@ def run(args: argparse.Namespace) -> None:
     config = load_sample_config(directory, args.config, overrides)
     pipeline = Pipeline.load(directory, config)
     reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
-    given = reader.read([expand_path(word) for word in inputs], args.fps)
+    paths = [expand_path(word) for word in inputs]
+    refuse_inputs_among_results(paths, args.out)
+    given = reader.read(paths, args.fps)
     if given.seconds is not None and any(word.startswith("seconds=") for word in overrides):
         raise ValueError(f"seconds= is for pictures; this input has its own length, {given.seconds:g} seconds")
     run_job(args, interpolation_job(pipeline, config, given, args.caption), args.out, processes)

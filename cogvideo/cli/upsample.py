@@ -12,7 +12,13 @@ model, is merged into its weights. Output and resuming are those of `cogvideo sa
 import argparse
 
 from cogvideo.cli._common import weights
-from cogvideo.cli._sampling import add_adapter_argument, add_input_arguments, add_run_arguments, run_job
+from cogvideo.cli._sampling import (
+    add_adapter_argument,
+    add_input_arguments,
+    add_run_arguments,
+    refuse_inputs_among_results,
+    run_job,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,5 +52,7 @@ def run(args: argparse.Namespace) -> None:
     adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config, adapters)
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
-    given = reader.read([expand_path(word) for word in inputs], args.fps)
+    paths = [expand_path(word) for word in inputs]
+    refuse_inputs_among_results(paths, args.out)
+    given = reader.read(paths, args.fps)
     run_job(args, upsample_job(upsampler, given, args.caption), args.out, processes)

@@ -21,7 +21,7 @@ from cogvideo.data.captions import Caption, CaptionsFile
 from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
 from cogvideo.data.extract import Encode, Extractor, Screen, ShardBuilder, VideoJob
 from cogvideo.data.readers import open_captions
-from cogvideo.data.screen import SCREENED, ClipScreen
+from cogvideo.data.screen import ClipScreen
 from cogvideo.data.shards import (
     FORMATS,
     VERSION,
@@ -317,7 +317,7 @@ class Preparation:
         """Whether a finished shard skipped what this run may use, or must not skip: it is then made again."""
         entries, limit = read_shard(shard).info["skipped"], self.config.max_video_mib
         return any(
-            entry.get("max_video_mib", limit) != limit or (self.config.strict and not SCREENED.match(entry["reason"]))
+            entry.get("max_video_mib", limit) != limit or (self.config.strict and "screened" not in entry)
             for entry in entries
         )
 

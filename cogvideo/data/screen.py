@@ -1,6 +1,5 @@
 """Leave out clips that hardly move, or that look like a clip of another video; `ClipConfig` has the thresholds."""
 
-import re
 from collections import Counter
 
 import numpy as np
@@ -9,9 +8,6 @@ from numpy.typing import NDArray
 from cogvideo.data.clips import Clip
 from cogvideo.data.extract import VideoPlan, select_rows
 from cogvideo.media.similarity import clip_distances, motion, thumbnails
-
-SCREENED = re.compile(r"\d+ of \d+ clips of caption \d+ left out: ")
-"""How a reason of clips that were left out by their pixels begins."""
 
 
 class ClipScreen:
@@ -25,7 +21,10 @@ class ClipScreen:
         """(clips, frames, 8, 8, 3): thumbnails of the clips that were kept."""
 
     def screen(self, video: str, plan: VideoPlan, frames: NDArray[np.uint8]) -> tuple[VideoPlan, NDArray[np.uint8]]:
-        """A video's plan and frames without the clips that are left out; entries of `skipped` say which and why."""
+        """A video's plan and frames without the clips that are left out; entries of `skipped` say which and why.
+
+        They are marked as `screened`: their videos are sound, and no other run can use the clips.
+        """
         if (self.min_motion is None and self.min_distance is None) or not plan.rows:
             return plan, frames
         small = thumbnails(frames) if self.min_distance is not None else np.zeros((len(frames), 0), np.uint8)
@@ -50,6 +49,7 @@ class ClipScreen:
                 "caption": caption if len(reasons) == total[caption] else None,
                 "video": video,
                 "reason": f"{len(reasons)} of {total[caption]} clips of caption {caption} left out: {reasons[0]}",
+                "screened": True,
             }
             for caption, reasons in dropped.items()
         ]

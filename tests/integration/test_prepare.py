@@ -219,6 +219,18 @@ def test_strict_tries_again_what_a_begun_folder_skipped(mixed, tokenizer, tmp_pa
     assert "none.mp4 is not a file" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_strict_keeps_shards_whose_clips_were_left_out_for_their_pixels(digits, tokenizer, tmp_path):
+    out = tmp_path / "out"
+    words = ["--tokenizer", tokenizer, "frame_pixels=40", "videos_per_shard=1", "clips.min_motion=4"]
+    assert prepare(digits, out, *words) == 0
+    skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text("utf-8").splitlines()]
+    assert skipped and all(entry["screened"] for entry in skipped)
+    before = {shard.name: shard.stat().st_ino for shard in (out / "shards").iterdir()}
+    (out / "manifest.json").unlink()  # as if the first run had not finished
+    assert prepare(digits, out, *words, "strict=true") == 0
+    assert {shard.name: shard.stat().st_ino for shard in (out / "shards").iterdir()} == before
+
+
 def test_frames_for_the_image_tokenizer(digits, tmp_path):
     assert prepare(digits, tmp_path / "frames", "--frames", "frame_pixels=40", "frames_per_video=3") == 0
     frames = FrameDataset(tmp_path / "frames")

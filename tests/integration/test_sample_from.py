@@ -167,6 +167,20 @@ def test_bad_input(
     assert os.listdir(tmp_path) == []
 
 
+def test_an_input_is_not_replaced_by_its_results(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a"
+    assert run(bundle, "sample", "a", "--out", out, "rounds=0") == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for given in (out, out / "tokens.safetensors", next(out.glob("*.mp4"))):
+        for words in (["interpolate", given, "--overwrite"], ["sample", "b", "--continue", given, "--resume"]):
+            assert run(bundle, *words, "--out", out) == 2
+            error = f"{given} would be replaced by the results in --out {out}; choose another --out"
+            assert error in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_more_clips_than_prompts(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(bundle, "sample", "a", "b", "--out", tmp_path / "a", "rounds=0") == 0
     assert run(bundle, "sample", *"abc", "--continue", tmp_path / "a", "--out", tmp_path / "b", "rounds=0") == 2

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import signal
+import sys
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -369,11 +370,24 @@ def test_a_signal_after_the_temporary_folder_is_made_leaves_nothing(
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="exchanging two names is Linux's")
+def test_a_folder_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that at no time, whatever kills the process, nothing has its name."""
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").touch()
+    monkeypatch.setattr(os, "rename", None)
+    with atomic_directory(target, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert names(target) == ["new"] and names(tmp_path) == ["target"]
+
+
 @pytest.mark.parametrize("call", ["rename", "rmdir"])
 def test_a_signal_while_a_folder_is_replaced_leaves_the_new_one(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not between the two renames, when nothing has its name, nor with half of the old one beside it."""
+    monkeypatch.setattr("cogvideo.files._exchange", lambda *names: False)  # as where the system cannot
     target, real = tmp_path / "target", getattr(os, call)
     target.mkdir()
     (target / "old").touch()

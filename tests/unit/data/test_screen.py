@@ -26,7 +26,7 @@ def test_near_static_clips_are_left_out_and_their_frames_not_encoded():
     assert [(caption, clip.frames) for caption, clip in kept.rows] == [(3, (0, 1))]
     assert kept.times.tolist() == [2.0, 3.0] and np.array_equal(pixels, frames[2:])
     part, whole = kept.skipped
-    assert part["caption"] is None and "1 of 2 clips of caption 3" in part["reason"]
+    assert part["screened"] and part["caption"] is None and "1 of 2 clips of caption 3" in part["reason"]
     assert whole["caption"] == 4 and "motion 0.00 of 255 is below clips.min_motion=5" in whole["reason"]
 
 
