@@ -1,4 +1,4 @@
-"""`python -m cogvideo` is the `cogvideo` command; `deepspeed --module cogvideo ...` comes in here too."""
+"""Entry point of `python -m cogvideo`, which is the `cogvideo` command, and of `deepspeed --module cogvideo ...`."""
 
 import sys
 

@@ -1,10 +1,10 @@
 """Typed configuration: frozen dataclasses filled from YAML files and `key=value` words.
 
 Sources in order, later ones win: the dataclass's defaults, each file's `base:` files, the file itself, the command
-line. Every mistake is a ValueError of one line that says where it is and what was expected. In paths that the user
-gives, `~`, `$NAME` and `${NAME}` are expanded; a stored config, which may come from anyone, is literal. No field of any
-config is named here: each part of the package has its own dataclass next to the code that uses it, with derived values
-as properties.
+line. Every mistake is a one-line ValueError that says where it is and what was expected. In paths that the user gives,
+`~`, `$NAME` and `${NAME}` are expanded; a stored config, which may come from anyone, is taken literally. No field of
+any config is named here: each part of the package has its own dataclass next to the code that uses it, with derived
+values as properties.
 """
 
 import contextlib
@@ -32,16 +32,17 @@ T = TypeVar("T")
 DERIVED = "derived settings"
 MAX_FILE_BYTES = 1 << 20
 YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, LookupError, AttributeError)
-"""Of reading YAML; the last three for a value that is not of the type written before it, such as `!!bool x`."""
+"""Errors of reading YAML; the last three are for a value that does not match its tag, such as `!!bool x`."""
 MAX_VALUES = 1 << 16
-"""Of a YAML file that has aliases."""
+"""Most values in a YAML file with aliases, counted after their expansion."""
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(\.\w+)*)=(?P<value>.*)", re.DOTALL)
 SETTING = re.compile(OVERRIDE.pattern.replace(".*", r"([\[{].*|\S*)"), re.DOTALL)
-"""An override without spaces, but in a list: beside prompts and file names, anything else is one of those."""
+"""An override with spaces only in a list or mapping; where prompts or file names may be given too, any other word is
+one of those."""
 VARIABLE = re.compile(r"\$(?:\$|(?P<bare>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})", re.ASCII)
 """An environment variable in a path, or an escaped dollar sign."""
 INTERPOLATION = re.compile(r"\$\$|\$\{(?P<name>[^}]*)\}")
-"""What may be one of OmegaConf's: a key, or a resolver such as `oc.env:NAME`."""
+"""A possible OmegaConf interpolation (of a key, or a resolver such as `oc.env:NAME`), or an escaped dollar sign."""
 
 
 def load_config(
@@ -53,11 +54,12 @@ def load_config(
     stored_group: str | None = None,
     derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> T:
-    """Merge a dataclass's defaults, YAML files and `a.b=c` words into one instance; paths are as `expand_path` says.
+    """Merge a dataclass's defaults, YAML files and `a.b=c` words into one instance, with paths as in `expand_path`.
 
     A file may name `base: other.yaml` (or a list), relative to its own folder; those are merged before it. `stored` is
-    a YAML file below all others that may come from anyone: it is literal and has no base; with `stored_group` only that
-    group of it counts. `derive` makes values for other keys of all that are given.
+    a YAML file that may come from anyone, overridden by all others: it is taken literally and cannot have a base; with
+    `stored_group` only that group of it is used. `derive` computes values for further keys from all those given, which
+    take precedence over its result.
     Raises: ValueError for an unknown key, a wrong type, NaN or infinity, a missing value, an unset environment variable
     or unreadable YAML; OSError for a missing file.
     """
@@ -106,20 +108,20 @@ def from_dict(cls: type[T], values: dict[str, Any], origin: str = "config") -> T
     except ValueError as error:
         if str(error).startswith(origin):
             raise
-        raise ValueError(f"{origin}: {error}") from None  # a dataclass's own check, which knows no file
+        raise ValueError(f"{origin}: {error}") from None  # from a dataclass's own check, which names no file
 
 
 def expand_path(path: str | Path) -> Path:
     """A path as the user means it: a leading `~` or `~user` is a home folder, `$NAME` and `${NAME}` are environment
-    variables, `$$` is a dollar sign. A path with dollar signs that exists is taken as it is.
+    variables, `$$` is a dollar sign. In a path that exists as written, dollar signs are literal.
 
-    Raises: ValueError for an empty path, a variable that is not set or empty, and an unknown user.
+    Raises: ValueError for an empty path, an unset or empty variable, or an unknown user.
     """
     return Path(_expand(str(path)))
 
 
 def _expand(text: str, keys: Container[str] = ()) -> str:
-    """`expand_path` on text; `${NAME}` stays if NAME is among `keys`: OmegaConf then inserts that key's value."""
+    """`expand_path` on text; `${NAME}` is kept if NAME is in `keys`, for OmegaConf to insert that key's value."""
 
     def value(match: re.Match[str]) -> str:
         name = match["bare"] or match["braced"]
@@ -142,7 +144,7 @@ def _expand(text: str, keys: Container[str] = ()) -> str:
 
 
 def _expand_paths(values: dict[Any, Any], known: dict[str, Any], origin: str, prefix: str = "") -> dict[Any, Any]:
-    """Replace the values of keys that are paths, or lists of paths, by expanded ones."""
+    """Expand the values of keys that hold a path or a list of paths."""
     expanded: dict[Any, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -197,7 +199,7 @@ def _plain(value: Any, path_text: Callable[[Path], str] = str) -> Any:
 
 
 def _escape(path: Path) -> str:
-    """The text that `expand_path` makes this path of."""
+    """The text that `expand_path` turns into this path."""
     text = str(path).replace("$", "$$")
     return f"./{text}" if text.startswith("~") else text
 
@@ -231,7 +233,7 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
 
 
 def _check_elements(origin: str, values: Any, known: dict[str, Any]) -> None:
-    """Check what is in lists and tuples, which OmegaConf takes as it is. Raises: ValueError."""
+    """Check the contents of lists, tuples and dicts, which OmegaConf accepts as they are. Raises: ValueError."""
     for key, hint in known.items():
         if not any(typing.get_origin(option) in (list, tuple, dict) for option in _union_members(hint)):
             continue
@@ -277,7 +279,7 @@ def _suggest(key: str, known: dict[str, Any]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The values of a YAML file as they stand there, `${...}` included. Raises: OSError, ValueError."""
+    """The values of a YAML file as written, with `${...}` unresolved. Raises: OSError, ValueError."""
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path}: larger than {MAX_FILE_BYTES} bytes; give a YAML config file")
     try:
@@ -308,7 +310,7 @@ def _check_aliases(path: Path) -> None:
 
 
 def _expanded_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
-    """Values in a YAML node, counted as often as aliases repeat them; infinity if a node is inside itself."""
+    """Number of values in a YAML node with its aliases expanded; infinity if a node contains itself."""
     if id(node) not in sizes:
         sizes[id(node)] = math.inf
         parts: list[yaml.Node] = []
@@ -388,12 +390,12 @@ def _union_members(hint: Any) -> tuple[Any, ...]:
 
 
 def _is_string_type(hint: Any) -> bool:
-    """Whether a type takes strings or paths only, null aside."""
+    """Whether a type accepts only strings or paths, apart from null."""
     return hint is not None and set(_union_members(hint)) <= {str, Path, types.NoneType}
 
 
 def _is_path_type(hint: Any) -> bool:
-    """Whether a type takes paths, or lists of them, only, null aside."""
+    """Whether a type accepts only paths or lists of paths, apart from null."""
     options = {option for member in _union_members(hint) for option in typing.get_args(member) or (member,)}
     return hint is not None and options - {types.NoneType} == {Path}
 
@@ -404,7 +406,7 @@ def _is_string_list_type(hint: Any) -> bool:
 
 
 def _wrap_single_strings(values: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> dict[Any, Any]:
-    """Replace a single string by a list of one where the key's type is a list of strings."""
+    """Wrap a single string in a list where the key's type is a list of strings."""
     wrapped: dict[Any, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Several processes of one command: ranks, barriers, how a failure on one rank reaches the others, device choice.
 
-`ProcessGroup` serves sampling and data preparation, where ranks work independently and meet on CPUs (gloo) before and
-after the work. The functions below it serve training, whose process group DeepSpeed creates.
+`ProcessGroup` serves sampling and data preparation, where ranks work independently and synchronise on the CPU (gloo)
+before and after the work. The functions below it serve training, whose process group DeepSpeed creates.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=20)
 CHOOSE_PORT = "choose another by deepspeed --master_port N, torchrun --master-port N or MASTER_PORT=N"
 
 RESOLVE_SECONDS = 15.0
-"""In a cluster that has just started its machines, names may come late."""
+"""How long to wait for a host name to resolve: in a cluster that has just started, names may appear late."""
 
 LOST_PEER = re.compile(r"gloo|nccl|connection (closed|reset)|socket|timed? ?out|peer", re.IGNORECASE)
 """Matches messages of torch.distributed errors that mean a lost process."""
@@ -40,7 +40,7 @@ _barriers = itertools.count()
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that a launcher (torchrun, deepspeed) started, as seen from this one; by default it is alone."""
+    """The processes that a launcher (torchrun, deepspeed) started, as seen from this one; by default only this one."""
 
     rank: int = 0
     size: int = 1
@@ -127,10 +127,10 @@ class ProcessGroup:
 
 @contextlib.contextmanager
 def connecting() -> Iterator[None]:
-    """Set up a process group inside the block; signals end the process at once, for torch waits without Python.
+    """Context for setting up a process group. Signals in it end the process at once, as torch waits outside Python.
 
     Raises: ConnectionError in one line if the processes do not meet, for example because the port is taken; ValueError
-    for a port that is none.
+    for an invalid port.
     """
     rank, size, address, port = (
         os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -160,7 +160,7 @@ def connecting() -> Iterator[None]:
 
 
 def _resolve(address: str) -> None:
-    """Raises: ConnectionError if MASTER_ADDR has no IP address, and gets none soon: torch would try for minutes."""
+    """Wait until MASTER_ADDR resolves. Raises: ConnectionError if it does not soon: torch would try for minutes."""
     deadline = time.monotonic() + RESOLVE_SECONDS
     while True:
         try:
@@ -178,7 +178,7 @@ def _resolve(address: str) -> None:
 def store_barrier() -> None:
     """Wait until every rank has called this, through the group's store.
 
-    Unlike in a collective, no timeout runs while one rank works (`Heartbeat` notices one that is lost).
+    Unlike a collective, it does not time out while one rank is still working (`Heartbeat` detects a lost rank).
     Raises: RuntimeError, as collectives do, if rank 0 is lost.
     """
     if dist.get_world_size() == 1:

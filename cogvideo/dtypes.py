@@ -12,7 +12,7 @@ FloatName = Literal["fp32", "bf16", "fp16"]
 QuantizedName = Literal["int8", "float8", "int4"]
 WeightName = Literal["fp32", "bf16", "fp16", "int8", "float8", "int4"]
 WeightChoice = Literal["auto", "fp32", "bf16", "fp16", "int8", "float8", "int4"]
-"""`auto`: what suits the device."""
+"""`auto`: the type that suits the device."""
 
 
 class FileType(NamedTuple):
@@ -52,7 +52,7 @@ QUANTIZED_DTYPES: dict[str, torch.dtype] = {
 STORED_DTYPES: dict[str, torch.dtype] = {**FLOAT_DTYPES, **QUANTIZED_DTYPES}
 """The type of a weight tensor in memory by `WeightName`."""
 ACTIVATION_DTYPES: dict[str, torch.dtype] = {**FLOAT_DTYPES, **dict.fromkeys(QUANTIZED_DTYPES, torch.bfloat16)}
-"""What an accelerator computes in by `WeightName`; a CPU computes in float32."""
+"""The type that an accelerator computes in, by `WeightName`; a CPU computes in float32."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:

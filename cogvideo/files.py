@@ -1,11 +1,11 @@
-"""Atomic writes, hashes, and reading JSON and NPY files that are not trusted.
+"""Atomic writes, hashes, and reading of untrusted JSON and NPY files.
 
-Everything the package writes goes through `atomic_write` or `atomic_directory`: under its name it is complete or
-absent. All JSON, NPY and NPZ files are read by `read_json`, `open_npy` and `read_npz`, which look at sizes before
-contents and then check every value. What a JSON file must be is a type, a `TypedDict` of `typing_extensions` for
-example, which pydantic compares strictly: 1.0 and True are no integers, text is no number. Unknown keys are left alone:
-newer versions may have added them. Not here: file formats (each package has its own), safetensors headers
-(`tensor_file.py`), torch.save's files (`torch_archive.py`).
+Everything the package writes goes through `atomic_write` or `atomic_directory`: a file or folder under its final name
+is complete. All JSON, NPY and NPZ files are read by `read_json`, `open_npy` and `read_npz`, which check sizes before
+contents, and then every value. The expected form of a JSON file is given as a type, such as a `TypedDict` of
+`typing_extensions`, and checked strictly by pydantic: 1.0 and True are not integers, text is not a number. Unknown keys
+are allowed, because newer versions may have added them. Not here: file formats (each package has its own), safetensors
+headers (`tensor_file.py`), torch.save's files (`torch_archive.py`).
 """
 
 import contextlib
@@ -40,14 +40,15 @@ from cogvideo.interrupts import postponed_signals
 
 MAX_JSON_BYTES = 64 << 20
 MAX_NAMES = 1 << 20
-"""Of values in objects, which take 250 bytes of memory each."""
+"""Most object keys in a JSON file; each takes 250 bytes of memory."""
 MAX_VALUES = 1 << 22
-"""Of JSON, a quarter of them lists and objects: three bytes can become an empty list, which takes 64."""
+"""Most values in a JSON file, at most a quarter of them lists and objects: an empty list is three bytes of text, but 64
+in memory."""
 MAX_DEPTH = 32
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-"""What text that is no Unicode looks like in JSON, among other text."""
+"""An escaped surrogate in JSON: one half of a valid pair, or a lone one, which is not valid Unicode."""
 MAX_DIGITS = 19
-"""Of a whole number: all of 64 bits."""
+"""Most digits of an integer: enough for 64 bits."""
 MAX_NPY_HEADER_BYTES = 4096
 MAX_NPZ_BYTES = 64 << 20
 LARGEST = 2**53
@@ -56,10 +57,10 @@ Count = Annotated[int, Ge(0), Le(LARGEST)]
 MAX_NAME_BYTES = 96
 MAX_TEMPORARY_STEM = 32
 TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp(\.[^.]+)?", re.DOTALL)
-"""Names that `atomic_write` and `atomic_directory` write under; a killed process leaves them."""
+"""Temporary names that `atomic_write` and `atomic_directory` use; a killed process leaves such files behind."""
 TORCH_FILE_ERROR = re.compile(r"unable to .*file <(?P<name>.*)>.*\((?P<number>\d+)\)")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of renameat2(2)."""
+"""Constants of renameat2(2)."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
 """The bundle that ships with the package: a small model of moving digits."""
@@ -67,7 +68,7 @@ BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "tiny"
 
 @contextlib.contextmanager
 def disk_errors_name(path: Path | str, temporary: Path | str = "") -> Iterator[None]:
-    """Let errors of the disk name the file that was being written: `path`, or what is `temporary` so far."""
+    """Make disk errors name the file being written, with `path` in place of its `temporary` name."""
     try:
         yield
     except OSError as error:
@@ -80,7 +81,7 @@ def disk_errors_name(path: Path | str, temporary: Path | str = "") -> Iterator[N
 
 @contextlib.contextmanager
 def torch_errors_as_os_errors() -> Iterator[None]:
-    """Raise errors of files from torch, RuntimeErrors with the system's number in their text, as OSErrors."""
+    """Turn torch's file errors, which are RuntimeErrors with the errno in their text, into OSErrors."""
     try:
         yield
     except RuntimeError as error:
@@ -95,7 +96,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same folder, with the same suffix; on success it is synced and replaces `path`.
 
     On an exception the temporary file is removed and `path` is left as it was. Missing parent folders are created.
-    Raises: OSError if the folder cannot be written; errors of the disk name `path`.
+    Raises: OSError if the folder cannot be written; disk errors name `path`.
     """
     path = Path(path)
     if path.is_dir():
@@ -116,7 +117,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     """Yield a new temporary folder in the same parent; on success it is renamed to `path`.
 
     An existing `path` is an error unless it is an empty folder or `replace` is set; with `replace` the old folder is
-    removed last. Where `path` is a link, what it leads to is written. Raises: FileExistsError, also if a folder
+    removed last. If `path` is a symbolic link, its target is written. Raises: FileExistsError, also if a folder has
     appeared there meanwhile; OSError if the parent cannot be written.
     """
     path = Path(path)
@@ -142,14 +143,14 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
 
 
 def remove_leftovers(path: Path | str) -> list[Path]:
-    """Remove temporary files that killed writers of `path` left, and return them. No other writer may be running."""
+    """Remove and return the temporary files that killed writers of `path` left. No other writer may be running."""
     path = Path(path)
     pattern = f".{glob.escape(_temporary_stem(path))}.{'?' * 8}.tmp{glob.escape(path.suffix)}"
     return _remove(leftover for leftover in sorted(path.parent.glob(pattern)) if is_temporary(leftover))
 
 
 def remove_all_leftovers(folder: Path | str) -> list[Path]:
-    """Remove temporary files that killed writers of files in `folder` left, and return them; not in its subfolders."""
+    """Remove and return the temporary files that killed writers left in `folder`, but not in its subfolders."""
     return _remove(path for path in sorted(Path(folder).glob(".*")) if is_temporary(path))
 
 
@@ -169,7 +170,7 @@ def _remove(leftovers: Iterable[Path]) -> list[Path]:
 
 
 def _behind_links(path: Path) -> Path:
-    """What a link leads to, there or not; any other path itself. Raises: OSError for a link that leads to itself."""
+    """The target of a symbolic link, existing or not; any other path as it is. Raises: OSError for a loop of links."""
     if not path.is_symlink():
         return path
     found = Path(os.path.realpath(path))
@@ -179,7 +180,7 @@ def _behind_links(path: Path) -> Path:
 
 
 def _rename_to_free_name(new: Path, path: Path) -> None:
-    """Rename a folder to a name that nothing, or an empty folder, has. Raises: FileExistsError, nothing is changed."""
+    """Rename a folder to a name that is free or an empty folder's. Raises: FileExistsError, with nothing changed."""
     try:
         os.rename(new, path)
     except OSError as error:
@@ -226,7 +227,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 
 def _temporary_stem(path: Path) -> str:
-    """The stem; long ones are cut, but not so that two are the same."""
+    """The stem; long ones are cut and get a hash, so that they stay distinct."""
     stem = path.stem
     if len(stem) <= MAX_TEMPORARY_STEM:
         return stem
@@ -246,7 +247,7 @@ def _sync(path: Path) -> None:
 
 
 def write_npy(path: Path | str, array: NDArray[Any]) -> None:
-    """As `np.save`, whose own writing of files loses the reason of a failure, a full disk for example."""
+    """Like `np.save`, which loses the reason for a failed write, such as a full disk."""
     with disk_errors_name(path), open(path, "wb") as file:
         np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
@@ -269,9 +270,10 @@ def json_text(value: Any) -> str:
 
 
 def code_cache() -> Path:
-    """The folder for compiled code that is loaded again, in the user's cache folder; it is created if it is missing.
+    """The folder for compiled code that later runs load, in the user's cache folder; it is created if it is missing.
 
-    It is made private to the user. Raises: OSError if that is impossible: whoever writes there runs code as the user.
+    It is made private to the user, because whoever can write there can run code as the user. Raises: OSError if that
+    is impossible.
     """
     folder = (Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cogvideo").resolve()
     if not folder.is_dir():
@@ -287,7 +289,7 @@ def code_cache() -> Path:
 
 
 def is_private(path: Path) -> bool:
-    """Whether a file or folder is no link, belongs to this user or root, and nobody else can write to it."""
+    """Whether a file or folder is not a link, belongs to this user or root, and nobody else can write to it."""
     found = path.lstat()
     is_owned = found.st_uid in (0, os.geteuid()) and not stat.S_ISLNK(found.st_mode)
     return is_owned and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -296,7 +298,7 @@ def is_private(path: Path) -> bool:
 def safe_name(text: str) -> str:
     """A file stem from any text, at most 96 bytes: letters and digits of all scripts stay, the rest become dashes.
 
-    Two texts may have the same name, so callers that write many files prefix a number.
+    Two texts may give the same name, so callers that write many files prefix a number.
     """
     dashed = "".join(c if c.isalnum() else "-" for c in unicodedata.normalize("NFC", text))
     name = "-".join(filter(None, dashed.split("-")))
@@ -320,7 +322,7 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
         raise ValueError(f"{origin} has {colons} colons; expected JSON of at most {MAX_NAMES} names of values")
     try:
         value = json.loads(
-            data.decode("utf-8-sig"),  # of bytes it would take UTF-16 as well, and half characters
+            data.decode("utf-8-sig"),  # from bytes it would also accept UTF-16 and lone surrogates
             object_pairs_hook=_dict_of_unique_keys,
             parse_int=_integer,
             parse_float=None if allow_nan else _finite,
@@ -339,9 +341,9 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
 
 
 def check_counts(commas: int, brackets: int, origin: Path | str, max_values: int = MAX_VALUES) -> None:
-    """Refuse JSON of so many values that they would take far more memory than its text.
+    """Refuse JSON with so many values that they would take far more memory than its text.
 
-    `commas`, `brackets`: how many there are, opening ones of lists and objects, those inside texts included.
+    `commas`, `brackets`: the number of commas and of opening brackets ([ and {), including those inside strings.
     Raises: ValueError that names `origin`.
     """
     if commas > max_values or brackets > max_values // 4:
@@ -352,7 +354,7 @@ def check_counts(commas: int, brackets: int, origin: Path | str, max_values: int
 
 
 def read_json(path: Path | str, shape: Any = Any, *, max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False) -> Any:
-    """Read a JSON file whose value must be a `shape`.
+    """Read a JSON file whose value must match `shape`, a type.
 
     Raises: OSError if it cannot be opened; ValueError that names the file and the key.
     """
@@ -364,7 +366,7 @@ def read_json(path: Path | str, shape: Any = Any, *, max_bytes: int = MAX_JSON_B
 
 
 def checked(value: Any, shape: Any, origin: Path | str) -> Any:
-    """`value` if it is a `shape`. Raises: ValueError that names `origin` and the key."""
+    """`value`, if it matches `shape`. Raises: ValueError that names `origin` and the key."""
     from pydantic import ValidationError
 
     try:
@@ -375,15 +377,15 @@ def checked(value: Any, shape: Any, origin: Path | str) -> Any:
         got = "" if first["type"] == "missing" else f", got {reprlib.repr(first['input'])}"
         message = first["msg"].removeprefix("Input ").lower()
         raise ValueError(f"{origin} is damaged: {key or 'its value'}: {message}{got}") from None
-    return value  # as it was read, with the keys that the shape does not have
+    return value  # as it was read, including keys that `shape` does not have
 
 
 def open_npy(
     path: Path | str, dtypes: DTypeLike | tuple[DTypeLike, ...], shape: tuple[int | None, ...]
 ) -> NDArray[Any]:
-    """Memory-map an array, read-only. `dtypes`: those allowed, byte order included; `shape`: None is any length.
+    """Memory-map an array, read-only. `dtypes`: those allowed, including byte order; `shape`: None is any length.
 
-    Raises: OSError if it cannot be opened; ValueError unless the header says that and the file has that size.
+    Raises: OSError if it cannot be opened; ValueError if its header does not match these, or its size the header.
     """
     allowed = [np.dtype(dtype) for dtype in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
     with open(path, "rb") as file:
@@ -410,7 +412,7 @@ def read_npz(path: Path | str, *, max_bytes: int = MAX_NPZ_BYTES) -> dict[str, N
                 raise ValueError(f"it unpacks to more than {max_bytes} bytes")
             for member in archive.infolist():
                 with archive.open(member) as packed:
-                    data = io.BytesIO(packed.read(member.file_size))  # no further, whatever else is packed
+                    data = io.BytesIO(packed.read(member.file_size))  # no more, even if more is packed
                 shape, dtype = _read_npy_header(data, len(data.getbuffer()), member.filename)
                 if dtype.kind not in "biufU":
                     raise ValueError(f"{member.filename} holds {str(dtype)[:80]}")
@@ -420,22 +422,22 @@ def read_npz(path: Path | str, *, max_bytes: int = MAX_NPZ_BYTES) -> dict[str, N
         if error.filename is not None or error.errno in DISK_ERRORS:
             raise
         raise ValueError(f"{path} is damaged: {_first_line(error)[:200]}") from None
-    except Exception as error:  # zipfile and zlib raise a dozen kinds for damaged files
+    except Exception as error:  # zipfile and zlib raise a dozen exception types for damaged files
         raise ValueError(f"{path} is damaged: {_first_line(error)[:200]}") from None
     return arrays
 
 
 def _read_npy_header(file: BinaryIO, size: int, name: Path | str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array, whose values follow in `file` and end at `size`. Raises: ValueError."""
+    """Read an array's shape and type; its values follow in `file` and must end at `size`. Raises: ValueError."""
     try:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"format {version}")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python's parser
+            warnings.simplefilter("ignore")  # from Python's parser
             shape, fortran_order, dtype = read(file, max_header_size=MAX_NPY_HEADER_BYTES)
-    except Exception as error:  # a damaged header makes numpy raise many kinds
+    except Exception as error:  # numpy raises many exception types for a damaged header
         raise ValueError(f"{name} is not a readable .npy file ({_first_line(error)[:200]})") from None
     if not all(type(n) is int and 0 <= n <= LARGEST for n in shape) or fortran_order or dtype.hasobject:
         order = ", columns first" if fortran_order else ""

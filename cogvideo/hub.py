@@ -4,10 +4,10 @@
     USER/REPO@REVISION              a branch, a tag or a commit
     USER/REPO/FOLDER[@REVISION]     a part of it, such as one model of a bundle
 
-A local folder of that name wins. What begins with a folder that exists, or with one of OUR_FOLDERS, is a path, unless
-there is an @REVISION: a mistyped or missing path must not become somebody's repository.
-Only files of the formats that are read here are fetched, none of which can run code. HF_ENDPOINT, HF_HUB_OFFLINE,
-HF_HOME and HF_TOKEN are huggingface_hub's.
+A local folder of that name takes precedence. A name that begins with an existing folder, or with one of OUR_FOLDERS,
+is a path unless it has an @REVISION: a mistyped or missing path must not be taken for somebody's repository.
+Only files in formats that this package reads are fetched, none of which can run code. HF_ENDPOINT, HF_HUB_OFFLINE,
+HF_HOME and HF_TOKEN work as in huggingface_hub.
 """
 
 import contextlib
@@ -19,29 +19,29 @@ from typing import Any, NamedTuple
 WORD = r"[A-Za-z0-9_][\w.-]*"
 NAME = re.compile(rf"({WORD}/{WORD})((?:/{WORD})*)(?:@({WORD}(?:/{WORD})*))?", re.ASCII)
 SNAPSHOT = re.compile(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})(/.*)?$")
-"""Of a path in the hub's cache."""
+"""Matches a path in the hub's cache: user, repository, commit, and the path below them."""
 SAFE_FILES = ("*.json", "*.safetensors", "*.npy", "*.yaml", "text.model")
-"""Patterns of what is fetched: no pickles, no code."""
+"""Patterns of the files that are fetched: no pickles, no code."""
 SAT_FILES = ("*latest", "*/mp_rank_*_model_states.pt")
-"""Of published checkpoints, besides SAFE_FILES. Their pickles are read by `torch_archive`, which runs none of their
-code."""
+"""Patterns for published checkpoints, besides SAFE_FILES. Their pickles are read by `torch_archive`, which runs none of
+their code."""
 OUR_FOLDERS = ("cogvideo", "configs", "data", "models", "runs", "samples", "videos", "weights")
-"""Folders that configs and the documentation write to and read from."""
+"""Folders that the configs and the documentation read and write."""
 WITHOUT_TRUNK = ("image_tokenizer", "text.model")
 """Parts of a bundle that need no trunk beside them."""
 
 
 class HubName(NamedTuple):
-    """A repository of the hub, or a part of it."""
+    """A repository on the hub, or a part of it."""
 
     repo: str
     folder: str = ""
-    """Below the repository, or a file in it; empty: all of it."""
+    """A folder or file in the repository; empty: all of it."""
     revision: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "HubName | None":
-        """None for what can only be a path."""
+        """Parse a name; None for text that can only be a path."""
         match = NAME.fullmatch(text)
         return None if match is None else cls(match[1], match[2].removeprefix("/"), match[3])
 
@@ -55,7 +55,7 @@ class HubName(NamedTuple):
         return f"{self.repo}{folder}{f'@{self.revision}' if self.revision else ''}"
 
     def patterns(self, formats: Sequence[str] = SAFE_FILES) -> list[str]:
-        """Of the files to fetch. A bundle's model may be stored without its trunk, which is then beside it."""
+        """Patterns of the files to fetch. A bundle's model may be stored without its trunk, which is then beside it."""
         if not self.folder:
             return list(formats)
         parent, _, last = self.folder.rpartition("/")
@@ -81,10 +81,10 @@ def resolve(source: str | Path, formats: Sequence[str] = SAFE_FILES) -> Path:
         from huggingface_hub import errors, hf_hub_download, snapshot_download
 
         patterns, revision = name.patterns(formats), name.revision
-        with contextlib.suppress(errors.DryRunError):  # without a network; the cache may have them
+        with contextlib.suppress(errors.DryRunError):  # raised without a network; the cache may have the files
             # one by one, so that an interrupt need not wait for other threads
             for file in snapshot_download(name.repo, revision=revision, allow_patterns=patterns, dry_run=True):
-                revision = file.commit_hash  # whatever is pushed meanwhile
+                revision = file.commit_hash  # pinned, whatever is pushed meanwhile
                 if file.will_download:
                     hf_hub_download(name.repo, file.filename, revision=file.commit_hash)
         snapshot = Path(snapshot_download(name.repo, revision=revision, allow_patterns=patterns))
@@ -96,17 +96,17 @@ def resolve(source: str | Path, formats: Sequence[str] = SAFE_FILES) -> Path:
 
 
 def describe(path: str | Path) -> str:
-    """What a path is recorded as: USER/REPO[/FOLDER]@COMMIT if it was fetched from the hub, otherwise itself."""
+    """How a path is recorded: USER/REPO[/FOLDER]@COMMIT if it was fetched from the hub, otherwise as it is."""
     match = SNAPSHOT.search(str(path))
     return str(path) if match is None else f"{match[1]}/{match[2]}{match[4] or ''}@{match[3]}"
 
 
 def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, message: str) -> str:
-    """Write files, by their names there, to a repository in one commit; returns the commit's URL.
+    """Upload files, keyed by their names in the repository, in one commit; returns the commit's URL.
 
-    The repository is created if it does not exist. Raises: ValueError if `repo` is no USER/REPO, is public although
-    `private` is asked for, or holds files that do not belong to these; OSError, ValueError, in one line, for anything
-    else that keeps them from being uploaded.
+    The repository is created if it does not exist. Raises: ValueError if `repo` is not USER/REPO, is public although
+    `private` is asked for, or holds other files; OSError or ValueError, in one line, for anything else that prevents
+    the upload.
     """
     name = HubName.parse(repo)
     if name is None or name != HubName(repo):
@@ -129,14 +129,14 @@ def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, messa
         additions = [
             CommitOperationAdd(there, here if isinstance(here, bytes) else str(here)) for there, here in files.items()
         ]
-        for addition in additions:  # one by one, as above
+        for addition in additions:  # one by one, as in `resolve`
             api.preupload_lfs_files(repo, [addition])
         return str(api.create_commit(repo, additions, commit_message=message).commit_url)
 
 
 @contextlib.contextmanager
 def _errors_in_one_line(name: HubName, *, uploading: bool = False) -> Iterator[None]:
-    """Say in one line what went wrong with the hub, and what to do."""
+    """Turn errors of the hub into one line that says what went wrong and what to do."""
     try:
         from huggingface_hub import constants, errors
     except ImportError:
@@ -182,14 +182,14 @@ def _errors_in_one_line(name: HubName, *, uploading: bool = False) -> Iterator[N
     except errors.HFValidationError as error:
         raise ValueError(f"{name} is not a repository's name: {_first_line(error)}") from None
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # it wraps errors of large files
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # which wraps errors of large files
         if not _is_of_network(cause):
             raise
         raise ConnectionError(f"{name}: {hub} cannot be reached ({_first_line(cause)}); try again") from None
 
 
 def _is_of_network(error: BaseException | None) -> bool:
-    """Whether an HTTP client raised it; which one depends on huggingface_hub's version."""
+    """Whether an error comes from the HTTP client; which client depends on huggingface_hub's version."""
     return any(base.__module__.partition(".")[0] in ("httpx", "httpx2") for base in type(error).__mro__)
 
 

@@ -1,4 +1,4 @@
-"""Signals that end a process as exceptions of its main thread, so that temporary files and locks are removed."""
+"""Turn termination signals into exceptions in the main thread, so that temporary files and locks are removed."""
 
 import contextlib
 import math
@@ -10,10 +10,10 @@ from types import FrameType
 from typing import Any
 
 REPEAT_SECONDS = 5.0
-"""Launchers repeat SIGTERM without meaning more; a second one within this time must not interrupt the cleaning up."""
+"""Launchers may send SIGTERM more than once; a repeat within this time must not interrupt the cleanup."""
 
 _depth = 0
-"""How many `postponed_signals` the main thread is in."""
+"""How many nested `postponed_signals` blocks the main thread is in."""
 _pending: KeyboardInterrupt | SystemExit | None = None
 
 
@@ -21,7 +21,7 @@ _pending: KeyboardInterrupt | SystemExit | None = None
 def signals_as_exceptions() -> Iterator[list[int]]:
     """Raise KeyboardInterrupt or SystemExit on signals that end a process; yields the list of those received.
 
-    Ignored signals stay ignored (`nohup`), and so do the handlers of a program that calls this one.
+    Ignored signals stay ignored (`nohup`), and handlers that a calling program has installed stay in place.
     """
     received: list[int] = []
     last = -math.inf
@@ -49,12 +49,12 @@ def signals_as_exceptions() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def postponed_signals() -> Iterator[None]:
-    """Raise the exceptions of `signals_as_exceptions` only at the end of the body, which must be short.
+    """Defer the exceptions of `signals_as_exceptions` to the end of the body, which must be short.
 
-    For calls that create what must be removed: after the call, before its result is stored, nobody knows of it yet.
+    For calls that create something to be removed later: an exception before the result is stored would leave it behind.
     """
     global _depth, _pending
-    if threading.current_thread() is not threading.main_thread():  # signals do not reach it
+    if threading.current_thread() is not threading.main_thread():  # Python runs signal handlers in the main thread only
         yield
         return
     _depth += 1

@@ -1,17 +1,18 @@
-"""One writer at a time: locks on folders and files that a command fills, between processes and between machines.
+"""One writer at a time: locks, across processes and machines, on folders and files that a command writes.
 
-A lock is a file, `.lock` in a folder that is filled in place, `.NAME.lock` beside one that appears as a whole. Its
-owner holds `flock` on it, writes into it who it is, and touches it every ten seconds.
+A lock is a file: `.lock` in a folder that is filled in place, `.NAME.lock` beside a file or folder that appears only
+when complete. Its owner holds `flock` on it, records itself in it, and touches it every ten seconds.
 
-- Where the file system knows `flock` (local disks; NFS since Linux 2.6.12, as a byte-range lock at the server), the
-  kernel decides: never two owners, and a lock ends with its process, however that ends. After a crash of an NFS client
-  the server frees it once the client's lease is over.
-- Some file systems accept `flock` but keep it to one machine (NFS with `nolock` or `local_lock`, many in user space).
-  So a file that another machine left is watched for a minute: if it is touched meanwhile, it has an owner.
-- Where `flock` is refused, the file alone decides: on one machine by its process, else by its touches. Two commands
-  that start within the same second exclude each other only if they see each other's writes within a second.
+- Where the file system supports `flock` (local disks; NFS since Linux 2.6.12, as a byte-range lock at the server), the
+  kernel decides: there are never two owners, and a lock ends with its process, however that ends. After a crash of an
+  NFS client the server frees the lock once the client's lease has expired.
+- Some file systems accept `flock` but apply it on one machine only (NFS with `nolock` or `local_lock`, many in user
+  space). So a lock file from another machine is watched for a minute: if it is touched meanwhile, it has an owner.
+- Where `flock` is refused, the file alone decides: on the same machine by whether its process runs, otherwise by
+  whether it is touched. Two commands that start within the same second exclude each other only if they see each
+  other's writes within a second.
 
-A forked child does not hold its parent's lock. The file is removed at the end; one that a crash left is taken over.
+A forked child does not hold its parent's lock. The file is removed at the end; one left by a crash is taken over.
 """
 
 import contextlib
@@ -38,30 +39,30 @@ if TYPE_CHECKING:
 LOCK_NAME = ".lock"
 HEARTBEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0
-"""How long another machine's lock file is watched; NFS clients may see a touch that much later."""
+"""How long another machine's lock file is watched; NFS clients may see a touch this late."""
 SETTLE_SECONDS = 1.0
-"""Without flock: how long after writing the file it is read again, to see whether another process wrote it too."""
+"""Without flock: how long to wait after writing the file before checking whether another process wrote it too."""
 MAX_BYTES = 4096
 MAX_COMMAND = 200
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
-"""What file systems that cannot lock answer."""
+"""Errors from file systems that do not support locks."""
 
 _held: set[int] = set()
-"""Descriptors of the locks of this process."""
+"""File descriptors of the locks that this process holds."""
 
 
 class InUseError(ValueError):
-    """Another process fills the folder; the message says which."""
+    """Another process is writing the folder or file; the message says which process."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, as a lock file names it."""
+    """A process, as recorded in a lock file."""
 
     host: str = ""
     pid: int = 0
     start: str = ""
-    """When the process started, in the kernel's ticks: process ids are used again."""
+    """When the process started, in kernel clock ticks: process ids are reused."""
     boot: str = ""
     """Id of the running kernel, the same in all containers of a machine."""
     pid_namespace: str = ""
@@ -89,7 +90,7 @@ class Owner:
         return self.boot == _read_text("/proc/sys/kernel/random/boot_id") or self.host == socket.gethostname()
 
     def is_running_here(self) -> bool | None:
-        """Whether the process still runs; None if that cannot be seen from here."""
+        """Whether the process still runs; None if that cannot be determined from here."""
         if self.boot != _read_text("/proc/sys/kernel/random/boot_id") or self.pid_namespace != _pid_namespace():
             return None
         try:
@@ -103,15 +104,15 @@ class Owner:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path | str, processes: "ProcessGroup | None" = None) -> Iterator[None]:
-    """Hold the lock of a folder that is filled in place; it is created, and removed again if it stays empty.
+    """Hold the lock of a folder that is filled in place; a missing one is created, and removed if it stays empty.
 
-    With `processes` rank 0 takes the lock for all of them.
+    With `processes`, rank 0 takes the lock for all of them.
     Raises: InUseError if another process holds it (on rank 0; the others exit with code 2); OSError if the folder is
     not writable.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        yield  # there is nothing to fill; the command says so
+        yield  # not a folder: the command reports it
         return
     with _held_for_job(_Lock(folder / LOCK_NAME, folder), processes):
         yield
@@ -119,9 +120,9 @@ def lock_folder(folder: Path | str, processes: "ProcessGroup | None" = None) -> 
 
 @contextlib.contextmanager
 def lock_output(path: Path | str) -> Iterator[None]:
-    """Hold the lock of a file or folder that appears as a whole; removes what killed writers of it left.
+    """Hold the lock of a file or folder that appears only when complete; remove what killed writers of it left.
 
-    Raises: InUseError if another process makes it, or fills the folder of that name; OSError.
+    Raises: InUseError if another process is writing it, or filling the folder of that name in place; OSError.
     """
     path = Path(path).absolute()
     with _held_for_job(_Lock(_lock_path(path), path), None):
@@ -142,7 +143,7 @@ def remove_dead_lock(path: Path | str) -> None:
 
 
 def _lock_path(path: Path) -> Path:
-    """The lock of a file or folder that appears as a whole."""
+    """The lock file of a file or folder that appears only when complete."""
     return path.with_name(f".{path.name}{LOCK_NAME}")
 
 
@@ -170,12 +171,12 @@ class _Lock:
         self._descriptor: int | None = None
         self._created: list[Path] = []
         self._folder_times: tuple[os.stat_result, os.stat_result] | None = None
-        """Of the folder, before and after the file was made in it."""
+        """The folder's status before and after the lock file was created in it."""
         self._ended = threading.Event()
         self._owner = Owner.this_process()
 
     def acquire(self) -> bool:
-        """Raises: InUseError, OSError; then `release` must be called all the same."""
+        """Take the lock. Raises: InUseError, OSError; `release` must be called even then."""
         with postponed_signals():
             self._created = _make_folder(self._path.parent)
         before = self._path.parent.stat()
@@ -185,7 +186,7 @@ class _Lock:
         return True
 
     def release(self) -> None:
-        """Remove the file and let go, and remove folders that were made for it; does nothing in a forked child."""
+        """Remove the file, free the lock, and remove folders created for it; do nothing in a forked child."""
         if self._owner.pid != os.getpid():
             return
         with postponed_signals():
@@ -201,13 +202,13 @@ class _Lock:
                 now = self._path.parent.stat()
                 self._path.unlink()  # before the lock ends, or it could be the next owner's
                 if self._folder_times is not None and now.st_mtime_ns == self._folder_times[1].st_mtime_ns:
-                    # nothing else happened here, the command was refused for example: leave no trace
+                    # nothing else changed, for example because the command was refused: leave no trace
                     times = self._folder_times[0]
                     os.utime(self._path.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
         self._close(descriptor)
 
     def _open_and_lock(self) -> None:
-        """Take the lock and write who holds it. `_descriptor` is set once the file is ours, for `release` to remove."""
+        """Take the lock and record its owner. `_descriptor` is set once the file is ours, for `release` to remove."""
         while self._descriptor is None:
             with contextlib.ExitStack() as unless_ours:
                 with postponed_signals():
@@ -239,7 +240,7 @@ class _Lock:
                 raise self._in_use(after)
 
     def _keep(self, descriptor: int, unless_ours: contextlib.ExitStack) -> None:
-        """Call with signals postponed: in between, the descriptor would be closed twice."""
+        """Make the descriptor ours. Call with signals postponed: an interrupt in between would close it twice."""
         self._descriptor = descriptor
         _held.add(descriptor)
         unless_ours.pop_all()
@@ -249,7 +250,7 @@ class _Lock:
         os.close(descriptor)
 
     def _flock(self, descriptor: int) -> bool:
-        """Take the kernel's lock; False where there is none. Raises: InUseError."""
+        """Take the kernel's lock; False if the file system has none. Raises: InUseError."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -261,7 +262,7 @@ class _Lock:
         return True
 
     def _is_alive(self, owner: Owner, has_flock: bool) -> bool:
-        """Whether the process that the file names still holds the lock, though the kernel did not say so."""
+        """Whether the process named in the file still holds the lock, although the kernel does not report it."""
         if has_flock and owner.is_on_this_machine():
             return False
         running = None if has_flock else owner.is_running_here()
@@ -283,7 +284,7 @@ class _Lock:
 
 
 def _forget_in_child() -> None:
-    """Close a forked child's copies, which would keep the lock after the parent's end."""
+    """Close a forked child's copies of the descriptors, which would hold the lock after the parent has ended."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -315,7 +316,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def _read_owner(path: Path) -> Owner | None:
-    """Who wrote a lock file; None if it is empty or gone, an unknown owner if it is damaged."""
+    """The owner that a lock file names; None if it is empty or gone, an unknown owner if it is damaged."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES)
@@ -334,7 +335,7 @@ def _fits(value: dict[str, object]) -> bool:
 
 
 def _wait_for_owner(path: Path) -> Owner | None:
-    """The owner, who writes its name just after it has the lock."""
+    """The owner, which records itself in the file only just after taking the lock; None if it takes over a second."""
     for _ in range(20):
         if (owner := _read_owner(path)) is not None:
             return owner
@@ -343,7 +344,7 @@ def _wait_for_owner(path: Path) -> Owner | None:
 
 
 def _is_touched(path: Path, seconds: float) -> bool:
-    """Whether a file changes within some time; no clocks are compared."""
+    """Whether a file is modified within `seconds`, without comparing clocks."""
     deadline, before = time.monotonic() + seconds, _modified(path)
     while time.monotonic() < deadline:
         time.sleep(min(1.0, seconds / 10))
@@ -353,7 +354,7 @@ def _is_touched(path: Path, seconds: float) -> bool:
 
 
 def _modified(path: Path) -> int | None:
-    """The time of the last change, asked from the server: opening a file makes NFS forget what it knew."""
+    """The modification time, as the server has it: opening a file makes an NFS client revalidate its cache."""
     try:
         with open(path, "rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
@@ -362,7 +363,7 @@ def _modified(path: Path) -> int | None:
 
 
 def _start_of(pid: int) -> str:
-    """The start of a process in ticks since the boot; empty where there is no /proc."""
+    """The start of a process in clock ticks since boot; empty where there is no /proc."""
     return (_read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() or [""] * 20)[19]
 
 

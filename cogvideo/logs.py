@@ -31,11 +31,11 @@ OUT_OF_MEMORY = re.compile(
 )
 """Matches messages of torch and of C++ libraries that mean that memory is full."""
 NO_THREAD = "can't start new thread"
-"""Python's message at the limit on processes and threads."""
+"""Python's message when the limit on processes and threads is reached."""
 
 
 def rank() -> int:
-    """This process's rank, 0 outside a launcher; whether RANK is valid is checked where processes connect."""
+    """This process's rank, 0 outside a launcher; RANK is validated where processes connect."""
     text = os.environ.get("RANK", "")
     return int(text) if text.isdecimal() else 0
 
@@ -82,7 +82,7 @@ def progress(
 
 
 def one_line(error: BaseException, memory_advice: str = "ask for less at once") -> str:
-    """An error as one line for the user; says what to do if the disk, the memory or the table of threads is full."""
+    """An error as one line for the user, with advice if the disk or memory is full or no thread can be started."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
@@ -109,7 +109,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _describe_disk(name: str | None) -> str:
-    """The disk that a file is on, and what is free there."""
+    """The disk that a file is on, and its free space."""
     folder = Path(name or ".").absolute()
     while not folder.exists():
         folder = folder.parent

@@ -97,7 +97,7 @@ def generator_for(seed: int, stream: str, *position: int) -> torch.Generator:
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
     """Re-seed torch's global generators, which dropout draws from.
 
-    `micro_batch` counts over all ranks. A step's clips get the same masks as long as it has as many micro-batches, on
-    any number of processes; in micro-batches of other rows they get others.
+    `micro_batch` is numbered over all ranks. A step's clips get the same masks on any number of processes, as long as
+    the step is split into the same micro-batches; with any other split, the masks differ.
     """
     torch.manual_seed(stream_key(seed, "dropout", step, micro_batch))

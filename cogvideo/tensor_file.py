@@ -1,7 +1,8 @@
-"""One safetensors file: written tensor by tensor; its header read with every value checked. Not a checkpoint.
+"""A single safetensors file, not a checkpoint: written tensor by tensor; every value in the header is checked.
 
 The safetensors library needs all tensors in memory to write a file, and accepts a header that names a tensor twice. So
-we write and read the (simple) header ourselves: 8 bytes of length, JSON, then the data. The library maps the data.
+we write and read the (simple) header ourselves: 8 bytes of length, JSON, then the data. The library reads the data
+through a memory map.
 """
 
 import hashlib
@@ -103,7 +104,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Every tensor in the file, in the order of its data.
+    """Type and shape of every tensor in the file, in the order of their data.
 
     Raises: ValueError, naming the file and what is wrong; FileNotFoundError.
     """

@@ -1,4 +1,4 @@
-"""Prompts and captions from the outside: every way in (command line, file, standard input, page, Python) leads here.
+"""Checks all prompts and captions, whether from the command line, a file, standard input, the web page or Python.
 
 A text is one line in Unicode's composed form (NFC), with single spaces and without invisible characters, so the same
 words are the same prompt however they were typed or stored. Only `\\n`, `\\r\\n` and `\\r` end a line. Not here: how a
@@ -16,7 +16,7 @@ MAX_PROMPT_FILE_BYTES = 16 << 20
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16's, so it comes first
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with UTF-16's mark, so it comes first
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -24,19 +24,19 @@ _BYTE_ORDER_MARKS = {
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 # Soft hyphen, zero-width space, direction marks, word joiner, byte order mark, annotation marks. The zero-width joiners
-# U+200C and U+200D stay: they are part of the spelling in Persian, in Indian scripts and in emoji.
+# U+200C and U+200D stay: they are part of the spelling of Persian, Indic scripts and emoji.
 _INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # all but white space: tab, line ends, \v, \f, \x85
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def marked_encoding(data: bytes) -> str | None:
-    """The encoding that the byte order mark of a text names; None without one."""
+    """The encoding that a text's byte order mark indicates; None without a mark."""
     return next((encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
 
 
 def decode_text(data: bytes, place: str) -> str:
-    """Decode UTF-8, without a byte order mark. `place` is named in errors, a file for example.
+    """Decode UTF-8, dropping a byte order mark. `place` names the source in errors, such as a file.
 
     Raises: ValueError with the byte and its offset for any other encoding.
     """
@@ -60,20 +60,20 @@ def split_lines(text: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """A text's one line: NFC, white space collapsed to single spaces, invisible characters removed."""
+    """Put a text on one line: NFC, white space collapsed to single spaces, invisible characters removed."""
     return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
 
 
 def clean_text(text: str, name: str = "prompt") -> str:
-    """Check and normalise a prompt or, by `name`, a caption.
+    """Check and normalise a prompt or caption; `name` says which in errors.
 
-    Raises: ValueError if it is empty or too long, or holds control characters or half a character.
+    Raises: ValueError if it is empty, too long, or contains a control character or lone surrogate.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the {name} has {len(text)} characters or more; give at most {MAX_CHARACTERS}")
     if wrong := _SURROGATE.search(text):
         code, place = ord(wrong[0]), wrong.start() + 1
-        if 0xDC80 <= code <= 0xDCFF:  # how Python passes on bytes of arguments and standard input
+        if 0xDC80 <= code <= 0xDCFF:  # how Python passes undecodable bytes of arguments and stdin
             raise ValueError(f"the {name} is not UTF-8: byte 0x{code - 0xDC00:02x} at character {place}")
         raise ValueError(f"the {name} holds a lone surrogate (U+{code:04X}, half a character) at character {place}")
     if wrong := _CONTROL.search(text):
@@ -86,12 +86,12 @@ def clean_text(text: str, name: str = "prompt") -> str:
 
 
 def split_prompts(text: str, place: str = "") -> list[str]:
-    """Prompts of a text, one per line; blank lines are skipped. Raises: ValueError naming `place` and the line."""
+    """Prompts in a text, one per line; blank lines are skipped. Raises: ValueError naming `place` and the line."""
     return [prompt for _, prompt in _numbered_prompts(text, place)]
 
 
 def _numbered_prompts(text: str, place: str) -> list[tuple[int, str]]:
-    """Prompts with their lines, counted from 0."""
+    """Prompts with their line numbers, counted from 0."""
     prompts = []
     for number, line in enumerate(split_lines(text)):
         try:
@@ -108,7 +108,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def read_numbered_prompts(path: Path) -> list[tuple[int, str]]:
-    """As `read_prompts`, each with its line in the file, counted from 0."""
+    """Like `read_prompts`, with the line number of each prompt in the file, counted from 0."""
     with open(path, "rb") as file:
         data = file.read(MAX_PROMPT_FILE_BYTES + 1)
     if len(data) > MAX_PROMPT_FILE_BYTES:
@@ -127,7 +127,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 def language(text: str) -> str:
-    """One of LANGUAGES, by the letters of a text: Chinese if any is, else English if all are Latin without accents."""
+    """One of LANGUAGES: Chinese if any letter of the text is, else English if all are unaccented Latin, else other."""
     if _CHINESE.search(text):
         return "Chinese"
     letters = _LETTER.findall(text)

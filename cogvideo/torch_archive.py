@@ -1,7 +1,7 @@
 """The .pt files of torch.save: memory-mapped and read without running any code in them; written tensor by tensor.
 
-Reading always uses `weights_only=True`, and checks the archive first, because torch trusts the sizes in it. Writing is
-our own because torch.save needs every tensor in memory at once; the layout is that of torch since 1.6.
+Reading always uses `weights_only=True`, and checks the archive first, because torch trusts the sizes in it. We write
+files ourselves because torch.save needs every tensor in memory at once; the layout is that of torch since 1.6.
 """
 
 import io
@@ -25,13 +25,13 @@ from cogvideo.tensor_file import TensorInfo, chunks_as_bytes
 MAX_PICKLE_BYTES = 4 << 20
 """About twenty times that of a full-size stage. One byte of a pickle can create a list, so this bounds memory too."""
 MAX_TUPLE_ITEMS = 4096
-"""Of a tuple, items of nested tuples included: Python hashes a dict key recursively, without a depth limit."""
+"""Most items in a tuple, nested tuples included: Python hashes a dict key recursively, without a depth limit."""
 ALIGNMENT = 64
 LEGACY_NUMBER = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-"""A number in the first `LEGACY_BYTES` of what torch wrote before 1.6."""
+"""A magic number in the first `LEGACY_BYTES` of files that torch before 1.6 wrote."""
 LEGACY_BYTES = 32
 
-# Training checkpoints also hold a random generator's state, numpy arrays of plain numbers. We do not use it.
+# Training checkpoints also hold the state of a random generator as numpy arrays of plain numbers. We do not use it.
 NUMPY_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
@@ -91,13 +91,13 @@ def read_module(path: Path) -> dict[str, Tensor]:
 
 
 def check_archive(path: Path, *, checksums: bool = False) -> None:
-    """Refuse archives that torch would trust too far, and with `checksums` those with a changed byte."""
+    """Refuse archives that torch would read without enough checks; with `checksums`, also those with a changed byte."""
     with open(path, "rb") as file:
         try:
             _check_records(path, file, checksums)
         except _Refused:
             raise
-        except Exception as error:  # zipfile raises a dozen kinds for damaged files
+        except Exception as error:  # zipfile raises a dozen exception types for damaged files
             reason = _first_line(error)
             raise _Refused(_not_an_archive(path, file, reason)) from None
 
@@ -148,10 +148,10 @@ def _check_pickle(path: Path, data: bytes) -> None:
 
 
 def _largest_tuple(data: bytes) -> int:
-    """Items of a pickle's largest tuple, nested ones included.
+    """Number of items in a pickle's largest tuple, including those of nested tuples.
 
-    Runs the pickle's stack machine on sizes instead of objects: every value on the stack, below the marks and in the
-    memo is the number of items it would have.
+    Runs the pickle's stack machine on sizes instead of objects: every value on the stack and in the memo is the number
+    of items that the object would have.
     """
     stack: list[int] = []
     marks: list[int] = []

@@ -1,9 +1,9 @@
 """Adapters on disk, as PEFT saves them, and merging them into a checkpoint.
 
     adapter_config.json         PEFT's settings: rank, alpha, names of the layers
-    adapter_model.safetensors   base_model.model.LAYER.lora_A.weight (rank, in), .lora_B.weight (out, rank); of the word
-                                embeddings .lora_embedding_A (rank, rows), .lora_embedding_B (columns, rank)
-    base.json                   which model it is for; ours alone, and not in folders that PEFT wrote
+    adapter_model.safetensors   base_model.model.LAYER.lora_A.weight (rank, in), .lora_B.weight (out, rank); for
+                                word embeddings .lora_embedding_A (rank, rows), .lora_embedding_B (columns, rank)
+    base.json                   the model it is for; our own addition, absent from folders that PEFT wrote
 
 The folder is written under a temporary name and renamed. Files are not trusted: names, shapes and numbers are checked
 before anything is multiplied.
@@ -34,17 +34,17 @@ from cogvideo.tensor_file import TensorInfo, read_header, write_tensor_file
 SETTINGS, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 FINGERPRINT = "fingerprint"
 LOST = "lost_by_rounding"
-"""Keys of a model's `extra`: of a bundle's model, and of a merged one."""
+"""Keys of `extra`: the first in a bundle's models, the second in merged models."""
 MAX_LOST = 0.1
-"""Of an adapter's update, above which there is a warning."""
+"""Largest share of an adapter's update that rounding may lose without a warning."""
 FORMAT = 1
 PREFIX, TABLE = "base_model.model.", "word_embeddings"
 KEYS = {False: ("lora_A.weight", "lora_B.weight"), True: ("lora_embedding_A", "lora_embedding_B")}
-"""What names end with, by whether the layer is a table."""
+"""Endings of tensor names, by whether the layer is an embedding table."""
 NAME = re.compile(rf"{re.escape(PREFIX)}(?P<layer>[\w.]+)\.(?P<factor>lora_[AB]\.weight|lora_embedding_[AB])")
 MAX_JSON_BYTES = 1 << 20
 MAX_SCALE = 1000.0
-"""Bound of an adapter's weight: far beyond useful values."""
+"""Bound on an adapter's weight, far beyond useful values."""
 UNSUPPORTED = {
     "use_dora": False,
     "bias": "none",
@@ -69,7 +69,7 @@ class Settings(TypedDict):
 
 
 class Base(TypedDict):
-    """base.json, after its format: the model that the adapter was trained beside."""
+    """base.json apart from its format: the model that the adapter was trained on."""
 
     model: str
     sha256: str
@@ -83,7 +83,7 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that was read."""
+    """An adapter read from its folder."""
 
     directory: Path
     rank: int
@@ -93,7 +93,7 @@ class Adapter:
     base: Base | None
 
     def update(self, layer: str, weight: float) -> Tensor:
-        """What the adapter adds to a layer's matrix, times `weight`, float32."""
+        """What the adapter adds to a layer's matrix, scaled by `weight`, in float32."""
         return update(*self.factors[layer], self.scale * weight, layer == TABLE)
 
 
@@ -106,9 +106,11 @@ def model_name(config: TransformerConfig) -> str:
 
 @torch.no_grad()
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """The hex SHA-256 of a model's vectors and of each matrix's first row, in bfloat16, so that a bundle, which may
-    store a model in another type, has the fingerprint of what it was made from. fp16 rounds otherwise, and what a
-    bundle records in `extra` (`fingerprint_to_store`) comes first."""
+    """The hex SHA-256 of a model's tensor names, shapes, vectors and first rows of matrices.
+
+    Values are hashed in bfloat16, so that a bundle that stores the model in another type has the fingerprint of its
+    source. fp16 rounds differently, so a fingerprint recorded in `extra` (`fingerprint_to_store`) takes precedence.
+    """
     recorded = checkpoint.extra.get(FINGERPRINT)
     if isinstance(recorded, str):
         return recorded
@@ -121,7 +123,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def fingerprint_to_store(source: Checkpoint) -> dict[str, Any]:
-    """For the `extra` of a copy of a model in another number type."""
+    """The entry for `extra` in a copy of a model in another number type."""
     return {FINGERPRINT: fingerprint(source)}
 
 
@@ -130,7 +132,7 @@ def save_adapter(
 ) -> None:
     """Write an adapter's folder, which replaces an existing adapter once it is complete.
 
-    `shapes`: of the parameters LAYER.lora.A and LAYER.lora.B, as models name them; `read` gets one of them.
+    `shapes`: those of the parameters LAYER.lora.A and LAYER.lora.B, as models name them; `read` returns one by name.
     """
     own_name = {_file_name(name): name for name in shapes}
     layers = sorted({name.rpartition(".lora.")[0] for name in shapes})
@@ -160,7 +162,7 @@ def _file_name(parameter: str) -> str:
 
 
 def load_adapter(directory: Path) -> Adapter:
-    """Read an adapter of ours or of PEFT. Raises: FileNotFoundError; ValueError, in one line, if it is damaged."""
+    """Read an adapter that we or PEFT wrote. Raises: FileNotFoundError; ValueError, in one line, if it is damaged."""
     directory = Path(directory)
     for name in (SETTINGS, WEIGHTS):
         if not (directory / name).is_file():
@@ -214,7 +216,7 @@ def _read_factors(path: Path, rank: int) -> dict[str, Factors]:
 
 
 def check_base(adapter: Adapter, model: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that an adapter is for a model called `model`, with matrices of these shapes, by the layers' names.
+    """Check that an adapter fits a model called `model` with matrices of these shapes, keyed by layer.
 
     Raises: ValueError.
     """
@@ -233,7 +235,7 @@ def check_base(adapter: Adapter, model: str, shapes: Mapping[str, tuple[int, ...
 
 
 def check_fingerprint(adapter: Adapter, checkpoint: Checkpoint) -> None:
-    """Raises: ValueError if an adapter records other weights than the checkpoint's as those it was trained beside."""
+    """Raises: ValueError if an adapter records that it was trained on other weights than the checkpoint's."""
     if adapter.base is not None and adapter.base["sha256"] != fingerprint(checkpoint):
         raise ValueError(
             f"{adapter.directory} was trained beside other weights than {checkpoint.directory}; give those, or remove "
@@ -249,10 +251,10 @@ def write_merged(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a checkpoint with adapters, each times its weight, added to the matrices: a model of its own.
+    """Write a checkpoint with adapters, each scaled by its weight, merged into the matrices: a model of its own.
 
-    Sums are float32, and stored as `dtype`, as all weights. Its `extra` records which share of the update other types
-    lose, for `lost_share`. Raises: ValueError for an adapter of another model; FileExistsError.
+    Sums are computed in float32; all weights are stored as `dtype`. `extra` records the share of the update that each
+    type would lose to rounding, for `lost_share`. Raises: ValueError for an adapter of another model; FileExistsError.
     """
     shapes = {name: info.shape for name, info in checkpoint.infos.items()}
     for adapter, _ in adapters:
@@ -269,7 +271,7 @@ def write_merged(
         return merged
 
     merged = [{"adapter": str(adapter.directory.name), "weight": weight} for adapter, weight in adapters]
-    # the shares are known once all tensors are read, before `extra` is written
+    # `rounding.lost` is filled in while tensors are read, before `extra` is written
     extra = checkpoint.extra | {"merged": [*checkpoint.extra.get("merged", []), *merged], LOST: rounding.lost}
     extra.pop(FINGERPRINT, None)
     infos = {
@@ -280,7 +282,7 @@ def write_merged(
 
 
 class _Rounding:
-    """Which share of an update is lost when the sum is rounded: what is missing of its projection onto itself."""
+    """The share of an update lost by rounding the sum: 1 minus the rounded update's projection onto the exact one."""
 
     def __init__(self) -> None:
         self.lost: dict[str, float] = {}
@@ -290,7 +292,7 @@ class _Rounding:
 
     @torch.no_grad()
     def add(self, weight: Tensor, merged: Tensor) -> None:
-        """Count one matrix, and the same with the update, which is float32."""
+        """Include one matrix: `weight` without the update, `merged` with it, in float32."""
         update = (merged - weight.float()).double()
         self._total += float(update.square().sum())
         for name, dtype in FLOAT_DTYPES.items():
@@ -302,7 +304,7 @@ class _Rounding:
 def lost_share(extra: Mapping[str, Any], dtype: torch.dtype) -> float:
     """The share of the update of a merged model that `dtype` loses, 0 to 1; 0 for models that are not merged.
 
-    `extra`: that of its checkpoint, which is not trusted.
+    `extra`: from its checkpoint, not trusted.
     """
     recorded = extra.get(LOST)
     name = next(name for name, known in FLOAT_DTYPES.items() if known == dtype)

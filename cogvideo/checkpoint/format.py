@@ -8,7 +8,7 @@ A stage with a frozen trunk need not store it: `"trunk": {"path": "../trunk", "s
 that has it, in the same parent folder. The hash is that of the trunk's manifest, so it covers all of the trunk's files.
 
 A folder is written under a temporary name and renamed, so a folder that exists is complete. Files are not trusted:
-sizes are bounded, names cannot leave the folder, hashes are checked, and damage is a ValueError of one line.
+sizes are bounded, names cannot leave the folder, hashes are checked, and damage raises a one-line ValueError.
 """
 
 import re
@@ -53,7 +53,7 @@ class Manifest(TypedDict):
 
 
 class TrunkPointer(TypedDict):
-    """Where the trunk is that a stage does not store."""
+    """The location of a trunk that a stage does not store itself."""
 
     path: str
     sha256: str
@@ -138,7 +138,7 @@ def save_checkpoint(
     """Write a checkpoint folder. An existing checkpoint is replaced once the new one is complete.
 
     `config` and `extra` must be plain JSON. `trunk` is the checkpoint that holds the tensors left out here.
-    Raises: FileExistsError if something other than a checkpoint is there, or other files beside it.
+    Raises: FileExistsError if the folder holds something other than a checkpoint, or other files beside one.
     """
     infos = {name: TensorInfo.of(tensor) for name, tensor in tensors.items()}
     write_checkpoint(
@@ -157,7 +157,7 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     other_files: Mapping[str, str] | None = None,
 ) -> None:
-    """As `save_checkpoint`, but get tensors from `read` one at a time, so only one is in memory at once.
+    """Like `save_checkpoint`, but get tensors from `read` one at a time, so only one is in memory at once.
 
     `other_files`: text files by name, such as a model card; not in the manifest, because users edit them.
     """
@@ -187,7 +187,7 @@ def write_checkpoint(
 
 
 def _is_only_checkpoint(directory: Path) -> bool:
-    """Whether a folder holds a checkpoint, its card perhaps, and nothing else that would be lost with it.
+    """Whether a folder holds a checkpoint, perhaps with its card, and nothing else that replacing it would delete.
 
     Raises: FileExistsError for other files beside a checkpoint.
     """

@@ -1,4 +1,4 @@
-"""A checkpoint as text for people: its files, and its parameters by group. `cogvideo inspect` prints it.
+"""A readable description of a checkpoint: its files, and its parameters by group. `cogvideo inspect` prints it.
 
 Not here: masks, memory and time (`cogvideo.planning.report`).
 """
@@ -31,7 +31,7 @@ GROUPS = (
 )
 """(title, pattern of parameter names), in the order shown."""
 NOT_IN_TRUNK = re.compile(r"^extra_position_embeddings|\.temporal_attention\.|\.mix_logit|\.high_res_attention\.")
-"""Parameters that are trained where the trunk is frozen."""
+"""Parameters that are trained when the trunk is frozen."""
 
 
 def describe_files(checkpoint: Checkpoint, verified: bool) -> str:
@@ -65,8 +65,8 @@ def describe_parameters(
 ) -> str:
     """One line per group of parameters: their number, whether they are trained, and their type in `checkpoint`.
 
-    `values` reads every value, for the spread and to find NaN and infinity. `adapters`: trained instead of the model,
-    if their rank is above 0. Raises: ValueError if it does not fit.
+    `values`: read every value, to report the spread and to find NaN and infinity. `adapters`: trained instead of the
+    model, if their rank is above 0. Raises: ValueError if the checkpoint does not fit the config.
     """
     kind = model_kind(config)
     if checkpoint is not None:

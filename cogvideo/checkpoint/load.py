@@ -1,4 +1,4 @@
-"""Transformers to and from checkpoint folders, their config included, and the conventions of model hubs.
+"""Save transformers to checkpoint folders and load them, config included, also under the names of Hugging Face's API.
 
 Not here: the folder's format (`format.py`) and published checkpoints (`sat/`).
 """
@@ -75,7 +75,8 @@ def save_model(
 ) -> None:
     """Write a model's tensors and config; without the tensors of `trunk` (a checkpoint beside it) if given.
 
-    Raises: ValueError if the model's trunk is not the one in `trunk`, or if a weight to be written is quantized.
+    Raises: ValueError if the model's trunk is not the one in `trunk`, a weight to be written is quantized, or the model
+    has adapters.
     """
     if has_adapters(model):
         raise ValueError("the model has adapters beside its weights, which checkpoints do not hold; save them alone")
@@ -108,7 +109,7 @@ def quantization_scales(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_holds(trunk: Path, names: Iterable[str], read: Callable[[str], Tensor], scales: Mapping[str, Tensor]) -> None:
-    """Check that the checkpoint `trunk` holds a model's tensors of these names; `read` gets one of the model's.
+    """Check that the checkpoint `trunk` holds a model's tensors of these names, which `read` returns.
 
     Raises: ValueError if it holds others.
     """
@@ -119,7 +120,7 @@ def check_holds(trunk: Path, names: Iterable[str], read: Callable[[str], Tensor]
 
 
 def _is_made_from(weight: Tensor, scale: Tensor | None, stored: Tensor) -> bool:
-    """Whether a model's weight, in a training type (bf16, or quantized with its scale), is the stored one cast."""
+    """Whether a model's weight, in a training type (bf16, or quantized with its scale), is a cast of the stored one."""
     if scale is None:
         return torch.equal(stored.to(weight.dtype), weight)
     stored_scale, stored_weight = quantize(stored, "int8" if weight.dtype == torch.int8 else "float8")
@@ -136,7 +137,7 @@ def load_model(
 ) -> CogVideoTransformer:
     """Load a video or text-to-image model in evaluation mode, in the stored type unless `dtype` is given.
 
-    Parameters whose type and device are the file's are its memory-mapped pages, copied only when written to.
+    Parameters that stay on the CPU in the file's type are memory-mapped pages of it, copied only when written to.
     Raises: FileNotFoundError; ValueError in one line for damaged files, or tensors that are missing, unexpected or of
     another shape than the config (the checkpoint's, or the one given) says.
     """
@@ -194,7 +195,7 @@ def on_meta(make: Callable[[], M]) -> M:
 
 
 class _SkipInitialisation(TorchFunctionMode):
-    """Skip random starting values: meta parameters hold none, yet torch would import 800 modules to draw them."""
+    """Skip random initial values: meta parameters hold none, yet torch would import 800 modules to draw them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (init.normal_, init.uniform_, init.kaiming_uniform_):
@@ -203,7 +204,7 @@ class _SkipInitialisation(TorchFunctionMode):
 
 
 save_pretrained = save_model
-"""The name that users of model hubs look for."""
+"""`save_model` under the name that Hugging Face users expect."""
 
 
 def from_pretrained(

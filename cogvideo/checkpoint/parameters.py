@@ -1,6 +1,6 @@
 """Every parameter of every transformer, as data: our name, its name in published checkpoints (SAT), shape, rank split.
 
-Checking and converting a checkpoint need this table only, no model has to be built. Names are never matched loosely:
+Checking and converting a checkpoint need only this table; no model has to be built. Names are never matched loosely:
 `model_parameters` writes out every name of a model of a given size, and callers refuse what is not among them.
 
 Super-resolution: the direct model's second projection (published as `attention_plus`, without a mixing logit) serves

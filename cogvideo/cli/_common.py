@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def local_path(text: str) -> Path:
-    """The type of arguments that are paths; expands `~` and `$NAME`."""
+    """The argparse type of path arguments; expands `~` and `$NAME`."""
     try:
         return expand_path(text)
     except ValueError as error:
@@ -24,15 +24,15 @@ def local_path(text: str) -> Path:
 
 
 def weights(text: str) -> Path:
-    """The type of arguments that are paths of weights, or USER/REPO[@REVISION].
+    """The argparse type of weights arguments: a path, or USER/REPO[@REVISION].
 
-    What a repository holds is fetched after parsing, when all arguments are known to be valid.
+    `fetch_weights` downloads a repository after parsing, when all arguments are known to be valid.
     """
     return local_path(text)
 
 
 def fetch_weights(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Replace what `weights` arguments name by local paths. Raises: OSError, ValueError as `hub.resolve`."""
+    """Replace the values of `weights` arguments by local paths. Raises: OSError, ValueError as `hub.resolve`."""
     for action in parser._actions:
         given = getattr(args, action.dest, None)
         if action.type is weights and given is not None:
@@ -78,7 +78,7 @@ def add_captions_arguments(parser: argparse.ArgumentParser, *, required: bool = 
 
 
 def read_options_from(args: argparse.Namespace) -> "ReadOptions":
-    """How captions are read, from the arguments of `add_captions_arguments`."""
+    """How to read captions, from the arguments of `add_captions_arguments`."""
     from cogvideo.data.readers import ReadOptions
 
     return ReadOptions(args.video_column, args.caption_column, args.start_column, args.end_column, args.encoding)

@@ -1,4 +1,4 @@
-"""What `pretrain` and `finetune` share: arguments, the machine, and running a recipe in its folder."""
+"""What `pretrain` and `finetune` share: arguments, the machine's resources, and the contents of recipe.json."""
 
 import argparse
 import os
@@ -31,27 +31,27 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """The machine, and the time to use it."""
+    """The machine, and how long to use it."""
 
     num_gpus: int
     bf16: bool
-    """Whether it multiplies bfloat16 natively."""
+    """Whether the machine has native bfloat16 matrix products."""
     threads: int | None
     minutes: float | None
 
     @property
     def deadline(self) -> float | None:
-        """By `time.monotonic`, if everything begins now."""
+        """End of the available time by `time.monotonic`, counted from now; None without a limit."""
         return None if self.minutes is None else time.monotonic() + 60 * self.minutes
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What commands get besides the environment of this one."""
+        """Variables that the steps' commands get in addition to this process's environment."""
         return {} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def resources_from(args: argparse.Namespace) -> Resources:
-    """Raises: ValueError for impossible wishes."""
+    """The resources that the arguments ask for. Raises: ValueError for invalid values, or GPUs where there are none."""
     import torch
 
     from cogvideo.training.resources import has_native_matmul
@@ -69,7 +69,7 @@ def resources_from(args: argparse.Namespace) -> Resources:
 
 
 def open_captions_from(args: argparse.Namespace) -> "CaptionsFile":
-    """The captions; records that cannot be used are left to `cogvideo prepare`, which lists them."""
+    """Open the captions, skipping unusable records, which `cogvideo prepare` lists."""
     from cogvideo.cli._common import read_options_from
     from cogvideo.data.readers import open_captions
 
@@ -77,7 +77,7 @@ def open_captions_from(args: argparse.Namespace) -> "CaptionsFile":
 
 
 def captions_words(args: argparse.Namespace) -> tuple[str, ...]:
-    """`--captions FILE` and its options, for other commands."""
+    """`--captions FILE` and its options, as words for the command lines of other commands."""
     words = ["--captions", str(args.captions)]
     for name in COLUMNS:
         if getattr(args, name) is not None:
@@ -86,7 +86,7 @@ def captions_words(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def begun_with(args: argparse.Namespace, resources: Resources, **choices: Any) -> dict[str, Any]:
-    """What recipe.json records: a recipe that is continued must be given the same."""
+    """What recipe.json records; a recipe can only be continued with the same values."""
     given = {"captions": os.path.abspath(args.captions)}
     given |= {name: getattr(args, name) for name in (*COLUMNS, "minutes", "gpu_hours")}
     return {"folder": os.getcwd(), **given, "device": "cuda" if resources.num_gpus else "cpu", **choices}

@@ -71,7 +71,7 @@ ACTS_ON = {
     "key_frames": "`cogvideo sample`",
     "samples_per_prompt": "prompts",
 }
-"""What settings, or groups of them, have an effect on, where that is not every command that takes them."""
+"""What a setting, or a group of settings, affects, if that is not every command that accepts it."""
 
 
 def refuse_unused_settings(overrides: Sequence[str], unused: Collection[str]) -> None:
@@ -83,12 +83,12 @@ def refuse_unused_settings(overrides: Sequence[str], unused: Collection[str]) ->
 
 
 def unused_when_sampling(args: argparse.Namespace, *, has_prompts: bool) -> set[str]:
-    """Settings without effect on `cogvideo sample` with these arguments."""
+    """Settings that have no effect on `cogvideo sample` with these arguments."""
     unused = set() if args.continue_from is not None else {"given_frames"}
     if args.continue_from is not None or args.first_frame is not None:
         unused |= {"first_frame", "style"}
         if not has_prompts:
-            unused.add("samples_per_prompt")  # saved clips bring their captions and numbers
+            unused.add("samples_per_prompt")  # saved clips come with captions and sample indices
     return unused
 
 
@@ -107,7 +107,7 @@ def read_given_clips(args: argparse.Namespace, pipeline: "Pipeline", config: "Sa
     """Read what --first-frame or --continue names. Raises: ValueError, OSError."""
     from cogvideo.sampling.inputs import InputReader
 
-    if not args.interactive:  # whose results are in folders of their own
+    if not args.interactive:  # interactive results go to folders of their own
         given = (args.first_frame, args.continue_from)
         refuse_inputs_among_results([path for path in given if path is not None], args.out)
     reader = InputReader(pipeline.image_tokenizer, pipeline.sequential.config.frame_side)
@@ -126,10 +126,10 @@ def run_job(
     stop: threading.Event | None = None,
     upsampler: "Upsampler | None" = None,
 ) -> None:
-    """Generate a job's clips into `out`, as the arguments say; `args.adapter`, if there is one, holds AdapterChoices.
+    """Generate a job's clips into `out`, as the arguments say; `args.adapter`, if present, holds AdapterChoices.
 
-    `upsampler` then makes large clips of them, in the folder LARGE of `out`. `stop` is for worker threads, which
-    signals do not reach: once it is set, the run ends as after a signal.
+    `upsampler` then makes large versions of them, in the subfolder LARGE. `stop` is for worker threads, which signals
+    do not reach: once it is set, the run ends as after a signal.
     Raises: ValueError, OSError before anything is written.
     """
     from cogvideo.files import BUNDLED_WEIGHTS
@@ -161,7 +161,7 @@ def run_job(
         begun = run.begin(overwrite=args.overwrite, resume=args.resume)
         if begun:
             if stale and processes.rank == 0:
-                os.rename(out / LARGE, run.folder / LARGE)  # made of other clips; removed when this run ends
+                os.rename(out / LARGE, run.folder / LARGE)  # made from other clips; removed when this run ends
             _write_clips(job, run, " + ".join([describe(directory), *map(str, adapters)]), stop)
         if processes.rank == 0:
             print(f"{plan}: {out}" if begun else f"{plan}: {out} is already finished", flush=True)
@@ -172,9 +172,10 @@ def run_job(
 
 
 def _check_large_folder(out: Path, resume: bool, upsample: bool) -> bool:
-    """Whether `out` has large clips that were made of other clips than those to be generated there.
+    """Whether `out` has large clips that were made from clips other than those to be generated there.
 
-    Raises: FileExistsError if they are to be removed, or with `upsample` written, where anything but results is.
+    Raises: FileExistsError if their folder holds anything but results, and large clips would be removed from it or,
+    with `upsample`, written to it.
     """
     from cogvideo.files import is_temporary
     from cogvideo.locks import entries
@@ -183,10 +184,10 @@ def _check_large_folder(out: Path, resume: bool, upsample: bool) -> bool:
 
     folder = out / LARGE
     if resume and (out / RESULT).is_file() and not (out / UNFINISHED).exists():
-        return False  # they are of these clips, and stay
+        return False  # they were made from these clips, and stay
     runs = [place for place in (out, folder) if (place / RESULT).is_file() or (place / UNFINISHED).is_dir()]
     if len(runs) < 2 and not upsample:
-        return False  # there is none, or it was not made of clips in `out`
+        return False  # there are none, or they were not made from the clips in `out`
     if not folder.is_dir():
         others = [folder.name] if folder.exists() else []
     else:
@@ -205,14 +206,14 @@ def _upsample(
     processes: "ProcessGroup",
     stop: threading.Event | None,
 ) -> None:
-    """Upsample the finished clips in `out`, or continue, as `cogvideo upsample` does."""
+    """Upsample the finished clips in `out`, or resume doing so, as `cogvideo upsample` does."""
     from cogvideo.sampling.inputs import InputReader
     from cogvideo.sampling.jobs import upsample_job
     from cogvideo.sampling.outputs import LARGE
 
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     job = upsample_job(upsampler, reader.read([out]), None)
-    # a folder that is there now was begun by an earlier run of this command
+    # if the folder exists at this point, an earlier run of this command started it
     again = argparse.Namespace(**{**vars(args), "adapter": [], "overwrite": False, "resume": True})
     run_job(again, job, out / LARGE, processes, stop)
 

@@ -1,13 +1,13 @@
-"""Find out in minutes whether the whole chain is sound with your data on this machine.
+"""Check in minutes whether the whole chain, from data to samples, is sound with your data on this machine.
 
     cogvideo check --data runs/own/clips --image-tokenizer DIR --text-tokenizer FILE
     cogvideo check --data runs/own/clips --model runs/own/bundle         also checks the bundle's stage 1
     cogvideo check --captions videos/captions.csv --model runs/own/bundle frame_pixels=64
 
-A handful of clips is learned by heart by a small model, trained as any other, and drawn again, token by token: with
-true tokens before each and with sampled ones, with the cache and without. Frames make the round trip through the image
-tokenizer, and captions are measured. With --captions, key=value are settings of `cogvideo prepare`. Each check ends
-with a line, ok or BROKEN with what to do; the exit code is 1 if anything is broken.
+A small model, trained like any other, memorises a handful of clips and reproduces them token by token: given the true
+previous tokens and given sampled ones, with and without the key/value cache. Frames make the round trip through the
+image tokenizer, and caption lengths are measured. With --captions, key=value words are settings of `cogvideo prepare`.
+Each check prints a line: ok, or BROKEN with what to do. The exit code is 1 if anything is broken.
 """
 
 import argparse
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cogvideo.tokenizers.text import TextTokenizer
 
 USUAL_TEXT_LEN, USUAL_FRAME_SIDE = 64, 8
-"""Those of configs/train/own.yaml; the side in tokens."""
+"""As in configs/train/own.yaml; the side is in tokens."""
 MAX_VIDEOS, MAX_FRAMES = 16, 64
 
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checks(args: argparse.Namespace, work: Path) -> "Iterator[Finding]":
-    """The checks in the order of the chain. Raises: OSError, ValueError for input that cannot be checked."""
+    """Run the checks, from data to samples. Raises: OSError, ValueError for input that cannot be checked."""
     import torch
 
     from cogvideo.checkpoint.load import load_model
@@ -132,7 +132,7 @@ def _checks(args: argparse.Namespace, work: Path) -> "Iterator[Finding]":
     settings = Overfit(text_path, image_path if fits else None, longest, prompt, args.steps, args.minutes)
     try:
         export, losses = overfit(few, work / "run", settings)
-    except ValueError as error:  # whatever training refuses, non-finite losses for example
+    except ValueError as error:  # anything that training refuses, such as non-finite losses
         yield Finding("training", False, str(error))
         return
     device = _device()
@@ -148,7 +148,7 @@ def _checks(args: argparse.Namespace, work: Path) -> "Iterator[Finding]":
     model = load_model(args.model / "sequential", device=device, dtype=torch.float32).eval()
     try:
         batch = _batch(model.config, few, text_path, prompt)
-    except ValueError as error:  # it does not belong to the clips
+    except ValueError as error:  # the bundle does not fit the clips
         yield Finding(name, False, str(error))
         return
     yield check_cache(decode_again(model, batch), name)
@@ -163,7 +163,7 @@ def _batch(config: "ModelConfig", data: Path, text_tokenizer: Path, prompt: "Pro
 
 
 def _of_bundle(folder: Path | None) -> "tuple[PromptFormat, int, int]":
-    """How a bundle phrases captions, its stage 1's text tokens, and the side of its frames in tokens."""
+    """A bundle's prompt format, the text length of its stage 1, and the side of its frames in tokens."""
     from cogvideo.checkpoint.format import load_checkpoint
     from cogvideo.checkpoint.load import stored_config
     from cogvideo.config import from_dict
@@ -185,7 +185,7 @@ def _of_bundle(folder: Path | None) -> "tuple[PromptFormat, int, int]":
 
 
 def _lengths(texts: "list[tuple[float, str]]", tokenizer: "TextTokenizer", prompt: "PromptFormat") -> "CaptionLengths":
-    """Of captions as sampling reads them."""
+    """Count the text tokens of captions, encoded as for sampling."""
     from cogvideo.data.statistics import CaptionLengths
     from cogvideo.sequence.prompt import NO_LIMIT
 
@@ -206,7 +206,10 @@ def _prepare(
     prompt: "PromptFormat",
     frame_side: int,
 ) -> "tuple[Path, CaptionLengths, NDArray[np.uint8], NDArray[np.uint8]]":
-    """Prepare some of the videos. Returns the folder, lengths of all captions, frames, and what is rebuilt of them."""
+    """Prepare some of the videos. Returns the folder, caption lengths, frames, and their reconstructions.
+
+    Caption lengths are of up to MAX_CAPTIONS captions of all videos.
+    """
     import numpy as np
 
     from cogvideo.config import load_config
@@ -244,7 +247,7 @@ def _prepare(
 
 
 def _from_tokens(image: "ImageTokenizer", clips: Any) -> "tuple[NDArray[np.uint8], NDArray[np.uint8]]":
-    """Frames that prepared clips decode to, and what a second round trip makes of them."""
+    """Frames decoded from prepared clips, and their reconstructions by another round trip."""
     import torch
 
     from cogvideo.data.encode import TokenEncoder

@@ -3,11 +3,13 @@
     cogvideo convert --from cogvideo-stage1 --to models/stage1
     cogvideo convert --from models/stage1 --to out --to-sat
 
-The checkpoint is the folder with a file `latest`; it may be nested in DIR, or be in a repository of the Hugging Face
-hub, USER/REPO[/FOLDER][@REVISION]. Which model it is (a CogVideo stage, CogView2's trunk or one of its super-resolution
-models) follows from its tensors. Keys: vocab.num_image_tokens, vocab.pad, vocab.newline, vocab.start_of_image (default:
-icetk's), task, num_heads, text_len, frame_side, window_size (default: the checkpoint's), frame_position_start (default:
-512). A key that the found model does not have is refused. What --to-sat wrote has all of them in its cogvideo.json.
+The checkpoint is the folder with a file `latest`; it may be nested in DIR, or in a repository of the Hugging Face hub,
+USER/REPO[/FOLDER][@REVISION]. The kind of model (a CogVideo stage, CogView2's trunk or one of its super-resolution
+models) is inferred from its tensors.
+
+Keys: vocab.num_image_tokens, vocab.pad, vocab.newline, vocab.start_of_image (default: icetk's), task, num_heads,
+text_len, frame_side, window_size (default: the checkpoint's), frame_position_start (default: 512). A key that the model
+does not have is refused. A checkpoint that --to-sat wrote records all of them in its cogvideo.json.
 """
 
 import argparse

@@ -1,19 +1,19 @@
-"""Serve the web page: prompts in a browser, and clips that grow as you watch.
+"""Serve a web page: type prompts in a browser, and watch the clips grow.
 
     cogvideo demo                                      the bundled weights, at http://127.0.0.1:7860
     cogvideo demo --model DIR rounds=2 seconds=2       other weights; initial settings of the page
     cogvideo demo --model DIR --model DIR              several weights, for visitors to choose among
-    cogvideo demo --direct DIR --iterative DIR         super-resolution by other models than the bundle's own
-    cogvideo demo --adapter DIR[:SCALE]                what a finetuning run exported, to switch on and off; repeat it
-    cogvideo demo --host 0.0.0.0                       for others in your network, who can then see all results
-    cogvideo demo --root-path /video --proxies 1       behind a proxy that serves it below a path
+    cogvideo demo --direct DIR --iterative DIR         super-resolution with models other than the bundle's own
+    cogvideo demo --adapter DIR[:SCALE]                an adapter to switch on and off; repeat it for several
+    cogvideo demo --host 0.0.0.0                       for others on your network, who can then see all results
+    cogvideo demo --root-path /video --proxies 1       behind a proxy that serves it under a path
 
-Visitors share the models, and concurrent requests share forward passes. Each result is a numbered folder below --out,
-as `cogvideo sample` writes it; a restarted page continues the numbering. Once results take more than --disk, the oldest
-are removed. Nothing is fetched from other servers.
+Visitors share the models, and concurrent requests share forward passes. Each result is a numbered folder in --out, like
+those that `cogvideo sample` writes; a restarted server continues the numbering. When results take more than --disk, the
+oldest are removed. Nothing is fetched from other servers.
 
 GET /health answers 200 and "ready", or 503 and "loading" or "stopping". A first Ctrl-C or SIGTERM lets running requests
-end, a second one ends the page at once. Needs gradio: the extra [demo].
+finish; a second one stops the server at once. Needs gradio: the extra [demo].
 """
 
 import argparse
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from cogvideo.sampling.superres import Upsampler
 
 SAME_SIGNAL_SECONDS = 0.5
-"""`timeout` and some others send a signal twice and mean it once."""
+"""A signal repeated within this time counts once: `timeout` and some other programs send each signal twice."""
 ABOUT_BUNDLED = (
     "These small weights know one thing: a moving digit, in English or Chinese. "
     "Name its colour, the digit, its direction, and whether it moves slowly or quickly."
@@ -250,7 +250,7 @@ def _open_upsampler(
 
 
 def _limits(args: argparse.Namespace) -> "Limits":
-    """Raises: ValueError."""
+    """The limits that the arguments set. Raises: ValueError for one that is too small."""
     from cogvideo.demo.places import Limits
 
     least = {"waiting": 0, "per_visitor": 1, "seconds_per_clip": 1, "disk": 0.001}
@@ -262,7 +262,7 @@ def _limits(args: argparse.Namespace) -> "Limits":
 
 
 def _root_path(text: str) -> str:
-    """A path or URL without a slash at its end. Raises: ValueError."""
+    """A path or URL without a trailing slash. Raises: ValueError."""
     path = text.rstrip("/")
     if path and not re.fullmatch(r"(https?://[\w.:\[\]-]+)?(/[\w.~-]+)*", path):
         raise ValueError(f"--root-path {text} is no path; give one such as /video, or https://example.org/video")
@@ -270,11 +270,11 @@ def _root_path(text: str) -> str:
 
 
 def _access_log(name: str) -> Callable[[str], None] | None:
-    """What writes a line, with the time before it. Raises: OSError if the file cannot be written."""
+    """A function that logs a line with a timestamp; None if off. Raises: OSError if the file cannot be written."""
     if name == "off":
         return None
     handler: logging.Handler
-    # reopened if it was moved away, by logrotate for example
+    # the file is reopened after it was moved away, by logrotate for example
     handler = logging.StreamHandler(sys.stderr) if name == "-" else logging.handlers.WatchedFileHandler(name)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log = logging.Logger("cogvideo.demo.access")
@@ -283,7 +283,7 @@ def _access_log(name: str) -> Callable[[str], None] | None:
 
 
 def _wait_for_signal(server: "Server", service: "DemoService") -> None:
-    """Until the page is to end; running requests then end first, unless there is a second signal."""
+    """Wait for a signal, then for running requests to finish, unless a second signal arrives."""
     try:
         threading.Event().wait()
     except (KeyboardInterrupt, SystemExit):
@@ -302,14 +302,14 @@ def _wait_for_signal(server: "Server", service: "DemoService") -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0: any that is free. Raises: ValueError, before models are loaded."""
+    """Open a listening socket; port 0: any free port. Raises: ValueError, before models are loaded."""
     if not host:
         raise ValueError("--host is empty; give 127.0.0.1 for this machine only, 0.0.0.0 for all of its addresses")
     if not 0 <= port < 65536:
         raise ValueError(f"--port {port} is no port; give one from 1024 to 65535, or 0 for any that is free")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that is none
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         number = error.errno if isinstance(error, OSError) else None
         if number == errno.EADDRINUSE:
             advice = "stop the program that uses it, or give another --port (0: any that is free)"

@@ -1,4 +1,4 @@
-"""Measure clips: a model's against real ones by a named protocol, or on a benchmark of a synthetic world.
+"""Evaluate clips: a model's against real ones by a named protocol, or on a benchmark of a synthetic world.
 
     cogvideo eval PROTOCOL --real DIR --generated DIR [--network i3d=FILE] [--tokenizer DIR] [--seeds N] [--json FILE]
     cogvideo eval PROTOCOL --real DIR --tokenizer DIR [--network i3d=FILE]    reconstructed clips in place of generated
@@ -10,15 +10,15 @@
     cogvideo eval --self-test [--network i3d=FILE]                       known values of all measures
     cogvideo eval --compare A.json B.json                                two results of a protocol side by side
 
-A protocol fixes all that moves a number; its hash is printed beside every one, and numbers of two hashes are not
-compared. `local` takes any clips, and needs no network. A network is a file that you bring, checked by its SHA-256
-before it is loaded. Clips are folders of videos, folders of frames, or results of `cogvideo sample`.
+A protocol fixes everything that affects a number. Its hash is printed beside every number, and numbers with different
+hashes are not compared. `local` takes any clips, and needs no network. A network is a file that you provide, checked by
+its SHA-256 before it is loaded. Clips are folders of videos, folders of frames, or results of `cogvideo sample`.
 
-`digits` and `bodies` are benchmarks of synthetic worlds. Probes that know nothing of the model measure, in `digits`,
+`digits` and `bodies` are benchmarks of synthetic worlds. Probes that are independent of the model measure, in `digits`,
 digit, colour, direction, displacement per frame at each clip length, and smoothness; in `bodies`, colours, shapes, who
 moves, direction, speed, who hides whom, contact, falls, gravity and permanence. They also measure the captions' real
-clips, and those after the tokenizer's round trip, which is the ceiling. Settings are those of `cogvideo sample`, such
-as seed=1 key_frames.guidance_scale=2, and override the ones that come with the weights.
+clips, and the tokenizer's reconstructions of them, which are the ceiling. Settings are those of `cogvideo sample`, such
+as seed=1 key_frames.guidance_scale=2, and override those that come with the weights.
 """
 
 import argparse
@@ -65,7 +65,7 @@ TAKEN_BY: dict[str, tuple[str, ...]] = {
     "--compare": (),
     **{world: (*TAKEN_BY_WORLDS, *options) for world, options in OPTIONS_OF.items()},
 }
-"""What else has an effect; protocols take all but the options of worlds."""
+"""The options that have an effect in each mode; protocols take all but those of worlds."""
 DEFAULTS = {"seeds": 1, "batch": 8, "num_prompts": 200, "captions_seed": 0, "palette": "basic", "split": "test"}
 
 
@@ -271,7 +271,7 @@ def _run_protocol(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         for file in filter(None, (args.json, args.report)) if processes.rank == 0 else ():
             stack.enter_context(lock_output(file))
-        # Sets that several seeds share are measured once.
+        # Clip sets that several seeds share are measured once.
         if args.cache:
             args.cache.mkdir(parents=True, exist_ok=True)
         cache = args.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -307,7 +307,7 @@ def _write_results(
 
 
 def _packaged_networks(args: argparse.Namespace, device: "torch.device") -> "dict[str, FeatureNetwork]":
-    """Those of `--distances`, by role; none if they are not wanted, or not installed and not asked for."""
+    """The networks of `--distances`, by role; none if not wanted, or if neither installed nor asked for."""
     from cogvideo.evaluation.packaged_networks import open_packaged
 
     return open_packaged(device) if _wants_distances(args) else {}
@@ -365,7 +365,7 @@ def _protocol(args: argparse.Namespace) -> "Protocol":
 def _open_networks(
     args: argparse.Namespace, protocol: "Protocol", device: "torch.device"
 ) -> "dict[str, FeatureNetwork | PairNetwork]":
-    """Those given, after checking that they are the ones that the protocol needs."""
+    """Open the given networks, after checking that they are the ones that the protocol needs."""
     from cogvideo.evaluation.lpips import LPIPS_ROLES
     from cogvideo.evaluation.networks import KNOWN, parse_networks
 
@@ -406,7 +406,7 @@ def _open_files(
 def _clips(
     args: argparse.Namespace, protocol: "Protocol", device: "torch.device", cache: Path, processes: "ProcessGroup"
 ) -> "tuple[ClipSource | None, ClipSource | None, ImageTokenizer | None]":
-    """The generated clips, the real ones, and the image tokenizer for the ceiling. What can be wrong is found first."""
+    """The generated clips, the real ones, and the image tokenizer for the ceiling; inputs are checked first."""
     from cogvideo.evaluation.compare import check_tokenizer
     from cogvideo.evaluation.generation import sample_clips
     from cogvideo.evaluation.sources import open_source, with_captions
@@ -421,7 +421,7 @@ def _clips(
         check_tokenizer(protocol, pipeline.image_tokenizer)
         real = open_source(args.real, pipeline.image_tokenizer) if args.real else None
         if real is not None and args.captions:
-            real = with_captions(real, args.captions)  # generated clips have their prompts
+            real = with_captions(real, args.captions)  # generated clips have their prompts as captions
         generated = sample_clips(
             pipeline,
             config,
@@ -444,7 +444,7 @@ def _clips(
 
 
 def _sample_config(args: argparse.Namespace) -> "SampleConfig":
-    """The settings of sampling; `--device` counts unless device= is given too."""
+    """The sampling settings; device= takes precedence over `--device`."""
     from cogvideo.sampling.bundle import load_sample_config
 
     overrides = [*([f"device={args.device}"] if args.device else []), *args.overrides]

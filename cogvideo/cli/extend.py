@@ -1,11 +1,12 @@
-"""Copy a bundle, or one model, for longer clips or larger frames, to finetune it for them.
+"""Copy a bundle, or one model, with room for longer clips or larger frames, ready for finetuning.
 
     cogvideo extend BUNDLE --num-frames 9 --out DIR
     cogvideo extend BUNDLE --frame-side 10 --out DIR
 
-Before it is finetuned, stage 1 of a copy with more frames generates the same first frames as before; the positions of
-new frames start as those of the last old one. Stage 2 stays, since it runs over any number of frames. Positions in
-larger frames are interpolated between the old ones. Text pieces are added by `cogvideo vocabulary --extend`.
+Until it is finetuned, stage 1 of a copy with more frames generates the same first frames as the original; the position
+embeddings of new frames start as those of the last old frame. Stage 2 keeps its number of frames, since it handles any
+number of key frames. Position embeddings of larger frames are interpolated from the old ones. To add text pieces, use
+`cogvideo vocabulary --extend`.
 """
 
 import argparse

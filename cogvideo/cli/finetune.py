@@ -2,10 +2,10 @@
 
     cogvideo finetune BUNDLE --captions my.csv --out runs/mine [--minutes 90 | --gpu-hours 8]
 
-The tokenizers, the frame size and the longest prompt stay those of BUNDLE; its vocabulary grows where captions need
-pieces that it lacks. All weights are trained if they fit the device, else adapters (LoRA), which are then merged. Each
-step is a `cogvideo` command, printed before it runs; DIR/commands.sh has them all, and DIR/configs the files that they
-read, which may be edited. After an interruption, the same command continues.
+The tokenizers, the frame size and the maximum prompt length stay those of BUNDLE, except that text pieces are added if
+captions need them. All weights are trained if they fit the device, otherwise adapters (LoRA), which are then merged.
+Each step is a `cogvideo` command, printed before it runs; DIR/commands.sh lists them all, and DIR/configs holds the
+config files that they read, which you may edit. After an interruption, repeat the command to continue.
 """
 
 import argparse

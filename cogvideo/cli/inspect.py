@@ -1,4 +1,4 @@
-"""Show what a model or checkpoint holds, its attention masks, and the memory and time that it needs.
+"""Show the parameters of a model or checkpoint, its attention masks, and the memory and time that it needs.
 
     cogvideo inspect --config configs/model/cogvideo_stage1.yaml gpu=a100-80 count=8
     cogvideo inspect --config configs/train/paper_stage1.yaml --config configs/deepspeed/1x24gb.yaml
@@ -7,8 +7,8 @@
     cogvideo inspect --checkpoint models/stage1
 
 Keys: those of the config files; gpu=NAME, the GPU to estimate for (default: that of the machine file, or this machine,
-measured); count=N, how many of them. The files of `cogvideo train` are read as that reads them. With those of
-configs/model alone, training.micro_batch, training.zero_stage, training.frozen_trunk and so on say how to train.
+measured); count=N, the number of GPUs. Config files of `cogvideo train` are read as `cogvideo train` reads them. With
+files of configs/model alone, set how to train by training.micro_batch, training.zero_stage, training.frozen_trunk, etc.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def _training_groups() -> list[str]:
 
 
 def _inspection() -> Any:
-    """All keys of `cogvideo train`, null where they are not given, and those of this command."""
+    """A config class with all keys of `cogvideo train`, null unless given, and those of this command."""
     import dataclasses
     import typing
 

@@ -2,7 +2,7 @@
 
 Each line of standard input is a prompt, or settings for the prompts after it (`seed=8 rounds=1`). Models stay loaded.
 Each prompt's clips go to a numbered folder. An invalid line prints one error line, and the next line is read. A prompt
-starts as soon as it is read, while earlier ones are still running: they share forward passes (inference/batching.py).
+starts as soon as it is read. Prompts that run at the same time share forward passes (inference/batching.py).
 """
 
 import argparse
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cogvideo.sampling.superres import Upsampler
 
 MAX_RUNNING = 8
-"""Jobs that run at the same time; no further line is read before one of them ends."""
+"""Jobs that run at the same time; the next prompt waits until one of them ends, and no line is read meanwhile."""
 
 
 def run_interactive(
@@ -63,7 +63,7 @@ def run_interactive(
                     job = clip_job(pipeline, config, [line], given, counts)
                     if upsampler is not None:
                         check_upsampling(job, upsampler)
-                    samples_per_caption = counts  # a prompt that was refused is no sample
+                    samples_per_caption = counts  # a refused prompt does not count
                     workers.start(job, args.out / f"{num_prompts:03d}-{safe_name(prompt)}", upsampler)
                     num_prompts += 1
             except BrokenPipeError:  # standard output is closed
@@ -73,14 +73,14 @@ def run_interactive(
 
 
 def _check_loaded(loaded: object, changed: object, names: Sequence[str], prefix: str = "") -> None:
-    """Raises: ValueError if settings of these names differ, which determine how models are loaded."""
+    """Raises: ValueError if any of the settings `names`, which determine how models are loaded, has changed."""
     for name in names:
         if getattr(changed, name, None) != getattr(loaded, name, None):
             raise ValueError(f"{prefix}{name}= cannot change: the models are already loaded")
 
 
 class WorkerPool:
-    """Runs each job in a thread. Leaving the context waits for all; after a signal or an error they stop early."""
+    """Runs each job in a thread. Leaving the context waits for all jobs, which stop early after a signal or error."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args, self._free, self._stop = args, threading.Semaphore(MAX_RUNNING), threading.Event()
@@ -136,7 +136,7 @@ def _print_error(error: Exception) -> None:
 
 
 def _read_lines() -> Iterator[str]:
-    """Lines of standard input, with a prompt sign on a terminal. What is not UTF-8 is left to `clean_text`."""
+    """Lines of standard input, with a prompt on a terminal. Invalid UTF-8 is left for `clean_text` to reject."""
     on_terminal = sys.stdin.isatty()
     lines = io.TextIOWrapper(sys.stdin.buffer, "utf-8", "surrogateescape")  # ends lines at \n, \r\n and \r
     try:
@@ -150,4 +150,4 @@ def _read_lines() -> Iterator[str]:
                 rest = lines.readline(MAX_CHARACTERS + 1)
             yield line
     finally:
-        lines.detach()  # or standard input would be closed with it
+        lines.detach()  # otherwise standard input would be closed with the wrapper

@@ -1,12 +1,12 @@
-"""Add frames between the frames of a video, of saved tokens, or of a row of pictures: stage 2 alone.
+"""Add frames between the frames of a video, of saved tokens, or of a sequence of pictures, using stage 2 alone.
 
     cogvideo interpolate samples/red --out DIR rounds=1                     results of `cogvideo sample`, or tokens
     cogvideo interpolate clip.mp4 --caption "a cat runs" --out DIR          all frames of a video; --fps 2: 2 per second
     cogvideo interpolate a.png b.png c.png --caption "a cat runs" --out DIR seconds=2 rounds=2
 
-Each round of `rounds` adds a frame between every two. Pictures are spaced evenly over `seconds`; videos and saved
-tokens keep their timing. Pictures are scaled and cropped to the centre square, as `cogvideo prepare` does. Output and
-resuming are those of `cogvideo sample`.
+Each of the `rounds` adds a frame between every two neighbours. Pictures are spaced evenly over `seconds`; videos and
+saved tokens keep their timing. Pictures are scaled and cropped to the centre square, as in `cogvideo prepare`. Output
+and resuming work as in `cogvideo sample`.
 """
 
 import argparse

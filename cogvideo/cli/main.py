@@ -1,6 +1,6 @@
 """The `cogvideo` command: find the subcommand, run it, and turn bad input into one line and exit code 2.
 
-An interrupted command ends with 128 + the signal's number, as shells expect.
+An interrupted command exits with 128 + the signal's number, as shells expect.
 
 A subcommand is a file in this folder with `add_arguments(parser)` and `run(args) -> int | None`; its docstring is its
 help text. It is imported only when it is used, and imports torch only inside `run`, so that `--help` is fast.
@@ -82,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(work: Callable[[], int | None], name: str = "cogvideo", *, memory_advice: str = LESS_AT_ONCE) -> int:
-    """Do a command's work and return its exit code; errors are one line that begins with the command's name.
+    """Run a command's work and return its exit code; an error is printed as one line that begins with `name`.
 
-    `memory_advice`: what to do if memory is full.
+    `memory_advice`: the advice to print when memory runs out.
 
-    A signal ends the work by an exception, so that temporary files are removed. The exit code then is 128 + its number
-    whatever becomes of that exception: a library may catch it or turn it into another.
+    A signal ends the work with an exception, so that temporary files are removed. The exit code is then 128 + the
+    signal's number, even if a library catches that exception or turns it into another one.
     """
     with _outcome(name, memory_advice) as outcome:
         outcome.code = work() or 0
@@ -96,14 +96,14 @@ def run_command(work: Callable[[], int | None], name: str = "cogvideo", *, memor
 
 @dataclass
 class Outcome:
-    """What a command ends with."""
+    """The exit code of a command."""
 
     code: int = 0
 
 
 @contextlib.contextmanager
 def _outcome(name: str, memory_advice: str) -> Iterator[Outcome]:
-    """As `run_command`, for the work in the `with` body, which sets the code unless it fails."""
+    """Like `run_command`, for the body of a `with` statement, which sets the exit code unless it fails."""
     outcome = Outcome()
     with signals_as_exceptions() as received:
         try:
@@ -150,7 +150,7 @@ def _parse(words: list[str]) -> Callable[[], int | None]:
     parser = Parser(
         prog=f"cogvideo {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    from cogvideo.cli._common import fetch_weights  # takes a moment: not for the overview
+    from cogvideo.cli._common import fetch_weights  # takes a moment to import, and the overview does not need it
 
     module.add_arguments(parser)
     # intermixed: options and key=value words in any order, as in `train a=1 --config FILE b=2`
@@ -162,7 +162,7 @@ def _parse(words: list[str]) -> Callable[[], int | None]:
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like all other errors, and which expands `~` and `$NAME` in paths.
 
-    A shell does so only where a path is a word of its own: not in `--out=~/x`.
+    A shell does not expand the `~` in `--out=~/x`, and expands neither inside single quotes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -180,10 +180,10 @@ def _local_path(text: str) -> Path:
 
 
 def _shorten_openmp_spinning() -> None:
-    """Let waiting OpenMP threads spin for microseconds only, then sleep; has an effect only before torch is imported.
+    """Make waiting OpenMP threads sleep after spinning for microseconds; effective only before torch is imported.
 
-    By default they spin for milliseconds. If another program uses one of two cores, a decoding step, which waits forty
-    times, then takes forty times as long. A choice in the environment is kept.
+    By default they spin for milliseconds. If another program keeps one of two cores busy, a decoding step, which waits
+    forty times, then takes forty times as long. Settings in the environment take precedence.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")

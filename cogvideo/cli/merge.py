@@ -1,10 +1,10 @@
-"""Add adapters to a model's weights: a checkpoint of its own, like any other.
+"""Merge adapters into a model's weights and write the result as an ordinary checkpoint.
 
     cogvideo merge MODEL --adapter DIR[:SCALE] --out DIR
 
-MODEL is a checkpoint folder: the one that the adapters were trained beside (init.checkpoint of their run). Sums are
-float32 and stored so, since bf16 and fp16 may round a small update away; --dtype takes less room. The result holds all
-weights, a frozen trunk's too.
+MODEL is the checkpoint folder that the adapters were trained on (init.checkpoint of their run). Sums are computed and
+stored in float32, since bf16 and fp16 may round a small update away; --dtype stores them in less space. The result
+holds all weights, including those of a frozen trunk.
 """
 
 import argparse

@@ -6,11 +6,11 @@
                                                               as image tokens at both sizes, to train super-resolution
 
 FILE is a table or JSON with a video and a caption per record ("start" and "end" in seconds are optional), WebDataset
-tars, or a folder of videos with texts beside them: docs/guides/data.md shows each. Records that cannot be used are
-skipped and listed. A run that was killed resumes when started again; a finished folder gets a page to look at with
---report. `cogvideo digits` writes videos to try it on.
+tars, or a folder of videos with texts beside them: docs/guides/data.md shows each. Unusable records are skipped and
+listed. A run that was killed resumes when started again. --report writes a page to look at the data, also for a folder
+that is already finished. `cogvideo digits` writes videos to try this on.
 
-    torchrun --nproc-per-node 8 -m cogvideo prepare ...     in many processes, or by deepspeed: docs/guides/data.md
+    torchrun --nproc-per-node 8 -m cogvideo prepare ...     in many processes, or with deepspeed: docs/guides/data.md
 """
 
 import argparse
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = get_logger("cogvideo.prepare")
 
 USUAL_COMPRESS_RATE = 8
-"""Pixels along each side of a token, of image tokenizers with the published structure and default settings."""
+"""Pixels along each side of a token, for image tokenizers with the published structure and default settings."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _open_parts(args: argparse.Namespace, config: "PrepareConfig", processes: "ProcessGroup") -> list["Preparation"]:
-    """What is to be prepared: all captions, or the part to train on and then that of the held-out videos."""
+    """The folders to prepare: one of all captions, or one to train on and then one of the held-out videos."""
     from cogvideo.data.prepare import Preparation
     from cogvideo.data.readers import open_captions
 
@@ -154,7 +154,10 @@ def _open_parts(args: argparse.Namespace, config: "PrepareConfig", processes: "P
 
 
 def _check_usual_rate(pixels: int) -> None:
-    """Frames come before the image tokenizer, which refuses sides that are not multiples of its compress rate."""
+    """Warn about frames that an image tokenizer with the usual compress rate would refuse.
+
+    Frames are made before their image tokenizer, so its actual rate is not known yet.
+    """
     if pixels % USUAL_COMPRESS_RATE:
         log.warning(
             "frames of %d pixels are not a multiple of %d, the compress rate of image tokenizers unless "
@@ -181,7 +184,7 @@ def _print_survey(survey: dict[str, Any], bytes_per_row: int) -> None:
 def _print_result(
     part: "Preparation", manifest: dict[str, Any] | None, text_tokenizer: "TextTokenizer | None", text_len: int
 ) -> None:
-    """Say what was made, and what shows that it will not train well.
+    """Print what was made, and warn about signs that it will not train well.
 
     `manifest`: None on ranks above 0. `text_len`: text tokens that the model reads.
     """

@@ -3,8 +3,8 @@
     cogvideo pretrain --captions my.csv --out runs/mine [--pixels 64] [--minutes 90 | --gpu-hours 8]
 
 Sizes, clip lengths and schedules are chosen for the videos and the machine. Each step is a `cogvideo` command, printed
-before it runs; DIR/commands.sh has them all, and DIR/configs the files that they read, which may be edited. After an
-interruption, the same command continues: finished steps are skipped and trainings resume exactly.
+before it runs; DIR/commands.sh lists them all, and DIR/configs holds the config files that they read, which you may
+edit. After an interruption, repeat the command: finished steps are skipped and training resumes exactly.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     cogvideo push runs/mine/bundle USER/REPO --license apache-2.0 [--private] [--yes]
 
-DIR is a bundle, a checkpoint, an adapter or an image tokenizer; it is only read, and nothing else in it is uploaded but
-its README.md and pictures. The card says what the weights are, and how the run that made them went. A README.md in DIR
-becomes part of it, or is the card if it has front matter. Log in first, by `hf auth login` or HF_TOKEN. Everything is
-one commit. Needs huggingface_hub: the extra [hub].
+DIR is a bundle, a checkpoint, an adapter or an image tokenizer; it is only read. It may also hold .png pictures, which
+are uploaded too, and a README.md; any other file is refused. The card describes the weights and the run that made them.
+A README.md in DIR is appended to the card, or replaces it if it has front matter. Log in first, with `hf auth login` or
+HF_TOKEN. Everything is uploaded in one commit. Needs huggingface_hub: the extra [hub].
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     cogvideo runs runs/a runs/b [--out runs.png]
 
-Each DIR is the run_dir of a `cogvideo train`, which may still be running. Columns are in the order given.
+Each DIR is the run_dir of a training run, which may still be going on. Columns are in the order given.
 """
 
 import argparse

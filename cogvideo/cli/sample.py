@@ -2,17 +2,17 @@
 
     cogvideo sample "the red digit 3 moves left slowly" --out DIR [seed=7 samples_per_prompt=4 ...]
     cogvideo sample --prompts FILE --out DIR                 one prompt per line
-    cogvideo sample --interactive --out DIR                  prompts from standard input, each in a folder of its own
+    cogvideo sample --interactive --out DIR                  prompts from standard input, each into a folder of its own
     cogvideo sample PROMPT --first-frame FILE --out DIR      start from a picture, or the first frame of a video
     cogvideo sample PROMPT --continue FILE --out DIR         continue a video, or saved tokens
-    cogvideo sample PROMPT --adapter DIR[:SCALE] --out DIR   with what a finetuning run of adapters exported
+    cogvideo sample PROMPT --adapter DIR[:SCALE] --out DIR   with an adapter that a finetuning run exported
     cogvideo sample PROMPT --upsample --out DIR              then at a higher resolution, in DIR/large
-    torchrun --nproc-per-node 2 -m cogvideo sample --prompts FILE --out DIR     on several processes; or by deepspeed
+    torchrun --nproc-per-node 2 -m cogvideo sample --prompts FILE --out DIR     in several processes; or with deepspeed
 
 Each sample gets an .mp4, a looping .gif and a contact sheet .png; tokens.safetensors, samples.json and config.yaml
-describe all of them. Videos and sheets appear with the first frames and are replaced as clips grow. After an
+describe all samples. Videos and sheets appear with the first frames and are replaced as clips grow. After an
 interruption, the same command with --resume continues from the last finished batch. The same seed gives the same
-videos, whatever other prompts there are. docs/guides/sample.md lists the settings.
+videos, regardless of the other prompts. docs/guides/sample.md lists the settings.
 """
 
 import argparse

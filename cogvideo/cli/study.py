@@ -1,17 +1,17 @@
-"""Compare systems by human raters: make a blind page to vote on, and read the votes.
+"""Compare systems with human raters: make a blind page to vote on, and read the votes.
 
     cogvideo study make samples/ours samples/theirs --prompts prompts.txt --out study
     cogvideo study make ours=runs/a theirs=runs/b third=runs/c --prompts prompts.txt --out study --per-rater 40
     cogvideo study read votes-*.json --key study/key.json
 
-make: each folder holds a clip per prompt: one of `cogvideo sample`, or videos named by their prompts (PROMPT.mp4,
-PROMPT-0.mp4) or by the prompt's line from 0 (0000.mp4). Raters get OUT/page, a page that works without a server, sends
-nothing and names no system; each sees the pairs in another order, on random sides, and answers by keyboard which clip
-is better in quality, relevance and motion. They send back the file that the page downloads. Keep OUT/key.json: it alone
-says which system made which clip.
+make: each folder holds a clip for each prompt: results of `cogvideo sample`, or videos named after the prompt
+(PROMPT.mp4, PROMPT-0.mp4) or its line number, counted from 0 (0000.mp4). Raters get OUT/page, which works without a
+server, sends nothing and names no system. Each rater sees the pairs in a different order, on random sides, and answers
+with the keyboard which clip is better in quality, relevance and motion. Raters send back the file that the page
+downloads. Keep OUT/key.json: it alone says which system made which clip.
 
-read: win rates with intervals, Bradley-Terry strengths, agreement between raters. Votes of another study, damaged or
-edited files and raters that occur twice are refused.
+read: win rates with intervals, Bradley-Terry strengths, agreement between raters. Votes from another study, damaged or
+edited files, and raters that occur twice are refused.
 """
 
 import argparse

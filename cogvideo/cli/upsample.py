@@ -4,9 +4,9 @@
     cogvideo upsample clip.mp4 --caption "a cat runs" --direct weights/dsr --out DIR
 
 The models are converted checkpoints (`cogvideo convert`) or exports of `cogvideo train` with task=superres; without
---direct, those in the bundle at --model, which also provides the tokenizers and must be the one that made the tokens.
-Given --direct without --iterative, the direct model's tokens are final. --adapter DIR[:SCALE], an adapter of either
-model, is merged into its weights. Output and resuming are those of `cogvideo sample`.
+--direct, those in the bundle at --model. The tokenizers always come from that bundle, so saved tokens must have been
+made with it. With --direct but no --iterative, the direct model's tokens are final. --adapter DIR[:SCALE] merges an
+adapter into the weights of the model that it belongs to. Output and resuming work as in `cogvideo sample`.
 """
 
 import argparse

@@ -5,8 +5,8 @@
 
 Clip lengths, prompt suffixes and single bytes are pieces too, so any text can be encoded.
 
---extend copies a bundle with up to --pieces more text pieces: those that its tokenizer spells as bytes or letter by
-letter. Old ids, and what the models do with them, stay; finetune the models to learn the new ones.
+--extend copies a bundle and adds up to --pieces text pieces that its tokenizer spells in bytes or letter by letter. Old
+ids stay, and the models treat them as before; finetune the models to learn the new ones.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from cogvideo.logs import get_logger
 log = get_logger("cogvideo.vocabulary")
 
 SHOWN = 12
-"""New pieces that are printed."""
+"""Number of new pieces that are printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

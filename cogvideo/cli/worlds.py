@@ -2,10 +2,10 @@
 
 cogvideo worlds bodies --out DIR --count N [--seed 0] [--split train|test|unseen] [--pixels 192|64] [--processes 1]
 
-bodies: balls, boxes and cylinders roll, fall and collide; 4 s at 8 frames per second, the simulator's states beside
-each clip. --split unseen shows combinations of colour, shape and event that train never has. --pixels 192 writes each
-clip at 192 and at 64 pixels; --pixels 64 only the latter, twice as fast. The same command continues a run that was
-stopped.
+bodies: balls, boxes and cylinders roll, fall and collide for 4 s at 8 frames per second; the simulator's states are
+stored beside each clip. --split unseen shows combinations of colour, shape and event that never occur in train.
+--pixels 192 writes each clip at 192 and at 64 pixels; --pixels 64 only at 64, twice as fast. To continue a run that was
+stopped, repeat the command.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Captions of videos: a caption, the checks it has to pass, and random access to a file of millions of them.
 
-How a file format is parsed is the business of `readers/`. Nothing here opens a video; `extract.py` does, and it also
-checks where links lead.
+`readers/` parses the file formats. Nothing here opens a video; `extract.py` does, and it also checks where links lead.
 """
 
 import json
@@ -26,7 +25,7 @@ MAX_NAME_BYTES = 255
 """The longest file name that common file systems allow."""
 
 MAX_BAD = 1 << 19
-"""Bad records of a file that are skipped; each takes about 300 bytes of memory."""
+"""Maximum number of bad records to skip in a file; each takes about 300 bytes of memory."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -45,10 +44,10 @@ class Caption:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The captions file's other columns; plain JSON values."""
     source: ByteRange | None = field(default=None, compare=False)
-    """Where the video's bytes are, if it is no file of its own."""
+    """Where the video's bytes are, if it is not a file of its own."""
 
     def with_text(self, text: str) -> "Caption":
-        """The same caption with another text; faster than `dataclasses.replace`, which counts with millions."""
+        """The same caption with another text; faster than `dataclasses.replace`, which matters for millions."""
         return Caption(self.video, text, self.start, self.end, self.extra, self.source)
 
     def to_json_line(self) -> str:
@@ -89,25 +88,25 @@ def validated(caption: Caption) -> Caption:
 
 
 def plain_path(video: str) -> str:
-    """A video's path as this system would most likely write it: with slashes, composed accents, no space around it."""
+    """A video's path as this system would most likely write it: slashes, composed accents, no surrounding space."""
     return normpath(unicodedata.normalize("NFC", video.replace("\ufeff", "").strip()).replace("\\", "/"))
 
 
 class CaptionReader(Protocol):
     """Access to a captions file in one format.
 
-    A position is any integer that the reader finds a caption by: a byte offset, a row number.
+    A position is any integer by which the reader can find a caption again, such as a byte offset or a row number.
     """
 
     def scan(self) -> Iterator[tuple[int, Caption | BadRecord]]:
-        """Read the whole file in its order -> the position of each caption, and the caption, `validated`.
+        """Read the whole file in order -> each caption's position, and the caption, `validated`, or why it is bad.
 
-        Raises: ValueError that names the file, if it cannot be read as a whole.
+        Raises: ValueError that names the file, if the file as a whole cannot be read.
         """
         ...
 
     def read(self, positions: Iterable[int]) -> Iterator[Caption]:
-        """Read the captions at positions that `scan` gave. Raises: ValueError if one is bad now."""
+        """Read the captions at positions that `scan` gave. Raises: ValueError if one has become bad."""
         ...
 
 

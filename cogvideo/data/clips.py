@@ -1,4 +1,4 @@
-"""Choose which frames of a video make up which clips: CogVideo's multi-frame-rate sampling. Reads times, no pixels.
+"""Chooses which frames of a video make up which clips: CogVideo's multi-frame-rate sampling. Reads times, not pixels.
 
 A clip of `seconds` has `num_frames` frames spread evenly over that span, both ends included. The clip length, written
 before the caption, is the paper's frame-rate token. Source: CogVideo (2205.15868) section 3.1, "the lowest frame rate
@@ -26,7 +26,7 @@ class ClipConfig:
     num_frames: int = 5
     """Frames per clip."""
     max_clips_per_length: int = 4
-    """Clips of one length from one captioned span, with evenly spread starts; 4 as published."""
+    """Maximum number of clips of one length from one captioned span, with evenly spread starts; 4 as published."""
     tolerance: float = 0.25
     """How far a frame's time may be off, as a fraction of the time between two frames of the clip."""
     cut_threshold: float | None = None
@@ -34,12 +34,12 @@ class ClipConfig:
     the mean change per pixel, out of 255, that counts as a cut (PySceneDetect's default is 27; needs the extra
     `[data]`). null: no detection."""
     min_motion: float | None = None
-    """Leave out near-static clips: those whose consecutive frames differ by less than this, as the mean absolute
-    difference of their pixels, out of 255. `prepare --report` shows the values of your clips. null: keep all."""
+    """Leave out near-static clips: those whose consecutive frames have a mean absolute pixel difference, out of 255,
+    below this. `prepare --report` shows the values of your clips. null: keep all."""
     min_distance: float | None = None
-    """Leave out near-duplicates: clips whose frames, averaged to 8x8 pixels, differ by less than this from those of a
-    clip of an earlier video in the same shard (see `videos_per_shard`), as the mean absolute difference, out of 255.
-    null: keep all."""
+    """Leave out near-duplicates: clips whose frames, averaged to 8x8 pixels, differ from those of a clip of an earlier
+    video in the same shard (see `videos_per_shard`) by a mean absolute difference, out of 255, below this. null: keep
+    all."""
 
     def __post_init__(self) -> None:
         if not self.clip_seconds or min(self.clip_seconds) <= 0:
@@ -104,7 +104,7 @@ def plan_clips(
 def rate_problem(
     times: NDArray[np.float64], config: ClipConfig, start: float = 0.0, end: float | None = None
 ) -> str | None:
-    """Why a captioned span without clips has none, if it is long enough for one; None if it is too short.
+    """Why a captioned span yields no clip although it is long enough for one; None if it is too short.
 
     Shapes: times (N,), the video's frame times in seconds, ascending.
     """

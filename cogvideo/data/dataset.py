@@ -1,6 +1,6 @@
 """Datasets: clips of tokens, single frames, and frames at two sizes, from prepared folders or from memory.
 
-Batches, their order and text are made in `loader.py`. Several folders are concatenated in the order given; a folder
+`loader.py` makes the batches, their order and their text. Several folders are concatenated in the order given; a folder
 listed twice counts twice. Rows, arrays and captions are memory-mapped; memory grows by 8 bytes per caption, for the
 offset of its line.
 """
@@ -23,10 +23,10 @@ from cogvideo.sequence.prompt import seconds_as_given
 Folders = str | Path | Sequence[str | Path]
 
 MAX_OPEN_ARRAYS = 256
-"""Arrays that stay open: a process may commonly open 1,024 files, and large data has more shards than that."""
+"""Number of arrays kept open: a process can commonly open 1,024 files, and large data has more shards than that."""
 CHUNK_BYTES = 1 << 24
 MAX_CAPTION_BYTES = 4 << 20
-"""Of one line of captions.jsonl."""
+"""Limit on one line of captions.jsonl."""
 
 
 class ClipDataset:
@@ -77,7 +77,7 @@ class ClipDataset:
 
     @property
     def seconds(self) -> NDArray[np.float32]:
-        """(len,) clip lengths, read anew on each access."""
+        """(len,) clip lengths in seconds, read again on each access."""
         seconds = np.concatenate([folder.rows["seconds"] for folder in self._rows.folders])
         return seconds if self._selected is None else seconds[self._selected]
 
@@ -94,7 +94,7 @@ class ClipDataset:
         return self._rows.texts(self._row_numbers(indices))
 
     def sources(self, indices: ArrayLike) -> NDArray[np.int64]:
-        """The number of each clip's folder, in the order given: (len(indices),)."""
+        """The index of each clip's folder in the order given: (len(indices),)."""
         return self._rows.sources(self._row_numbers(indices))
 
     def verify(self) -> None:
@@ -178,7 +178,7 @@ class PairDataset:
 
     @property
     def high_res_record(self) -> dict[str, Any] | None:
-        """That of the large frames' own image tokenizer; None if `tokenizer_record` is of both sizes."""
+        """The record of a separate image tokenizer for the large frames; None if one tokenizer made both sizes."""
         record: dict[str, Any] | None = self._rows.folders[0].manifest.get("high_res_tokenizer")
         return record
 
@@ -224,7 +224,7 @@ class _PreparedFolder:
         return array
 
     def check_compatible(self, other: "_PreparedFolder") -> None:
-        """Raises: ValueError if rows of both cannot be in one batch."""
+        """Raises: ValueError if rows of the two folders cannot share a batch."""
         if self.row_shape != other.row_shape:
             raise ValueError(
                 f"{self.path} holds rows of {'x'.join(map(str, self.row_shape))}, {other.path} of "
@@ -286,7 +286,7 @@ class _PreparedRows:
         return tokens
 
     def sources(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number of each row's folder."""
+        """The index of each row's folder."""
         return self.table.locate(rows)[0]
 
     def texts(self, rows: NDArray[np.int64]) -> list[tuple[float, str]]:
@@ -307,7 +307,7 @@ def _open_caption_texts(folder: _PreparedFolder) -> "CaptionTexts":
 
 
 def _pair_sides(folder: _PreparedFolder) -> tuple[int, int]:
-    """Sides of the fine and the coarse grid in tokens. Raises: ValueError if the manifest lacks them or is wrong."""
+    """Sides of the fine and the coarse grid in tokens. Raises: ValueError if the manifest lacks or contradicts them."""
     try:
         config, tokenizer = folder.manifest["config"], folder.manifest["tokenizer"]
         large = folder.manifest.get("high_res_tokenizer", tokenizer)
@@ -324,10 +324,10 @@ def _pair_sides(folder: _PreparedFolder) -> tuple[int, int]:
 
 
 class ConcatenatedArrays:
-    """Arrays of equal row shape, read as one along the first axis; an array is opened when a row of it is needed."""
+    """Arrays of equal row shape, read as one along the first axis; each is opened when one of its rows is needed."""
 
     def __init__(self, lengths: Sequence[int], load: Callable[[int], NDArray[Any]]):
-        """`load(i)` opens array i, which has lengths[i] rows. The last MAX_OPEN_ARRAYS stay open."""
+        """`load(i)` opens array i, which has lengths[i] rows. The MAX_OPEN_ARRAYS most recently used stay open."""
         self._starts = np.cumsum([0, *lengths], dtype=np.int64)
         self._load = lru_cache(MAX_OPEN_ARRAYS)(load)
 
@@ -372,7 +372,7 @@ class CaptionTexts:
         """Raises: ValueError if the line is damaged."""
         try:
             line = self._bytes[self._starts[index] : self._starts[index + 1]][: MAX_CAPTION_BYTES + 1].tobytes()
-            # not `parse_json`: the other fields of a user's captions may hold larger numbers and be nested deeper
+            # not `parse_json`: the other fields of a user's captions may exceed its limits on numbers and nesting
             text: str = checked(json.loads(line.decode()), CaptionLine, self.path)["text"]
             return text
         except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Frames to image tokens, as `prepare` stores them.
+"""Encodes frames as image tokens, as `prepare` stores them.
 
-Data for super-resolution has two sets of tokens per frame: of the frame, and of the same frame at a smaller size,
-which may have another image tokenizer.
+Data for super-resolution has two sets of tokens per frame: those of the frame, and those of the same frame at a smaller
+size, which may use another image tokenizer.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ from cogvideo.tokenizers.image import ImageTokenizer, check_same_codes
 class TokenEncoder:
     """Encodes frames (N, H, W, 3) uint8 -> tokens (N, frame_len), uint16 if all ids fit, else int32.
 
-    With `low_res_pixels`, the tokens of each frame scaled to that side, by `low_res_tokenizer` if it is given, follow
-    its own. Raises: ValueError if the tokenizers differ in their number of codes.
+    With `low_res_pixels`, each frame's tokens are followed by those of the frame scaled to that side, encoded by
+    `low_res_tokenizer` if it is given. Raises: ValueError if the tokenizers differ in their number of codes.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TokenEncoder:
         self.low_res_tokenizer = low_res_tokenizer or tokenizer
         check_same_codes(self.low_res_tokenizer, tokenizer)
         for each in (self.tokenizer, self.low_res_tokenizer):
-            # The stubs do not know memory_format; channels last is 10 % faster on a CPU.
+            # PyTorch's stubs lack memory_format; channels last is 10 % faster on a CPU.
             each.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = np.uint16 if tokenizer.num_tokens <= 1 << 16 else np.int32
 

@@ -1,4 +1,4 @@
-"""From videos and their captions to the rows of one shard: plan clips, decode frames, encode them. Writes no files.
+"""Turns videos and their captions into the rows of one shard: plans clips, decodes and encodes frames. Writes no files.
 
 Each distinct frame that a video's clips use is decoded and encoded once. Frames of many videos share an encoder batch.
 """
@@ -35,7 +35,7 @@ FILE_ERRORS = (
     *(None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EINVAL),
     *(errno.ELOOP, errno.ENAMETOOLONG),
 )
-"""Of the system, about one file. Others, such as a failing disk or too many open files, may be gone at the next try."""
+"""System errors caused by the file itself. Others, such as a failing disk or too many open files, may not recur."""
 
 ChooseClips = Callable[[NDArray[np.float64], Caption], list[Clip]]
 """(frame times of a video, caption) -> the clips of the caption's span."""
@@ -60,17 +60,17 @@ class VideoPlan:
     rows: list[tuple[int, Clip]]
     """Caption index and clip; the clip's frames are indices into `times`."""
     skipped: list[dict[str, Any]]
-    """Captions without clips, each with the reason; without a caption's index, a part of a video that is not used."""
+    """Captions without clips, each with the reason. An entry without a caption index is an unused part of a video."""
 
     def entries(self) -> list[tuple[int, float, float]]:
-        """The rows as prepared data holds them (`shards.ROW`), in its precision."""
+        """The rows as prepared data stores them (`shards.ROW`), rounded to its precision."""
         rows = [(caption, clip.seconds, float(self.times[clip.frames[0]])) for caption, clip in self.rows]
         entries: list[tuple[int, float, float]] = np.array(rows, ROW).tolist()
         return entries
 
 
 Screen = Callable[[str, VideoPlan, NDArray[np.uint8]], tuple[VideoPlan, NDArray[np.uint8]]]
-"""(video, its plan, its frames) -> plan and frames without the clips that are left out. Called in the videos' order."""
+"""(video, its plan, its frames) -> plan and frames without the clips left out. Called for each video, in order."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,21 @@ class Extractor:
     place: Place = "center"
     """See `Framing`."""
     clips: ClipConfig | None = None
-    """What `choose_clips` chooses by, for the reason of captions without clips; None: single frames."""
+    """The config behind `choose_clips`, to explain why a caption has no clips; None: single frames."""
 
     def plan(self, job: VideoJob) -> VideoPlan:
         """Choose a video's clips by its frame times.
 
-        Raises: ValueError if the video cannot be read, or if `strict` and a caption gives no clip.
+        Raises: ValueError if the video cannot be read or, if `strict`, a caption yields no clip.
         """
         return self._plan(job, self._probe_spans(job))
 
     def probe(self, job: VideoJob, *, exact: bool = False) -> VideoInfo:
-        """A video's size and frame times; of a damaged one, those before the damage, unless `strict`."""
+        """A video's size and frame times. A damaged one yields those before the damage; if `strict`, it is an error."""
         return probe_video(self._locate(job), partial=not self.strict, exact=exact)
 
     def _probe_spans(self, job: VideoJob) -> VideoInfo:
-        """`probe`, but only the frames that the captions' spans need are sure to be among those found."""
+        """`probe`, but only the frames that the captions' spans need are guaranteed to be found."""
         spans = tuple((caption.start, caption.end) for _, caption in job.captions)
         anywhere = self.cut_threshold is not None  # cuts are looked for in the whole video
         return probe_video(self._locate(job), spans=None if anywhere else spans, partial=not self.strict)
@@ -136,14 +136,15 @@ class Extractor:
         if damage and rows:
             reason = f"everything after {times[-1]:.2f} s of {job.video}{damage}"
             skipped.append({"caption": None, "video": job.video, "reason": reason})
-        # Renumber frames: clips index into the distinct frames that are decoded instead of all frames of the video.
+        # Renumber frames: make clips index into the distinct frames to decode instead of all frames of the video.
         used, rows = select_rows(rows)
         return VideoPlan(times[used], rows, skipped)
 
     def decode(self, job: VideoJob) -> tuple[VideoPlan, NDArray[np.uint8]]:
         """Plan a video and decode the frames it needs: (N, side, side, 3).
 
-        Raises: ValueError for a video that cannot be used, if `strict`; OSError, MemoryError that are not about it.
+        Raises: if `strict`, ValueError or OSError for a video that cannot be used; OSError and MemoryError that the
+        video did not cause.
         """
         try:
             try:
@@ -196,9 +197,9 @@ class Extractor:
 
 
 def _find(folder: Path, video: str) -> Path:
-    """The file of a video: by its name as written, else as another system writes it.
+    """The file of a video, by its name as written or else as another system would write it.
 
-    Raises: ValueError for what cannot be a name here.
+    Raises: ValueError if there is none and the name is a URL or a path of another machine.
     """
     plain = plain_path(video)
     names = (video, plain, unicodedata.normalize("NFD", plain))
@@ -239,7 +240,7 @@ class ShardBuilder:
     workers: int
     """Decoding threads."""
     new_screen: Callable[[], Screen] = lambda: _keep_all
-    """Makes a shard's screen: what leaves out clips by their pixels."""
+    """Makes a shard's screen, which leaves out clips by their pixels."""
 
     def build(
         self, jobs: Sequence[VideoJob], advance: Callable[[int], Any]
@@ -261,7 +262,7 @@ class ShardBuilder:
         return {"rows.npy": np.array(rows, ROW), f"{self.kind}.npy": array}, skipped
 
     def _encoded(self, jobs: Sequence[VideoJob]) -> Iterator[tuple[VideoPlan, NDArray[Any]]]:
-        """Decode ahead in threads and encode across videos; yields each video's plan and encoded frames, in order."""
+        """Decode ahead in threads, encode in batches across videos; yields each video's plan and encoded frames."""
         pending: list[tuple[VideoPlan, NDArray[np.uint8]]] = []
         screen = self.new_screen()
         with ThreadPoolExecutor(self.workers) as pool:
@@ -289,7 +290,7 @@ class ShardBuilder:
 def crop_frames(frames: NDArray[np.uint8], side: int | None) -> NDArray[np.uint8]:
     """Cut a square of `side` out of each frame (N, H, W, 3) -> (N, side, side, 3); None: keep whole frames.
 
-    Its place is random, but follows from the frame's own pixels, so that it does not depend on batches and processes.
+    Its place is random, but seeded by the frame's own pixels, so that it does not depend on batches or processes.
     """
     if side is None or not len(frames):
         return frames

@@ -32,7 +32,7 @@ from cogvideo.text import LANGUAGES, language, normalise
 T = TypeVar("T")
 
 CACHED_TEXTS = 1 << 16
-"""Encoded texts that are cached, as captions repeat."""
+"""Number of encoded texts to cache, since captions repeat."""
 
 
 class TextEncoder(Protocol):
@@ -49,7 +49,8 @@ class LoaderConfig:
     """What a batch of clips is made of."""
 
     task: Literal["image", "sequential", "interpolation"] = "sequential"
-    """image: one frame of each clip, with a picture's text; otherwise whole clips with their length in the text."""
+    """image: one frame of each clip, with the text of a single image; otherwise whole clips, with their length in the
+    text."""
     batch_size: int = 32
     """Clips per step, over all ranks."""
     text_len: int = 64
@@ -63,10 +64,10 @@ class LoaderConfig:
     seed: int = 0
     prompt: PromptFormat = field(default_factory=PromptFormat)
     weights: Sequence[float] | None = None
-    """How often clips of each of the dataset's folders are seen, in proportion; null: as often as they have rows."""
+    """Relative frequencies of clips from each of the dataset's folders; null: proportional to their row counts."""
     loss_by: Sequence[Literal["source", "language"]] = ()
-    """The columns of `Batch.parts`: `source`, the folder's number; `language`, the place in LANGUAGES of the
-    caption's."""
+    """The columns of `Batch.parts`: `source`, the index of the clip's folder; `language`, the index in LANGUAGES of its
+    caption's language."""
 
     def __post_init__(self) -> None:
         for name in ("guidance_dropout", "suffix_probability"):
@@ -116,7 +117,7 @@ def mixture_of_folders(
     seed: int,
     seconds: NDArray[np.float32] | None = None,
 ) -> Mixture | None:
-    """A mixture of a dataset's folders, in which, given `seconds` of all rows, each folder's lengths are balanced.
+    """A mixture of a dataset's folders; given the `seconds` of all rows, clip lengths are balanced within each folder.
 
     None without weights. Raises: ValueError as `Mixture`.
     """
@@ -131,7 +132,7 @@ def mixture_of_folders(
 
 @dataclass(frozen=True)
 class Draws:
-    """Which rows of a dataset one rank's part of a step holds: of a mixture if there is one, else every row alike."""
+    """Chooses the dataset rows of one rank's part of a step: from a mixture if there is one, else all equally often."""
 
     batch_size: int
     num_rows: int
@@ -140,7 +141,7 @@ class Draws:
     world_size: int = 1
     mixture: Mixture | None = None
     balanced: NDArray[np.int64] | None = None
-    """`balanced_rows`, `num_rows` of them; None: rows as they are."""
+    """The `num_rows` rows that `balanced_rows` gives; None: the dataset's rows as they are."""
 
     def rows(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The dataset rows and positions of a step, each (batch_size / world_size,)."""
@@ -213,11 +214,11 @@ class ClipLoader:
         return torch.from_numpy(np.array(numbers, np.int64).reshape(len(numbers), len(rows)).T.copy())
 
     def batches(self, first_step: int = 0, ahead: int = 2) -> Iterator[Batch]:
-        """Batches from `first_step` on, without end; a thread computes up to `ahead` of them in advance."""
+        """Endless batches from `first_step` on; a thread computes up to `ahead` of them in advance."""
         return prefetch(self.batch, first_step, ahead)
 
     def full_text(self, seconds: float, caption: str) -> list[int]:
-        """The text ids of a clip before they are cut to text_len, with the suffix if it is ever given."""
+        """The text ids of a clip before truncation to text_len, with the suffix if clips ever get it."""
         if self.config.task == "image":
             return self._image_text(caption, False)
         return self._clip_text(seconds, caption, False, self.config.suffix_probability > 0)
@@ -235,7 +236,7 @@ class ClipLoader:
 
 
 class PairLoader:
-    """Training batches for super-resolution for one rank. Each frame's round is drawn uniformly."""
+    """Super-resolution training batches for one rank. Each frame's round is drawn uniformly."""
 
     def __init__(
         self,
@@ -251,7 +252,7 @@ class PairLoader:
     ) -> None:
         """`weights`: see `LoaderConfig`.
 
-        Raises: ValueError if the data has other grid sizes than the model, or another image tokenizer.
+        Raises: ValueError if data and model differ in their grid sizes or number of image tokens.
         """
         used, available = dataset.num_tokens, config.vocabulary.num_image_tokens
         if used != available:
@@ -318,7 +319,7 @@ class FrameLoader:
 
 
 def prefetch(compute: Callable[[int], T], first_step: int, ahead: int) -> Iterator[T]:
-    """Yield compute(first_step), compute(first_step + 1), ..., up to `ahead` of them computed in a background thread.
+    """Yield compute(first_step), compute(first_step + 1), ...; a background thread computes up to `ahead` in advance.
 
     `ahead` = 0 computes each one on demand. An error in the thread is raised here, at the step where it occurred.
     Closing the iterator stops the thread.

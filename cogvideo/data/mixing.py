@@ -1,4 +1,4 @@
-"""Which row a training position holds where folders are seen in given proportions: a function of the position alone."""
+"""Maps training positions to rows when folders are mixed in given proportions: a function of the position alone."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from cogvideo.rng import epoch_permutation, stream_key
 
 CYCLE = 1000
-"""So many positions in a row hold each group in exact proportion."""
+"""Positions per cycle. Every cycle visits each group a fixed number of times, in proportion to its weight."""
 
 
 class Mixture:
-    """Rows of several groups, each group as often as its weight says, and within it every row equally often."""
+    """Rows of several groups: each group appears as often as its weight says, and every row within it equally often."""
 
     def __init__(self, groups: Sequence[NDArray[np.int64]], weights: Sequence[float], seed: int) -> None:
-        """`groups`: row numbers. `weights` count in proportion to their sum, to the nearest part in CYCLE.
+        """`groups`: the row numbers of each. `weights` are relative; shares are rounded to multiples of 1 / CYCLE.
 
-        Raises: ValueError if a group is empty, or so rare that it would never be seen.
+        Raises: ValueError if a group is empty, or so rare that it would never appear.
         """
         exact = CYCLE * np.array(weights) / np.sum(weights)
         counts = exact.astype(np.int64)
@@ -50,7 +50,7 @@ class Mixture:
     def _visit(
         self, seed: int, ordinals: NDArray[np.int64], length: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The items at ordinals of a walk that visits `length` items epoch by epoch, and their epochs."""
+        """The items at `ordinals` of a walk over `length` items that reorders them each epoch, and their epochs."""
         epochs, offsets = np.divmod(ordinals, length)
         pairs = zip(epochs, offsets, strict=True)
         return np.array([self._permutation(seed, int(e), length)[o] for e, o in pairs], np.int64), epochs

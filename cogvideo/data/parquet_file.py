@@ -1,6 +1,6 @@
-"""A Parquet file in the process that parses it (`media.worker`): sizes before contents, rows in small parts as JSON.
+"""Reads a Parquet file in the worker process (`media.worker`): checks sizes first, then sends rows in parts as JSON.
 
-`readers.parquet` asks for them. PyArrow trusts the file's index, and can end the process where it is damaged.
+`readers.parquet` requests them. PyArrow trusts the file's index, and a damaged one can crash the process.
 """
 
 import datetime
@@ -22,28 +22,28 @@ from cogvideo.media.worker import Answer
 
 BATCH_ROWS = 4096
 ANSWER_BYTES = 4 << 20
-"""Of one row, or of rows that are sent together."""
+"""Limit on one row, or on rows sent together, as JSON."""
 PIECE_BYTES = 64 << 20
-"""Of rows that are in memory at once, uncompressed, equal texts counted once."""
+"""Rows in memory at once, uncompressed, with equal texts counted once."""
 MAX_GROUP_BYTES = 1 << 32
-"""Of the columns of a row group that are read, uncompressed."""
+"""Limit on the columns read from a row group, uncompressed."""
 MAX_VALUES = 1 << 26
-"""In a column of a row group."""
+"""Limit per column of a row group."""
 VALUE_BYTES, VALUE_JSON_BYTES = 8, 2
-"""What a value takes besides its text, and at least as JSON."""
+"""Memory that a value takes besides its text, and the least that it takes as JSON."""
 MAX_ROWS, MAX_ROWS_PER_BYTE = 1 << 20, 16
-"""More rows than the first need a file that is large enough: they can be claimed in a few bytes."""
+"""More than MAX_ROWS rows require a large enough file, since a few bytes can claim any number of rows."""
 BUFFER_BYTES = 1 << 20
-"""Of a column's compressed data."""
+"""Read buffer for a column's compressed data."""
 MEMORY, MEMORY_PER_BYTE = 384 << 20, 4
-"""What reading may take; an index is larger in memory than in the file."""
+"""What reading may take, fixed and per byte of the file; an index is larger in memory than in the file."""
 
 Kind = Literal["text", "seconds", "other"]
-"""How values that JSON does not have are sent."""
+"""The kind of a column, which decides how values of types that JSON lacks are sent."""
 
 
 def describe(path: Path, limits: Limits) -> Iterator[Answer]:
-    """Answer with the number of rows, a stamp that says whether the file is still the same, and columns as JSON.
+    """Answer with the number of rows, a stamp that differs once the file has changed, and columns as JSON.
 
     Columns are [name, whether it holds bytes]. Raises: ValueError for a damaged file, or one that is too large.
     """
@@ -57,10 +57,10 @@ def describe(path: Path, limits: Limits) -> Iterator[Answer]:
 def read_rows(
     path: Path, limits: Limits, stamp: list[int], kinds: dict[str, Kind], positions: Sequence[int]
 ) -> Iterator[Answer]:
-    """Answer with the rows at `positions`, as many as fit into ANSWER_BYTES and one at least.
+    """Answer with the rows at `positions`, in order, until they reach ANSWER_BYTES; at least one.
 
-    Each answer has the number of rows, which follow each other, and as JSON the names of the columns and a list of each
-    one's values; or the number of rows that are too large, and no JSON.
+    Each answer covers consecutive rows. It has their number and, as JSON, the column names and a list of values per
+    column; or the number of rows that are too large, and no JSON.
     Raises: ValueError if the file has changed or is damaged.
     """
     file, size = _open(path, limits), 0
@@ -79,8 +79,8 @@ def read_rows(
 class _File:
     """An open file, and the rows that were read last.
 
-    Columns of bytes, such as embedded media, are left out. Texts stay in dictionaries, so that one that is repeated in
-    many rows is held once.
+    Columns of bytes, such as embedded media, are left out. Texts stay dictionary-encoded, so that one that many rows
+    repeat is held once.
     """
 
     def __init__(self, path: Path):
@@ -125,7 +125,7 @@ class _File:
             count //= 2
 
     def _piece_with(self, number: int) -> "_Piece":
-        """The part of a row group with this row: the one in memory, one of those that follow it, or read anew."""
+        """The part of a row group that has this row: the one in memory, a later one of its group, or one read anew."""
         group = bisect_right(self._ends, number)
         if group == len(self._ends):
             raise RuntimeError("it has fewer rows than its index says")
@@ -172,15 +172,15 @@ class _Piece(NamedTuple):
     """Number of its first row in the file."""
     table: Any
     sizes: NDArray[np.int64]
-    """About how many bytes each row takes as JSON, or less."""
+    """Estimated bytes of each row as JSON; a row may take more."""
 
 
 _opened: tuple[Path, _File] | None = None
-"""The last file, which the next request probably reads on."""
+"""The file opened last; the next request probably continues reading it."""
 
 
 def _open(path: Path, limits: Limits) -> _File:
-    """The file, with a limit on memory. Raises: ValueError."""
+    """Return the open file, opening it if needed, and limit memory. Raises: ValueError."""
     global _opened
     import pyarrow
     import pyarrow.compute
@@ -197,7 +197,7 @@ def _open(path: Path, limits: Limits) -> _File:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """PyArrow's errors, of many types, are one line that names the file. Raises: ValueError."""
+    """Turn PyArrow's errors, which are of many types, into one line that names the file. Raises: ValueError."""
     try:
         yield
     except (MemoryError, TooLargeError):
@@ -227,14 +227,14 @@ def _group(path: Path, row_group: Any, leaves: list[int]) -> _Group:
 
 
 def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges (start, end) of positions that follow each other."""
+    """Ranges (start, end) of consecutive positions."""
     numbers = np.array(positions, np.int64)
     cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
     return [(positions[start], positions[end - 1] + 1) for start, end in pairwise(cuts)]
 
 
 def _count(flags: NDArray[np.bool_]) -> int:
-    """How many of the first ones are true, at least 1."""
+    """The number of leading true flags, at least 1."""
     return len(flags) if flags.all() else max(1, int(np.argmin(flags)))
 
 
@@ -256,16 +256,16 @@ def _as_seconds(value: Any) -> float | str:
 
 
 def _as_no_text(value: Any) -> dict[str, str]:
-    """What messages show of a value that should be text."""
+    """What messages show for a value that should be text."""
     return {type(value).__name__: str(value)}
 
 
 OTHER_TYPES: dict[Kind, Callable[[Any], Any]] = {"text": _as_no_text, "seconds": _as_seconds, "other": str}
-"""For values of types that JSON does not have."""
+"""Converters for values of types that JSON lacks, by kind of column."""
 
 
 def _row_bytes(table: Any) -> NDArray[np.int64]:
-    """About how many bytes each row takes as JSON, or less."""
+    """Estimate the bytes of each row as JSON; a row may take more."""
     sizes = np.zeros(table.num_rows, np.int64)
     for column in table.columns:
         sizes += np.concatenate([np.zeros(0, np.int64), *map(_value_bytes, column.chunks)])
@@ -273,7 +273,7 @@ def _row_bytes(table: Any) -> NDArray[np.int64]:
 
 
 def _value_bytes(values: Any) -> NDArray[np.int64]:
-    """The same of each value of an array."""
+    """The same for each value of an array."""
     from pyarrow import compute, types
 
     kind = values.type

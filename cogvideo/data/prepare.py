@@ -1,7 +1,7 @@
-"""From a captions file to a folder of shards, in one process or many, and resuming after a kill.
+"""Turns a captions file into a folder of shards, in one process or many, and resumes after being killed.
 
 A shard holds a fixed range of videos and is written whole or not at all. So a run that was killed resumes with the
-missing shards, in any number of processes, and ends with the same bytes. `extract.py` builds a shard's arrays,
+missing shards, in any number of processes, and produces the same bytes. `extract.py` builds a shard's arrays,
 `shards.py` writes them.
 """
 
@@ -46,35 +46,35 @@ RESUME = "once all processes have ended, run the same command again, in any numb
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What is made from the videos (all but the last four fields), and how the work is done."""
+    """What to make from the videos, and how to do the work (the last four fields)."""
 
     clips: ClipConfig = field(default_factory=ClipConfig)
     """Which clips are cut from a video."""
     frame_pixels: int = 160
     """Side of a frame in pixels. Frames are scaled, never stretched, and made square as `fit` says."""
     fit: Literal["crop", "pad"] = "crop"
-    """crop: scale the shorter edge to frame_pixels and cut off the rest; pad: scale the longer edge, black borders."""
+    """crop: scale the shorter edge to frame_pixels, cut off the rest; pad: scale the longer edge, add black borders."""
     crop_place: Literal["center", "top"] = "center"
-    """The part that a crop keeps of frames that are higher than wide; wide ones keep their centre."""
+    """The part that a crop keeps of frames that are taller than wide; wide ones keep their centre."""
     frames_per_video: int = 8
     """Single frames per captioned span, evenly spread, when preparing frames or pairs instead of clips."""
     low_res_pixels: int | None = None
     """Prepare pairs for super-resolution: tokens of single frames at frame_pixels and at this side."""
     crop_pixels: int | None = None
     """With `--frames`: store a square of this side from a random place in each frame instead of the whole frame, so
-    that an image tokenizer learns from large videos at the cost of small ones."""
+    that training an image tokenizer on large videos costs no more than on small ones."""
     videos_per_shard: int = 256
     """Videos per shard; a killed run repeats at most the shard it was working on."""
     encode_batch: int = 32
-    """Frames per batch of the image tokenizer: 32 small ones stay in a CPU's caches; give a GPU hundreds."""
+    """Frames per image-tokenizer batch: 32 small ones fit in a CPU's caches; use hundreds on a GPU."""
     strict: bool = False
-    """Stop at a video that cannot be used or is damaged, instead of skipping it or its end and reporting that. In a
-    folder that was begun without, what was skipped is tried again."""
+    """Stop at a video that is damaged or cannot be used, instead of skipping it (or its end) and reporting that. In a
+    folder begun without this setting, what was skipped is tried again."""
     workers: int = 2
     """Decoding threads."""
     max_video_mib: int = 1024
-    """Limit on the memory that the frames of one video may take; a longer one is skipped. With another limit, videos
-    that a folder skipped for it are tried again."""
+    """Limit on the memory that the frames of one video may take; a video that needs more is skipped. If a run resumes
+    with another limit, videos skipped because of the old one are tried again."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -112,8 +112,8 @@ class Preparation:
     ):
         """Read and check the captions. `videos`: the folder of videos (default: that of the captions).
 
-        Raises: OSError; ValueError for bad captions if `config.strict` or if none is good, or cut detection without
-        its package.
+        Raises: OSError; ValueError for bad captions (if `config.strict`, or if none is good), or for cut detection
+        without its package.
         """
         self.out, self.kind, self.config = Path(out), kind, config
         self.processes = processes or ProcessGroup()
@@ -145,9 +145,10 @@ class Preparation:
         return -(-self.num_videos // self.config.videos_per_shard)
 
     def survey(self) -> dict[str, Any]:
-        """Count what `run` would make, from the videos' timestamps alone. Runs in this process only.
+        """Count what `run` would make, from the videos' timestamps and, with `clips.cut_threshold`, their cuts.
 
-        Clips that would be left out by their pixels (`clips.min_motion`, `clips.min_distance`) are counted.
+        Runs in this process only. The counts include clips that `run` would leave out by their pixels
+        (`clips.min_motion`, `clips.min_distance`).
         """
         counts: dict[float, int] = {}
         skipped, frames = len(self.captions.bad), 0
@@ -180,10 +181,10 @@ class Preparation:
     ) -> dict[str, Any] | None:
         """Make this rank's missing shards. Rank 0 waits for the others, writes the manifest and returns it.
 
-        The manifest describes the encoder by `tokenizer`, and by `high_res_tokenizer` if the large frames of pairs have
-        another one.
-        Raises: ValueError if the folder is in use or holds other work, a video cannot be used and `strict` is set, no
-        row comes out, or failed processes left shards missing.
+        The manifest records `tokenizer` as the encoder, and `high_res_tokenizer` if the large frames of pairs have
+        their own.
+        Raises: ValueError if the folder is in use or holds other work, a video cannot be used and `strict` is set,
+        there are no rows, or failed processes left shards missing.
         """
         with lock_folder(self.out, self.processes):
             return self._run(encode, self._plan(tokenizer, high_res_tokenizer))
@@ -211,7 +212,7 @@ class Preparation:
         return None
 
     def _make(self, shards: Sequence[int], encode: Encode) -> Exception | None:
-        """Make shards until one fails, and return its error."""
+        """Make shards until one fails; returns its error, or None."""
         builder = ShardBuilder(
             self.extractor, encode, self.kind, self.config.encode_batch, self.config.workers, self._new_screen
         )
@@ -220,7 +221,7 @@ class Preparation:
             for index in shards:
                 try:
                     built = builder.build(self._jobs(index), bar.update)
-                    (self.out / "manifest.json").unlink(missing_ok=True)  # of the shard that is replaced, if any
+                    (self.out / "manifest.json").unlink(missing_ok=True)  # it lists the shard being replaced, if any
                     write_shard(shard_folder(self.out, index), *built)
                 except Exception as error:
                     return error
@@ -274,11 +275,11 @@ class Preparation:
         settings = to_dict(self.config)
         unused = "frames_per_video" if self.kind == "tokens" else "clips"
         for name in ("encode_batch", "strict", "workers", "max_video_mib", unused):
-            del settings[name]  # these change no byte of the result, but which videos are skipped: `_is_outdated`
+            del settings[name]  # these decide at most which videos are skipped; see `_is_outdated`
         if self.kind != "pairs":
             del settings["low_res_pixels"]
         if self.config.crop_pixels is None:
-            del settings["crop_pixels"]  # folders begun by versions without the setting can be resumed
+            del settings["crop_pixels"]  # so that folders begun by versions without the setting can be resumed
         if self.kind == "tokens":
             for name in ("cut_threshold", "min_motion", "min_distance"):  # likewise
                 if settings["clips"][name] is None:
@@ -314,7 +315,7 @@ class Preparation:
         return [index for index in range(self.num_shards) if shard_folder(self.out, index).name not in finished]
 
     def _is_outdated(self, shard: Path) -> bool:
-        """Whether a finished shard skipped what this run may use, or must not skip: it is then made again."""
+        """Whether a finished shard skipped what this run may use or must not skip, and so has to be made again."""
         entries, limit = read_shard(shard).info["skipped"], self.config.max_video_mib
         return any(
             entry.get("max_video_mib", limit) != limit or (self.config.strict and "screened" not in entry)
@@ -337,7 +338,7 @@ class Preparation:
             (self.out / name).unlink()
 
     def _new_screen(self) -> Screen:
-        """What leaves out clips of one shard by their pixels."""
+        """The screen of one shard, which leaves out clips by their pixels."""
         clips = self.config.clips if self.kind == "tokens" else ClipConfig()
         return ClipScreen(clips.min_motion, clips.min_distance).screen
 

@@ -1,7 +1,7 @@
-"""Reads the rows that the published CogVideo was trained on: int32 without a header, text ids, then frames of tokens.
+"""Reads the rows that the published CogVideo was trained on: headerless int32, text ids followed by image tokens.
 
-A row holds 64 text ids, padded with `<pad>` (encode("4.0秒"), `<n>`, caption), then 5 * 400 image tokens, as the
-published `BinaryDataset` reads it. Nothing here writes such files.
+A row holds 64 text ids (encode("4.0秒"), `<n>`, the caption; padded with `<pad>`), followed by 5 * 400 image tokens,
+the layout that the published `BinaryDataset` reads. Nothing here writes such files.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ from cogvideo.media.similarity import clip_distances, motion, thumbnails
 
 
 class ClipScreen:
-    """Screens the clips of one shard, video by video in their order, so that the result does not depend on threads."""
+    """Screens the clips of one shard video by video, in order, so that the result does not depend on threads."""
 
     def __init__(self, min_motion: float | None, min_distance: float | None):
         self.min_motion, self.min_distance = min_motion, min_distance
@@ -23,7 +23,7 @@ class ClipScreen:
     def screen(self, video: str, plan: VideoPlan, frames: NDArray[np.uint8]) -> tuple[VideoPlan, NDArray[np.uint8]]:
         """A video's plan and frames without the clips that are left out; entries of `skipped` say which and why.
 
-        They are marked as `screened`: their videos are sound, and no other run can use the clips.
+        These entries are marked `screened`: the videos are sound, and a rerun would leave out the same clips.
         """
         if (self.min_motion is None and self.min_distance is None) or not plan.rows:
             return plan, frames

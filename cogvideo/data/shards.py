@@ -6,11 +6,11 @@
                            or pairs.npy (rows, fine tokens of a frame, then coarse ones); shard.json with sizes and
                            hashes. The folder appears when the shard is complete
     DIR/rows.npy           rows.npy of all shards in one file, so that readers need not open every shard
-    DIR/skipped.jsonl      with reasons: records that are no captions (caption and video: null), captions that gave no
-                           row, and the unused ends and clips of videos (caption: null)
+    DIR/skipped.jsonl      with reasons: records that are not captions (caption and video: null), captions that yielded
+                           no row, and unused ends and clips of videos (caption: null)
     DIR/manifest.json      written last: the plan, all shards, and counts. Without it the folder is not finished
 
-No file holds a time or a machine's name: the same input gives the same bytes.
+No file contains a time or a machine's name, so the same input gives the same bytes.
 """
 
 import json
@@ -50,7 +50,7 @@ ARRAYS: dict[str, tuple[Any, tuple[int | None, ...]]] = {
     "frames.npy": ("|u1", (None, None, 3)),
     "pairs.npy": (TOKEN_TYPES, (None,)),
 }
-"""Types of each array, and the shape of its rows."""
+"""Allowed dtypes of each array, and the shape of its rows; None is any length."""
 
 PREPARE_AGAIN = "prepare it again, into another folder"
 MAKE_AGAIN = "move its folder and manifest.json away, then run prepare again"
@@ -64,21 +64,21 @@ class FileEntry(TypedDict):
 
 
 class ShardInfo(TypedDict):
-    """What a manifest says of a shard, and of the whole."""
+    """What a manifest records about each shard, and about the whole."""
 
     rows: Count
     files: dict[str, FileEntry]
 
 
 class Skipped(TypedDict):
-    """A caption without rows; more keys say where it is."""
+    """A caption without rows or an unused part of a video; there are further keys, such as the caption's index."""
 
     video: str
     reason: str
 
 
 class ShardFile(ShardInfo):
-    """shard.json."""
+    """The content of shard.json."""
 
     skipped: list[Skipped]
 
@@ -97,14 +97,14 @@ class TokenizerEntry(TypedDict):
 
 
 class PreparedSizes(TypedDict):
-    """The sides of frames in pixels, among the settings."""
+    """The settings that hold the sides of frames in pixels."""
 
     frame_pixels: NotRequired[Annotated[int, Ge(1), Le(2**16)]]
     low_res_pixels: NotRequired[Annotated[int, Ge(1), Le(2**16)] | None]
 
 
 class Manifest(TypedDict):
-    """manifest.json, after its format and version."""
+    """The content of manifest.json besides its format and version."""
 
     tokenizer: TokenizerEntry | None
     high_res_tokenizer: NotRequired[TokenizerEntry]
@@ -122,7 +122,7 @@ class Shard:
 
     folder: Path
     info: Mapping[str, Any]
-    """A `ShardInfo` at least."""
+    """At least the keys of `ShardInfo`."""
 
     @property
     def num_rows(self) -> int:
@@ -155,15 +155,15 @@ def shard_folder(out: Path, index: int) -> Path:
 
 
 def finished_shards(out: Path) -> set[str]:
-    """Names of the finished shards. Lists the folder, which many processes on a shared disk see alike."""
+    """Names of the finished shards. Lists the folder, which looks the same to all processes on a shared disk."""
     folder = out / "shards"
     return {entry.name for entry in folder.iterdir() if entry.name.isdigit()} if folder.is_dir() else set()
 
 
 def write_shard(folder: Path, arrays: dict[str, NDArray[Any]], skipped: list[dict[str, Any]]) -> None:
-    """Write a shard's arrays, which have equally many rows, and its shard.json, as a whole or not at all.
+    """Write a shard's arrays, which all have the same number of rows, and its shard.json: completely or not at all.
 
-    A shard that is there is replaced.
+    An existing shard is replaced.
     """
     with atomic_directory(folder, replace=True) as temporary:
         files = {}
@@ -182,7 +182,7 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Finish a folder: write rows.npy, skipped.jsonl and the manifest, which is returned.
 
-    `bad_records`: entries of skipped.jsonl for records that are no captions.
+    `bad_records`: entries of skipped.jsonl for records that are not captions.
     """
     rows = np.concatenate([shard.load("rows.npy") for shard in shards])
     with atomic_write(out / "rows.npy") as temporary:
@@ -231,7 +231,7 @@ def open_rows(out: Path, manifest: dict[str, Any], shards: list[Shard]) -> NDArr
     """The rows of all shards: (rows,) of ROW. Raises: ValueError if they are damaged."""
     if "files" in manifest:
         rows = Shard(out, checked(manifest, ShardInfo, out / "manifest.json")).load("rows.npy")
-    else:  # written before there was one rows.npy
+    else:  # from a version that wrote rows.npy in shards only
         rows = np.concatenate([shard.load("rows.npy") for shard in shards])
     if not (np.isfinite(rows["seconds"]).all() and rows["seconds"].min(initial=0) >= 0):
         raise ValueError(f"{out / 'rows.npy'} is damaged: it holds lengths that are no numbers; {PREPARE_AGAIN}")
@@ -239,7 +239,7 @@ def open_rows(out: Path, manifest: dict[str, Any], shards: list[Shard]) -> NDArr
 
 
 def open_shards(out: Path, manifest: dict[str, Any]) -> list[Shard]:
-    """The shards that a manifest lists; reads none of their files. Raises: ValueError for an invalid name."""
+    """The shards that a manifest lists, without reading their files. Raises: ValueError for an invalid name."""
     shards = []
     for entry in manifest["shards"]:
         if not re.fullmatch(r"[0-9]{1,12}", entry["name"]):

@@ -1,6 +1,6 @@
 """Counts that tell whether data suits a model: image codes in use, text tokens per caption.
 
-Both are counted on an evenly spaced sample of large data, so that they take seconds whatever its size.
+Both counts use an evenly spaced sample of large data, so they take seconds whatever its size.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from cogvideo.tokenizers.text import TextTokenizer
 MAX_CAPTIONS = 20_000
 MAX_ROWS = 2_000
 FEW_CODES = 0.1
-"""Using less than this share of its codes, an image tokenizer tells little apart."""
+"""An image tokenizer that uses less than this share of its codes distinguishes little."""
 FEW_CODES_ADVICE = (
     "frames that differ may look alike to a model; train the image tokenizer on these videos, or for longer, and "
     "prepare them again"
@@ -29,7 +29,7 @@ class CodeUse:
     used: int
     num_codes: int
     num_tokens: int
-    """How many tokens were looked at."""
+    """How many tokens were examined."""
 
     @classmethod
     def count(cls, tokens: NDArray[np.int64], num_codes: int) -> "CodeUse":
@@ -38,7 +38,7 @@ class CodeUse:
 
     @property
     def is_low(self) -> bool:
-        """Whether less than FEW_CODES of the codes occur, of as many as there are tokens at most."""
+        """Whether the share of codes that occur is below FEW_CODES, counting no more codes than there are tokens."""
         return self.used < FEW_CODES * min(self.num_codes, self.num_tokens)
 
     def __str__(self) -> str:
@@ -50,9 +50,9 @@ class CaptionLengths:
     """How many text tokens captions take as a model reads them."""
 
     lengths: NDArray[np.int64]
-    """(texts,) text tokens, with everything around the caption."""
+    """(texts,) text tokens, including everything around the caption."""
     num_spelled: int
-    """Texts with characters that the text tokenizer has no pieces for: it spells them as bytes."""
+    """Texts with characters for which the text tokenizer has no pieces, so that it spells them as bytes."""
 
     @classmethod
     def count(
@@ -61,9 +61,9 @@ class CaptionLengths:
         read: Callable[[float, str], list[int]],
         has_pieces_for: Callable[[str], bool],
     ) -> "CaptionLengths":
-        """Count texts, each a clip length in seconds and a caption, as often as they occur.
+        """Count texts, each a clip length in seconds and a caption; a repeated text counts each time.
 
-        `read`: the text ids that a model gets of both; `has_pieces_for`: as `TextTokenizer`'s.
+        `read`: gives the text ids that a model reads for both; `has_pieces_for`: like `TextTokenizer`'s.
         """
         length = {text: len(read(*text)) for text in set(texts)}
         spelled = {caption: not has_pieces_for(caption) for _, caption in length}

@@ -1,6 +1,6 @@
-"""Adapters that visitors choose among: jobs that want the same ones run together, others one set after another.
+"""Adapters that visitors can choose from: jobs with the same set run together, different sets one after another.
 
-Adapters are in effect for a whole pipeline, and may not change while threads sample with it.
+Adapters apply to a whole pipeline and must not change while threads sample with it.
 """
 
 import threading
@@ -12,20 +12,20 @@ from cogvideo.sampling.adapters import AdapterChoice
 from cogvideo.sampling.pipeline import Pipeline
 
 USUAL_NAMES = ("adapter", "export", "bundle")
-"""Folders that say nothing: a run's adapter is in RUN/export/adapter, a recipe's weights in DIR/bundle."""
+"""Folder names that identify nothing: a run's adapter is in RUN/export/adapter, a recipe's weights in DIR/bundle."""
 
 
 def short_name(folder: Path) -> str:
-    """A name for visitors, who need not know where a folder is."""
+    """A name for visitors that does not reveal where a folder is."""
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     place = describe(folder)
     if place != str(folder):
-        place = place.rpartition("@")[0]  # of the hub, without the commit
+        place = place.rpartition("@")[0]  # from the hub: without the commit
     return ([part for part in Path(place).parts if part not in USUAL_NAMES] or [folder.name])[-1]
 
 
 def name_adapters(choices: Iterable[AdapterChoice]) -> dict[str, AdapterChoice]:
-    """Each by a short name, `mine`, or `mine (0.5)` with a scale."""
+    """The adapters by short names: `mine`, or `mine (0.5)` with a scale."""
     named: dict[str, AdapterChoice] = {}
     for choice in choices:
         short = short_name(choice.folder)
@@ -38,12 +38,12 @@ def name_adapters(choices: Iterable[AdapterChoice]) -> dict[str, AdapterChoice]:
 
 
 class Turn:
-    """A job's turn to run with its adapters. Leave it when there is nothing left to start."""
+    """A job's turn to run with its adapters. Set `left` when there is nothing more to start."""
 
     def __init__(self, switch: "AdapterSwitch", names: tuple[str, ...]) -> None:
         self.names = names
         self.thread: threading.Thread | None = None
-        """What runs the job, once it has started; until it ends, adapters stay as they are."""
+        """The thread that runs the job, once it has started; adapters do not change until it ends."""
         self.admitted = self.left = False
         self._switch = switch
 
@@ -53,7 +53,7 @@ class Turn:
         return not self.left if self.thread is None else self.thread.is_alive()
 
     def has_come(self) -> bool:
-        """Whether its adapters are in effect; puts them into effect if nothing stands in the way.
+        """Whether its adapters are in effect; switches to them if no other job prevents it.
 
         Raises: ValueError or torch.OutOfMemoryError if weights cannot be merged.
         """
@@ -61,10 +61,10 @@ class Turn:
 
 
 class AdapterSwitch:
-    """First come, first served: a set of adapters that many ask for cannot keep the others waiting forever."""
+    """Switches a pipeline's adapters, first come, first served, so that a popular set cannot block others forever."""
 
     def __init__(self, pipeline: Pipeline, adapters: dict[str, AdapterChoice]) -> None:
-        """Reads the adapters. Raises: FileNotFoundError, ValueError for one that is damaged or does not fit."""
+        """Read the adapters. Raises: FileNotFoundError, ValueError for one that is damaged or does not fit."""
         for name, choice in adapters.items():
             pipeline.add_adapter(name, choice.folder)
         self._pipeline, self._adapters = pipeline, adapters
@@ -73,7 +73,7 @@ class AdapterSwitch:
         self._in_effect: tuple[str, ...] = ()
 
     def enter(self, names: Sequence[str] | None) -> Turn:
-        """Line up for a set of adapters; None: all of them. Raises: ValueError for an unknown name."""
+        """Queue for a set of adapters; None: all of them. Raises: ValueError for an unknown name."""
         for name in names or ():
             if name not in self._adapters:
                 raise ValueError(f"there is no adapter {name[:40]!r}; there are: {', '.join(self._adapters) or 'none'}")
@@ -94,7 +94,7 @@ class AdapterSwitch:
             if turn.names != self._in_effect:
                 if any(other.admitted for other in self._turns):
                     return False
-                self._in_effect = ()  # if it fails, none are in effect
+                self._in_effect = ()  # if switching fails, none are in effect
                 self._pipeline.set_adapters({name: self._adapters[name].scale for name in turn.names})
                 self._in_effect = turn.names
             turn.admitted = True

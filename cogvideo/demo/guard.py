@@ -1,6 +1,6 @@
-"""What stands between visitors and gradio's server: who they are, what they may send, and what is logged about it.
+"""Stands between visitors and gradio's server: identifies visitors, limits what they may send, and logs requests.
 
-It also answers `/health`, before the page is there too, and takes a proxy's path off the addresses.
+It also answers `/health`, even before the page is ready, and strips a proxy's path from addresses.
 """
 
 import asyncio
@@ -25,30 +25,30 @@ from cogvideo.demo.storage import remove_oldest
 from cogvideo.sampling.outputs import LARGE
 
 MAX_UPLOAD = 64 << 20
-"""Bytes of an uploaded file, and about those of a request with uploads."""
+"""Maximum bytes of an uploaded file; a request with uploads may have MAX_BODY more."""
 MAX_BODY = 1 << 20
-"""Bytes of any other request."""
+"""Maximum bytes of the body of any other request."""
 BODY_SECONDS = 60.0
-"""Time for a request of that kind to arrive."""
+"""How long such a body may take to arrive."""
 MAX_REQUESTS = 256
-"""Requests of a visitor that are answered at the same time; an open tab holds two."""
+"""Concurrent requests per visitor; an open tab holds two."""
 UPLOAD_SECONDS = 3600
 """How long uploads are kept."""
 VISITOR_UPLOADS = 512 << 20
 """Bytes that a visitor may upload in that time."""
 MIN_UPLOAD = 1 << 20
-"""What a smaller upload counts as, so that their number is limited too."""
+"""Bytes that a smaller upload counts as, so that the number of uploads is limited too."""
 ALL_UPLOADS = 4 << 30
-"""Bytes of all uploads; the oldest are removed when they take more."""
+"""Maximum bytes of all uploads; beyond it, the oldest are removed."""
 API = "/gradio_api"
 WITH_BODY = re.compile(rf"{API}/(upload|cancel|reset|queue/join|(call|run|api)/[\w/]+)/?")
-"""Where requests with a body may go."""
+"""Addresses that take requests with a body."""
 FILE = re.compile(r"/file[=/]")
-"""What precedes the path of a file that is asked for."""
+"""What precedes the path in a request for a file."""
 READING = re.compile(rf"{API}/(?:queue/data|call/(?:v2/)?\w+/(?P<event>\w+))/?")
-"""Where answers are read."""
+"""Addresses at which clients read the answers to requests."""
 STATIC = re.compile(r"/(health|assets|static|svelte|theme\.css|favicon\.ico|manifest\.json)")
-"""Parts of the page itself, and looks at its health, which are not logged."""
+"""Parts of the page itself and health checks, which are not logged."""
 REFUSALS = {
     400: "not JSON",
     403: "files of this server only",
@@ -66,7 +66,7 @@ POLICY = (
 
 
 class _Refusal(Exception):
-    """The request ends with this status."""
+    """Ends the request with this status."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -82,26 +82,26 @@ class Guard:
     policy: str | None = POLICY
     """The content security policy."""
     path: str = ""
-    """In front of a proxy, `/video` for example; both addresses with it and without are understood."""
+    """The page's path at a proxy, for example `/video`; addresses with and without it are accepted."""
     proxies: int = 0
-    """How many proxies are trusted to name the visitor's address."""
+    """How many proxies are trusted to report the visitor's address."""
     log: Callable[[str], None] | None = None
-    """Takes a line per request."""
+    """Called with one line per request."""
     app: ASGIApp | None = None
-    """gradio's; None while models are loaded."""
+    """gradio's application; None while models are loading."""
     results: Path | None = None
     """The folder of results; it may itself be in a hidden folder."""
     session_of: Callable[[str], str] = str
-    """The session to which a request of this id belongs."""
+    """Maps a request's id to its session."""
     stopping: bool = False
     _open: Counter[str] = field(default_factory=Counter)
-    """Requests of each visitor that are being answered."""
+    """Number of requests of each visitor that are being answered."""
     _uploading: int = 0
-    """Uploads that are under way."""
+    """Number of uploads in progress."""
     _uploaded: deque[tuple[float, str, int]] = field(default_factory=deque)
     """Times, visitors and bytes of recent uploads, oldest first."""
     _uploaded_bytes: Counter[str] = field(default_factory=Counter)
-    """Their sum for each visitor."""
+    """Sum of these bytes for each visitor."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -151,7 +151,7 @@ class Guard:
         if self.app is None:
             raise _Refusal(503)
         if "://" in path or path.startswith(f"{API}/deep_link"):
-            # after file=, file/ or proxy=, gradio would fetch that address; for a deep link, write a file
+            # gradio would fetch an address after file=, file/ or proxy=, and write a file for a deep link
             raise _Refusal(403)
         if self._is_hidden(path):
             raise _Refusal(403)
@@ -167,9 +167,9 @@ class Guard:
             await self.app(scope, receive, send)
 
     def _is_hidden(self, path: str) -> bool:
-        """Whether this asks for a lock, which names the machine and the command, or for what is being written.
+        """Whether a path leads to a lock, which names the machine and the command, or to a file that is being written.
 
-        The path is decoded already; another round is for servers in front that encode it again.
+        The path is already decoded; it is decoded once more because proxies may encode it again.
         """
         path = unquote(path)
         if (found := FILE.search(path)) is None:
@@ -201,14 +201,14 @@ class Guard:
             await app(scope, receive, send)
         finally:
             self._uploading -= 1
-            # finished uploads are in folders; in the event loop, where no other upload can begin meanwhile
+            # finished uploads are in folders; this runs in the event loop, so no other upload can begin meanwhile
             unfinished = [path for path in self.uploads.iterdir() if path.is_file()]
             for path in () if self._uploading else unfinished:
                 path.unlink(missing_ok=True)
             await asyncio.to_thread(remove_oldest, self.uploads, ALL_UPLOADS, unfinished)
 
     def _count_upload(self, visitor: str, size: int) -> None:
-        """Raises: _Refusal if it is more than the visitor's share."""
+        """Count an upload. Raises: _Refusal if it exceeds the visitor's share."""
         now = time.monotonic()
         while self._uploaded and now - self._uploaded[0][0] > UPLOAD_SECONDS:
             _, earlier, bytes_then = self._uploaded.popleft()
@@ -219,7 +219,7 @@ class Guard:
         self._uploaded_bytes[visitor] += size
 
     def _check_body(self, body: bytes) -> None:
-        """A request that is no upload is JSON, and all files in it were uploaded before. Raises: _Refusal."""
+        """Check that a body is JSON and that all files in it were uploaded before. Raises: _Refusal."""
         try:
             values = [json.loads(body, parse_constant=_refuse_constant)] if body else []
         except (ValueError, RecursionError):
@@ -242,7 +242,7 @@ class Guard:
 
 
 def visitor_of(scope: Scope, proxies: int) -> str:
-    """The visitor's address; an IPv6 visitor has a whole network of them.
+    """The visitor's address; for IPv6 its /64 network, since a visitor usually has all of it.
 
     With `proxies` it is the one that the outermost trusted proxy added to X-Forwarded-For; earlier ones can be forged.
     """
@@ -263,7 +263,7 @@ def visitor_of(scope: Scope, proxies: int) -> str:
 
 
 async def _read_body(receive: Receive) -> tuple[Receive, bytes]:
-    """Read a request's body; also returns what gives it to the next reader. Raises: _Refusal."""
+    """Read a request's body; also returns a `receive` that yields it again. Raises: _Refusal."""
     body, more = bytearray(), True
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -286,7 +286,7 @@ async def _read_body(receive: Receive) -> tuple[Receive, bytes]:
 
 
 def _refuse_constant(name: str) -> None:
-    """Raises: ValueError. JSON has no NaN and no infinity."""
+    """Refuse NaN and infinities, which are not JSON. Raises: ValueError."""
     raise ValueError(name)
 
 
@@ -305,7 +305,7 @@ def _decrement(counter: Counter[str], key: str, count: int = 1) -> None:
 
 
 def _loggable(path: str) -> str:
-    """A path without what visitors typed: names of files hold prompts, other parts may name sessions."""
+    """A path without what visitors typed: file names contain prompts, other parts may contain session names."""
     if found := FILE.search(path):
         name = path[found.end() :]
         folder, ending = os.path.dirname(name).removesuffix(f"/{LARGE}"), os.path.splitext(name)[1]

@@ -59,13 +59,13 @@ def notes(limits: Limits) -> str:
 
 
 def _shown_path(folder: Path) -> Path:
-    """The path below the working directory; of a folder elsewhere only its last two names, since visitors see it."""
+    """The path below the working directory; for a folder elsewhere only its last two names, since visitors see it."""
     resolved, here = folder.resolve(), Path.cwd().resolve()
     return resolved.relative_to(here) if resolved.is_relative_to(here) else Path(*resolved.parts[-2:])
 
 
 def clock(seconds: float) -> str:
-    """`0:07`, `12:30`, `1:02:30`."""
+    """Format a duration: `0:07`, `12:30`, `1:02:30`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
@@ -73,7 +73,7 @@ def clock(seconds: float) -> str:
 def clip_cards(progress: Progress, root: str = "") -> str:
     """Each clip's video as far as it is generated, its contact sheet, and download links.
 
-    `root`: the page's path or address in front of a proxy, without a slash at its end; empty: links are relative.
+    `root`: the page's public path or address behind a proxy, without a trailing slash; if empty, links are relative.
     """
     cards = [
         _card(progress, root, caption, name) for caption, name in zip(progress.captions, progress.names, strict=True)
@@ -105,5 +105,5 @@ def _card(progress: Progress, root: str, caption: str, name: str) -> str:
 
 
 def _url(progress: Progress, root: str, path: Path) -> str:
-    """It changes with every version of the file, so that a browser reloads it."""
+    """The URL of a file, which changes with every version of the file, so that browsers reload it."""
     return f"{escape(root + '/' if root else '')}gradio_api/file={quote(str(path.resolve()))}?{progress.files[path]}"

@@ -1,4 +1,4 @@
-"""The page itself, with gradio: its settings, its widgets, and their connection to a `DemoService`.
+"""The page itself, built with gradio: its settings, its widgets, and their connection to a `DemoService`.
 
 What a request may do is decided in service.py, and when it runs in places.py.
 """
@@ -26,14 +26,14 @@ from cogvideo.logs import one_line
 from cogvideo.sampling.config import MAX_ROUNDS, STYLES
 
 Log = Callable[[str, str], None]
-"""Takes a visitor, and what happened to a request of theirs."""
+"""Called with a visitor and what happened to a request of theirs."""
 
 MAX_THREADS = 512
 """Requests that gradio handles at the same time, waiting ones included; of those, places.py lets a few run."""
 POLL_SECONDS = 0.1
-"""Between two looks whether a request has a place."""
+"""Interval at which a request is checked for a place."""
 SHOW_SECONDS = 1.0
-"""Between two messages about how long it still waits."""
+"""Interval between messages about a request's position in the queue."""
 FILE_USES: dict[str, FileUse] = {
     "start with its first frame": "first frame",
     "continue from its end": "continue",
@@ -65,7 +65,7 @@ STAGES = {"first_frame": "First frame", "key_frames": "Key frames", "interpolati
 
 
 def draw_settings(stage: str) -> tuple[Setting, ...]:
-    """How the tokens of a stage, a key of STAGES, are drawn."""
+    """Settings for drawing the tokens of a stage, a key of STAGES."""
     return (
         Setting(f"{stage}.temperature", "Temperature", "number", "of the choice of a cluster", 0),
         Setting(f"{stage}.top_k_clusters", "Top-k clusters", "integer", "to choose among", 1),
@@ -76,9 +76,9 @@ def draw_settings(stage: str) -> tuple[Setting, ...]:
 
 
 def build_page(service: DemoService, places: Places, *, root: str, log: Log, log_prompts: bool) -> gr.Blocks:
-    """Build the page. `root`: its path or address in front of a proxy.
+    """Build the page. `root`: its public path or address behind a proxy.
 
-    The guard (guard.py) has put the visitor's address into the scope of every request.
+    The guard (guard.py) puts the visitor's address into the scope of every request.
     """
     default = next(iter(service.weights))
     first = service.weights[default]
@@ -147,7 +147,7 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                 line = gr.HTML(IDLE, elem_id="line")
                 clips = gr.HTML(EMPTY)
                 gr.HTML(notes(service.limits))
-        with gr.Row(visible=False):  # for programs: what they leave out is as in the settings of the weights
+        with gr.Row(visible=False):  # for API clients: arguments left out default to the settings of the weights
             called = gr.Button()
             all_adapters = list(dict.fromkeys(name for served in service.weights.values() for name in served.adapters))
             chosen_adapters = gr.Dropdown(all_adapters, value=None, multiselect=True, label="Adapters")
@@ -198,12 +198,12 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
 
                 def leave(done: asyncio.Future[Any] | None = None) -> None:
                     if done is not None and not done.cancelled():
-                        done.exception()  # nobody is left to see it
+                        done.exception()  # marks it as retrieved: nobody is left to see it
                     if running is not None:
                         running.close()
                     places.leave(request)
 
-                if step is not None and not step.done():  # the visitor left; a thread is still at it
+                if step is not None and not step.done():  # the visitor left while a thread is in this step
                     step.add_done_callback(leave)
                 else:
                     leave()
@@ -229,14 +229,14 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
             [prompts, file, file_use, upsample, adapters, weights, *widgets],
             [line, clips],
             api_visibility="private",
-            concurrency_limit=None,  # places.py has the limits
+            concurrency_limit=None,  # places.py applies the limits
             show_progress="minimal",
             show_progress_on=line,
         )
         stop.click(lambda: "Stopped. Finished files are kept.", None, line, cancels=[running], api_visibility="private")
 
         def choose(name: str) -> list[Any]:
-            """What the page shows of these weights: all that depends on them."""
+            """Updates of all that the page shows about the weights."""
             served = service.weights[name]
             rows = [gr.update(visible=row == name and bool(served.examples)) for row in service.weights]
             available = list(served.adapters)
@@ -262,7 +262,7 @@ def _head(about: str) -> str:
 
 
 def _shown(setting: Setting, served: ServedWeights) -> Any:
-    """The value that weights have for a setting, as its widget has it."""
+    """The value of a setting for these weights, as its widget shows it."""
     value: Any = to_dict(served.config)
     for name in setting.name.split("."):
         value = value[name]

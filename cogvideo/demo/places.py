@@ -1,12 +1,12 @@
-"""Who may run, who waits, and who is refused: the places of the page, shared fairly among visitors. No web server.
+"""Decides which requests run, wait or are refused, and shares places fairly among visitors. No web server.
 
     request = places.enter(visitor="192.0.2.7", session="x")
     while (ahead := places.poll(request)) != 0: ...     # wait, and poll again; None: nobody reads the answers yet
     ...                                             # it has a place
     places.leave(request)
 
-A request takes a place only while its visitor reads its answers. Places go to the visitor who runs the fewest requests,
-then to the oldest request.
+A request gets a place only while a client reads its answers. Places go first to the visitor with the fewest running
+requests, then to the oldest request.
 """
 
 import threading
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 UNREAD_SECONDS = 20.0
-"""How long a request waits for somebody to read its answers."""
+"""How long a request waits for a client to read its answers."""
 MAX_UNREAD = 64
 """Unread requests per visitor; a further one replaces the oldest."""
 
@@ -29,13 +29,13 @@ class Limits:
     running: int = 8
     """Requests that run at the same time."""
     waiting: int = 64
-    """Requests that wait for them."""
+    """Further requests that may wait."""
     per_visitor: int = 4
     """Requests of one visitor that run or wait."""
     seconds_per_clip: float = 3600.0
-    """Time to generate a clip; a request may take this long for each of its clips, to enlarge them included."""
+    """Time limit per clip; a request may take this long for each of its clips, super-resolution included."""
     disk_bytes: int = 10 * 10**9
-    """Results on the disk; the oldest are removed when they take more."""
+    """Disk space for results; when they take more, the oldest are removed."""
 
 
 class RefusedError(RuntimeError):
@@ -48,16 +48,16 @@ class PageRequest:
 
     visitor: str
     session: str
-    """Whoever reads the answers names it."""
+    """Name under which a client reads the answers."""
     last_read: float = field(default_factory=time.monotonic)
-    """When its answers were last being read; at first, when it arrived."""
+    """When its answers were last being read; initially, when it arrived."""
     admitted: bool = False
     running: bool = False
     dropped: bool = False
 
 
 class Places:
-    """All requests that are here, and who reads their answers. Its methods may be called by any thread."""
+    """All current requests, and the sessions whose answers are being read. Methods may be called from any thread."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -68,22 +68,22 @@ class Places:
 
     @property
     def total(self) -> int:
-        """Requests that run or wait at most."""
+        """Maximum number of requests that run or wait."""
         return self._limits.running + self._limits.waiting
 
     def count(self) -> tuple[int, int]:
-        """Requests that run, and that wait."""
+        """Numbers of running and of waiting requests."""
         with self._lock:
             admitted = [request.running for request in self._requests if request.admitted]
             return sum(admitted), len(admitted) - sum(admitted)
 
     def close(self) -> None:
-        """From now on no further request gets a place."""
+        """Give no more places; requests without one are refused at their next poll."""
         with self._lock:
             self._closed = True
 
     def enter(self, visitor: str, session: str) -> PageRequest:
-        """A new request. It holds no place yet."""
+        """Add a request, which holds no place yet."""
         request = PageRequest(visitor, session)
         with self._lock:
             unread = [
@@ -98,9 +98,9 @@ class Places:
         return request
 
     def poll(self, request: PageRequest) -> int | None:
-        """Requests ahead of this one; 0 once it has a place, None as long as nobody reads its answers.
+        """Position in the queue, from 1; 0 once the request has a place, None while nobody reads its answers.
 
-        Raises: RefusedError; the request has then left.
+        Raises: RefusedError; the request is then removed.
         """
         with self._lock:
             if request.running:
@@ -137,7 +137,7 @@ class Places:
         return 0 if request.running else ahead + 1
 
     def leave(self, request: PageRequest) -> None:
-        """The request has ended; its place is free."""
+        """End a request and free its place."""
         with self._lock:
             self._remove(request)
 
@@ -147,7 +147,7 @@ class Places:
 
     @contextmanager
     def reading(self, session: str) -> Iterator[None]:
-        """Somebody reads the answers of a session."""
+        """Mark the answers of a session as being read while the context lasts."""
         with self._lock:
             self._readers[session] += 1
         try:

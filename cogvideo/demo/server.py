@@ -1,4 +1,4 @@
-"""The server of the page: where it listens, when the page appears, and how it ends. The page itself is page.py.
+"""The web server: listens, serves the page once models are loaded, and shuts down. The page itself is in page.py.
 
     with Server(places, listener).listening() as server:        # /health says "loading"
         server.show(service)                                    # now it says "ready"
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 # gradio reads these at import
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="cogvideo-demo-")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # or it keeps, and sums up, ten thousand requests
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # otherwise it keeps, and summarises, ten thousand requests
 
 import gradio as gr
 import uvicorn
@@ -39,13 +39,13 @@ from cogvideo.demo.service import DemoService
 from cogvideo.locks import LOCK_NAME
 
 LINGER_SECONDS = 3.0
-"""After the last request, for browsers to fetch its clips."""
+"""Time after the last request for browsers to fetch its clips."""
 CLOSE_SECONDS = 3
 """How long open connections may take to end."""
 
 
 class Server:
-    """A web server in a thread of its own. It answers `/health` at once, and has the page after `show`."""
+    """A web server in a thread of its own. It answers `/health` at once, and serves the page after `show`."""
 
     def __init__(
         self,
@@ -58,13 +58,13 @@ class Server:
         log: Callable[[str], None] | None = None,
         log_prompts: bool = False,
     ) -> None:
-        """`listener`: a bound socket. `root_path`: the path or address of the page in front of a proxy.
+        """`listener`: a bound socket. `root_path`: the page's public path or address, if it is behind a proxy.
 
         `proxies`, `log`: as in `Guard`. `log_prompts`: write prompts into the log too.
         """
         self._root, self._share, self._log, self._log_prompts = root_path.rstrip("/"), share, log, log_prompts
         self._uploads = Path(os.environ["GRADIO_TEMP_DIR"])
-        # a shared page loads gradio's scripts
+        # no policy for a shared page, which loads gradio's scripts
         policy, path = None if share else POLICY, urlsplit(self._root).path
         self._guard = Guard(places, self._uploads, policy, path, proxies, log)
         self._places, self._listener = places, listener
@@ -74,7 +74,7 @@ class Server:
             access_log=False,
             lifespan="off",
             ws="none",
-            proxy_headers=False,  # the guard decides whom to trust
+            proxy_headers=False,  # the guard evaluates them
             server_header=False,
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )
@@ -103,7 +103,7 @@ class Server:
     def show(self, service: DemoService) -> str:
         """Serve the page; returns its address.
 
-        Raises: OSError if a public address was wanted and there is none.
+        Raises: OSError if a public address is requested and there is none.
         """
         self._guard.results = service.out
         page = build_page(service, self._places, root=self._root, log=self._note, log_prompts=self._log_prompts)
@@ -140,7 +140,7 @@ class Server:
         return "https://" + public.partition("://")[2]
 
     def finish(self, service: DemoService) -> None:
-        """Let running requests end; no other one starts. `/health` says "stopping"."""
+        """Wait for running requests to end, and start no others; `/health` says "stopping"."""
         self._guard.stopping = True
         self._places.close()
         was_busy = False
@@ -162,7 +162,7 @@ class Server:
         if self._page is not None:
             self._page._queue.stopped = True
             self._page.is_running = False
-            self._page.app.stop_event.set()  # ends what browsers keep open
+            self._page.app.stop_event.set()  # ends connections that browsers keep open
         await self._open.aclose()
         self._server.should_exit = True
 
@@ -178,6 +178,6 @@ class Server:
 
 
 def _session_of(page: gr.Blocks, event: str) -> str:
-    """The session of a request, by its id; without one of its own it is named like the request."""
+    """The session of a request, by the request's id; the id itself for a request that came without a session."""
     found = page._queue.event_ids_to_events.get(event)
     return event if found is None else str(found.session_hash)

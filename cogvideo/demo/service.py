@@ -1,11 +1,11 @@
-"""Clips for several visitors at the same time, with live progress. No web server and no page: see server.py, page.py.
+"""Generates clips for several visitors at once, with live progress. For web server and page: server.py, page.py.
 
     service = DemoService({"digits": ServedWeights(pipeline, config)}, out)
     for progress in service.run(Request("the red digit 3 moves left slowly", {"seed": 7})):
-        ...                      # what there is to show by now; leaving the loop stops the job
+        ...                      # what there is to show so far; leaving the loop stops the job
 
-Results are numbered folders of `cogvideo sample` under `out`: the same prompt, seed and settings give the same tokens.
-Concurrent requests share forward passes (inference/batching.py).
+Results are numbered folders under `out`, as `cogvideo sample` writes them: the same prompt, seed and settings give the
+same tokens. Concurrent requests share forward passes (inference/batching.py).
 """
 
 import re
@@ -41,9 +41,9 @@ MAX_CLIPS = 16
 MAX_FRAMES = 1100
 """Total over a request's clips: one clip after 8 rounds, or 16 after 4."""
 MAX_READING = 2
-"""Uploads read at the same time; each may take a gigabyte."""
+"""Uploads that are read at the same time; each may take a gigabyte of memory."""
 REFRESH_SECONDS = 0.5
-"""Time between two progress reports."""
+"""Time between progress reports."""
 
 FileUse = Literal["first frame", "continue", "interpolate"]
 
@@ -55,16 +55,16 @@ class Request:
     prompts: str
     """One per line."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Applied over the service's, by dotted name: {"seed": 7, "key_frames.temperature": 0.5}."""
+    """Overrides of the weights' settings, by dotted name: {"seed": 7, "key_frames.temperature": 0.5}."""
     file: Path | None = None
     """An untrusted picture, video, or file of saved tokens."""
     file_use: FileUse = "first frame"
     upsample: bool = False
     """Make large clips too, in the folder LARGE."""
     adapters: Sequence[str] | None = None
-    """Names of the weights' adapters that are to be in effect; null: all."""
+    """Names of the weights' adapters to use; None: all."""
     weights: str | None = None
-    """Which of the service's weights; null: the first."""
+    """Name of the service's weights to use; None: the first."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Progress:
     """The state of a request's job."""
 
     plan: str
-    """`2 clips of 33 frames, 8 per second`."""
+    """For example `2 clips of 33 frames, 8 per second`."""
     folder: Path
     captions: tuple[str, ...]
     names: tuple[str, ...]
@@ -85,19 +85,19 @@ class Progress:
     """Files written so far, and how many times each: videos are replaced by longer ones."""
     finished: bool = False
     waiting: bool = False
-    """For jobs that run with other adapters."""
+    """Whether it waits for jobs that run with other adapters."""
     small: "Progress | None" = None
-    """The finished clips that are being made large."""
+    """For large clips: the finished clips from which they are made."""
 
 
 class _Stopped(RuntimeError):
-    """Not SystemExit: the thread may be running the forward pass of other requests too, and must continue."""
+    """Not a SystemExit: the thread may also be running forward passes of other requests, and must continue."""
 
 
 def check_out(out: Path) -> int:
     """The number of the next result in a folder of results, which may not exist yet.
 
-    Raises: FileExistsError if it holds anything else: all that is in it is served.
+    Raises: FileExistsError if it holds anything else, since all of its contents are served.
     """
     numbers = [-1]
     for path in entries(out) if out.is_dir() else ():
@@ -112,9 +112,9 @@ class DemoService:
     """Turns requests into jobs and runs each in a thread."""
 
     def __init__(self, weights: Mapping[str, ServedWeights], out: Path, *, limits: Limits | None = None) -> None:
-        """`weights`: those that requests may choose among, by the name that visitors see; the first is the default.
+        """`weights`: those that requests may choose from, by the name that visitors see; the first is the default.
 
-        Of `limits`, the time per clip and the disk space count here; the places are the page's.
+        Of `limits`, only the time per clip and the disk space are used here; places.py applies the others.
 
         Raises: as `check_out`; OSError if `out` is not writable.
         """
@@ -124,7 +124,7 @@ class DemoService:
         self._lock, self._closed = threading.Lock(), False
         self._reading = threading.Semaphore(MAX_READING)
         self._requested: set[Path] = set()
-        """Folders of requests that have not ended; between two jobs, no thread writes there."""
+        """Folders of requests that have not ended, even if no thread writes there, as between two jobs."""
         self._running: set[_JobThread] = set()
         limit_arenas()
         self._tidy_up()
@@ -166,12 +166,12 @@ class DemoService:
                 self._requested.discard(folder)
 
     def running_jobs(self) -> int:
-        """Jobs that are running now."""
+        """Number of running jobs."""
         with self._lock:
             return sum(running.thread.is_alive() for running in self._running)
 
     def close(self) -> None:
-        """Stop all jobs; returns once they have stopped."""
+        """Stop all jobs and wait until they have stopped."""
         with self._lock:
             self._closed = True
         for running in self._running:
@@ -179,7 +179,7 @@ class DemoService:
             running.thread.join()
 
     def _tidy_up(self) -> None:
-        """Keep to the disk space, and give freed memory back. At the end of a job, its thread calls it."""
+        """Remove results beyond the disk space, and return freed memory. Also called by a job's thread at its end."""
         with self._lock:
             writing = [running.folder for running in self._running if running.thread.is_alive()]
             keep = [*self._requested, *(self.out / folder.relative_to(self.out).parts[0] for folder in writing)]
@@ -303,9 +303,9 @@ class _Deadline:
     """When a request must have ended."""
 
     seconds: float
-    """Time that it may take in all."""
+    """Total time that it may take."""
     end: float
-    """By `time.monotonic`."""
+    """In terms of `time.monotonic`."""
 
 
 class _JobThread:
@@ -335,8 +335,8 @@ class _JobThread:
             run.begin()
             for path, _ in write_clips(job, run, weights=weights, progress=self._count_tokens):
                 self.files[path] = self.files.get(path, 0) + 1
-        except Exception as error:  # raised again by whoever follows the progress
-            self.error = error.with_traceback(None)  # whose frames would keep the job's tensors
+        except Exception as error:  # raised again where the progress is followed
+            self.error = error.with_traceback(None)  # its frames would keep the job's tensors alive
         finally:
             self._at_end()
 

@@ -1,4 +1,4 @@
-"""Disk and memory that the page gives back: the oldest results and uploads, and what the allocator keeps."""
+"""Frees disk space and memory: removes the oldest results and uploads, and returns freed memory to the system."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ M_ARENA_MAX = -8
 
 
 def size_of(path: Path) -> int:
-    """Bytes on the disk of a file or folder; what disappears meanwhile counts nothing."""
+    """Bytes that a file or folder takes on disk; what disappears meanwhile counts as nothing."""
     total = 0
     with suppress(OSError):
         status = path.lstat()
@@ -52,13 +52,13 @@ def remove_oldest(folder: Path, limit: int, keep: Collection[Path] = ()) -> list
 
 
 def limit_arenas() -> None:
-    """Let all threads share two of glibc's heaps; by default each new thread may get one, which stays."""
+    """Make all threads share two glibc arenas; by default each new thread may get its own, which is kept."""
     if mallopt := _of_glibc("mallopt"):
         mallopt(M_ARENA_MAX, 2)
 
 
 def release_memory() -> None:
-    """Give memory that was freed back to the system; glibc's free() keeps most of it."""
+    """Return freed memory to the system; glibc's free() keeps most of it."""
     if trim := _of_glibc("malloc_trim"):
         trim(0)
 

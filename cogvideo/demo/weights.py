@@ -1,4 +1,4 @@
-"""Weights that visitors choose among, each with what belongs to it: settings, adapters, super-resolution, examples."""
+"""Weights that visitors can choose from, each with its settings, adapters, super-resolution and examples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,20 +20,20 @@ BUNDLED_NAME = "moving digits"
 
 @dataclass
 class ServedWeights:
-    """A bundle that was loaded."""
+    """A loaded bundle."""
 
     pipeline: Pipeline
     config: SampleConfig
-    """Defaults of the visitors' settings."""
+    """Defaults for visitors' settings."""
     directory: Path = BUNDLED_WEIGHTS
     """What the pipeline was loaded from."""
     upsampler: Upsampler | None = None
     adapters: Mapping[str, AdapterChoice] = field(default_factory=dict)
-    """Those that requests may choose among, by the name that visitors see."""
+    """Those that requests may choose from, by the name that visitors see."""
     examples: Sequence[str] = ()
     """Prompts to click on."""
     note: str = ""
-    """What visitors should know about these weights, after what `about` says."""
+    """What visitors should know about these weights, appended to `about`."""
 
     def __post_init__(self) -> None:
         """Raises: FileNotFoundError, ValueError for an adapter or super-resolution that does not fit."""
@@ -56,7 +56,7 @@ class ServedWeights:
 
     @property
     def about_large(self) -> str:
-        """How large super-resolution makes frames; empty without it."""
+        """The frame size after super-resolution, in words; empty without it."""
         if self.upsampler is None:
             return ""
         side = self.upsampler.direct.config.high_res_side * self.upsampler.high_res_tokenizer.compress_rate
@@ -68,7 +68,7 @@ def is_bundled(directory: Path) -> bool:
 
 
 def name_weights(directories: Sequence[Path]) -> dict[str, Path]:
-    """Each by a short name for visitors. Raises: ValueError for one that is given twice."""
+    """The directories by short names for visitors. Raises: ValueError for one that is given twice."""
     named: dict[str, Path] = {}
     for directory in directories:
         if directory.resolve() in [other.resolve() for other in named.values()]:
@@ -84,7 +84,7 @@ def name_weights(directories: Sequence[Path]) -> dict[str, Path]:
 def assign_adapters(
     adapters: Mapping[str, AdapterChoice], pipelines: Mapping[str, Pipeline]
 ) -> dict[str, dict[str, AdapterChoice]]:
-    """By name of the weights: all adapters that fit them.
+    """All adapters that fit each of the weights, by name of the weights.
 
     Raises: FileNotFoundError, ValueError for an adapter that is damaged, or fits none of them.
     """

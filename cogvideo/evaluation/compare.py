@@ -1,8 +1,9 @@
 """Compare generated clips with real ones: every number with its spread, its floor and its ceiling.
 
-floor: what other real clips score against the same real ones, at the same n; no model can be told from that.
-ceiling: what the same real clips score after a round trip through the image tokenizer. It has no share in the bias of
-few clips, so it can lie below the floor.
+floor: the score of other real clips against the same real ones, at the same n; a model that reaches it cannot be told
+from real data.
+ceiling: the score of the same real clips after a round trip through the image tokenizer. It does not share the bias of
+small samples, so it can lie below the floor.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ ROLE_OF: dict[str, str] = {
 }
 """The network whose features each measure compares."""
 PACKAGED_DISTANCES = {f"{role}_distance": role for role in PACKAGED}
-"""Fréchet distances on the features of packaged networks, which any protocol can have."""
+"""Fréchet distances on the features of packaged networks, available in any protocol."""
 TOKEN_NLL = "token_nll"
-"""The one number that is of other clips: those that `cogvideo score` scored."""
+"""The only number measured on other clips: those scored by `cogvideo score`."""
 SHOWN_CLIPS = 4
-"""Best and worst clips that a report shows, each."""
+"""Number of best clips, and of worst clips, shown in a report."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,21 @@ class Number:
     """One figure of an evaluation."""
 
     value: float | None
-    """The mean over seeds; None: no clip has one."""
+    """The mean over seeds; None if no clip has a value."""
     count: int
-    """Clips that it is of, on each side; with several seeds, of the seed that has the fewest."""
+    """Clips measured on each side; with several seeds, the smallest count."""
     spread: float | None = None
     """Standard deviation over seeds."""
     interval: tuple[float, float] | None = None
-    """95 %, by bootstrap over videos; of means over clips only."""
+    """95 %, by bootstrap over clips; only for means over clips."""
     floor: float | None = None
     floor_count: int | None = None
-    """Clips on each side of the floor; it is biased upwards where they are fewer than `count`."""
+    """Clips on each side of the floor; with fewer than `count`, the floor is biased upwards."""
     ceiling: float | None = None
     limit: float | None = None
-    """Extrapolated to infinitely many clips."""
+    """The value extrapolated to infinitely many clips."""
     points: tuple[tuple[int, float], ...] = ()
-    """What `limit` is extrapolated from: (clips, distance)."""
+    """(clips, distance) points from which `limit` is extrapolated."""
 
 
 @dataclass
@@ -70,12 +71,12 @@ class Comparison:
     protocol: Protocol
     numbers: dict[str, Number] = field(default_factory=dict)
     seam: int | None = None
-    """The frame that `seam` was measured at."""
+    """The frame at which `seam` was measured."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the numbers must know."""
+    """Caveats for readers of the numbers."""
     best: list[tuple[ChosenClip, float]] = field(default_factory=list)
     worst: list[tuple[ChosenClip, float]] = field(default_factory=list)
-    """Clips with their distance to the nearest real one, in features, or in motion without a network."""
+    """Clips with their distance to the nearest real one in feature space, or in motion if there is no network."""
 
     def to_json(self) -> dict[str, Any]:
         numbers = {
@@ -113,10 +114,10 @@ def compare(
     seeds: int = 1,
     scores: TokenScores | None = None,
 ) -> Comparison:
-    """Measure both sides with every seed, which draws other clips and other starts.
+    """Measure both sides once per seed; each seed draws different clips and starts.
 
-    `tokenizer` gives the ceiling; without `generated` the reconstructed clips are measured in their place.
-    Of several processes, which all call this, rank 0 has the numbers.
+    `tokenizer` gives the ceiling; without `generated`, the reconstructed clips are measured instead.
+    All processes call this; only rank 0 returns the numbers.
     Raises: ValueError if a side has too few clips, or one that cannot be read.
     """
     if tokenizer is not None:
@@ -170,17 +171,17 @@ def _measure(
     ours = None if generated is None else choose(generated, protocol.generated_start, count)
     theirs = None
     if real is not None:
-        # Twice as many, so that the other half shows the floor.
+        # Twice as many: the second half gives the floor.
         theirs = choose(real, protocol.real_start, None if count is None else 2 * count)
         if count is None:
-            # reconstructed clips are as many as can have a floor of as many
+            # without generated clips, reconstruct half of the real ones and leave the other half for the floor
             count = len(theirs.clips) // 2 if ours is None else min(len(ours.clips), len(theirs.clips))
     if count is None:
         count = 0 if ours is None else len(ours.clips)
     if generated is not None and ours is not None:
         check_count(protocol, generated, ours, "generated", count)
     if real is not None and theirs is not None:
-        # reconstructed clips without a fixed number share the real ones with the floor
+        # without a fixed number, reconstructions and the floor each take half of the real clips
         check_count(protocol, real, theirs, "real", 4 if ours is None and protocol.clips is None else count)
     rng = np.random.default_rng((seed, 0xF10A))
     generated_set = None
@@ -211,7 +212,7 @@ def _subset(choice: Choice, rows: NDArray[np.int64]) -> Choice:
 
 
 def _feature_numbers(protocol: Protocol, run: _Seed) -> dict[str, Number]:
-    """The measures that need networks, of one seed."""
+    """One seed's measures that need networks."""
     numbers: dict[str, Number] = {}
     n, real, generated = len(run.generated), run.real, run.generated
     if "is" in protocol.metrics:
@@ -220,7 +221,7 @@ def _feature_numbers(protocol: Protocol, run: _Seed) -> dict[str, Number]:
         numbers["is"] = Number(value, n, floor=floor, floor_count=None if real is None else n, ceiling=ceiling)
     if real is None:
         return numbers
-    # Without as many other real clips, the two halves of the real ones.
+    # Without enough other real clips, the floor compares the two halves of the real ones.
     halves = (real.part(slice(0, n // 2)), real.part(slice(n // 2, 2 * (n // 2))))
     left, right = (real, run.other_real) if run.other_real is not None else halves
     floor_count = len(left)
@@ -250,7 +251,7 @@ def _distances(protocol: Protocol, metric: str, real: Measured, other: Measured 
         return None
     role = ROLE_OF[metric]
     x, y = real.features[role], other.features[role]
-    if role == "inception":  # of pictures
+    if role == "inception":  # one row of features per frame, not per clip
         x, y = (values.reshape(-1, INCEPTION_FEATURES) for values in (x, y))
     if metric in ("fvd", "fid") or metric in PACKAGED_DISTANCES:
         return {metric: frechet_distance(Moments.of(x), Moments.of(y), protocol.divisor)}
@@ -264,7 +265,7 @@ def _distances(protocol: Protocol, metric: str, real: Measured, other: Measured 
 
 
 def _caption_numbers(meter: Meter, run: _Seed) -> dict[str, Number]:
-    """CLIPSIM of one seed, and what it is with the captions of other clips in place of a clip's own."""
+    """One seed's CLIPSIM, and its baseline with the captions of other clips in place of each clip's own."""
     network = meter.networks.get("clip")
     if "clipsim" not in meter.protocol.metrics or not isinstance(network, CaptionNetwork):
         return {}
@@ -318,10 +319,10 @@ def _inception(protocol: Protocol, clips: Measured) -> float:
 
 
 def _pixel_numbers(run: _Seed) -> dict[str, Number]:
-    """Means over clips, of one seed; their floors and ceilings are the values of real and of reconstructed clips."""
+    """One seed's means over clips; the floor is the value of real clips, the ceiling that of reconstructed ones."""
     numbers: dict[str, Number] = {}
     real, reconstructed = run.real, run.reconstructed
-    real_names = (run.generated if real is None else real).pixels  # those of pairs come after
+    real_names = (run.generated if real is None else real).pixels  # measures of pairs follow below
     for name, values in run.generated.pixels.items():
         if name not in real_names:
             continue
@@ -338,7 +339,7 @@ def _pixel_numbers(run: _Seed) -> dict[str, Number]:
         return numbers
     for name in (name for name in reconstructed.pixels if name not in real_names):
         clips = reconstructed.pixels[name]
-        finite = clips[np.isfinite(clips)]  # a clip that comes back exactly has no PSNR
+        finite = clips[np.isfinite(clips)]  # the PSNR of an exactly reconstructed clip is infinite
         numbers[f"reconstructed_{name}"] = Number(_mean(clips), len(finite), interval=bootstrap_interval(finite))
     if reconstructed.codes is not None:
         used, perplexity = usage_of_counts(torch.from_numpy(reconstructed.codes))
@@ -353,7 +354,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def _joined(numbers: list[Number]) -> Number:
-    """One number of those of all seeds: means, and their spread in place of one seed's interval."""
+    """Combine a number's values of all seeds: means, with the spread over seeds instead of one seed's interval."""
     first, *others = numbers
     if not others:
         return first
@@ -382,7 +383,7 @@ def _joined(numbers: list[Number]) -> Number:
 
 
 def _extremes(run: _Seed) -> tuple[list[tuple[ChosenClip, float]], list[tuple[ChosenClip, float]]]:
-    """The generated clips nearest to a real one, and those farthest from all."""
+    """The generated clips nearest to any real clip, and those farthest from all real clips."""
     if run.real is None:
         return [], []
     role = next(iter(run.generated.features), None)

@@ -1,4 +1,4 @@
-"""A comparison as a table of text and as an HTML page with curves and the best and worst clips to look at."""
+"""A comparison as a text table, and as an HTML page with curves and the best and worst clips."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BENCHMARKS = ("digits", "bodies")
 """Worlds whose results are tables of probes."""
 FRAMES_SHOWN = 8
 SHEET_WIDTH = 640
-"""Pixels; a clip's frames are thinned and enlarged to about that."""
+"""Pixels; a clip's frames are subsampled and enlarged to about this width in total."""
 
 TITLES = {
     "fvd": "FVD (lower is better)",
@@ -76,14 +76,14 @@ def rows_of(result: Comparison) -> list[tuple[str, ...]]:
 
 
 def format_comparison(result: Comparison) -> str:
-    """The table as text, with what a reader must know below it."""
+    """The table as text, followed by the notes."""
     rows = rows_of(result)
     head = f"{result.protocol.name}, protocol {result.protocol.hash}"
     return "\n".join([head, *_aligned(rows), *(f"note: {note}" for note in result.notes)])
 
 
 class NumberRecord(TypedDict):
-    """A number in a file of results."""
+    """A number in a results file."""
 
     count: int
     protocol: str
@@ -96,7 +96,7 @@ class ProtocolRecord(TypedDict):
 
 
 class ResultRecord(TypedDict):
-    """What is read of a file that `--json` wrote."""
+    """The parts read from a file written by `--json`."""
 
     protocol: ProtocolRecord
     numbers: dict[str, NumberRecord]
@@ -104,9 +104,9 @@ class ResultRecord(TypedDict):
 
 
 def format_files(left: Path, right: Path) -> str:
-    """Two files of results side by side.
+    """Two results files side by side.
 
-    Raises: OSError; ValueError if one is no such file, or for results of other protocols, numbers of clips or seams.
+    Raises: OSError; ValueError if one is not a results file, or if their protocols, clip counts or seams differ.
     """
     first, second = (_read_result(path) for path in (left, right))
     check_comparable(first["protocol"]["hash"], second["protocol"]["hash"])
@@ -133,7 +133,7 @@ def format_files(left: Path, right: Path) -> str:
 
 
 def _read_result(path: Path) -> ResultRecord:
-    """Raises: OSError; ValueError if it is no result of a protocol."""
+    """Raises: OSError; ValueError if the file does not hold the results of a protocol."""
     found = read_json(path, dict[str, Any])
     name = found["protocol"].get("name") if isinstance(found.get("protocol"), dict) else None
     if "numbers" not in found and name in BENCHMARKS:
@@ -187,7 +187,7 @@ def _sheets(
 
 
 def _curves(folder: Path, result: Comparison) -> list[tuple[Path, str]]:
-    """Drift over distance, and FVD over 1 / n, as far as they are known."""
+    """Plots of drift over distance and of FVD over 1 / n, where available."""
     pictures = []
     drifts = [(k, result.numbers[name]) for k in DRIFT_FRAMES if (name := f"drift_{k}") in result.numbers]
     lines: dict[str, list[tuple[float, float]]] = {

@@ -1,7 +1,7 @@
-"""A page to look at prepared data before training: clips, histograms, what was skipped, near-duplicates, captions.
+"""A page for inspecting prepared data before training: clips, histograms, skipped items, near-duplicates, captions.
 
-Counts of rows and of what was skipped are of everything, those of captions of MAX_CAPTIONS at most; pictures and
-measures are of a sample of the videos, which are decoded again, one at a time.
+Counts of rows and skipped items cover everything; caption statistics cover at most MAX_CAPTIONS captions. Pictures and
+measures come from a sample of the videos, which are decoded again, one at a time.
 """
 
 import json
@@ -33,23 +33,23 @@ from cogvideo.media.similarity import clip_distances, motion, thumbnails
 from cogvideo.text import LANGUAGES, language
 
 Reconstruct = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""Frames (N, H, W, 3) to the same frames after the image tokenizer's encoding and decoding."""
+"""Maps frames (N, H, W, 3) to the same frames after a round trip through the image tokenizer."""
 
 FILE = "report.html"
 MAX_VIDEOS = 200
 MAX_CLIPS_PER_VIDEO = 4
 MAX_PICTURED = 16
 MAX_EXTREMES = 4
-"""Least moving clips, and most alike pairs, that are shown."""
+"""Number of least moving clips, and of most similar pairs, shown."""
 MAX_REASONS, MAX_EXAMPLES = 30, 3
 MAX_SIDE = 96
 """Pixels; larger frames are scaled down for the page."""
 PICTURE_WIDTH = 150
-"""CSS pixels of a single frame, beside others in a row."""
+"""CSS pixels of a single-frame picture, several of which share a row."""
 MAX_CAPTION = 240
-"""Letters of a caption on the page."""
+"""Characters of a caption, or of a reason for skipping, shown on the page."""
 NEAR_STATIC, NEAR_DUPLICATE = 1.0, 1.0
-"""Thresholds that the page counts by, unless the folder was made with its own."""
+"""Thresholds used for the page's counts, unless the folder was prepared with its own."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Clip:
 
 @dataclass
 class _Sample:
-    """What is measured of the sampled videos."""
+    """Measurements of the sampled videos."""
 
     clips: list[_Clip] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -139,7 +139,7 @@ def _measure(preparation: Preparation, stored: NDArray[Any], reconstruct: Recons
     """Decode the clips of the sampled videos again. `stored`: the folder's rows, which say which clips were kept."""
     sample, crop_pixels = _Sample(), preparation.config.crop_pixels
     total = min(MAX_VIDEOS, preparation.num_videos)
-    to_rebuild = -(-total // MAX_PICTURED)  # of every which video a clip is reconstructed
+    to_rebuild = -(-total // MAX_PICTURED)  # one clip of every `to_rebuild`-th video is reconstructed
     with progress(total, "sampling for the report", "videos") as bar:
         for number, job in enumerate(preparation.sample_jobs(MAX_VIDEOS)):
             bar.update(1)
@@ -372,7 +372,7 @@ def _by_edges(values: NDArray[np.float64], edges: Sequence[float]) -> list[tuple
 
 
 def _round_up(width: float) -> float:
-    """The next of 1, 2, 5, 10, 20, ... and their tenths."""
+    """The smallest of 1, 2 or 5 times a power of ten that is at least `width`."""
     power = 10.0 ** np.floor(np.log10(width))
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= width * (1 - 1e-9)))
 

@@ -10,13 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from cogvideo.evaluation.frechet import checked_features
 
 BLOCK = 1024
-"""Rows that are compared with all others at once; bounds memory."""
+"""Rows compared with all others at once; bounds memory."""
 
 
 def kernel_distance(x: ArrayLike, y: ArrayLike) -> float:
     """The unbiased squared MMD with the kernel (x.y / d + 1)^3: KVD, and KID without its subsets.
 
-    x, y: (n, d) features. It can be below 0 where the sets are alike. Raises: ValueError for fewer than two rows.
+    x, y: (n, d) features. It can be negative for similar sets. Raises: ValueError for fewer than two rows.
     """
     left, right = checked_features(x), checked_features(y)
     if len(left) < 2 or len(right) < 2:
@@ -32,8 +32,8 @@ def kernel_distance(x: ArrayLike, y: ArrayLike) -> float:
 def precision_and_recall(real: ArrayLike, generated: ArrayLike, neighbours: int = 3) -> tuple[float, float]:
     """Shares of generated features inside the real manifold (precision) and of real ones inside the generated one.
 
-    A manifold is the union of balls around the features that reach to their k-th neighbour.
-    Source: Kynkäänniemi et al. 2019. Raises: ValueError for no more rows than `neighbours`.
+    A manifold is the union of balls around the features, each reaching to its k-th nearest neighbour.
+    Source: Kynkäänniemi et al. 2019. Raises: ValueError unless each side has more rows than `neighbours`.
     """
     x, y = checked_features(real), checked_features(generated)
     if min(len(x), len(y)) <= neighbours:
@@ -42,9 +42,9 @@ def precision_and_recall(real: ArrayLike, generated: ArrayLike, neighbours: int 
 
 
 def inception_score(outputs: ArrayLike, splits: int = 10, seed: int | None = None) -> tuple[float, float]:
-    """exp of the mean divergence of each clip's class probabilities from their mean: mean and spread over splits.
+    """exp of the mean KL divergence of each clip's class probabilities from their mean: mean and std over splits.
 
-    outputs: (n, classes) logits, or probabilities, which are rows of numbers of at least 0 that sum to 1. `seed`
+    outputs: (n, classes) logits, or probabilities, recognised by non-negative rows that sum to 1. `seed`
     shuffles the clips first. Raises: ValueError for fewer clips than splits.
     """
     values = checked_features(outputs)
@@ -75,7 +75,7 @@ def _kernel_sum(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def _covered(reference: NDArray[np.float64], points: NDArray[np.float64], neighbours: int) -> float:
-    """The share of points inside a ball around one of the reference points."""
+    """The share of points inside the ball of at least one reference point."""
     radii = np.concatenate(
         [
             np.partition(_squared_distances(reference[rows], reference), neighbours, axis=1)[:, neighbours]

@@ -1,9 +1,9 @@
-"""The Fréchet distance between two sets of features, without a matrix root: FVD and FID are this on their features.
+"""The Fréchet distance between two sets of features, computed without a matrix square root; FVD and FID use it.
 
     FD = |mean_x - mean_y|^2 + |X|^2 + |Y|^2 - 2 |X Y^T|_nuclear
 
-X and Y are the centred features over sqrt(n) or sqrt(n - 1). All is float64. A set is kept as its triangular factor R,
-X^T X = R^T R, which is exact to rounding, of bounded size, and can be extended and merged. The value is never negative.
+X and Y are the centred features over sqrt(n) or sqrt(n - 1). Everything is float64. A set is stored as its triangular
+factor R, X^T X = R^T R: exact to rounding, bounded in size, and mergeable. The distance is never negative.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 
 Divisor = Literal["n", "n-1"]
 BLOCK = 4096
-"""Rows of features that are in float64 at once."""
+"""Rows of features converted to float64 at once."""
 MIN_TO_EXTRAPOLATE = 64
-"""Clips; of fewer, the distance is not nearly linear in 1 / n."""
+"""Clips; with fewer, the distance is far from linear in 1 / n."""
 SIZES_TO_EXTRAPOLATE = (1.0, 0.75, 0.5, 0.35, 0.25)
-"""Parts of the features at which the distance is measured to extrapolate it."""
+"""Fractions of the features at which the distance is measured for the extrapolation."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of feature vectors; what a Fréchet distance needs of them."""
+    """Count, mean and scatter of feature vectors: all that a Fréchet distance needs."""
 
     count: int
     mean: NDArray[np.float64]
@@ -82,9 +82,9 @@ def frechet_distance(x: Moments, y: Moments, divisor: Divisor = "n-1") -> float:
 def extrapolate(
     x: NDArray[np.float32], y: NDArray[np.float32], divisor: Divisor = "n-1", seed: int = 0
 ) -> tuple[float, list[tuple[int, float]]]:
-    """The distance at infinitely many clips, by a line through distances over 1 / n, and the (n, distance) points.
+    """The distance at infinitely many clips, from a line fitted over 1 / n, and the (n, distance) points of the fit.
 
-    x, y: (n, d) features of equally many clips. Source: Chong & Forsyth 2020, "Effectively unbiased FID".
+    x, y: (n, d) features of the same number of clips. Source: Chong & Forsyth 2020, "Effectively unbiased FID".
     Raises: ValueError for fewer than 64 clips.
     """
     count = min(len(x), len(y))
@@ -114,13 +114,13 @@ def checked_features(features: ArrayLike) -> NDArray[np.float64]:
 
 
 def _blocks(features: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Rows to turn into float64 at once; one block even of nothing, to be refused."""
+    """Blocks of rows to convert to float64; empty input yields one block, so that it is refused."""
     for first in range(0, max(1, len(features) if features.ndim else 0), BLOCK):
         yield features[first : first + BLOCK] if features.ndim else features
 
 
 def _triangle(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R of a QR decomposition where that is smaller than the rows themselves."""
+    """R of the QR decomposition if it is smaller than the rows, else the rows."""
     if len(rows) <= rows.shape[1]:
         return rows
     triangle: NDArray[np.float64] = np.asarray(np.linalg.qr(rows, mode="r"))

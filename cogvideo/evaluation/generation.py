@@ -1,7 +1,7 @@
 """Sample the clips that a protocol measures; in frame prediction they begin with real frames.
 
-Clips are sampled in groups of `clips_at_once`, each kept in the folder of features. Several processes share the groups,
-and an interrupted evaluation continues with the next one; the clips are the same in any number of processes.
+Clips are sampled in groups of `clips_at_once`, each stored in the cache folder. Processes share the groups, and an
+interrupted evaluation resumes at the next group; the clips do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cogvideo.sampling.prompts import prompt_keys
 
 
 class PredictedClip(Clip):
-    """A generated clip whose first frames are those of a real one, at the generated frames' size."""
+    """A generated clip whose first frames are taken from a real one, resized to match the generated frames."""
 
     def __init__(self, generated: Clip, given: ChosenClip, protocol: Protocol) -> None:
         self._generated, self._given, self._protocol = generated, given, protocol
@@ -72,16 +72,16 @@ def sample_clips(
     cache: Path | None = None,
     processes: ProcessGroup = ALONE,
 ) -> ClipSource:
-    """As many clips as the protocol needs, of the prompts in turn: each gets as many as the others, or one more.
+    """Sample as many clips as the protocol needs, cycling through the prompts, whose clip counts differ by at most one.
 
-    In frame prediction the model continues the first frames of clips of `real`, of which it sees the last, or the last
-    `config.given_frames`. `weights`: the bundle's fingerprint, under which tokens are kept in `cache`; several
-    processes, which all call this and get all clips, need one that all of them see.
-    Raises: ValueError before anything is drawn, for clips that are too short or real ones that are too few.
+    In frame prediction the model continues the first frames of clips of `real`, conditioned on the last of them, or on
+    the last `config.given_frames` at the rate of key frames. `weights`: the bundle's fingerprint, part of the key of
+    tokens in `cache`. All processes call this and get all clips; with several, all must be able to access `cache`.
+    Raises: ValueError, before sampling, if generated clips would be too short or there are too few real ones.
     """
     wanted = protocol.clips or len(prompts) * config.samples_per_prompt
     keys = prompt_keys(config.seed, list(islice(cycle(prompts), wanted)))
-    given = max(0, protocol.given_frames - 1)  # in front of the frame that the model starts from
+    given = max(0, protocol.given_frames - 1)  # before the frame that the model starts from
     count = pipeline.num_frames(config, protocol.given_frames) + given
     seconds = (count - 1) / pipeline.fps(config)
     if choose_frames(protocol, count, np.linspace(0, seconds, count), "first", np.random.default_rng()) is None:
@@ -137,10 +137,10 @@ def sample_groups(
     cache: Path | None = None,
     processes: ProcessGroup = ALONE,
 ) -> torch.Tensor:
-    """Tokens (clips, num_frames, frame_len) of all clips, drawn in groups of `config.clips_at_once`.
+    """Tokens (clips, num_frames, frame_len) of all clips, sampled in groups of `config.clips_at_once`.
 
-    `draw` makes the group of some rows of `keys`. Groups are kept in `cache` under `weights`, the keys, the settings,
-    and what else decides them, `about`, as JSON. `given`: frames of a clip that are not drawn.
+    `draw` samples the group for some rows of `keys`. Groups are stored in `cache` under `weights`, the keys, the
+    settings, and `about`: anything else that determines them, as JSON. `given`: frames per clip that are not sampled.
     """
     frame_len = pipeline.sequential.config.frame_len
     tokens_per_clip = (num_frames - given) * frame_len
@@ -172,7 +172,7 @@ def sample_groups(
 
 
 def _encode(pipeline: Pipeline, protocol: Protocol, chosen: Sequence[ChosenClip]) -> torch.Tensor:
-    """The first frames of real clips as tokens (clips, given frames, frame_len) of the model."""
+    """The first frames of real clips as the model's tokens (clips, given frames, frame_len)."""
     side = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
     tokens = []
     with progress(len(chosen), "given frames", "clips") as bar:

@@ -1,7 +1,8 @@
 """Negative log-likelihood of given clips under a model, per token, and the file that stores it. Samples nothing.
 
-Every frame is scored, given frames included: their numbers verify a conversion. Only supervised frames are what a model
-has learned, and given frames of stage 2, which attend to each other without causal masks, have no likelihoods.
+Every frame is scored, including given frames, whose losses help to verify a checkpoint conversion. But a model learns
+supervised frames only, and the given frames of stage 2 attend to each other without a causal mask, so their losses are
+not likelihoods.
 """
 
 import json
@@ -73,11 +74,11 @@ def open_prepared_clips(
     suffix: bool = False,
     trained_with: TokenizerRecords | None = None,
 ) -> ScoredClips:
-    """Clips from a folder that `cogvideo prepare` made. `suffix`: append the video suffix, as guided sampling does.
+    """Clips from a folder written by `cogvideo prepare`. `suffix`: append the video suffix, as guided sampling does.
 
-    `trained_with`: the tokenizers of the model, if it records them.
+    `trained_with`: the tokenizers that the model was trained with, if it records them.
 
-    Raises: OSError; ValueError if the clips, the tokenizer and the model do not belong together.
+    Raises: OSError; ValueError if the clips, the tokenizer and the model do not match.
     """
     tokenizer, clips = open_text_tokenizer(text_tokenizer), ClipDataset(path)
     if tokenizer.vocabulary != config.vocabulary:
@@ -195,7 +196,7 @@ def score_clips(
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What `cogvideo score` found, clip by clip."""
+    """The losses found by `cogvideo score`, per clip."""
 
     origin: str
     losses: NDArray[np.float64]
@@ -203,7 +204,7 @@ class TokenScores:
 
 
 def read_scores(path: Path) -> TokenScores:
-    """Raises: OSError; ValueError for a file that `score_clips` did not write, or values that are no likelihoods."""
+    """Raises: OSError; ValueError if `score_clips` did not write the file, or losses are negative or not finite."""
     if not path.is_file():
         raise ValueError(f"{path} is no file; expected one that `cogvideo score` wrote")
     names = read_header(path)
@@ -233,7 +234,7 @@ def open_score_file(
 
     Memory is needed for one batch only, however many clips there are. The file appears when it is complete.
     """
-    # Arrays lie end to end after the header: `spans` holds each one's first and last byte, as the format wants.
+    # Arrays lie end to end after the header; `spans` holds each one's begin and end offsets, as the format requires.
     ends = np.cumsum([4 * math.prod(shape) for shape in shapes.values()]).tolist()
     spans = dict(zip(shapes, zip([0, *ends], ends, strict=False), strict=True))
     header: dict[str, object] = {

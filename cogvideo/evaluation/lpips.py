@@ -1,8 +1,8 @@
-"""LPIPS of pairs of clips, by a TorchScript network that the user gives.
+"""LPIPS of pairs of clips, from a TorchScript network given by the user.
 
-The network takes two batches of frames (n, 3, H, W) from -1 to 1 and answers with n distances in any shape. Of the
-`lpips` package it is `torch.jit.trace(lpips.LPIPS(net="alex").eval(), (frames, frames))`. Distances of AlexNet and of
-VGG differ fourfold, so the role, and the name of the measure, says which it is.
+The network takes two batches of frames (n, 3, H, W) from -1 to 1 and returns n distances in any shape. From the `lpips`
+package: `torch.jit.trace(lpips.LPIPS(net="alex").eval(), (frames, frames))`. Distances with AlexNet and with VGG differ
+fourfold, so the role and the name of the measure say which one is used.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PROBE_SIDE = 64
 
 
 class PairNetwork:
-    """A network that compares frames."""
+    """A network that returns the distances of pairs of frames."""
 
     def __init__(self, role: str, sha256: str, module: Any, device: torch.device) -> None:
         self.role, self.sha256, self.device = role, sha256, device
         self.trusted = True
-        """Whether it was used only because the user said so: no checksum of a TorchScript file was published."""
+        """Whether it is used only because the user trusts it; always, as no TorchScript checksum has been published."""
         self._module = module.to(device).eval()
 
     def distance(self, frames: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
@@ -54,7 +54,7 @@ class PairNetwork:
         return values
 
     def check(self) -> None:
-        """Raises: ValueError unless equal frames are 0 apart, others more, and each pair is judged alone."""
+        """Raises: ValueError unless equal frames are 0 apart, others more, and pairs do not affect each other."""
         noise = np.random.default_rng(0).random((2, 3, PROBE_SIDE, PROBE_SIDE), np.float32)
         x = torch.from_numpy(noise * 2 - 1)
         y = torch.stack([x[0] * 0.1, x[1]])
@@ -68,7 +68,7 @@ class PairNetwork:
 
 
 def open_pair_network(role: str, path: Path, device: torch.device, *, trust: bool = False) -> PairNetwork:
-    """Raises: OSError; ValueError without `trust`, or for a file or a network that is not as it should be."""
+    """Load and check a network. Raises: OSError; ValueError without `trust`, or for an unsuitable file or network."""
     data, sha256, _ = read_network_file(role, path, trust=trust)
     network = PairNetwork(role, sha256, load_torchscript(data, path), device)
     try:

@@ -1,8 +1,8 @@
-"""Measure a set of clips: choose one clip per video, then features and pixel measures of each, one batch at a time.
+"""Measure a set of clips: choose one clip per video, then compute features and pixel measures, batch by batch.
 
-Frames are in memory one batch at a time; what stays of a clip is its features, 10 to 50 KB. Measured clips can be kept
-on disk, under the protocol's hash and a digest of the networks and the clips, so that an interrupted evaluation
-continues and several processes share one.
+Only one batch of frames is in memory at a time; of each clip, its features are kept, 10 to 50 KB. Measured clips can be
+cached on disk, under the protocol's hash and a digest of the networks and the clips, so that an interrupted evaluation
+can resume and several processes can share one.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from cogvideo.logs import progress
 
 CACHE_BYTES = 1 << 30
 CHUNK = 64
-"""Clips per file of the cache: what an interruption costs at most, in each process."""
+"""Clips per cache file: the most that each process has to repeat after an interruption."""
 CACHE_VERSION = 2
-"""Raised when what is kept of a clip changes."""
+"""Incremented when the cached content of a clip changes."""
 ALONE = ProcessGroup()
 
 
 class ChosenClip(NamedTuple):
-    """Frames of a video."""
+    """A video and the indices of the frames chosen from it."""
 
     clip: Clip
     indices: NDArray[np.int64]
@@ -52,7 +52,7 @@ class Choice(NamedTuple):
 
     clips: list[ChosenClip]
     too_short: int
-    """Videos that were looked at and left out."""
+    """Number of videos examined and left out."""
 
     @property
     def digest(self) -> str:
@@ -64,7 +64,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a set of clips, row by row."""
+    """Measurements of a set of clips, one row per clip."""
 
     names: list[str]
     features: dict[str, NDArray[np.float32]]
@@ -80,7 +80,7 @@ class Measured:
 
     @classmethod
     def joined(cls, parts: Sequence[Measured]) -> Measured:
-        """Several sets that were measured alike, one after the other."""
+        """Concatenate sets that were measured in the same way."""
         first = parts[0]
         codes = [part.codes for part in parts if part.codes is not None]
         return cls(
@@ -106,9 +106,9 @@ def choose_clips(
     seed: int,
     processes: ProcessGroup = ALONE,
 ) -> Choice:
-    """Draw up to `wanted` videos that are long enough (None: all), and a clip of each. The same seed, the same clips.
+    """Draw up to `wanted` videos that are long enough (None: all), and a clip from each. `seed` determines the clips.
 
-    Of several processes one looks at the videos. Raises: ValueError for a video that cannot be read.
+    With several processes, only rank 0 examines the videos. Raises: ValueError for a video that cannot be read.
     """
 
     def choose() -> tuple[list[tuple[int, NDArray[np.int64]]], int]:
@@ -138,25 +138,25 @@ def choose_clips(
 
 @dataclass(frozen=True)
 class Meter:
-    """Measures sets of clips in one way."""
+    """Measures all sets of clips in the same way."""
 
     protocol: Protocol
     networks: dict[str, FeatureNetwork]
     batch: int = 8
-    """Clips that a network reads at once."""
+    """Clips per forward pass of a network."""
     cache: Path | None = None
-    """Folder of measured clips; several processes need one that all of them see."""
+    """Folder of measured clips; several processes need one that all of them can access."""
     seam: int | None = None
-    """Index of the frame that a continued clip begins with."""
+    """Index of the frame at which a continuation begins."""
     processes: ProcessGroup = ALONE
     pair_networks: dict[str, PairNetwork] = field(default_factory=dict)
     """LPIPS, by role, for clips with references."""
 
     def measure(self, choice: Choice, what: str, references: Sequence[ChosenClip] | None = None) -> Measured:
-        """Read and measure clips; `what` they are called in the progress bar.
+        """Read and measure clips. `what`: their name in the progress bar.
 
-        Clips are measured `CHUNK` at a time, and kept in the cache so. Of several processes each measures
-        its share of the chunks, then reads the others' once all are there.
+        Clips are measured and cached in chunks of `CHUNK`. With several processes, each measures its share of
+        the chunks, waits for the others, and reads their chunks from the cache.
 
         `references`, one per clip, adds PSNR, SSIM and LPIPS.
         Raises: ValueError, OSError for a clip that cannot be read.
@@ -179,7 +179,7 @@ class Meter:
     def _chunk(
         self, choice: Choice, references: Sequence[ChosenClip] | None, update: Callable[[int], object]
     ) -> Measured:
-        """A chunk from the cache, or measured and then in the cache."""
+        """A chunk from the cache, or measured and added to it."""
         file = None if self.cache is None else self.cache / f"{self._key(choice, references is not None)}.npz"
         arrays, was_there = cached(
             file,
@@ -242,7 +242,7 @@ class Meter:
         moved = pixel_metrics.motion(frames) if len(frames) > 1 else float("nan")
         values: dict[str, float | None] = {"motion": moved, "motion_at_fps": None}
         if seconds is not None and len(frames) > 1:
-            with suppress(ValueError):  # too slow or too short a clip: it has no value
+            with suppress(ValueError):  # no value for a clip that is too slow or too short
                 values["motion_at_fps"] = pixel_metrics.motion(frames, seconds, self.protocol.motion_fps)
         values["frozen"] = float(moved < FROZEN_MOTION)
         values["flicker"] = pixel_metrics.flicker(frames)
@@ -263,9 +263,9 @@ class Meter:
 def cached(
     file: Path | None, compute: Callable[[], dict[str, Any]], fits: Callable[[dict[str, Any]], bool]
 ) -> tuple[dict[str, Any], bool]:
-    """The arrays of a file if they fit, else computed ones, which are then in the file; and whether it was there.
+    """The arrays of a file if they fit, else computed ones, then stored in it; and whether they came from the file.
 
-    `file` None: nothing is kept. Raises: OSError; ValueError for a damaged file; as `compute`.
+    `file` None: nothing is stored. Raises: OSError; ValueError for a damaged file; whatever `compute` raises.
     """
     if file is not None and file.is_file():
         found = read_npz(file, max_bytes=CACHE_BYTES)
@@ -275,7 +275,7 @@ def cached(
     arrays = compute()
     if file is not None:
         with (
-            suppress(InUseError),  # another command writes the same
+            suppress(InUseError),  # another process is writing the same file
             lock_output(file),
             atomic_write(file) as temporary,
             open(temporary, "wb") as opened,

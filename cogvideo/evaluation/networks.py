@@ -25,19 +25,19 @@ ROLES: tuple[str, ...] = get_args(Role)
 WEIGHTS_ROLES = ("inception", "clip")
 """Networks that other packages build from weights; all others are TorchScript."""
 FRAMES_SEEN = 4
-"""Frames of a clip, evenly spread, that networks of pictures read: FID of n clips is one of 4 n pictures."""
+"""Evenly spaced frames of a clip that image networks read: the FID of n clips is that of 4 n images."""
 MAX_BYTES = 2 << 30
 PROBE_FRAMES = 16
 PROBE_SIDES = {"i3d": 224, "c3d": 112, "inception": 64, "clip": 64}
-"""Pixels; a network with a dense layer takes no other size."""
+"""Pixels; a network with a dense layer accepts no other size."""
 OWN_PREPARATION = ("rescale", "resize")
-"""Arguments of networks that turn pixels from 0 to 255 of any size into their own range and size."""
+"""Arguments of networks that can convert pixels from 0 to 255, at any size, to their own range and size."""
 TRUST = "--trust-network uses it all the same and marks the result"
 
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """The squared distance between the features of a black and a white clip, as it was published."""
+    """The published squared distance between the features of a black and a white clip."""
 
     squared_distance: float
     frames: int
@@ -55,7 +55,7 @@ class KnownNetwork:
     size: int
     """Bytes."""
     width: int | None = None
-    """Features per clip; None: those of the network that the weights are loaded into."""
+    """Features per clip; None: given by the network that the weights are loaded into."""
     reference: ReferenceOutput | None = None
 
 
@@ -67,35 +67,35 @@ KNOWN: dict[str, KnownNetwork] = {
     INCEPTION_SHA256: KnownNetwork("inception", "weights-inception-2015-12-05-6726825d.pth", 95_628_359),
     CLIP_SHA256: KnownNetwork("clip", "ViT-B-32.pt", 353_976_522),
 }
-"""By SHA-256. No checksums of C3D's and LPIPS's files have been published, so they are always ones to trust."""
+"""By SHA-256. No checksums of C3D or LPIPS files have been published, so these always need the user's trust."""
 
 
 class FeatureNetwork:
-    """A network that turns clips into one vector of features each."""
+    """A network that maps each clip to a feature vector."""
 
     def __init__(self, role: str, sha256: str, module: Any, device: torch.device, *, trusted: bool) -> None:
         self.role, self.sha256, self.device = role, sha256, device
         self.trusted = trusted
-        """Whether it was used only because the user said so."""
+        """Whether it is used only because the user trusts it."""
         self._module = module.to(device).eval()
         schema = getattr(getattr(module, "forward", None), "schema", None)
         self._arguments = {argument.name for argument in schema.arguments} if schema is not None else set()
 
     @property
     def prepares_pixels(self) -> bool:
-        """Whether it can rescale and resize by itself."""
+        """Whether the network can rescale and resize pixels itself."""
         return set(OWN_PREPARATION) <= self._arguments
 
     def features(self, clips: Tensor, *, prepare: bool = False) -> NDArray[np.float32]:
-        """clips (n, 3, frames, H, W) float32 -> (n, d). `prepare`: pixels are 0 to 255, and the network rescales them.
+        """clips (n, 3, frames, H, W) float32 -> (n, d). `prepare`: the network rescales pixels, 0 to 255, itself.
 
-        Raises: ValueError if it cannot prepare pixels, fails, or answers with something else.
+        Raises: ValueError if the network cannot prepare pixels, fails, or returns anything else.
         """
         if prepare and not self.prepares_pixels:
             raise ValueError(f"the {self.role} network takes no rescale= and resize=, which this protocol needs")
         options: dict[str, bool] = {name: prepare for name in OWN_PREPARATION if name in self._arguments}
         if "return_features" in self._arguments:
-            options["return_features"] = self.role != "c3d"  # of which the score needs the classes
+            options["return_features"] = self.role != "c3d"  # the Inception Score needs its class outputs
         try:
             with torch.inference_mode():
                 output = self._module(clips.to(self.device), **options)
@@ -118,7 +118,7 @@ class FeatureNetwork:
 
 
 def parse_networks(words: list[str]) -> dict[str, Path]:
-    """`i3d=FILE` words by role. Raises: ValueError for another form, an unknown role or one given twice."""
+    """Parse `i3d=FILE` arguments, by role. Raises: ValueError for another form, or an unknown or repeated role."""
     from cogvideo.config import expand_path
 
     files: dict[str, Path] = {}
@@ -133,9 +133,9 @@ def parse_networks(words: list[str]) -> dict[str, Path]:
 
 
 def read_network_file(role: str, path: Path, *, trust: bool) -> tuple[bytes, str, KnownNetwork | None]:
-    """A file's bytes, their SHA-256, and what it is known as, before any of it is loaded.
+    """A file's bytes, their SHA-256, and its entry in KNOWN, if any, before any of it is loaded.
 
-    Raises: OSError; ValueError for an unknown file without `trust`, one of another role, or none of a network's size.
+    Raises: OSError; ValueError for an unknown file without `trust`, one of another role, or one above MAX_BYTES.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no regular file; expected a network")
@@ -150,7 +150,7 @@ def read_network_file(role: str, path: Path, *, trust: bool) -> tuple[bytes, str
     if known is None and not trust:
         names = ", ".join(f"{entry.name} ({entry.size} bytes)" for entry in KNOWN.values() if entry.role == role)
         expected = names or "none whose checksum was published"
-        code = "" if role == "inception" else "It runs code: "  # CLIP's may be TorchScript, as OpenAI's is
+        code = "" if role == "inception" else "It runs code: "  # a CLIP file may be TorchScript, as OpenAI's is
         raise ValueError(
             f"{path} has {len(data)} bytes and SHA-256 {sha256}, no known {role} network; known: {expected}. "
             f"{code}if you know where it is from, {TRUST}"
@@ -159,10 +159,10 @@ def read_network_file(role: str, path: Path, *, trust: bool) -> tuple[bytes, str
 
 
 def open_network(role: str, path: Path, device: torch.device, *, trust: bool = False) -> FeatureNetwork:
-    """Hash a file of TorchScript, load it, and try it on fixed inputs.
+    """Hash a TorchScript file, load it, and try it on fixed inputs.
 
     Raises: OSError; ValueError, before anything is loaded, for an unknown file without `trust`; ValueError for a file
-    that is no TorchScript, or a network that does not answer as it should.
+    that is not TorchScript, or a network whose outputs are wrong.
     """
     data, sha256, known = read_network_file(role, path, trust=trust)
     network = FeatureNetwork(role, sha256, load_torchscript(data, path), device, trusted=known is None)
@@ -178,16 +178,16 @@ def open_network(role: str, path: Path, device: torch.device, *, trust: bool = F
 
 
 def black_and_white_distance(network: FeatureNetwork, reference: ReferenceOutput) -> float:
-    """The squared distance between the features of an all -1 and an all 1 clip."""
+    """The squared distance between the features of clips filled with -1 and with 1."""
     shape = (1, 3, reference.frames, reference.side, reference.side)
     low, high = (network.features(torch.full(shape, level)).astype(np.float64) for level in (-1.0, 1.0))
     return float(((low - high) ** 2).sum())
 
 
 def check_answers(network: FeatureNetwork, scale: float = 1.0, offset: float = 0.0) -> int:
-    """Try a network on two clips of noise, from -1 to 1 times `scale` plus `offset`; returns its features per clip.
+    """Try a network on two noise clips, -1 to 1 times `scale` plus `offset`, and return its features per clip.
 
-    Raises: ValueError if it is of no use at all.
+    Raises: ValueError if the network is unusable.
     """
     rng = np.random.default_rng(0)
     side = PROBE_SIDES[network.role]
@@ -206,9 +206,9 @@ def check_answers(network: FeatureNetwork, scale: float = 1.0, offset: float = 0
 
 
 def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | None:
-    """What a network gets wrong that another machine or another file gets right; None if nothing.
+    """A deviation from the published output, which the user may choose to accept; None if there is none.
 
-    Raises: ValueError if it is of no use at all.
+    Raises: ValueError if the network is unusable.
     """
     width = check_answers(network)
     if known is None:
@@ -223,7 +223,7 @@ def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | No
 
 
 def load_torchscript(data: bytes, path: Path) -> Any:
-    """The TorchScript module in these bytes, which are those that were hashed. Raises: ValueError."""
+    """Load a TorchScript module from the bytes that were hashed. Raises: ValueError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript itself is deprecated

@@ -1,11 +1,11 @@
-"""Two networks whose weights come with Python packages: one sees how frames look, one how they follow each other.
+"""Two networks whose weights come with Python packages: one for the look of frames, one for how they follow each other.
 
 appearance  EfficientNet-lite0, an ImageNet classifier: the mean of its 1,280 features over four frames of a clip
-motion      TransNetV2, a 3D-convolutional detector of shot cuts: the mean of its 1,024 features over all frames
+motion      TransNetV2, a 3D-convolutional shot-cut detector: the mean of its 1,024 features over all frames
 
-Fréchet distances on their features are `appearance_distance` and `motion_distance`. They are not FVD or FID, whose
-networks are others, and compare with their own kind only. The networks are written here in plain torch; of a package
-only the file of weights is read, after a check of its SHA-256, and none of its code runs.
+Fréchet distances on their features are `appearance_distance` and `motion_distance`. They are not FVD or FID, which use
+other networks, and are comparable only with their own kind. The networks are written here in plain torch; of a package,
+only the weights file is read, after a check of its SHA-256, and none of its code runs.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ BLOCKS = (
     (4, 5, 2, 6, 112, 192),
     (1, 3, 1, 6, 192, 320),
 )
-"""EfficientNet-lite0's: repeats, kernel, stride, expansion, channels in, channels out."""
+"""Stages of EfficientNet-lite0: repeats, kernel, stride, expansion, channels in, channels out."""
 CUT_HEIGHT, CUT_WIDTH = 27, 48
-"""Pixels of TransNetV2's frames."""
+"""Frame size of TransNetV2 in pixels."""
 CUT_WINDOW = 101
-"""Frames around each that TransNetV2 compares it with."""
+"""Frames around each one, itself included, that TransNetV2 compares it with."""
 
 
 class EfficientNetLite0(nn.Module):
-    """Clips to features of appearance. Source: Tan & Le 2019, and TensorFlow's EfficientNet-lite."""
+    """Maps clips to appearance features. Source: Tan & Le 2019, and TensorFlow's EfficientNet-lite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class EfficientNetLite0(nn.Module):
         return rearrange(features, "(n t) d -> n t d", n=len(clips)).mean(dim=1)
 
     def frame_features(self, frames: Tensor) -> Tensor:
-        """frames (n, 3, 224, 224), 0 to 255 -> (n, 1280); `_fc` makes ImageNet's logits of them."""
+        """frames (n, 3, 224, 224), 0 to 255 -> (n, 1280); `_fc` maps them to ImageNet logits."""
         x = ((frames - 127) / 128).contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
         x = functional.relu6(self._bn0(self._conv_stem(x)))
         x = functional.relu6(self._bn1(self._conv_head(self._blocks(x))))
@@ -77,7 +77,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class _Conv(nn.Conv2d):
-    """A convolution without bias that pads as TensorFlow does: more after than before where it is uneven."""
+    """A convolution without bias, padded as in TensorFlow: with an odd total, one more after than before."""
 
     def __init__(self, before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
         super().__init__(before, after, kernel, stride, groups=groups, bias=False)
@@ -109,7 +109,7 @@ class _InvertedBottleneck(nn.Module):
 
 
 class TransNetV2(nn.Module):
-    """Clips to features of motion and cuts. Source: Soucek & Lokoc 2020, "TransNet V2"."""
+    """Maps clips to features of motion and cuts. Source: Soucek & Lokoc 2020, "TransNet V2"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class TransNetV2(nn.Module):
         return self.frame_features(pixels).mean(dim=1)
 
     def frame_features(self, pixels: Tensor) -> Tensor:
-        """Whole numbers 0 to 255 (n, 3, frames, 27, 48) -> (n, frames, 1024); `cls_layer1` finds cuts in them."""
+        """Whole numbers 0 to 255 (n, 3, frames, 27, 48) -> (n, frames, 1024); `cls_layer1` detects cuts from them."""
         x, levels = pixels / 255, []
         for stack in self.SDDCNN:
             x = stack(x)
@@ -139,7 +139,7 @@ class TransNetV2(nn.Module):
 
 
 class _DilatedStack(nn.Module):
-    """Two groups of dilated convolutions with a shortcut over the second, then pooling in space."""
+    """Two groups of dilated convolutions with a shortcut over the second, then spatial pooling."""
 
     def __init__(self, before: int, filters: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _DilatedStack(nn.Module):
 
 
 class _DilatedGroup(nn.Module):
-    """Convolutions over neighbouring frames 1, 2, 4 and 8 apart, beside each other."""
+    """Parallel convolutions with temporal dilations of 1, 2, 4 and 8 frames."""
 
     def __init__(self, before: int, filters: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _SpaceThenTime(nn.Module):
 
 
 class _FrameSimilarity(nn.Module):
-    """How alike the frames around each are to it, in features."""
+    """Similarity of each frame to the frames around it, in features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class _FrameSimilarity(nn.Module):
 
 
 class _ColourSimilarity(nn.Module):
-    """How alike the frames around each are to it, in histograms of 512 colours."""
+    """Similarity of each frame to the frames around it, in histograms of 512 colours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class _ColourSimilarity(nn.Module):
 
 
 def _similarities(vectors: Tensor) -> Tensor:
-    """(n, frames, d) -> (n, frames, 101): cosines with the frames around each, 0 beyond the ends."""
+    """(n, frames, d) -> (n, frames, 101): cosines of each frame with those around it, 0 beyond the ends."""
     unit = functional.normalize(vectors, dim=2)
     padded = functional.pad(unit @ unit.transpose(1, 2), (CUT_WINDOW // 2, CUT_WINDOW // 2))
     frames = torch.arange(unit.shape[1], device=unit.device)
@@ -219,10 +219,10 @@ def _similarities(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PackagedNetwork:
-    """A network and the file of its weights in a package."""
+    """A network and its weights file in a package."""
 
     module: str
-    """The package's name in Python."""
+    """The package's import name."""
     file: str
     """Inside the package."""
     sha256: str
@@ -230,7 +230,7 @@ class PackagedNetwork:
 
     @property
     def path(self) -> Path | None:
-        """Where the weights are; None if the package is not installed. None of its code runs."""
+        """Path of the weights; None if the package is not installed. Runs none of its code."""
         spec = find_spec(self.module)
         places = [] if spec is None else list(spec.submodule_search_locations or ())
         return Path(places[0]) / self.file if places else None
@@ -250,7 +250,7 @@ PACKAGED: dict[str, PackagedNetwork] = {
         TransNetV2,
     ),
 }
-"""By role. Another file, or a change of how frames are prepared for a network, gets another role's name."""
+"""By role. A different file, or a change in how frames are prepared for a network, needs a new role name."""
 
 
 TAKES_PIXELS = frozenset((*PACKAGED, *WEIGHTS_ROLES))
@@ -258,12 +258,12 @@ TAKES_PIXELS = frozenset((*PACKAGED, *WEIGHTS_ROLES))
 
 
 def are_installed() -> bool:
-    """Whether the packages of both networks are there."""
+    """Whether the packages of both networks are installed."""
     return all(network.path is not None for network in PACKAGED.values())
 
 
 def open_packaged(device: torch.device) -> dict[str, FeatureNetwork]:
-    """Both networks by role. Raises: ValueError if a package is missing, or its file is another; OSError."""
+    """Both networks by role. Raises: ValueError if a package is missing or its file has another SHA-256; OSError."""
     networks = {}
     for role, packaged in PACKAGED.items():
         path = packaged.path
@@ -280,7 +280,7 @@ def open_packaged(device: torch.device) -> dict[str, FeatureNetwork]:
 
 
 def clip_moments(networks: Mapping[str, FeatureNetwork], frames: NDArray[np.uint8], batch: int) -> dict[str, Moments]:
-    """The moments of the features of clips (n, frames, H, W, 3), by role; `batch` clips are read at once."""
+    """The moments of the features of clips (n, frames, H, W, 3), by role; `batch` clips per forward pass."""
     moments: dict[str, Moments] = {}
     for first in range(0, len(frames), batch):
         clips = rearrange(torch.from_numpy(frames[first : first + batch]), "n t h w c -> n c t h w").float()

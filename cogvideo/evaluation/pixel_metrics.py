@@ -1,7 +1,6 @@
 """Measures of clips that need no network: PSNR and SSIM of pairs; motion, flicker, drift and seams of single clips.
 
-A frozen clip has no motion and no flicker to speak of, so no measure takes it for a good one: `flicker` is relative to
-motion, and undefined without it.
+A frozen clip must not score well for having no flicker, so `flicker` is relative to motion, and undefined without it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from cogvideo.media.similarity import thumbnails
 
 DRIFT_FRAMES = (2, 5, 10, 20)
 FROZEN_MOTION = 0.1
-"""Of 255. Clips that move less count as frozen: lossy coding alone moves a still picture by about that much."""
+"""Of 255. Clips that move less count as frozen: lossy coding alone changes a still picture by about that much."""
 MAX_FRAME_PSNR = 100.0
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
@@ -35,7 +34,7 @@ def psnr(frames: Frames, others: Frames) -> float:
 
 
 def frame_psnr(frames: Frames, others: NDArray[np.floating] | Frames) -> NDArray[np.float64]:
-    """`psnr` of each frame, (frames,), but at most 100 dB, so that equal frames have a mean with others.
+    """`psnr` of each frame, (frames,), capped at 100 dB, so that equal frames do not make means infinite.
 
     Raises: ValueError for clips of different shapes.
     """
@@ -44,9 +43,9 @@ def frame_psnr(frames: Frames, others: NDArray[np.floating] | Frames) -> NDArray
 
 
 def ssim(frames: Frames, others: Frames) -> float:
-    """Structural similarity, mean over frames, channels and the pixels whose window lies inside the frame.
+    """Structural similarity, averaged over frames, channels and the pixels whose window lies inside the frame.
 
-    A Gaussian window of 11x11 with sigma 1.5, population covariances, range 255. Source: Wang et al. 2004; equal to
+    An 11x11 Gaussian window with sigma 1.5, population covariances, range 255. Source: Wang et al. 2004; equal to
     scikit-image with `gaussian_weights=True, use_sample_covariance=False`.
     Raises: ValueError for clips of different shapes, or frames smaller than the window.
     """
@@ -58,9 +57,9 @@ def ssim(frames: Frames, others: Frames) -> float:
 
 
 def motion(frames: Frames, seconds: NDArray[np.float64] | None = None, fps: float | None = None) -> float:
-    """Mean absolute difference, of 255, between frames 1 / `fps` seconds apart; of consecutive ones without `fps`.
+    """Mean absolute difference, of 255, between frames 1 / `fps` seconds apart, or consecutive ones without `fps`.
 
-    `seconds`: (frames,) times. Raises: ValueError if the clip has no two frames that far apart.
+    `seconds`: (frames,) times. Raises: ValueError if the clip is too short, or its frame rate is below `fps`.
     """
     chosen = frames if seconds is None or fps is None else frames[frames_at_rate(seconds, fps)]
     if len(chosen) < 2:
@@ -75,7 +74,7 @@ def frames_at_rate(seconds: NDArray[np.float64], fps: float) -> NDArray[np.int64
     """
     elapsed = seconds - seconds[0]
     count = math.floor(float(elapsed[-1]) * fps + 1e-6) + 1
-    if count <= len(seconds):  # or an absurd rate would need absurd memory
+    if count <= len(seconds):  # otherwise an absurd rate would need absurd memory
         chosen = np.searchsorted(elapsed, np.arange(count) / fps + 1e-6, side="right") - 1
         if len(np.unique(chosen)) == len(chosen):
             return chosen.astype(np.int64)
@@ -83,10 +82,10 @@ def frames_at_rate(seconds: NDArray[np.float64], fps: float) -> NDArray[np.int64
 
 
 def flicker(frames: Frames) -> float | None:
-    """How much frames jump off the line between their neighbours, relative to how much these differ.
+    """How far frames deviate from the midpoint of their neighbours, relative to how far they differ from each of them.
 
-    0 for pictures that change evenly, 1 for independent noise or more; None for a frozen clip. A clip of fewer than
-    three frames has none.
+    0 for even change, about 0.87 for independent noise, and at most 1, when frames alternate. None for a frozen clip
+    or one of fewer than three frames.
     """
     if len(frames) < 3 or motion(frames) < FROZEN_MOTION:
         return None
@@ -99,9 +98,9 @@ def flicker(frames: Frames) -> float | None:
 
 
 def drift(frames: Frames, distance: int) -> float | None:
-    """Mean absolute difference, of 255, between 8x8 thumbnails of frames that many frames apart; None if too short.
+    """Mean absolute difference, of 255, between 8x8 thumbnails `distance` frames apart; None if the clip is too short.
 
-    Thumbnails hardly see detail, so this is how far the scene as a whole moves on.
+    Thumbnails hold little detail, so this measures how far the scene as a whole changes.
     """
     if len(frames) <= distance:
         return None
@@ -110,9 +109,9 @@ def drift(frames: Frames, distance: int) -> float | None:
 
 
 def seam(frames: Frames, index: int) -> float | None:
-    """The step into frame `index` relative to the median step of the clip's other frames; 1 where nothing is seen.
+    """The step into frame `index` relative to the median of the clip's other steps; 1 if the seam is invisible.
 
-    None for a clip that does not move otherwise. Raises: ValueError if no frame precedes `index`, or none is there.
+    None if that median is 0. Raises: ValueError for fewer than three frames, or if `index` is 0 or not in the clip.
     """
     if not 0 < index < len(frames) or len(frames) < 3:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From a video's frames to what a network reads, exactly as a protocol says: which frames, their size and range."""
+"""From a video's frames to a network's input, exactly as a protocol specifies: which frames, their size and range."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def choose_frames(
 ) -> NDArray[np.int64] | None:
     """Indices of a clip's frames in its video, or None for a video that is too short.
 
-    `seconds`: (num_frames,) times; None for pictures and the like, which have none. `rng` draws random starts.
-    Raises: ValueError if the protocol needs times and there are none, or for a video with fewer frames per second.
+    `seconds`: (num_frames,) times; None if there are none, as for pictures. `rng` draws random starts.
+    Raises: ValueError if the protocol sets a frame rate and there are no times, or the video's rate is lower.
     """
     if protocol.fps is not None:
         if seconds is None:
@@ -67,7 +67,7 @@ def bilinear(pixels: Tensor, rows: int, columns: int) -> Tensor:
 def network_input(protocol: Protocol, pixels: Tensor, role: str) -> Tensor:
     """Frames (n, 3, side, side) 0 to 255 -> (3, n, network side, network side) in the protocol's range.
 
-    Left as they are for a network that prepares pixels itself, by the protocol or always.
+    Size and range are left unchanged for a network that prepares pixels itself, by the protocol or always.
     """
     if not protocol.network_prepares and role not in TAKES_PIXELS:
         side = protocol.network_side(role)

@@ -1,7 +1,7 @@
-"""Protocols: everything that moves a number of an evaluation, under a name and a hash.
+"""Protocols: everything that affects the numbers of an evaluation, under a name and a hash.
 
-Two numbers can be compared only if their hashes are equal. A field without a published value is our choice; `about`
-says so.
+Two numbers can be compared only if their hashes are equal. Where no value has been published, the choice is ours, and
+`about` says so.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ NETWORK_OF: dict[FeatureMetric, str] = {
     **{"fid": "inception", "kid": "inception", "frame_precision_recall": "inception"},
 }
 WITHOUT_REAL = ("is", "clipsim")
-"""Metrics of generated clips alone."""
+"""Metrics that need no real clips."""
 HASH_DIGITS = 12
 NOT_HASHED = ("name", "about", "data")
 HASHED_IF_SET = ("inception_sha256", "clip_sha256", "lpips_alex_sha256", "lpips_vgg_sha256")
-"""Later fields, without which the hash of a protocol is what it was."""
+"""Fields added later, left out of the hash while None, so that existing protocols keep their hashes."""
 
 
 @dataclass(frozen=True)
@@ -36,47 +36,47 @@ class Protocol:
 
     name: str
     about: str
-    """Where it comes from, and what of it is our choice."""
+    """Where the protocol comes from, and which parts of it are our choice."""
     data: str
-    """The real clips that it needs, and where they come from."""
+    """The real clips that it needs, and where to get them."""
     metrics: tuple[FeatureMetric, ...]
-    """Those that need a network."""
+    """The metrics that need a network."""
     clips: int | None
     """On each side, one per video; None: as many as the smaller side has."""
     frames: int = 16
     stride: int = 1
-    """Every so many frames of a video are taken."""
+    """Every `stride`-th frame of a video is taken; ignored if `fps` is set."""
     fps: float | None = None
-    """Frames per second to take a clip at, in place of `stride`; None: those of the video."""
+    """Frames per second to sample clips at, instead of `stride`; None: the video's own rate."""
     real_start: Start = "random"
     """Where in a real video the clip begins. Videos that are too short are left out."""
     generated_start: Start = "first"
     given_frames: int = 0
-    """Frame prediction: so many frames at the start of generated clips are real ones."""
+    """Frame prediction: how many frames at the start of generated clips are real ones."""
     split: str = "train"
     side: int = 128
-    """Height and width in pixels that every frame is brought to first, before the network's size."""
+    """Height and width in pixels to which every frame is resized first, before the network's size."""
     crop: Crop = "center"
-    """center: scale the shorter edge and cut off the rest; squash: scale both edges, whatever the aspect."""
+    """center: scale to the shorter edge and crop the rest; squash: scale both edges, ignoring the aspect ratio."""
     filter: Filter = "bilinear"
-    """bilinear: without antialiasing, not rounded; lanczos: Pillow's, rounded to 8 bits."""
+    """bilinear: without antialiasing or rounding; lanczos: Pillow's, rounded to 8 bits."""
     i3d_side: int = 224
     c3d_side: int = 112
-    """What frames are then scaled to for each network, bilinear without antialiasing."""
+    """Size to which frames are then resized for each network, bilinear without antialiasing."""
     network_prepares: bool = False
-    """The network itself rescales and resizes, from 0 to 255."""
+    """Whether the network itself rescales and resizes pixels from 0 to 255."""
     low: float = -1.0
     high: float = 1.0
-    """The range that black and white are mapped to for the network."""
+    """The values to which black and white are mapped for the network."""
     divisor: Divisor = "n-1"
     """Of the covariance."""
     splits: int = 10
-    """Parts that the Inception Score is averaged over; one part if they would have fewer than 10 clips."""
+    """Splits over which the Inception Score is averaged; a single one if they would have fewer than 10 clips each."""
     shuffle_seed: int = 42
-    """Of the clips before they are split."""
+    """For shuffling the clips before they are split."""
     i3d_sha256: str | None = I3D_SHA256
     c3d_sha256: str | None = None
-    """None: no checksum was published; the hash of the file in use takes its place."""
+    """None: no checksum has been published; the hash of the file in use takes its place."""
     inception_sha256: str | None = None
     clip_sha256: str | None = None
     lpips_alex_sha256: str | None = None
@@ -85,7 +85,7 @@ class Protocol:
     motion_fps: float = 4.0
     """Frames per second at which the amount of motion is measured."""
     rules: int = 2
-    """Version of the code that carries all this out; raised when a change of it moves numbers."""
+    """Version of the code that implements all this, incremented when a change to it affects numbers."""
 
     @property
     def hash(self) -> str:
@@ -111,7 +111,7 @@ class Protocol:
         return self.c3d_side if role == "c3d" else self.i3d_side
 
     def with_networks(self, sha256: dict[str, str]) -> Protocol:
-        """With the networks in use, by role; the metrics of those not given are left out."""
+        """A copy with the hashes of the networks in use, by role; metrics of networks not given are left out."""
         metrics = tuple(metric for metric in self.metrics if NETWORK_OF[metric] in sha256)
         hashes = {f"{role}_sha256": sha256.get(role) for role in get_args(Role)}
         return replace(self, metrics=metrics, **hashes)  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ LOCAL = Protocol(
     clips=None,
     split="yours",
 )
-"""What `cogvideo eval local` starts from; its options change the hash."""
+"""The starting point of `cogvideo eval local`, whose options change the hash."""
 
 
 def check_comparable(left: Protocol | str, right: Protocol | str) -> None:

@@ -15,9 +15,9 @@ from cogvideo.evaluation.networks import KNOWN, FeatureNetwork, black_and_white_
 from cogvideo.evaluation.pixel_metrics import psnr, ssim
 
 ANALYTIC = 305.5037593985
-"""Of Gaussians in 400 dimensions with standard deviations linspace(0.5, 2) and their reverse, and means 0.1 apart."""
+"""For 400-dimensional Gaussians with standard deviations linspace(0.5, 2) and their reverse, and means 0.1 apart."""
 RANDOM_CLIPS, RANDOM_FVD = 128, 10.1380848
-"""Of the I3D features of RandomState(1) and (2).rand(128, 16, 224, 224, 3), not rescaled."""
+"""For the I3D features of RandomState(1) and (2).rand(128, 16, 224, 224, 3), not rescaled."""
 
 
 class Check(NamedTuple):
@@ -37,7 +37,7 @@ class Check(NamedTuple):
 
 
 def run_self_test(networks: Mapping[str, FeatureNetwork | PairNetwork]) -> Iterator[Check]:
-    """Yield each check as it is done."""
+    """Yield each check as it completes."""
     yield Check("Fréchet distance of Gaussians", _of_gaussians(), ANALYTIC, 1e-9)
     same = Moments.of(np.random.default_rng(0).normal(size=(16, 400)))
     yield Check("Fréchet distance of a set to itself", frechet_distance(same, same), 0.0, 1e-9)
@@ -54,7 +54,7 @@ def run_self_test(networks: Mapping[str, FeatureNetwork | PairNetwork]) -> Itera
 
 
 def _of_gaussians() -> float:
-    """Of samples whose moments are exactly those of the Gaussians."""
+    """From samples whose moments match those of the Gaussians exactly."""
     deviations = np.linspace(0.5, 2, 400)
     raw = np.random.default_rng(0).normal(size=(1000, 400))
     basis = np.linalg.qr(raw - raw.mean(axis=0))[0] * np.sqrt(999)
@@ -64,7 +64,7 @@ def _of_gaussians() -> float:
 def _of_random_clips(network: FeatureNetwork) -> float:
     sets = []
     for seed in (1, 2):
-        # One draw in parts gives the numbers of a whole one.
+        # Drawing in parts gives the same numbers as one large draw.
         state = np.random.RandomState(seed)
         features: list[NDArray[np.float32]] = []
         for _ in range(RANDOM_CLIPS):

@@ -1,7 +1,7 @@
-"""Checks of the chain from data to samples, each a line that says what is sound, or what is broken and what to do.
+"""Checks of the pipeline from data to samples; each gives one line: what is sound, or what is broken and what to do.
 
-A model that has learned a few clips by heart must draw them again: from its own tokens as from the true ones, with the
-cache of decoding as without. Where the two differ, the fault is between training and sampling, whatever the loss says.
+A model that has memorised a few clips must reproduce them, from its own tokens as well as from the true ones, with the
+key/value cache as well as without. If these differ, the fault lies between training and sampling, whatever the loss.
 """
 
 import math
@@ -24,17 +24,17 @@ from cogvideo.sampling.config import SampleConfig
 from cogvideo.sequence.batch import Batch
 
 MAX_CUT = 0.01
-"""Share of captions that may be cut; of fewer than a hundred, none."""
+"""Share of captions that may be truncated; with fewer than 100 captions, none may."""
 MAX_SPELLED = 0.1
 MIN_GAIN_DB = 3.0
-"""What an image tokenizer must be better than one plain colour per frame, unless it reaches GOOD_DB."""
+"""By how much an image tokenizer must beat one plain colour per frame, unless it reaches GOOD_DB."""
 GOOD_DB = 30.0
 MAX_LOSS_SHARE = 0.25
-"""A model has learned its clips if its loss is below this share of what guessing costs."""
+"""A model has learned its clips if its loss is below this share of the loss of uniform guessing."""
 MIN_CONSISTENT = 0.98
-"""Share of drawn tokens that must be the likeliest when the drawn clip is computed in one pass; ties are rare."""
+"""Share of sampled tokens that must also be the most likely in one pass over the sampled clip; ties are rare."""
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.25, torch.float16: 0.1}
-"""Largest difference between cached and uncached logits, in standard deviations of the logits."""
+"""Largest accepted difference between cached and uncached logits, in standard deviations of the logits."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Finding:
 
 
 def check_captions(lengths: CaptionLengths, text_len: int) -> list[Finding]:
-    """Captions that are cut, and characters that the text tokenizer does not know."""
+    """Check for captions that are truncated, and for characters missing from the text tokenizer."""
     cut, total = lengths.num_above(text_len), len(lengths.lengths)
     text = f"they take at most {lengths.longest} of {text_len} text tokens"
     if cut:
@@ -71,7 +71,7 @@ def check_captions(lengths: CaptionLengths, text_len: int) -> list[Finding]:
 
 
 def check_round_trip(frames: NDArray[np.uint8], rebuilt: NDArray[np.uint8], use: CodeUse) -> Finding:
-    """An image tokenizer's reconstructions of frames (N, H, W, 3), compared with one plain colour per frame."""
+    """Compare an image tokenizer's reconstructions of frames (N, H, W, 3) with one plain colour per frame."""
     plain = np.broadcast_to(frames.mean((1, 2), keepdims=True), frames.shape)
     reached, of_plain = (float(frame_psnr(frames, other).mean()) for other in (rebuilt, plain))
     least = min(of_plain + MIN_GAIN_DB, GOOD_DB)
@@ -85,27 +85,27 @@ def check_round_trip(frames: NDArray[np.uint8], rebuilt: NDArray[np.uint8], use:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a model makes of clips that it should know, on supervised frames."""
+    """How well a model reproduces clips that it should have memorised, on supervised frames."""
 
     loss: float
-    """Mean negative log-likelihood with true tokens before each, in nats."""
+    """Mean negative log-likelihood per token, given the true tokens before it, in nats."""
     forced_right: float
-    """Share of tokens that are the likeliest with true tokens before them."""
+    """Share of true tokens that are the most likely, given the true tokens before them."""
     sampled_right: float
-    """Share of tokens that are right if all are drawn, the likeliest each."""
+    """Share of tokens that are right if all are sampled greedily."""
     consistent: float
-    """Share of drawn tokens that one pass over the drawn clip finds likeliest too, whatever the model has learned."""
+    """Share of sampled tokens that are also the most likely in one pass over the sampled clip, however well trained."""
     slot: int | None
     """The first slot, in decoding order, whose cached logits differ from the uncached; None: all agree."""
     difference: float
-    """There, or the largest: in standard deviations of the logits."""
+    """The largest in that slot, or over all slots if none differ; in standard deviations of the logits."""
     place: str
-    """Where that slot is, in words."""
+    """Where that difference is, in words."""
 
 
 @torch.inference_mode()
 def decode_again(model: CogVideoTransformer, batch: Batch) -> Decoded:
-    """Compute clips in one pass, then in decoding with true tokens, then draw them."""
+    """Run clips in one pass, decode them with true tokens, then sample them greedily."""
     layout, codes = model.config.layout, model.config.vocabulary.num_image_tokens
     device = model.word_embeddings.weight.device
     uncached = np.empty((len(batch.frames), layout.num_slots, codes), np.float32)
@@ -150,7 +150,7 @@ def _share_right(tokens: Tensor, true: Tensor, frames: Sequence[int]) -> float:
 
 
 class _Recorder:
-    """A sampler that keeps the logits of each slot and answers with the true token; both come as "random numbers"."""
+    """A sampler that records each slot's logits and returns its true token; `uniforms` carries tokens and slots."""
 
     def __init__(self, logits: Tensor) -> None:
         """`logits` (clips, slots, image tokens) is filled."""
@@ -162,7 +162,7 @@ class _Recorder:
 
 
 def _generate(model: CogVideoTransformer, batch: Batch, sampler: TokenSampler, schedule: str) -> Tensor:
-    """Tokens (clips, slots) of the supervised frames, given the others, without guidance."""
+    """Generate the supervised frames, given the others, without guidance: all tokens (clips, slots)."""
     layout = model.config.layout
     plan = SCHEDULES[schedule](layout, layout.given_frames, layout.generation_order, model.config.window_size)
     program = build_program(model.config, plan, temporal=model.config.has_temporal_channel, joined=model.is_joined)
@@ -182,7 +182,7 @@ def _generate(model: CogVideoTransformer, batch: Batch, sampler: TokenSampler, s
 
 
 def check_training(decoded: Decoded, first_loss: float, steps: int, num_codes: int) -> Finding:
-    """Whether a small model has learned its clips by heart."""
+    """Check that a small model has memorised its clips."""
     limit = MAX_LOSS_SHARE * math.log(num_codes)
     text = f"the loss of a small model fell from {first_loss:.2f} to {decoded.loss:.3f} in {steps} steps"
     if not decoded.loss < limit:
@@ -192,7 +192,7 @@ def check_training(decoded: Decoded, first_loss: float, steps: int, num_codes: i
 
 
 def check_cache(decoded: Decoded, name: str = "cache") -> Finding:
-    """Whether decoding with the cache gives the logits of one pass over the clip."""
+    """Check that decoding with the cache gives the same logits as one pass over the clip."""
     if decoded.slot is None:
         return Finding(
             name, True, f"cached logits agree with uncached (to {decoded.difference:.1e} standard deviations)"
@@ -207,7 +207,7 @@ def check_cache(decoded: Decoded, name: str = "cache") -> Finding:
 
 
 def check_samples(decoded: Decoded) -> Finding:
-    """Whether drawing gives the tokens that the model finds likeliest."""
+    """Check that the tokens sampled are those that the model finds most likely."""
     text = (
         f"{decoded.sampled_right:.1%} of the tokens are right if sampled, {decoded.forced_right:.1%} with true tokens "
     )
@@ -224,6 +224,6 @@ def check_samples(decoded: Decoded) -> Finding:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """One line for all."""
+    """All findings in one line."""
     broken = [finding.name for finding in findings if not finding.sound]
     return f"broken: {', '.join(broken)}" if broken else "sound: data, tokenizers, training and sampling fit together"

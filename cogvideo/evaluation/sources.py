@@ -1,7 +1,7 @@
 """Where clips come from: folders of videos, folders of frames, results of `cogvideo sample`, tokens in memory.
 
-Tokens and pictures are what a model made; a video file has been through a lossy codec, which moves every distance, so
-sources say what they are. Clips are read one at a time.
+Tokens and pictures are what a model produced; a video file has been through a lossy codec, which shifts every distance,
+so each source records its kind. Clips are read one at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Clip:
 
     name: str
     caption: str | None = None
-    """What it was made from, or shows, if that is known."""
+    """The prompt that it was generated from, or a description of it, if known."""
 
     @property
     def num_frames(self) -> int:
@@ -51,12 +51,12 @@ class Clip:
 
     @property
     def seconds(self) -> NDArray[np.float64] | None:
-        """(num_frames,) times; None if they are not known."""
+        """(num_frames,) times; None if unknown."""
         return None
 
     @property
     def identity(self) -> str:
-        """What decides its pixels; features are cached under it."""
+        """Determines the clip's pixels; part of the key under which features are cached."""
         raise NotImplementedError
 
     def read(self, indices: NDArray[np.int64]) -> Frames:
@@ -69,7 +69,7 @@ class ClipSource:
     """Clips in a fixed order."""
 
     origin: str
-    """For messages and results."""
+    """Name for messages and results."""
     kind: Kind
     clips: tuple[Clip, ...]
 
@@ -82,7 +82,7 @@ class ClipSource:
 
 
 class VideoClip(Clip):
-    """A video file. It is probed when it is first asked for anything."""
+    """A video file, probed on first use."""
 
     def __init__(self, path: Path, name: str, caption: str | None = None) -> None:
         self.path, self.name, self.caption = path, name, caption
@@ -108,7 +108,7 @@ class VideoClip(Clip):
 
 
 class FrameFolderClip(Clip):
-    """Pictures of equal size in a folder, in the order of their names; numbers in them count as numbers."""
+    """Pictures of equal size in a folder, sorted by name, with numbers in names compared as numbers."""
 
     def __init__(self, pictures: list[Path], name: str) -> None:
         self.pictures, self.name = sorted(pictures, key=_natural), name
@@ -164,10 +164,10 @@ class TokenClip(Clip):
 
 
 class ReconstructedClip(Clip):
-    """A clip after a round trip through an image tokenizer: the best that a model on top of it could do."""
+    """A clip after a round trip through an image tokenizer: the best that a model using it can achieve."""
 
     def __init__(self, clip: Clip, tokenizer: ImageTokenizer, prepare: Callable[[Frames], Tensor]) -> None:
-        """`prepare`: frames to (n, 3, side, side) 0 to 255, of a size that the tokenizer takes."""
+        """`prepare` maps frames to (n, 3, side, side), 0 to 255, at a size that the tokenizer accepts."""
         self._clip, self._tokenizer, self._prepare = clip, tokenizer, prepare
         self.name, self.caption = clip.name, clip.caption
 
@@ -187,7 +187,7 @@ class ReconstructedClip(Clip):
         return self.reconstruct(indices)[0]
 
     def reconstruct(self, indices: NDArray[np.int64]) -> tuple[Frames, NDArray[np.int64]]:
-        """The frames, and how often each code occurs in their tokens, (codes,)."""
+        """The frames, and how often each code occurs in their tokens: (codes,)."""
         tokens = self._tokenizer.encode(self._prepare(self._clip.read(indices)) / 255).cpu()
         frames: Frames = decode_frames(self._tokenizer, tokens)
         return frames, np.bincount(tokens.flatten().numpy(), minlength=self._tokenizer.num_tokens)
@@ -196,8 +196,8 @@ class ReconstructedClip(Clip):
 def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSource:
     """The clips of a folder: results of `cogvideo sample`, videos at any depth, or folders of frames.
 
-    A .gif beside another video of its name is a copy of it, and left out.
-    With `tokenizer`, results are read from their tokens, else from their lossy .mp4.
+    A .gif next to another video of the same name is taken for a copy and left out.
+    With `tokenizer`, results are decoded from their tokens, else read from their lossy .mp4 files.
     Raises: OSError; ValueError for a folder with no clips, or with both videos and frames.
     """
     if not folder.is_dir():
@@ -232,9 +232,9 @@ def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSo
 
 
 def with_captions(source: ClipSource, path: Path) -> ClipSource:
-    """The same clips with the captions of a file, which names videos by their paths in the folder.
+    """The same clips with captions from a file that names videos by their paths in the folder.
 
-    Of several captions of a video the first counts. Raises: OSError; ValueError for a file that cannot be read.
+    If a video has several captions, the first is used. Raises: OSError; ValueError for a file that cannot be read.
     """
     texts: dict[str, str] = {}
     for caption in open_captions(path):
@@ -253,7 +253,7 @@ def clips_of_tokens(
     origin: str,
     captions: list[str] | None = None,
 ) -> ClipSource:
-    """Tokens (clips, frames, frame_len) that span `seconds`."""
+    """Clips from tokens (clips, frames, frame_len); each spans `seconds`."""
     times = np.linspace(0.0, seconds, tokens.shape[1]) if seconds else None
     texts: Sequence[str | None] = captions or [None] * len(names)
     clips = (
@@ -263,7 +263,7 @@ def clips_of_tokens(
 
 
 def _tokens_of(folder: Path, tokenizer: ImageTokenizer) -> ClipSource:
-    info = read_header(folder / TOKENS_FILE).get("tokens")  # as many tokens per frame as the file has
+    info = read_header(folder / TOKENS_FILE).get("tokens")  # the file determines the tokens per frame
     frame_side = round(info.shape[-1] ** 0.5) if info is not None and info.shape else 0
     read = InputReader(tokenizer, frame_side).read([folder])
     names = [f"{index:03d} {caption}" for index, (caption, _) in enumerate(read.samples)]
@@ -277,7 +277,7 @@ def _videos(videos: list[tuple[Path, str]], folder: Path) -> ClipSource:
 
 
 def _natural(path: Path) -> tuple[tuple[int, str], ...]:
-    """A sort key by which frame-9.png precedes frame-10.png."""
+    """A sort key that puts frame-9.png before frame-10.png."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name))
 
 

@@ -1,4 +1,4 @@
-"""Uncertainty of measured figures: intervals of proportions, standard errors and intervals of means."""
+"""Uncertainty of measurements: intervals of proportions, standard errors and intervals of means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Proportion:
-    """`right` of `total` trials, with Wilson's 95 % interval, which stays inside [0, 1] and is sound at 0 and 1."""
+    """`right` of `total` trials, with Wilson's 95 % interval, which stays inside [0, 1] and is valid at 0 and 1."""
 
     right: int
     total: int
@@ -75,9 +75,9 @@ class Mean:
 
 
 def bootstrap_interval(values: ArrayLike, repeats: int = 2000, seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of per-clip values, by drawing clips again; None for fewer than two.
+    """The 95 % bootstrap interval of the mean of per-clip values; None for fewer than two.
 
-    For means only: a Fréchet distance of clips drawn again is biased, since some of them are drawn twice.
+    For means only: the Fréchet distance of resampled clips is biased, since some of them occur twice.
     """
     sample = np.asarray(values, np.float64)
     if len(sample) < 2:

@@ -1,7 +1,7 @@
-"""Warp residual: what of a clip's change from frame to frame is no movement.
+"""Warp residual: the part of a clip's frame-to-frame change that motion does not explain.
 
-Flow is estimated by block matching: for every pixel, the shift whose window in the frame before looks most alike, from
-coarse to fine, on small copies of the frames. No network, no OpenCV.
+Flow is estimated by block matching: for every pixel, the shift to the most similar window in the previous frame, from
+coarse to fine, on downscaled frames. It needs neither a network nor OpenCV.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 
 SIDE = 64
-"""Pixels: the shorter edge of larger frames is reduced to it. Detail below that is not judged."""
+"""Pixels: larger frames are scaled down to this shorter edge. Finer detail is not judged."""
 WINDOW = 7
-"""Pixels across a window."""
+"""Width and height of a window in pixels."""
 LEVELS = ((4, 3.0, 1.0), (2, 4.0, 1.0), (1, 1.0, 1.0), (1, 0.5, 0.5), (1, 0.25, 0.25))
-"""From coarse to fine: reduction of the frames; largest shift tried and step between shifts, in reduced pixels."""
+"""From coarse to fine: downscaling factor, largest shift tried, and step between shifts (both in scaled pixels)."""
 
 
 def warp_residual(frames: NDArray[np.uint8], still: float) -> float | None:
-    """Mean absolute difference of each frame and the one before warped to it, relative to that without a warp.
+    """Mean absolute difference between each frame and the previous one warped to it, relative to that without warping.
 
-    frames (n, H, W, 3). 0 where everything moves smoothly, about 0.7 to 0.8 in noise and flicker. None
-    for a clip whose frames differ by less than `still`, of 255: a frozen clip has no residual to be praised for.
+    frames (n, H, W, 3). About 0 for smooth motion, 0.7 to 0.8 for noise and flicker. None for a single frame,
+    or if frames differ by less than `still`, of 255, so that a frozen clip does not score well.
     """
     if len(frames) < 2:
         return None
@@ -51,7 +51,7 @@ def estimate_flow(before: Tensor, after: Tensor) -> Tensor:
         coarser = reduction
         steps = torch.arange(-reach, reach + step / 2, step)
         offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=2).reshape(-1, 1, 2, 1, 1)
-        # Around what was found, and around no movement, from where a wrong start leads away.
+        # Search around the coarser estimate, and around zero motion in case that estimate is wrong.
         starts = torch.stack([flow, torch.zeros_like(flow)] if flow.any() else [flow])
         candidates = torch.cat([flow[None], *(start + offsets for start in starts)])
         mismatch = _mismatch(left, right, candidates)
@@ -61,7 +61,7 @@ def estimate_flow(before: Tensor, after: Tensor) -> Tensor:
 
 
 def shifted(pixels: Tensor, flow: Tensor) -> Tensor:
-    """Pixels (n, c, H, W) read at each place plus its offset (n, 2, H, W), bilinear; the edge goes on outside."""
+    """Sample pixels (n, c, H, W) at each place plus its offset (n, 2, H, W), bilinear; the border is replicated."""
     rows, columns = pixels.shape[2:]
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     places = torch.stack([x, y]) + flow

@@ -1,11 +1,11 @@
-"""Networks built by other packages from a file of weights that the user gives: InceptionV3 and CLIP.
+"""Networks that other packages build from a weights file given by the user: InceptionV3 and CLIP.
 
-inception  torch-fidelity's InceptionV3: 2,048 features of each of a clip's frames, for FID and KID
+inception  torch-fidelity's InceptionV3: 2,048 features for each of FRAMES_SEEN frames of a clip, for FID and KID
 clip       open_clip's CLIP: the mean of the frames' unit image features, and unit features of captions, for CLIPSIM
 
-A file of torch.save is read without running code; OpenAI's TorchScript archive of CLIP can run code. A wrong file gives
-wrong numbers that look right: one whose SHA-256 is not known is refused before it is read, unless the user trusts it,
-and results then say so. Nothing is downloaded.
+Files written by torch.save are read without running code; OpenAI's TorchScript archive of CLIP can run code. A wrong
+file gives wrong numbers that look right, so a file with an unknown SHA-256 is refused before it is loaded, unless the
+user trusts it; results then say so. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class InceptionFrames(nn.Module):
-    """Clips to the features of some of their frames."""
+    """Maps clips to the features of FRAMES_SEEN of their frames."""
 
     def __init__(self, extractor: Any) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class InceptionFrames(nn.Module):
 
 
 class ClipFrames(nn.Module):
-    """Clips to the mean of their frames' unit features: its product with a caption's is the mean cosine."""
+    """Maps clips to the mean of their frames' unit features; its dot product with a caption's is the mean cosine."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ClipFrames(nn.Module):
         """clips (n, 3, frames, H, W), 0 to 255 -> (n, d)."""
         frames = rearrange(clips, "n c t h w -> (n t) c h w")
         size = self.model.visual.image_size
-        # CLIP's own preparation, of square frames
+        # CLIP's own preprocessing, for square frames
         frames = functional.interpolate(frames, size, mode="bicubic", antialias=True).round().clamp(0, 255) / 255
         mean, std = (torch.tensor(x, device=clips.device)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
         features = functional.normalize(self.model.encode_image((frames - mean) / std), dim=1)
@@ -69,7 +69,7 @@ class CaptionNetwork(FeatureNetwork):
     """CLIP: features of clips, and of captions."""
 
     def caption_features(self, captions: Sequence[str]) -> NDArray[np.float32]:
-        """Captions -> (n, d) of unit length. Longer ones than CLIP reads, 77 tokens, are cut, as is usual."""
+        """Captions -> (n, d) of unit length. Captions longer than CLIP's 77 tokens are truncated, as is usual."""
         from open_clip import tokenizer
 
         model = self._module.model
@@ -83,7 +83,7 @@ class CaptionNetwork(FeatureNetwork):
 
 
 def open_weights(role: str, path: Path, device: torch.device, *, trust: bool = False) -> FeatureNetwork:
-    """The network of a file of weights, tried on fixed inputs.
+    """Build the network of a weights file and try it on fixed inputs.
 
     Raises: OSError; ValueError for an unknown file without `trust`, weights of another network, or a missing package.
     """
@@ -94,7 +94,7 @@ def open_weights(role: str, path: Path, device: torch.device, *, trust: bool = F
         raise ValueError(f"--network {role}= needs the package {package}; install it by {INSTALL}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old file formats
+            warnings.simplefilter("ignore")  # about old file formats
             module = _inception(state) if role == "inception" else _clip(state)
     except (RuntimeError, KeyError, ValueError, AttributeError, IndexError, AssertionError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -111,7 +111,7 @@ def open_weights(role: str, path: Path, device: torch.device, *, trust: bool = F
 def _inception(state: dict[str, Tensor]) -> nn.Module:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    checked = io.BytesIO()  # torch-fidelity unpickles what it is given; this holds tensors only
+    checked = io.BytesIO()  # torch-fidelity unpickles its input; this holds only tensors
     torch.save(state, checked)
     checked.seek(0)
     extractor = FeatureExtractorInceptionV3(
@@ -127,7 +127,7 @@ def _clip(state: dict[str, Tensor]) -> nn.Module:
 
 
 def _weights(data: bytes, path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save, or of OpenAI's TorchScript archive. Raises: ValueError."""
+    """The tensors of a torch.save file or of OpenAI's TorchScript archive. Raises: ValueError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

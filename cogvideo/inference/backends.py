@@ -1,15 +1,15 @@
 """KV caches and backends: how decoding steps run. Each backend keeps its own native handles or recorded graphs.
 
-    eager      PyTorch's operations alone: the reference, and the default on a GPU
-    cpu        the kernels of `cogvideo.kernels`, a step in one call: the default on a CPU
+    eager      plain PyTorch operations: the reference, and the default on a GPU
+    cpu        the kernels of `cogvideo.kernels`, one call per step: the default on a CPU
     compiled   torch.compile and CUDA graphs
 
-An engine chooses one by name, once. Passes over many rows (training, scoring, prefill) have no backend:
-`install_kernels` gives a model what speeds them up.
+An engine selects one by name, once. Passes over many rows (training, scoring, prefill) do not use a backend:
+`install_kernels` sets up the fast implementations that a model uses for them.
 
 Caches hold keys and values of slots already computed: allocated once per batch, filled and read by the model. The
-temporal channel sees the whole clip, so its cache has a position for every slot; the spatial channel sees a slot's own
-frame, so its cache needs room for the frames in flight only. Plans say at which position a slot is stored.
+temporal channel sees the whole clip, so its cache has a position for every slot; the spatial channel sees only a slot's
+own frame, so its cache needs room only for the frames in flight. Plans give the position at which a slot is stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ except ModuleNotFoundError:  # kernels are optional
     cpu = decode_cpu = None  # type: ignore[assignment]
 
 Decode = Callable[[DecodeInputs], Tensor]
-"""The logits of a step: `CogVideoTransformer.decode`, or that of compiled layers."""
+"""Computes the logits of a step: `CogVideoTransformer.decode`, possibly with compiled layers."""
 
 
 @dataclass(eq=False)
@@ -44,7 +44,7 @@ class ChannelKV:
 
     key: Tensor
     value: Tensor
-    """(batch, heads, text_len + positions, head_dim): text and frames side by side, as attention takes them."""
+    """(batch, heads, text_len + positions, head_dim): text, then frames, the layout that attention takes."""
     text_len: int
 
     def store_text(self, key: Tensor, value: Tensor) -> None:
@@ -63,7 +63,7 @@ class ChannelKV:
         return self.key[:, :, self.text_len :].to(dtype), self.value[:, :, self.text_len :].to(dtype)
 
     def select(self, clips: slice) -> "ChannelKV":
-        """The same memory for some clips of the batch."""
+        """A view of the same memory for some clips of the batch."""
         return ChannelKV(self.key[clips], self.value[clips], self.text_len)
 
 
@@ -88,7 +88,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "KVCache":
-        """Room for `batch` clips with `text_len` text rows and a number of frame slots per channel (default: all)."""
+        """Allocate room for `batch` clips: `text_len` text rows, and frame slots per channel (default: all of them)."""
 
         def channels(capacity: int | None) -> list[ChannelKV]:
             rows = text_len + (config.layout.num_slots if capacity is None else capacity)
@@ -104,7 +104,7 @@ class KVCache:
         return channels[layer] if channels else None
 
     def select(self, clips: slice) -> "KVCache":
-        """The same memory for some clips of the batch."""
+        """A view of the same memory for some clips of the batch."""
         return KVCache([c.select(clips) for c in self.spatial], [c.select(clips) for c in self.temporal])
 
     @property
@@ -113,9 +113,9 @@ class KVCache:
 
 
 def cache_dtype(model: CogVideoTransformer) -> torch.dtype:
-    """The activations' dtype; float16 if weights are stored in fewer bits than float32 activations.
+    """The activations' dtype, or float16 if activations are float32 and weights are stored in fewer bits.
 
-    Decoding time is the time to read memory, so the cache is then halved as well.
+    Decoding is bound by memory bandwidth, so with smaller weights the cache is halved as well.
     """
     activations = model.final_layernorm.weight.dtype
     half = activations == torch.float32 != model.word_embeddings.weight.dtype
@@ -126,9 +126,9 @@ class Backend(Protocol):
     """Runs one model."""
 
     text_multiple: int
-    """Texts are padded to a multiple of so many tokens, so that few shapes are compiled; 1: not at all."""
+    """Texts are padded to a multiple of this many tokens, so that few shapes are compiled; 1: no padding."""
     keeps_batches: bool
-    """Whether memory of a batch is to be used again by the next that is alike, because graphs are recorded for it."""
+    """Whether a batch's memory is kept for the next batch of the same kind, because graphs are recorded for it."""
 
     def allocate(
         self, batch: int, text_len: int, *, temporal: bool, spatial_capacity: int, temporal_capacity: int
@@ -137,7 +137,7 @@ class Backend(Protocol):
         ...
 
     def decode(self, steps: Sequence[DecodeInputs]) -> list[Tensor | Exception]:
-        """The result of each step, valid until the next call, see `DecodeInputs.finish`; or its own error.
+        """The result of each step (see `DecodeInputs.finish`), valid until the next call, or that step's error.
 
         Shapes: tokens (clips, rows) int64, or logits (batch, rows, num_image_tokens) float32.
         """
@@ -145,7 +145,7 @@ class Backend(Protocol):
 
 
 def attempt(step: Callable[[], Tensor]) -> Tensor | Exception:
-    """A step's result, or its error, so that steps of others in the same pass go on."""
+    """A step's result or its error, so that a failing step does not stop the others in the same pass."""
     try:
         return step()
     except Exception as error:
@@ -182,7 +182,7 @@ class EagerBackend:
 
 
 class CpuBackend(EagerBackend):
-    """Steps that the kernels do not support run as in `EagerBackend`, with the kernels' products of few rows."""
+    """Runs steps in the kernels; unsupported ones run as in `EagerBackend`, with the kernels' products of few rows."""
 
     def __init__(self, model: CogVideoTransformer) -> None:
         super().__init__(model)
@@ -200,10 +200,10 @@ class CpuBackend(EagerBackend):
 
 
 class CompiledBackend(EagerBackend):
-    """On a GPU: layers are compiled when a shape first occurs; steps are recorded as CUDA graphs and replayed.
+    """For GPUs: layers are compiled when a shape first occurs; steps are recorded as CUDA graphs and replayed.
 
-    Input tokens are taken, sampled and written within a step's graph. So that few shapes occur, steps are padded to a
-    power of 2 of rows.
+    The graph of a step with a `draw` also reads the input tokens, samples, and writes the sampled tokens. To keep the
+    number of shapes small, steps are padded to a power of 2 rows.
     """
 
     keeps_batches = True
@@ -250,9 +250,9 @@ if decode_cpu is not None:
 
 
 def open_backend(name: str, model: CogVideoTransformer) -> Backend:
-    """A backend of `BACKENDS`; "auto" chooses by the model's device.
+    """Create a backend of `BACKENDS`; "auto" chooses by the model's device.
 
-    Raises: ValueError for a name that is not available, or that is not for this device.
+    Raises: ValueError if the backend is not available, or does not run on this device.
     """
     device = model.final_layernorm.weight.device.type
     if name == "auto":
@@ -265,10 +265,10 @@ def open_backend(name: str, model: CogVideoTransformer) -> Backend:
 
 
 def install_kernels(model: nn.Module, device: torch.device | None = None, attention: AttentionName = "auto") -> None:
-    """Let a model's layers use what speeds up passes over many rows on `device` (default: where the model is).
+    """Set up a model's layers for fast passes over many rows on `device` (default: where the model is).
 
-    On a CPU these are the kernels of `cogvideo.kernels`, if it is installed; on a GPU FlexAttention, or one dense
-    attention where that is not to be had. Raises: ValueError for an `attention` that is not for this device.
+    On a CPU this means the kernels of `cogvideo.kernels`, if installed; on a GPU FlexAttention, or dense attention
+    where it is not available. Raises: ValueError if `attention` is not available on this device.
     """
     device = device or next(model.parameters()).device
     has_kernels = device.type == "cpu" and cpu is not None

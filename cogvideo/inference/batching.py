@@ -1,8 +1,8 @@
 """Continuous batching: threads that decode with one model share forward passes, so weights are read once for all.
 
-A prompt that arrives while others are decoded joins them at their next step instead of waiting for them to finish. Each
-request keeps its own cache, text, schedule and settings. Its tokens do not change, except by float rounding in large
-batches. One of the threads computes the steps of all requests; the others sleep.
+A prompt that arrives while others are being decoded joins them at their next step instead of waiting for them to
+finish. Each request keeps its own cache, text, schedule and settings. Its tokens do not change, except by float
+rounding in large batches. One of the threads computes the steps of all requests; the others sleep.
 """
 
 import threading
@@ -13,7 +13,7 @@ from torch import Tensor
 from cogvideo.model.inputs import DecodeInputs
 
 Decoding = Generator[DecodeInputs, Tensor, None]
-"""Yields the inputs of its next step, and is sent the result, see `DecodeInputs.finish`."""
+"""Yields the inputs of each step and is sent the result, see `DecodeInputs.finish`."""
 
 
 class _Request:
@@ -26,7 +26,7 @@ class _Request:
         self.error: BaseException | None = None
 
     def advance(self, result: Tensor) -> None:
-        """Go on to the next step. An error ends this request only; interrupts are raised here as well."""
+        """Go on to the next step. An error ends this request only; interrupts are also re-raised here."""
         try:
             self.step = self.decoding.send(result)
         except StopIteration:
@@ -41,20 +41,20 @@ class _Request:
 
 
 class BatchScheduler:
-    """Runs the decodings of several threads together. A thread that is alone never waits."""
+    """Runs the decodings of several threads together. A lone thread never waits."""
 
     def __init__(self, forward: Callable[[Sequence[DecodeInputs]], Sequence[Tensor | Exception]]) -> None:
-        """`forward` computes the results of several steps. An error in place of a result ends that request; one that
-        it raises ends all requests that take part."""
+        """`forward` computes the results of several steps. An error returned in place of a result ends that request;
+        an error that it raises ends every request in the pass."""
         self._forward = forward
         self.forward_passes = 0
-        """So far; a pass that several requests shared counts once."""
+        """Passes so far; one shared by several requests counts once."""
         self._changed = threading.Condition()
         self._requests: list[_Request] = []
         self._leader: _Request | None = None
 
     def run(self, decoding: Decoding) -> None:
-        """Decode to the end, in this thread or in one that already runs. Raises: what the decoding raises."""
+        """Decode to the end, in this thread or in one that is already decoding. Raises: the error that ended it."""
         own = _Request(decoding)
         try:
             with self._changed:
@@ -76,10 +76,10 @@ class BatchScheduler:
             try:
                 raise error
             finally:
-                del error  # its traceback holds this frame, and with it the memory of the decoding
+                del error  # its traceback keeps this frame alive, and with it the memory of the decoding
 
     def _advance(self) -> None:
-        """One step of all requests that are here."""
+        """Run the next step of all pending requests."""
         with self._changed:
             requests = [request for request in self._requests if request.step is not None]
         self.forward_passes += 1

@@ -1,10 +1,10 @@
-"""The engine: runs a model over a schedule of slots with a cache. It knows no stage, no captions and no pixels.
+"""Runs a model over a schedule of slots with a key/value cache, independent of stages, captions and pixels.
 
     program = build_program(model.config, sequential(layout, given=(0,), frames=(1, 2, 3, 4)))      # once
     engine = Engine(model)                                                                          # once per model
     tokens = engine.generate(program.to(engine.device), known, conditioning, sampler, uniforms)     # for each batch
 
-Classifier-free guidance doubles the batch: conditional rows first, then their guides, one forward pass for both.
+Classifier-free guidance doubles the batch: conditional rows first, then their guides, in a single forward pass.
 """
 
 import contextlib
@@ -33,23 +33,23 @@ from cogvideo.sequence.prompt import left_pad
 Progress = Callable[[int], object]
 """Called with the number of tokens just sampled."""
 KEPT_BATCHES = 4
-"""How many kinds of batches have their memory and graphs kept for the next ones that are alike."""
+"""Number of batch kinds whose memory and CUDA graphs are kept for reuse."""
 PREFILL_SLOTS = 2048
-"""Prefill at most this many slots of all clips in one forward pass, but always at least one clip."""
+"""Maximum number of slots per prefill pass, summed over clips; a pass always takes at least one clip."""
 
 
 @dataclass(frozen=True)
 class DraftPlan:
-    """The slots of speculative decoding in their order; decoding decides where each window of them begins."""
+    """The slots of speculative decoding, in order; where each window begins is decided while decoding."""
 
     slots: Tensor
     """(slots,) int64."""
     guess_from: Tensor
-    """(slots,) the slot whose token is the first guess for each; -1: none."""
+    """(slots,) for each slot, the slot whose token is its first guess; -1: none."""
     window: int
 
     def window_from(self, start: int) -> Tensor:
-        """The slots of the window that begins with the start-th."""
+        """The slots of the window that begins at index `start`."""
         return self.slots[start : start + self.window]
 
     def to(self, device: torch.device) -> "DraftPlan":
@@ -65,9 +65,9 @@ class Program:
     masks: DecodeMasks
     """What decoding steps attend to."""
     input_columns: Tensor
-    """(num_slots,) where each slot's input token is in `ClipState.tokens`: 0 for BOI, else 1 + the slot before it."""
+    """(num_slots,) the column of each slot's input in `ClipState.tokens`: 0 for BOI, else 1 + the previous slot."""
     steps: tuple[Tensor, ...]
-    """(rows,) int64 slots whose tokens a forward pass predicts. Empty for speculative decoding."""
+    """For each forward pass, the slots (rows,) int64 that it predicts. Empty for speculative decoding."""
     draft: DraftPlan | None
     temporal: bool
     spatial_capacity: int
@@ -76,7 +76,7 @@ class Program:
 
     @property
     def tokens_per_clip(self) -> int:
-        """Tokens that are sampled for each clip."""
+        """Number of tokens sampled per clip."""
         return len(self.draft.slots) if self.draft else sum(map(len, self.steps))
 
     def to(self, device: torch.device) -> "Program":
@@ -100,8 +100,8 @@ def build_program(
     given_windows: GivenWindows = "cut",
     joined: bool = False,
 ) -> Program:
-    """Prepare a schedule. `temporal=False` runs the trunk alone, a text-to-image model of its frame. `joined`: plan the
-    pass over given frames for models whose attention computes that, see `CogVideoTransformer.is_joined`.
+    """Prepare a schedule. `temporal=False` runs the trunk alone, as a text-to-image model of one frame. `joined`: plan
+    the pass over given frames for models with joined attention, see `CogVideoTransformer.is_joined`.
 
     Raises: ValueError if the schedule breaks a rule of `check_schedule`.
     """
@@ -146,16 +146,16 @@ def build_program(
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What steers a batch of clips: their texts, and how strongly."""
+    """The text prompts of a batch of clips, and how strongly they steer it."""
 
     text: Tensor
-    """(rows, text_len) int64 padded on the left; rows = clips, or twice that with guidance: guides come last."""
+    """(rows, text_len) int64, padded on the left; rows = clips, or twice as many with guidance, guides last."""
     text_mask: Tensor
     """(rows, text_len) bool, False on padding."""
     guidance_scale: float | None = None
     """Logits become guide + scale * (conditional - guide); None: no guidance."""
     text_bonus: float = 0.0
-    """Added to scores of text keys ("attention upweighting"), not for guides, as published; see `Engine.prefill`."""
+    """Added to scores of text keys ("attention upweighting"), except for guides, as published; see `Engine.prefill`."""
 
     @property
     def row_bonus(self) -> Tensor:
@@ -169,7 +169,7 @@ class Conditioning:
         return replace(self, text=self.text.to(device), text_mask=self.text_mask.to(device))
 
     def pad_text(self, multiple: int) -> "Conditioning":
-        """Pad texts to a multiple of so many tokens. What they pad with is masked."""
+        """Pad texts to a multiple of this many tokens; the padding is masked."""
         missing = -self.text.shape[1] % multiple
         if not missing:
             return self
@@ -194,7 +194,7 @@ class Conditioning:
 
 
 class ProgressOnce:
-    """A `Progress` that does not count tokens again when a batch begins again."""
+    """A `Progress` that does not recount tokens when a batch is restarted."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -213,7 +213,7 @@ class ProgressOnce:
 
 
 class BatchKind(NamedTuple):
-    """What batches have in common that are decoded in the same memory, by the same recorded graphs."""
+    """What batches must have in common to reuse the same memory and recorded graphs."""
 
     program: Program
     sampler: TokenSampler
@@ -226,13 +226,13 @@ class BatchKind(NamedTuple):
 
 @dataclass(eq=False)
 class ClipState:
-    """A batch of clips in decoding. As a step's `Draw`, it samples tokens and writes them."""
+    """A batch of clips being decoded. As a step's `Draw`, it samples tokens and writes them."""
 
     kind: BatchKind
     cache: KVCache
     text_bias: TextBias
     tokens: Tensor
-    """(clips, 1 + num_slots) int64: BOI, then what is known or sampled so far."""
+    """(clips, 1 + num_slots) int64: BOI, then the tokens known or sampled so far."""
     uniforms: Tensor
     """(clips, num_slots, 2)."""
     progress: Progress | None = None
@@ -246,7 +246,7 @@ class ClipState:
         return cls(kind, cache, TextBias(spatial, temporal), tokens, uniforms)
 
     def begin(self, known: Tensor, conditioning: Conditioning, uniforms: Tensor, progress: Progress | None) -> None:
-        """Copy a batch's inputs to where steps read them."""
+        """Copy a batch's inputs into the buffers that steps read."""
         bias = TextBias.from_mask(conditioning.text_mask, conditioning.row_bonus, conditioning.row_bonus)
         own = *self.text_bias, self.tokens[:, 1:], self.uniforms
         for read, given in zip(own, (*bias, known, uniforms), strict=True):
@@ -254,18 +254,18 @@ class ClipState:
         self.progress = progress
 
     def step(self, slots: Tensor, *, draw: bool = False) -> DecodeInputs:
-        """A forward pass over `slots`. `draw`: its result is their tokens, not their logits."""
+        """A decoding step over `slots`. With `draw` its result is sampled tokens, otherwise logits."""
         tokens = None if draw else self.input_tokens(slots)
         masks = self.kind.program.masks
         return DecodeInputs(tokens, slots, masks, self.text_bias, self.cache, self if draw else None)
 
     def input_tokens(self, slots: Tensor) -> Tensor:
-        """(rows, slots), guides after the clips."""
+        """Input tokens (rows, slots), guides last."""
         tokens = self.tokens.index_select(1, self.kind.program.input_columns.index_select(0, slots))
         return tokens if self.kind.guidance_scale is None else tokens.repeat(2, 1)
 
     def sample(self, logits: Tensor, slots: Tensor) -> Tensor:
-        """Tokens (clips, slots) from the logits of a step, guides included."""
+        """Sample tokens (clips, slots) from the logits of a step, which include those of the guides."""
         logits = apply_guidance(logits, self.kind.guidance_scale)
         return self.kind.sampler(logits, self.uniforms.index_select(1, slots))
 
@@ -281,7 +281,7 @@ class ClipState:
 
 
 class Engine:
-    """One model, ready to decode with one backend. Threads may call `generate` at the same time: they share passes."""
+    """One model, ready to decode with one backend. Threads may call `generate` concurrently: they share passes."""
 
     def __init__(self, model: CogVideoTransformer, backend: str = "auto") -> None:
         """`backend`: a name of `backends.BACKENDS`, or "auto". Raises: ValueError as `backends.open_backend`."""
@@ -290,9 +290,9 @@ class Engine:
         self.scheduler = BatchScheduler(self.backend.decode)
         self.prefill_passes = 0
         self._kept: dict[BatchKind, ClipState] = {}
-        """Memory of batches that are done, the last used at the end."""
+        """Memory of finished batches, the most recently used last."""
         self._releases = 0
-        """How often that memory was released for want of it."""
+        """How often that memory was released because the device ran out."""
         self._lock = threading.Lock()
 
     @property
@@ -301,7 +301,7 @@ class Engine:
 
     @property
     def forward_passes(self) -> int:
-        """Prefill and decoding so far; a pass that several requests shared counts once."""
+        """Prefill and decoding passes so far; one shared by several requests counts once."""
         return self.prefill_passes + self.scheduler.forward_passes
 
     @torch.inference_mode()
@@ -317,9 +317,9 @@ class Engine:
         """Sample every token that the program decodes, for one batch of clips.
 
         Shapes: known (clips, num_slots) int64, correct at given slots, anything elsewhere; uniforms (clips,
-        num_slots, 2) -> (clips, num_slots) on the device of `known`. num_slots: the clip's, or as many as the program
-        needs. Program and sampler must be on the engine's device, the rest is moved there. If the device runs out of
-        memory while that of earlier batches is kept, it is released, and the batch begins again.
+        num_slots, 2) -> (clips, num_slots) on the device of `known`. num_slots: the clip's, or only as many as the
+        program needs. Program and sampler must be on the engine's device; the rest is moved there. If the device runs
+        out of memory while that of earlier batches is kept, it is released, and the batch is restarted once.
         """
         assert not self.model.training, "dropout is on; call model.eval() first"
         conditioning = conditioning.pad_text(self.backend.text_multiple).to(self.device)
@@ -339,13 +339,13 @@ class Engine:
             except torch.OutOfMemoryError:
                 if is_retry or not self._release_kept(releases):
                     raise
-            # outside of the handler, whose traceback holds the memory of what failed, as these names do
+            # outside the handler: its traceback keeps the failed batch's memory alive, and so do these names
             state = first_logits = None  # type: ignore[assignment]
             report.begin_again()
             is_retry = True
 
     def _release_kept(self, releases: int) -> bool:
-        """Release the memory of batches that are done. Returns whether any was since `releases` were counted."""
+        """Release the memory of finished batches. Returns whether any was released since `releases` was read."""
         with self._lock:
             self._releases += bool(self._kept)
             self._kept.clear()
@@ -353,7 +353,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _state(self, kind: BatchKind) -> Iterator[ClipState]:
-        """Memory for a batch: of an earlier one that is alike and done, if the backend keeps them, else new."""
+        """Memory for a batch: that of a finished batch of the same kind, if one is kept, else new memory."""
         with self._lock:
             state = self._kept.pop(kind, None)
         if state is None:
@@ -380,8 +380,8 @@ class Engine:
     def prefill(self, state: ClipState, conditioning: Conditioning) -> Tensor | None:
         """Fill the cache with text and given frames; without given frames, return the logits of the first step.
 
-        The text bonus reaches given frames in the spatial channel only, as in published inference, which the published
-        settings were tuned with.
+        The text bonus applies to given frames in the spatial channel only, as in published inference, for which the
+        published settings were tuned.
         """
         program, text = state.kind.program, conditioning.text
         if program.given is None:
@@ -396,7 +396,7 @@ class Engine:
             return self.model.logits(hidden)
         plan = program.given
         tokens = state.input_tokens(plan.slots)
-        # some clips at a time: the activations of all would be sampling's peak in memory
+        # a few clips at a time: the activations of all at once would be the memory peak of sampling
         clips_at_once = max(1, PREFILL_SLOTS // tokens.shape[1])
         bias = TextBias.from_mask(conditioning.text_mask, conditioning.row_bonus, 0.0)
         for first_clip in range(0, len(text), clips_at_once):
@@ -412,7 +412,7 @@ class Engine:
 
 
 def decode_steps(state: ClipState, logits: Tensor | None) -> Decoding:
-    """Run the program's steps. `logits`: of the first step, where prefill has computed them."""
+    """Run the program's steps. `logits`: those of the first step, if prefill computed them."""
     for slots in state.kind.program.steps:
         sampled = (yield state.step(slots, draw=True)) if logits is None else state(logits, slots)
         state.report(sampled.numel())
@@ -420,15 +420,15 @@ def decode_steps(state: ClipState, logits: Tensor | None) -> Decoding:
 
 
 def decode_speculative(state: ClipState, logits: Tensor | None) -> Decoding:
-    """The same tokens as `decode_steps`, by verifying guesses; `schedules.speculative` says why this is exact.
+    """Decode the same tokens as `decode_steps`, by verifying guesses; see `schedules.speculative` for why it is exact.
 
-    Clips of a batch advance at their own pace within a window, which begins at the slowest. Keys in the cache are final
-    once the slot's token is: both were computed from the same, final, inputs.
+    Clips of a batch advance at their own pace within a window, which begins at the slowest clip. A slot's keys in the
+    cache are final once its token is: both were computed from the same, final inputs.
     """
     tokens, draft = state.tokens, state.kind.program.draft
     assert draft is not None
     num_final = torch.zeros_like(tokens[:, 0])
-    """(clips,) slots whose tokens are final, in the order of decoding."""
+    """(clips,) number of slots, in decoding order, whose tokens are final."""
     start, num_guessed = 0, 0
     while start < len(draft.slots):
         window = draft.window_from(start)
@@ -439,7 +439,7 @@ def decode_speculative(state: ClipState, logits: Tensor | None) -> Decoding:
         num_guessed = max(num_guessed, end)
         sampled = state.sample(logits, window)
         logits = None
-        # a clip's tokens are right up to the first that differs from its guess, and that one is right as well
+        # a clip's tokens are right up to and including the first one that differs from its guess
         guess = tokens.index_select(1, window + 1)
         final = torch.arange(start, num_guessed, device=tokens.device) < num_final[:, None]
         right = (final | (sampled == guess)).cumprod(1).sum(1)
@@ -450,7 +450,7 @@ def decode_speculative(state: ClipState, logits: Tensor | None) -> Decoding:
 
 
 def guess_tokens(tokens: Tensor, draft: DraftPlan, start: int, end: int) -> None:
-    """Write the first guesses for the start-th to end-th slots (end excluded) into tokens (clips, 1 + num_slots)."""
+    """Write first guesses for the draft's slots `start` to `end` (exclusive) into tokens (clips, 1 + num_slots)."""
     fresh = slice(start, end)
     tokens[:, draft.slots[fresh] + 1] = tokens[:, draft.guess_from[fresh] + 1]
 

@@ -1,7 +1,7 @@
 """From logits to tokens: CogVideo's cluster sampler, and the clusters of image tokens that it samples from first.
 
-Sampling inverts the CDF at random numbers made beforehand, so the same inputs always give the same tokens. With every
-token a cluster of its own (labels = arange) it is plain top-k sampling.
+Sampling inverts the CDF at random numbers drawn in advance, so the same inputs always give the same tokens. With each
+token in a cluster of its own (labels = arange) it is plain top-k sampling.
 """
 
 from copy import copy
@@ -33,8 +33,8 @@ class ClusterSampler:
     """Sample one of the `top_k` likeliest clusters at `temperature`, then one of its tokens at `token_temperature`.
 
     Source: the published CogVideo's sampling strategy of that name. Cost: one softmax over all tokens; the rest is over
-    clusters and over the tokens of one cluster. On a CPU it is one call of a kernel where possible: a dozen operations
-    on a row or two would take a tenth of a step.
+    clusters and over the tokens of one cluster. On a CPU it is a single kernel call where possible: a dozen PyTorch
+    operations on a row or two would take a tenth of a step.
     """
 
     def __init__(self, labels: np.ndarray, temperature: float, top_k: int, token_temperature: float) -> None:
@@ -87,8 +87,8 @@ def keep_top(weights: Tensor, k: int) -> Tensor:
 def invert_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     """The first index whose running sum exceeds uniform * total. Weights need not be normalised.
 
-    Running sums are in the order of indices, not sorted by weight: in a sort, rounding may swap two nearly equal
-    weights. Shapes: weights (..., n) float64, uniform (...) in [0, 1) -> (...) int64.
+    Running sums are in index order, not sorted by weight: in a sort, rounding may swap two nearly equal weights.
+    Shapes: weights (..., n) float64, uniform (...) in [0, 1) -> (...) int64.
     """
     running = weights.cumsum(-1)
     return (running <= running[..., -1:] * uniform.unsqueeze(-1)).sum(-1)

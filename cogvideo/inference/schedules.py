@@ -4,9 +4,9 @@
     wavefront     as few steps as the masks allow, with several frames in flight
     speculative   one slot after another, many drafted ahead and verified in one forward pass
 
-A schedule may name slots in any order that keeps two rules, see `check_schedule`: a slot comes after its left
-neighbour, whose token is its input; and what it attends to is given, decoded in an earlier step, or in its own. Random
-numbers are keyed by slot, so every schedule that keeps the rules gives the same tokens.
+A schedule may list slots in any order that follows two rules, see `check_schedule`: a slot comes after its left
+neighbour, whose token is its input; and what it attends to is given, or decoded in an earlier step or in the same one.
+Random numbers are keyed by slot, so every schedule that follows the rules gives the same tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ from cogvideo.model.masks import Mask, channel_masks
 from cogvideo.sequence.layout import ClipLayout
 
 DRAFT_WINDOW = 16
-"""Slots per speculative forward pass: about as many as take little longer than one, where reading weights dominates."""
+"""Slots per speculative forward pass: about as many as take little longer than one when reading weights dominates."""
 _GIVEN, _NEVER = -1, np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
 class Draft:
-    """How tokens are guessed, to be verified many at a time."""
+    """How tokens are guessed, before many are verified at a time."""
 
     source: np.ndarray
-    """(num_slots,) the slot whose token is the first guess; -1: none."""
+    """(num_slots,) for each slot, the slot whose token is its first guess; -1: none."""
     window: int
-    """Most slots per forward pass."""
+    """Maximum number of slots per forward pass."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Schedule:
     steps: tuple[np.ndarray, ...]
     """Slots whose tokens are sampled, step by step; those of one step share a forward pass."""
     draft: Draft | None = None
-    """Speculative decoding: the steps then give the order of slots only."""
+    """Set for speculative decoding; the steps then only give the order of slots."""
 
     @property
     def order(self) -> np.ndarray:
@@ -52,7 +52,7 @@ class Schedule:
 def sequential(
     layout: ClipLayout, given: Sequence[int], frames: Sequence[int], window_size: int | None = None
 ) -> Schedule:
-    """One slot per step, frame after frame. `given` and `frames` are frame numbers, in the order to take them."""
+    """One slot per step, frame after frame. `given` and `frames` are frame numbers, in processing order."""
     no_slots = np.empty(0, dtype=np.int64)
     return Schedule(layout.slots_of(*given) if given else no_slots, tuple(layout.slots_of(*frames)[:, None]))
 
@@ -62,13 +62,13 @@ def wavefront(
 ) -> Schedule:
     """The slots of `sequential`, each in the earliest step that the masks allow.
 
-    With windows in the temporal channel a slot does not see all of the frames before its own, so the next frame starts
+    With windows in the temporal channel, a slot does not see all of the frames before its own, so the next frame starts
     while this one is still being decoded. A slot runs once, through all layers, so it waits for what it sees in any of
     them: those slots must be given, have run before, or run in the same step, where all keys are stored before any is
-    read. What these slots saw has then run as well, so the dependencies over many layers need no search.
+    read. What those slots see has then run as well, so dependencies across layers need not be traced.
 
-    For windows of w x w slots in frames of r x r, each frame is (w - 1) (r + 1) steps behind the one before. Without
-    windows only a frame's last slot overlaps with the next frame's first.
+    For windows of w x w slots in frames of r x r, each frame is (w - 1) (r + 1) steps behind the previous one. Without
+    windows, only a frame's last slot and the next frame's first share a step.
     Raises: ValueError if a frame sees slots that are neither given nor decoded before it.
     """
     schedule = sequential(layout, given, frames)
@@ -102,15 +102,15 @@ def speculative(
     *,
     draft_window: int = DRAFT_WINDOW,
 ) -> Schedule:
-    """The slots of `sequential` in its order, up to `draft_window` of them per forward pass, without changing a token.
+    """The slots of `sequential` in the same order, up to `draft_window` per forward pass, with identical tokens.
 
     The two random numbers of a slot are fixed before decoding, so its token is a function of the tokens before it. A
-    window of slots is fed with guesses, and each slot's token is sampled from its logits. The first token that differs
-    from its guess is right all the same, since everything before it was; those after it came from a wrong input and are
-    only better guesses for the next forward pass (Jacobi iteration). Guesses decide nothing but the number of passes.
+    window of slots is fed guesses, and each slot's token is sampled from its logits. The first token that differs from
+    its guess is right all the same, since everything before it was; those after it came from a wrong input and are only
+    better guesses for the next forward pass (Jacobi iteration). Guesses affect nothing but the number of passes.
 
-    The first guess for a slot is the token at the same place of the nearest frame already there: in interpolation a
-    given one, in stage 1 the frame before. In a first frame it is the token of the slot above.
+    The first guess for a slot is the token at the same position in the nearest available frame: a given one in
+    interpolation, the previous one in stage 1. Without such a frame it is the token of the slot above.
     """
     schedule = sequential(layout, given, frames)
     decoded = set((schedule.given // layout.frame_len).tolist())
@@ -135,10 +135,10 @@ SCHEDULES: dict[str, Callable[[ClipLayout, Sequence[int], Sequence[int], int | N
 
 
 def check_schedule(schedule: Schedule, layout: ClipLayout, masks: Sequence[Mask]) -> None:
-    """Raise ValueError unless every slot finds its input and all keys that `masks` let it see.
+    """Raise ValueError unless every slot has its input and all keys that `masks` let it see.
 
-    Keys must be given, decoded in an earlier step, or in the same one; the input, the token of the left neighbour, must
-    be given or sampled in an earlier step. A cache holds zeros for a key that is missing, and nothing would fail.
+    Keys must be given, or decoded in an earlier step or in the same one; the input, the token of the left neighbour,
+    must be given or sampled in an earlier step. Otherwise a missing key would silently be read from the cache as zeros.
     """
     slots = np.concatenate([schedule.given, schedule.order])
     outside = slots[(slots < 0) | (slots >= layout.num_slots)]
@@ -192,13 +192,13 @@ def _missing_key(layout: ClipLayout, query: int, key: int) -> ValueError:
 def spatial_cache_positions(schedule: Schedule, layout: ClipLayout) -> np.ndarray:
     """Where the spatial channel's cache stores each slot, in as little memory as possible: (num_slots,) int64.
 
-    Only a slot's own frame sees it there, so a frame's positions are free for another frame after its last step. Given
-    frames are computed in one pass and are not stored: -1.
+    In this channel only a slot's own frame sees it, so after a frame's last step its positions are free for another
+    frame. Given frames are computed in one pass and are not stored: -1.
     """
     order = schedule.order
     if schedule.draft is None:
         starts = ends = np.repeat(np.arange(len(schedule.steps)), [len(step) for step in schedule.steps])
-    else:  # counted in slots, as windows move: one that begins at a frame's end reaches into the next frame
+    else:  # counted in slots, as windows move: one that begins near a frame's end reaches into the next
         ends = np.arange(len(order))
         starts = ends - schedule.draft.window + 1
     frames = order // layout.frame_len

@@ -1,1 +1,1 @@
-"""Optional speed: kernels chosen by name; without them everything runs on PyTorch alone."""
+"""Optional fast kernels, chosen by name; without them everything runs on PyTorch alone."""

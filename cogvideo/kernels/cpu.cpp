@@ -1,10 +1,11 @@
-// Decoding on a CPU: products of a few rows with a large matrix, whole decoding steps of a transformer for a few rows,
+// Decoding on a CPU: products of a few rows and a large matrix, whole decoding steps of a transformer for a few rows,
 // and sampling of their tokens.
 //
-// Bound by memory bandwidth: weights (fp32, bf16, fp16, or int8 with a scale per row) are read once for all rows and
-// converted on the way, keys are read in place from the cache, and a step is one parallel region. Sums are in float32,
-// each in a fixed order that depends neither on the number of rows nor on the number of threads: a row's result is the
-// same in every batch. Compiled when first needed by cpu.py, which declares the same structures and checks their sizes.
+// This is bound by memory bandwidth, so weights (fp32, bf16, fp16, or int8 with a scale per row) are read once for all
+// rows and converted on the fly, keys are read in place from the cache, and a step is one parallel region. Sums are in
+// float32, each in a fixed order that depends neither on the number of rows nor on the number of threads: a row's
+// result is the same in every batch. cpu.py compiles this file when it is first needed, declares the same
+// structures and checks their sizes.
 
 #include <algorithm>
 #include <cmath>
@@ -30,8 +31,8 @@ typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 
 template <class T> static inline T load(const void* p) { T v; memcpy(&v, p, sizeof v); return v; }
 
-// a * b + c, rounded once where the processor can. Written out, and compiled with -ffp-contract=off: left to choose,
-// the compiler would fuse some of the places that must agree and not others.
+// a * b + c, rounded once where the processor can. Explicit, and compiled with -ffp-contract=off: left to itself, the
+// compiler would fuse some of the expressions that must agree and not others.
 static inline Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -112,7 +113,7 @@ static inline Floats sum_each(Floats* v) {
     return v[0];
 }
 
-// ROWS rows of x with OUTS rows of the matrix: one accumulator per pair, so that the order of summing never changes.
+// ROWS rows of x times OUTS rows of the matrix: one accumulator per pair, so that the order of summation never changes.
 template <class W, int ROWS, int OUTS>
 static inline void tile(const float* x, long x_stride, const typename W::Stored* weight, const float* scale,
                         const float* bias, float* y, long y_stride, long in_features) {
@@ -122,7 +123,7 @@ static inline void tile(const float* x, long x_stride, const typename W::Stored*
         Floats in[ROWS];
         for (int r = 0; r < ROWS; r++) in[r] = load<Floats>(x + r * x_stride + i);
         for (int o = 0; o < OUTS; o++) {
-            // the hardware prefetcher does not foresee the next tile's weights
+            // the hardware prefetcher does not fetch the next tile's weights
             if (i % (64 / sizeof(typename W::Stored)) == 0) __builtin_prefetch(weight + (o + OUTS) * in_features + i);
             const Floats w = W::widen(weight + o * in_features + i);
             for (int r = 0; r < ROWS; r++) sums[r * OUTS + o] = fused(in[r], w, sums[r * OUTS + o]);
@@ -196,7 +197,8 @@ static void outputs_of(const Matrix& m, const float* x, float* y, long rows, lon
     if (rows - r == 1) run(std::integral_constant<int, 1>());
 }
 
-// Threads share a product by blocks of outputs, small enough to stay in the nearest cache while all rows of x pass.
+// A product is divided among threads in blocks of outputs, whose weights are few enough to stay in the nearest cache
+// while all rows of x are multiplied.
 constexpr long BLOCK = 16;
 static inline long blocks_of(const Matrix& m) { return (m.out_features + BLOCK - 1) / BLOCK; }
 
@@ -306,7 +308,7 @@ static void gelu(float* x, long size) {  // the tanh form: x * sigmoid(2 u)
 // The frame keys that slot s sees: runs[starts[s]] up to runs[starts[s + 1]], each (first position, count).
 struct KeyTable {
     const long *starts, *runs, *positions;  // positions[s]: where the slot's own key is stored
-    long max_keys, num_slots;               // max_keys: of the slot that sees most
+    long max_keys, num_slots;               // max_keys: of the slot that sees the most keys
 };
 
 struct Channel {
@@ -336,13 +338,13 @@ struct KVBuffer {
     long num_positions;
 };
 
-// Clips that share a cache and its tables: `rows` slots of each clip, after the rows of the groups before.
+// Clips that share a cache and its tables: `rows` slots of each clip, after the rows of preceding groups.
 struct StepGroup {
     const KVBuffer* buffers;  // by layer: spatial, temporal
     const KeyTable* tables;   // one of the spatial channel, then `num_temporal` of the temporal one, for layers in turn
     const int64_t *tokens, *slots;              // (batch, rows) and (rows,)
     const float *spatial_bias, *temporal_bias;  // (batch, text_len)
-    long batch, rows, text_len, num_temporal;   // num_temporal is 0, in all groups or in none: the channel is off
+    long batch, rows, text_len, num_temporal;   // num_temporal: 0 in all groups or in none; 0 if the channel is off
     int cache_dtype;                            // as in Matrix; 0 or 2
 };
 

@@ -1,9 +1,8 @@
-"""The CPU kernels of cpu.cpp: compiled when first used, and every C structure that is passed to them.
+"""The CPU kernels of cpu.cpp, compiled when first used, and every C structure that is passed to them.
 
-They multiply a few rows with a matrix, decode whole steps (decode_cpu.py) and draw tokens (`inference.sampler`):
-PyTorch reads weights far below the memory's speed from the second row on, and cannot multiply 16-bit weights without
-converting them first. Without a C++ compiler `library` is None and callers use PyTorch: the same results up to float
-rounding.
+They multiply a few rows by a matrix, decode whole steps (decode_cpu.py) and draw tokens (`inference.sampler`): for two
+or more rows, PyTorch reads weights far below memory bandwidth, and it cannot multiply 16-bit weights without converting
+them first. Without a C++ compiler `library()` is None and callers use PyTorch: the same results up to float rounding.
 """
 
 import ctypes
@@ -26,13 +25,13 @@ from cogvideo.logs import get_logger
 log = get_logger(__name__)
 
 MAX_ROWS = 32
-"""Above this, a product is faster by PyTorch's GEMM."""
+"""Above this, PyTorch's GEMM is faster."""
 SMALL_CALL = 10_000_000
-"""Multiplications that take a fraction of a millisecond."""
+"""Number of multiplications that take a fraction of a millisecond."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-"""Weight types, by their numbers in cpu.cpp."""
+"""Weight types and their numbers in cpu.cpp."""
 _SAMPLER_COST = 100
-"""Multiplications that take as long as the sampler's work on one logit."""
+"""Number of multiplications that take as long as the sampler's work on one logit."""
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
@@ -125,7 +124,7 @@ STRUCTURES = (Matrix, Norm, Channel, Layer, Model, KeyTable, KVBuffer, StepGroup
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, kept in the user's cache folder, which is private; None if they cannot be had."""
+    """The compiled kernels, kept in the user's private cache folder; None if they are not available."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         log.info("no C++ compiler found: decoding uses PyTorch alone, which is slower")
@@ -227,7 +226,7 @@ def sample_clusters(
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's data begin; None, a null pointer in C++, for None."""
+    """The address of a tensor's data; None, a null pointer in C++, for None."""
     return None if tensor is None else tensor.data_ptr()
 
 

@@ -1,8 +1,8 @@
 """A decoding step in one call on a CPU, from tokens to logits; equal to the model's own up to float rounding.
 
-A step of a small batch takes milliseconds, and calls of single operations would take most of them. Several steps, each
-with its own cache and text, go through together, so that the weights are read once for all. The arithmetic is in
-cpu.cpp; here modules, caches and decode masks become its structures.
+A step of a small batch takes milliseconds, and the overhead of separate operations would be most of that. Several
+steps, each with its own cache and text, run together, so that the weights are read once for all of them. The arithmetic
+is in cpu.cpp; this module turns modules, caches and decode masks into its structures.
 """
 
 import ctypes
@@ -24,11 +24,11 @@ from cogvideo.model.quantize import Linear
 from cogvideo.model.transformer import CogVideoTransformer, TransformerLayer
 
 MAX_ROWS = 256
-"""Of all steps together. Above it, products are faster by PyTorch's GEMM."""
+"""Most rows of all steps together; above this, PyTorch's GEMM is faster."""
 
 
 class NativeHandle:
-    """A model and a cache as C structures. It keeps the model's tensors alive; the cache's owner keeps the cache."""
+    """A model and a cache as C structures. It keeps the model's tensors alive, but not the cache's."""
 
     def __init__(self, model: CogVideoTransformer, cache: Cache) -> None:
         self._tensors: list[Tensor | None] = []
@@ -56,7 +56,7 @@ class NativeHandle:
         self._batch, self._text_len, self._cache_dtype = len(spatial.key), spatial.text_len, DTYPES[spatial.key.dtype]
         self._tables: tuple[DecodeMasks, ctypes.Array[KeyTable]] | None = None
         self._step_tokens: Tensor | None = None
-        """Input tokens of the last step, which may have been made for it."""
+        """Input tokens of the last step, kept alive here because they may have been created for it."""
 
     def group(self, step: DecodeInputs) -> StepGroup:
         """A step on this handle's cache. The structure points into the step and into this handle."""
@@ -123,7 +123,7 @@ def _key_table(keys: VisibleKeys) -> KeyTable:
 
 
 def is_supported(model: CogVideoTransformer, steps: Sequence[DecodeInputs]) -> bool:
-    """Whether `decode_step` can compute these steps together. It reads weights, so not with adapters beside them."""
+    """Whether `decode_step` can compute these steps together. It reads the weights alone, so not with adapters."""
     if has_adapters(model):
         return False
     weight, rows = model.word_embeddings.weight, sum(math.prod(step.shape) for step in steps)
@@ -141,8 +141,8 @@ def decode_step(
 ) -> list[Tensor]:
     """Logits of each step's slots: (batch, rows, num_image_tokens) float32, new tensors.
 
-    `handles` are of the steps' caches. Check `is_supported` first. A row's logits do not depend on other rows, of the
-    same step or of others, to the last bit.
+    `handles`: those of the steps' caches. Check `is_supported` first. A row's logits are the same to the last bit
+    whatever the other rows, of the same step or of others.
     Raises: IndexError, before anything is computed, for a token outside the vocabulary, or a slot with keys outside its
     cache.
     """

@@ -1,4 +1,4 @@
-"""Functions on a GPU as CUDA graphs: launched one by one, each of a step's thousand kernels would wait for Python.
+"""GPU functions recorded as CUDA graphs: launched singly, each of a step's thousand kernels would wait for Python.
 
 A decoding step has static shapes and never reads a number back from the GPU (`model.plan.DecodeMasks`), so it can be
 recorded once per number of rows and replayed for any slots.
@@ -16,7 +16,7 @@ _RECORDING_LOCK = threading.Lock()
 
 
 class Graphs:
-    """Recorded functions, by key. Whoever owns the memory that they read and write keeps both."""
+    """Recorded functions, by key. They belong to the owner of the memory that they read and write."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}

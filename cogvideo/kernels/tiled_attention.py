@@ -2,9 +2,9 @@
 
 Tiles need no score matrix, no mask and no copy of keys. Each piece (text keys, keys that all queries see, keys that are
 seen causally) goes through PyTorch's fused kernel by itself, and the pieces are merged by their log-sum-exp. The
-kernel's backward pass needs nothing else of the softmax, so the gradient is the sum of the pieces' gradients.
-In bfloat16 the fused kernel's backward pass is several times as slow as in float32: tiles take theirs in float32, from
-what the forward pass kept in bfloat16, and blocks use matrix products.
+kernel's backward pass needs nothing else from the softmax, so the gradient is the sum of the pieces' gradients.
+In bfloat16 the fused kernel's backward pass is several times slower than in float32, so tiles run it in float32, on
+tensors that the forward pass saved in bfloat16, and blocks use matrix products.
 """
 
 import math

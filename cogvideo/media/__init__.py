@@ -1,1 +1,1 @@
-"""Video files in and out, cut detection and contact sheets. Nothing here knows of clips or tokens."""
+"""Reading and writing videos, cut detection and contact sheets. Nothing here depends on clip planning or tokens."""

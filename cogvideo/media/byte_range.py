@@ -13,7 +13,7 @@ class ByteRange:
     start: int
     size: int
     name: str
-    """How messages call it, such as "shard-000.tar/a.mp4"."""
+    """Its name in messages, such as "shard-000.tar/a.mp4"."""
 
     def __str__(self) -> str:
         return self.name
@@ -23,7 +23,7 @@ MediaPath = str | Path | ByteRange
 
 
 def is_file(path: MediaPath) -> bool:
-    """Whether this is a regular file; False also where that cannot be found out (permissions, overlong names)."""
+    """Whether this is a regular file; False also where that cannot be determined (permissions, overlong names)."""
     try:
         return Path(path.file if isinstance(path, ByteRange) else path).is_file()
     except (OSError, ValueError):

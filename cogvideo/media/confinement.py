@@ -1,7 +1,7 @@
 """The limits on memory and processor time of the process that parses files (worker.py); the system enforces them.
 
-What a file is entitled to grows: at first with its size, then with that of its frames. Nothing here has an effect in
-other processes, and nothing limits memory without /proc.
+The limits for a file grow with its size at first, then with that of its frames. Nothing here affects other processes,
+and memory is not limited without /proc.
 """
 
 import resource
@@ -15,7 +15,7 @@ _deadline: int | None = None
 
 
 def confine() -> None:
-    """From now on the other functions limit this process."""
+    """Enable the limits in this process; until then, the other functions set none."""
     global _is_confined
     _is_confined = True
 
@@ -36,7 +36,7 @@ def lift_memory_limit() -> None:
 
 
 def allow_seconds(seconds: int) -> None:
-    """Let this process use so much more processor time; beyond that, the system ends it."""
+    """Let this process use `seconds` more of processor time; beyond that, the system kills it."""
     global _deadline
     if _is_confined:
         _deadline = _used_seconds() + seconds
@@ -45,7 +45,7 @@ def allow_seconds(seconds: int) -> None:
 
 @contextmanager
 def within_seconds(seconds: int) -> Iterator[None]:
-    """Let a part of the work use at most so much of the processor time that is allowed."""
+    """Let the `with` body use at most `seconds` of the processor time that is allowed."""
     if _is_confined and _deadline is not None:
         _set_limit(resource.RLIMIT_CPU, min(_deadline, _used_seconds() + seconds))
     try:

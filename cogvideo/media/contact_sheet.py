@@ -21,9 +21,9 @@ LINE_HEIGHT = 16  # pixels per line of text
 FONT_SIZE = 12
 MAX_PIXELS = 100_000_000
 OVER_TIME = 8
-"""Sheets that are compared at most."""
+"""Maximum number of sheets to compare."""
 ROWS = "rows"
-"""The name of a sheet's text chunk with [top, bottom] of each row, its caption included, as JSON."""
+"""Name of a sheet's PNG text chunk, which holds [top, bottom] of each row, caption included, as JSON."""
 FONT_FOLDERS = (
     *("/usr/share/fonts", "/usr/local/share/fonts"),
     *("~/.local/share/fonts", "~/.fonts", "~/Library/Fonts"),
@@ -69,10 +69,10 @@ def contact_sheet(
 
 
 def sheets_over_time(path: str | Path, sheets: Sequence[Path]) -> None:
-    """Write a .png with the rows of several sheets below each other: a row of each, as far as its pixels are new.
+    """Write a .png that stacks the versions of each row from several sheets, omitting those with unchanged pixels.
 
-    `sheets` are those of `contact_sheet`, oldest first; the last decides which rows there are, and those with others
-    are left out. Of many, OVER_TIME are chosen, evenly spaced. Writes nothing unless two of them are alike.
+    `sheets` come from `contact_sheet`, oldest first; those with other rows than the last are left out. Of many,
+    OVER_TIME evenly spaced ones are used. Writes nothing if fewer than two are left, or the picture would be too large.
     """
     layouts = [_layout(sheet) for sheet in sheets]
     alike = [sheet for sheet, layout in zip(sheets, layouts, strict=True) if layout[1] and layout == layouts[-1]]
@@ -91,7 +91,7 @@ def sheets_over_time(path: str | Path, sheets: Sequence[Path]) -> None:
 
 
 def _layout(sheet: Path) -> tuple[int, str]:
-    """A sheet's width, and its rows as `contact_sheet` wrote them; "": it has none."""
+    """A sheet's width, and its rows as `contact_sheet` wrote them, or "" if it has none."""
     with Image.open(sheet) as image:
         return image.width, str(image.info.get(ROWS, ""))
 

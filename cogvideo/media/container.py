@@ -1,6 +1,6 @@
-"""Open media files within limits: a file's video stream, its packets decoded one by one, and pictures.
+"""Opens media files within limits: a file's video stream, its packets decoded one by one, and pictures.
 
-No other module opens media with FFmpeg.
+No other module reads media with FFmpeg.
 """
 
 import os
@@ -23,11 +23,11 @@ from cogvideo.media.confinement import allow_memory, within_seconds
 
 SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
 MAX_THREADS = 8  # per file; many files are read at the same time
-OPENING_BYTES, BYTES_PER_BYTE = 224 << 20, 32  # memory for opening: an index entry is larger than what it stands for
+OPENING_BYTES, BYTES_PER_BYTE = 224 << 20, 32  # memory for opening: index entries are larger than in the file
 OPENING_SECONDS, OPENING_SECONDS_PER_MB = 10, 2  # of processor time; sound files take 0.1 s, more on a busy host
-FEW_FRAMES, FRAME_BYTES = 1000, 4  # frames that an edit list may repeat; the least bytes of any other
-BYTES_PER_PIXEL = 256  # memory for decoding: the frames that a codec refers to and works on
-DEFAULT_BONUS = 5_000_000  # pixels by which FFmpeg prefers the stream that is marked as the default one
+FEW_FRAMES, FRAME_BYTES = 1000, 4  # frames that an edit list may repeat; minimum bytes of any other frame
+BYTES_PER_PIXEL = 256  # memory for decoding: a codec's reference and working frames
+DEFAULT_BONUS = 5_000_000  # pixels by which FFmpeg prefers the stream marked as default
 EXIF_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 PICTURE_FORMATS = (*EXIF_FORMATS, "BMP")
 EXIF_ORIENTATION = 0x112
@@ -38,7 +38,7 @@ class DamagedVideoError(ValueError):
 
 
 class TooLargeError(ValueError):
-    """A file's frames are larger or more than the limits allow."""
+    """A file's frames are larger or more numerous than the limits allow."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Limits:
     memory: int = 4 << 30
     """Bytes that reading the file may take, whatever its size."""
     cpu_seconds: int | None = None
-    """Processor time that reading the file may take; None: by its size."""
+    """Processor time that reading the file may take; None: depends on its size."""
 
 
 @contextmanager
 def open_video(
     path: MediaPath, limits: Limits | None, *, times_only: bool = False
 ) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """Open a file's video stream. PyAV's errors, also those in the `with` body, become one-line ValueErrors.
+    """Open a file's video stream. PyAV's errors, including those in the `with` body, become one-line ValueErrors.
 
-    `times_only`: frames may be decoded roughly, since nobody looks at them.
+    `times_only`: frames may be decoded inexactly, since their pixels are not used.
     """
     if not is_file(path):
         raise ValueError(f"{path} is not a file; expected a video or picture")
@@ -71,9 +71,9 @@ def open_video(
     allow_memory(min(limits.memory, OPENING_BYTES + BYTES_PER_BYTE * size))
     options = {
         "pattern_type": "none",  # "a%03d.png" is the name of one file
-        "protocol_whitelist": "file,subfile",  # a playlist cannot name other machines
+        "protocol_whitelist": "file,subfile",  # a playlist must not reach other machines
         **{"max_reload": "0", "m3u8_hold_counters": "0"},  # nor wait for more segments
-        "max_pixels": str(limits.max_pixels),  # some frames are decoded already while a file is opened
+        "max_pixels": str(limits.max_pixels),  # opening a file already decodes some frames
     }
     if limits.containers is not None:
         options["format_whitelist"] = limits.containers
@@ -107,7 +107,7 @@ def open_video(
 
 
 def _instead_of_video(path: MediaPath) -> str:
-    """What a file is that failed to download; empty if it may be a video."""
+    """What a failed download left in place of a video; empty if the file may be one."""
     try:
         start = media_start(path, 64).lstrip().lower()
     except OSError:
@@ -122,7 +122,7 @@ def _instead_of_video(path: MediaPath) -> str:
 
 
 def most_frames(path: MediaPath, limits: Limits | None) -> int:
-    """How many frames a file may have: not more than fit into it, whatever its index claims."""
+    """How many frames a file may have: no more than fit into it, whatever its index claims."""
     return min((limits or Limits()).max_frames, FEW_FRAMES + media_size(path) // FRAME_BYTES)
 
 
@@ -135,7 +135,7 @@ def damaged(path: MediaPath, problem: str) -> DamagedVideoError:
 
 
 def _choose_stream(path: MediaPath, container: InputContainer) -> av.VideoStream:
-    """The video stream that FFmpeg chooses: no attached picture, and the largest or the default one."""
+    """The video stream that FFmpeg would choose: the largest, with a bonus for the default; no attached pictures."""
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         raise ValueError(f"{path} has no video stream" + (", only a cover picture" if container.streams.video else ""))
@@ -163,9 +163,9 @@ def frame_ticks_of(stream: av.VideoStream) -> int:
 def decode_packets(
     container: InputContainer, stream: av.VideoStream, packets: Iterator["av.Packet[av.VideoStream]"]
 ) -> Iterator[av.VideoFrame | None]:
-    """Decode packets. None in place of one that cannot be read or decoded."""
+    """Decode packets; yields None in place of one that cannot be read or decoded."""
     codec = stream.codec_context
-    truncates = container.format.name != "mpegts"  # there a marked packet only follows one that was lost
+    truncates = container.format.name != "mpegts"  # there the mark only means that an earlier packet was lost
     while True:
         try:
             packet = next(packets, None)
@@ -185,7 +185,7 @@ def decode_packets(
 
 
 def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
-    """A picture's pixels (H, W, 3) in RGB as Pillow decodes them: as stored, without its orientation or transparency.
+    """A picture's pixels (H, W, 3) in RGB as Pillow decodes them: as stored, ignoring orientation and transparency.
 
     Raises: ValueError.
     """
@@ -193,7 +193,7 @@ def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
         memory = OPENING_BYTES + BYTES_PER_BYTE * media_size(path)
         allow_memory(min(limits.memory, memory))
         with warnings.catch_warnings(), Image.open(path, formats=PICTURE_FORMATS) as picture:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its limit is not ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `limits` applies instead
             pixels = picture.width * picture.height
             if pixels > limits.max_pixels:
                 raise ValueError(f"{picture.width}x{picture.height} pixels; expected at most {limits.max_pixels}")
@@ -204,7 +204,7 @@ def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
 
 
 def exif_orientation_of(path: MediaPath) -> int | None:
-    """1 to 8 for a picture, 1 if it does not say; None for what Pillow cannot read."""
+    """1 to 8 for a picture, 1 if it specifies none; None for what Pillow cannot read."""
     if isinstance(path, ByteRange):
         return None  # a picture under the name of a video
     try:

@@ -26,7 +26,7 @@ def find_cuts(path: MediaPath, threshold: float, info: VideoInfo | None = None) 
     """Times in seconds of the frames that begin a new shot, ascending. Decodes the whole video.
 
     `threshold`: mean difference between consecutive frames in hue, saturation and brightness, 0 to 255.
-    `info` spares probing again. Raises: ValueError as `read_video`, or if PySceneDetect is missing.
+    `info` avoids probing again. Raises: ValueError as `read_video`, or if PySceneDetect is missing.
     """
     check_installed()
     from scenedetect.detectors import ContentDetector

@@ -20,9 +20,9 @@ WORTHWHILE_SKIP = 8  # frames; decoding fewer is cheaper than a seek
 def decode_frames(
     path: MediaPath, info: VideoInfo, wanted: NDArray[np.float64], *, limits: Limits | None = None
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Yield the frames at the `wanted` times, which are ascending and of `info`: (time, deinterlaced frame).
+    """Yield the frames at the `wanted` times, which are ascending and taken from `info`: (time, deinterlaced frame).
 
-    Frames come in the decoder's order, which is that of time unless timestamps are out of order.
+    Frames come in the decoder's order, which is chronological unless timestamps are out of order.
     Raises: ValueError if a wanted frame cannot be decoded.
     """
     found = 0
@@ -46,7 +46,7 @@ def decode_frames(
 def _decode_by_number(
     path: MediaPath, info: VideoInfo, wanted: NDArray[np.float64], limits: Limits | None
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decode from the start and count. Ends early if a wanted frame cannot be decoded."""
+    """Decode from the start, counting frames. Ends early if a wanted frame cannot be decoded."""
     assert info.outputs is not None
     places = np.searchsorted(info.seconds, wanted)
     times = {int(info.outputs[place]): float(info.seconds[place]) for place in places}
@@ -58,7 +58,7 @@ def _decode_by_number(
 def _decode_by_time(
     path: MediaPath, info: VideoInfo, wanted: NDArray[np.float64], margin: float | None, limits: Limits | None
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decode from the key frame that is `margin` seconds before the first wanted frame, or from the start.
+    """Decode from the last key frame at least `margin` seconds before the first wanted frame, or from the start.
 
     Seeks again where wanted frames are far apart. Ends early if a frame is damaged or missing.
     """
@@ -89,7 +89,7 @@ def _timed_frames(
         started = False
         for frame in decode_packets(container, stream, packets):
             if not started and seek is not None and frame is not None and not frame.key_frame:
-                continue  # after a seek, what is shown before the key frame may refer to frames before it
+                continue  # after a seek, frames shown before the key frame may refer to missing ones
             if frame is None or frame.is_corrupt or frame.pts is None:
                 if started:
                     return
@@ -97,7 +97,7 @@ def _timed_frames(
             if frame.interlaced_frame and frame.pts in targets and (lean or (seek is not None and not started)):
                 return  # deinterlacing needs the frames before and after
             if not started:
-                can_skip &= frame.pts >= reached  # where seeking lands early, the same would be decoded many times
+                can_skip &= frame.pts >= reached  # where seeking lands early, frames would be decoded repeatedly
                 started = True
             if awaited and frame.pts > awaited[-1]:
                 return

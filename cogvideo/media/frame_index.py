@@ -1,7 +1,7 @@
 """Which frames a player shows, and when.
 
-Times are seconds after the first frame that is shown, from each frame's own timestamp, so variable rates are read as
-they are. There are two ways to find them:
+Times are seconds after the first frame that is shown, from each frame's own timestamp, so variable frame rates are kept
+as they are. There are two ways to find them:
 
 - From the packets, without decoding, if their timestamps can be trusted. The first frames are decoded to check this.
   If only some spans of a long mp4 are wanted, only the packets around them are read.
@@ -39,9 +39,9 @@ from cogvideo.media.container import (
 from cogvideo.media.truncation import is_cut_short
 
 CHECKED_FRAMES = 12  # decoded to check packet timestamps; longer than the usual patterns of B-frames
-INDEXED_FORMATS = ("mov", "matroska")  # containers with an index, in which seeking and times after it are exact
+INDEXED_FORMATS = ("mov", "matroska")  # containers with an index; seeks, and timestamps after them, are exact
 TIMESTAMPS_RESTART = 0x200  # FFmpeg's AVFMT_TS_DISCONT: containers such as MPEG-TS, which can be joined by appending
-REORDERED = 32  # frames before a span where reading its packets begins; a codec shifts frames by at most 16
+REORDERED = 32  # frames before a span at which to start reading packets; a codec shifts frames by at most 16
 JUMP_BACK, JUMP_AHEAD = 0.1, 10.0  # seconds between packets beyond which FFmpeg takes timestamps to restart
 
 Spans = tuple[tuple[float, float | None], ...]
@@ -54,19 +54,19 @@ class VideoInfo:
 
     width: int
     height: int
-    """Stored size in pixels, before rotation; other frames may have other sizes."""
+    """Stored size in pixels, before rotation; individual frames may have other sizes."""
     seconds: NDArray[np.float64]
-    """(N,) frame times, ascending, the first 0. If only spans were asked for, others may be missing."""
+    """(N,) frame times, ascending, the first 0. If only spans were requested, frames outside them may be missing."""
     key_seconds: NDArray[np.float64]
     """(K,) times of the key frames, ascending; empty if they are unknown or cannot be seeked to exactly."""
     pixel_aspect: Fraction
     """Width of a pixel relative to its height."""
     exif_orientation: int | None
-    """1 to 8 for a picture with EXIF data; None: each frame's display matrix says how to turn it."""
+    """1 to 8 for a picture in a format with EXIF data; None: each frame's display matrix says how to turn it."""
     origin: int
     """Timestamp of the first frame, in the stream's ticks."""
     outputs: NDArray[np.int64] | None
-    """(N,) the decoder's output that is shown at each time, from 0; None: frames are found by their timestamps."""
+    """(N,) index of the decoder output shown at each time, from 0; None: frames are found by their timestamps."""
     damage: str | None
     """What ends the video early; None: nothing."""
 
@@ -81,9 +81,9 @@ def index_frames(
 ) -> VideoInfo:
     """Find a video's frames and their times.
 
-    `spans`: what is wanted; the times of all frames in them are found, and it is not said which others are. None: all.
-    `exact`: by decoding everything, whatever the packets say.
-    Raises: ValueError for a missing or non-video file, or one of which no frame can be shown.
+    `spans`: the wanted parts; the times of all frames in them are found, and those of others may be. None: everything.
+    `exact`: decode everything, whatever the packets say.
+    Raises: ValueError for a missing or non-video file, or one without a frame that can be shown.
     """
     info = None
     if not exact and spans is not None:
@@ -126,7 +126,7 @@ def _index_by_packets(path: MediaPath, spans: Spans | None, limits: Limits | Non
         if origin is None or len(ordered) < len(pts) or not in_order:
             return None
         ordered = ordered[ordered >= origin]  # what precedes the first frame that can be decoded is not shown
-        # an mp4 is whole if no packet is missing that its index names
+        # an mp4 is complete if no packet that its index lists is missing
         may_lack = not container.format.name.startswith("mov") or count < len(stream.index_entries)
         if checked != ordered[: len(checked)].tolist() or (may_lack and is_cut_short(path, container, stream)):
             return None
@@ -134,13 +134,13 @@ def _index_by_packets(path: MediaPath, spans: Spans | None, limits: Limits | Non
 
 
 class _SeekError(Exception):
-    """Seeking in a file does not lead to where its index says."""
+    """Seeking in a file does not lead where its index says."""
 
 
 def _packets_of_spans(
     container: InputContainer, stream: av.VideoStream, spans: Spans, checked: list[int | None]
 ) -> "Iterator[av.Packet[av.VideoStream]]":
-    """Demux the packets of the first frames, until all are in `checked`, and those of the spans, each once.
+    """Demux the packets of the first frames, until `checked` has CHECKED_FRAMES, and those of the spans, each once.
 
     Raises: _SeekError unless the file's index is complete and seeking exact.
     """
@@ -184,7 +184,7 @@ def _packets_of_spans(
 
 
 def _is_before(reached: int, packet: "av.Packet[av.VideoStream]") -> bool:
-    """Whether a packet after a seek has been read before it."""
+    """Whether a packet that follows a seek was already read before the seek."""
     return packet.dts is not None and packet.dts <= reached
 
 
@@ -212,7 +212,7 @@ def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
                 if len(pts) > max_frames:
                     raise too_many(path, max_frames)
                 reordered |= frame.pict_type == PictureType.B
-            elif pts:  # no damage before the first good frame: the stream may begin between key frames
+            elif pts:  # not damage before the first good frame: the stream may begin between key frames
                 damage = f"frame {len(pts)} cannot be decoded"
                 break
         if not pts:
@@ -228,7 +228,7 @@ def _index_by_decoding(path: MediaPath, limits: Limits | None) -> VideoInfo:
 def _presentation_times(
     pts: list[int | None], stamps: NDArray[np.int64], reordered: bool, frame_ticks: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Times of the frames that a decoder put out -> ascending times in ticks, and the frame shown at each.
+    """Timestamps of a decoder's output frames -> ascending times in ticks, and the index of the frame shown at each.
 
     `stamps`: the packets' timestamps. `reordered`: whether the codec reorders frames, so that they come out in the
     order in which they are shown, whatever their timestamps.
@@ -240,16 +240,16 @@ def _presentation_times(
         before = filled[-1] if filled else (known[0] if known else 0) - frame_ticks
         filled.append(before + frame_ticks if stamp is None else stamp)
     times = np.array(filled, np.int64)
-    if reordered and (np.diff(times) < 0).any():  # times of decoding, as containers without others have them
+    if reordered and (np.diff(times) < 0).any():  # decoding times, the only ones that some containers have
         stamps = np.unique(stamps)
         even = times.min() + frame_ticks * np.arange(count)
         return (stamps if len(stamps) == count else even), np.arange(count)
-    times, shown = np.unique(times, return_index=True)  # of frames with equal times the first
+    times, shown = np.unique(times, return_index=True)  # of frames with equal times, the first
     return times, shown
 
 
 class _Timeline:
-    """Lets timestamps that restart go on from where they were, as FFmpeg does with joined recordings."""
+    """Makes timestamps that restart continue from where they left off, as FFmpeg does with joined recordings."""
 
     def __init__(self, container: InputContainer, stream: av.VideoStream):
         self.offset = 0
@@ -258,7 +258,7 @@ class _Timeline:
         self._next: int | None = None
 
     def shift(self, packet: "av.Packet[av.VideoStream]") -> None:
-        """Shift a packet's timestamps, in place. Packets come in order of decoding."""
+        """Shift a packet's timestamps, in place. Packets come in decoding order."""
         if not self._may_restart or packet.dts is None:
             return
         dts = packet.dts + self.offset
@@ -272,7 +272,7 @@ class _Timeline:
 
 
 def _is_hidden(packet: "av.Packet[av.VideoStream]", codec: av.VideoCodecContext) -> bool:
-    """Whether a packet of VP8 holds a frame that is only referred to."""
+    """Whether a VP8 packet holds a frame that is never shown, only referred to."""
     return codec.codec.canonical_name == "vp8" and not memoryview(packet)[0] >> 4 & 1
 
 
@@ -295,7 +295,7 @@ def _video_info(
         height=stream.height,
         seconds=seconds(ticks),
         key_seconds=seconds(key_ticks[key_ticks >= ticks[0]]),
-        # In a picture this is the printer's business.
+        # In a picture, the pixel aspect only matters for printing.
         pixel_aspect=Fraction(1) if is_picture else stream.sample_aspect_ratio or Fraction(1),
         exif_orientation=exif_orientation_of(path) if is_picture else None,
         origin=int(ticks[0]),

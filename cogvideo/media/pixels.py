@@ -1,4 +1,4 @@
-"""From a decoded frame to RGB pixels as a player shows them: square pixels, upright, SDR, composed, scaled, framed."""
+"""Converts decoded frames to RGB as a player shows it: square pixels, upright, SDR, composited, scaled, framed."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,18 +26,18 @@ Place = Literal["center", "top"]
 
 @dataclass(frozen=True)
 class Framing:
-    """How a frame is brought to a square. It is scaled by the same factor in both directions."""
+    """How a frame is made square. It is scaled by the same factor in both directions."""
 
     side: int
     """Height and width in pixels."""
     fit: Fit = "crop"
-    """crop: scale the shorter edge to `side` and cut off the rest; pad: scale the longer edge, black on both sides."""
+    """crop: scale the shorter edge to `side` and cut off the rest; pad: scale the longer edge, add black borders."""
     place: Place = "center"
-    """Which part a crop keeps of a frame that is higher than wide; a wide one always keeps its centre."""
+    """Which part a crop keeps of a frame that is taller than wide; a wide one always keeps its centre."""
 
 
 class PixelReader:
-    """Converts the frames of one file; keeps the scaler between them."""
+    """Converts the frames of one file; reuses the scaler between them."""
 
     def __init__(self, framing: Framing | None, pixel_aspect: Fraction, exif_orientation: int | None):
         """`framing` None: full size. `pixel_aspect`, `exif_orientation`: see `VideoInfo`."""
@@ -92,7 +92,7 @@ class PixelReader:
 
 
 def deinterlace(before: av.VideoFrame | None, frame: av.VideoFrame, after: av.VideoFrame | None) -> av.VideoFrame:
-    """Make an interlaced frame progressive, with FFmpeg's bwdif. It looks at the frames before and after, if any."""
+    """Make an interlaced frame progressive, with FFmpeg's bwdif, which uses the frames before and after, if any."""
     kind = (frame.width, frame.height, frame.format.name)
     frames = [
         other for other in (before, frame, after) if other and (other.width, other.height, other.format.name) == kind
@@ -119,7 +119,7 @@ def deinterlace(before: av.VideoFrame | None, frame: av.VideoFrame, after: av.Vi
 
 
 def _composed(frame: av.VideoFrame) -> av.VideoFrame:
-    """The frame on a black ground if it is transparent somewhere, else as it is."""
+    """The frame on a black background if any of it is transparent, else as it is."""
     if frame.format.name != "pal8" and not any(component.is_alpha for component in frame.format.components):
         return frame
     pixels = frame.reformat(format="rgba", interpolation=SCALING, threads=1).to_ndarray()
@@ -130,7 +130,7 @@ def _composed(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """How a frame's display matrix says that it is turned, as in EXIF_TURNS; to the nearest quarter."""
+    """How a frame's display matrix says to turn it, as in EXIF_TURNS; to the nearest quarter turn."""
     try:
         data: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV does not know the kind of some other side data

@@ -1,11 +1,11 @@
-"""FFmpeg, and other C libraries, in processes of their own (worker.py): limits on memory, time, files and output.
+"""Runs FFmpeg and other C libraries in separate processes (worker.py), with limits on memory, time, files and output.
 
     info = index_frames(path, spans=None, exact=False, limits=Limits())
     for pixels, time in read_frames(path, info, info.seconds, None, Limits()): ...
     for fields, arrays in run(path, function, {"path": path, "limits": Limits()}, max_bytes=1 << 20): ...
 
-A file that crashes such a process, hangs it or takes too much memory is a ValueError of that file. Processes are kept
-for further files; as many run as there are calls at the same time.
+A file that crashes such a process, hangs it or takes too much memory causes a ValueError about that file. Processes are
+reused for further files; there are as many as there are concurrent calls.
 """
 
 import fcntl
@@ -37,18 +37,18 @@ from cogvideo.media.worker import Answer
 
 START = "import sys; sys.path[:] = sys.argv[1:]; from cogvideo.media.worker import main; main()"
 WALL_FACTOR = 10
-"""Time that a file may take, as a multiple of its processor time: the machine may be busy, the disk slow."""
+"""Wall-clock time that a file may take, as a multiple of its processor time: the machine may be busy, the disk slow."""
 MAX_LINE = 1 << 16
 PIPE_BYTES = 1 << 20  # several small frames, so that the processes seldom wait for each other
 ERRORS: dict[str, type[ValueError]] = {"TooLargeError": TooLargeError, "DamagedVideoError": DamagedVideoError}
 DTYPES = ("|u1", "<i8", "<f8")
-"""Of arrays in answers."""
+"""Dtypes that arrays in answers may have."""
 MAX_ARRAYS = 3
-"""In one answer."""
+"""Maximum number in one answer."""
 
 
 class Parser(NamedTuple):
-    """What messages say of a library that crashes."""
+    """What messages say about a library that crashes."""
 
     name: str
     advice: str
@@ -58,7 +58,7 @@ FFMPEG = Parser("FFmpeg", "convert it to mp4 first")
 
 
 def index_frames(path: MediaPath, *, spans: Spans | None, exact: bool, limits: Limits) -> VideoInfo:
-    """`decoder.index_frames`, in another process. Raises: ValueError likewise, and for a file beyond its limits."""
+    """`frame_index.index_frames`, in another process. Raises: ValueError likewise, and for a file beyond its limits."""
     request = {"path": path, "spans": spans, "exact": exact, "limits": limits}
     fields, arrays = last_answer(path, run(path, worker.index, request, max_bytes=8 * limits.max_frames))
     with damaged_answers(path):
@@ -91,7 +91,7 @@ def read_frames(
 
 
 def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
-    """`decoder.read_picture`, in another process. Raises: as `index_frames`."""
+    """`container.read_picture`, in another process. Raises: as `index_frames`."""
     request = {"path": path, "limits": limits}
     _, arrays = last_answer(path, run(path, worker.picture, request, max_bytes=3 * limits.max_pixels))
     with damaged_answers(path):
@@ -99,7 +99,7 @@ def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
 
 
 class _Worker:
-    """One process."""
+    """One worker process."""
 
     def __init__(self) -> None:
         folders = [os.path.abspath(folder) for folder in sys.path]
@@ -117,13 +117,13 @@ class _Worker:
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self._requests, self._answers = self.process.stdin, self.process.stdout
-        with suppress(OSError, AttributeError):  # beyond a limit for all of a user's pipes; not Linux
+        with suppress(OSError, AttributeError):  # over the limit on all of a user's pipes; not Linux
             fcntl.fcntl(self._answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def ask(self, operation: Callable[..., Iterator[Answer]], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the answers' fields; arrays that belong to one must be read before the next. The last is the end.
+        """Yield the fields of each answer, whose arrays must be read before the next; the last one marks the end.
 
-        Raises: EOFError if the process ends before; TypeError for what is not JSON.
+        Raises: EOFError if the process ends before that; TypeError for what is not JSON.
         """
         try:
             folder = os.getcwd()
@@ -144,7 +144,7 @@ class _Worker:
                 return
 
     def read(self, max_bytes: int, dtype: str, shape: list[int]) -> NDArray[Any]:
-        """Raises: TypeError for another array than `max_bytes` and DTYPES allow."""
+        """Raises: TypeError for an array that `max_bytes` or DTYPES do not allow; EOFError if it is cut short."""
         sound = dtype in DTYPES and len(shape) <= 3 and all(type(size) is int and size >= 0 for size in shape)
         if not sound or math.prod(shape) * np.dtype(dtype).itemsize > max_bytes:
             raise TypeError
@@ -165,7 +165,7 @@ class _Worker:
 
 _idle: deque[_Worker] = deque()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)  # a forked process has no share in its parent's workers
+    os.register_at_fork(after_in_child=_idle.clear)  # a forked process must not use its parent's workers
 
 
 def run(
@@ -176,11 +176,11 @@ def run(
     max_bytes: int,
     parser: Parser = FFMPEG,
 ) -> Iterator[Answer]:
-    """Call a module's function in another process; `arguments` have a "path" and "limits" for the file.
+    """Call a module-level function in another process; `arguments` include the file's "path" and "limits".
 
-    Yields its answers: fields, which came as JSON, and up to MAX_ARRAYS arrays of at most `max_bytes` each. Both are a
-    stranger's.
-    Raises: ValueError in place of whatever went wrong.
+    Yields its answers: fields, which came as JSON, and up to MAX_ARRAYS arrays of at most `max_bytes` each. Neither can
+    be trusted.
+    Raises: ValueError for whatever goes wrong.
     """
     try:
         process = _idle.pop()
@@ -221,9 +221,9 @@ def run(
 
 @contextmanager
 def damaged_answers(path: MediaPath) -> Iterator[None]:
-    """Errors that an answer of another form leads to are one line that names the file. Raises: ValueError.
+    """Turn errors from a malformed answer into one line that names the file. Raises: ValueError.
 
-    It goes around what reads an answer, not around `run`, whose own errors say more.
+    Wrap the code that reads an answer, not `run`, whose own errors say more.
     """
     try:
         yield
@@ -232,7 +232,7 @@ def damaged_answers(path: MediaPath) -> Iterator[None]:
 
 
 def last_answer(path: MediaPath, answers: Iterator[Answer]) -> Answer:
-    """The last of the answers, all of which are taken, for their errors. Raises: ValueError if there is none."""
+    """The last of the answers, after reading all of them, for their errors. Raises: ValueError if there is none."""
     found = deque(answers, 1)
     if not found:
         raise _damaged_answer(path)

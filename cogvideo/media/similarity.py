@@ -10,19 +10,19 @@ THUMBNAIL_SIDE = 8
 
 
 def motion(frames: NDArray[np.uint8]) -> float:
-    """Mean absolute difference of consecutive frames (N, H, W, 3), of 255; 0 for a single frame."""
+    """Mean absolute difference of consecutive frames (N, H, W, 3), out of 255; 0 for a single frame."""
     steps = [np.abs(after.astype(np.int16) - before).mean() for before, after in pairwise(frames)]
     return float(np.mean(steps)) if steps else 0.0
 
 
 def thumbnails(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames (N, H, W, 3) averaged to (N, 8, 8, 3), in which size and compression hardly matter."""
+    """Frames (N, H, W, 3) averaged to (N, 8, 8, 3), so that size and compression hardly matter."""
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
 
 
 def clip_distances(clip: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean absolute difference, of 255, of a clip's thumbnails (frames, 8, 8, 3) and each of (N, frames, 8, 8, 3).
+    """Mean absolute difference, out of 255, of a clip's thumbnails (frames, 8, 8, 3) from each of (N, frames, 8, 8, 3).
 
     Frames are compared in order.
     """

@@ -1,6 +1,6 @@
-"""Whether a file is cut short, where its container tells: from sizes in its header, or the mark at its end.
+"""Detects files that are cut short, where the container shows it: by sizes in the header, or a mark at the end.
 
-MPEG-TS has neither, nor has a Matroska file that was written without its size, as live recordings are.
+MPEG-TS has neither, and neither has a Matroska file written without its size, as live recordings are.
 """
 
 from av.container import InputContainer
@@ -12,17 +12,17 @@ EBML_HEADER, SEGMENT = 0x1A45DFA3, 0x18538067
 HEADER_BYTES = 4096
 GIF_TRAILER = b";"
 TAIL_BYTES = 64
-"""Of a GIF: zeros after the trailer are no damage."""
+"""Bytes examined at the end of a GIF: zeros after the trailer are not damage."""
 
 
 def is_cut_short(path: MediaPath, container: InputContainer, stream: VideoStream) -> bool:
     """Whether a file certainly ends before its contents do. Raises: OSError."""
     name, size = container.format.name, media_size(path)
-    if name.startswith("mov"):  # its index names frames beyond the end
+    if name.startswith("mov"):  # the index lists frames beyond the end
         return any(entry.pos + entry.size > size for entry in stream.index_entries)
     if name.startswith("matroska"):
         return _matroska_end(media_start(path, HEADER_BYTES)) > size
-    if name == "avi":  # the size of its first part
+    if name == "avi":  # the size of its first RIFF chunk
         start = media_start(path, 8)
         return start[:4] == b"RIFF" and int.from_bytes(start[4:], "little") + 8 > size
     return name == "gif" and not _media_end(path, TAIL_BYTES).rstrip(b"\0").endswith(GIF_TRAILER)
@@ -35,7 +35,7 @@ def _matroska_end(start: bytes) -> int:
         id, place = int.from_bytes(start[place : place + 4]), place + 4
         if id != expected or place >= len(start) or not start[place]:
             return 0
-        length = 9 - start[place].bit_length()  # leading zeros of the first byte say how many follow
+        length = 9 - start[place].bit_length()  # leading zeros of the first byte give the length
         ones = (1 << 7 * length) - 1
         size, place = int.from_bytes(start[place : place + length]) & ones, place + length
         if size == ones:

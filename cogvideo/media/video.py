@@ -1,7 +1,7 @@
-"""Read and write video files: exact timestamps, bounded memory, H.264 and GIF out, checks on files from strangers.
+"""Reads and writes video files: exact timestamps, bounded memory, H.264 and GIF output, checks on untrusted files.
 
-Times are seconds after the first frame that is shown; see `decoder.py`. Nothing here knows of clips or tokens, and
-nothing resamples in time.
+Times are seconds after the first frame that is shown; see `frame_index.py`. Nothing here depends on clips or tokens,
+and nothing resamples in time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ UNTRUSTED_CONTAINERS = "mov,mp4,matroska,webm,avi,gif,png_pipe,jpeg_pipe,webp_pi
 UNTRUSTED_MAX_PIXELS = 16_000_000
 UNTRUSTED_MAX_SECONDS = 60.0
 UNTRUSTED = Limits(UNTRUSTED_MAX_PIXELS, UNTRUSTED_CONTAINERS, max_frames=10_000, memory=1 << 30, cpu_seconds=30)
-"""For files that visitors of a page send; pass it wherever such a file is read."""
+"""For files that visitors upload to a web page; pass it wherever such a file is read."""
 
 
 def probe_video(
@@ -45,9 +45,9 @@ def probe_video(
 ) -> VideoInfo:
     """Find the frames that a video shows, and their times.
 
-    `spans`: find at least the frames of these parts, which is quicker in a long mp4. `partial`: take what precedes the
-    damage of a damaged video. `exact`: decode everything to find damage.
-    Raises: ValueError for a missing or non-video file, one without a frame that can be shown, and a damaged one.
+    `spans`: find at least the frames of these parts, which is quicker in a long mp4. `partial`: accept a damaged video,
+    up to the damage. `exact`: decode everything to find damage.
+    Raises: ValueError for a missing or non-video file, one without a frame that can be shown, or a damaged one.
     """
     info = index_frames(path, spans=spans, exact=exact, limits=limits)
     if info.damage is not None and not partial:
@@ -56,7 +56,7 @@ def probe_video(
 
 
 class DecodedTooLargeError(ValueError):
-    """The frames of a video take more memory than `read_video` was allowed."""
+    """The frames of a video take more memory than `read_video` may use."""
 
 
 def read_video(
@@ -74,8 +74,8 @@ def read_video(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Decode the frames with `start` <= time <= `end` -> frames (N, H, W, 3) uint8 RGB, and times (N,) in seconds.
 
-    `side` makes frames square while decoding, so a large video is never in memory; `fit` and `place` as in `Framing`.
-    `only` restricts to the given frame times, ascending, from `probe_video`; `info` spares probing again.
+    `side` makes frames square as they are decoded, so a large video is never held at full size; `fit` and `place`: see
+    `Framing`. `only` restricts to the given frame times, ascending, from `probe_video`; `info` avoids probing again.
     Raises: ValueError for a missing, damaged or non-video file, an empty span, or a frame of `only` that is not found;
     DecodedTooLargeError for more than `max_bytes` of frames.
     """
@@ -112,7 +112,7 @@ def iterate_frames(
 
 
 def _same_times(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Those of the ascending `times` that are the wanted ones."""
+    """Those of the ascending `times` that match a wanted one."""
     if not len(times):
         return times
     after = np.searchsorted(times, wanted - SAME_TIME).clip(0, len(times) - 1)

@@ -1,7 +1,7 @@
-"""The process that parses strangers' files: takes requests from stdin, answers on stdout, limits its own resources.
+"""The process that parses untrusted files: takes requests on stdin, answers on stdout, limits its own resources.
 
 sandbox.py starts it and talks to it. A request is a pickle: a function and its arguments. An answer is JSON lines, each
-followed by raw arrays, so that nothing that a file does to this process makes the other one run code. It imports
+followed by raw arrays, so that even a file that takes over this process cannot make the other one run code. It imports
 little, to start quickly.
 """
 
@@ -28,7 +28,7 @@ from cogvideo.media.pixels import Framing, PixelReader
 RETIRE_BYTES = 256 << 20
 """Memory that a file may leave behind before this process is replaced."""
 SECONDS, SECONDS_PER_MB = 60, 100
-"""Processor time for a file; far more than the slowest sound one needs."""
+"""Processor time for a file; far more than the slowest undamaged one needs."""
 
 Answer = tuple[dict[str, Any], tuple[NDArray[Any], ...]]
 
@@ -78,7 +78,7 @@ def picture(path: Path, limits: Limits) -> Iterator[Answer]:
 
 def main() -> None:
     """Serve requests until stdin is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that sends requests
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     for name, value in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 64)):
         resource.setrlimit(name, (value, value))

@@ -70,19 +70,19 @@ class JoinedAttention(Protocol):
         self, query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, mask: JoinedMask, dropout: float
     ) -> Tensor:
         """Shapes: query (batch, heads, queries, head_dim), and the result; key, value (batch, heads, text_len + rows,
-        head_dim), in the order of `mask`; text_bias (batch, text_len), of which text queries ignore the bonus.
+        head_dim), in the order of `mask`; text_bias (batch, text_len), whose bonus does not apply to text queries.
         """
         ...
 
 
 @dataclass(frozen=True)
 class AttentionImplementation:
-    """How attention is computed for each type of plan. Table plans, of a few rows, have one implementation only."""
+    """How attention is computed for each type of plan. Table plans, of a few rows, always use `attend_table`."""
 
     attend_block: BlockAttention
     attend_tiles: TileAttention | None = None
     attend_joined: JoinedAttention | None = None
-    """At most one of the two; with neither, whole clips are planned by blocks."""
+    """At most one of the two; with neither, whole clips are planned as blocks."""
 
     def plan_type(self, device: torch.device, dropout: float) -> PlanType:
         """How passes over many rows are planned for this implementation."""
@@ -184,7 +184,7 @@ class Attention(nn.Module):
         ordered = frames if plan.order is None else frames.index_select(1, plan.order)
         text_projected = self.query_key_value(text)
         out = attend(self.query_key_value(ordered), text_projected, text_bias, self.num_heads, plan)
-        # projected before the rows are put back: autograd keeps attention's output anyway, not a second copy
+        # projected before the rows are put back in order: autograd keeps attention's output anyway, and no second copy
         out = self.dense(out)
         if plan.restore is not None:
             out = out.index_select(1, plan.restore)
@@ -221,7 +221,7 @@ class Attention(nn.Module):
             out = permute_rows(out, plan.inverse, plan.order)
         if not update_text:
             return None, out
-        # text attends to text alone: where nothing of that learns, it needs no gradient
+        # text attends to text alone: if nothing there is trained, it needs no gradient
         learns = text.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
         return text_out if learns else text_out.detach(), out
 
@@ -241,7 +241,7 @@ class Attention(nn.Module):
 
 
 def _store_joined(cache: ChannelCache, key: Tensor, value: Tensor, mask: JoinedMask) -> tuple[Tensor, Tensor]:
-    """Store keys and values (batch, heads, text_len + rows, head_dim); return them as the cache rounds them."""
+    """Store keys and values (batch, heads, text_len + rows, head_dim); return them as rounded by the cache."""
     sizes = [mask.text_len, key.shape[2] - mask.text_len]
     (text_key, key), (text_value, value) = key.split(sizes, 2), value.split(sizes, 2)
     cache.store_text(text_key, text_value)
@@ -253,9 +253,10 @@ def _store_joined(cache: ChannelCache, key: Tensor, value: Tensor, mask: JoinedM
 
 
 def attend_table(query: Tensor, cache: ChannelCache, text_bias: Tensor, plan: TablePlan) -> Tensor:
-    """One softmax over the cache's text and the frame keys that each row sees. Nothing is copied.
+    """One softmax over the cache's text and the frame keys that each row sees.
 
-    Where the plan lists blocks of keys, FlexAttention reads those only; else the whole cache is read.
+    If the cache has the queries' dtype, nothing is copied, and where the plan lists blocks of keys, FlexAttention reads
+    only those; otherwise the whole cache is read.
     Shapes: query (batch, heads, rows, head_dim), and the result; text_bias (batch, text_len).
     """
     if plan.keys is not None and cache.key.dtype == query.dtype:
@@ -278,7 +279,7 @@ def attend_block(
     allowed: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """`BlockAttention` by the fused kernel: text and frame keys side by side, one bias for all heads and groups."""
+    """`BlockAttention` by the fused kernel: text and frame keys concatenated, one bias for all heads and groups."""
     batch, _, groups, num_queries, _ = query.shape
     num_keys, text_len = key.shape[3], text_key.shape[2]
 
@@ -306,4 +307,4 @@ ATTENTION: dict[str, AttentionImplementation] = {
     "flex": AttentionImplementation(attend_block, attend_joined=attend_flex),
     "dense": AttentionImplementation(attend_block, attend_joined=attend_dense),
 }
-"""Implementations by name; `cogvideo.kernels` adds its own. A model is given one by `use_attention`."""
+"""Implementations by name; `cogvideo.kernels` adds its own. `use_attention` selects one for a model."""

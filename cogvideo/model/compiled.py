@@ -1,4 +1,4 @@
-"""How functions are compiled here: one graph without breaks, static shapes, as many shapes as occur."""
+"""How functions are compiled here: one graph without breaks, with static shapes, for every shape that occurs."""
 
 import os
 import tempfile
@@ -13,8 +13,8 @@ from torch.utils._triton import has_triton
 from cogvideo.files import code_cache
 
 RECOMPILE_LIMIT = 256
-"""Shapes per compiled function. PyTorch's own limit of 8 is for shapes that would better be dynamic; here they are few
-by construction (texts padded to multiples), but stages, batch sizes and schedules each have theirs."""
+"""Maximum number of shapes per compiled function. PyTorch's own limit of 8 is for shapes that should be dynamic;
+here they are few by construction (texts padded to multiples), but each stage, batch size and schedule has its own."""
 _Inputs = ParamSpec("_Inputs")
 _Output = TypeVar("_Output")
 
@@ -40,19 +40,19 @@ def compile_static(
 ) -> Callable[_Inputs, _Output]:
     """Compile a function once per shape of its inputs.
 
-    Code that cannot be one graph is an error, and so is the limit of shapes: nothing falls back to eager silently.
+    Code that cannot be one graph is an error, and so are too many shapes: nothing silently falls back to eager.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * RECOMPILE_LIMIT)
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():  # torch sets it
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():  # torch may have set it
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor_cache()
     return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
 
 
 @cache
 def _inductor_cache() -> str:
-    """Where PyTorch keeps what it compiles. Its own choice is a folder of /tmp, which another user can create first."""
+    """Where PyTorch caches compiled code. Its own choice is a folder in /tmp, which another user can create first."""
     try:
         return str(code_cache() / "inductor")
     except OSError:

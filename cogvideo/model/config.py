@@ -8,16 +8,16 @@ from cogvideo.sequence.layout import ClipLayout, Vocabulary
 
 ModelTask = Literal["image", "sequential", "interpolation"]
 Recompute = Literal["nothing", "mlp", "layer"]
-"""Activations that the backward pass computes again: none, those from attention to the MLP's output, or all but each
+"""Activations that the backward pass recomputes: none, those from attention to the MLP's output, or all but each
 layer's input."""
 AttentionName = Literal["auto", "sdpa", "cpu", "flex", "dense"]
 """How attention is computed in passes over many rows: `sdpa` in blocks of rows that share keys; `cpu` in tiles where
 these are faster; `flex` and `dense` over text and frames as one sequence, by FlexAttention or with all pairs of rows;
-`auto` chooses by the device."""
+`auto` chooses by device."""
 TrunkWeights = Literal["full", "int8", "float8"]
 """How a frozen trunk's matrices are stored in training."""
 MAX_LORA_RANK = 4096
-"""Above the width of any model here, where a low rank is none."""
+"""Above the width of any model here, where a rank would not be low."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of both factors is multiplied by."""
+        """The multiplier of the product of the two factors."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -60,7 +60,7 @@ class ModelConfig:
     hidden_size: int = 3072
     num_heads: int = 48
     text_len: int = 64
-    """Most text tokens; shorter texts are padded on the left and masked."""
+    """Maximum number of text tokens; shorter texts are padded on the left and masked."""
     frame_side: int = 20
     """Tokens along each side of a frame."""
     num_frames: int = 5
@@ -107,7 +107,7 @@ class ModelConfig:
                 f"model.num_positions={self.num_positions} leaves no room for a frame of {self.frame_side**2} slots "
                 f"from model.frame_position_start={self.frame_position_start}; raise it"
             )
-        _ = self.layout  # raises for numbers of frames that the task cannot have
+        _ = self.layout  # raises if the task cannot have this number of frames
 
     @property
     def head_dim(self) -> int:
@@ -123,7 +123,7 @@ class ModelConfig:
 
     @property
     def num_extra_positions(self) -> int:
-        """Rows of the extra position table. As in the published one, the last frame_len rows are never read."""
+        """Rows of the extra position table. As in the published table, the last frame_len rows are never read."""
         return self.num_frames * self.frame_len if self.has_temporal_channel else 0
 
     @property

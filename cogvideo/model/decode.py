@@ -1,13 +1,13 @@
-"""Layers for decoding steps on a GPU: a step multiplies few rows, so it is as fast as it reads weights in few kernels.
+"""Layers for decoding steps on a GPU: with few rows, speed depends on reading the weights fast, in few kernels.
 
     layers = decode_layers(model)            # once
     model.decode(step, layers=layers)
 
 The queries, keys and values of both channels are one product, and so are both output layers with the mix of channels:
 mixed = a * (Ws x + bs) + (1 - a) * (Wt y + bt) = [a Ws | (1 - a) Wt] [x; y] + a bs + (1 - a) bt, folded in float32 and
-rounded to the weights' type. Equal to `TransformerLayer` up to that rounding. The joint projection and the model's own
-are the same memory (of models that share a trunk, the last one's); the folded output layer is held beside the model's,
-which prefill uses.
+rounded to the weights' type. Equal to `TransformerLayer` up to that rounding. The model's own projections become views
+of the joint one (those of a trunk shared by several models, views of the last one's); the folded output layer is held
+in addition to the model's, which prefill uses.
 """
 
 import torch
@@ -20,7 +20,7 @@ from cogvideo.model.transformer import CogVideoTransformer, TransformerLayer, mi
 
 
 class DecodeLayer(nn.Module):
-    """A layer of both channels whose text is in the cache; anything else is left to the layer that it is made of."""
+    """A layer of both channels for text in the cache; other calls are passed to the layer that it is made of."""
 
     def __init__(self, layer: TransformerLayer) -> None:
         """The layer's own projections become views of the joint one, so that weights are held once."""
@@ -41,7 +41,7 @@ class DecodeLayer(nn.Module):
         update_text: bool = False,
         recompute: bool = False,
     ) -> tuple[Tensor | None, Tensor]:
-        """Arguments and result as of `TransformerLayer`."""
+        """Arguments and result as in `TransformerLayer`."""
         layer = self.layer
         if text is not None or temporal is None:
             options = {"query_rows": query_rows, "update_text": update_text, "recompute": recompute}
@@ -58,8 +58,8 @@ class DecodeLayer(nn.Module):
 
 
 def decode_layers(model: CogVideoTransformer) -> list[nn.Module]:
-    """The model's layers for decoding steps; as they are where there is one channel, weights are offloaded, or any
-    matrix has an adapter beside it, which a joint product would leave out."""
+    """The model's layers for decoding steps; unchanged if there is one channel, weights are offloaded, or any matrix
+    has an adapter, which a joint product would leave out."""
     if has_adapters(model):
         return list(model.layers)
 
@@ -71,7 +71,7 @@ def decode_layers(model: CogVideoTransformer) -> list[nn.Module]:
 
 
 def _stack(linears: list[Linear]) -> Linear:
-    """One layer with the outputs of all, whose weights become views of its own."""
+    """One layer that computes the outputs of all `linears`, whose weights become views of its own."""
     with torch.device("meta"):
         stacked = Linear(linears[0].in_features, sum(linear.out_features for linear in linears))
     stacked.kernel = linears[0].kernel
@@ -88,7 +88,7 @@ def _stack(linears: list[Linear]) -> Linear:
 
 
 def _fold_outputs(channels: tuple[Attention, Attention], mix_logit: Tensor) -> Linear | None:
-    """Both output layers and the mix; None for quantized weights, whose scales the mix would change."""
+    """Both output layers and the mix as one layer; None for quantized weights, whose scales the mix would change."""
     spatial, temporal = (channel.dense for channel in channels)
     if spatial.weight_scale is not None or temporal.weight_scale is not None:
         return None

@@ -1,4 +1,4 @@
-"""Initial weights, all set here: random ones, and those inherited from a text-to-image trunk.
+"""All initial weights: random ones, and those inherited from a text-to-image trunk.
 
 | parameter                                   | random                  | inherited from a trunk                      |
 |---------------------------------------------|-------------------------|---------------------------------------------|
@@ -29,7 +29,7 @@ TemporalInit = Literal["qkv", "qkv_and_dense"]
 STD = 0.02
 """Standard deviation of random matrices and embeddings."""
 _SKIP_AT_ONCE = 1 << 20
-"""Random numbers drawn at a time where none are needed."""
+"""Random numbers drawn at a time while skipping them."""
 
 
 @torch.no_grad()
@@ -64,10 +64,10 @@ def draw_parameters(
 
 
 def codebook_embeddings(codebooks: Sequence[Tensor], hidden_size: int, generator: torch.Generator) -> Tensor:
-    """Starting embeddings (codes, hidden_size) of image tokens that are similar where their codes are.
+    """Initial embeddings (codes, hidden_size) of image tokens, similar for similar codes.
 
     The sum of random projections of the codebooks, each (codes, embedding_dim), with the standard deviation of random
-    embeddings. Of two codebooks, those of small and large frames, a model can read each: there are more dimensions.
+    embeddings. With two codebooks, of small and large frames, a model can still read each: hidden_size is larger.
     """
     rows = []
     for codebook in codebooks:
@@ -82,11 +82,11 @@ def _is_random(name: str) -> bool:
 
 
 def _skip_normal(count: int, generator: torch.Generator) -> None:
-    """Advance the generator as `torch.randn` of `count` numbers does, in half the time and without their memory."""
+    """Advance the generator as `torch.randn(count)` does, in half the time and without allocating the numbers."""
     if count < 16:
         torch.randn(count, generator=generator)
         return
-    # randn draws 32 bits per number, and once more for the last 16 if they are no whole group
+    # randn draws 32 bits per number, and redraws the last 16 numbers if they do not end on a multiple of 16
     left = count + (16 if count % 16 else 0)
     buffer = torch.empty(min(left, _SKIP_AT_ONCE), dtype=torch.uint8)
     while left:
@@ -96,9 +96,9 @@ def _skip_normal(count: int, generator: torch.Generator) -> None:
 
 
 def trunk_values(model: TrunkModel, trunk: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
-    """How to read the value of each of the model's trunk parameters from a text-to-image trunk's tensors (our names).
+    """A reader for each trunk parameter of the model, from the tensors of a text-to-image trunk (under our names).
 
-    Raises: ValueError naming a tensor that is missing or of another shape.
+    Raises: ValueError naming a tensor that is missing or has another shape.
     """
     parameters = list(model.trunk_parameters())
     for name, p in parameters:
@@ -115,10 +115,10 @@ def trunk_values(model: TrunkModel, trunk: Mapping[str, Tensor]) -> dict[str, Ca
 def inherited_values(
     model: CogVideoTransformer, trunk: Mapping[str, Tensor], *, temporal_init: TemporalInit = "qkv_and_dense"
 ) -> dict[str, Callable[[], Tensor]]:
-    """How to read each parameter that a video model inherits from a text-to-image trunk's tensors (our names).
+    """A reader for each parameter that a video model inherits from the tensors of a text-to-image trunk (our names).
 
     `qkv` is what the published code does; `qkv_and_dense` copies the output layer as well, so that the temporal channel
-    starts as the same function as the spatial one. Raises: ValueError as `trunk_values`.
+    starts out as the same function as the spatial one. Raises: ValueError as `trunk_values`.
     """
     config, values = model.config, trunk_values(model, trunk)
     parts = ("query_key_value", "dense") if temporal_init == "qkv_and_dense" else ("query_key_value",)
@@ -140,7 +140,7 @@ def inherited_values(
 def inherit_trunk(
     model: CogVideoTransformer, trunk: Mapping[str, Tensor], *, temporal_init: TemporalInit = "qkv_and_dense"
 ) -> None:
-    """Set what `inherited_values` reads in a model. Raises: ValueError; the model is unchanged then."""
+    """Copy what `inherited_values` reads into a model. Raises: ValueError, with the model unchanged."""
     own = dict(model.named_parameters())
     for name, read in inherited_values(model, trunk, temporal_init=temporal_init).items():
         own[name].copy_(read())

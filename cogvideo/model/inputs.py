@@ -1,6 +1,6 @@
-"""What callers hand to the model besides weights: text biases, a cache, and the inputs of a decoding step. Plain data.
+"""What callers pass to the model: text biases, a cache, and the inputs of a decoding step. Plain data.
 
-The model defines what it needs of a cache; `cogvideo.inference.backends` allocates one.
+`Cache` is what the model needs of a cache; `cogvideo.inference.backends` implements it.
 """
 
 from typing import Literal, NamedTuple, Protocol
@@ -25,7 +25,7 @@ class TextBias(NamedTuple):
     ) -> "TextBias":
         """From a mask (batch, text_len), False on padding.
 
-        The bonuses are sampling's "attention upweighting", one for all clips or (batch, 1); training has none.
+        The bonuses, one for all clips or (batch, 1), are the "attention upweighting" of sampling; training has none.
         """
         padding = ~text_mask
 
@@ -62,12 +62,12 @@ class Cache(Protocol):
     """Keys and values of a batch of clips in all layers."""
 
     def channel(self, layer: int, channel: Channel) -> ChannelCache | None:
-        """None where the cache was made without that channel."""
+        """None if the cache was made without that channel."""
         ...
 
 
 class Draw(Protocol):
-    """What a decoding step does besides the model, for clips whose tokens it holds."""
+    """Holds the tokens of a batch of clips, gives a decoding step its inputs, and samples from its logits."""
 
     def input_tokens(self, slots: Tensor) -> Tensor:
         """Input tokens (batch, rows) of slots (rows,)."""
@@ -84,12 +84,12 @@ class DecodeInputs(NamedTuple):
     tokens: Tensor | None
     """(batch, rows) input token ids; None: those of `draw`, see `input_tokens`."""
     slots: Tensor
-    """(rows,) int64, of any slots."""
+    """(rows,) int64, any slots."""
     masks: DecodeMasks
     text_bias: TextBias
     cache: Cache
     draw: Draw | None = None
-    """Makes tokens of the step's logits; None: the logits are wanted."""
+    """Samples tokens from the step's logits; None: the logits are the result."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -104,11 +104,11 @@ class DecodeInputs(NamedTuple):
         return self.draw.input_tokens(self.slots)
 
     def finish(self, logits: Tensor) -> Tensor:
-        """The step's result: tokens (clips, rows), or the logits where there is no `draw`."""
+        """The step's result: tokens (clips, rows), or the logits if there is no `draw`."""
         return logits if self.draw is None else self.draw(logits, self.slots)
 
     def pad_rows(self, rows: int) -> "DecodeInputs":
-        """Repeat the last row until there are so many: its key is stored again, and its result comes again."""
+        """Pad to `rows` by repeating the last row: its key is stored again, and its result is repeated."""
         missing = rows - len(self.slots)
         if not missing:
             return self

@@ -1,9 +1,9 @@
-"""The joined plan: one attention call per channel over [text; frames] as a single sequence. A GPU's kind of plan.
+"""The joined plan, for GPUs: one attention call per channel over [text; frames] as a single sequence.
 
-`JoinedPlan` is the geometry: an order of the frame rows in which those that see each other are neighbours, and for each
-row which keys it sees, as an interval. `JoinedMask` adds text of some length; it lists the blocks of 128 x 128 scores
-that FlexAttention computes and those that it skips. `attend_flex` and `attend_dense` compute with it. `KeyBlocks` does
-the same for the few rows of a decoding step: of a cache only the blocks that are filled, and in the window, are read.
+`JoinedPlan` is the geometry: an order of the frame rows in which those that see each other are adjacent, and for each
+row the interval of keys that it sees. `JoinedMask` adds text of a given length; it lists the blocks of 128 x 128 scores
+that FlexAttention computes, skipping all others. `attend_flex` and `attend_dense` compute with it. `KeyBlocks` does the
+same for the few rows of a decoding step: only blocks of the cache that are filled, and in the window, are read.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from cogvideo.model.compiled import compile_static
 from cogvideo.model.masks import Mask
 
 BLOCK_SIZE = 128
-"""Queries and keys of a block that FlexAttention computes or skips as a whole."""
+"""Queries and keys per block; FlexAttention computes or skips a block as a whole."""
 MIN_HEAD_DIM = 16
 """FlexAttention's kernels refuse smaller heads."""
 TEXT = -1
-"""The place of text keys, and what text queries see up to."""
+"""The place of text keys, and the last place that text queries see."""
 _CPU = torch.device("cpu")
 _Array = TypeVar("_Array", np.ndarray, Tensor)
 
@@ -45,17 +45,17 @@ class JoinedPlan:
     last: np.ndarray
     """(queries,) the places that each query row sees, from `first` to `last`; see `sees`."""
     place: np.ndarray
-    """(rows,) of each row as a key. Both are in the order of the sequence."""
+    """(rows,) the place of each row as a key. All three are in the order of the sequence."""
     order: Tensor | None
-    """(rows,) which row of the forward pass each row of the sequence is; None: the same."""
+    """(rows,) for each row of the sequence, its row in the forward pass; None: the same."""
     inverse: Tensor | None
-    """(rows,) which row of the sequence each row of the forward pass is; None: the same."""
+    """(rows,) for each row of the forward pass, its row in the sequence; None: the same."""
     queries: Tensor | None
-    """(queries,) which rows of the sequence, text not counted, are queries; None: all, and text as well."""
+    """(queries,) which rows of the sequence, text not counted, are queries; None: all rows, and text as well."""
     restore: Tensor | None
-    """(queries,) which of `queries` each row with an output is; None: in order, or all rows are queries."""
+    """(queries,) for each output row, its index in `queries`; None: in order, or all rows are queries."""
     cache_positions: Tensor | None
-    """(rows,) where the cache stores the rows of the sequence; None: nowhere."""
+    """(rows,) where the cache stores the rows of the sequence; None: not stored."""
     device: torch.device = _CPU
     _masks: "dict[int, JoinedMask]" = field(default_factory=dict, repr=False)
 
@@ -109,12 +109,12 @@ class JoinedMask:
 
     @property
     def num_blocks(self) -> tuple[int, int]:
-        """How many blocks are computed, of how many."""
+        """The number of blocks computed, and of all blocks."""
         kinds = self._kinds()
         return int((kinds > 0).sum()), kinds.size
 
     def picture(self) -> str:
-        """A line per 128 queries, a character per 128 keys: `#` all visible, `+` some, `.` none and skipped."""
+        """One line per 128 queries, one character per 128 keys: `#` all visible, `+` some, `.` none and skipped."""
         return "\n".join("".join(".+#"[kind] for kind in row) for row in self._kinds())
 
     def _kinds(self) -> np.ndarray:
@@ -131,7 +131,7 @@ class JoinedMask:
 def plan_joined(
     mask: Mask, slots: np.ndarray, query_rows: np.ndarray | None = None, positions: np.ndarray | None = None
 ) -> JoinedPlan:
-    """Order the rows so that those of a window are neighbours. Arguments as in `plan.plan_blocks`.
+    """Order the rows so that those of a window are adjacent. Arguments as in `plan.plan_blocks`.
 
     The rows must include all slots that they see: a whole clip, or its given frames.
     """
@@ -164,7 +164,7 @@ def plan_joined(
 
 
 def _block_mask(visible: np.ndarray, first: Tensor, last: Tensor, place: Tensor) -> BlockMask:
-    """FlexAttention's lists of blocks, counted from the mask (queries, keys); inside blocks the mask is computed."""
+    """FlexAttention's lists of blocks, from the mask (queries, keys); in partial blocks `mask_mod` computes it."""
     num_blocks = [-(-size // BLOCK_SIZE) for size in visible.shape]
     padded = np.zeros([count * BLOCK_SIZE for count in num_blocks], bool)
     padded[: visible.shape[0], : visible.shape[1]] = visible
@@ -172,7 +172,7 @@ def _block_mask(visible: np.ndarray, first: Tensor, last: Tensor, place: Tensor)
     whole = filled == BLOCK_SIZE**2
 
     def listed(chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        """How many blocks of each row are chosen, and their numbers, before those of the others."""
+        """For each row, the number of chosen blocks, and the indices of all blocks, chosen ones first."""
         numbers = np.argsort(~chosen, axis=1, kind="stable")
         counts = torch.from_numpy(chosen.sum(1).astype(np.int32)), torch.from_numpy(numbers.astype(np.int32))
         return counts[0][None, None].to(place.device), counts[1][None, None].to(place.device)
@@ -188,7 +188,7 @@ def _block_mask(visible: np.ndarray, first: Tensor, last: Tensor, place: Tensor)
 
 @dataclass(frozen=True, eq=False)
 class KeyBlocks:
-    """What the rows of a decoding step see of a cache, and the blocks of keys that any of them sees."""
+    """The cached keys that the rows of a decoding step see, and the blocks of keys that any of them sees."""
 
     visible: Tensor
     """(rows, keys) bool, text included."""
@@ -197,12 +197,15 @@ class KeyBlocks:
 
     @property
     def num_blocks(self) -> tuple[int, int]:
-        """How many blocks are read, of how many."""
+        """The number of blocks read, and of all blocks."""
         return int(self.blocks.kv_num_blocks.sum()), self.blocks.kv_indices.shape[-1]
 
 
 def list_key_blocks(visible: Tensor, text_len: int, num_keys: int) -> KeyBlocks:
-    """From the frame positions that each row sees, (rows, positions) bool: the same operations for any rows."""
+    """List the blocks for rows that see the frame positions `visible`, (rows, positions) bool.
+
+    The tensor operations are the same for any rows.
+    """
     rows, num_blocks = len(visible), -(-num_keys // BLOCK_SIZE)
     frames = visible[:, : num_keys - text_len]
     text = frames.new_ones(rows, text_len)
@@ -237,14 +240,14 @@ def attend_key_blocks(query: Tensor, key: Tensor, value: Tensor, text_bias: Tens
 
 
 def flex_is_available(device: torch.device, head_dim: int) -> bool:
-    """Whether FlexAttention's kernel can be compiled for this device and size of heads."""
+    """Whether FlexAttention's kernel can be compiled for this device and head size."""
     return head_dim >= MIN_HEAD_DIM and (device.type == "cpu" or has_triton())
 
 
 def attend_flex(
     query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, mask: JoinedMask, dropout: float
 ) -> Tensor:
-    """`attention.JoinedAttention` by FlexAttention; dense where that has no kernel: dropout, or gradients on a CPU."""
+    """`attention.JoinedAttention` by FlexAttention; dense where it has no kernel: dropout, or gradients on a CPU."""
     if dropout or not _has_kernel(query, key, value):
         return attend_dense(query, key, value, text_bias, mask, dropout)
     bias, last = _key_bias(text_bias, mask), mask.last
@@ -260,7 +263,7 @@ def attend_flex(
 def attend_dense(
     query: Tensor, key: Tensor, value: Tensor, text_bias: Tensor, mask: JoinedMask, dropout: float
 ) -> Tensor:
-    """`attention.JoinedAttention` by the fused dense kernel: all pairs of rows are computed."""
+    """`attention.JoinedAttention` by the fused dense kernel, which computes all pairs of rows."""
     hidden = ~sees(mask.first[:, None], mask.last[:, None], mask.place)
     of_text, of_frames = _key_bias(text_bias, mask)[:, :, None, None]
     bias = torch.where((mask.last > TEXT)[:, None], of_frames, of_text)
@@ -269,7 +272,7 @@ def attend_dense(
 
 
 def _key_bias(text_bias: Tensor, mask: JoinedMask) -> Tensor:
-    """(2, batch, keys), added to the scores of text queries, which have no bonus, and to those of frame queries."""
+    """Biases (2, batch, keys) for the scores of text queries, which have no bonus, and for those of frame queries."""
     padding = text_bias.masked_fill(text_bias > float("-inf"), 0.0)
     return F.pad(torch.stack([padding, text_bias]), (0, len(mask.place) - mask.text_len))
 
@@ -298,6 +301,6 @@ class _Permute(torch.autograd.Function):
 
 
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """`x.index_select(1, order)` for a permutation: its gradient is such a gather too, not a sum by atomics."""
+    """`x.index_select(1, order)` for a permutation, whose gradient is a gather too, not a sum by atomics."""
     out: Tensor = _Permute.apply(x, order, inverse)  # type: ignore[no-untyped-call]
     return out

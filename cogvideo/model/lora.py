@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA) in a model: which matrices have one, adding them to train, and putting weights into effect.
+"""Low-rank adapters (LoRA) in a model: which matrices have one, adding them for training, applying them in sampling.
 
     add_adapters(model, config)              # to train: freezes everything else
-    adapted_layer(layer, a, b, ...)          # to sample: a layer beside the original, which stays as it is
+    adapted_layer(layer)                     # to sample: a stand-in to adapt; the original is unchanged
 
 Not here: the arithmetic in a layer (`quantize.LowRank`), files (`checkpoint/adapter.py`).
 """
@@ -39,7 +39,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def target_names(names: Iterable[str], config: LoraConfig) -> list[str]:
-    """Those layers of `names` that `config.targets` means. Raises: ValueError for a target that none of them is."""
+    """The layers of `names` that `config.targets` selects. Raises: ValueError for a target that matches none."""
     names = list(names)
     patterns = config.targets or [part for part in PARTS if part != "embeddings"]
     found: set[str] = set()
@@ -62,7 +62,7 @@ def adapter_shapes(shape: tuple[int, ...], rank: int, is_table: bool) -> tuple[t
 
 
 def matrix_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the matrices that can have an adapter, by the layers' names, from those of all parameters."""
+    """Shapes of the matrices that can have an adapter, by layer name, from those of all parameters."""
     return {
         name.removesuffix(".weight"): shape
         for name, shape in shapes.items()
@@ -71,16 +71,16 @@ def matrix_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
 
 
 def count_adapters(shapes: Mapping[str, tuple[int, ...]], config: LoraConfig) -> int:
-    """Parameters of the adapters of a model whose own have these shapes. Raises: ValueError as `target_names`."""
+    """Number of adapter parameters of a model whose own have these shapes. Raises: ValueError as `target_names`."""
     if not config.rank:
         return 0
     layers = matrix_shapes(shapes)
-    # A and B share the rank, whichever of them is for the rows
+    # A and B share the rank, whichever of them belongs to the rows
     return sum(config.rank * sum(layers[name]) for name in target_names(layers, config))
 
 
 def add_adapters(model: nn.Module, config: LoraConfig) -> None:
-    """Freeze a model's parameters, and add adapters without values. Raises: ValueError as `target_names`."""
+    """Freeze a model's parameters, and add adapters, not yet initialised. Raises: ValueError as `target_names`."""
     model.requires_grad_(False)
     layers = matrices(model)
     for name in target_names(layers, config):
@@ -91,10 +91,10 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
 
 
 def draw_adapter(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """The starting value of an adapter's parameter: A is uniform, B zero, so that the update is; of a table A is zero.
+    """The initial value of an adapter's parameter, for a zero update: A is uniform, B zero (for a table, the reverse).
 
-    `name` is the parameter's. PEFT draws a table's B from a normal distribution of variance 1, so that a row moves many
-    times as far in a step as a row of another matrix of the same learning rate.
+    `name` is the parameter's. PEFT instead draws a table's B from a normal distribution of variance 1, so that a row
+    moves many times as far per step as a row of another matrix at the same learning rate.
     """
     is_table = name.startswith(PARTS["embeddings"])
     if name.endswith("A" if is_table else "B"):
@@ -109,13 +109,13 @@ def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def update(a: Tensor, b: Tensor, scale: float, is_table: bool) -> Tensor:
-    """scale * B A in float32, in the shape of the matrix that it is for."""
+    """scale * B A in float32, in the shape of the matrix that it updates."""
     product = scale * (b.float() @ a.float())
     return product.T if is_table else product
 
 
 def adapted_layer(layer: Matrix) -> Matrix:
-    """A layer that shares the tensors of another, to stand in its place: changing it leaves the other as it is."""
+    """A stand-in that shares a layer's tensors: giving it a new weight or an adapter leaves the layer unchanged."""
     copy: Matrix
     with torch.device("meta"):
         if isinstance(layer, Linear):
@@ -131,7 +131,7 @@ def adapted_layer(layer: Matrix) -> Matrix:
 
 @torch.no_grad()
 def set_weight(layer: Matrix, value: Tensor) -> None:
-    """Give a layer a new weight, where its weight is and in the type that it is stored in."""
+    """Replace a layer's weight, keeping its device and the type in which it is stored."""
     weight, quantized_as = layer.weight, layer.quantized_as
     layer.weight = nn.Parameter(value.to(weight.device, None if quantized_as else weight.dtype), requires_grad=False)
     if quantized_as:

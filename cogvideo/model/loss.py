@@ -1,6 +1,6 @@
-"""Cross-entropy of image tokens from hidden states, a chunk of rows at a time. Which rows count: transformer.py.
+"""Cross-entropy of image tokens from hidden states, a chunk of rows at a time. transformer.py chooses the rows.
 
-With frozen output weights a row's gradient depends on its own logits only, so the forward pass computes it as well: no
+With frozen output weights a row's gradient depends only on its own logits, so the forward pass computes it as well: no
 logits are kept and none are computed twice. Trainable output weights need the logits again in the backward pass.
 """
 
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 MAX_LOGITS = 40_000_000
 """Logits in memory at once: 160 MB in float32, and as much again for their gradient."""
 FROZEN_FRACTION = 8
-"""With frozen output weights, one part in so many of them: logits stay in a CPU's cache between two products."""
+"""With frozen output weights, MAX_LOGITS is divided by this: logits stay in a CPU's cache between two products."""
 
 
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def _nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class _FrozenOutputLoss(torch.autograd.Function):
-    """Computes the gradient of each row's hidden state, (softmax - one hot) @ weight, in the forward pass."""
+    """Computes each hidden state's gradient, (softmax - one hot) @ weight, in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

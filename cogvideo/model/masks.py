@@ -36,10 +36,10 @@ class Mask:
         return ok & (self._window_index(query, query) == self._window_index(key, query))
 
     def intervals(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same mask by numbers: slot i sees slot j if first[i] <= place[j] <= last[i].
+        """The same mask as intervals: slot i sees slot j if first[i] <= place[j] <= last[i].
 
-        Returns first, last and place, in the shape of `slots`. With `wrap_given`, for slots of given frames only, or of
-        others only: a key's place then depends on the query.
+        Returns first, last and place, each in the shape of `slots`. With `wrap_given`, `slots` must all be of given
+        frames or all of others: a key's place then depends on the query.
         """
         layout, at = self.layout, self.layout.locate(slots)
         group = at.frame if self.scope == "frame" else self.window_index(slots) + 1
@@ -50,11 +50,11 @@ class Mask:
         return first, np.where(at.causal, place, whole_frames + layout.frame_len - 1), place
 
     def window_index(self, slots: np.ndarray) -> np.ndarray:
-        """Index of the window that holds each slot; -1 for all slots without windows."""
+        """Index of the window that holds each slot; all -1 if there are no windows."""
         return self._window_index(slots, slots) if self.window_size else np.full(slots.shape, -1)
 
     def _window_index(self, slots: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        """Window of each slot, by the windows that the query slot uses: cut at the frame's edge, or wrapped."""
+        """Window of each slot, under the windows that its query slot uses: cut at the frame's edge, or wrapped."""
         assert self.window_size
         at = self.layout.locate(slots)
         windows_per_side = self.layout.frame_side // self.window_size + 1
@@ -65,7 +65,7 @@ class Mask:
         cut = along(at.row) * windows_per_side + along(at.column)
         if not (self.wrap_given and self.shift):
             return cut
-        # rolled by the shift, what lies before the first window continues the last one
+        # rolled by the shift: what lies before the first window belongs to the last one
         side = self.layout.frame_side
         wrapped = along((at.row - self.shift) % side + self.shift) * windows_per_side
         wrapped = wrapped + along((at.column - self.shift) % side + self.shift)
@@ -85,7 +85,7 @@ def channel_masks(
 
 
 def render_mask(mask: Mask, slots: np.ndarray | None = None) -> str:
-    """The mask as text, a query per line, a key per character: `#` visible, `.` hidden, blanks between frames."""
+    """The mask as text, one line per query, one character per key: `#` visible, `.` hidden, blanks between frames."""
     slots = np.arange(mask.layout.num_slots) if slots is None else slots
     visible = mask.allowed(slots[:, None], slots[None, :])
     breaks = set(np.flatnonzero(np.diff(mask.layout.locate(slots).frame)) + 1)

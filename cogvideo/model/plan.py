@@ -2,12 +2,12 @@
 
 A channel of a layer has one of four types of plan:
 
-    BlockPlan   groups of query rows that share keys and mask, batched: any rows, with a cache or without
+    BlockPlan   groups of query rows that share keys and mask, batched: any rows, with or without a cache
     TilePlan    a whole clip cut into full and causal tiles, without masks or gathers (tiles.py)
     JoinedPlan  text and frames as one sequence, for one call of FlexAttention per channel (joined.py)
     TablePlan   a few rows of any slots, each with a boolean mask over the cache, looked up by slot: decoding
 
-`Plan` holds the plans of all channels and layers of a forward pass; `DecodeMasks` makes one for any slots by tensor
+`Plan` holds the plans of all channels and layers of a forward pass; `DecodeMasks` makes one for any slots with tensor
 operations alone, so that every decoding step has the same shapes.
 """
 
@@ -27,12 +27,12 @@ from cogvideo.model.masks import Mask, channel_masks
 from cogvideo.model.tiles import TilePlan, plan_tiles
 
 GivenWindows = Literal["cut", "wrapped"]
-"""How windows of given frames treat the frame's edge; `wrapped` repeats the published stage-2 prefill."""
+"""How windows of given frames treat the frame's edge; `wrapped` reproduces the published stage-2 prefill."""
 PlanType = Literal["blocks", "tiles", "joined"]
-"""How passes over many rows are planned. `tiles` are for large channels of whole clips; the others are blocks."""
-# Groups of more query rows are split by frame: masked scores of later frames then cost more than another call.
+"""How passes over many rows are planned. `tiles`: large channels of whole clips are tiled, the others are blocks."""
+# Groups with more query rows are split by frame: masked scores of later frames would cost more than another call.
 _SPLIT_ABOVE_ROWS = 512
-# Channels whose queries see fewer frame keys are not tiled: one masked softmax is then faster than merging two.
+# Channels whose queries see fewer frame keys are not tiled: one masked softmax is faster than merging two.
 _TILE_FROM_KEYS = 256
 
 
@@ -42,7 +42,7 @@ class Rows:
 
     index: Tensor
     start: int | None
-    """First row where `index` counts up without a gap, else None."""
+    """The first row if `index` counts up without a gap, else None."""
 
     @classmethod
     def from_index(cls, index: np.ndarray) -> "Rows":
@@ -85,7 +85,7 @@ class BlockPlan:
     restore: Tensor | None
     """(query rows,) index that puts the concatenated outputs of all blocks in row order; None if they are in order."""
     cache_positions: Tensor | None = None
-    """(rows,) where the cache stores the rows' keys; the blocks' keys are then cache positions. None: they are rows."""
+    """(rows,) where the cache stores the rows' keys; the blocks' keys are then cache positions. None: keys are rows."""
 
     def to(self, device: torch.device | str) -> "BlockPlan":
         blocks = tuple(block.to(device) for block in self.blocks)
@@ -99,12 +99,12 @@ class TablePlan:
     cache_positions: Tensor
     """(rows,) where the cache stores the rows' keys."""
     visible: Tensor
-    """(rows, positions) bool, for a cache that may have fewer positions (a clip that ends early) or more."""
+    """(rows, positions) bool; the cache may have fewer positions (a clip that ends early) or more."""
     keys: KeyBlocks | None = None
-    """The blocks of a cache of a certain size that are to be read; None: all of it."""
+    """The blocks to read from a cache of a given size; None: read all of it."""
 
     def with_key_blocks(self, text_len: int, num_keys: int) -> "TablePlan":
-        """For a cache of so many keys, text included."""
+        """The same plan with the blocks to read from a cache of `num_keys` keys, text included."""
         return replace(self, keys=list_key_blocks(self.visible, text_len, num_keys))
 
     def to(self, device: torch.device | str) -> "TablePlan":
@@ -153,7 +153,7 @@ class Plan:
         return any(not isinstance(c, TilePlan) and c.cache_positions is not None for c in channels)
 
     def with_key_blocks(self, text_len: int, spatial_keys: int, temporal_keys: int) -> "Plan":
-        """Of a decoding step: list the blocks to be read of caches with so many keys, text included."""
+        """For a decoding step: list the blocks to read from caches of these numbers of keys, text included."""
 
         def listed(plan: ChannelPlan, num_keys: int) -> ChannelPlan:
             return plan.with_key_blocks(text_len, num_keys) if isinstance(plan, TablePlan) else plan
@@ -171,7 +171,7 @@ class Plan:
 
 
 class CachePositions(NamedTuple):
-    """Where a cache stores each slot; arrays (num_slots,) int64, -1: not at all."""
+    """Where a cache stores each slot; arrays (num_slots,) int64, -1: not stored."""
 
     spatial: np.ndarray
     temporal: tuple[np.ndarray, ...]
@@ -179,7 +179,7 @@ class CachePositions(NamedTuple):
 
 
 def window_positions(mask: Mask, slots: np.ndarray) -> np.ndarray:
-    """Where to store `slots`, so that those of a window are neighbours, in the order of generation: (num_slots,)."""
+    """Where to store `slots`, so that those of a window are adjacent, in generation order: (num_slots,), others -1."""
     windows = replace(mask, wrap_given=False).window_index(slots)
     order = np.lexsort((slots, mask.layout.locate(slots).order, windows))
     positions = np.full(mask.layout.num_slots, -1)
@@ -196,10 +196,10 @@ def plan_forward(
     positions: CachePositions | None = None,
     joined: bool = False,
 ) -> Plan:
-    """Plan a forward pass over `slots` that stores keys in a cache, or over the whole clip without one (None).
+    """Plan a forward pass over `slots` that stores keys in a cache, or, if None, over the whole clip without a cache.
 
-    Keys are whatever the masks let the queries see: in decoding those slots must be in the cache or among `slots`; with
-    `joined`, which plans text and frames as one sequence, among `slots`.
+    The keys are all slots that the masks let the queries see: in decoding these must be in the cache or among `slots`;
+    with `joined`, which plans text and frames as one sequence, they must be among `slots`.
     `positions` (default: every slot at its own number) is where the cache stores slots. `temporal=False` turns the
     channel off, which leaves a text-to-image model of one frame. For `given_windows` see docs/differences.md.
     """
@@ -225,7 +225,7 @@ def plan_clip(config: ModelConfig, *, supervised_only: bool = False, plan_type: 
     """Plan a forward pass over a whole clip without a cache, as in training and scoring.
 
     `supervised_only`: the last layer computes rows of supervised frames only. `plan_type`: one that the attention
-    implementation computes.
+    implementation supports.
     """
     layout = config.layout
     spatial, by_layer = channel_masks(layout, config.window_size)
@@ -294,7 +294,7 @@ def plan_blocks(
         blocks.append(AttentionBlock(Rows.from_index(rows), Rows.from_index(keys), mask_or_none))
         order.append(rows.reshape(-1))
 
-    # the inverse of the order in which blocks put out their query rows
+    # the inverse of the order in which the blocks output their query rows
     restore = np.argsort(np.concatenate(order), kind="stable")
     in_order = bool((restore == np.arange(len(restore))).all())
     return BlockPlan(tuple(blocks), None if in_order else torch.from_numpy(restore), cache_positions)
@@ -303,7 +303,7 @@ def plan_blocks(
 class VisibleKeys:
     """The frame keys that every slot of a clip sees in one channel, for a cache that stores slot s at positions[s].
 
-    Kernels follow the runs of keys; PyTorch takes rows of `visible` as a mask over the whole cache.
+    Kernels read the runs of keys; PyTorch uses rows of `visible` as a mask over the whole cache.
     """
 
     starts: Tensor
@@ -313,7 +313,7 @@ class VisibleKeys:
     positions: Tensor
     """(num_slots,) int64 cache positions; -1: not stored."""
     max_keys: int
-    """Keys of the slot that sees most."""
+    """The maximum number of keys that a slot sees."""
 
     def __init__(self, mask: Mask, positions: np.ndarray) -> None:
         layout = mask.layout

@@ -1,13 +1,13 @@
-"""Linear layers and embeddings whose weights may be stored in fewer bits than the activations have.
+"""Linear layers and embeddings whose weights may be stored in fewer bits than the activations.
 
     convert_weights(model, "int8")      # for sampling: int8 weights, float32 activations
     offload_layers(model)               # ... and matrices too large for a GPU stay where they are
-    linear.quantize()                   # for training beside it: frozen int8 weight, activations as they come
+    linear.quantize()                   # for training other parameters: frozen int8 weight, activations of any dtype
 
-Decoding reads all weights in every step, so its speed is that of their bytes. Matrices are stored as asked for;
-vectors, position tables and activations are float32, or the dtype that an accelerator computes in. In training int8
-saves memory only: a matrix is dequantized where it is used, and again in the backward pass. So is float8, but newer
-GPUs multiply it as it is, with inputs and gradients rounded to it as well.
+Decoding reads all weights in every step, so its speed depends on their size. Matrices are stored in the requested
+dtype; vectors, position tables and activations are float32, or the dtype that an accelerator computes in. In training,
+int8 only saves memory: a matrix is dequantized where it is used, and again in the backward pass. So is a float8 matrix,
+except on newer GPUs, which multiply it as it is, with inputs and gradients rounded to float8 as well.
 """
 
 from collections.abc import Callable
@@ -21,26 +21,26 @@ from torch.autograd.function import once_differentiable
 from cogvideo.dtypes import QUANTIZED_DTYPES, STORED_DTYPES, QuantizedName, WeightName
 
 _CHUNK_ROWS = 4096
-"""Rows quantized or dequantized at a time, so that intermediate types stay small beside the result."""
+"""Rows quantized or dequantized at a time, so that intermediates stay small compared with the result."""
 _LARGEST = {"int8": 127, "float8": 448}
-"""What the largest number of a row becomes: the largest that the type holds."""
+"""The largest value of the type, to which the largest magnitude of each row is scaled."""
 _INT4_GROUP = 64
 """Columns that share a scale in int4."""
 
 
 class LinearKernel(Protocol):
-    """A product for a few rows that is faster than PyTorch's; used without gradients only."""
+    """A matrix product for a few rows that is faster than PyTorch's; used only without gradients."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor | None:
         """Shapes: x (..., in_features), weight (out_features, in_features) -> (..., out_features) float32.
 
-        None if this product is not supported: the caller then uses PyTorch's.
+        None if the product is not supported: the caller then uses PyTorch's.
         """
         ...
 
 
 class LowRank(nn.Module):
-    """An update of low rank, scale * B A, of a matrix; of a table, whose rows are looked up, the transpose of that."""
+    """A low-rank update of a matrix, scale * B A; for a table, whose rows are looked up, the transpose of that."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, scale: float, dropout: float = 0.0) -> None:
         """For a table `in_features` is its number of rows, `out_features` their length."""
@@ -76,7 +76,7 @@ class _Matrix(nn.Module):
         super().__init__(*sizes)
         self.register_buffer("weight_scale", None, persistent=False)
         self.lora: LowRank | None = None
-        """An update that is computed beside the weight. Whatever reads `weight` past `forward` must look for it."""
+        """An update that is computed beside the weight. Code that reads `weight` directly must take it into account."""
 
     @property
     def quantized_as(self) -> QuantizedName | None:
@@ -92,7 +92,7 @@ class _Matrix(nn.Module):
         self.weight = nn.Parameter(quantized, requires_grad=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Matrix":
-        """Move scales with the weights, but keep both as they are stored if `fn` casts floats, as DeepSpeed does."""
+        """Move scales with the weights, but keep the stored types of both if `fn` casts floats, as DeepSpeed does."""
         scale, weight = self.weight_scale, self.weight
         is_float8 = weight.dtype == torch.float8_e4m3fn
         if self.offloaded:
@@ -134,8 +134,8 @@ class Linear(_Matrix, nn.Linear):
 def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """`F.linear` with an int8 or float8 weight whose scales multiply the sums, not the matrix: for inference on a GPU.
 
-    Both are exact in bfloat16, so nothing is rounded before the sums; the matrix is made in one kernel, or in none
-    where a compiler reads bytes in the product. torchao's weight-only types have no kernels of their own either.
+    Both types are exact in bfloat16, so nothing is rounded before the sums; converting the matrix takes one kernel, or
+    none where a compiler fuses it into the product. torchao's weight-only types have no kernels of their own either.
     """
     return torch.addcmul(bias.to(x.dtype), F.linear(x, weight.to(x.dtype)), scale.to(x.dtype))
 
@@ -190,14 +190,14 @@ class _QuantizedLinear(torch.autograd.Function):
 
 
 def multiplies_float8(x: Tensor, weight: Tensor) -> bool:
-    """Whether rows in bfloat16, rounded to float8, are multiplied with this float8 weight as it is."""
+    """Whether x, in bfloat16, is rounded to float8 and multiplied with this float8 weight as it is."""
     fits = weight.dtype == torch.float8_e4m3fn and x.dtype == torch.bfloat16
-    # the kernel's sizes
+    # the kernel needs sizes that are multiples of 16
     return fits and not any(size % 16 for size in weight.shape) and has_float8_products(x.device)
 
 
 def has_float8_products(device: torch.device) -> bool:
-    """Whether the device multiplies float8: GPUs do since Ada and Hopper."""
+    """Whether the device can multiply float8, as GPUs can since Ada and Hopper."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
@@ -213,13 +213,13 @@ class Float8Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale = ctx.saved_tensors
-        # rows of the weight are summed over here, so their scales go into the gradient, before that is rounded
+        # this product sums over the weight's rows, so their scales go into the gradient before it is rounded
         turned = weight.t().contiguous()
         return _float8_product(grad * scale, turned, scale.new_ones(len(turned)), grad.dtype), None, None, None
 
 
 def _float8_product(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`F.linear` of rows that are rounded to float8, each with its own scale, and a float8 weight, in `dtype`."""
+    """`F.linear` with a float8 weight, of rows rounded to float8, each with its own scale; the result is in `dtype`."""
     rows = x.flatten(0, -2)
     largest = torch.linalg.vector_norm(rows, float("inf"), dim=1, keepdim=True).float()
     row_scale = largest.clamp(min=1e-30) / _LARGEST["float8"]
@@ -255,9 +255,9 @@ def _dequantize(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ten
 def convert_weights(model: nn.Module, dtype: WeightName, activations: torch.dtype = torch.float32) -> None:
     """Store the matrices of `model` in `dtype`, in place, for inference, and everything else in `activations`.
 
-    int8, float8 and int4 are weight-only and symmetric, with a scale per output row, in int4 per 64 columns of a row.
-    Matrices that already have the dtype are left untouched, memory-mapped ones included. Raises: ValueError for
-    quantized weights that are to become something else.
+    int8, float8 and int4 are weight-only and symmetric, with a scale per output row, for int4 per 64 columns of a row.
+    Matrices that already have the dtype are left untouched, memory-mapped ones included. Raises: ValueError if weights
+    are already quantized to another dtype.
     """
     storage_dtype = STORED_DTYPES[dtype]
     matrices = [module for module in model.modules() if isinstance(module, Linear | Embedding)]

@@ -1,6 +1,6 @@
-"""The tile plan: a whole clip's mask as rectangles and triangles of rows, with no mask and no gather left.
+"""The tile plan: a whole clip's mask as rectangles and triangles of rows, computed without masks or gathers.
 
-With the rows in a suitable order every mask of masks.py falls apart into tiles: a run of query rows, keys that all of
+With the rows in a suitable order, the masks of masks.py decompose into tiles: a run of query rows, keys that all of
 them see, and keys that each sees up to its own row. This is the geometry alone; `cogvideo.kernels.tiled_attention`
 computes with it.
 """
@@ -19,7 +19,7 @@ from cogvideo.sequence.layout import ClipLayout
 
 @dataclass(frozen=True)
 class Strips:
-    """Runs of rows of equal length at equal distances: rows start + g * step + [0, length) for g < groups."""
+    """Equally long, equally spaced runs of rows: rows start + g * step + [0, length) for g < groups."""
 
     start: int
     length: int
@@ -29,7 +29,7 @@ class Strips:
     def views(self, x: Tensor) -> list[Tensor]:
         """(batch, rows, heads, size) -> views (batch, heads, length, size), one per group.
 
-        For a single clip all groups come as the batch of one view.
+        For a single clip, all groups form the batch of one view.
         """
         if len(x) == 1 and self.groups > 1:
             span = x[0].narrow(0, self.start, (self.groups - 1) * self.step + self.length)
@@ -67,7 +67,8 @@ class TilePlan:
 def plan_tiles(mask: Mask, query_frames: tuple[int, ...] | None = None) -> TilePlan | None:
     """Cut a whole clip into tiles, with queries from `query_frames` only (default: all frames).
 
-    None for a layout in which a causal frame shares its generation order with another: its mask is not a triangle.
+    None with windows that wrap around, or for a layout in which a causal frame shares its generation order with
+    another: its mask is not a triangle.
     """
     layout = mask.layout
     query_frames = tuple(range(layout.num_frames)) if query_frames is None else query_frames
@@ -107,9 +108,9 @@ def _tiles_by_frame(layout: ClipLayout, query_frames: tuple[int, ...]) -> list[T
 
 
 def _tiles_by_window(mask: Mask, query_frames: tuple[int, ...]) -> tuple[list[Tile], np.ndarray]:
-    """The temporal channel, and the slot of each row: window after window, in each frame after frame by order.
+    """The temporal channel, and the slot of each row: window after window, and in each, frame after frame by order.
 
-    Windows of equal size are neighbours, so that they are the groups of one tile.
+    Windows of equal size are adjacent, so that they form the groups of one tile.
     """
     layout = mask.layout
     frames = sorted(range(layout.num_frames), key=lambda f: (layout.frames[f].order, f))
@@ -138,8 +139,8 @@ def _tiles_by_window(mask: Mask, query_frames: tuple[int, ...]) -> tuple[list[Ti
 
 
 def _query_runs(layout: ClipLayout, frames: list[int], query_frames: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Ranges [first, end) of `frames` whose queries share a tile: consecutive causal frames, or whole ones of one
-    generation order."""
+    """Ranges [first, end) of `frames` whose queries share a tile: consecutive causal frames, or non-causal
+    ones of the same generation order."""
     runs: list[tuple[int, int]] = []
     for place, f in enumerate(frames):
         if f not in query_frames:

@@ -71,11 +71,11 @@ class TransformerLayer(nn.Module):
         update_text: bool = True,
         recompute: bool = False,
     ) -> tuple[Tensor | None, Tensor]:
-        """Shapes: text (batch, text_len, hidden) or None; frames (batch, rows, hidden); outputs are alike.
+        """Shapes: text (batch, text_len, hidden) or None; frames (batch, rows, hidden); outputs likewise.
 
         The last layer skips what is not needed: `query_rows` (query rows,) are the frame rows that have an output
-        (None: all), and without `update_text` text is returned as it is. With `recompute` everything between attention
-        and the MLP's output is computed again in the backward pass instead of being kept.
+        (None: all), and without `update_text` text is returned unchanged. With `recompute` everything between attention
+        and the MLP's output is recomputed in the backward pass instead of being kept.
         """
         text_normed = None if text is None else self.input_layernorm(text)
         frames_normed = self.input_layernorm(frames)
@@ -93,7 +93,7 @@ class TransformerLayer(nn.Module):
     def add_outputs(
         self, x: Tensor, spatial: Tensor, temporal: Tensor | None = None, recompute: bool = False
     ) -> Tensor:
-        """Add attention's output, mixed of two channels if there are two, and the MLP's to the residual stream."""
+        """Add the outputs of attention (of two channels: mixed) and of the MLP to the residual stream."""
         through_mlp = partial(checkpoint, self._through_mlp, use_reentrant=False) if recompute else self._through_mlp
         x, mlp_out = through_mlp(x, spatial, temporal)
         return x + self.fourth_layernorm(mlp_out)
@@ -109,18 +109,18 @@ def mix_channels(spatial: Tensor, temporal: Tensor, mix_logit: Tensor) -> Tensor
     """Blend the two attention channels on frame rows.
 
     Shapes: spatial, temporal (batch, rows, hidden); mix_logit (hidden,).
-    Source: CogVideo (2205.15868) section 3.2, alpha = sigmoid(mix_logit); text rows never pass here.
+    Source: CogVideo (2205.15868) section 3.2, alpha = sigmoid(mix_logit); text rows are not mixed.
     """
     assert spatial.shape == temporal.shape
     return torch.lerp(temporal, spatial, mix_logit.sigmoid().to(spatial.dtype))
 
 
 RunLayer = Callable[..., Any]
-"""Calls a layer: (layer, the arguments of its forward)."""
+"""Runs a layer, given the layer and the arguments of its `forward`."""
 
 
 def compile_layer(layer: type[nn.Module], backend: str | Callable[..., object] = "inductor") -> RunLayer:
-    """Compile a class of layers: one function for all layers that are alike, for their parameters are its inputs."""
+    """Compile a class of layers: one function for all layers of equal shapes, since their parameters are its inputs."""
     return compile_static(layer.forward, backend)
 
 
@@ -128,18 +128,18 @@ class TrunkModel(nn.Module):
     """A model built on a text-to-image trunk: the trunk's parameters under the trunk's names, and extra ones."""
 
     extra_names: ClassVar[tuple[str, ...]]
-    """Parts of parameter names that only extra parameters have."""
+    """Substrings that only the names of extra parameters have."""
     layers: nn.ModuleList
     _train_layer: RunLayer | None = None
-    """Runs a layer in training; None: as it is."""
+    """Runs a layer in training; None: the layer is called directly."""
 
     def compile_layers(self, backend: str | Callable[..., object] = "inductor") -> None:
-        """Let training run compiled layers, see `compile_layer`. Everything else runs as before."""
+        """Let training run compiled layers, see `compile_layer`. Nothing else is affected."""
         self._train_layer = compile_layer(type(self.layers[0]), backend)
 
     @classmethod
     def is_extra(cls, parameter_name: str) -> bool:
-        """Whether a parameter is not part of the trunk; those of adapters beside its matrices are not."""
+        """Whether a parameter is not part of the trunk; adapters of the trunk's matrices are not."""
         return any(part in parameter_name for part in (*cls.extra_names, ".lora."))
 
     def extra_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -178,12 +178,12 @@ class CogVideoTransformer(TrunkModel):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.recompute: Recompute = "nothing"
-        """Which activations the backward pass computes again instead of keeping."""
+        """Which activations the backward pass recomputes instead of keeping them."""
         self.use_attention("sdpa")
         self._clip_plans: dict[tuple[bool, PlanType], Plan] = {}
 
     def use_attention(self, name: str) -> None:
-        """Compute attention by an implementation of `attention.ATTENTION`."""
+        """Compute attention with an implementation of `attention.ATTENTION`."""
         self._attention = ATTENTION[name]
         for module in self.modules():
             if isinstance(module, Attention):
@@ -207,16 +207,17 @@ class CogVideoTransformer(TrunkModel):
     ) -> Tensor:
         """Hidden states of frame rows after the final LayerNorm.
 
-        Shapes: frame_tokens (batch, rows), the input tokens of `plan.slots`; text (batch, text_len) ids, given without
-        a cache and in the first forward pass with one; -> (batch, query rows of the plan, hidden). `logits` maps them
-        to scores. With a cache, keys and values of these rows are added to it, and those of earlier passes are visible.
-        `layers`: in place of the model's own, called alike. `run_layer`: from `compile_layer`, to run compiled layers.
+        Shapes: frame_tokens (batch, rows), the input tokens of `plan.slots`; text (batch, text_len) ids, required
+        without a cache and in the first forward pass with one; -> (batch, query rows of the plan, hidden). `logits`
+        maps them to scores. With a cache, keys and values of these rows are added to it, and those of earlier passes
+        are visible. `layers`: used in place of the model's own, with the same arguments. `run_layer`: from
+        `compile_layer`, to run compiled layers.
         """
         assert cache is not None or not plan.needs_cache, "this plan needs a cache: its keys are cache positions"
         frames = self._embed(frame_tokens, self._frame_positions(plan.slots))
         words = None
         if text is not None:
-            # counted from the first real token; padding takes position 0 and is masked
+            # counted from the first real token; padding has position 0 and is masked
             positions = (text_bias.spatial > float("-inf")).cumsum(1).sub(1).clamp(min=0)
             words = self._embed(text, self.position_embeddings(positions))
         text_len, final = text_bias.spatial.shape[1], len(self.layers) - 1
@@ -254,7 +255,7 @@ class CogVideoTransformer(TrunkModel):
     ) -> Tensor:
         """Logits of image tokens after one decoding step: (batch, rows, num_image_tokens) float32.
 
-        `layers` and `run_layer` as in `forward`. With `key_blocks` FlexAttention reads only those blocks of the cache
+        `layers` and `run_layer` as in `forward`. With `key_blocks` FlexAttention reads only the blocks of the cache
         that the rows see.
         """
         plan = step.masks.plan(step.slots)
@@ -285,7 +286,7 @@ class CogVideoTransformer(TrunkModel):
         return token_nll(hidden.flatten(0, 2), weight, labels.flatten()).view(labels.shape)
 
     def plan_clip(self, device: torch.device, *, supervised_only: bool = False) -> Plan:
-        """The plan of a forward pass over a whole clip, of the type that this model's attention runs fastest there."""
+        """The plan of a pass over a whole clip, of the type that this model's attention runs fastest on `device`."""
         plan_type = self._attention.plan_type(device, self.config.attention_dropout if self.training else 0.0)
         key = supervised_only, plan_type
         plan = self._clip_plans.get(key)

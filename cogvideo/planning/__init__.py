@@ -1,1 +1,1 @@
-"""Memory and time budgets of all models on given machines, and the report of them."""
+"""Memory and time budgets of all models on given machines, and reports of them."""

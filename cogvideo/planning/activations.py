@@ -1,8 +1,8 @@
-"""What the forward pass keeps for the backward pass, counted on fake tensors: the model's own code, without its memory.
+"""What the forward pass keeps for the backward pass, counted by running the model's own code on fake tensors.
 
-Two models of a few layers are traced, and their difference is that of one layer. A fused attention kernel keeps
+Two models of a few layers are traced, and their difference gives what one layer keeps. A fused attention kernel keeps
 queries, keys, values, its bias, its output and a sum per row. Autocast keeps a copy of each weight as well, whatever
-the batch, so that there two batches are traced.
+the batch size, so two batch sizes are traced with it.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ _FEW_LAYERS = 2
 """Windows differ between even and odd layers, so layers are counted in pairs."""
 
 Arithmetic = Literal["bf16", "fp32", "autocast"]
-"""`autocast`: matrix products in bfloat16 over float32 weights; else weights and activations have this type."""
+"""`autocast`: bfloat16 matrix products with float32 weights; otherwise weights and activations have this type."""
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "autocast": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What decides, beside the model and the batch, which tensors the backward pass needs."""
+    """What determines, besides the model and the batch, which tensors the backward pass needs."""
 
     recompute: Recompute
     frozen_trunk: bool
@@ -67,14 +67,14 @@ class Activations:
     """Bytes on one device for one micro-batch."""
 
     kept: float
-    """From the forward to the backward pass."""
+    """From the forward pass to the backward pass."""
     recomputed: float
-    """What the backward pass computes again for one layer, and holds while it is in it."""
+    """What the backward pass recomputes for one layer, and holds while it processes that layer."""
 
 
 @lru_cache(maxsize=256)
 def count_activations(config: TransformerConfig, micro_batch: int, setting: Setting) -> Activations:
-    """Count what training keeps. Takes some seconds the first time."""
+    """Count what training keeps. Takes a few seconds the first time."""
     whole = dataclasses.replace(setting, recompute="nothing")
     layer = _layer_bytes(config, micro_batch, setting)
     few = _model_bytes(config, _FEW_LAYERS, micro_batch, setting)
@@ -90,7 +90,7 @@ def _layer_bytes(config: TransformerConfig, micro_batch: int, setting: Setting) 
 
 
 def _model_bytes(config: TransformerConfig, num_layers: int, micro_batch: int, setting: Setting) -> float:
-    """Bytes kept by a model of so many layers, its loss not included."""
+    """Bytes kept by a model of `num_layers` layers, without its loss."""
     one = _trace(config, num_layers, 1, setting)
     per_clip = _trace(config, num_layers, 2, setting) - one if setting.arithmetic == "autocast" else one
     return one + (micro_batch - 1) * per_clip
@@ -131,7 +131,7 @@ def _trace(config: TransformerConfig, num_layers: int, batch: int, setting: Sett
 
 @lru_cache(maxsize=256)
 def _loss_bytes(config: TransformerConfig, micro_batch: int, setting: Setting) -> int:
-    """Bytes that the loss keeps. It works in chunks of rows, so they are not in proportion to the batch."""
+    """Bytes that the loss keeps. It works in chunks of rows, so they are not proportional to the batch."""
     rows, h, codes = supervised_rows(config) * micro_batch, config.hidden_size, config.vocabulary.num_image_tokens
     dtype = _DTYPES[setting.arithmetic]
     if setting.frozen_trunk:
@@ -143,16 +143,16 @@ def _loss_bytes(config: TransformerConfig, micro_batch: int, setting: Setting) -
 
 
 def supervised_rows(config: TransformerConfig) -> int:
-    """Rows of a clip or frame that have a loss; for super-resolution, of the average round."""
+    """Rows of a clip or frame that have a loss; for super-resolution, the average over rounds."""
     if isinstance(config, SuperresConfig):
         return max(1, round(float(round_masks(config).sum(1).float().mean())))
     return len(config.layout.supervised_frames) * config.frame_len
 
 
 def saved_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes of the tensors that autograd saves in `forward`, each storage once; `module`'s own weights do not count."""
+    """Bytes of the tensors that autograd saves in `forward`, each storage once, without `module`'s own weights."""
     weights = {p.untyped_storage()._cdata for p in (*module.parameters(), *module.buffers())}
-    storages: dict[int, Any] = {}  # kept, so that no address is used twice
+    storages: dict[int, Any] = {}  # kept alive, so that no address is used twice
 
     def count(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
@@ -168,7 +168,7 @@ def saved_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 @contextlib.contextmanager
 def _fake_device(setting: Setting) -> Iterator[None]:
-    """Tensors made inside are fake ones on a CPU; autocast is on as in training."""
+    """Tensors made inside are fake ones on a CPU; autocast is on if it is in training."""
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=setting.arithmetic == "autocast")
     norms = FloatNorms() if setting.is_gpu and setting.arithmetic == "autocast" else contextlib.nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), autocast, norms:
@@ -182,7 +182,7 @@ def _make_fake(module: nn.Module) -> None:
 
 
 class FloatNorms(TorchFunctionMode):
-    """LayerNorms compute and keep float32, as autocast has it on a GPU but not on a CPU."""
+    """Make LayerNorms compute and keep float32, as autocast does on a GPU but not on a CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is F.layer_norm:
@@ -191,7 +191,7 @@ class FloatNorms(TorchFunctionMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Replace attention's kernel, which fake tensors would take apart, by one that saves what the fused ones do."""
+    """Replace the attention kernel, which fake tensors would decompose, with one that saves what fused kernels save."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is F.scaled_dot_product_attention:

@@ -1,9 +1,9 @@
 """Memory and time that a model needs, computed from its config.
 
-Counts of parameters and of the KV cache are exact, and what the forward pass keeps is counted; of compiled layers
-it is somewhat less. Working memory and times are estimates, good enough to choose a machine and a setting by.
+Parameter counts and the KV cache size are exact, and what the forward pass keeps is counted; compiled layers keep
+somewhat less. Working memory and times are estimates, good enough to choose a machine and settings.
 Memory is an upper bound for tensors: the sum of peaks that need not coincide. Libraries, and freed blocks that malloc
-keeps, are not counted; on a CPU they take up to 0.5 GiB of a process.
+keeps, are not counted; on a CPU they take up to 0.5 GiB per process.
 `training_flops` and `superres_training_flops` count what the training step computes, for MFU.
 """
 
@@ -30,18 +30,18 @@ from cogvideo.superres.transformer import SuperresTransformer, visible_keys
 PRODUCT_EFFICIENCY = 0.63
 """Fraction of a GPU's peak flops that products of large matrices are assumed to reach: 620 of an H100's 989 TFLOP/s."""
 ATTENTION_EFFICIENCY = 0.25
-"""The same of fused attention with heads of 64 columns."""
+"""The same for fused attention with heads of 64 columns."""
 BANDWIDTH_EFFICIENCY = 0.84
 """Fraction of the memory bandwidth that elementwise kernels are assumed to reach: 2.8 of an H100's 3.35 TB/s."""
 FORWARD_TRAFFIC, BACKWARD_TRAFFIC = 2.0, 5.5
 """Assumed bytes that elementwise kernels move per byte that a forward pass without recomputation keeps."""
 FLOAT8_INPUT, FLOAT8_GRADIENT, FLOAT8_BIAS = 13.0, 23.0, 4.0
-"""Bytes that the operations of `model.quantize.Float8Linear`, not compiled, move per number of the input and of the
-gradient, which they round, and per number of the output, to which they add a bias."""
+"""Bytes that `model.quantize.Float8Linear`, if not compiled, moves per element of the input and of the gradient, which
+it rounds, and per element of the output, to which it adds a bias."""
 BETWEEN_MACHINES = 25e9
 """Bytes per second that one GPU sends to other computers: a 200 Gb/s adapter per GPU."""
 MACHINE_GPUS = 8
-"""GPUs that share a computer."""
+"""GPUs per computer."""
 HOST_LINK, HOST_BANDWIDTH = 20e9, 10e9
 """Bytes per second between a GPU and CPU memory, and of CPU memory per process, for an offloaded optimiser."""
 DECODING_EFFICIENCY = 0.7
@@ -49,16 +49,16 @@ DECODING_EFFICIENCY = 0.7
 USABLE_MEMORY = 0.92
 """Fraction of the memory to plan for; the driver and the allocator need the rest."""
 BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's default for the gradients that it reduces at a time."""
+"""DeepSpeed's default number of gradients reduced at a time."""
 MAX_LIVE_PARAMETERS = 1_000_000_000
-"""DeepSpeed's default for the parameters that ZeRO 3 has gathered at a time."""
+"""DeepSpeed's default number of parameters that ZeRO 3 holds gathered at a time."""
 BACKWARD_ROWS = 12
 """Gradients of activations alive at once in the backward pass, in rows of hidden_size: those of the MLP, mostly."""
 MAX_MICRO_BATCH = 64
 PUBLISHED_BATCH = 416
 """Clips per step where none are given."""
 MICRO_BATCH_SECONDS = 5e-3
-"""What a micro-batch costs whatever its size: launches, waiting for the host."""
+"""The fixed cost of a micro-batch, whatever its size: kernel launches, waiting for the host."""
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 
 ASSUMPTIONS = (
@@ -66,7 +66,7 @@ ASSUMPTIONS = (
     f"{ATTENTION_EFFICIENCY:.0%}, elementwise kernels at {BANDWIDTH_EFFICIENCY:.0%} of the memory bandwidth, nothing "
     "overlaps; not measured"
 )
-"""What the step times assume, in a line."""
+"""What the step times assume, in one line."""
 
 Held = Literal["fp32", "dtype"]
 
@@ -84,9 +84,9 @@ class TrainingSettings:
     frozen_trunk: bool = True
     """Train only what CogVideo adds to the trunk. Image models always train all parameters."""
     recompute: Recompute = "layer"
-    """What the backward pass recomputes instead of keeping it from the forward pass."""
+    """Activations that the backward pass recomputes, instead of the forward pass keeping them."""
     trunk_weights: TrunkWeights = "full"
-    """`int8`, `float8`: keep the frozen trunk's matrices in a byte per number."""
+    """`int8`, `float8`: store the frozen trunk's matrices in one byte per element."""
     batch_size: int | None = None
     """Clips per step over all devices; null: one micro-batch on each."""
     offload_optimizer: bool = False
@@ -94,13 +94,13 @@ class TrainingSettings:
     weights: Held = "dtype"
     """`fp32`: hold weights in float32, as train.weights does."""
     products: Literal["fp32", "bf16"] = "bf16"
-    """With float32 weights: the type of matrix products, as train.dtype; bf16: by autocast."""
+    """With float32 weights, the type of matrix products, as train.dtype sets it; bf16: by autocast."""
     attention: AttentionName = "auto"
-    """How attention is computed, as train.attention says."""
+    """How attention is computed, as train.attention sets it."""
     gradients: Held = "dtype"
     """`fp32`: sum the gradients of micro-batches in float32, as train.gradients does."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """With a rank above 0: train adapters alone, as lora.rank does."""
+    """With a rank above 0: train adapters only, as lora.rank does."""
     ema: bool = False
     """Keep a moving average of the trained weights, as train.ema_decay does."""
 
@@ -121,7 +121,7 @@ class TrainingSettings:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a step on each device."""
+        """Micro-batches per step on each device."""
         return max(1, round((self.batch_size or 0) / (self.count * self.micro_batch)))
 
     def partitions(self, from_stage: int) -> int:
@@ -153,12 +153,12 @@ class TrainingBudget:
     activations: float
     """What the forward pass keeps for the backward pass."""
     working: float
-    """The layer that is computed again, gradients of activations, a chunk of logits, DeepSpeed's buffers."""
+    """The layer being recomputed, gradients of activations, a chunk of logits, DeepSpeed's buffers."""
     host: float
     """In CPU memory: the optimiser and gradients, if offloaded."""
     time: StepTime
     flops: float
-    """The model's own per device and step, nothing recomputed."""
+    """Of the model, per device and step, without recomputation."""
 
     @property
     def total(self) -> float:
@@ -246,7 +246,7 @@ def training_flops(config: ModelConfig, *, frozen_trunk: bool, lora: bool = Fals
 
     Counts matrix products and attention. The backward pass needs each product twice, for the gradients of its input
     and of its weights. A frozen trunk needs only the first, and neither on text rows, which then depend on frozen
-    weights alone. With adapters (`lora`) every product needs the first alone; their own products are not counted.
+    weights alone. With adapters (`lora`) every product needs only the first; the adapters' own are not counted.
     """
     h, text, slots, layers = config.hidden_size, config.text_len, config.layout.num_slots, config.num_layers
     frozen_trunk = frozen_trunk and config.has_temporal_channel
@@ -268,8 +268,8 @@ def training_flops(config: ModelConfig, *, frozen_trunk: bool, lora: bool = Fals
 def superres_training_flops(config: SuperresConfig, *, frozen_trunk: bool, lora: bool = False) -> float:
     """Flops of the forward and backward pass of one frame, counted as by `training_flops`.
 
-    With a frozen trunk the context (text and coarse grid) needs no backward pass. Logits: the number of tokens that
-    a round predicts on average.
+    With a frozen trunk the context (text and coarse grid) needs no backward pass. Logits are counted for the number
+    of tokens that a round predicts on average.
     """
     return sum(_superres_flops(config, frozen_trunk, lora))
 
@@ -302,7 +302,7 @@ def _tile_pairs(tiles: QueryTiles) -> int:
 
 
 def is_frozen(config: TransformerConfig, settings: TrainingSettings) -> bool:
-    """Whether a trunk is frozen: image models and the iterative super-resolution model train all of their weights,
+    """Whether the trunk is frozen: image models and the iterative super-resolution model train all of their weights,
     unless adapters are trained instead."""
     if settings.lora.rank:
         return True
@@ -311,7 +311,7 @@ def is_frozen(config: TransformerConfig, settings: TrainingSettings) -> bool:
 
 
 def trained_and_all_parameters(config: TransformerConfig, settings: TrainingSettings) -> tuple[int, int]:
-    """Numbers of parameters; those of adapters are part of both."""
+    """Numbers of trained and of all parameters; both include those of adapters."""
     return _count_parameters(config, is_frozen(config, settings), settings.lora)
 
 
@@ -333,7 +333,7 @@ def training_budget(config: TransformerConfig, machine: Machine, settings: Train
     """Memory per device and time per step. AdamW keeps float32 weights, moments and averages (if any), partitioned by
     the ZeRO stage.
 
-    Gradients of an offloaded optimiser at ZeRO 2 are copied to CPU memory bucket by bucket, so none stay on the device.
+    With an offloaded optimiser, ZeRO 2 copies gradients to CPU memory bucket by bucket, so none stay on the device.
     """
     trained, total = trained_and_all_parameters(config, settings)
     held = 4 if settings.weights == "fp32" else 2
@@ -343,7 +343,7 @@ def training_budget(config: TransformerConfig, machine: Machine, settings: Train
         weights += quantized_bytes - held * quantized
     summed = 4 if "fp32" in (settings.weights, settings.gradients) else 2
     gradients = summed * trained / settings.partitions(2)
-    # in float32 without ZeRO the optimiser holds no second copy of the weights
+    # in float32 without ZeRO, the optimiser holds no second copy of the weights
     held_by_optimiser = 8 if settings.weights == "fp32" and settings.zero_stage == 0 else 12
     optimiser = (held_by_optimiser + (4 if settings.ema else 0)) * trained / settings.partitions(1)
     host = 0.0
@@ -379,7 +379,7 @@ def _activations(config: TransformerConfig, machine: Machine, settings: Training
 
 
 def _working_bytes(config: TransformerConfig, settings: TrainingSettings, trained: int, total: int) -> float:
-    """Bytes that a step needs for a moment, what is recomputed not counted."""
+    """Bytes that a step needs temporarily, excluding what is recomputed."""
     frozen, codes = is_frozen(config, settings), config.vocabulary.num_image_tokens
     held = 4 if settings.weights == "fp32" else 2
     of_layer = BACKWARD_ROWS * settings.micro_batch * _rows(config) * config.hidden_size * held
@@ -448,7 +448,7 @@ def _multiplies_float8(config: TransformerConfig, machine: Machine, settings: Tr
 def _float8_seconds(machine: Machine, hidden: int, rows: int, products: int, moved: float) -> float:
     """Seconds that float8 adds to a layer, negative where it saves: products take half the time, rounding takes some.
 
-    Per row: flops of `products`, in hidden * hidden; bytes `moved` for rounding, in hidden.
+    Per row: flops of `products`, in units of hidden * hidden; bytes `moved` for rounding, in units of hidden.
     """
     saved = rows * products * hidden**2 / 2
     return rows * moved * hidden / (machine.bandwidth * BANDWIDTH_EFFICIENCY) - saved / (
@@ -462,7 +462,7 @@ def _other_times(config: TransformerConfig, machine: Machine, settings: Training
     held = 4 if settings.weights == "fp32" else 2
     summed = 4 if "fp32" in (settings.weights, settings.gradients) else 2
     others, times = (settings.count - 1) / settings.count, settings.accumulation
-    # a reduction to partitions moves all gradients once, one to every device twice
+    # a reduce-scatter moves all gradients once, an all-reduce twice
     reductions = {0: 2.0, 1: 2.0, 2: float(times), 3: float(times)}[settings.zero_stage]
     moved = others * summed * trained * reductions
     if settings.zero_stage in (1, 2):
@@ -481,14 +481,14 @@ def _other_times(config: TransformerConfig, machine: Machine, settings: Training
 def settings_that_fit(
     config: TransformerConfig, machine: Machine, tried: Iterable[TrainingSettings]
 ) -> list[tuple[TrainingSettings, TrainingBudget]]:
-    """Those that fit the machine, fastest first; of equally fast ones, the one that needs least memory."""
+    """Those that fit the machine, fastest first; among equally fast ones, those that need less memory first."""
     pairs = [(settings, training_budget(config, machine, settings)) for settings in tried]
     fitting = [pair for pair in pairs if pair[1].fits(machine)]
     return sorted(fitting, key=lambda pair: (pair[1].seconds_per_step, pair[1].total))
 
 
 def micro_batches(batch_size: int, count: int) -> list[int]:
-    """The micro-batches that divide each device's share of the batch, up to a size beyond which nothing is gained."""
+    """The micro-batches that divide each device's share of the batch, up to a size beyond which there is no gain."""
     share = max(1, batch_size // count)
     return [size for size in range(1, min(share, MAX_MICRO_BATCH) + 1) if share % size == 0]
 
@@ -496,10 +496,10 @@ def micro_batches(batch_size: int, count: int) -> list[int]:
 def suggestions(
     config: TransformerConfig, machine: Machine, settings: TrainingSettings
 ) -> list[tuple[TrainingSettings, TrainingBudget]]:
-    """Settings that fit the machine, fastest first; empty: none does.
+    """Settings that fit the machine, fastest first; empty if none does.
 
-    Micro-batch, recomputation and ZeRO stage are varied. What costs more is tried only where nothing else fits: an
-    int8 trunk, then an offloaded optimiser.
+    Micro-batch, recomputation and ZeRO stage are varied. What costs more is tried only if nothing else fits: an int8
+    trunk, then an offloaded optimiser.
     """
     frozen, batch_size = is_frozen(config, settings), settings.batch_size or PUBLISHED_BATCH
     base = replace(settings, batch_size=batch_size)

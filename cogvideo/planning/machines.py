@@ -1,4 +1,4 @@
-"""The machines that a model may run on: vendors' figures by name, and a measurement of the machine at hand."""
+"""The machines that a model may run on: vendors' figures by name, and a measurement of this machine."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 @dataclass(frozen=True)
 class Machine:
-    """One device. How many of them there are is not its business."""
+    """A single device, however many of them are used."""
 
     name: str
     memory_bytes: float
@@ -19,10 +19,10 @@ class Machine:
     bandwidth: float
     """Bytes of memory read per second."""
     link: float = 12e9
-    """Bytes per second that one device sends to the others of its computer, as reductions reach them: an estimate."""
+    """Bytes per second that one device sends to others in the same computer in reductions: an estimate."""
     is_gpu: bool = True
     has_float8: bool = False
-    """Whether it multiplies float8, at twice the rate of bf16: GPUs do since Ada and Hopper."""
+    """Whether it multiplies float8, at twice the rate of bf16, as GPUs do since Ada and Hopper."""
 
 
 MACHINES = {
@@ -52,7 +52,7 @@ NVLink figure, or what PCIe reaches."""
 
 
 def machine_like(name: str, memory_bytes: float) -> Machine:
-    """The entry of MACHINES that a GPU's own name resembles, with its memory; the A100's figures for unknown ones."""
+    """The entry of MACHINES that a GPU's own name resembles, with its memory; the A100's figures for unknown GPUs."""
     word = name.lower().replace("geforce ", "").replace("rtx ", "rtx")
     alike = [machine for key, machine in MACHINES.items() if key.partition("-")[0] in word]
     nearest = min(alike or [MACHINES["a100-80"]], key=lambda machine: abs(machine.memory_bytes - memory_bytes))
@@ -67,7 +67,7 @@ def usable_memory(root: Path = Path("/")) -> int:
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # elsewhere than on Linux
+    except OSError:  # not on Linux
         lines = []
     for line in lines:
         controllers, _, path = line.partition(":")[2].partition(":")
@@ -78,8 +78,8 @@ def usable_memory(root: Path = Path("/")) -> int:
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
-        for folder in (group, *group.parents):  # limits of all of them hold
-            with contextlib.suppress(OSError, ValueError):  # ValueError: `max`, which is no limit
+        for folder in (group, *group.parents):  # the limits of all of them apply
+            with contextlib.suppress(OSError, ValueError):  # ValueError: `max`, which means no limit
                 limits.append(int((base / folder / name).read_text()))
     return min(limits)
 

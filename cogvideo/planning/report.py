@@ -69,7 +69,8 @@ def draw_masks(config: ModelConfig, side: int | None = None) -> str:
         raise ValueError(f"masks of {side}x{side} frames; expected a side of 1 to {most}, so that they fit on a screen")
     window = config.window_size
     if window is not None:
-        window = math.gcd(side, max(1, round(side * window / layout.frame_side)))  # in proportion, and it divides side
+        # in proportion, and a divisor of side
+        window = math.gcd(side, max(1, round(side * window / layout.frame_side)))
     positions = config.frame_position_start + side * side
     small = replace(config, frame_side=side, window_size=window, num_positions=positions)
     windows = f", windows of {window}x{window}" if window else ""
@@ -91,7 +92,7 @@ def _named_masks(config: ModelConfig, window: int | None) -> list[tuple[str, Mas
 def describe_training(
     config: TransformerConfig, machine: Machine, settings: TrainingSettings, source: str = "the vendor's figures"
 ) -> str:
-    """Memory under each ZeRO stage, and the time of a step. `source`: where the machine's figures are from."""
+    """Memory under each ZeRO stage, and the time of a step. `source`: where the machine's figures come from."""
     quantized = "" if settings.trunk_weights == "full" else f", {settings.trunk_weights} trunk"
     lora = settings.lora
     adapters = f", adapters of rank {lora.rank} ({trained_and_all_parameters(config, settings)[0]:,} parameters)"
@@ -104,7 +105,8 @@ def describe_training(
         f"recompute={settings.recompute}{quantized}{offloaded}; * marks deepspeed.stage",
     ]
     first = 1 if settings.offload_optimizer else 0
-    for stage in range(first, 4 if settings.trunk_weights == "full" else 3):  # ZeRO 3 cannot partition the others
+    # ZeRO 3 cannot partition quantized weights
+    for stage in range(first, 4 if settings.trunk_weights == "full" else 3):
         budget = training_budget(config, machine, replace(settings, zero_stage=stage))
         parts = ("weights", "gradients", "optimiser", "activations", "working")
         sizes = [f"{name} {format_bytes(getattr(budget, name))}" for name in parts if getattr(budget, name)]
@@ -148,7 +150,7 @@ def describe_sampling(config: ModelConfig, machine: Machine) -> str:
 
 
 def describe_suggestions(config: TransformerConfig, machine: Machine, settings: TrainingSettings, most: int = 5) -> str:
-    """The fastest settings that fit, each with the words that set it."""
+    """The fastest settings that fit, each with the `key=value` words that set it."""
     found = suggestions(config, machine, settings)
     if not found:
         return f"  nothing fits {settings.count} x {machine.name}; use more or larger devices"
@@ -161,7 +163,7 @@ def describe_suggestions(config: TransformerConfig, machine: Machine, settings: 
 
 
 def setting_words(settings: TrainingSettings) -> str:
-    """The `key=value` words of `cogvideo train` for what the planner chooses."""
+    """The `key=value` words for `cogvideo train` that set what the planner chooses."""
     words = [
         f"train.micro_batch_size={settings.micro_batch}",
         f"train.recompute={settings.recompute}",

@@ -1,1 +1,1 @@
-"""Whole trainings as lists of `cogvideo` commands: what to run for given data on a given machine, and how to run it."""
+"""Complete training runs as lists of `cogvideo` commands: what to run for given data and machine, and how."""

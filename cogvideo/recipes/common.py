@@ -10,18 +10,18 @@ from cogvideo.recipes.steps import Step
 from cogvideo.recipes.survey import Survey, example_prompts
 
 GPU_BATCHES = 8
-"""A GPU's batches are so many times as large: small ones leave it waiting for the next kernel."""
+"""A GPU's batches are larger by this factor: small ones leave it waiting for the next kernel."""
 PASSES = 100
-"""If no time is given: passes over the data after which a training step ends, if that is earlier."""
+"""If no time is given: passes over the data after which a training run ends, unless it ends earlier anyway."""
 VALIDATION_VIDEOS = 40
-"""From so many videos on, VALIDATION of them are held out."""
+"""With at least this many videos, the fraction VALIDATION of them is held out."""
 VALIDATION = 0.05
 PROMPTS, NUM_PROMPTS = "prompts.txt", 4
 """A few of the captions, as examples."""
 
 
 def holds_out(survey: Survey) -> bool:
-    """Whether there are videos enough to hold some out for validation."""
+    """Whether there are enough videos to hold some out for validation."""
     return survey.num_videos >= VALIDATION_VIDEOS
 
 
@@ -42,7 +42,7 @@ def training_settings(
     processes: int,
     steps: int | None,
 ) -> dict[str, Any]:
-    """Settings of one training step on `rows` clips or frames. `steps` None: the schedule is added later."""
+    """Settings of one training run on `rows` clips or frames. `steps` None: the schedule is added later."""
     while batch_size > max(4, processes, rows):
         batch_size //= 2
     train: dict[str, Any] = {"batch_size": batch_size}
@@ -71,7 +71,7 @@ def training_settings(
 def bundle_step(
     folder: RecipeFolder, parts: Mapping[str, str | Path], captions: CaptionsFile, write_sampling: Callable[[], None]
 ) -> Step:
-    """`cogvideo bundle` with its options; a few of the captions are the bundle's example prompts."""
+    """The step that runs `cogvideo bundle`; a few of the captions become the bundle's example prompts."""
 
     def write() -> None:
         write_sampling()
@@ -83,7 +83,7 @@ def bundle_step(
 
 
 def samples_step(folder: RecipeFolder, name: str, model: Path, captions: CaptionsFile) -> Step:
-    """Sample a few of the captions, always the same, with the same seed."""
+    """A step that samples a few of the captions, always the same ones and with the same seed."""
     words = ("sample", "--model", model, "--prompts", folder / PROMPTS, "--out", folder / name, "--overwrite")
     return folder.step(name, words, prepare=lambda: _write_prompts(folder, captions))
 

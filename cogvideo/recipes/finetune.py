@@ -1,7 +1,7 @@
-"""Finetuning a bundle on captioned videos: what stays as the weights were trained, what can change, and the steps.
+"""Finetuning a bundle on captioned videos: what the weights fix, what can change, and the steps.
 
-The tokenizers, the frame size and the longest prompt stay. The vocabulary grows where captions need pieces that it
-lacks. All weights are trained if the planner says that they fit the device, else adapters (LoRA) beside them.
+The tokenizers, the frame size and the maximum prompt length stay, except that text pieces are added if captions need
+them. All weights are trained if they fit the device by the planner's estimate, otherwise adapters (LoRA).
 """
 
 from collections.abc import Mapping
@@ -47,16 +47,16 @@ from cogvideo.training.resources import NothingFits, planned_settings, resolve_a
 
 Mode = Literal["all", "lora"]
 SHARES = {"trunk": 0.2, "sequential": 0.45, "interpolation": 0.35}
-"""The training steps, and the share of the time that each gets."""
+"""Share of the time that each training run gets."""
 STEPS = {"trunk": 500, "sequential": 500, "interpolation": 500}
 BATCHES = {"trunk": 16, "sequential": 8, "interpolation": 8}
 LEARNING_RATES: Mapping[Mode, float] = {"all": 1e-4, "lora": 1e-3}
 STAGES = ("sequential", "interpolation")
 """What a bundle must have to be finetuned; a trunk may be missing."""
 CLIPS = {"clips": "data", "clips_between": "data_between"}
-"""Folders of clips, and their configs. The second is stage 2's own, where it has another number of frames per clip."""
+"""Folders of clips, and their configs. The second is for stage 2 if it has another number of frames per clip."""
 UPSCALING = {**SUPERRES, "high-res-tokenizer": HIGH_RES_TOKENIZER}
-"""Super-resolution, which is not finetuned: folders of a bundle, by the options of `cogvideo bundle`."""
+"""A bundle's folders for super-resolution, which is not finetuned, keyed by option of `cogvideo bundle`."""
 FROM_DATA = ("frame_side", "num_frames", "num_positions")
 """Sizes of a model that `cogvideo train` takes from its data."""
 RANK = 16
@@ -83,7 +83,7 @@ class Base:
 
     @classmethod
     def open(cls, path: Path) -> "Base":
-        """Read what the steps depend on. Raises: FileNotFoundError, ValueError for what is no complete bundle."""
+        """Read what the steps depend on. Raises: FileNotFoundError, ValueError for an incomplete bundle."""
         for name in STAGES:
             if not (path / name).is_dir():
                 raise FileNotFoundError(
@@ -110,18 +110,18 @@ class Base:
 
     @property
     def has_one_clip_size(self) -> bool:
-        """Whether both stages have clips of as many frames."""
+        """Whether both stages have clips with the same number of frames."""
         return self.models["sequential"].num_frames == self.models["interpolation"].num_frames
 
     def clip_seconds(self, survey: Survey) -> tuple[float, ...]:
-        """The lengths that stage 1 is sampled at, and their halves, as far as the videos have them; longest first.
+        """The length that stage 1 is sampled at, and its halves, one per round of interpolation; longest first.
 
-        Raises: ValueError if the videos have none.
+        Lengths that do not fit the videos are left out. Raises: ValueError if none fits.
         """
         return self._lengths(survey, self.sampling.seconds, self.sampling.rounds + 1, "sequential")
 
     def between_seconds(self, survey: Survey) -> tuple[float, ...]:
-        """The lengths of stage 2's clips in every round of interpolation. Raises: as `clip_seconds`."""
+        """The lengths of stage 2's clips, one per round of interpolation. Otherwise as `clip_seconds`."""
         layout, key_frames = self.models["interpolation"].layout, self.models["sequential"].num_frames
         longest = model_clip_seconds(layout, key_frames, self.sampling.seconds)
         return self._lengths(survey, longest, max(1, self.sampling.rounds), "interpolation")
@@ -146,11 +146,11 @@ class Base:
 
 @dataclass(frozen=True)
 class CaptionNeeds:
-    """What the captions ask of the text tokenizer."""
+    """What the captions require of the text tokenizer."""
 
     new_pieces: int
     num_cut: int
-    """Captions that are longer than the model reads, with the new pieces."""
+    """Captions that are longer than the model reads, even with the new pieces."""
     count: int
 
     @classmethod
@@ -184,7 +184,7 @@ class FinetuneRecipe:
 
     @property
     def start(self) -> Path:
-        """The bundle that training starts from: with the new pieces, if there are any."""
+        """The bundle that training starts from: a copy with the new pieces if there are any, else the base itself."""
         return self.folder / "base" if self.new_pieces else self.base.path
 
     def steps(self) -> list[Step]:
@@ -235,11 +235,11 @@ class FinetuneRecipe:
         return max(1, self.num_gpus)
 
     def batch_size(self, name: str) -> int:
-        """Clips per step of a training step, over all processes."""
+        """Clips per step of a training run, over all processes."""
         return batch_size(BATCHES[name], self.num_gpus)
 
     def _clusters(self) -> dict[str, str | Path]:
-        """The base's own clusters of image codes; where it has none, as many as it is sampled with."""
+        """Options for the clusters of image codes: the base's own, or as many as it is sampled with."""
         options = {"--clusters": IMAGE_TOKENIZER, "--high-res-clusters": HIGH_RES_TOKENIZER}
         default = str(min(PUBLISHED_CLUSTERS, len(self.base.image.codebook)))
         return {
@@ -282,7 +282,7 @@ class FinetuneRecipe:
         self.folder.write_config(name, TITLES[name], settings)
 
     def training_values(self, name: str) -> dict[str, Any]:
-        """The settings of a training step that follow from the bundle and the machine."""
+        """The settings of a training run that depend on the bundle and the machine."""
         model = to_dict(self.base.models[name])
         for derived in ("task", "vocabulary", *FROM_DATA):
             del model[derived]
@@ -321,7 +321,10 @@ class FinetuneRecipe:
 
 
 def choose_mode(recipe: FinetuneRecipe, machine: Machine) -> tuple[Mode, str]:
-    """Whether all weights of stage 1, a largest model, can be trained on the machine, and a sentence that says why."""
+    """Choose "all" if the machine can train all weights of stage 1, which no other model exceeds in size.
+
+    Returns the mode, and a sentence that says why.
+    """
     name = "sequential"
     values, model = recipe.training_values(name), recipe.base.models[name]
     settings = {

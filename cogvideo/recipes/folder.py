@@ -1,9 +1,9 @@
-"""The folder of a recipe: its choices, its config files, which one may edit, and its steps, run in order.
+"""The folder of a recipe: its choices, its config files, which may be edited, and its steps, run in order.
 
-recipe.json          what the recipe was begun with
-configs/NAME.yaml    of each step; written once, before the step that first reads it
+recipe.json          what the recipe was started with
+configs/NAME.yaml    config files of the steps; each is written once, before the step that first reads it
 commands.sh          the steps as commands to run by hand
-done/NAME            exists once a step is finished
+done/NAME            exists once step NAME is finished
 report.html          the result
 """
 
@@ -28,7 +28,7 @@ PREVIEWS = 4
 
 @dataclass(frozen=True)
 class RecipeFolder:
-    """Where a recipe writes everything."""
+    """The folder that a recipe writes everything into."""
 
     path: Path
 
@@ -49,18 +49,18 @@ class RecipeFolder:
         processes: int = 1,
         prepare: Callable[[], None] | None = None,
     ) -> Step:
-        """A step that is marked as done in this folder. Its command has names for weights of the hub."""
+        """A step that is marked as done in this folder. Its command has names, not paths, for weights from the hub."""
         return Step(name, self.done(name), [describe(word) for word in words], processes, prepare)
 
     def begin(self, choices: dict[str, Any]) -> None:
-        """Record what the recipe is begun with, or compare it with what it was begun with.
+        """Record what a new recipe is started with, or compare it with what the existing one was started with.
 
         Raises: ValueError if they differ; FileExistsError if the folder holds something else.
         """
         file = self.path / "recipe.json"
         if file.is_file():
             before = read_json(file, dict[str, Any])
-            for key in sorted(before):  # older versions recorded fewer
+            for key in sorted(before):  # older versions record fewer keys
                 if before[key] != choices.get(key):
                     raise ValueError(
                         f"{self.path} was begun with {key}={before.get(key)}, got {choices.get(key)}; give the same, "
@@ -73,16 +73,16 @@ class RecipeFolder:
         write_json(file, choices)
 
     def write_config(self, name: str, comment: str, values: Mapping[str, Any]) -> Path:
-        """Write a config file with a comment above it, unless it is there: it may have been edited."""
+        """Write a config file with a comment at its top, unless it exists: it may have been edited."""
         file = self.config(name)
         if not file.is_file():
             _write_yaml(file, "".join(f"# {line}\n" for line in comment.splitlines()), values)
         return file
 
     def set_schedule(self, name: str, schedule: Mapping[str, int]) -> None:
-        """Set keys, such as train.steps, in a config file. Keeps the comment above it, no others.
+        """Set keys, such as train.steps, in a config file. Of its comments, only unindented lines are kept, at the top.
 
-        In the tokenizer's, tokenizer.continuous_steps is set too, unless it is there.
+        In the tokenizer's config, tokenizer.continuous_steps is set too, unless it is there.
         """
         text = self.config(name).read_text(encoding="utf-8")
         comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
@@ -96,7 +96,7 @@ class RecipeFolder:
         _write_yaml(self.config(name), comment, values)
 
     def has_schedule(self, name: str) -> bool:
-        """Raises: ValueError for a file that was edited and cannot be read."""
+        """Whether a config sets train.steps. Raises: ValueError if the file was edited and cannot be read."""
         return "steps" in self._group(name, read_yaml(self.config(name)), "train")
 
     def _group(self, name: str, values: Mapping[str, Any], group: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class RecipeFolder:
         return found
 
     def write_commands(self, steps: Sequence[Step]) -> None:
-        """Write commands.sh, which ends at the first step that fails. Training steps resume."""
+        """Write commands.sh, which stops at the first step that fails. When it is run again, training resumes."""
         lines = [
             "#!/bin/sh",
             "set -e",
@@ -127,8 +127,9 @@ class RecipeFolder:
     ) -> None:
         """Run the steps that are not done.
 
-        `shares`: the training steps, and the share of the time that each gets. `deadline`: by `time.monotonic`; those
-        without a schedule get one that fills the time until then. Raises: StepError; ValueError if there is neither.
+        `shares`: the share of the time that each training step gets. `deadline`: by `time.monotonic`; training steps
+        without a schedule get one that fills the time until then. Raises: StepError; ValueError for a training step
+        that has no schedule if there is no deadline either.
         """
         for index, step in enumerate(steps):
             if step.is_done:

@@ -1,4 +1,4 @@
-"""Everything from captioned videos to a bundle of weights, with sizes that suit the data and the machine.
+"""The recipe from captioned videos to a bundle of weights, with sizes that suit the data and the machine.
 
 The steps are those of docs/guides/pretrain.md, "The same step by step": frames, image tokenizer, clips, text tokenizer,
 trunk, both stages, bundle, samples.
@@ -19,13 +19,13 @@ from cogvideo.recipes.survey import Survey, text_length
 from cogvideo.tokenizers.text import TextTokenizer
 
 SHARES = {"tokenizer": 0.2, "trunk": 0.15, "sequential": 0.42, "interpolation": 0.23}
-"""The training steps, and the share of the time that each gets."""
+"""Share of the time that each training run gets."""
 STEPS = {"tokenizer": 4000, "trunk": 2000, "sequential": 4000, "interpolation": 2000}
-"""Their lengths if no time is given."""
+"""Length of each run, in steps, if no time is given."""
 BATCHES = {"tokenizer": 8, "trunk": 16, "sequential": 8, "interpolation": 8}
-"""Clips or frames per step on a CPU, where time is short: small batches learn more in it."""
+"""Clips or frames per step on a CPU, where time is short and small batches learn more in it."""
 FRAMES = 20_000
-"""Single frames for the image tokenizer, if there are videos enough; from 4 to MAX_FRAMES per video."""
+"""Target number of single frames for the image tokenizer; each video gives from 4 to MAX_FRAMES of them."""
 MAX_FRAMES = 64
 PIXELS = 64
 
@@ -41,13 +41,13 @@ class Size:
 
 
 SMALL, MEDIUM, LARGE = Size(4, 256, 4, 8e-4), Size(8, 512, 8, 4e-4), Size(16, 1024, 16, 2e-4)
-"""A CPU; a GPU; a GPU and MANY captions."""
+"""For a CPU; for a GPU; for a GPU with at least MANY captions."""
 MANY = 5000
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What is chosen for given videos on a given machine."""
+    """The choices for given videos on a given machine."""
 
     pixels: int
     clip_seconds: tuple[float, ...]
@@ -88,12 +88,12 @@ class Choices:
 
     @property
     def between_seconds(self) -> tuple[float, ...]:
-        """Clip lengths of stage 2: rounds of interpolation go from the second on."""
+        """Clip lengths of stage 2: without the longest, if there are more, since its clips span half of stage 1's."""
         return self.clip_seconds[1:] or self.clip_seconds
 
     @property
     def rounds(self) -> int:
-        """Rounds of interpolation that stage 2 learns from the longest clips on."""
+        """Rounds of interpolation of the longest clips that stage 2 is trained for."""
         return len(self.clip_seconds) - 1
 
     def __str__(self) -> str:
@@ -114,10 +114,10 @@ class PretrainRecipe:
     folder: RecipeFolder
     captions: CaptionsFile
     captions_words: tuple[str, ...]
-    """`--captions FILE` and how it is read, as `cogvideo prepare` takes it."""
+    """`--captions FILE` and the options for reading it, as `cogvideo prepare` takes them."""
     choices: Choices
     minutes: float | None = None
-    """The time that schedules are made to fill; None: STEPS."""
+    """The time that schedules are made to fill; None: their lengths are STEPS."""
 
     def steps(self) -> list[Step]:
         out, choices = self.folder, self.choices
@@ -212,7 +212,7 @@ class PretrainRecipe:
         self.folder.write_config("tokenizer", f"The image tokenizer: {side}x{side} pixels -> codes.", values)
 
     def _write_base(self) -> None:
-        """Sizes of the transformers, once the text tokenizer says how long prompts are."""
+        """Write the sizes of the transformers; the text length is found with the trained text tokenizer."""
         size, text = self.choices.size, self.folder / "text.model"
         sample = self.captions.select(spread(len(self.captions), MAX_CAPTIONS))
         lengths = CaptionLengths.of_clips([caption.text for caption in sample], TextTokenizer.load(text))
@@ -241,7 +241,7 @@ class PretrainRecipe:
         )
 
     def _training(self, name: str, data: str, values: dict[str, Any]) -> dict[str, Any]:
-        """The settings of a training step that follow from how much data there is."""
+        """The settings of a training run: `values`, and those that depend on the amount of data."""
         folder = self.folder / data
         rows = int(read_manifest(folder, "frames" if data == "frames" else "tokens")["rows"])
         return training_settings(

@@ -1,4 +1,4 @@
-"""The page at the end of a recipe: clips, the trainings' curves and sample sheets, settings, commands."""
+"""The report at the end of a recipe: clips, curves and sample sheets of the training runs, settings, commands."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +25,8 @@ def write_report(
 ) -> Path:
     """Write report.html and return its path.
 
-    `facts`: paragraphs for the top. `samples`: folders that `cogvideo sample` wrote with the same prompts, by what they
-    show; clips of the same prompt stand side by side.
+    `facts`: paragraphs for the top. `samples`: folders that `cogvideo sample` wrote for the same prompts, keyed by
+    label; clips of the same prompt are shown side by side.
     """
     report = HtmlReport(title)
     for fact in facts:
@@ -61,7 +61,7 @@ def write_report(
 
 
 def _clips(folder: Path) -> dict[str, Path]:
-    """The looping pictures that `cogvideo sample` wrote, by prompt."""
+    """The GIFs that `cogvideo sample` wrote, keyed by prompt."""
     return {sample["prompt"]: folder / f"{sample['name']}.gif" for sample in read_samples(folder)}
 
 

@@ -17,12 +17,12 @@ from cogvideo.training.metrics import MetricsFile
 PORT = "29417"  # not the launcher's default, which another run on this machine may use
 CALIBRATION_STEPS = 15
 LEAST_STEPS = 10
-"""After those that measure the speed."""
+"""Minimum number of steps after those that measure the speed."""
 CONTINUOUS_STEPS = 200
-"""Of the tokenizer's training, before its codebook is made, if the schedule is long enough."""
+"""Steps of tokenizer training before its codebook is made, if the schedule is long enough."""
 SAVE_SECONDS = 120
 SAFETY = 0.9
-"""Of the time left that a schedule is made for: validation, checkpoints and sample sheets take some, too."""
+"""Share of the remaining time that a schedule fills; validation, checkpoints and sample sheets take the rest."""
 QUIET = ("log.every=5", "log.preview_every=0")
 
 
@@ -85,22 +85,22 @@ def run(step: Step, threads: int | None = None, environment: Mapping[str, str] |
 
 
 def run_child(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[Any]":
-    """`subprocess.run` for commands that save or clean up when interrupted: passes the signal on and awaits their end.
+    """Like `subprocess.run`, but when interrupted, terminate the command and wait for it to save or clean up.
 
-    `subprocess.run` would kill them.
+    `subprocess.run` would kill it.
     """
     with subprocess.Popen(command, **options) as child:
         try:
             output, errors = child.communicate()
         except (KeyboardInterrupt, SystemExit):
-            child.terminate()  # Ctrl-C on a terminal has reached it already; commands take both as one request
+            child.terminate()  # Ctrl-C on a terminal has already reached it; commands treat both as one request
             child.communicate()
             raise
     return subprocess.CompletedProcess(command, child.returncode, output, errors)
 
 
 def is_trained(run_dir: Path) -> bool:
-    """Whether a run has reached its last step: one that was asked to stop ends without an error, too."""
+    """Whether a run has reached its last step; a run that was asked to stop also ends without an error."""
     steps = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"]
     return (run_dir / "checkpoints/latest").read_text(encoding="utf-8").strip() == f"step_{steps:08d}"
 
@@ -114,16 +114,16 @@ def check_trained(step: Step, run_dir: Path) -> None:
 def schedule_for(
     step: Step, run_dir: Path, seconds: float, threads: int | None = None, environment: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """train.steps and log.save_every for a training step that is to end in `seconds` from now.
+    """train.steps and log.save_every for a training run that is to end in `seconds` from now.
 
-    Its first steps are trained to measure its speed, unless it has been begun.
+    Unless the run has been started, its first CALIBRATION_STEPS steps are trained here to measure the speed.
     """
     start = time.monotonic()
     if not _logged(run_dir):
         words = [*step.words, *QUIET, f"train.stop_at={CALIBRATION_STEPS}"]
         run(replace(step, words=words), threads, environment)
     number, seconds_per_step = _logged(run_dir)[-1]
-    startup = max(0.0, time.monotonic() - start - number * seconds_per_step)  # it comes again
+    startup = max(0.0, time.monotonic() - start - number * seconds_per_step)  # paid again by the next run
     left = SAFETY * (start + seconds - time.monotonic() - startup)
     steps = max(number + LEAST_STEPS, number + int(left / seconds_per_step))
     if left < LEAST_STEPS * seconds_per_step:
@@ -132,14 +132,14 @@ def schedule_for(
 
 
 def continuous_steps(steps: int, taken: int = 0) -> int:
-    """tokenizer.continuous_steps for a training of so many steps.
+    """tokenizer.continuous_steps for a training run of `steps` steps.
 
-    The codebook is made at that very step, so it must come after those that are `taken` already.
+    The codebook is made at exactly that step, so it must come after the `taken` steps already trained.
     """
     return max(taken + 1, min(CONTINUOUS_STEPS, steps // 4))
 
 
 def _logged(run_dir: Path) -> list[tuple[int, float]]:
-    """Step and seconds per step of each line of a run's metrics."""
+    """Step and seconds per step from each line of a run's metrics that has both."""
     records = MetricsFile(run_dir / "metrics.jsonl").read()
     return [(record["step"], record["seconds_per_step"]) for record in records if "seconds_per_step" in record]

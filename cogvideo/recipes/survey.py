@@ -1,4 +1,4 @@
-"""What a set of captioned videos holds, as far as the choice of sizes and clip lengths depends on it."""
+"""The properties of captioned videos that determine the choice of sizes and clip lengths."""
 
 import math
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ MAX_VIDEOS = 100
 LENGTHS = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125)
 """Clip lengths in seconds to choose among."""
 ENOUGH = 0.5
-"""Share of the captions that the longest clips must fit."""
+"""Share of the captions that must be long enough for a clip length."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts of all captions, and medians of a sample of the videos."""
+    """Counts over all captions; lengths and medians from a sample of the videos."""
 
     num_videos: int
     num_captions: int
     seconds: tuple[float, ...]
-    """Length of each sampled caption's span, the last frame's own time included."""
+    """Length of each sampled caption's span, including the duration of the last frame."""
     fps: float
     short_side: int
     """Pixels."""
 
     def clip_lengths(self, most: int) -> tuple[float, ...]:
-        """Clip lengths that suit the videos, longest first, each half of the one before; `most` at most.
+        """Up to `most` clip lengths that suit the videos, longest first, each half of the one before.
 
         Raises: ValueError if there is none.
         """
@@ -46,7 +46,7 @@ class Survey:
         return tuple(fit[:most])
 
     def fits(self, length: float, num_frames: int = 5) -> bool:
-        """Whether clips of this length fit most captions, and are long enough for so many different frames."""
+        """Whether enough captions are this long, and clips of this length have `num_frames` different frames."""
         if np.mean(np.array(self.seconds) >= length - SAME_TIME) < ENOUGH:
             return False
         times = np.arange(1 + math.ceil(length * self.fps)) / self.fps
@@ -87,7 +87,7 @@ def survey_videos(captions: CaptionsFile) -> Survey:
 
 
 def example_prompts(captions: CaptionsFile, count: int) -> list[str]:
-    """Different captions from all over the file, to sample with."""
+    """Distinct captions, spread over the whole file, to sample with."""
     found = captions.select(spread(len(captions), 50 * count))
     texts = list(dict.fromkeys(caption.text.replace("\n", " ") for caption in found))
     return [texts[index] for index in spread(len(texts), count)]

@@ -1,1 +1,1 @@
-"""From captions to frames: schedules, decoding engine, token sampler, both stages, pipeline. Import the submodules."""
+"""From captions to videos: bundles of weights, both stages, super-resolution, results. Import the submodules."""

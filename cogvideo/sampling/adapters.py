@@ -1,6 +1,6 @@
-"""Adapters put into effect in a loaded model, changed without loading it again, and taken out without a trace.
+"""Adapters for loaded models: applied, changed without reloading the model, and removed without a trace.
 
-An adapted layer stands in for the original, which stays in memory as it is: taking the adapters out puts it back, and
+An adapted layer stands in for the original, which stays in memory unchanged: removing the adapters puts it back, and
 models that share a trunk's layers do not share adapters.
 """
 
@@ -44,7 +44,7 @@ class AdapterChoice(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "AdapterChoice":
-        """From `DIR` or `DIR:SCALE`; a folder that exists is one, whatever its name. DIR is as for `hub.resolve`.
+        """Parse `DIR` or `DIR:SCALE`; if the whole text names a folder, it is DIR. DIR is as for `hub.resolve`.
 
         Raises: ValueError; OSError if it cannot be fetched.
         """
@@ -75,15 +75,15 @@ def check_scale(scale: float, name: str) -> float:
 
 
 class AdapterSet:
-    """The adapters that were read for the models of a pipeline, and which of them are in effect."""
+    """The adapters loaded for the models of a pipeline, and which of them are in effect."""
 
     def __init__(self, models: Mapping[str, Model], checkpoints: Mapping[str, Checkpoint]) -> None:
-        """Both by the models' names in a bundle; checkpoints may be unknown."""
+        """Both by the models' names in a bundle; `checkpoints`, what the models were loaded from, may lack some."""
         self._models = {name: AdaptedModel(model, checkpoints.get(name)) for name, model in models.items()}
         self._adapters: dict[str, tuple[str, Adapter]] = {}
 
     def add(self, name: str, folder: Path) -> None:
-        """Read an adapter, for the model that it was trained for; one that does not say is for the first.
+        """Read an adapter for the model that it was trained for; if it does not record one, for the first model.
 
         Raises: FileNotFoundError, ValueError if it is damaged or does not fit.
         """
@@ -99,11 +99,11 @@ class AdapterSet:
 
     @property
     def in_effect(self) -> bool:
-        """Whether any adapter is."""
+        """Whether any adapter is in effect."""
         return any(adapted.is_changed for adapted in self._models.values())
 
     def check(self, scales: Mapping[str, float]) -> None:
-        """Raises: ValueError for an unknown name, or a scale that is no number."""
+        """Raises: ValueError for an unknown name or an invalid scale."""
         for name, scale in scales.items():
             if name not in self._adapters:
                 raise ValueError(
@@ -112,9 +112,9 @@ class AdapterSet:
             check_scale(scale, name)
 
     def set(self, scales: Mapping[str, float], *, merge: bool) -> bool:
-        """Put adapters that passed `check` into effect in place of those so far, each times its scale.
+        """Replace the adapters in effect with these, which passed `check`, each multiplied by its scale.
 
-        Returns whether any model changed. Whatever is raised, no adapter is in effect then, in any model.
+        Returns whether any model changed. If anything is raised, no adapter is left in effect in any model.
         """
         known = [(*self._adapters[name], scale) for name, scale in scales.items()]
         try:
@@ -140,7 +140,7 @@ class AdaptedModel:
     """A model whose layers have stand-ins while adapters are in effect."""
 
     def __init__(self, model: Model, stored: Checkpoint | None = None) -> None:
-        """`stored`: what the model was loaded from, so that weights of few bits are merged from the exact ones."""
+        """`stored`: what the model was loaded from, whose exact weights are merged even if the model is quantized."""
         self.model, self.stored = model, stored
         self._originals: dict[str, Matrix] = {}
 
@@ -149,9 +149,9 @@ class AdaptedModel:
         return bool(self._originals)
 
     def set(self, adapters: Sequence[tuple[Adapter, float]], *, merge: bool) -> bool:
-        """Put adapters, each times its weight, into effect in place of those so far; none: the model as it was.
+        """Replace the adapters in effect with these, each multiplied by its weight; none: restore the original model.
 
-        `merge`: into the weights; otherwise their products are computed beside the weights in every pass.
+        `merge` adds them to the weights; otherwise their products are computed beside the weights in every pass.
         Returns whether anything changed. Raises: ValueError, with no adapter in effect, if weights cannot be merged.
         """
         changed = bool(self._originals or adapters)
@@ -185,7 +185,7 @@ class AdaptedModel:
 
 
 def _joined(parts: Sequence[tuple[Adapter, float]], layer: str) -> LowRank:
-    """The updates of several adapters, each times its weight, as one of the sum of their ranks."""
+    """The updates of several adapters, each multiplied by its weight, as one whose rank is the sum of theirs."""
     a = torch.cat([adapter.factors[layer].a for adapter, _ in parts])
     b = torch.cat([adapter.factors[layer].b * (adapter.scale * weight) for adapter, weight in parts], 1)
     with torch.device("meta"):

@@ -10,7 +10,7 @@ sequential/        stage 1
 trunk/             draws the first frame; optional: by default stage 1's own trunk does
 interpolation/     stage 2; optional: without it there is no interpolation
 direct_superres/, iterative_superres/   super-resolution; optional
-high_res_tokenizer/, high_res_clusters.npy   of its large frames; optional: by default they have the codes of small ones
+high_res_tokenizer/, high_res_clusters.npy   for its large frames; optional: by default they use the codes of small ones
 """
 
 import hashlib
@@ -58,7 +58,7 @@ from cogvideo.tokenizers.text import TextTokenizer, open_text_tokenizer
 log = get_logger(__name__)
 
 SETTINGS_FILE, UPSAMPLE = "sampling.yaml", "upsample"
-"""A bundle's settings, and the group of those of super-resolution in it."""
+"""The file of a bundle's settings, and the group in it that holds those of super-resolution."""
 IMAGE_TOKENIZER, HIGH_RES_TOKENIZER = "image_tokenizer", "high_res_tokenizer"
 CLUSTERS = {IMAGE_TOKENIZER: "clusters.npy", HIGH_RES_TOKENIZER: "high_res_clusters.npy"}
 HASHED_FILES = (
@@ -83,7 +83,7 @@ class BundleConfig:
     sha256: dict[str, str] = field(default_factory=dict)
     """Hashes of the HASHED_FILES, which carry none of their own, by name; files not listed are not checked."""
     examples: list[str] = field(default_factory=list)
-    """Prompts that show what the weights know, for the web page. No part of the fingerprint."""
+    """Prompts that show what the weights can do, for the web page. Not part of the fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ class Bundle:
     sequential: CogVideoTransformer
     interpolation: CogVideoTransformer | None
     checkpoints: dict[str, Checkpoint]
-    """What the models were loaded from."""
+    """What the models were loaded from, by their folder in the bundle."""
 
 
 def load_sample_config(directory: Path, files: list[Path], overrides: list[str]) -> SampleConfig:
     """Merge settings: published defaults, then the bundle's, then the user's files, then `key=value` overrides.
 
-    The files may have settings of super-resolution too. Raises: as `load_config`; ValueError for overrides of those.
+    The files may also hold settings of super-resolution. Raises: as `load_config`; ValueError for overrides of these.
     """
     for word in overrides:
         if word.startswith(f"{UPSAMPLE}."):
@@ -114,15 +114,18 @@ def load_sample_config(directory: Path, files: list[Path], overrides: list[str])
 
 
 def load_upsample_config(directory: Path | None, files: list[Path], overrides: list[str]) -> UpsampleConfig:
-    """The same for settings of super-resolution alone; None: for models that are not the bundle's."""
+    """The same for settings of super-resolution alone; `directory` is None for models that are not a bundle's."""
     if directory is None:
         return load_config(UpsampleConfig, files, overrides)
     return load_config(UpsampleConfig, files, overrides, stored=own_settings(directory), stored_group=UPSAMPLE)
 
 
 def settings_to_store(clips: SampleConfig, upsample: UpsampleConfig) -> dict[str, Any]:
-    """What a bundle's file of settings holds: of super-resolution only what differs from the published settings, since
-    it has the clips' seed, device and weights otherwise."""
+    """The contents of a bundle's settings file.
+
+    Of super-resolution, only what differs from the published settings is stored, so that the clips' seed, device and
+    weights apply to it otherwise.
+    """
     published = to_dict(UpsampleConfig())
     group = {name: value for name, value in to_dict(upsample).items() if value != published[name]}
     return to_dict(clips) | ({UPSAMPLE: group} if group else {})
@@ -139,7 +142,7 @@ def open_bundle(
 ) -> Bundle:
     """Open a bundle with its models on `device` and their matrices stored as `weights`.
 
-    `offload` leaves the layers' matrices in CPU memory. A trunk that models share is held once.
+    `offload` leaves the layers' matrices in CPU memory. A trunk that models share is held in memory once.
     Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged or mismatched parts.
     """
     if not (directory / "sequential").is_dir():
@@ -175,7 +178,7 @@ def open_bundle(
 
 
 def read_config(directory: Path) -> BundleConfig:
-    """A bundle's bundle.json, after comparing the hashes in it with the files.
+    """Read a bundle's bundle.json and check the files against the hashes in it.
 
     Raises: FileNotFoundError, ValueError.
     """
@@ -202,7 +205,7 @@ def open_tokenizers(directory: Path) -> tuple[TextTokenizer, ImageTokenizer, np.
 def open_high_res_tokenizer(
     directory: Path, image_tokenizer: ImageTokenizer
 ) -> tuple[ImageTokenizer, np.ndarray | None] | None:
-    """The image tokenizer of super-resolution's large frames with its clusters, if a bundle has one of their own.
+    """The image tokenizer of super-resolution's large frames and its clusters, if the bundle has a separate one.
 
     Raises: FileNotFoundError, ValueError.
     """
@@ -216,7 +219,7 @@ def open_high_res_tokenizer(
 def own_tokenizers(
     directory: Path, text: TextTokenizer, image: ImageTokenizer, high_res: ImageTokenizer | None = None
 ) -> TokenizerRecords:
-    """The records of a bundle's tokenizers; of `high_res` if it is one of its own."""
+    """The records of a bundle's tokenizers; `high_res`: that of large frames, if it is a separate one."""
     return TokenizerRecords(
         describe_tokenizer(directory / IMAGE_TOKENIZER, image),
         text.sha256,
@@ -225,7 +228,10 @@ def own_tokenizers(
 
 
 def check_tokenizers(checkpoint: Checkpoint, given: TokenizerRecords, name: str, where: str) -> None:
-    """Raises: ValueError if a model, called `name`, was trained with other tokenizers than those given, of `where`."""
+    """Check that a model was trained with the tokenizers `given`.
+
+    Raises: ValueError, which calls the model `name` and the source of the tokenizers `where`.
+    """
     trained = TokenizerRecords.of_export(checkpoint.extra)
     kind = trained.differing(given, both_sizes="superres" in checkpoint.config)
     if kind is not None:
@@ -237,8 +243,10 @@ def check_tokenizers(checkpoint: Checkpoint, given: TokenizerRecords, name: str,
 def place_model(
     model: CogVideoTransformer | SuperresTransformer, choice: WeightChoice, device: torch.device, *, offload: bool
 ) -> None:
-    """Convert a model's matrices to the chosen type, move it to `device`, with or without its layers' matrices, and let
-    it use what speeds it up there."""
+    """Convert a model's matrices to the chosen type, move it to `device`, and install the fastest kernels for it.
+
+    `offload` keeps the layers' matrices where they are.
+    """
     weights = weights_for(device, choice)
     convert_weights(model, weights, ACTIVATION_DTYPES[weights] if device.type != "cpu" else torch.float32)
     if offload:
@@ -260,7 +268,7 @@ def weights_for(device: torch.device, choice: WeightChoice) -> WeightName:
 
 
 def fingerprint(directory: Path) -> str:
-    """The hex SHA-256 of everything in a bundle that determines its output, except its settings."""
+    """The hex SHA-256 of everything in a bundle that determines its clips, except its settings."""
     # a checkpoint's manifest holds the hashes of its files
     manifests = [f"{model}/manifest.json" for model in MODELS]
     hashes = []
@@ -270,7 +278,7 @@ def fingerprint(directory: Path) -> str:
             continue
         if name != "bundle.json":
             hashes.append(f"{name} {sha256_file(file)}\n")
-        # example prompts determine nothing
+        # example prompts do not affect the output
         elif phrasing := {key: value for key, value in read_json(file, dict[str, Any]).items() if key != "examples"}:
             hashes.append(f"{name} {hashlib.sha256(json_text(phrasing).encode()).hexdigest()}\n")
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -296,12 +304,12 @@ class Parts:
 
     @property
     def models(self) -> dict[str, Path]:
-        """The transformers that are given, by their folder in a bundle; the trunk is first."""
+        """The given trunk and stages, by their folder in a bundle; the trunk is first."""
         found: dict[str, Path | None] = {name: getattr(self, name) for name in MODELS}
         return {name: path for name, path in found.items() if path is not None}
 
     def settings(self) -> dict[str, Any] | None:
-        """The settings to store; None: the published ones hold. Raises: ValueError if they need a stage 2, OSError."""
+        """The settings to store; None: the published ones apply. Raises: ValueError if they need a stage 2, OSError."""
         if self.sampling is None:
             return None if self.interpolation is not None else to_dict(SampleConfig(rounds=0))
         settings, upsample = load_config(SampleAndUpsampleConfig, [self.sampling]).split()
@@ -333,7 +341,7 @@ def assemble_bundle(
     """Write a bundle that `open_bundle` reads. The folder appears complete or not at all.
 
     A model whose trunk equals `parts.trunk` (it was trained with the trunk frozen) is stored without it.
-    `high_res_clusters` are of `parts.high_res_tokenizer`; None: as many as `clusters`.
+    `high_res_clusters` group the codes of `parts.high_res_tokenizer`; None: into as many clusters as `clusters`.
     Raises: FileExistsError if `directory` exists and `overwrite` is not set, or is not a bundle; ValueError for parts
     that are damaged or do not belong together.
     """
@@ -366,7 +374,7 @@ def assemble_bundle(
         _warn_of_lost_updates(parts, dtype)
         trained_prompt = _trained_prompt_format(parts)
         prompt = trained_prompt or config.prompt
-        # not a default that nothing tells of: other parts may have been trained with another one
+        # a default that no checkpoint records is not stored: other parts may have been trained with another format
         format = {} if trained_prompt is None and prompt == PromptFormat() else {"prompt": to_dict(prompt)}
         stored = own_tokenizers(building, text_tokenizer, image_tokenizer).to_extra() | format
         both_sizes = own_tokenizers(building, text_tokenizer, image_tokenizer, high_res).to_extra()
@@ -400,7 +408,7 @@ def _open_image_tokenizer(directory: Path, folder: str) -> tuple[ImageTokenizer,
 
 
 def _add_image_tokenizer(directory: Path, folder: str, source: Path, clusters: Clusters) -> tuple[ImageTokenizer, int]:
-    """Copy a tokenizer and the clusters of its codes into a bundle; returns it and their number."""
+    """Copy a tokenizer and the clusters of its codes into a bundle; returns the tokenizer and their number."""
     tokenizer = open_image_tokenizer(source)
     tokenizer.save(directory / folder)
     if isinstance(clusters, Path):
@@ -412,7 +420,7 @@ def _add_image_tokenizer(directory: Path, folder: str, source: Path, clusters: C
 
 
 def _share_trunk(stage: CogVideoTransformer, trunk: CogVideoTransformer) -> None:
-    """Replace a stage's trunk modules by the trunk's own, with which the stage was trained frozen."""
+    """Replace a stage's trunk modules with the trunk's own, which were frozen when the stage was trained."""
     for name, module in trunk.named_modules():
         own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
         if own and not any(map(is_temporal, own)):
@@ -466,7 +474,7 @@ def _check_trained_with(parts: Parts, given: TokenizerRecords) -> None:
 
 
 def _warn_of_lost_updates(parts: Parts, dtype: torch.dtype) -> None:
-    """Warn where storing as `dtype` rounds much of what merged adapters added away."""
+    """Warn about models for which storing as `dtype` rounds away much of what merged adapters added."""
     for name in (*MODELS, *SUPERRES):
         source = getattr(parts, name)
         lost = 0.0 if source is None else lost_share(load_checkpoint(source, verify=False).extra, dtype)

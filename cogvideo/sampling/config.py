@@ -27,7 +27,7 @@ StageName = Literal["first_frame", "key_frames", "interpolation"]
 """The stages of a clip that have draw settings of their own; all rounds of interpolation share one."""
 MAX_SAMPLES = 100_000
 MAX_STRENGTH = 1000
-"""Bound of guidance scale and text bonus: far beyond useful values, and representable in every number type."""
+"""Bound on guidance scale and text bonus: far beyond useful values, and representable in every number type."""
 MAX_ROUNDS = 8
 """1,025 frames; each round doubles the frame rate."""
 
@@ -78,7 +78,7 @@ class DrawConfig:
 LOADING_KEYS = ("weights", "device", "stream_layers", "compile")
 """Settings that determine how models are loaded, so they cannot change afterwards."""
 ROUND_TOP_K = (40, 40, 40, 20, 20, 10)
-"""Published, of the six rounds of the iterative super-resolution model."""
+"""Published values for the six rounds of the iterative super-resolution model."""
 UPSAMPLE_LOADING_KEYS = ("weights", "device", "stream_layers", "num_clusters", "round_top_k")
 """The same for super-resolution."""
 
@@ -94,8 +94,8 @@ class SampleConfig:
     rounds: int = 3
     """Rounds of interpolation: 5 key frames become 9, 17, 33 frames; 0: key frames only."""
     given_frames: int = 1
-    """How many of the last frames of a video that is continued stage 1 sees, at the rate of key frames, if there are as
-    many. At most one less than it has frames."""
+    """Number of frames from the end of a continued video, at the rate of key frames, that stage 1 sees (fewer if the
+    video is shorter). At most one less than stage 1 has frames."""
     first_frame: DrawConfig = field(default_factory=lambda: DrawConfig(temperature=1.0, top_k_clusters=16))
     key_frames: DrawConfig = field(default_factory=lambda: DrawConfig(guidance_scale=3.0))
     interpolation: DrawConfig = field(default_factory=DrawConfig)
@@ -120,7 +120,7 @@ class SampleConfig:
     compile: bool = False
     """Whether a GPU decodes with torch.compile and CUDA graphs: compiling takes minutes, then steps are faster."""
     clips_at_once: int = 128
-    """Batch size in clips (guidance doubles the rows): memory against speed. Does not change what is drawn."""
+    """Batch size in clips (guidance doubles the rows): trades memory for speed. Does not change what is drawn."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -157,15 +157,15 @@ class UpsampleConfig:
     top_k_clusters: int = 6
     token_temperature: float = 0.6
     round_top_k: tuple[int, ...] = ROUND_TOP_K
-    """Number of likeliest tokens that each round of the iterative model chooses among, at temperature 1; fewer numbers,
-    fewer rounds: [] leaves it out."""
+    """Number of likeliest tokens that each round of the iterative model chooses among, at temperature 1. Fewer numbers
+    mean fewer rounds; [] leaves the model out."""
     num_clusters: int | None = None
     """As in `SampleConfig`."""
     noise: Literal["independent", "shared"] = "independent"
     """Random numbers of a clip's frames: `independent`, as published; or `shared`, the same ones for the same place in
     every frame, so that what stands still keeps its tokens and does not flicker."""
     frames_at_once: int = 1
-    """Batch size in frames: memory against speed."""
+    """Batch size in frames: trades memory for speed."""
     weights: WeightChoice = "auto"
     device: str = "auto"
     stream_layers: bool = False

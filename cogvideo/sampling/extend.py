@@ -1,13 +1,13 @@
-"""Copies of bundles and models that hold more: text pieces, frames per clip, tokens per frame. To be finetuned.
+"""Copies of bundles and models with more text pieces, frames per clip or tokens per frame, to be finetuned.
 
-Text pieces: the ids of old pieces and their embeddings stay, so old prompts give the same tokens. The embedding of a
-new piece starts as the mean of those that its text took before.
+Text pieces: old pieces keep their ids and embeddings, so old prompts give the same tokens. A new piece's embedding
+starts as the mean over the pieces that spelled it before.
 
-Longer clips (stage 1): the positions of old frames stay, so the first frames of a longer clip are computed as before. A
-new frame's positions start as those of the last old frame.
+Longer clips (stage 1): old frames keep their positions, so the first frames of a longer clip are computed as before.
+The positions of new frames start as copies of the last old frame's.
 
-Larger frames: positions are interpolated between the old ones, whose places are spread over the larger grid. With
-twice the side, every second row and column is an old one, unchanged.
+Larger frames: the old positions are spread over the larger grid, and those between them are interpolated. With twice
+the side, every second row and column holds old positions, unchanged.
 """
 
 import shutil
@@ -44,17 +44,17 @@ EMBEDDINGS = "word_embeddings.weight"
 POSITIONS = "position_embeddings.weight"
 EXTRA = f"extra_{POSITIONS}"
 MAX_TOKENS = 1 << 20
-"""Of all frames of a clip."""
+"""Of all frames of a clip together."""
 
 OF_THE_ORIGINAL = ("sat", FINGERPRINT)
-"""Keys of `extra` that no longer hold where tensors change: the settings of a SAT checkpoint, the weights' own."""
+"""Keys of `extra` that a changed model must not inherit: the settings of a SAT checkpoint, the weights' fingerprint."""
 
 Change = Callable[[TransformerConfig, dict[str, Tensor]], TransformerConfig]
-"""Changes a model's tensors in place, of which some may be in its trunk instead; returns its new config."""
+"""Changes a model's tensors in place, except those stored in its trunk, which are absent; returns its new config."""
 
 
 def extend_vocabulary(directory: Path, tokenizer: TextTokenizer, out: Path, *, overwrite: bool = False) -> None:
-    """Write a copy of a bundle with `tokenizer`, which the bundle's own one was `extended` to.
+    """Write a copy of a bundle with `tokenizer`, which `TextTokenizer.extended` made from the bundle's own.
 
     Raises: as `_copy_bundle`.
     """
@@ -107,7 +107,7 @@ def extend_clips(
 def resize(
     config: ModelConfig, tensors: dict[str, Tensor], *, num_frames: int | None = None, frame_side: int | None = None
 ) -> ModelConfig:
-    """Extend a model's tables of positions, those of them that `tensors` has, in place; returns its new config.
+    """Extend those of a model's position tables that `tensors` has, in place; returns the model's new config.
 
     `num_frames` is for stage 1 alone. Raises: ValueError for fewer frames or smaller ones, or above MAX_TOKENS.
     """
@@ -131,7 +131,7 @@ def resize(
         rest = table[start + len(frame) :]  # rows that nothing reads
         tensors[POSITIONS] = torch.cat([table[:start], frame, rest])
     if EXTRA in tensors:
-        frames = list(tensors[EXTRA].split(config.frame_len))  # of frame 1 on; the last part is never read
+        frames = list(tensors[EXTRA].split(config.frame_len))  # from frame 1 on; the last part is never read
         if count > config.num_frames:
             last = max(0, config.num_frames - 2)
             frames = frames[: last + 1] + [frames[last]] * (count - last - 1)
@@ -157,7 +157,7 @@ def interpolate_positions(table: Tensor, side: int) -> Tensor:
 
 
 def extend_embeddings(table: Tensor, old: TextTokenizer, tokenizer: TextTokenizer) -> Tensor:
-    """Shapes: table (ids, h) -> (ids of `tokenizer`, h). Rows without an old piece are replaced."""
+    """Shapes: table (ids, h) -> (ids of `tokenizer`, h). Rows beyond the old pieces are dropped."""
     new_rows = []
     for id in range(old.vocabulary.size, tokenizer.vocabulary.size):
         spelled = old.encode(tokenizer.piece(id).replace("▁", " "))
@@ -169,7 +169,7 @@ def extend_embeddings(table: Tensor, old: TextTokenizer, tokenizer: TextTokenize
 def _copy_bundle(
     directory: Path, out: Path, names: list[str], change: Change, text: TextTokenizer | None, *, overwrite: bool
 ) -> None:
-    """Copy a bundle with those of its models that are in `names`, changed, and with `text` for its text tokenizer.
+    """Copy a bundle with its models in `names`, each after `change`, and with `text`, if given, as text tokenizer.
 
     The folder appears complete or not at all. Raises: FileExistsError; FileNotFoundError, ValueError for a damaged
     bundle; ValueError if `out` contains the bundle.
@@ -204,7 +204,7 @@ def _copy_bundle(
 def _copy_model(
     checkpoint: Checkpoint, out: Path, change: Change, text: TextTokenizer | None, *, in_bundle: bool
 ) -> None:
-    """A model of a bundle is stored without the trunk's tensors if it was; any other one is stored whole."""
+    """Copy a model after `change`: without the trunk's tensors if a bundle stores it so, otherwise whole."""
     trunk = checkpoint.trunk if in_bundle else None
     shared = set() if trunk is None else trunk.infos.keys()
     tensors = {name: checkpoint.tensor(name) for name in checkpoint.names if name not in shared}

@@ -25,7 +25,7 @@ from cogvideo.tokenizers.image import ImageTokenizer
 TOKENS_FILE = "tokens.safetensors"
 TOKEN_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 MAX_TOKENS = 1 << 24
-"""In a file of saved tokens; 128 MiB once they are wide enough to be ids."""
+"""In a file of saved tokens; 128 MiB as int64 ids."""
 ENCODE_BATCH = 32
 INPUT_LIMITS = Limits(max_frames=200_000)
 FPS_TOLERANCE = 1e-6
@@ -50,7 +50,7 @@ class InputClips:
 
 @dataclass(frozen=True)
 class InputReader:
-    """Reads files as clips of certain weights."""
+    """Reads files as clips for a given set of weights."""
 
     tokenizer: ImageTokenizer
     frame_side: int
@@ -113,7 +113,7 @@ class InputReader:
         return self.tokenizer.encode(pixels, batch_size=ENCODE_BATCH).cpu()[None]
 
     def _read_tokens(self, path: Path, most: int | None = None) -> InputClips:
-        """`most`: how many of a clip's frames are needed; the others are not looked at."""
+        """`most`: number of frames needed per clip; the others are not read."""
         try:
             header = read_header(path)
             info, seconds_info = header["tokens"], header["seconds"]

@@ -4,7 +4,7 @@ config.yaml            the settings in effect; `cogvideo sample --config` reads 
 samples.json           version, weights, and each sample's name, prompt and number; the last file to appear
 tokens.safetensors     `tokens` (samples, frames, frame_len) int64, `seconds` (1,)
 000-the-red-digit.mp4  H.264; .gif: the same, looping; .png: frames side by side
-large/                 the same clips at a higher resolution, as such a folder; only if that was asked for
+large/                 the same clips at a higher resolution, in a folder like this one; only on request
 """
 
 import json
@@ -31,31 +31,31 @@ from cogvideo.sampling.config import SampleConfig, UpsampleConfig
 
 SAMPLES_FILE = "samples.json"
 LARGE = "large"
-"""The folder of large clips, in that of the clips that they were made of."""
+"""The folder of upsampled clips, inside that of the clips that they were made from."""
 RESULT_NAME = re.compile(r"(config\.yaml|samples\.json|tokens\.safetensors|\d{3,}-.*\.(mp4|gif|png))", re.DOTALL)
-"""Matches the names of the files in such a folder."""
+"""Matches the names of the files in a folder of results."""
 MAX_SUMMARY_BYTES = 64 << 20
 MIN_VIDEO_SIDE = 240
-"""Videos smaller than this, in pixels, are enlarged by a whole factor: players show small ones as stamps."""
+"""Videos smaller than this, in pixels, are enlarged by an integer factor: players show small ones at stamp size."""
 FRAMES_ON_SHEET = 9
 GIF_FPS = 50
 """Highest frame rate that a GIF can play; faster clips are thinned."""
 GIF_SECONDS = 600
-"""A GIF shows one picture for at most 655 seconds, and equal pictures are merged; longer clips are sped up."""
+"""A GIF shows a frame for at most 655 seconds, and identical frames are merged into one; longer clips are sped up."""
 
 
 class SampleRecord(TypedDict):
     """A clip in samples.json."""
 
     name: str
-    """Of its files."""
+    """Of its files, without the ending."""
     prompt: str
     number: int
-    """Among the samples of its prompt."""
+    """Index among the samples of its prompt."""
 
 
 class _Summary(TypedDict):
-    """What is read of samples.json."""
+    """The part of samples.json that is read."""
 
     samples: list[SampleRecord]
 
@@ -66,7 +66,7 @@ def describe_samples(names: Sequence[str], keys: Sequence[SampleKey]) -> list[Sa
 
 
 def read_samples(folder: Path) -> list[SampleRecord]:
-    """The clips of a finished folder; names that lead out of it are left out.
+    """The clips of a finished folder; names that point outside it are skipped.
 
     Raises: OSError; ValueError if samples.json is damaged.
     """
@@ -83,7 +83,7 @@ def write_summary(
     seconds: float,
     extra: dict[str, Any],
 ) -> None:
-    """Write the files about all clips. `tokens` (samples, frames, frame_len) span `seconds`.
+    """Write the files that cover all clips. `tokens` (samples, frames, frame_len) span `seconds`.
 
     `extra` is added to samples.json.
     """
@@ -95,7 +95,7 @@ def write_summary(
 
 
 def write_tokens(path: Path, tokens: Tensor, seconds: float, samples: list[SampleRecord]) -> None:
-    """Write tokens (samples, frames, frame_len) and what they show as one safetensors file."""
+    """Write tokens (samples, frames, frame_len), their length and their captions as one safetensors file."""
     with atomic_write(path) as temporary:
         tensors = {"tokens": tokens.contiguous(), "seconds": torch.tensor([seconds])}
         # not save_file, which creates files that only their owner can read
@@ -107,7 +107,7 @@ def write_clip(
 ) -> Iterator[Path]:
     """Write a clip (frames, height, width, 3) as .mp4, .gif and contact sheet; yields each file once it is written.
 
-    `final=False`: a clip that more stages will replace, without .gif, and without .mp4 while it is a single frame.
+    `final=False`: later stages will replace the clip, so there is no .gif, and no .mp4 of a single frame.
     """
     scale = max(1, MIN_VIDEO_SIDE // min(frames.shape[1:3]))
     # not with_suffix: a stem may contain a dot

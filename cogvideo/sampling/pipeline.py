@@ -97,7 +97,7 @@ class FrameSampler:
         returns (clips, frames, frame_len). Input and output are on the CPU. `prompts`: one per clip.
         `cache` holds batches under `name` and the index of their first clip. `progress` receives the number of tokens
         just drawn, or loaded from the cache.
-        Raises: ValueError for a cached batch of another shape, or with tokens that do not exist.
+        Raises: ValueError for a cached batch of another shape, or with token ids out of range.
         """
         scale = self.config.guidance_scale
         batches = []
@@ -170,9 +170,9 @@ class Pipeline:
 
     @classmethod
     def load(cls, directory: Path | str | None = None, config: SampleConfig | None = None) -> "Pipeline":
-        """Open a bundle (default: the bundled weights): a folder, or USER/REPO[@REVISION] of the Hugging Face hub.
+        """Open a bundle (default: the bundled weights): a folder, or USER/REPO[@REVISION] on the Hugging Face hub.
 
-        Of `config` only the LOADING_KEYS count, not seed or rounds.
+        Only the LOADING_KEYS of `config` are used; seed and rounds are ignored.
         Raises: FileNotFoundError, ValueError as `open_bundle` and `open_device`; OSError as `hub.resolve`.
         """
         directory, config = resolve(directory or BUNDLED_WEIGHTS), config or SampleConfig()
@@ -199,7 +199,10 @@ class Pipeline:
     def from_pretrained(
         cls, name_or_path: Path | str, *, revision: str | None = None, config: SampleConfig | None = None
     ) -> "Pipeline":
-        """`load`, as users of model hubs know it. `revision`: a branch, a tag or a commit of the repository."""
+        """`load`, under the name that Hugging Face users expect.
+
+        `revision`: a branch, a tag or a commit of the repository.
+        """
         return cls.load(name_or_path if revision is None else f"{name_or_path}@{revision}", config)
 
     def save_pretrained(self, directory: Path | str) -> None:
@@ -230,18 +233,19 @@ class Pipeline:
     def add_adapter(self, name: str, folder: Path | str) -> None:
         """Read an adapter, to be put into effect by `set_adapters` under a name of your choice.
 
-        `folder` may be USER/REPO[@REVISION]. It goes to the model that it was trained for; one that does not say, as
-        PEFT writes them, to stage 1.
+        `folder` may be USER/REPO[@REVISION]. The adapter applies to the model that it was trained for, or to
+        stage 1 if it does not record one (those that PEFT writes do not).
         Raises: FileNotFoundError, ValueError if it is damaged or does not fit the model.
         """
         self._adapters.add(name, resolve(folder))
 
     def set_adapters(self, scales: Mapping[str, float], *, merge: bool = True) -> None:
-        """Put adapters of `add_adapter` into effect, each times its scale, in place of those so far; {}: none.
+        """Replace the adapters in effect with these from `add_adapter`, each multiplied by its scale.
 
-        Weights are then exactly those of before. `merge`: into the weights, which costs nothing in sampling;
-        otherwise beside them, which is slower and exact with weights of few bits. Not while other threads sample.
-        Raises: ValueError for an unknown name or a scale that is no number, before anything changes; ValueError or
+        {} restores the original weights exactly. `merge` adds the adapters to the weights, which costs nothing in
+        sampling; otherwise they are computed beside them, which is slower but exact with quantized weights. Do not
+        call this while other threads sample.
+        Raises: ValueError for an unknown name or an invalid scale, before anything changes; ValueError or
         torch.OutOfMemoryError, with no adapter in effect, if weights cannot be merged.
         """
         self._adapters.check(scales)
@@ -253,10 +257,10 @@ class Pipeline:
                 self._open_engines()
 
     def _open_engines(self) -> None:
-        """Open an engine for each model, in place of those so far, which are all of the weights before.
+        """Open an engine for each model, replacing those opened for the previous weights.
 
-        All of them, whichever model changed: models that share a trunk share its layers, whose memory an engine may
-        move, and the graphs that another one recorded would still read the old memory.
+        All are replaced, whichever model changed: models that share a trunk share its layers, whose memory an engine
+        may move, and graphs that another engine recorded would still read the old memory.
         """
         self.engines.clear()  # first: the old ones hold weights
         models = {id(model): model for model in (self.trunk, self.sequential, self.interpolation) if model is not None}
@@ -272,14 +276,14 @@ class Pipeline:
     def num_frames(self, config: SampleConfig, num_previous: int = 0) -> int:
         """Frames per sample: the key frames, and those that the rounds of interpolation add.
 
-        Of a sample that continues `num_previous` frames, those from the last of these on.
+        For a sample that continues `num_previous` frames: the frames from the last of those on.
         """
         key_frames = self.sequential.config.num_frames - self.num_given(config, num_previous)
         frames: int = key_frames * 2**config.rounds + 1
         return frames
 
     def num_given(self, config: SampleConfig, num_previous: int) -> int:
-        """How many key frames are given where `num_previous` frames are continued; the first frame always is.
+        """How many key frames are given when `num_previous` frames are continued; the first one always is.
 
         Raises: ValueError if that leaves no frame to draw.
         """
@@ -343,9 +347,10 @@ class Pipeline:
         """Generate clips, yielding all of them after the first frame, the key frames, and each round.
 
         `prompts`: of each key's caption, from `encode_prompts`. `previous_frames` (samples, K, frame_len), at the frame
-        rate of the finished clips, are continued instead of drawing a first frame: the last of them is the new clips'
-        first frame, or the last `config.given_frames`, at the rate of key frames, are their first key frames. Outputs
-        then include them, thinned to the stage's frame rate, and the first output has the key frames.
+        rate of the finished clips, are continued instead of drawing a first frame: the last `config.given_frames` of
+        them, at the rate of key frames, are the first key frames of the new clips (by default only the last frame).
+        Every output then starts with the previous frames, thinned to the stage's frame rate, and the first output
+        follows the key frames.
         """
         model, start, given = self.sequential.config, 0, 1
         if previous_frames is None:
@@ -402,8 +407,8 @@ class Pipeline:
         """Stage 2 alone: interpolate frames (samples, K, frame_len) that span `config.seconds`, yielding every round.
 
         `prompts`: a list of rounds per sample, from `encode_interpolation_prompts`. The position of the frames in a
-        longer video decides their random numbers: `rounds_before` rounds have produced them, and the first of them is
-        key frame number `start`.
+        longer video determines their random numbers: `rounds_before` rounds have produced them, and the first of them
+        is key frame number `start`.
         Raises: ValueError for fewer than two frames.
         """
         for done in range(config.rounds):
@@ -426,9 +431,9 @@ class Pipeline:
         return decode_frames(self.image_tokenizer, tokens)
 
     def frame_sampler(self, stage: StageName, config: SampleConfig, num_given: int = 1) -> FrameSampler:
-        """The model, program and token sampler of a stage; programs and samplers are made once.
+        """The model, program and token sampler of a stage; programs and samplers are built once and kept.
 
-        `num_given`: the key frames that are given.
+        `num_given`: the number of key frames that are given.
         """
         model, draw = self._model(stage), config.draw_config(stage)
         engine = self.engines[id(model)]

@@ -1,7 +1,7 @@
 """Captions encoded for every model that reads them: for the first frame, the key frames and each round.
 
-The prompt format itself is `sequence/prompt.py`. All prompts of a job are encoded here once, before anything is drawn;
-that also checks them.
+The prompt format itself is in `sequence/prompt.py`. All prompts of a job are encoded here once, before anything is
+drawn; this also checks them.
 """
 
 import math
@@ -37,7 +37,7 @@ class ClipPrompts:
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Encodes captions for certain models."""
+    """Encodes captions for a given set of models."""
 
     encode: Encode
     prompt_format: PromptFormat
@@ -116,7 +116,7 @@ class PromptBuilder:
 def prompt_keys(
     seed: int, prompts: Sequence[str], samples_per_prompt: int = 1, seen: dict[str, int] | None = None
 ) -> list[SampleKey]:
-    """`sample_keys` of prompts as they were given; their captions are checked and normalised (`cogvideo.text`).
+    """`sample_keys` for prompts as the user gave them, which are checked and normalised (`cogvideo.text`).
 
     Raises: ValueError as `clean_text`.
     """
@@ -129,6 +129,6 @@ def model_clip_seconds(layout: ClipLayout, num_frames: int, seconds: float) -> f
 
 
 def _written_seconds(seconds: float) -> float:
-    """A length of up to six digits, as models are trained on; three of a measured one, such as a third of a second."""
+    """A length of up to six digits, as in training; a longer, measured one, such as 1/3 second, is rounded to three."""
     exact = float(f"{seconds:.6g}")
     return exact if math.isclose(exact, seconds, rel_tol=1e-12) else float(f"{seconds:.3g}")

@@ -1,7 +1,7 @@
-"""Publishing weights: which files of a folder belong to them, and the model card, README.md of a repository of the hub.
+"""Publishing weights: which files of a folder belong to them, and the model card, the README.md of a hub repository.
 
-A folder is a bundle, a checkpoint, an adapter or an image tokenizer. It is only read. The card says what the run
-recorded that made it: an export's run folder, or the run folders beside a bundle that a recipe made.
+A folder is a bundle, a checkpoint, an adapter or an image tokenizer. It is only read. The card reports what was
+recorded in training: in the run folder that contains an export, or in those beside a bundle that a recipe made.
 """
 
 import re
@@ -61,7 +61,7 @@ class Publication:
     weights: dict[str, Path]
     """Files by their names in the folder, without the card and the sheets."""
     settings: dict[str, Any]
-    """What the weights are, for the card."""
+    """The configuration of the weights, for the card."""
     sheets: dict[str, Path] = field(default_factory=dict)
     """Pictures in the folder."""
 
@@ -69,8 +69,8 @@ class Publication:
     def of(cls, directory: Path) -> "Publication":
         """Read a folder and check its hashes.
 
-        Raises: FileNotFoundError, ValueError for one that is none of ours, is damaged, or holds files that do not
-        belong.
+        Raises: FileNotFoundError, ValueError for a folder that is none of these kinds, is damaged, or holds files that
+        do not belong.
         """
         if not directory.is_dir():
             raise FileNotFoundError(f"there is no folder {directory}; give a bundle, a checkpoint or an adapter")
@@ -95,10 +95,10 @@ class Publication:
         return cls(kind, directory, weights, settings, sheets)
 
     def card(self, repo: str, licence: str | None) -> str:
-        """Markdown with the front matter that hubs read, then the text of the folder's own README.md.
+        """Markdown with the front matter that the hub reads; it ends with the text of the folder's own README.md.
 
-        An own README.md with front matter is the card. Raises: ValueError for a licence that is no identifier, or
-        given beside such a card.
+        If that README.md has front matter, it is the card, unchanged. Raises: ValueError for a licence that is not an
+        identifier, or that is given although the folder has such a card.
         """
         if licence is not None and not LICENCE.fullmatch(licence):
             raise ValueError(f"--license {licence}: expected an identifier of the hub, such as apache-2.0")
@@ -156,7 +156,7 @@ class Publication:
             yield "\n\n".join(lines)
 
     def _runs(self) -> dict[str, Path]:
-        """Run folders by the names of what they trained."""
+        """Run folders, by the name of what they trained."""
         folder = self.directory.resolve()
         if folder.parent.name == "export":
             runs = {folder.name: folder.parent.parent}
@@ -166,7 +166,7 @@ class Publication:
 
 
 def _reach(directory: Path) -> Path:
-    """The folder that links in `directory` may lead to: itself, or the repository's cache if it was fetched."""
+    """The folder that links in `directory` may point into: itself, or the repository's cache if it was fetched."""
     root = directory.resolve()
     if describe(root) == str(root):
         return root
@@ -202,7 +202,7 @@ def _bundle_contents(directory: Path) -> tuple[set[str], dict[str, Any]]:
 
 
 def _checkpoint_contents(directory: Path, beside: Path | None = None) -> tuple[set[str], dict[str, Any]]:
-    """`beside`: the bundle, in which a checkpoint's trunk may be."""
+    """`beside`: the bundle that the checkpoint is part of, which may hold its trunk."""
     checkpoint = load_checkpoint(directory)
     if checkpoint.trunk is not None and beside is None:
         raise ValueError(
@@ -227,7 +227,7 @@ def _tokenizer_contents(directory: Path) -> tuple[set[str], dict[str, Any]]:
 
 
 def _describe_data(config: Mapping[str, Any]) -> Iterator[str]:
-    """What a run was trained on, in a line; folders without where they were."""
+    """What a run was trained on, one line per data set; folders by name only, without their location."""
     data = config.get("data") or {}
     if data.get("embedded_clips"):
         yield f"Data: {data['embedded_clips']} clips of moving digits."
@@ -240,7 +240,7 @@ def _describe_data(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _last_metrics(file: Path) -> dict[str, float]:
-    """The step and the last value of each loss and distance."""
+    """The last step, and the last value of each of the SHOWN_METRICS."""
     found: dict[str, float] = {}
     if file.is_file():
         for line in file.read_bytes().splitlines():

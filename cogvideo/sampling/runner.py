@@ -1,14 +1,14 @@
-"""Running a job: group after group of clips, every result on disk as soon as it exists, resumable at any point.
+"""Runs a job group by group: every result is on disk as soon as it exists, and the run can be resumed at any point.
 
 While a run is unfinished its folder holds `unfinished/`:
 
 work.json                            what is being generated; resuming anything else is refused
-000000-round-2-000128.safetensors    a batch of tokens, written once drawn: of the group that starts with clip 0, in
+000000-round-2-000128.safetensors    a batch of tokens, written once drawn: in the group that starts with clip 0, in
                                      round 2 of interpolation, the batch that starts with model clip 128
 000000.safetensors                   a finished group, written after its videos; its batches are then deleted
 
 A group is the clips that pass through all stages together. It is as large as a batch: one batch in stage 1, several in
-interpolation, where a clip is cut into more and more clips of the model. Every file is written by one process, and
+interpolation, where each round splits a clip into more clips of the model. Every file is written by one process, and
 appears complete or not at all.
 """
 
@@ -52,7 +52,7 @@ START_ELSEWHERE = "start again in another folder, or here with --overwrite"
 
 
 class Record(TypedDict):
-    """work.json."""
+    """The contents of work.json."""
 
     work: dict[str, Any]
     processes: Count
@@ -72,7 +72,7 @@ def write_clips(
     """Generate this process's missing clips into `run`, after `run.begin()`; yields each file once it is written.
 
     Videos and contact sheets appear with the first frames and are replaced after every stage. Rank 0 waits for the
-    others and writes the files about all clips; `weights` names the bundle in them.
+    others, then writes the files that cover all clips, in which `weights` names the bundle.
     """
     names = sample_names([key.caption for key in job.keys])
     for group in clip_groups(job, run.processes):
@@ -160,7 +160,7 @@ class RunDirectory:
         if resume and (self.out / RESULT).is_file():
             if read_json(self.out / RESULT, dict[str, Any]).get("made_from") != self.digest:
                 raise ValueError(f"{self.out} holds finished clips of another run; use the same prompts and settings")
-            if self.folder.is_dir():  # it was killed in `end`
+            if self.folder.is_dir():  # the run was killed in `end`
                 shutil.rmtree(self.folder)
             return False
         if (
@@ -183,7 +183,7 @@ class RunDirectory:
         return True
 
     def _set_aside_earlier(self) -> None:
-        """Move away what says that an earlier run's clips are finished, which are replaced now; `end` deletes it."""
+        """Move away the files that say that an earlier run finished, as its clips are replaced; `end` deletes them."""
         for name in (SAMPLES_FILE, TOKENS_FILE):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.out / name, self.folder / f"earlier-{name}")
@@ -250,7 +250,7 @@ class GroupBatchCache:
     folder: Path
     group: int
     num_stored: int = 0
-    """Batches stored by this object, that is drawn rather than loaded."""
+    """Batches stored through this object, that is, drawn rather than loaded."""
 
     def load(self, name: str) -> Tensor | None:
         path = self._file(name)

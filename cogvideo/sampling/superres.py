@@ -4,10 +4,10 @@
     for number, token_sampler in enumerate(top_k_samplers(codes, device), 1):         # six more
         fine = redraw(iterative, text, mask, fine, number, token_sampler, uniforms)
 
-Each frame is drawn by itself, as published: only the coarse frames make the fine ones consistent in time, and the
-random numbers, if `noise=shared` gives all frames of a clip the same ones.
+Each frame is drawn independently, as published: consistency in time comes only from the coarse frames and, with
+`noise=shared`, from random numbers that all frames of a clip share.
 
-A pass over large frames takes gigabytes, so threads take turns on a device: one batch, or the decoding of one clip.
+A pass over large frames takes gigabytes, so threads take turns on a device, each for one batch or one call of `decode`.
 """
 
 import threading
@@ -56,13 +56,13 @@ from cogvideo.tokenizers.image import ImageTokenizer
 FIRST_ROUND = 1000
 """Round number of the direct model in the keys of its random numbers; the iterative model's rounds follow."""
 INHERITED = ("seed", "weights", "device", "stream_layers")
-"""Settings that super-resolution takes from the clips' where both are given together."""
+"""Settings that super-resolution inherits from the clips' when both are configured together."""
 ROWS_PER_CHUNK = 1024
 """Rows whose logits are computed at once; for all 3,600 rows they would take 288 MB per frame."""
 
 
 class Turns:
-    """A lock whose holder, when it asks again, comes after those that wait; `threading.Lock` promises no order."""
+    """A lock that goes to a waiting thread before its last holder can retake it; `threading.Lock` promises no order."""
 
     def __init__(self) -> None:
         self._next, self._current = threading.Lock(), threading.Lock()
@@ -158,9 +158,9 @@ class Upsampler:
 
     @classmethod
     def load(cls, directory: Path | str | None = None, config: UpsampleConfig | None = None) -> "Upsampler":
-        """Open a bundle's super-resolution models; `directory` is as for `Pipeline.load`, `config` by default the
-        bundle's own.
+        """Open a bundle's super-resolution models.
 
+        `directory` is as for `Pipeline.load`; `config` defaults to the bundle's own settings.
         Raises: as `find_models` and `open_upsampler`; OSError as `hub.resolve`.
         """
         bundle = resolve(directory or BUNDLED_WEIGHTS)
@@ -170,7 +170,7 @@ class Upsampler:
         """Upsample what `Pipeline.sample` returned for these prompts.
 
         Shapes: tokens (clips, K, low_res_len); returns (clips, K, high_res_len), on the CPU.
-        Raises: ValueError for an empty prompt, frames of another size, or clips that are not equally many per prompt.
+        Raises: ValueError for an empty prompt, frames of another size, or unequal numbers of clips per prompt.
         """
         if tokens.shape[2:] != (self.direct.config.low_res_len,):
             raise ValueError(
@@ -236,7 +236,7 @@ class Upsampler:
                     some = frames[clip, numbers.start : numbers.stop]
                     with self._turn:
                         if progress is not None:
-                            progress(0)  # it may stop what waited for its turn
+                            progress(0)  # may raise, to cancel work that waited for its turn
                         batch = self.upsample_frames(some, keys[clip], prompts[clip], numbers)
                     if cache is not None:
                         cache.store(name, batch)
@@ -269,7 +269,7 @@ class Upsampler:
 
 
 def own_models(bundle: Path) -> dict[str, Path]:
-    """Folders of a bundle's own super-resolution models, `direct` and `iterative`, as far as it has them."""
+    """Folders of those super-resolution models, `direct` and `iterative`, that a bundle has."""
     return {method: bundle / folder for method, folder in SUPERRES.items() if (bundle / folder).is_dir()}
 
 
@@ -294,7 +294,7 @@ def load_both_configs(
 ) -> tuple[SampleConfig, UpsampleConfig]:
     """`load_sample_config`, and the settings of super-resolution from the group `upsample`.
 
-    `own_models`: whether the bundle's own models are used, which the bundle's settings of super-resolution are for.
+    `own_models`: whether the bundle's own models are used; its settings of super-resolution apply only to those.
     """
     stored = own_settings(directory)
     clips, upsample = load_config(SampleAndUpsampleConfig, files, overrides, stored=stored, derive=_inherited).split()
@@ -305,7 +305,7 @@ def load_both_configs(
 
 
 def _inherited(given: dict[str, Any]) -> dict[str, Any]:
-    """Super-resolution's own settings from those of the clips."""
+    """The settings that super-resolution inherits from those of the clips."""
     return {"upsample": {name: given[name] for name in INHERITED if name in given}}
 
 

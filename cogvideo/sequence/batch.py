@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 TEXT_MULTIPLE = 16
-"""Where shapes should be few, on a GPU and for compiled layers, texts are padded to a multiple of so many tokens."""
+"""On a GPU and for compiled layers, texts are padded to a multiple of this many tokens, to keep shapes few."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Batch:
     seconds: Tensor
     """(batch,) float32: the length of each clip; for logging only, the model reads it as text."""
     parts: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
-    """(batch, n) int64: the n numbers that each clip's loss is logged by too, that of its folder for example."""
+    """(batch, n) int64: n group numbers per clip, by which its loss is logged as well, such as that of its folder."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move what the model reads; the rest stays, so that grouping losses by it does not wait for a GPU."""

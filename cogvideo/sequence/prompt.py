@@ -1,6 +1,6 @@
-"""Prompt text: the token ids of a clip's length and caption. Not a tokenizer: functions take its `encode`.
+"""Prompt text: the token ids of a clip's length and caption. Not a tokenizer: functions take a tokenizer's `encode`.
 
-The length of the clip in seconds is the frame-rate token of the paper (2205.15868, section 3.1): its frames span it.
+The clip length in seconds, which its frames span, is the frame-rate token of the paper (2205.15868, section 3.1).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from cogvideo.text import normalise
 Encode = Callable[[str], list[int]]
 
 NO_LIMIT = 1 << 30
-"""As the text length of a prompt: training cuts long texts, where sampling refuses them."""
+"""As `text_len`, allows prompts of any length: training cuts long texts, while sampling refuses them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PromptFormat:
 
 
 def seconds_as_given(stored: np.float32 | float) -> float:
-    """A clip length that files hold in float32, as it was before: the shortest decimal that has the same float32."""
+    """A clip length stored as float32, as it was given: the shortest decimal that rounds to the same float32."""
     return float(str(np.float32(stored)))
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from cogvideo.sequence.layout import Vocabulary
 
 MIN_ITERATIVE_SIDE = 6
-"""Of the iterative model's grid: one whole `grid.ROUND_PATTERN`, or some rounds would redraw nothing."""
+"""The iterative model's grid must hold one whole `grid.ROUND_PATTERN`, or some rounds would redraw nothing."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SuperresConfig:
     num_positions: int = 1024
     """Rows of the trunk's position table; the extra table has one row per high-resolution token."""
     low_res_position_start: int = 513
-    """The first coarse token's row in the trunk's position table: that of an image's second slot, whose input it is."""
+    """The first coarse token's row in the trunk's position table: an image's second slot, since BOI takes the first."""
     dropout: float = 0.1
     """After embeddings and on the MLP's output, in training."""
     attention_dropout: float = 0.1

@@ -44,7 +44,7 @@ class QueryTiles:
     """Tiles of queries, each with the keys that any of its queries attends to."""
 
     queries: Tensor
-    """(tiles, queries) places on the fine grid in raster order; every place is in exactly one tile."""
+    """(tiles, queries) raster indices of places on the fine grid; every place is in exactly one tile."""
     keys: Tensor
     """(tiles, keys) indices of keys; arbitrary where `allowed` is False for all queries of the tile."""
     allowed: Tensor
@@ -55,7 +55,7 @@ class QueryTiles:
 
 
 class KeySource(NamedTuple):
-    """Keys and values that queries attend to, and by which tiles. Shapes: key, value (batch, heads, rows, head_dim)."""
+    """Keys and values that queries attend to in `tiles`. Shapes: key, value (batch, heads, rows, head_dim)."""
 
     key: Tensor
     value: Tensor

@@ -1,4 +1,4 @@
-"""Starting values of a super-resolution model from a text-to-image trunk. Random ones: `cogvideo.model.initialise`.
+"""Initial values of a super-resolution model from a text-to-image trunk. Random ones: `cogvideo.model.initialise`.
 
 | parameter                     | inherited from a trunk                                                             |
 |-------------------------------|------------------------------------------------------------------------------------|
@@ -25,7 +25,7 @@ def inherited_values(model: SuperresTransformer, trunk: Mapping[str, Tensor]) ->
     Raises: ValueError naming a tensor that is missing or of another shape, or sizes that do not fit together.
     """
     config = model.config
-    side, first = config.low_res_side, config.low_res_position_start - 1  # position of the image's first token
+    side, first = config.low_res_side, config.low_res_position_start - 1  # position of an image's first slot
     repeats, remainder = divmod(config.high_res_side, side)
     if remainder or not 0 <= first <= config.num_positions - side**2:
         raise ValueError(
@@ -46,7 +46,7 @@ def inherited_values(model: SuperresTransformer, trunk: Mapping[str, Tensor]) ->
 
 @torch.no_grad()
 def inherit_trunk(model: SuperresTransformer, trunk: Mapping[str, Tensor]) -> None:
-    """Set what `inherited_values` reads in a model. Raises: ValueError; the model is unchanged then."""
+    """Copy the `inherited_values` into a model. Raises: ValueError, with the model unchanged."""
     own = dict(model.named_parameters())
     for name, read in inherited_values(model, trunk).items():
         own[name].copy_(read())

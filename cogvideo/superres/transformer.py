@@ -1,9 +1,9 @@
 """The super-resolution transformers, direct and iterative (`SuperresConfig.method`). Both have two kinds of rows:
 
-    context    text, and in the direct model the coarse grid; attended to by the trunk's attention as in an image
-    fine grid  one row per token to draw: slot j predicts token j, nothing is shifted. A row attends to its neighbours
-               within 9 rows by 5 columns, and to context: the 5 x 5 coarse tokens around it in the direct model, all
-               text in the iterative model
+    context    text, and in the direct model the coarse grid; uses the trunk's attention layers
+    fine grid  one row per token: row j predicts token j, without a shift. A row attends to its neighbours within 9 rows
+               by 5 columns, and to context: the 5 x 5 coarse tokens around it in the direct model, all text in the
+               iterative model
 
 Context rows never attend to the fine grid. In the direct model the fine grid has its own projections and all of its
 inputs are BOI, so all tokens are drawn at once. In the iterative model known places have their tokens as inputs, and
@@ -122,9 +122,9 @@ class _Layer(nn.Module):
         return context, grid
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer, which treats each row by itself: for sampling on a CPU, in chunks that save memory.
+        """The rest of the layer, which treats each row independently: when sampling on a CPU, in chunks to save memory.
 
-        A GPU, to which weights may be copied for each product, takes all rows at once.
+        A GPU takes all rows at once, since weights may be copied to it for each product.
         """
         rows = max(1, ROWS_PER_CHUNK // len(x))
         if x.shape[1] <= rows or x.device.type != "cpu" or torch.is_grad_enabled():
@@ -138,7 +138,7 @@ class _Layer(nn.Module):
 
 
 class SuperresTransformer(TrunkModel):
-    """The trunk's parameters under their names, positions of the fine grid, and the direct model's own projections."""
+    """The trunk's parameters (same names), positions of the fine grid, and the direct model's own projections."""
 
     extra_names = ("extra_position_embeddings.", ".high_res_attention.")
 

@@ -1,1 +1,1 @@
-"""Text and image tokenizers, and the joint vocabulary they feed. Import the submodules: this face stays cheap."""
+"""Text and image tokenizers, which share one vocabulary. Import the submodules; importing the package stays cheap."""

@@ -16,7 +16,7 @@ DEFAULT_FOLDER = Path("~/.icetk_models")
 TEXT_FILE, IMAGE_FILE = "ice_text.model", "ice_image.pt"
 NUM_IMAGE_TOKENS = 20000
 VOCABULARY_SIZE = 150010
-"""Rows of the embedding table: seven more than there are pieces."""
+"""Rows of the embedding table: seven more than there are ids."""
 ADDED_PIECES = ("<start_of_image>", "<start_of_english>", "<start_of_chinese>")
 MAX_IMAGE_BYTES = 2 << 30
 """The published weights take about 0.5 GB."""

@@ -105,7 +105,7 @@ class ImageTokenizer:
         weights = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
         with atomic_directory(path, replace=replace) as folder:
             write_json(folder / CONFIG_FILE, to_dict(self.config))
-            # not save_file, which loses the reason of a failure and makes files that only their owner can read
+            # not save_file, which loses the reason for a failure and creates files that only their owner can read
             (folder / WEIGHTS_FILE).write_bytes(save(weights))
 
     @classmethod
@@ -143,9 +143,9 @@ def check_same_codes(tokenizer: ImageTokenizer, high_res: ImageTokenizer) -> Non
 
 
 def open_image_tokenizer(path: Path | str) -> ImageTokenizer:
-    """Open our folder, or the published weights: `ice_image.pt`, its folder, or the word `icetk`.
+    """Open a saved folder, or the published weights: `ice_image.pt`, its folder, or the word `icetk`.
 
-    The published tokenizer is used at compress rate 8, like CogVideo does.
+    The published tokenizer is used at compress rate 8, as in CogVideo.
     Raises: OSError, or ValueError in one line, if it is missing or damaged.
     """
     folder = icetk.icetk_folder(Path(path), icetk.IMAGE_FILE)

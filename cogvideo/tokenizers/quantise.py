@@ -1,4 +1,4 @@
-"""Training of the image tokenizer's codebook and the loss: EMA updates, k-means initialisation, dead-code revival.
+"""Training of the image tokenizer: the loss, and the codebook's EMA updates, k-means initialisation and revival.
 
 The functions keep no state except the buffers of `Quantizer` (`cluster_size`, `embed_avg`). With several processes, all
 of them get the same codebook. Sources: van den Oord et al. 1711.00937 appendix A.1 (EMA), Dhariwal et al. 2005.00341
@@ -31,7 +31,7 @@ def update_codebook(
     quantizer.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
     quantizer.embed_avg.mul_(decay).add_(sums, alpha=1 - decay)
     total = quantizer.cluster_size.sum()
-    # smoothed, so that a code not chosen for a long time does not divide by zero
+    # smoothed, so that a code not chosen for a long time does not cause a division by zero
     smoothed = (quantizer.cluster_size + eps) / (total + num_codes * eps) * total
     quantizer.embed.weight.copy_(quantizer.embed_avg / smoothed[:, None])
 
@@ -40,9 +40,10 @@ def update_codebook(
 def revive_dead_codes(
     quantizer: Quantizer, features: Tensor, generator: torch.Generator, threshold: float = 0.03
 ) -> int:
-    """Move codes chosen less than `threshold` times per batch (EMA) onto features of this batch; returns how many.
+    """Move codes chosen fewer than `threshold` times per batch (EMA) onto features of this batch; returns how many.
 
-    Features are drawn without replacement, more often the farther they are from their code, where codes are missing.
+    Features are drawn without replacement, weighted by their squared distance from the nearest code, so that codes
+    appear where they are missing.
     Shapes: features (rows, dim).
     """
     dead = torch.nonzero(quantizer.cluster_size < threshold).squeeze(1)
@@ -94,7 +95,7 @@ def codebook_usage(ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
 
 
 def usage_of_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """`codebook_usage` of how often each code occurs, (num_codes,)."""
+    """`codebook_usage` from the number of times that each code occurs, (num_codes,)."""
     counts = counts.double()
     p = counts / counts.sum().clamp(min=1)
     perplexity = torch.exp(-torch.xlogy(p, p).sum())
@@ -102,7 +103,7 @@ def usage_of_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _count(ids: Tensor, num_codes: int) -> Tensor:
-    """How often each code occurs; unlike `bincount` it does not wait for a GPU."""
+    """How often each code occurs; unlike `bincount`, this does not wait for the GPU."""
     return ids.new_zeros(num_codes).index_add_(0, ids, torch.ones_like(ids))
 
 
@@ -123,7 +124,7 @@ def _is_distributed() -> bool:
 
 @dataclass(frozen=True)
 class TokenizerLossConfig:
-    """Weights of the terms; each term is a mean over pixels of normalised images."""
+    """Weights of the terms; each is a mean, over pixels of normalised images or, for the commitment, over features."""
 
     l1: float = 1.0
     l2: float = 1.0

@@ -1,8 +1,8 @@
-"""Which tokenizers prepared data and trained models belong to: records stored with both, compared wherever they meet.
+"""Records of the tokenizers behind prepared data and models, stored with both and compared wherever they meet.
 
-A manifest of prepared data has the record of its image tokenizer. An export has, in its `extra`, those of the image and
-the text tokenizer that it was trained with. Pairs and super-resolution models also have that of the image tokenizer of
-their large frames, if those have one of their own.
+A manifest of prepared data has the record of its image tokenizer. An export's `extra` has those of the image and text
+tokenizers that it was trained with. Pairs and super-resolution models also have that of the image tokenizer of their
+large frames, if it is a separate one.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ def describe_tokenizer(folder: Path, tokenizer: ImageTokenizer) -> dict[str, Any
 
 
 def hash_tokenizer(folder: Path) -> dict[str, Any]:
-    """The part of an image tokenizer's record that needs no more than its files. Raises: OSError."""
+    """The part of an image tokenizer's record that needs only its files. Raises: OSError."""
     return {"sha256": {path.name: sha256_file(path) for path in image_tokenizer_files(folder)}}
 
 
 @dataclass(frozen=True)
 class TokenizerRecords:
-    """The tokenizers of a model; None where an older version, which did not record them, made it."""
+    """The tokenizers of a model; None where it does not record them, as older versions did not."""
 
     image: Mapping[str, Any] | None = None
     """As `describe_tokenizer` returns it."""
@@ -40,7 +40,7 @@ class TokenizerRecords:
 
     @classmethod
     def of_export(cls, extra: Mapping[str, Any]) -> "TokenizerRecords":
-        """Read a checkpoint's `extra`, which is not trusted: what is not a record counts as none."""
+        """Read a checkpoint's `extra`, which is not trusted: whatever is not a record counts as none."""
         stored = extra.get(KEY)
         if not isinstance(stored, dict):
             return cls()
@@ -57,9 +57,9 @@ class TokenizerRecords:
         return {KEY: stored if self.high_res is None else stored | {"high_res": dict(self.high_res)}}
 
     def differing(self, other: "TokenizerRecords", *, both_sizes: bool = False) -> str | None:
-        """The kind of tokenizer in which these differ for certain, such as `text tokenizer`, else None.
+        """A kind of tokenizer, such as `text tokenizer`, that certainly differs between the two; None if there is none.
 
-        `both_sizes`: they are of pairs or super-resolution models, so that large frames count too.
+        `both_sizes`: for pairs and super-resolution models, whose tokenizers of large frames are compared too.
         """
         if are_different(self.image, other.image):
             return "image tokenizer"
@@ -71,10 +71,10 @@ class TokenizerRecords:
 
 
 def are_different(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
-    """Whether two records are of different image tokenizers for certain.
+    """Whether two records certainly belong to different image tokenizers.
 
-    A record that lacks an entry says nothing about it. Of the files only weights count: a later version may write the
-    same config.json with more keys.
+    An entry that either record lacks is not compared. Of the files, only the weights are: a later version may write
+    the same config.json with more keys.
     """
     if first is None or second is None:
         return False

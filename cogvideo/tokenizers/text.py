@@ -28,10 +28,11 @@ MAX_MODEL_BYTES = 64 << 20  # a model of 150,000 pieces takes about 4 MB
 NUM_BYTE_PIECES = 256
 MAX_PIECES = 1_000_000
 PIECE_TAG = b"\n"
-"""A piece has two of these bytes, and a few by chance. Two bytes can become a piece, which takes 70 in memory."""
+"""The protobuf tag of a piece: two of these bytes per piece, and a few by chance. They are counted before parsing,
+since two bytes of a file can become a piece that takes 70 in memory."""
 NORMAL = ModelProto.SentencePiece.NORMAL
 SPELLED_LENGTH = 4
-"""A word of so many pieces is spelled out, rather than known."""
+"""A word that takes this many pieces or more is spelled out rather than known."""
 IMAGE_TOKENS_NOTE = "num_image_tokens={}"
 """The number of image tokens before the pieces, stored in a field of the model file that sentencepiece ignores."""
 
@@ -87,7 +88,7 @@ class TextTokenizer:
         return self._pieces.id_to_piece(id - self.num_image_tokens)
 
     def has_pieces_for(self, text: str) -> bool:
-        """Whether no character of a text is unknown or spelled as bytes."""
+        """Whether a text can be encoded without unknown pieces or bytes."""
         ids = [id for line in split_lines(text) for id in self._pieces.encode(line)]
         return not any(self._pieces.is_byte(id) or self._pieces.is_unknown(id) for id in ids)
 
@@ -140,7 +141,7 @@ class TextTokenizer:
     def extended(self, captions: Iterable[str], max_pieces: int) -> "TextTokenizer":
         """This tokenizer with up to `max_pieces` more pieces, the most frequent first; the old ones keep their ids.
 
-        Added is what captions need: pieces that this tokenizer spells as bytes, or in SPELLED_LENGTH pieces or more.
+        New pieces are those of the captions that this tokenizer spells as bytes, or in SPELLED_LENGTH pieces or more.
         Other text is encoded as before. The same captions in the same order give the same pieces.
         Raises: ValueError for no captions.
         """
@@ -155,7 +156,7 @@ class TextTokenizer:
         return TextTokenizer(old.SerializeToString(deterministic=True), self.num_image_tokens)
 
     def _spells_out(self, piece: str) -> bool:
-        """Whether a piece of another model is bytes here, unknown, or SPELLED_LENGTH pieces or more."""
+        """Whether a piece of another model is unknown here, or encoded as bytes or as SPELLED_LENGTH pieces or more."""
         ids = self._pieces.encode(piece.replace("▁", " "))
         known = not any(self._pieces.is_byte(id) or self._pieces.is_unknown(id) for id in ids)
         return not known or len(ids) >= SPELLED_LENGTH
@@ -196,7 +197,7 @@ def load_icetk_text(
 
 
 def read_model(path: Path | str) -> bytes:
-    """The bytes of a model file, of bounded size."""
+    """The bytes of a model file. Raises: OSError; ValueError if it is larger than MAX_MODEL_BYTES."""
     with open(path, "rb") as file:
         model = file.read(MAX_MODEL_BYTES + 1)
     if len(model) > MAX_MODEL_BYTES:
@@ -228,7 +229,7 @@ def _noted_image_tokens(proto: ModelProto) -> int:
 
 
 def _caption_lines(captions: Iterable[str]) -> list[str]:
-    """What a model of captions is trained on. Raises: ValueError for no captions."""
+    """The lines of text that a model of these captions is trained on. Raises: ValueError for no captions."""
     lines = [line for caption in captions for line in split_lines(caption) if line.strip()]
     if not lines:
         raise ValueError("text tokenizer: no captions to learn from; the captions are empty")
@@ -236,7 +237,7 @@ def _caption_lines(captions: Iterable[str]) -> list[str]:
 
 
 def _least_pieces(lines: list[str]) -> int:
-    """Bytes, characters, four special pieces and the space."""
+    """The fewest pieces that a model of these lines can have: bytes, characters, four special pieces and the space."""
     return NUM_BYTE_PIECES + len(set("".join(lines))) + 5
 
 
@@ -248,7 +249,7 @@ def _train_model(lines: list[str], num_pieces: int) -> bytes:
             model_writer=model,
             model_type="unigram",
             vocab_size=num_pieces,
-            hard_vocab_limit=False,  # a few captions may not have that many pieces
+            hard_vocab_limit=False,  # a small set of captions may not yield that many pieces
             character_coverage=1.0,
             byte_fallback=True,
             split_digits=True,  # "3" is one piece in every language and number

@@ -1,4 +1,4 @@
-"""The hierarchical VQ-VAE of the image tokenizer, pixels to code ids and back at rates 4, 8 and 16.
+"""The hierarchical VQ-VAE of the image tokenizer: pixels to code ids and back at rates 4, 8 and 16.
 
 Structure and parameter names are those of CogVideo's published image tokenizer; the defaults of `VQVAEConfig` are the
 published sizes. The network works on normalised pixels. Not here: normalisation and files (`image.py`), the loss and
@@ -24,7 +24,7 @@ class VQVAEConfig:
     channels: int = 128  # width at full resolution
     channel_multipliers: tuple[int, ...] = (1, 2, 4)  # the encoder's widths, from full resolution down
     encoder_num_res_blocks: int = 2  # residual blocks per resolution
-    decoder_num_res_blocks: int = 0  # one more than this per resolution, as published
+    decoder_num_res_blocks: int = 0  # the decoder has one more than this per resolution, as published
     z_channels: int = 256  # width of the encoder's output
     embedding_dim: int = 256  # width of a code
     num_codes: int = 20000
@@ -247,7 +247,7 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """The codebook. `update_codebook` changes it, gradients never do; the buffers are the state of its averages."""
+    """The codebook, updated by `quantise.py` and never by gradients; the buffers hold its running averages."""
 
     cluster_size: Tensor
     embed_avg: Tensor

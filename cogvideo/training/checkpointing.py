@@ -4,10 +4,10 @@
     state.json       step counts, loss scaler, running averages
     manifest.json    {"step", "world", "files": {name: {sha256, size}}, "tensors": {name: sha256}, "frozen": the same}
 
-A checkpoint is built in a hidden folder and renamed when every rank has written its files and all are flushed to disk.
-Nothing in it depends on the number of processes or the ZeRO stage, so a run can resume with others. Frozen weights are
-not saved: they must be loaded from the same source again, which their hashes verify. Runs on several machines need a
-shared run folder. Not here: exports (`export.py`), which other commands read.
+A checkpoint is built in a hidden folder and renamed once every rank has written its files and all are flushed to disk.
+Nothing in it depends on the number of processes or the ZeRO stage, so a run can resume with different ones. Frozen
+weights are not saved: they must be loaded from the same source again, and their hashes are checked. Runs on several
+machines need a shared run folder. Not here: exports (`export.py`), which other commands read.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ ENGINE_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 class Manifest(TypedDict):
-    """manifest.json, after its format."""
+    """The keys of manifest.json that are read once its format has been checked."""
 
     step: Count
     files: dict[str, FileEntry]
@@ -64,7 +64,7 @@ class Manifest(TypedDict):
 
 
 class EngineCounters(TypedDict):
-    """ENGINE_COUNTERS."""
+    """The values of ENGINE_COUNTERS."""
 
     global_steps: Count
     global_samples: Count
@@ -72,7 +72,7 @@ class EngineCounters(TypedDict):
 
 
 class EngineNumbers(TypedDict):
-    """What `TrainingState.numbers` gives."""
+    """What `TrainingState.numbers` returns."""
 
     engine: EngineCounters
     optimiser_steps: Count
@@ -80,7 +80,7 @@ class EngineNumbers(TypedDict):
 
 
 class Inputs(TypedDict, total=False):
-    """What `Task.inputs` gives."""
+    """What `Task.inputs` returns."""
 
     tokenizers: dict[str, Any]
     pixel_mean: Annotated[list[float], Len(3, 3)]
@@ -106,8 +106,8 @@ class TrainingState:
 
     Tensors are whole and named, whatever the ZeRO stage: `weights/NAME` (float32, the master copy where weights are in
     low precision), `exp_avg/NAME`, `exp_avg_sq/NAME` and, if weights are averaged, `ema/NAME` of every trainable
-    parameter, and `buffers/NAME` for all else that changes. Frozen parameters, and the scales of quantised ones, are
-    not part of it.
+    parameter, and `buffers/NAME` for everything else that changes. Frozen parameters, and the scales of quantised ones,
+    are not included.
     """
 
     def __init__(self, engine: Any, updated_without_gradient: Collection[str] = (), *, with_ema: bool = False) -> None:
@@ -116,7 +116,7 @@ class TrainingState:
         module = engine.module
         self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         others = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-        saved = module.state_dict().keys()  # without the scales of int8 weights, which are as frozen as the weights
+        saved = module.state_dict().keys()  # without the scales of quantised weights, which are frozen like the weights
         scales = {name: buffer for name, buffer in module.named_buffers() if name not in saved}
         frozen = {name: p for name, p in others.items() if name not in updated_without_gradient}
         self._frozen: dict[str, Tensor] = scales | frozen
@@ -166,7 +166,7 @@ class TrainingState:
         _write_partitioned(p, value, None if kind == WEIGHTS else kind)
 
     def restart_ema(self) -> None:
-        """Let the averages start again, from the weights as they are."""
+        """Restart the averages from the current weights."""
         restart_ema(self._engine)
 
     def numbers(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class TrainingState:
             setattr(self._engine.optimizer.loss_scaler, name, numbers["scaler"][name])
 
     def frozen_hashes(self) -> dict[str, str]:
-        """SHA-256 of every frozen parameter and scale on rank 0, computed once."""
+        """SHA-256 of every frozen parameter and scale, computed once; empty strings on all ranks but 0."""
         if self._frozen_hashes is None:
             self._frozen_hashes = {}
             for name, p in self._frozen.items():
@@ -296,7 +296,7 @@ def save_state(
 
 
 def _write_tensors(state: TrainingState, folder: Path, max_file_bytes: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write all tensors. Every rank gathers them one by one, keeps those of its own files and writes these.
+    """Write all tensors. Every rank gathers them one by one, keeps those of its own files and writes them.
 
     Returns the manifest's entries for files and for tensors, the same on every rank.
     """
@@ -330,8 +330,8 @@ def _write_tensors(state: TrainingState, folder: Path, max_file_bytes: int) -> t
 def newest_state(folder: Path) -> Path | None:
     """The newest checkpoint whose files match their hashes, or None if there are no checkpoints.
 
-    Damaged ones are skipped with a warning. Rank 0 looks, and the others get its answer.
-    Raises: ValueError if all are damaged, or one is of another version's format; OSError if one cannot be read.
+    Damaged ones are skipped with a warning. Rank 0 searches, and the others receive its result.
+    Raises: ValueError if all are damaged, or one has another version's format; OSError if one cannot be read.
     """
 
     def find() -> tuple[Path | None, str]:
@@ -369,9 +369,9 @@ def newest_state(folder: Path) -> Path | None:
 def load_state(state: TrainingState, path: Path, number_types: tuple[str, str] | None = None) -> dict[str, Any]:
     """Restore a checkpoint that `newest_state` found; returns the numbers that `save_state` was given.
 
-    Averages of weights that it lacks start from its weights; those that this run does not have are left out.
-    `number_types`: the settings of the types that weights were held in and now are, if they differ.
-    Raises: ValueError if it is of another model, or its run had other frozen weights.
+    If it lacks averages of weights, they start from its weights; if this run keeps none, stored ones are ignored.
+    `number_types`: the old and new settings of the type that weights are held in, if they differ.
+    Raises: ValueError if it is of another model, or was trained with other frozen weights.
     """
     manifest: Manifest = read_json(path / MANIFEST, Manifest)
     numbers = saved_numbers(path)
@@ -411,7 +411,7 @@ def saved_numbers(path: Path) -> dict[str, Any]:
 
 
 def resume_advice(folder: Path) -> str:
-    """What a user can do after a failure, to end an error message with."""
+    """What the user can do after a failure, as the end of an error message."""
     try:
         newest = (folder / LATEST).read_bytes()[:64].decode("utf-8", "replace").strip()
     except OSError:
@@ -420,14 +420,14 @@ def resume_advice(folder: Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint, first renaming it so that a kill in between leaves no half of one under its name."""
+    """Delete a checkpoint, renaming it first so that a kill midway leaves no partial checkpoint under its name."""
     hidden = path.with_name(f".{path.name}.old")
     os.rename(path, hidden)
     shutil.rmtree(hidden)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a run that was killed while saving left behind."""
+    """Delete what is left of checkpoints if a run was killed while saving or deleting them."""
     for leftover in folder.glob(".step_*"):
         shutil.rmtree(leftover)
 
@@ -483,7 +483,7 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _check_format(path: Path) -> None:
-    """Raises: ValueError for a checkpoint of another version, which is not damaged; OSError."""
+    """Raises: ValueError for a checkpoint of another version, which does not count as damaged; OSError."""
     try:
         version = read_json(path / MANIFEST, dict[str, Any]).get("format")
     except (ValueError, FileNotFoundError):

@@ -23,31 +23,33 @@ class DataConfig:
     """Training and validation data."""
 
     path: list[Path] | None = None
-    """A folder that `cogvideo prepare` wrote, or a list of them, read as one: frames (`--frames`) for the tokenizer,
-    pairs (`low_res_pixels=`) for superres, clips of tokens for all other tasks."""
+    """A folder written by `cogvideo prepare`, or a list of folders that are read as one data set: frames (`--frames`)
+    for task=tokenizer, pairs (`low_res_pixels=`) for task=superres, clips of tokens for all other tasks."""
     weights: list[float] | None = None
-    """With several folders in path: how often clips of each are seen, in proportion; null: as often as they have
-    rows."""
+    """Relative sampling weights of the folders in path, one per folder: `[3,1]` draws three clips from the first for
+    each one from the second. null: in proportion to their numbers of rows."""
     embedded_clips: int | None = None
-    """Instead of path, for trying things out: the number of moving-digit clips to generate and encode at the start."""
+    """Number of moving-digit clips to render and encode at the start and train on instead of path, for quick trials."""
     validation: list[Path] | None = None
-    """One or more such folders, never trained on; their loss is logged."""
+    """Held-out data: one or more folders as in path, never trained on. Their loss is logged, and sample sheets show
+    them instead of the training data."""
     clip_seconds: list[float] | None = None
-    """Use only clips of these lengths; null: all."""
+    """Use only clips of these lengths, in seconds; null: all clips."""
     balance_lengths: bool = True
     """Whether every clip length is seen equally often."""
     guidance_dropout: float = 0.0
-    """Probability that a caption is replaced by the unconditional one, for classifier-free guidance. In validation all
-    clips have theirs."""
+    """Probability that a caption is replaced by the unconditional one, for classifier-free guidance. Validation always
+    uses the real captions."""
     suffix_probability: float = 1.0
-    """Probability that a clip's caption gets the video suffix."""
+    """Probability that the video suffix (prompt.video_suffix) is appended to a clip's caption."""
     text_tokenizer: Path | None = None
-    """The sentencepiece model, which also determines the model's vocabulary; null: that of the bundled weights. This,
-    the image tokenizers and init.checkpoint may also name USER/REPO[/FOLDER][@REVISION] of the Hugging Face hub."""
+    """The sentencepiece model, which also determines the model's vocabulary; null: that of the bundled weights. This
+    key, the image tokenizers and init.checkpoint also accept USER/REPO[/FOLDER][@REVISION] on the Hugging Face hub."""
     image_tokenizer: Path | None = None
-    """Decodes tokens for sample sheets, and encodes embedded_clips; null: that of the bundled weights."""
+    """The image tokenizer that decodes tokens for sample sheets and encodes embedded_clips; null: that of the bundled
+    weights."""
     high_res_tokenizer: Path | None = None
-    """For superres, decodes the large frames of sample sheets; null: image_tokenizer does."""
+    """For superres: the image tokenizer of the large frames in sample sheets; null: the same as image_tokenizer."""
     prompt: PromptFormat = field(default_factory=PromptFormat)
     """How captions become text tokens."""
 
@@ -69,20 +71,24 @@ class InitConfig:
     """Initial weights."""
 
     checkpoint: Path | None = None
-    """A checkpoint in our format. Of the same task: all weights are loaded; of another: its trunk. null: random."""
+    """A checkpoint, in this package's format, to start from: all of its weights if it is of the same task, else its
+    trunk only (but see temporal). null: random weights."""
     codebook: bool = False
-    """Without a checkpoint: start embeddings of image tokens as random projections of the image tokenizer's codes, so
-    that those of similar codes are similar, instead of random numbers."""
+    """Without a checkpoint: initialise the embeddings of image tokens as random projections of the image tokenizer's
+    codes, so that similar codes have similar embeddings, instead of as random numbers."""
     temporal: Literal["qkv", "qkv_and_dense", "copy"] = "qkv_and_dense"
-    """How the temporal channel starts: as the trunk's spatial one (`qkv`, as published, or `qkv_and_dense`, with the
-    output layer), or as the checkpoint's own temporal channel (`copy`)."""
+    """How the temporal channel is initialised from the checkpoint. `qkv`: with the query, key and value projections of
+    the trunk's spatial channel, as published; `qkv_and_dense`: with its output layer too; `copy`: with the checkpoint's
+    own temporal channel."""
     mix_logit: float = 0.0
-    """Initial mixing logit of the two channels: 0 mixes evenly, as published; a large one starts as the trunk alone."""
+    """Initial mixing logit of the spatial and temporal channels: 0 mixes them evenly, as published; with a large value
+    the model starts as the trunk alone."""
     freeze_trunk: bool = False
-    """Whether to train only the parameters that CogVideo adds to the trunk."""
+    """Whether to freeze the trunk and train only the parameters that the model adds to it."""
     trunk_weights: TrunkWeights = "full"
-    """`int8`: hold a frozen trunk's matrices in int8 with a float32 scale per row, dequantized where they are used.
-    `float8`: in as many bytes; GPUs since Ada multiply it as it is, with inputs and gradients rounded to it."""
+    """How the matrices of a frozen trunk are stored. `full`: in the type of all other weights; `int8`: with a float32
+    scale per row, dequantized at each use; `float8`: in as many bytes as `int8`, and multiplied directly by GPUs since
+    Ada, with inputs and gradients rounded to float8 too."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +108,12 @@ class OptimiserConfig:
     warmup_steps: int = 500
     """Steps of linear warmup."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """The learning rate after the warmup: `cosine` falls from lr to the end of train.steps; `constant` stays lr; `wsd`
-    (warmup, stable, decay) stays lr and falls linearly at the end."""
+    """The learning rate after the warmup. `cosine`: decays from lr until the end of train.steps; `constant`: stays at
+    lr; `wsd` (warmup, stable, decay): stays at lr, then decays linearly at the end."""
     min_lr_ratio: float = 0.1
     """`cosine` and `wsd` end at this fraction of lr."""
     decay_fraction: float = 0.2
-    """`wsd`: the fraction of train.steps, at the end, in which the rate falls."""
+    """`wsd`: the fraction of train.steps, at the end, over which the learning rate decays."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -130,47 +136,50 @@ class LoopConfig:
     """Length, batch size and precision."""
 
     steps: int = 1000
-    """Length of the learning-rate schedule."""
+    """Number of training steps, and length of the learning-rate schedule."""
     stop_at: int | None = None
-    """Save and stop at this step; the schedule stays the same."""
+    """Save and stop at this step, without changing the learning-rate schedule; null: train for all steps."""
     batch_size: int = 32
     """Clips (or frames) per step, over all processes."""
     micro_batch_size: int | Literal["auto"] | None = None
-    """Clips per forward pass; gradients of a step are accumulated over them. null: a process's whole share; `auto`: as
-    the planner finds fastest of what fits the device."""
+    """Clips per forward pass; gradients are accumulated over the micro-batches of a step. null: a process's whole share
+    of the batch; `auto`: the fastest size that fits the device, chosen by the planner."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of matrix products; softmax, norms and loss are computed in float32."""
     weights: Literal["fp32", "dtype"] = "fp32"
-    """`dtype`: hold weights in `dtype` too, and float32 copies only in the optimiser (for large models)."""
+    """`dtype`: hold weights in train.dtype too, with float32 copies in the optimiser only (for large models)."""
     gradients: Literal["fp32", "dtype"] = "dtype"
-    """`fp32`: with weights in `dtype`, sum the gradients of a step's micro-batches in float32."""
+    """`fp32`: with train.weights=dtype, accumulate the gradients of a step's micro-batches in float32."""
     recompute: Recompute | Literal["auto"] = "nothing"
-    """Activations recomputed in the backward pass instead of stored: `mlp`, those of each MLP; `layer`, all but each
-    layer's input; `auto`: as little as fits the device, by the planner. docs/results.md has savings and cost."""
+    """Activations that the backward pass recomputes instead of storing them. `mlp`: those between attention and the
+    MLP's output; `layer`: all but each layer's input; `auto`: the fastest of these that fits the device, chosen by
+    the planner. docs/results.md lists savings and cost."""
     attention: AttentionName = "auto"
-    """How attention is computed. `auto`: on a CPU `cpu`, in tiles and blocks of rows that share keys; on a GPU `flex`,
-    one call of FlexAttention per channel. `dense` computes all pairs of rows in one call, as `flex` does where
-    model.attention_dropout is above 0; `sdpa`: blocks."""
+    """How attention is computed. `auto`: `cpu` on a CPU, `flex` on a GPU. `sdpa`: in blocks of rows that share keys;
+    `cpu`: in tiles where they are faster, else in such blocks; `flex`: by one FlexAttention call per channel; `dense`:
+    all pairs of rows in one call, to which `flex` falls back where model.attention_dropout is above 0."""
     compile: bool = False
-    """Whether to compile the transformer's layers by torch.compile, which makes a layer of few kernels. Each shape of
-    batch and text is compiled once, which takes up to minutes. Needs deepspeed.stage=0, 1 or 2."""
+    """Whether to compile the transformer's layers with torch.compile, which fuses each layer into a few kernels. Each
+    shape of batch and text is compiled once, which can take minutes. Needs deepspeed.stage=0, 1 or 2."""
     text_multiple: int | None = None
-    """Pad the texts of a micro-batch to a multiple of so many tokens, which changes no loss; null: 16 on a GPU and
-    with train.compile, so that there are few shapes, else 1."""
+    """Pad the texts of a micro-batch to a multiple of this many tokens, which does not change the loss; null: 16 on a
+    GPU or with train.compile, to keep the number of shapes small, else 1."""
     seed: int = 0
     """Seed of all random numbers."""
     num_threads: int | None = None
-    """CPU threads per process; null: as OMP_NUM_THREADS or torch decides."""
+    """CPU threads per process; null: OMP_NUM_THREADS if it is set, else PyTorch's default."""
     time_limit_minutes: float | None = None
-    """Save and stop after this time."""
+    """Save and stop after this many minutes; null: no limit."""
     max_bad_steps: int = 10
     """Steps with a NaN or infinite loss or gradient are skipped; this many in a row end the run."""
     skip_spikes: float | None = None
-    """Skip steps whose gradient norm, before clipping, is above so many times the median of the last 64 steps' (skipped
-    ones too, so that a lasting rise passes in the end), from the 17th step on; null: none."""
+    """Skip steps whose gradient norm, before clipping, exceeds this many times the median norm of the last 64 steps,
+    from the 17th step on; null: skip none. Norms of skipped steps count too, so that a lasting rise is accepted in the
+    end."""
     ema_decay: float | None = None
-    """Decay of a moving average of the weights (EMA), 0.999 say, which validation and sample sheets then use, and
-    exports, see export.weights; null: none. After n updates it is at most (1 + n) / (10 + n)."""
+    """Decay of an exponential moving average (EMA) of the weights, for example 0.999, which validation, sample sheets
+    and exports (see export.weights) then use; null: no average. After n updates the decay is at most
+    (1 + n) / (10 + n)."""
 
     def __post_init__(self) -> None:
         counts = ("steps", "stop_at", "batch_size", "micro_batch_size", "text_multiple", "num_threads", "max_bad_steps")
@@ -203,7 +212,7 @@ class LoopConfig:
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per step in each of `world_size` processes.
 
-        Raises: ValueError if the batch does not divide.
+        Raises: ValueError if the batch cannot be divided evenly, or micro_batch_size is `auto`.
         """
         if self.micro_batch_size == "auto":
             raise ValueError("train.micro_batch_size=auto is not resolved yet")
@@ -223,8 +232,8 @@ class LogConfig:
     every: int = 20
     """Steps per line of metrics.jsonl; each line has means over these steps."""
     loss_by: list[Literal["source", "language"]] = field(default_factory=list)
-    """What the loss of clips is logged by, besides frames and clip lengths: `source`, the folder, numbered from 0 as in
-    data.path or data.validation; `language`, that of the caption."""
+    """Further breakdowns of the loss of clips, besides those by frame and by clip length. `source`: by folder, numbered
+    from 0 in the order of data.path or data.validation; `language`: by the caption's language."""
     save_every: int = 1000
     """Steps between checkpoints."""
     keep_last: int = 2
@@ -232,19 +241,20 @@ class LogConfig:
     preview_every: int = 1000
     """Steps between sample sheets; 0: none. With deepspeed.stage=3 there are none."""
     preview_share: float = 0.05
-    """With several processes, which wait while one draws a sample sheet or measures distances: the largest part of the
-    run's time that these may take. They are left out where they took more so far."""
+    """With several processes, all of which wait while one draws a sample sheet or measures distances: the largest
+    fraction of the run's time that these may take. They are skipped while they have taken more than that so far."""
     validate_every: int = 500
     """Steps between validations."""
     validation_batches: int = 8
     """Batches per validation."""
     distances_every: int = 0
-    """Steps between measurements of appearance and motion distance: of clips that the model generates from real clips,
-    of the validation data if there are some, and of two halves of these as the floor; 0: none. Needs the extra
-    `[distances]`; for the tasks sequential and interpolation, and deepspeed.stage=0, 1 or 2."""
+    """Steps between measurements of appearance and motion distance between generated clips and the real clips whose
+    texts and given frames they start from (validation data if there is any, else training data), with the distance
+    between two halves of the real clips as a floor; 0: none. Needs the extra `[distances]`, task sequential or
+    interpolation, and deepspeed.stage=0, 1 or 2."""
     distances_clips: int = 64
-    """Real clips, and as many generated ones, of a distance. Two distances can be compared only if they are of equally
-    many."""
+    """Number of real clips, and of generated clips, in a distance. Two distances are comparable only if these numbers
+    are the same."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Whether to log to Weights & Biases."""
     tensorboard: bool = False
@@ -272,23 +282,23 @@ class ExportConfig:
     """What run_dir/export holds."""
 
     weights: Literal["ema", "last"] = "ema"
-    """With train.ema_decay: the average of the weights, or the weights of the last step."""
+    """With train.ema_decay: export the average of the weights (`ema`), or the weights of the last step (`last`)."""
 
 
 @dataclass(frozen=True)
 class DeepSpeedConfig:
-    """How weights, gradients and the optimiser are partitioned."""
+    """How weights, gradients and the optimiser state are partitioned."""
 
     stage: int = 0
-    """ZeRO stage. 0: nothing is partitioned; 1: the optimiser; 2: gradients too; 3: weights too. With
-    train.weights=dtype, 0 means 1."""
+    """ZeRO stage. 0: nothing is partitioned; 1: the optimiser state is; 2: gradients too; 3: weights too. With
+    train.weights=dtype, 0 is treated as 1."""
     offload_optimizer: bool = False
-    """Keep the optimiser and its float32 weights in CPU memory; needs stage 1, 2 or 3."""
+    """Keep the optimiser state and its float32 weights in CPU memory; needs stage 1, 2 or 3."""
     timeout_minutes: float = 30.0
-    """How long a process waits in a collective for others that are alive before it fails. One without a heartbeat is
-    lost after a minute, or after this time if that is shorter."""
+    """How long a process waits in a collective for others that are alive before it fails. A process without a heartbeat
+    counts as lost after a minute, or after this time if it is shorter."""
     file: Path | None = None
-    """A DeepSpeed JSON file, merged over the settings that follow from this config."""
+    """A JSON file of DeepSpeed settings, merged over those that follow from this config."""
 
     def __post_init__(self) -> None:
         if self.stage not in (0, 1, 2, 3):
@@ -301,12 +311,12 @@ class DeepSpeedConfig:
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """What a machine file is for, which `cogvideo inspect` plans with. Training reads the devices that it finds."""
+    """The machine that a machine file is for: `cogvideo inspect` plans for it; training uses the devices it finds."""
 
     gpu: str | None = None
-    """The GPU, by a name that `cogvideo inspect` knows; null: this machine is measured."""
+    """The GPU, by its name in `cogvideo inspect`, such as `h100-80`; null: measure this machine."""
     count: int = 1
-    """Processes, one per GPU."""
+    """Number of processes, one per GPU."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -315,19 +325,19 @@ class MachineConfig:
 
 @dataclass(frozen=True)
 class TokenizerTraining:
-    """Settings of the task `tokenizer` alone; the network's structure is the published one.
+    """Settings of the task `tokenizer` only; the network's structure is the published one.
 
-    With `init.checkpoint` the sizes are the checkpoint's; other values than the defaults here must agree with it.
+    With `init.checkpoint` the sizes are those of the checkpoint; values here must be equal to them, or the defaults.
     """
 
     channels: int = 32
     """Channels at full resolution."""
     channel_multipliers: tuple[int, ...] = (1, 2, 4)
-    """Multiplier of channels per resolution."""
+    """Multipliers of channels, one per resolution, from full resolution down."""
     encoder_num_res_blocks: int = 1
-    """Residual blocks per resolution of the encoder."""
+    """Residual blocks per resolution in the encoder."""
     decoder_num_res_blocks: int = 0
-    """The decoder has one residual block per resolution more than this."""
+    """Residual blocks per resolution in the decoder, besides one that it always has."""
     z_channels: int = 64
     """Channels of the encoder's output."""
     embedding_dim: int = 32
@@ -335,22 +345,23 @@ class TokenizerTraining:
     norm_groups: int = 8
     """Groups of each GroupNorm."""
     norm_scope: Literal["image", "pixel"] = "image"
-    """Whether norms average over the image or per pixel. `pixel` keeps codes local, so that plain background takes few
+    """Whether norms average over the image or per pixel. `pixel` keeps codes local, so that plain background needs few
     of them; with init.checkpoint it replaces the checkpoint's norms."""
     mid_attention: bool = True
     """Whether there is attention at the lowest resolution."""
     num_codes: int = 1024
     """Codebook size."""
     level: int = 1
-    """Compression rate: 4 * 2**level pixels per token side."""
+    """Compression level: with three channel_multipliers, a token covers `4 * 2**level` pixels along each side; each
+    further multiplier doubles that."""
     pixel_mean: tuple[float, float, float] | None = None
     """Mean of the pixels, 0 to 1, per channel, for normalization; null: measured on the data."""
     pixel_std: tuple[float, float, float] | None = None
     """Standard deviation of the pixels, per channel; null: measured on the data."""
     continuous_steps: int = 200
-    """Steps as a plain autoencoder before k-means initialises the codebook."""
+    """Steps to train as a plain autoencoder before k-means initialises the codebook."""
     new_codebook: bool = False
-    """With init.checkpoint: take its network, and make a new codebook of num_codes after continuous_steps."""
+    """With init.checkpoint: start from its network, but make a new codebook of num_codes after continuous_steps."""
     ema_decay: float = 0.99
     """Decay of the moving averages that update the codebook."""
     revive_every: int = 20
@@ -364,8 +375,8 @@ class TokenizerTraining:
     commitment: float = 1.0
     """Weight of the commitment loss."""
     relative_commitment: bool = False
-    """Divide the commitment loss by the variance of the encoder's outputs. Otherwise the encoder can lower it by
-    shrinking its outputs, and does if they are large when the codebook is made: then few codes remain in use."""
+    """Divide the commitment loss by the variance of the encoder's outputs. Otherwise the encoder can lower the loss by
+    shrinking its outputs, and does so if they are large when the codebook is made, which leaves few codes in use."""
 
     def __post_init__(self) -> None:
         sizes = ("channels", "encoder_num_res_blocks", "z_channels", "embedding_dim", "norm_groups", "num_codes")
@@ -384,19 +395,19 @@ class TrainConfig:
 
     task: TaskName = "sequential"
     """What to train. `tokenizer`: the image tokenizer; `image`: the text-to-image trunk; `sequential`: stage 1;
-    `interpolation`: stage 2; `superres`: the model that superres.method chooses."""
+    `interpolation`: stage 2; `superres`: the model selected by superres.method."""
     run_dir: Path = Path("runs/default")
     """The folder for everything that the run writes."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The transformer; its task and vocabulary follow from `task` and the text tokenizer."""
     superres: SuperresConfig = field(default_factory=SuperresConfig)
-    """Used instead of `model` by the task `superres`; its vocabulary follows from the text tokenizer."""
+    """The model of the task `superres`, used instead of `model`; its vocabulary follows from the text tokenizer."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training and validation data."""
     init: InitConfig = field(default_factory=InitConfig)
     """Initial weights."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """Low-rank adapters: with a rank above 0 they alone are trained, and exported instead of the model."""
+    """Low-rank adapters: with a rank above 0, only they are trained, and they are exported instead of the model."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """AdamW and its learning-rate schedule."""
     train: LoopConfig = field(default_factory=LoopConfig)
@@ -406,11 +417,11 @@ class TrainConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     """What run_dir/export holds."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    """How weights, gradients and the optimiser are partitioned."""
+    """How weights, gradients and the optimiser state are partitioned."""
     machine: MachineConfig = field(default_factory=MachineConfig)
-    """What `cogvideo inspect` plans with."""
+    """The machine that `cogvideo inspect` plans for; training uses the devices that it finds."""
     tokenizer: TokenizerTraining = field(default_factory=TokenizerTraining)
-    """Settings of the task `tokenizer` alone."""
+    """Settings of the task `tokenizer` only."""
 
     def __post_init__(self) -> None:
         if self.train.compile and self.task == "tokenizer":
@@ -459,11 +470,11 @@ WEIGHTS = (
     ("data", "high_res_tokenizer"),
     ("init", "checkpoint"),
 )
-"""The settings, by group and name, that are paths of weights or names of the hub."""
+"""(group, name) of the settings that are paths of weights, or names of weights on the Hugging Face hub."""
 
 
 def fetch_weights(config: TrainConfig) -> TrainConfig:
-    """The config with local paths for what it names of the hub. Raises: OSError, ValueError as `hub.resolve`."""
+    """Fetch weights named on the hub; returns the config with local paths. Raises: OSError, ValueError as `resolve`."""
 
     def fetched(key: str, path: Path) -> Path:
         with errors_name_key(key):
@@ -473,7 +484,7 @@ def fetch_weights(config: TrainConfig) -> TrainConfig:
 
 
 def with_weights_named(config: TrainConfig) -> TrainConfig:
-    """The inverse of `fetch_weights`, each name with the commit that was fetched."""
+    """The inverse of `fetch_weights`; each name includes the commit that was fetched."""
     return _with_weights(config, lambda key, path: Path(describe(path)))
 
 
@@ -499,13 +510,13 @@ FIXED = re.compile(
     r"|tokenizer\.(channels|channel_multipliers|(en|de)coder_num_res_blocks|z_channels|embedding_dim|norm_groups"
     r"|norm_scope|mid_attention|num_codes|level|new_codebook)"
 )
-"""Keys that a resumed run must not change: trained weights would be taken for those of another function."""
+"""Keys that a resumed run must not change: the trained weights would be used as those of a different function."""
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, old value, new value) of the settings that differ, except those that are FREE_TO_CHANGE.
 
-    Keys that `before`, an older version's, lacks have their defaults, which do what that version did.
+    Keys that `before` lacks, because an older version wrote it, get their defaults, which do what that version did.
     """
     old, new = (dict(leaves(values)) for values in (before, now))
     defaults = dict(leaves(to_dict(TrainConfig())))
@@ -516,7 +527,7 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tu
 
 
 def check_resumable(changes: Iterable[tuple[str, Any, Any]], run_dir: Path) -> None:
-    """Raises: ValueError if any of the changes is of a key that is FIXED."""
+    """Raises: ValueError if any of the changed keys is FIXED."""
     wrong = [f"{key}={new} (it was {old})" for key, old, new in changes if FIXED.fullmatch(key)]
     if wrong:
         raise ValueError(
@@ -527,7 +538,7 @@ def check_resumable(changes: Iterable[tuple[str, Any, Any]], run_dir: Path) -> N
 
 @contextlib.contextmanager
 def errors_name_key(key: str) -> Iterator[None]:
-    """Let errors of reading what the user gave with a key begin with that key, unless they name it anyway."""
+    """Begin errors about what the user gave for `key` with that key, unless they mention it already."""
     try:
         yield
     except (ValueError, OSError) as error:

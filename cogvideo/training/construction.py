@@ -1,7 +1,7 @@
-"""A transformer with its starting weights, made parameter by parameter: each in its final type, on its device.
+"""Builds a transformer with its starting weights, parameter by parameter: each in its final dtype, on its device.
 
-The float32 model never exists: on the host there is one parameter at a time, on the device what training holds anyway,
-with ZeRO 3 this rank's parts and one layer.
+The whole float32 model never exists. The host holds one parameter at a time; the device holds what training holds
+anyway, or with ZeRO 3 this rank's partitions and one layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,10 +28,10 @@ from cogvideo.training.deepspeed_engine import partition_parameters, zero_stage
 M = TypeVar("M", CogVideoTransformer, SuperresTransformer)
 
 Values = Mapping[str, Callable[[], Tensor]]
-"""How to read the starting value of each parameter; others are drawn."""
+"""By parameter name, functions that read starting values; all other parameters are drawn at random."""
 EMBEDDINGS = "word_embeddings.weight"
 RELEASE_BYTES = 1 << 29
-"""A checkpoint's files are unmapped whenever so much of them was read: mapped pages count as this process's memory."""
+"""A checkpoint's files are unmapped each time this much was read, since mapped pages count as the process's memory."""
 
 
 class CheckpointTensors(Mapping[str, Tensor]):
@@ -61,9 +61,9 @@ def starting_values(
     loads_all_parameters: Callable[[Checkpoint], bool],
     inherit: Callable[[Checkpoint, Mapping[str, Tensor]], Values],
 ) -> Values:
-    """What a model starts with from a checkpoint: all weights if it is of the same model, else those of `inherit`.
+    """The values that a model takes from a checkpoint: all if `loads_all_parameters`, else those from `inherit`.
 
-    Raises: ValueError, FileNotFoundError in one line, if it is damaged or does not fit.
+    Raises: ValueError, FileNotFoundError in one line, if the checkpoint is damaged or does not fit.
     """
     checkpoint = load_checkpoint(folder)
     tensors = CheckpointTensors(checkpoint)
@@ -94,8 +94,8 @@ def construct(
 ) -> M:
     """Make the model of a run with its starting weights, as `config.init` says.
 
-    `make` constructs it (on the meta device); `values_from` says what it starts with from init.checkpoint. Weights are
-    in the type that training holds them in, float32 or train.dtype, and partitioned if the ZeRO stage is 3.
+    `make` constructs it (on the meta device); `values_from` gives the values that it takes from init.checkpoint.
+    Weights have the dtype that training holds them in, float32 or train.dtype, and are partitioned at ZeRO stage 3.
     """
     model = on_meta(make)
     init, loop = config.init, config.train
@@ -151,7 +151,7 @@ def _codebook_embeddings(model: CogVideoTransformer | SuperresTransformer, confi
 
 
 def _adapter_values(model: nn.Module, seed: int) -> Values:
-    """How to draw the starting value of each parameter of the adapters; other parameters do not depend on them."""
+    """How to draw each adapter parameter, from its own generator, so that other parameters do not depend on it."""
 
     def draw(name: str, shape: torch.Size) -> Tensor:
         return draw_adapter(name, shape, generator_for(seed, f"lora {name}"))
@@ -160,7 +160,7 @@ def _adapter_values(model: nn.Module, seed: int) -> Values:
 
 
 def _finished(value: Tensor, dtype: torch.dtype, device: torch.device, is_quantized_next: bool) -> Tensor:
-    """A copy in its final type on its device, or in float32 on the host if it is quantized next."""
+    """The value copied to its device in its final dtype, or in float32 on the host if it is quantized next."""
     if is_quantized_next:
         return value.to(torch.float32)
     return value.to(device=device, dtype=dtype, copy=True)
@@ -171,7 +171,7 @@ def _is_trunk_matrix(model: TrunkModel, name: str, module: nn.Module) -> bool:
 
 
 def _blocks(model: TrunkModel) -> dict[str, nn.Module]:
-    """The layers, and every other module with parameters: what ZeRO 3 partitions at a time."""
+    """The layers and every other top-level module, by name: the units in which ZeRO 3 partitions the model."""
     layers = {f"layers.{i}": layer for i, layer in enumerate(model.layers)}
     return layers | {name: child for name, child in model.named_children() if name != "layers"}
 

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a run: its settings, and all that depends on how ZeRO partitions weights and gradients.
+"""The DeepSpeed engine of a run: its settings, and everything that depends on how ZeRO partitions the model.
 
 Not here: the training loop (`trainer.py`), the state on disk (`checkpointing.py`).
 """
@@ -34,13 +34,13 @@ OWNED = {
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's names for its moments."""
 SWAPPED_ELEMENTS = 1 << 24
-"""Weights that are swapped with their averages at a time: the memory that this takes."""
+"""Number of weights that are swapped with their averages at a time, which bounds the size of the temporary copy."""
 
 
 def deepspeed_settings(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's own settings for `world_size` processes; `deepspeed.file` overrides all but OWNED.
 
-    Raises: ValueError if the batch does not divide, or settings contradict each other.
+    Raises: ValueError if the batch cannot be divided evenly, or settings contradict each other.
     """
     loop = config.train
     accumulation = loop.accumulation(world_size)
@@ -128,7 +128,7 @@ def make_engine(objective: nn.Module, config: TrainConfig, world_size: int) -> A
 
 
 def partition_parameters(module: nn.Module, config: TrainConfig) -> None:
-    """Replace a module's parameters by this rank's parts of them, as ZeRO 3 holds them; every rank must call this."""
+    """Replace a module's parameters with this rank's ZeRO 3 partitions of them; every rank must call this."""
     import deepspeed
 
     deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_settings(config, dist.get_world_size()))
@@ -136,7 +136,7 @@ def partition_parameters(module: nn.Module, config: TrainConfig) -> None:
 
 @contextlib.contextmanager
 def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Gather parameters that ZeRO 3 partitioned, for reading, on every rank; does nothing for others."""
+    """Gather parameters partitioned by ZeRO 3 on every rank, for reading; does nothing for others."""
     partitioned = [p for p in parameters if hasattr(p, "ds_id")]
     if not partitioned:
         yield
@@ -150,12 +150,12 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
 def step_in_fp16(engine: Any, *, loss_is_finite: bool) -> bool:
     """`engine.step()` in fp16. Returns whether the step was skipped because gradients overflowed, as they sometimes do.
 
-    The loss scaler answers every gradient that is not finite by lowering its scale. But a loss that is NaN says nothing
-    about the scale, which is then left as it was, and gradients that are NaN at the lowest scale did not overflow.
+    The loss scaler lowers its scale for gradients that are not finite. But a non-finite loss says nothing about the
+    scale, which is then restored, and at the lowest scale non-finite gradients do not count as an overflow.
     """
     scaler = engine.optimizer.loss_scaler
     before = dict(vars(scaler))
-    scaler.raise_error_at_min_scale = False  # the trainer says what happened, and ends the run after a few such steps
+    scaler.raise_error_at_min_scale = False  # the trainer reports it, and ends the run after several such steps
     engine.step()
     if not loss_is_finite:
         vars(scaler).update(before)
@@ -178,9 +178,9 @@ def flat_parameters(engine: Any) -> list[Tensor]:
 
 
 def initialise_moments(engine: Any, with_ema: bool = False) -> None:
-    """Create AdamW's state at step 0, which it would otherwise create in its first update, so that it can be loaded.
+    """Create AdamW's state at step 0, instead of in the first update, so that a checkpoint can be loaded into it.
 
-    `with_ema`: also averages of weights, in the same places, so that ZeRO partitions and offloads them as the moments.
+    `with_ema`: also create averages of weights beside the moments, so that ZeRO partitions and offloads them alike.
     """
     optimiser = inner_optimiser(engine)
     for p in flat_parameters(engine):
@@ -195,7 +195,7 @@ def initialise_moments(engine: Any, with_ema: bool = False) -> None:
 
 @torch.no_grad()
 def restart_ema(engine: Any) -> None:
-    """Let the averages of weights start again, from the weights as they are."""
+    """Restart the averages of weights from the current weights."""
     state = inner_optimiser(engine).state
     for p in flat_parameters(engine):
         state[p][EMA].copy_(p)
@@ -203,7 +203,7 @@ def restart_ema(engine: Any) -> None:
 
 @contextlib.contextmanager
 def averaged_weights(engine: Any) -> Iterator[None]:
-    """Let the model have the moving averages for weights, on every rank; afterwards all is as it was, bit for bit."""
+    """Run the block with the averages as the model's weights, on every rank; then restore the weights bit for bit."""
     _swap_with_ema(engine)
     try:
         yield
@@ -213,7 +213,7 @@ def averaged_weights(engine: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _swap_with_ema(engine: Any) -> None:
-    """Swap the float32 weights with their averages in place, and set the copies that forward passes read from them."""
+    """Swap the float32 weights with their averages in place, and update the copies that forward passes read."""
     state = inner_optimiser(engine).state
     for p in flat_parameters(engine):
         for weights, averages in zip(
@@ -274,7 +274,7 @@ class GradientNorms:
                 self._squares[component] += gradient[start : start + length].double().square().sum()
 
     def take(self, total: float) -> dict[str, float]:
-        """grad_norm/COMPONENT, scaled to compose the `total` norm before clipping. Every rank must call this."""
+        """grad_norm/COMPONENT, scaled to the joint norm `total`, that before clipping. Every rank must call this."""
         squares = self._squares.cpu()
         self._squares = torch.zeros_like(self._squares)
         if self._is_partitioned and dist.get_world_size() > 1:

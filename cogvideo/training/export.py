@@ -1,6 +1,6 @@
-"""Exports of a run: the model in our checkpoint format, and a frozen trunk once, beside it; or adapters alone.
+"""Exports of a run: the model in our checkpoint format, with a frozen trunk written once beside it; or adapters only.
 
-With ZeRO 3 every rank takes part and rank 0 writes, a parameter at a time: no rank ever holds the whole model.
+With ZeRO 3 every rank takes part and rank 0 writes, one parameter at a time: no rank ever holds the whole model.
 """
 
 import shutil
@@ -36,7 +36,7 @@ ADAPTER = "adapter"
 
 
 def base_of(config: TrainConfig, model: TransformerConfig) -> Base | None:
-    """What a run's adapters are beside; None: it trains none."""
+    """The base model of a run's adapters; None if it trains none."""
     if not config.lora.rank or config.init.checkpoint is None:
         return None
     stored = load_checkpoint(config.init.checkpoint, verify=False)
@@ -50,13 +50,13 @@ class FrozenTrunk:
         """`source`: the checkpoint that it was loaded from; `config`: that of the trunk alone."""
         self.source, self.config = source, config
         self.is_verified = False
-        """Whether this process compared the exported trunk with the one in memory; once is enough."""
+        """Whether this process has compared the exported trunk with the one in memory; once is enough."""
 
 
 def export_model(folder: Path, model: Model, extra: dict[str, Any], frozen: FrozenTrunk | None) -> None:
     """Write `folder`; every rank must call this. A frozen trunk goes to trunk/ beside it, and `folder` refers to it.
 
-    Raises: OSError on rank 0 if it cannot be written; ValueError if the trunk beside it is another one.
+    Raises: OSError on rank 0 if it cannot be written; ValueError if trunk/ holds a different trunk.
     """
     _write_on_rank_0(dict(model.named_parameters()), lambda read: _write(folder, model, extra, frozen, read))
 
@@ -74,7 +74,7 @@ def export_adapter(folder: Path, model: Model, config: LoraConfig, base: Base) -
 
 
 def _write_on_rank_0(parameters: dict[str, Any], write: Callable[[Callable[[str], Tensor]], None]) -> None:
-    """Let rank 0 write; it gets parameters by name, which the others help to gather if ZeRO 3 partitioned them."""
+    """Run `write` on rank 0, with a function that reads parameters by name; the others help to gather ZeRO 3's."""
     is_partitioned = any(hasattr(p, "ds_id") for p in parameters.values())
     if dist.is_initialized() and dist.get_rank() != 0:
         if is_partitioned:
@@ -95,7 +95,7 @@ def _write_on_rank_0(parameters: dict[str, Any], write: Callable[[Callable[[str]
 
 
 def _ask_for(name: str | None) -> None:
-    """Let the other ranks take part in gathering a parameter; None: no more."""
+    """Tell the other ranks which parameter to take part in gathering; None: there are no more."""
     if dist.get_world_size() > 1:
         store_barrier()  # they wait here, and not in a collective, while rank 0 writes
         dist.broadcast_object_list([name])

@@ -1,8 +1,8 @@
-"""Heartbeats between the processes of a run: a lost one ends the others with one line, whatever they wait in.
+"""Heartbeats between the processes of a run: if one is lost, the others end with one line, even in a collective.
 
 gloo reports a broken connection at once. NCCL does not: a collective whose peer is gone waits until its timeout and
-then aborts the process with a long report. So each process counts up a key in the group's store, from a thread of its
-own, and reads the others' keys. Not being seen means being lost; being busy does not.
+then aborts the process with a long report. So a thread in each process increments a key in the group's store and reads
+the other processes' keys. A process whose key stops changing is lost; one that is busy still increments its key.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from typing import Any
 import torch.distributed as dist
 
 SILENT_SECONDS = 60.0
-"""A process without a heartbeat for this long is lost, unless deepspeed.timeout_minutes is shorter."""
+"""A process counts as lost after this long without a heartbeat, or deepspeed.timeout_minutes if that is shorter."""
 POLLS = 12
-"""Times that the others are looked at before one of them counts as lost."""
+"""Number of polls without a heartbeat after which a process counts as lost."""
 GRACE_SECONDS = 10.0
 """How long the main thread may take to report the same loss itself, as it does with gloo."""
 DONE, FAILED = b"done", b"failed"
@@ -28,10 +28,10 @@ _runs = itertools.count()
 
 
 class Heartbeat:
-    """Use as a context around a run, in every process. Does nothing in a single one."""
+    """Use as a context manager around a run, in every process. Does nothing if there is only one."""
 
     def __init__(self, timeout_seconds: float, advice: Callable[[], str]) -> None:
-        """`advice()` ends the line that a lost process is reported with."""
+        """`advice()` returns the end of the line that reports a lost process."""
         self._limit = min(timeout_seconds, SILENT_SECONDS)
         self._interval = self._limit / POLLS
         self._advice = advice
@@ -43,9 +43,9 @@ class Heartbeat:
 
     def __enter__(self) -> "Heartbeat":
         if self._size > 1:
-            run = next(_runs)  # a process may train twice; all of them count alike
+            run = next(_runs)  # a process may train twice; all processes count the same runs
             self._keys = [f"alive/{run}/{rank}" for rank in range(self._size)]
-            # a connection of its own: the main thread may block the group's
+            # a separate connection, since the main thread may block the group's
             group_store: Any = dist.distributed_c10d._get_default_store()
             self._store = group_store.clone()
             self._threads = [threading.Thread(target=work, daemon=True) for work in (self._poll, self._watch)]
@@ -62,7 +62,7 @@ class Heartbeat:
             self._threads[0].join(self._interval + 1)
 
     def _poll(self) -> None:
-        """Count up the own key and read all of them, until the run ends."""
+        """Increment this process's key and read all keys, until the run ends."""
         own, beat = self._keys[self._rank], 0
         try:
             while not self._stop.is_set():
@@ -72,19 +72,19 @@ class Heartbeat:
                 self._polls += 1
                 self._stop.wait(self._interval)
             self._store.set(own, self._final_state)
-        except RuntimeError as error:  # of the connection to rank 0
+        except RuntimeError as error:  # the connection to rank 0 failed
             self._store_error = (str(error).splitlines() or ["no connection"])[0][:160]
 
     def _read(self) -> list[bytes]:
-        """What each process wrote last; empty for one that has not begun, which may be lost already."""
+        """What each process wrote last; empty if it has not written yet, in which case it may already be lost."""
         if self._store.check(self._keys):
             return self._store.multi_get(self._keys)
         return [self._store.get(key) if self._store.check([key]) else b"" for key in self._keys]
 
     def _watch(self) -> None:
-        """End the process if another one is lost, and the main thread does not end by itself.
+        """End the process if another one is lost and the main thread does not end by itself.
 
-        Time is counted in rounds of this thread, so that a whole run that was suspended for a while loses nobody.
+        Time is counted in iterations of this loop, so that no process counts as lost after the whole run was suspended.
         """
         silent, before, polls, stuck = [0] * self._size, list[bytes](), 0, 0
         while not self._stop.wait(self._interval):
@@ -99,10 +99,10 @@ class Heartbeat:
                 with contextlib.suppress(OSError):
                     line = f"rank {self._rank} lost another process ({loss}); {self._advice()}"
                     print(f"cogvideo: error: {line}", file=sys.stderr, flush=True)
-                os._exit(2)  # the main thread may wait in NCCL for good
+                os._exit(2)  # the main thread may be stuck in NCCL
 
     def _loss(self, silent: list[int], seen: list[bytes], stuck: int) -> str | None:
-        """Which process is lost and how it shows; None: none is."""
+        """Which process is lost and how that was noticed; None if none is."""
         is_done = bool(seen) and seen[0] == DONE
         if not is_done and (self._store_error is not None or stuck >= POLLS):
             return f"rank 0 does not answer: {self._store_error or f'for {self._limit:g} s'}"

@@ -79,7 +79,7 @@ def _restored_linear() -> Iterator[None]:
 def prepare_environment() -> None:
     """Prepare DeepSpeed's import; call once, before anything imports deepspeed.
 
-    With RANK set, a launcher started this process and the process group is as its variables say; otherwise this process
+    If RANK is set, a launcher started this process and its variables describe the process group; otherwise this process
     becomes a group of its own.
     """
     if not os.environ.get("RANK"):
@@ -98,7 +98,7 @@ def prepare_environment() -> None:
 
 
 def expand_segments() -> None:
-    """Let PyTorch's CUDA allocator grow its blocks, so that memory fragments less; call before CUDA is touched."""
+    """Let PyTorch's CUDA allocator grow its blocks, so that memory fragments less; call before CUDA is initialised."""
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
@@ -106,8 +106,8 @@ def expand_segments() -> None:
 def tune_allocator() -> None:
     """Make glibc return large blocks to the system when they are freed; does nothing with other allocators.
 
-    By default glibc soon keeps blocks of up to 32 MB, and memory between a step's activations fragments. The price is a
-    new mapping for each large tensor; huge pages, which torch uses if asked before its first tensor, halve it.
+    By default glibc soon keeps freed blocks of up to 32 MB, and memory fragments between the activations of a step. The
+    cost is a new mapping for each large tensor. Huge pages halve it; torch uses them if asked before its first tensor.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:

@@ -36,7 +36,7 @@ PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "sentencepiece", "omeg
 WANDB_FILE = "wandb.json"
 """Holds the id of the run folder's wandb run, which a resumed run continues."""
 MAX_LINE_BYTES = 1 << 20
-"""Of metrics.jsonl; ours take a few thousand."""
+"""Limit on a line of metrics.jsonl; lines written here have a few thousand bytes."""
 
 
 class Averages:
@@ -68,7 +68,7 @@ class Averages:
 
 
 class Record(TypedDict):
-    """A line of metrics.jsonl; the other keys are the names of its numbers."""
+    """A line of metrics.jsonl; all other keys are names of metrics."""
 
     step: Count
 
@@ -107,7 +107,7 @@ class MetricsFile:
         self._pending.clear()
 
     def read(self) -> list[dict[str, Any]]:
-        """All records; lines that are none (a crash can cut the last one) are left out with a warning."""
+        """All records; damaged lines (a crash can truncate the last one) are left out with a warning."""
         if not self.path.is_file():
             return []
         records, damaged = [], []
@@ -148,7 +148,7 @@ class MetricsWriter:
     def open(self, first_step: int) -> None:
         """Start writing after `first_step` steps; records of later steps, which were lost, are dropped.
 
-        Raises: ValueError or OSError if a service does not start; the run's own files are then as they were.
+        Raises: ValueError or OSError if a service does not start; the run's own files are then unchanged.
         """
         if self._config.log.wandb != "off":
             self._wandb = self._open_wandb()
@@ -178,7 +178,7 @@ class MetricsWriter:
                 config=json.loads(json.dumps(to_dict(self._config))),
                 allow_val_change=True,  # train.steps of a resumed run, for example
             )
-        except Exception as error:  # wandb's own, and those of its settings
+        except Exception as error:  # wandb's own errors, and those about its settings
             if is_new:
                 shutil.rmtree(folder)
             advice = f"; remove {file} to begin another wandb run" if run_id else ""
@@ -216,7 +216,7 @@ class MetricsWriter:
                 self._tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def _send_to_wandb(self, values: dict[str, Any], step: int) -> None:
-        """A failure is said once, and ends wandb's part, not the run."""
+        """Log to wandb; a failure is reported once, and ends the logging to wandb but not the run."""
         if self._wandb is None:
             return
         try:
@@ -233,14 +233,14 @@ class MetricsWriter:
 
 
 def _log_in_to_wandb() -> None:
-    """Raises: ValueError in one line, before a run is started."""
+    """Log in before a run is started. Raises: ValueError in one line."""
     import wandb
 
     try:
         if wandb.login(force=True) or os.environ.get("WANDB_MODE"):  # WANDB_MODE=offline needs no login
             return
         reason = "not logged in"
-    except Exception as error:  # wandb's own, and those of its settings
+    except Exception as error:  # wandb's own errors, and those about its settings
         reason = one_line(error)
     raise ValueError(
         f"log.wandb=online: {reason.rstrip('.')}; run `wandb login`, set WANDB_API_KEY, or give log.wandb=offline"
@@ -267,7 +267,7 @@ def progress_text(metrics: Mapping[str, float]) -> str:
 
 
 CODEBOOK_PANELS = {"loss/perplexity": "codebook perplexity", "loss/codebook_used": "share of codes used"}
-"""Titles of the image tokenizer's metrics that are no losses, by their names in metrics.jsonl."""
+"""Panel titles of the image tokenizer's metrics that are not losses, by their names in metrics.jsonl."""
 
 
 def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
@@ -306,7 +306,7 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
 def write_origin(run_dir: Path, config: TrainConfig) -> None:
     """Write what the run was started from: config.yaml (resolved), origin.json (command, commit, versions, weights).
 
-    Weights of the hub have their names in both, with the commit that was fetched.
+    Both record weights from the hub by name, with the commit that was fetched.
     """
     config = with_weights_named(config)
     weights = {f"{group}.{name}": getattr(getattr(config, group), name) for group, name in WEIGHTS}

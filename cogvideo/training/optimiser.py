@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from cogvideo.training.config import OptimiserConfig
 
 EMA = "ema"
-"""The name in the optimiser's state of a parameter's moving average, beside those of AdamW's moments."""
+"""Key of a parameter's moving average in the optimiser state, beside those of AdamW's moments."""
 SPIKE_WINDOW, MIN_NORMS = 64, 16
-"""Norms that a step's is compared with: at most, and at least."""
+"""Largest and smallest number of earlier norms that a step's norm is compared with."""
 
 
 def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
@@ -31,8 +31,8 @@ def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
 
 
 def ema_decay_after(updates: int, decay: float) -> float:
-    """The decay of the average in the update that follows `updates` others: low at first, so that the starting weights
-    are soon forgotten, as usual min(decay, (1 + n) / (10 + n))."""
+    """The average's decay in the update that follows `updates` others: the usual min(decay, (1 + n) / (10 + n)), low at
+    first so that the starting weights are soon forgotten."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
@@ -54,7 +54,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def full_shape(p: Tensor) -> tuple[int, ...]:
-    """A parameter's shape, also where ZeRO 3 left an empty tensor in its place."""
+    """A parameter's shape, even where ZeRO 3 has left an empty tensor in its place."""
     return tuple(getattr(p, "ds_shape", p.shape))
 
 
@@ -81,7 +81,7 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 def make_optimiser(module: nn.Module, config: OptimiserConfig) -> GuardedAdamW:
-    """AdamW over the trainable parameters. Fused: seven times as fast on a CPU, and needs no compiler."""
+    """AdamW over the trainable parameters; fused, which is seven times as fast on a CPU and needs no compiler."""
     groups = parameter_groups(module, config.weight_decay)
     return GuardedAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
@@ -100,17 +100,17 @@ class SpikeRule:
 
     @property
     def limit(self) -> float:
-        """The largest norm of the next step that is none."""
+        """The largest norm that the next step can have without being a spike."""
         if self._factor is None or len(self.norms) < MIN_NORMS:
             return math.inf
         return self._factor * statistics.median(self.norms)
 
     def is_spike(self, norm: float | None) -> bool:
-        """Whether a step of this norm is to be skipped; None: not reported."""
+        """Whether to skip a step with this gradient norm; None: not reported."""
         return norm is not None and float(norm) > self.limit
 
     def add(self, norm: float) -> None:
-        """Count the norm of a step; one that is not finite is left out."""
+        """Add the norm of a step to those that later ones are compared with; a non-finite one is ignored."""
         if self._factor is not None and is_finite_norm(norm):
             self.norms = [*self.norms, norm][-SPIKE_WINDOW:]
 

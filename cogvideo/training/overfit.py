@@ -1,4 +1,4 @@
-"""A small model that learns a handful of clips by heart, by the same trainer as any other: for `cogvideo check`."""
+"""Overfits a small model to a handful of clips, with the ordinary trainer, for `cogvideo check`."""
 
 import json
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Sample sheets during training: real data beside what the model makes of it, always from the same random numbers.
 
-Beside the sheet of each step there is OVER_TIME: what the model made of the same data at several steps, row by row.
+Beside the sheet of each step, OVER_TIME compares what the model made of the same data at several steps, row by row.
 
-For the transformer, clips that it generates from the text and the given frames; for super-resolution, frames as coarse
-tokens, as fine tokens, and as the model draws them; for the image tokenizer, reconstructions.
+Sheets show, for the transformer, clips that it generates from the text and the given frames; for super-resolution,
+frames as coarse tokens, as fine tokens, and as the model draws them; for the image tokenizer, reconstructions.
 """
 
 from collections.abc import Mapping
@@ -49,11 +49,11 @@ class PreviewWriter:
     """Writes a sample sheet for a task at some step."""
 
     def __init__(self, image_tokenizer: Path | None, high_res_tokenizer: Path | None = None) -> None:
-        """Folders that are given are opened now, so that a bad one fails before training.
+        """Open the given folders at once, so that a bad one fails before training.
 
         `image_tokenizer`: None is the bundled one. `high_res_tokenizer` decodes super-resolution's large frames; None:
-        the other one does.
-        Raises: ValueError as `ImageTokenizer.load`, with the config's key.
+        `image_tokenizer` does.
+        Raises: ValueError as `ImageTokenizer.load`, naming the config key.
         """
         self._path = image_tokenizer or BUNDLED_WEIGHTS / "image_tokenizer"
         self._high_res_path = high_res_tokenizer or self._path
@@ -74,10 +74,10 @@ class PreviewWriter:
 
     @torch.no_grad()
     def distances(self, task: ClipTask, networks: Mapping[str, FeatureNetwork], count: int) -> dict[str, float]:
-        """Distances of up to `count` generated clips from the real ones that they start from, and their floors.
+        """Distances between up to `count` generated clips and the real ones that they start from, and their floors.
 
-        All are decoded by the image tokenizer, so it has no share in them. A floor is the distance between two halves
-        of the real clips, which are fewer: it is higher than one of as many clips would be.
+        Real clips are decoded from tokens too, so the image tokenizer has no share in the distances. A floor is the
+        distance between two halves of the real clips; it is of fewer clips, and therefore higher than with as many.
         """
         self._check_decoder(task)
         real: list[NDArray[np.uint8]] = []
@@ -93,7 +93,7 @@ class PreviewWriter:
 
     @torch.no_grad()
     def write(self, task: Task[Any], step: int, folder: Path) -> Path:
-        """Write the sheet of `task` after `step` steps, and with earlier ones OVER_TIME; returns the sheet's path."""
+        """Write the sheet after `step` steps and, if there are earlier ones, OVER_TIME; returns the sheet's path."""
         path = folder / f"step_{step:08d}.png"
         self._write_sheet(task, step, path)
         sheets = sorted(other for other in folder.glob("step_*.png") if other.name <= path.name)
@@ -158,7 +158,7 @@ def _generate_clips(task: ClipTask, batch: Batch) -> tuple[Tensor, Tensor, list[
 
 
 def _draw_fine_tokens(task: SuperresTask, batch: SuperresBatch) -> Tensor:
-    """Fine tokens drawn by the direct model from coarse ones, or real ones redrawn by all rounds of the iterative."""
+    """Fine tokens: drawn from coarse ones by the direct model, or real ones redrawn by the iterative model's rounds."""
     model, texts = task.model, (batch.text, batch.text_mask)
     codes, (num_frames, frame_len) = model.config.vocabulary.num_image_tokens, batch.high_res.shape
 

@@ -36,7 +36,7 @@ from cogvideo.training.deepspeed_engine import zero_stage
 log = get_logger(__name__)
 
 LOG_ABOVE_BYTES = 1 << 30
-"""Runs whose weights are smaller in bfloat16 log no plan."""
+"""Runs whose weights take less than this in bfloat16 log no plan."""
 PROCESS_STATUS = Path("/proc/self/status")
 MATMUL_SIZE = {"cuda": 8192, "cpu": 768}
 """Side of the square matrices that measure a device's peak FLOPS."""
@@ -47,7 +47,7 @@ class NothingFits(ValueError):
 
 
 def planned_model(config: TrainConfig) -> TransformerConfig | None:
-    """The transformer that a run trains, with its text tokenizer's vocabulary if that file is there; None: none."""
+    """The transformer that a run trains, if any; with the vocabulary of its text tokenizer if that file exists."""
     if config.task == "tokenizer":
         return None
     model: TransformerConfig = config.superres
@@ -61,9 +61,9 @@ def planned_model(config: TrainConfig) -> TransformerConfig | None:
 
 
 def planned_settings(config: TrainConfig, count: int) -> TrainingSettings:
-    """What the planner is to know of a run in `count` processes with one device each.
+    """The planner's settings for a run in `count` processes with one device each.
 
-    Raises: ValueError if the batch does not divide, or `auto` is not resolved.
+    Raises: ValueError if the batch cannot be divided evenly, or `auto` is not resolved.
     """
     loop, init = config.train, config.init
     return TrainingSettings(
@@ -87,7 +87,7 @@ def planned_settings(config: TrainConfig, count: int) -> TrainingSettings:
 def resolve_auto(config: TrainConfig, machine: Machine, count: int) -> TrainConfig:
     """Replace `auto` by the fastest setting that fits the machine.
 
-    Raises: NothingFits; ValueError if the batch does not divide.
+    Raises: NothingFits; ValueError if the batch cannot be divided evenly.
     """
     loop = config.train
     if "auto" not in (loop.micro_batch_size, loop.recompute):
@@ -117,7 +117,7 @@ def resolve_auto(config: TrainConfig, machine: Machine, count: int) -> TrainConf
 
 
 def machine_of(device: torch.device) -> Machine:
-    """The planner's entry for a device of this computer; on a CPU a process's share of memory."""
+    """The planner's entry for a device of this computer; for a CPU, with one process's share of the memory."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return machine_like(properties.name, properties.total_memory)
@@ -126,7 +126,7 @@ def machine_of(device: torch.device) -> Machine:
 
 
 def smallest_machine(device: torch.device) -> Machine:
-    """The machine of this rank with the memory of the smallest of all ranks, which must all choose alike."""
+    """This rank's machine, with the least memory of any rank's, since all ranks must choose the same settings."""
     machine = machine_of(device)
     sizes: list[Any] = [machine.memory_bytes]
     if dist.get_world_size() > 1:
@@ -191,7 +191,7 @@ def peak_memory_mib(device: torch.device) -> float:
     """The peak memory of this process so far: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    with contextlib.suppress(OSError):  # elsewhere than on Linux
+    with contextlib.suppress(OSError):  # not on Linux
         if peak := re.search(r"VmHWM:\s*(\d+)", PROCESS_STATUS.read_text()):  # which some sandboxes leave out
             return int(peak[1]) / 1024
     import resource
@@ -200,14 +200,14 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOPS of a large matrix product in `dtype`, the best of three: roughly the most that the device can reach.
+    """FLOPS of a large matrix product in `dtype`, the best of four: roughly the most that the device can reach.
 
-    None where the device emulates `dtype`: measuring would be slow, and its peak is no useful reference.
+    None where the device emulates `dtype`: measuring would be slow, and the result not a useful reference.
     """
     if not has_native_matmul(device, dtype):
         return None
     side = MATMUL_SIZE[device.type]
-    # random: a product of ones needs less power, so that a GPU's clock is higher than in training
+    # random, since products of ones need less power, which lets a GPU clock higher than in training
     a = torch.randn(side, side, device=device).to(dtype)
     best = float("inf")
     for _ in range(4):  # the first one starts threads and loads libraries
@@ -229,7 +229,7 @@ def has_native_matmul(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def warn_if_emulated(device: torch.device, loop: LoopConfig, trunk_weights: TrunkWeights = "full") -> None:
-    """Warn if the CPU emulates train.dtype, or if float8 weights are not multiplied as they are."""
+    """Warn if the CPU emulates train.dtype, or if float8 weights are dequantized instead of multiplied directly."""
     if trunk_weights == "float8" and (loop.dtype != "bf16" or not has_float8_products(device)):
         log.warning(
             "init.trunk_weights=float8 is multiplied as it is with train.dtype=bf16 on GPUs since Ada and Hopper; here "

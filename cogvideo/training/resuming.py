@@ -10,7 +10,10 @@ log = get_logger(__name__)
 
 
 def changed_types(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The settings of the types that weights were held in and now are, of the group `train`; None if they are one."""
+    """The settings of the type that weights are held in, old and new; None if the type is the same.
+
+    `before`, `now`: the settings of the group `train`.
+    """
     weights, dtypes = ([train.get(key, "fp32") for train in (before, now)] for key in ("weights", "dtype"))
     held = [dtype if weight == "dtype" else "fp32" for weight, dtype in zip(weights, dtypes, strict=True)]
     if held[0] == held[1]:
@@ -20,9 +23,9 @@ def changed_types(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[st
 
 
 def warn_of_other_masks(saved: Mapping[str, Any], config: TrainConfig, world_size: int) -> None:
-    """Say if dropout draws other masks than an uninterrupted run's, since steps have other micro-batches.
+    """Warn if dropout draws other masks than in an uninterrupted run, because steps have other micro-batches.
 
-    `saved`: the numbers of a checkpoint; `world_size`: processes now.
+    `saved`: the numbers of a checkpoint; `world_size`: the current number of processes.
     """
     before, model = saved["config"]["train"], config.superres if config.task == "superres" else config.model
     is_dropped = config.task != "tokenizer" and max(model.dropout, model.attention_dropout, config.lora.dropout) > 0

@@ -1,4 +1,4 @@
-"""Comparison of run folders: settings that differ, where each run is, and all curves in one picture."""
+"""Comparison of run folders: settings that differ, the progress of each run, and all curves in one picture."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from cogvideo.training.metrics import MetricsFile
 PANELS = ("loss", "validation/loss", "grad_norm", "lr")
 """Metrics that are drawn, each in a panel of its own."""
 MAX_LETTERS = 48
-"""Of a value in a table."""
+"""Longest value in a table, in characters."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that was read."""
+    """The contents of a run folder."""
 
     folder: Path
     settings: Mapping[str, Any]
@@ -28,7 +28,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """Raises: ValueError, OSError if it is none, or damaged."""
+        """Read a run folder. Raises: ValueError, OSError if `folder` is not one, or is damaged."""
         config = folder / "config.yaml"
         if not config.is_file():
             raise FileNotFoundError(f"{folder} is no run folder, it has no config.yaml; give a run_dir of `train`")
@@ -40,7 +40,7 @@ class Run:
 
 
 def differences(runs: Sequence[Run]) -> list[list[str]]:
-    """A row (key, value in each run) for every setting, but run_dir, that is not the same in all; "-": not recorded."""
+    """A row (key, value in each run) for every setting except run_dir that differs between runs; "-": not recorded."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "run_dir")
     rows = [[key, *(_text(run.settings[key]) if key in run.settings else "-" for run in runs)] for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]

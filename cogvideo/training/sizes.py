@@ -20,11 +20,11 @@ SIZES = {
 
 
 def sizes_from_data(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes that `given`, the nested settings of a training run, leaves out, as far as its data says them.
+    """The sizes that `given`, the nested settings of a training run, leaves out, as far as they follow from its data.
 
     A run with a checkpoint, which can only be resumed, keeps the sizes that it began with. Otherwise frames are as
-    large as those of data.path, and there are as many positions as in init.checkpoint, or as text and a frame take.
-    What cannot be read says nothing here: it is reported where it is opened.
+    large as those of data.path, and there are as many positions as in init.checkpoint, or as text and a frame need.
+    Files that cannot be read are ignored here: the error is reported where they are opened.
     """
     task, data = given.get("task", "sequential"), _group(given, "data")
     group = "superres" if task == "superres" else "model"

@@ -56,7 +56,7 @@ from cogvideo.training.tasks.tokenizer import TokenizerTask
 log = get_logger(__name__)
 
 IS_FINITE = "is_finite"
-"""Read along with an objective's metrics: whether its loss is."""
+"""An extra metric, read along with those of an objective: whether its loss is finite."""
 CODEBOOK_STEP = "tokenizer.continuous_steps"
 CURVES_SECONDS = 60.0
 """Curves are redrawn no more often than this, except at the end."""
@@ -69,9 +69,9 @@ class StepResult:
     is_finite: bool
     """Whether loss and gradients were finite on every rank; if not, weights and moments are unchanged."""
     overflowed: bool = False
-    """fp16's loss scaler skipped the update, as it does occasionally, and lowers its scale."""
+    """The fp16 loss scaler skipped the update because gradients overflowed, as happens occasionally."""
     is_spike: bool = False
-    """The update was skipped for its gradient norm, as train.skip_spikes says."""
+    """The update was skipped because of its gradient norm (train.skip_spikes)."""
 
     @property
     def is_skipped(self) -> bool:
@@ -142,7 +142,7 @@ class Trainer:
             self._resume(newest)
         elif resume:
             log.info("%s holds no checkpoint; starting from the beginning", config.run_dir)
-        self._saved_at: int | None = None  # None even now: a run killed between its checkpoint and export redoes both
+        self._saved_at: int | None = None  # also after resuming: a run killed between checkpoint and export redoes both
         self._stop_signal = 0
         self._curves_drawn_at = -math.inf
         self._started_at, self._preview_seconds = time.monotonic(), 0.0
@@ -184,12 +184,12 @@ class Trainer:
 
         Raises: OSError if the last checkpoint cannot be written or another process is lost; ValueError after too many
         non-finite steps in a row; after a signal, once everything is saved, KeyboardInterrupt for Ctrl-C and
-        SystemExit(128 + its number) for another.
+        SystemExit(128 + its number) for any other.
         """
         if self.rank == 0:
             for name in ("", "previews", "checkpoints", "export"):
                 remove_all_leftovers(self.config.run_dir / name)
-            self.writer.open(self.step)  # first: a service may refuse
+            self.writer.open(self.step)  # before anything is written: wandb or TensorBoard may fail to start
             write_origin(self.config.run_dir, self.config)
         with self._signals_request_stop():
             batches = self.task.batches(self.step)
@@ -199,7 +199,7 @@ class Trainer:
             finally:
                 getattr(batches, "close", lambda: None)()
                 self.writer.close()
-            # together: a launcher ends the other processes as soon as one ends with an error
+            # on all ranks together: a launcher kills the others as soon as one exits with an error
             self._stop_signal = max_over_ranks(self._stop_signal, self.device)
         if self._stop_signal:
             raise KeyboardInterrupt if self._stop_signal == signal.SIGINT else SystemExit(128 + self._stop_signal)
@@ -296,7 +296,7 @@ class Trainer:
         if loop.ema_decay is not None:
             inner_optimiser(engine).ema_decay = ema_decay_after(self.step - self.skipped, loop.ema_decay)
         self._clipped_norm = self._clip_gradients() if trainer_clips_gradients(self.config) else None
-        # engine.step calls GuardedAdamW.step, and that _allow_update
+        # engine.step calls GuardedAdamW.step, which calls _allow_update
         if loop.dtype == "fp16":
             if step_in_fp16(engine, loss_is_finite=self._is_finite):
                 return StepResult(None, is_finite=True, overflowed=True)
@@ -378,20 +378,20 @@ class Trainer:
         self._write({"step": self.step} | {f"validation/{name}": mean for name, mean in averages.means().items()})
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
-        """With train.ema_decay, let the model have its averaged weights; every rank must enter and leave it."""
+        """With train.ema_decay, use the averaged weights inside the block; every rank must enter and leave it."""
         return contextlib.nullcontext() if self.config.train.ema_decay is None else averaged_weights(self.engine)
 
     def _distance_networks(self) -> dict[str, FeatureNetwork]:
-        """Those of log.distances_every. Raises: ValueError if they are not installed."""
+        """The networks for log.distances_every. Raises: ValueError if they are not installed."""
         if not self.config.log.distances_every:
             return {}
         with errors_name_key("log.distances_every"):
             return open_packaged(self.device)
 
     def _wait_for_rank_0(self, what: str, work: Callable[[], None]) -> None:
-        """Let rank 0 sample while the others wait, unless that took too much of the run's time so far.
+        """Let rank 0 sample (`work`) while the others wait, unless that has taken too much of the run's time so far.
 
-        A failure is logged: whatever it is, it must not end a long run.
+        Any failure is only logged: it must not end a long run.
         """
         if self.config.deepspeed.stage == 3:
             return  # sampling reads weights that are gathered for a layer's forward pass only
@@ -475,11 +475,11 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals_request_stop(self) -> Iterator[None]:
-        """Signals stop the run after the current step, saved; a second Ctrl-C interrupts it. An ignored SIGHUP (by
-        `nohup`) stays ignored."""
+        """Inside the block, signals stop the run after the current step and a checkpoint; a second Ctrl-C interrupts it
+        at once. A SIGHUP that is ignored (`nohup`) stays ignored."""
 
         def request_stop(number: int, frame: Any) -> None:
-            if self._stop_signal and number == signal.SIGINT:  # launchers repeat SIGTERM without meaning more
+            if self._stop_signal and number == signal.SIGINT:  # not SIGTERM, which launchers repeat
                 raise KeyboardInterrupt
             self._stop_signal = self._stop_signal or number
 

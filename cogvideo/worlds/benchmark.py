@@ -1,8 +1,8 @@
-"""What the benchmarks of synthetic worlds share: sets of clips, sampling them, results, targets, table and report.
+"""Shared code of the synthetic-world benchmarks: clip sets, sampling, results, targets, tables and the report.
 
-A world gives captions, their real clips and probes (`Benchmark`). Three sources are scored alike: clips generated from
-the captions; the captions' real clips after the tokenizer's round trip, which is the ceiling for any generator; and the
-real clips themselves, which show what the probes can detect.
+A world supplies captions, the real clip of each, and probes (`Benchmark`). Clips from three sources are scored in the
+same way: clips generated from the captions; the real clips after a round trip through the tokenizer, the ceiling for
+any generator; and the real clips themselves, which show what the probes can detect.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from cogvideo.tokenizers.image import ImageTokenizer
 
 NUM_KEY_FRAMES = 5
-NUM_ROUNDS = 3  # of interpolation: 5 -> 9 -> 17 -> 33 frames
+NUM_ROUNDS = 3  # rounds of interpolation: 5 -> 9 -> 17 -> 33 frames
 WHOLE_SECONDS = 4.0
 WHOLE = "whole"
 SOURCES = ("generated", "reconstructed", "original")
 SHOWN = 16
-"""Clips of each set in a report."""
+"""Clips of each set that a report shows."""
 FRAMES_SHOWN = 9
 
 Frames = NDArray[np.uint8]  # (clips, frames, side, side, 3)
@@ -47,16 +47,16 @@ Figure = Proportion | Mean
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Captions, and the frames that clips of them have."""
+    """Captions, with the length and the frame times of their clips."""
 
     name: str
     captions: tuple[str, ...]
     seconds: float
-    """The clip length requested."""
+    """The requested clip length."""
     rounds: int = 0
-    """Of interpolation."""
+    """Rounds of interpolation; 0: key frames only."""
     continuations: int = 0
-    """How often clips are continued by as many seconds."""
+    """How many times each clip is continued, by `seconds` each time."""
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -72,12 +72,12 @@ class ClipSet:
 
 
 Generate = Callable[[ClipSet], Frames | None]
-"""A set -> its clips; None for a set that the model cannot make."""
+"""Maps a set to its clips, or to None if the model cannot make them."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A figure to reach."""
+    """A value that a measure of the generated clips should reach."""
 
     measure: str
     """A key of `Summary.figures`."""
@@ -94,12 +94,12 @@ class Summary(Protocol):
 
     @property
     def figures(self) -> Mapping[str, Figure | None]:
-        """By measure."""
+        """The scores by measure."""
         ...
 
     @property
     def failed(self) -> Sequence[str]:
-        """By clip: the names of the probes that it fails, separated by commas; empty if none."""
+        """For each clip, the names of the probes that it fails, separated by commas; empty if none."""
         ...
 
     def to_json(self) -> dict[str, Any]: ...
@@ -107,20 +107,20 @@ class Summary(Protocol):
 
 @dataclass(frozen=True)
 class Benchmark(ABC):
-    """A world's captions, their real clips, and its probes. The fields decide every number."""
+    """A world's captions, their real clips, and its probes. The fields determine every number."""
 
     name: ClassVar[str]
     side: ClassVar[int]
-    """Of a frame, in pixels."""
+    """Side of a frame in pixels."""
     rules: ClassVar[int]
-    """Version of the probes and sets; raised when a change of them moves numbers."""
+    """Version of the probes and sets; raised when a change to them changes the numbers."""
     measures: ClassVar[Sequence[tuple[str, str]]]
     """Keys of `Summary.figures`, and their titles in the table."""
 
     num_prompts: int = 200
     """Test captions, about half Chinese and half English."""
     seed: int = 0
-    """Seed of the captions drawn."""
+    """Seed for drawing the captions."""
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -130,23 +130,23 @@ class Benchmark(ABC):
 
     @property
     def hash(self) -> str:
-        """Hex digits over all that moves a number; compare numbers of one hash only."""
+        """Hash, in hex, of everything that affects a number; compare numbers only if their hashes are equal."""
         values = {**asdict(self), "rules": self.rules}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:HASH_DIGITS]
 
     @property
     @abstractmethod
     def sets(self) -> dict[str, ClipSet]:
-        """By name: key frames at each clip length, then whole clips."""
+        """The clip sets by name: key frames at each clip length, then whole clips."""
 
     @property
     @abstractmethod
     def targets(self) -> Sequence[Target]:
-        """What the world's weights are expected to reach."""
+        """What weights trained on this world are expected to reach."""
 
     @abstractmethod
     def real(self, clips: ClipSet) -> Frames:
-        """The captions' real clips."""
+        """The real clips of the set's captions."""
 
     @abstractmethod
     def others(self) -> Frames:
@@ -157,7 +157,7 @@ class Benchmark(ABC):
         """Score clips of a set."""
 
     def motion_rows(self, results: Results, sources: Sequence[str]) -> list[list[str]]:
-        """More rows for the end of the table, the first of them the header."""
+        """An additional last table, header row first; empty if there is none."""
         return []
 
 
@@ -183,10 +183,10 @@ def reconstruct(tokenizer: ImageTokenizer, frames: Frames, batch: int = 256) -> 
 def generate_with(
     pipeline: Pipeline, config: SampleConfig, side: int, *, weights: str = "", cache: Path | None = None
 ) -> Generate:
-    """Sample each set with a pipeline. Whole clips need stage 2; without it they are None.
+    """Make a function that samples a set with a pipeline. Whole clips need stage 2; without it they are None.
 
-    `weights`: the bundle's fingerprint, under which drawn tokens are kept in the folder `cache`.
-    Raises: ValueError if the pipeline's frames have another size than `side` pixels, or if it does not make
+    `weights`: the bundle's fingerprint, under which sampled tokens are cached in the folder `cache`.
+    Raises: ValueError if the side of the pipeline's frames is not `side` pixels, or if it does not make
     NUM_KEY_FRAMES key frames.
     """
     from cogvideo.evaluation.generation import sample_groups
@@ -234,8 +234,8 @@ class Results:
     benchmark: Benchmark
     summaries: dict[str, dict[str, Summary]] = field(default_factory=dict)
     distances: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By measure and source, of whole clips from the real ones; those of "original" are of other real clips: the floor.
-    """
+    """By measure and source: distances of whole clips from the real ones. For "original", other real clips are compared
+    with them, which gives the floor."""
     shown: dict[str, dict[str, Frames]] = field(default_factory=dict)
     """By source and set: the first clips, for the report."""
 
@@ -256,7 +256,8 @@ class Results:
     def check(self, target: Target) -> tuple[float, bool] | None:
         """The target's limit and whether the generated clips reach it; None if they, or the ceiling, are missing.
 
-        What can be measured on real clips and on no generated one is not reached.
+        A target whose measure applies to real clips but to no generated clip is not reached; if it applies to neither,
+        the result is None.
         """
         got, real, ceiling = (
             self.figure(source, target.set_name, target.measure)
@@ -295,8 +296,8 @@ def run_benchmark(
     """Score generated, reconstructed and real clips of the same captions.
 
     Without `tokenizer` there are no reconstructed clips, without `generate` no generated ones. `networks`, by role,
-    measure distances between whole clips, `batch` of them at once, if there are two or more. `log` gets one line per
-    set.
+    measure distances between whole clips, `batch` clips at a time, if there are two or more clips. `log` is called with
+    one line per set.
     """
     results = Results(benchmark)
     for clips in benchmark.sets.values():
@@ -321,7 +322,7 @@ def run_benchmark(
 
 
 def tables(results: Results) -> list[list[list[str]]]:
-    """The results as tables of cells: one per set, one column per source, then the target and whether it is met."""
+    """The results as tables of cells, one per set: a column per source, then the target and whether it is met."""
     benchmark, sources = results.benchmark, results.sources
     targets = {(target.set_name, target.measure): target for target in benchmark.targets}
     blocks = []
@@ -380,7 +381,7 @@ def write_report(path: Path, results: Results) -> None:
 
 
 def format_figure(figure: Figure | None, num_clips: int = 0) -> str:
-    """The figure; with its number of trials if that is below `num_clips`, since probes leave some clips out."""
+    """Format a figure, with its number of trials if that is below `num_clips`, since probes leave some clips out."""
     if figure is None:
         return "-"
     return f"{figure}, n = {figure.total}" if 0 < figure.total < num_clips else str(figure)

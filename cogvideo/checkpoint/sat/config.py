@@ -106,7 +106,7 @@ def config_for(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
 
 
 def _own_config(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
-    """The config that we wrote beside the tensors. Raises: ValueError if it fits neither them nor the settings."""
+    """The config that we wrote beside the tensors. Raises: ValueError if it contradicts them or the settings."""
     path = sat.directory / OWN_CONFIG
     config: TransformerConfig
     if "superres" in sat.own_config:
@@ -131,14 +131,14 @@ def _own_config(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
 
 
 def _given(settings: SatSettings) -> list[str]:
-    """Names of the settings that are not their defaults."""
+    """Names of the settings that differ from their defaults."""
     default = SatSettings()
     names = [field.name for field in fields(settings)]
     return [name for name in names if getattr(settings, name) != getattr(default, name)]
 
 
 def _check_settings(sat: SatCheckpoint, settings: SatSettings) -> None:
-    """Raises: ValueError for a setting that the found kind of model does not read."""
+    """Raises: ValueError for a setting that this kind of model does not have."""
     unread = [name for name in _given(settings) if name in UNREAD.get(sat.kind, ())]
     if sat.kind == "image" and settings.task not in (None, "image"):
         unread.insert(0, "task")

@@ -27,7 +27,7 @@ class TensorMapping:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A conversion that was checked. Nothing is on disk until `run` writes it."""
+    """A checked conversion. Nothing is on disk until `run` writes it."""
 
     kind: ModelKind
     config: dict[str, Any]

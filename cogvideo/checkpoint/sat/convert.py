@@ -1,6 +1,6 @@
 """SAT checkpoints to ours and back, with one tensor in memory at a time. Both functions plan; `Conversion.run` writes.
 
-Which name maps to which is in `cogvideo.checkpoint.parameters`.
+The mapping of names is in `cogvideo.checkpoint.parameters`.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def from_sat(
 def to_sat(source: Path, out: Path, *, dtype: torch.dtype | None = None, ranks: int = 1) -> Conversion:
     """Plan the conversion of our checkpoint, trunk merged in, to a SAT folder with one file per model-parallel rank.
 
-    A file with our own settings is beside them, for SAT's have no place for some; `from_sat` reads it.
+    A file beside them holds our own settings, since SAT's has no place for some of them; `from_sat` reads it.
     Raises: ValueError, FileNotFoundError, in one line that names what is wrong.
     """
     if ranks < 1:

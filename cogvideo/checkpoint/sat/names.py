@@ -1,6 +1,6 @@
 """Tensor names of published (SAT) checkpoints: old spellings, and which model a set of names belongs to.
 
-Which of our parameters a name stands for is in `cogvideo.checkpoint.parameters`.
+The mapping to our parameters is in `cogvideo.checkpoint.parameters`.
 """
 
 import re

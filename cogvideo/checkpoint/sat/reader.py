@@ -1,8 +1,8 @@
 """Read published checkpoint folders (SwissArmyTransformer, "SAT"): find, open and check them, merge ranks. No writing.
 
 DIR/latest                                  an iteration number, or `release`
-DIR/model_config.json                       sizes; where the tensors' shapes give one, the shapes are used
-DIR/cogvideo.json                           all settings of a model of ours; only in folders that we wrote
+DIR/model_config.json                       settings; sizes that tensor shapes imply are taken from the shapes
+DIR/cogvideo.json                           all of our settings for the model; only in folders that we wrote
 DIR/<iteration>/mp_rank_XX_model_states.pt  one file per model-parallel rank
 """
 
@@ -160,7 +160,7 @@ class SatCheckpoint:
 
 
 def is_sat(directory: Path) -> bool:
-    """Whether a folder itself (not one below it) is a SAT checkpoint's."""
+    """Whether a folder itself (not one below it) is a SAT checkpoint."""
     return (directory / "latest").is_file()
 
 

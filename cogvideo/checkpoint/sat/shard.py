@@ -1,4 +1,4 @@
-"""Splitting a tensor over model-parallel ranks and merging the shards again, as SwissArmyTransformer does it."""
+"""Splitting a tensor over model-parallel ranks and merging the shards again, as SwissArmyTransformer does."""
 
 from collections.abc import Sequence
 

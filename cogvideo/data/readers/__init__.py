@@ -1,6 +1,7 @@
 """Readers of captions files, one module per format, chosen by the file's suffix.
 
-To add a format, write `records.Rows` (for one record per line, a function that parses a line) and add it to READERS.
+To add a format, implement `records.Rows` (for one record per line, a function that parses a line for `LineRows`), and
+add it to READERS.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ READERS: dict[str, Callable[[Path, ReadOptions], Rows]] = {
     ".parquet": ParquetRows,
 }
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""The captions file of a folder by Hugging Face's convention for video folders."""
+"""Names of the captions file of a video folder by Hugging Face's convention."""
 
 
 def open_captions(

@@ -1,7 +1,7 @@
-"""Captions as a table of text, .csv or .tsv, with the quoting and headers of pandas and of spreadsheets.
+"""Captions as a text table, .csv or .tsv, with the quoting and headers that pandas and spreadsheets write.
 
-A field in quotes may hold the delimiter, line ends, and quotes that are doubled or follow a backslash. A .csv file may
-be separated by semicolons, tabs or bars instead of commas. Without a header line, the columns are video and caption.
+A quoted field may contain the delimiter, line ends, and quotes that are doubled or follow a backslash. A .csv file may
+use semicolons, tabs or vertical bars instead of commas. Without a header line, the columns are video and caption.
 """
 
 import csv
@@ -17,7 +17,7 @@ VIDEO_TYPES = "mp4 m4v mov mkv webm avi gif mpg mpeg ts m2ts mts wmv flv ogv 3gp
 MEDIA_SUFFIXES = frozenset(f".{name}" for name in VIDEO_TYPES.split())
 BLANK = ' \t\r\n\ufeff,;|"'
 MAX_COLUMNS = 16384
-"""What spreadsheets hold."""
+"""As many as spreadsheets can hold."""
 csv.field_size_limit(MAX_LINE_BYTES)
 
 
@@ -37,7 +37,7 @@ class DelimitedRows(TextRows):
         self._delimiter, self._names, self._first = self._read_header(delimiters)
         named = [number for number, name in enumerate(self._names, 1) if name != _unnamed(number)]
         self._fewest = max(named, default=0)
-        """Cells of the shortest row: separators after the last named column need not be there."""
+        """Fewest cells that a row may have: separators after the last named column may be missing."""
 
     def _read_header(self, delimiters: str) -> tuple[str, list[str], tuple[int, int]]:
         """The delimiter, the names of the columns, and offset and number of the first line of data."""
@@ -65,7 +65,7 @@ class DelimitedRows(TextRows):
         return self._without_both(delimiter, names, first, start)
 
     def _skip_blank(self, cursor: LineCursor) -> tuple[int, int]:
-        """Offset and number of the first line with something in it, which separators alone are not."""
+        """Offset and number of the first line that is not blank; separators alone count as blank."""
         cursor.skip_blank()
         start = cursor.offset, cursor.number
         try:
@@ -87,7 +87,7 @@ class DelimitedRows(TextRows):
     def _without_both(
         self, delimiter: str, names: list[str], first: tuple[int, int], start: tuple[int, int]
     ) -> tuple[str, list[str], tuple[int, int]]:
-        """What to do with a first line that does not name both columns: it is data, or an error."""
+        """Handle a first line that does not name both columns: it is either data or an error."""
         roles, given = self._roles(names), (self._options.video, self._options.caption)
         has_video_file = any(Path(name).suffix.lower() in MEDIA_SUFFIXES for name in names)
         if given == (None, None) and (has_video_file or (not roles and self._literal)):
@@ -144,7 +144,7 @@ class DelimitedRows(TextRows):
         after = cursor.offset, cursor.number
         if '"' not in line:
             return line.rstrip("\r\n").split(delimiter)
-        spaced = re.search(f'{re.escape(delimiter)} +"', line) is not None  # the quote opens a field all the same
+        spaced = re.search(f'{re.escape(delimiter)} +"', line) is not None  # a quote after spaces opens a field too
         strict = partial(csv.reader, delimiter=delimiter, strict=True, skipinitialspace=spaced)
         backslash = partial(strict, doublequote=False, escapechar="\\")
         for parse in (strict, backslash) if '\\"' in line else (strict,):
@@ -154,7 +154,7 @@ class DelimitedRows(TextRows):
             except (csv.Error, LongLine):
                 continue
             if not (self._literal and any(delimiter in cell and "\n" in cell for cell in cells)):
-                return cells  # otherwise, two quotes that are text have swallowed the lines between them
+                return cells  # otherwise, two quotes meant as text have swallowed the lines between them
         cursor.seek(*after)
         if self._literal:
             return line.rstrip("\r\n").split(delimiter)
@@ -169,7 +169,7 @@ class _Malformed(Exception):
 
 
 def _lines(first: str, cursor: LineCursor, start: int) -> Iterator[str]:
-    """The line, then those that follow, as far as a record may be long."""
+    """The first line, then those that follow it, up to the greatest length of a record."""
     yield first
     while cursor.offset - start <= MAX_LINE_BYTES and (line := cursor.line()) is not None:
         yield line
@@ -184,9 +184,9 @@ def _unnamed(number: int) -> str:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Names for all columns: a number for one without a name, such as the index that pandas writes, or a second one."""
+    """Distinct names: unnamed columns, such as the index that pandas writes, and repeated names are numbered."""
     found: list[str] = []
-    known: set[str] = set()  # for a stranger's many columns
+    known: set[str] = set()  # a set, since an untrusted file may have many columns
     for number, name in enumerate(names, 1):
         found.append(f"{name} {number}" if name in known else name or _unnamed(number))
         known.add(found[-1])

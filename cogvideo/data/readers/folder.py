@@ -1,7 +1,7 @@
 """Captions as files beside the videos: NAME.mp4 with NAME.txt, NAME.caption or NAME.json, at any depth of a folder.
 
 A .txt or .caption file is one caption. A .json file is an object such as {"caption": "...", "start": 2.0}, whose
-caption may be a list; beside a .txt file, it holds further data.
+caption may be a list; next to a .txt file, it holds only additional fields.
 """
 
 import json
@@ -19,11 +19,11 @@ TEXT_SUFFIXES = (".txt", ".caption")
 SIDECAR_SUFFIXES = (*TEXT_SUFFIXES, ".json")
 MAX_SIDECAR_BYTES = 1 << 20
 OWN_VIDEO, OWN_TEXT = "<video>", "<text>"
-"""Names of the fields that come from no .json."""
+"""Names of the fields that do not come from a .json file."""
 
 
 class FolderRows:
-    """Videos of a folder, in the order of their paths, with the texts beside them. Positions are their numbers."""
+    """Videos of a folder, sorted by path, with the texts beside them. A position is a video's index."""
 
     is_text = False
 
@@ -31,7 +31,7 @@ class FolderRows:
         """Raises: OSError; ValueError if there is no video."""
         self._folder, self._options = folder, options
         self._texts: tuple[Path | None, dict[str, Path]] = (None, {})
-        """A folder and its texts, the last one looked at."""
+        """The folder looked at last, and its texts."""
         self._videos = sorted(find_videos(folder))
         if not self._videos:
             raise ValueError(f"{folder} holds no videos; expected NAME.mp4 with NAME.txt beside it, or a metadata.csv")
@@ -59,7 +59,7 @@ class FolderRows:
         """The texts of a folder by their names, with suffixes in lower case. Raises: OSError."""
         if self._texts[0] != folder:
             paths = [path for path in folder.iterdir() if path.suffix.lower() in SIDECAR_SUFFIXES and path.is_file()]
-            # Sorted, so that a.txt takes the place of a.TXT.
+            # Sorted, so that a.txt takes precedence over a.TXT.
             self._texts = folder, {_plain(path.stem) + path.suffix.lower(): path for path in sorted(paths)}
         return self._texts[1]
 
@@ -81,7 +81,7 @@ def find_videos(folder: Path) -> Iterator[str]:
 
 
 def sidecar_row(position: int, place: str, video: str, texts: Mapping[str, str], options: ReadOptions) -> Row:
-    """The record of a video from the texts beside it, by suffix. No .json says which file the video is."""
+    """The record of a video from the `texts` beside it, by suffix. A .json cannot change which file the video is."""
     fields: dict[str, Any] = {}
     if ".json" in texts:
         try:

@@ -1,4 +1,4 @@
-"""Captions as one JSON value: a list of objects, an object of path to caption, or columns as of pandas.
+"""Captions as one JSON value: a list of objects, an object that maps paths to captions, or columns as pandas writes.
 
 [{"video": "a.mp4", "caption": "..."}, ...]
 {"a.mp4": "...", "b.mp4": ["...", "..."], "c.mp4": {"caption": "...", "start": 2.0}}
@@ -26,21 +26,21 @@ from cogvideo.data.readers.textfile import LineRows, TextFile
 from cogvideo.files import check_counts
 
 MAX_ENTRY = 4 << 20
-"""Characters of an entry."""
+"""Limit on the characters of an entry."""
 MAX_COLUMNS = 64
 MAX_COLUMNS_BYTES = 32 << 20
 MAX_COLUMN_VALUES = 1 << 20
 """More in columns would take hundreds of megabytes of memory; .jsonl has no limit."""
 CHUNK = 1 << 16
 LONGEST_TOKEN = 12
-"""Characters of the longest that a chunk may cut, besides strings: two escapes that are one character."""
+"""Characters of the longest token, strings aside, that a chunk may end within: two escapes of one character."""
 WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 CLOSING = {"[": "]", "{": "}"}
 FORMS = "expected a list of objects, or an object of path to caption"
 
 
 class JsonRows:
-    """Records of a JSON file. Positions are their numbers; memory is 8 bytes for each, unless they are in columns."""
+    """Records of a JSON file. Positions are record indices; each takes 8 bytes of memory, unless in columns."""
 
     is_text = False
 
@@ -55,7 +55,7 @@ class JsonRows:
             self._columns = self._read_columns()
 
     def _index(self, cursor: "_Cursor") -> list[str] | None:
-        """Find the entries -> an object's names, at most one more than columns have; None if an entry is too long."""
+        """Find the entries -> an object's names, at most MAX_COLUMNS + 1 of them; None if an entry is too long."""
         first = cursor.peek()
         if not first:
             raise ValueError(f"{self._path} holds no captions; {FORMS}")
@@ -116,10 +116,10 @@ class JsonRows:
         try:
             return isinstance(value, dict) and len(self._options.roles(value, ("video", "caption"))) == 2
         except ValueError:
-            return True  # `scan` says which fields are in doubt
+            return True  # `scan` reports which fields are ambiguous
 
     def _holds_columns(self, names: list[str]) -> bool:
-        """Whether an object with these names has columns and not paths."""
+        """Whether these names of an object are columns and not paths."""
         try:
             roles = self._options.roles(dict.fromkeys(names)) if len(names) <= MAX_COLUMNS else {}
         except ValueError as error:
@@ -151,7 +151,7 @@ class _LongEntry(Exception):
 
 
 class _Cursor:
-    """Reads the values of a JSON file one by one and knows where it is."""
+    """Reads the values of a JSON file one by one and tracks its position."""
 
     def __init__(self, text: TextFile):
         self._source, self._file = text, text.open_bytes()
@@ -169,7 +169,7 @@ class _Cursor:
 
     def seek(self, offset: int) -> None:
         """Go to the entry at a byte offset."""
-        if offset != self.offset and self.peek() == ",":  # it may be the next one, whose bytes are here
+        if offset != self.offset and self.peek() == ",":  # it may be the next one, which is in the buffer
             self._advance(self._at + 1)
             self.peek()
         if offset != self.offset:
@@ -192,9 +192,9 @@ class _Cursor:
                 return ""
 
     def entries(self) -> Iterator[int]:
-        """The offset of each entry of the list or object that comes next, which is all of the file.
+        """The offset of each entry of the list or object that comes next, which must be the rest of the file.
 
-        The caller takes each entry before it asks for the next.
+        The caller must read each entry before it requests the next.
         """
         closing = CLOSING[self.peek()]
         self._advance(self._at + 1)
@@ -234,7 +234,7 @@ class _Cursor:
                 raise self._not_json(type(error).__name__, self._at) from None
             else:
                 problem = None
-                if end < len(self._text):  # otherwise it may be a number of which there is more
+                if end < len(self._text):  # otherwise it may be a number that the chunk cuts
                     break
             if len(self._text) - self._at > MAX_ENTRY:
                 raise _LongEntry
@@ -257,7 +257,7 @@ class _Cursor:
         self._at = end
 
     def _fill(self) -> bool:
-        """Read on, as much again as there is; whether there was more."""
+        """Read at least as much again as is left in the buffer; returns whether there was more."""
         rest = self._text[self._at :]
         data = self._file.read(max(CHUNK, len(rest)))
         try:
@@ -272,14 +272,14 @@ class _Cursor:
 
 
 def _grouped(offsets: "array[int]", hashes: "array[int]") -> NDArray[np.int64]:
-    """The entries' offsets, those with the same path next to each other, in the order of the first ones."""
+    """The entries' offsets, grouped by path, in the order in which paths first occur."""
     _, first, inverse = np.unique(np.array(hashes, np.int64), return_index=True, return_inverse=True)
     grouped: NDArray[np.int64] = np.array(offsets, np.int64)[np.argsort(first[inverse], kind="stable")]
     return grouped
 
 
 def json_rows(path: Path, options: ReadOptions) -> Rows:
-    """Records of a .json, .jsonl or .ndjson file. The content says which it is, since names are often mixed up.
+    """Records of a .json, .jsonl or .ndjson file. The content decides which, since suffixes are often mixed up.
 
     Raises: OSError; ValueError.
     """
@@ -312,7 +312,7 @@ def _column(column: Any) -> list[Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; the values of a key that occurs several times become a list, as of several captions of one path."""
+    """An object; the values of a repeated key become one list, such as several captions of one path."""
     found = dict(pairs)
     if len(found) == len(pairs):
         return found

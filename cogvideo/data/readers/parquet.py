@@ -17,13 +17,13 @@ from cogvideo.media.worker import Answer
 
 PYARROW = Parser("PyArrow", "write it again")
 SECONDS, SECONDS_PER_MB = 30, 2
-"""Processor time for a few thousand rows, for which a large row group may have to be read up to them."""
+"""Processor time per request for a few thousand rows; a large row group may have to be read up to those rows."""
 MAX_BYTES, MAX_BYTES_PER_BYTE = 128 << 20, 1024
-"""More rows than the first, as JSON, need a file that is large enough: a text may be stored once and in every row."""
+"""More than MAX_BYTES of rows, as JSON, require a large enough file: a text stored once may be in every row."""
 
 
 class ParquetRows:
-    """Records of a Parquet file. Positions are row numbers; a few megabytes of rows are in memory."""
+    """Records of a Parquet file. Positions are row numbers; a few megabytes of rows are in memory at a time."""
 
     is_text = False
 
@@ -68,7 +68,7 @@ class ParquetRows:
             yield from rows
 
     def _parts(self, positions: Iterable[int]) -> Iterator[tuple[list[Row], int]]:
-        """The rows at some positions, a few megabytes at a time, and how many bytes that was."""
+        """The rows at `positions`, a few megabytes at a time, each part with its size in bytes as JSON."""
         rest = iter(positions)
         while wanted := list(islice(rest, BATCH_ROWS)):
             while wanted:
@@ -77,7 +77,7 @@ class ParquetRows:
                 wanted = wanted[len(rows) :]
 
     def _first(self, positions: list[int]) -> tuple[list[Row], int]:
-        """The first ones of some rows, at least one, and their bytes. Raises: ValueError."""
+        """The first of the rows at `positions`, at least one, and their size in bytes as JSON. Raises: ValueError."""
         rows: list[Row] = []
         num_bytes = 0
         arguments = {"stamp": self._stamp, "kinds": self._kinds, "positions": positions}
@@ -98,7 +98,7 @@ class ParquetRows:
 
 
 def _rows(numbers: list[int], data: bytes) -> list[Row]:
-    """Raises: TypeError, ValueError, RecursionError for other data than these rows."""
+    """Raises: TypeError, ValueError, RecursionError for data that is not these rows."""
     names, columns = json.loads(data)
     records = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
     return [_row(number, fields) for number, fields in zip(numbers, records, strict=True)]

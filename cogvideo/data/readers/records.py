@@ -1,4 +1,4 @@
-"""From the records of any format to captions: which field is the video, which the caption, and what the rest is.
+"""Maps records of any format to captions: which field is the video, which is the caption, and what the rest are.
 
 A format yields `Row`s; `RecordReader` turns them into captions.
 """
@@ -29,18 +29,18 @@ USUAL_NAMES = {
 }  # fmt: skip
 """Names of fields by role, in lower case with underscores."""
 MISSING = frozenset(("", "nan", "null", "none", "n/a", "na", "<na>", "#n/a", "\\n"))
-"""Cells that stand for no value in a table, in lower case, as pandas, spreadsheets and databases write them."""
+"""Table cells that mean a missing value, in lower case, as pandas, spreadsheets and databases write them."""
 MAX_CAPTIONS = 1 << 10
-"""Captions in one record."""
+"""Maximum number of captions in one record."""
 MAX_EXTRA_BYTES = 1 << 20
-"""The other fields of one record, as JSON."""
+"""Limit on the other fields of one record, as JSON."""
 MAX_LISTED = 20
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a captions file is read. The names say which field has which role; None: found by the usual names."""
+    """How a captions file is read. The first four name the field of each role; None: one with a usual name."""
 
     video: str | None = None
     caption: str | None = None
@@ -79,7 +79,7 @@ class ReadOptions:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for messages, of which there may be very many."""
+    """Names joined for a message, cut off if there are very many."""
     shown = [name[:40] for name in islice(names, MAX_LISTED + 1)]
     return ", ".join(shown[:MAX_LISTED] + ["..."] * (len(shown) > MAX_LISTED)) or "none"
 
@@ -95,24 +95,24 @@ class Row(NamedTuple):
     position: int
     """Where `Rows.read` finds it; below 2 ** 53."""
     place: str
-    """The same for people, such as "line 3"."""
+    """The same for messages, such as "line 3"."""
     fields: Mapping[str, Any]
     problem: str = ""
-    """Why it is no record; then `fields` is empty."""
+    """Why it is not a usable record; `fields` is then empty."""
     source: ByteRange | None = None
-    """Where the bytes of its video are, if the video is no file of its own."""
+    """Where the bytes of its video are, if the video is not a file of its own."""
     roles: Mapping[str, str] | None = None
-    """The names of the fields by role; None: found by the options."""
+    """The names of the fields by role; None: `ReadOptions` decides."""
 
 
 class Rows(Protocol):
     """Access to the records of a file in one format.
 
-    Both methods raise ValueError that names the file, if it cannot be read as a whole.
+    Both methods raise a ValueError that names the file, if the file as a whole cannot be read.
     """
 
     is_text: bool
-    """Whether all values are text, as in a table of text: then lists and missing values are parsed from it."""
+    """Whether all values are text, as in .csv, so that lists and missing values are parsed from the text."""
 
     def scan(self) -> Iterator[Row]:
         """All records in the file's order."""
@@ -124,7 +124,7 @@ class Rows(Protocol):
 
 
 class RecordReader:
-    """The `CaptionReader` of any format. A record with several captions gives as many captions of its video."""
+    """The `CaptionReader` for any format. A record with several captions yields one `Caption` for each."""
 
     def __init__(self, path: Path, folder: Path, rows: Rows, options: ReadOptions):
         """`folder`: the folder of videos; absolute paths inside it are made relative."""
@@ -209,7 +209,7 @@ class RecordReader:
 
     @staticmethod
     def _seconds(role: str, value: Any) -> float | None:
-        """Seconds from a number, a text, or a type of Parquet."""
+        """Seconds from a number, a text, or one of Parquet's time types."""
         if isinstance(value, str):
             return _parsed_seconds(role, value)
         if value is None:
@@ -229,7 +229,7 @@ class RecordReader:
 
 
 def plain_value(value: Any) -> Any:
-    """A value of another field as JSON can hold it: not-a-number as null, unknown types as text."""
+    """The value of any other field in a form that JSON can hold: nan and infinities as null, unknown types as text."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if value is None or isinstance(value, bool | int):
@@ -244,7 +244,7 @@ def plain_value(value: Any) -> Any:
 
 
 def _bad(place: str, reason: str) -> BadRecord:
-    """In one line, whatever the names in it are."""
+    """A bad record, its texts on one line each whatever names are in them."""
     return BadRecord(*(" ".join(plain_value(text).split()) for text in (place, reason)))
 
 
@@ -263,7 +263,7 @@ def _parsed_seconds(role: str, text: str) -> float | None:
 
 
 def _listed(text: str) -> Any:
-    """A list of captions from a cell that holds one as JSON or as Python writes it; any other text as it is."""
+    """The list of captions that a cell holds in JSON or Python syntax; any other text is returned stripped."""
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
         for parse in (json.loads, ast.literal_eval):

@@ -1,4 +1,4 @@
-"""Text files of records: encodings and line ends brought to UTF-8 and newlines, lines found again by offset."""
+"""Text files of records: converts encodings and line ends to UTF-8 and newlines, and finds lines again by offset."""
 
 import codecs
 import re
@@ -17,7 +17,7 @@ from cogvideo.text import marked_encoding
 
 MAX_LINE_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 18
-"""Bytes by which an encoding is guessed."""
+"""Bytes from which an encoding is guessed."""
 BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
 NOT_TEXT = (
     (b"PK\x03\x04", "a zip file or a spreadsheet's workbook; export the table as .csv"),
@@ -29,7 +29,7 @@ LEGACY_ENCODINGS = ["cp1252", "gb18030", "big5", "shift_jis", "euc_kr", "cp1251"
 
 
 class TextFile:
-    """A text file as UTF-8; one in another encoding, or with old Macs' line ends, is copied to a temporary file."""
+    """A text file as UTF-8; one in another encoding or with classic Mac line ends is converted to a temporary file."""
 
     def __init__(self, path: Path, encoding: str | None = None):
         """Raises: OSError; ValueError that names the encoding, if the file is not in the expected one."""
@@ -70,7 +70,7 @@ class TextFile:
 
 
 class LineCursor:
-    """Reads lines one by one and knows where it is."""
+    """Reads lines one by one and tracks its position."""
 
     def __init__(self, file: BufferedReader, text: TextFile):
         self._file, self._text = file, text
@@ -84,7 +84,7 @@ class LineCursor:
         self._file.close()
 
     def seek(self, offset: int, number: int = 0) -> None:
-        """Go to the line at an offset; 0 as its number: unknown."""
+        """Go to the line at an offset; line number 0 means unknown."""
         self._file.seek(offset)
         self.offset, self.number = offset, number
 
@@ -93,7 +93,7 @@ class LineCursor:
         return f"line {self.number}" if self.number else f"byte {self.offset}"
 
     def skip_blank(self) -> None:
-        """Go to the first line of those at hand that is not blank."""
+        """Skip blank lines, as far as the read buffer shows them."""
         while (found := BLANK_LINES.match(self._file.peek(1))) is not None:
             lines = self._file.read(found.end())
             self.offset, self.number = self.offset + len(lines), self.number + lines.count(b"\n") if self.number else 0
@@ -101,7 +101,7 @@ class LineCursor:
     def line(self) -> str | None:
         """The next line with its line end; None at the end of the file.
 
-        Raises: LongLine, after it was skipped; ValueError if the file is not UTF-8.
+        Raises: LongLine, after skipping the line; ValueError if the file is not UTF-8.
         """
         data, place = self._file.readline(MAX_LINE_BYTES + 1), self.place()
         if not data:
@@ -194,7 +194,7 @@ def decode(data: bytes, place: str | Path, encoding: str | None = None) -> str:
 def _encoding(sample: bytes, place: str | Path, given: str | None) -> str:
     """The encoding of a text: that of its byte order mark, else the given one, else UTF-8.
 
-    Raises: ValueError for a file that is no text, or in UTF-16 without saying so, or an encoding that is not known.
+    Raises: ValueError for a file that is not text or is undeclared UTF-16, or for an unknown encoding.
     """
     marked = marked_encoding(sample)
     if given is None and marked is None and (guess := _utf_16_without_mark(sample)):
@@ -215,7 +215,7 @@ def _not_of_text(encoding: str) -> ValueError:
 
 
 def _utf_16_without_mark(sample: bytes) -> str | None:
-    """UTF-16 in text that is mostly Latin has a zero in every second byte."""
+    """Detect UTF-16 by its zeros: in mostly Latin text, every second byte is zero."""
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     if max(even, odd) <= len(sample) / 8:
         return None
@@ -223,14 +223,14 @@ def _utf_16_without_mark(sample: bytes) -> str | None:
 
 
 def guess_encoding(data: bytes) -> str | None:
-    """The encoding that text is probably in, out of the legacy ones."""
+    """The most probable encoding of text that is not UTF-8: UTF-16 or a legacy one; None if none fits."""
     if guess := _utf_16_without_mark(data):
         return guess
-    lines = [line for line in data.splitlines() if not line.isascii()]  # the others say nothing
+    lines = [line for line in data.splitlines() if not line.isascii()]  # ASCII lines give no evidence
     text = b"\n".join(lines)
     best = from_bytes(text, cp_isolation=LEGACY_ENCODINGS).best()
     if best is not None and best.encoding == "cp1251" and 4 * sum(byte > 127 for byte in text) < len(text):
-        return "cp1252"  # Cyrillic words have no ASCII letters; a few words with an accent do
+        return "cp1252"  # Cyrillic text has few ASCII letters; Latin text with some accents has many
     return best.encoding if best is not None else None
 
 

@@ -1,7 +1,7 @@
 """Captions and videos of WebDataset tars: members KEY.mp4 with KEY.txt, KEY.caption or KEY.json next to each other.
 
-Tars are read through once and in place: members are found by their headers, and a video is later decoded from its
-bytes within the tar. Nothing is extracted. Tars must not be compressed, which does not make videos smaller anyway.
+Tars are read in place, in one pass: members are found by their headers, and a video is later decoded from its bytes
+within the tar. Nothing is extracted. Tars must not be compressed; compression does not make videos smaller anyway.
 """
 
 import os
@@ -21,16 +21,16 @@ from cogvideo.media.byte_range import ByteRange
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_TARS = 1 << 20
 MAX_HEADER_BYTES = 1 << 20
-"""Of a member's name and attributes, which the standard library reads at once."""
+"""Limit on a member's name and attributes, which the standard library reads in one piece."""
 
 
 class TarRows:
-    """Samples of tars, in the order of tars and members. Positions are their numbers; memory is 12 bytes for each."""
+    """Samples of tars, in order of tars and members. Positions are sample indices; each takes 12 bytes of memory."""
 
     is_text = False
 
     def __init__(self, tars: list[Path], folder: Path, options: ReadOptions):
-        """`folder`: what the paths of tars are relative to in the names of videos.
+        """`folder`: names of videos begin with the path of their tar relative to it.
 
         Raises: OSError; ValueError for a compressed tar.
         """
@@ -112,10 +112,10 @@ class TarRows:
 
 
 class _Sample:
-    """Neighbouring members of one key."""
+    """Adjacent members with the same key."""
 
     def __init__(self, key: str, members: list[tarfile.TarInfo]):
-        """`key`: the members' name up to its first dot."""
+        """`key`: the members' name up to the first dot."""
         self.key, self.members = key, members
 
     @property
@@ -123,10 +123,10 @@ class _Sample:
         return self.members[0].offset
 
     def rest(self, video: tarfile.TarInfo) -> "_Sample | None":
-        """Where names have dots of their own, such as 22.05.mp4 and 22.06.mp4, a key is shared by several videos.
+        """Split off the sample of the next member, a video, if this one has a video of another name; else None.
 
-        Returns the sample that the next member, a video, belongs to, and takes its texts out of this one; None if this
-        sample has no video of another name. Both then have their whole names as keys.
+        Names that contain dots, such as 22.05.mp4 and 22.06.mp4, put several videos under one key. The new sample takes
+        its texts out of this one, and both then have their whole names as keys.
         """
         stem = _stem(video)
         own = [_stem(member) for member in self.members if _suffix(member) in MEDIA_SUFFIXES]
@@ -141,7 +141,7 @@ class _Sample:
 
 
 class _BoundedFile:
-    """What tarfile needs of a file, refusing to read more at once than a header may need."""
+    """The part of the file interface that tarfile needs; refuses to read more at once than a header may need."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -188,20 +188,20 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     tar = _header(lambda: tarfile.TarFile(fileobj=_BoundedFile(file)))  # type: ignore[arg-type]
     last = -1
     while (member := _header(tar.next)) is not None:
-        tar.members = []  # it would keep all
+        tar.members = []  # tarfile would keep them all
         if member.offset <= last or member.size < 0:
             raise tarfile.ReadError("its headers form a circle")
         if member.isreg() and not member.issparse() and member.offset_data + member.size > size:
             raise tarfile.ReadError(f"{member.name} is cut short")
         last = member.offset
         yield member
-    file.seek(tar.offset)  # tarfile ends without a word where no header follows
+    file.seek(tar.offset)  # tarfile stops silently where no header follows
     if (rest := file.read(MAX_HEADER_BYTES)).strip(b"\0"):
         raise tarfile.ReadError("data after its end" if not rest[:512].strip(b"\0") else "no header follows")
 
 
 def _header(read: Callable[[], Any]) -> Any:
-    """What `read` returns, which reads a header. Raises: tarfile.TarError; tarfile itself checks little."""
+    """Call `read`, which reads a header. Raises: tarfile.TarError, also where tarfile fails in other ways."""
     try:
         return read()
     except (ValueError, ArithmeticError, LookupError, RecursionError) as error:

@@ -1,1 +1,1 @@
-"""Human studies: a page on which raters compare two systems' clips, and what their votes say."""
+"""Human studies: a page on which raters compare clips of two systems, and the analysis of their votes."""

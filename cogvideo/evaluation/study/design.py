@@ -1,11 +1,11 @@
-"""A study's design: which two clips each comparison shows. The key says which system made them, the page does not.
+"""A study's design: which two clips each comparison shows. Only the key, not the page, says which system made them.
 
-    OUT/page/study.html   what raters get: captions, clips under random names, and the hash of the key
-    OUT/page/videos/      the clips, if they are too many to be inside the page
-    OUT/key.json          which system made which clip; stays with whoever makes the study
+    OUT/page/study.html   for raters: captions, clips under random names, and the hash of the key
+    OUT/page/videos/      the clips, if they are too large to embed in the page
+    OUT/key.json          which system made which clip; stays with whoever runs the study
 
-All clips are decoded and encoded again in one way, so that neither codec, file size, frame padding nor the metadata of
-a file gives a system away, and every browser plays them. What a system's frames look like, their size included, stays.
+All clips are re-encoded in the same way, so that neither codec, file size, frame padding nor metadata gives a system
+away, and every browser can play them. The look of a system's frames, including their size, is preserved.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ from cogvideo.text import clean_text
 
 QUESTIONS = ("quality", "relevance", "motion")
 MAX_EMBEDDED_BYTES = 64 << 20
-"""Up to this size clips are inside the page: one file to send, which nothing can be missing from. Browsers become slow
-to open much larger pages, so more clips lie beside it."""
+"""Clips up to this total size are embedded in the page: one file to send, from which nothing can go missing. Browsers
+are slow to open much larger pages, so larger sets of clips lie next to the page."""
 MAX_KEY_BYTES = 64 << 20
 
 Index = Annotated[int, Ge(0)]
@@ -56,18 +56,18 @@ class Key(TypedDict):
     format: Literal["cogvideo-study"]
     version: Literal[1]
     secret: str
-    """Random, so that nobody finds the systems from the key's hash by trying all keys."""
+    """Random, so that the systems cannot be recovered from the key's hash by brute force."""
     title: str
     systems: list[str]
     prompts: list[str]
     trials: list[Trial]
     digest: str
-    """SHA-256 of everything above; the page and all votes carry it."""
+    """SHA-256 of everything above; the page and every file of votes contain it."""
 
 
 @dataclass(frozen=True)
 class System:
-    """Clips of one system to compare."""
+    """One system's clips to compare."""
 
     name: str
     videos: dict[str, Path]
@@ -81,7 +81,7 @@ def key_digest(key: Mapping[str, Any]) -> str:
 
 
 def read_key(path: Path) -> Key:
-    """Read a study's key. Raises: OSError; ValueError if it is not one, or was changed."""
+    """Read a study's key. Raises: OSError; ValueError if the file is not a key, or was changed."""
     key: Key = read_json(path, Key, max_bytes=MAX_KEY_BYTES)
     if key_digest(key) != key["digest"]:
         raise ValueError(f"{path} was changed since the study was made; use the original")
@@ -92,10 +92,10 @@ def read_key(path: Path) -> Key:
 
 
 def open_system(name: str, folder: Path, prompts: Mapping[str, int]) -> System:
-    """Find a clip for each prompt in a folder; `prompts` says in which line of their file each stands, from 0.
+    """Find a clip for each prompt in a folder; `prompts` maps each prompt to its line in the prompts file, from 0.
 
-    A folder of `cogvideo sample` says itself which clip is whose. In others, a clip is named by its prompt, PROMPT.mp4
-    or PROMPT-0.mp4, or by the prompt's line: 12.mp4 or 0012.mp4.
+    A folder of `cogvideo sample` lists the prompt of each clip. In others, a clip is named after its prompt, PROMPT.mp4
+    or PROMPT-0.mp4, or after the prompt's line: 12.mp4 or 0012.mp4.
     Raises: OSError; ValueError naming the first prompt without a clip.
     """
     if not folder.is_dir():
@@ -128,7 +128,7 @@ def _named_videos(folder: Path, prompts: Mapping[str, int]) -> dict[str, Path]:
         try:
             by_stem.setdefault(clean_text(path.stem), path)
         except ValueError:
-            continue  # not the name of any prompt
+            continue  # cannot be the name of a prompt
     numbers = {int(path.stem): path for path in reversed(files) if path.stem.isascii() and path.stem.isdecimal()}
     found = {}
     for prompt, line in prompts.items():
@@ -139,7 +139,7 @@ def _named_videos(folder: Path, prompts: Mapping[str, int]) -> dict[str, Path]:
 
 
 def make_key(title: str, systems: Sequence[str], prompts: Sequence[str]) -> Key:
-    """Every pair of systems on every prompt, in random order and on random sides."""
+    """Make a key that compares every pair of systems on every prompt, in random order and on random sides."""
     random = secrets.SystemRandom()
     trials = []
     for prompt in range(len(prompts)):
@@ -172,13 +172,13 @@ def make_study(
     embed_up_to: int = MAX_EMBEDDED_BYTES,
     progress: Callable[[int], object] = lambda clips: None,
 ) -> tuple[Key, list[str]]:
-    """Write a study into the new folder `out`. Returns its key, and in words how raters could tell systems apart.
+    """Write a study to the new folder `out`. Returns its key, and warnings about how raters could tell systems apart.
 
-    `per_rater`: comparisons that each rater gets, a random choice; None: all. `progress` counts clips.
+    `per_rater`: comparisons per rater, chosen at random; None: all. `progress` counts clips.
     Raises: FileExistsError; OSError; ValueError for a clip that is not a video.
     """
     key = make_key(title, [system.name for system in systems], prompts)
-    names: dict[tuple[int, int], str] = {}  # of the clip of (system, prompt)
+    names: dict[tuple[int, int], str] = {}  # of clips, by (system, prompt)
     shapes: dict[str, set[str]] = {system.name: set() for system in systems}
     with atomic_directory(out) as folder:
         videos = folder / "page" / "videos"
@@ -192,7 +192,7 @@ def make_study(
             progress(1)
         clips = sorted(videos.iterdir())
         for clip in clips:
-            os.utime(clip, (0, 0))  # the order in which they were written gives the systems away
+            os.utime(clip, (0, 0))  # the order of writing would give the systems away
         embed = sum(clip.stat().st_size for clip in clips) <= embed_up_to
         write_page(
             folder / "page" / "study.html",
@@ -213,7 +213,7 @@ def make_study(
 
 
 def even_frames(frames: NDArray[np.uint8], seconds: NDArray[np.float64]) -> tuple[NDArray[np.uint8], float]:
-    """Frames (N, H, W, 3) shown at `seconds` (N,) as N frames at even times, the nearest each, and their rate."""
+    """Resample frames (N, H, W, 3) at times `seconds` (N,) to N even times, taking the nearest; also their rate."""
     span = float(seconds[-1] - seconds[0])
     if len(frames) < 2 or span <= 0:
         return frames, 1.0
@@ -223,7 +223,7 @@ def even_frames(frames: NDArray[np.uint8], seconds: NDArray[np.float64]) -> tupl
 
 
 def _differences(shapes: Mapping[str, set[str]]) -> Iterator[str]:
-    """What of a clip's shape tells systems apart."""
+    """Warnings about clip sizes, frame rates and lengths that tell systems apart."""
     if len(set(map(frozenset, shapes.values()))) > 1:
         described = "; ".join(f"{name}: {', '.join(sorted(found)[:3])}" for name, found in shapes.items())
         yield f"raters can tell the systems apart by the shape of their clips ({described}); make them alike"

@@ -1,4 +1,4 @@
-"""The page of a study, from the template beside this file. Captions are data in it, never markup or code."""
+"""The page of a study, from the template next to this file. Captions enter it as data, never as markup or code."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ TEMPLATE = "page.html"
 
 @dataclass(frozen=True)
 class Pair:
-    """A comparison as raters get it."""
+    """A comparison as shown to raters."""
 
     id: str
     prompt: str
@@ -37,7 +37,7 @@ def write_page(
 ) -> None:
     """Write the page of the study with the digest `study`. `per_rater`: how many pairs a rater gets; None: all.
 
-    `clips` are .mp4 files named as in the pairs; without `embed` the page reads them from videos/ beside it.
+    `clips` are .mp4 files named as in the pairs; without `embed` the page loads them from videos/ next to it.
     """
     data = {
         "study": study,
@@ -50,12 +50,12 @@ def write_page(
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values = {"TITLE": escape(title), "SCRIPT-HASH": script_hash, "DATA": script_json(data), "CLIPS": videos}
     with atomic_write(path) as temporary:
-        # in one pass: a caption may hold {{CLIPS}} itself
+        # in one pass, since a caption may itself contain {{CLIPS}}
         temporary.write_text(re.sub(r"\{\{([A-Z-]+)\}\}", lambda found: values[found[1]], template), encoding="utf-8")
 
 
 def script_json(value: object) -> str:
-    """JSON to stand inside a script element, which no string in it can end."""
+    """JSON for use inside a script element, escaped so that no string in it can end the element."""
     text = json.dumps(value, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

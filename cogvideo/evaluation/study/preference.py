@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRIOR_WINS = 0.5
-"""Added to both sides of every pair that was compared, so that strengths stay finite if one of them won always."""
+"""Added to both sides of every compared pair, so that strengths stay finite if one of them always won."""
 TOLERANCE, MAX_ITERATIONS = 1e-10, 10_000
 
 
 def bradley_terry(wins: NDArray[np.float64], prior: float = PRIOR_WINS) -> NDArray[np.float64]:
     """Strengths (systems,) with mean 0: i is preferred to j with probability 1 / (1 + exp(s_j - s_i)).
 
-    `wins[i, j]`: how often i was preferred to j; a tie is half a win of both. `prior` is added to both directions of
+    `wins[i, j]`: how often i was preferred to j; a tie is half a win for both. `prior` is added to both directions of
     each pair that was compared. Source: Hunter (2004), "MM algorithms for generalized Bradley-Terry models".
     Raises: ValueError if the comparisons do not connect all systems.
     """
@@ -38,10 +38,10 @@ def bradley_terry(wins: NDArray[np.float64], prior: float = PRIOR_WINS) -> NDArr
 
 
 def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float:
-    """Agreement between raters, 1 if perfect, 0 as by chance; nan if nothing can differ or no unit has two values.
+    """Agreement between raters: 1 if perfect, 0 at chance level; nan if all values are equal or no unit has two values.
 
-    `units`: for each thing that was rated, the values that it got from different raters, however many. Values differ by
-    the square of their difference (interval data).
+    `units`: for each rated item, its values from any number of raters. The disagreement of two values is the square of
+    their difference (interval data).
     Source: Krippendorff (2011), "Computing Krippendorff's alpha-reliability".
     """
     rated = [np.asarray(values, np.float64) for values in units if len(values) > 1]
@@ -49,7 +49,7 @@ def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float:
         return math.nan
 
     def disagreement(values: NDArray[np.float64]) -> float:
-        """Over all ordered pairs of values."""
+        """Sum over all ordered pairs of values."""
         return float(((values[:, None] - values) ** 2).sum())
 
     pooled = np.concatenate(rated)

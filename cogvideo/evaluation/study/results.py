@@ -1,4 +1,4 @@
-"""What a study's votes say: how often each system was preferred, strengths of all, and how far raters agree."""
+"""Results of a study's votes: how often each system was preferred, their strengths, and how far raters agree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from cogvideo.evaluation.study.votes import Rating
 
 RESAMPLES = 1000
 VALUES = {"first": 1.0, "tie": 0.0, "second": -1.0}
-"""For agreement: a tie lies half way between the two preferences."""
+"""For agreement: a tie lies halfway between the two preferences."""
 METHOD = """Win rates leave ties out; intervals are Wilson's at 95 %, of votes as if independent. Strengths are
 Bradley-Terry's, with a tie as half a win of both: s is preferred to t with probability 1 / (1 + exp(t - s)); 95 %
 intervals of 1,000 resamples of the prompts, none for a single prompt. Agreement is Krippendorff's alpha: 1 perfect,
@@ -29,7 +29,7 @@ class PairResult:
     first: str
     second: str
     preferred: Proportion
-    """How often the first was preferred, of the votes that preferred one."""
+    """How often the first was preferred, among votes that are not ties."""
     ties: int
 
 
@@ -39,7 +39,7 @@ class Strength:
 
     value: float
     low: float | None
-    """Ends of the 95 % interval over resampled prompts; None for a single prompt, which resampling cannot vary."""
+    """`low` and `high`: 95 % interval over resampled prompts; None for one prompt, which resampling cannot vary."""
     high: float | None
 
     @property
@@ -58,7 +58,7 @@ class Answers:
     strengths: dict[str, Strength]
     """By system; empty if the votes do not connect all systems."""
     alpha: float | None
-    """Krippendorff's; None if no comparison has two raters, or all answers are the same."""
+    """Krippendorff's alpha; None if no comparison has two raters, or all answers are the same."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class StudyResults:
 
     raters: int
     ratings: int
-    """Comparisons that were answered, each by one rater."""
+    """Answered comparisons, counted once per rater."""
     prompts: int
     left: Proportion
-    """How often the clip on the left was preferred: far from a half, raters did not look."""
+    """How often the clip on the left was preferred; a share far from one half suggests that raters did not look."""
     questions: dict[str, Answers]
 
     def to_json(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _answer(rating: Rating, question: str) -> str:
 
 
 def _strengths(systems: Sequence[str], outcomes: Sequence[tuple[Rating, str]]) -> dict[str, Strength]:
-    """By system; empty if the votes do not connect them all.
+    """Strengths by system; empty if the votes do not connect all systems.
 
     Prompts are resampled, not votes, because votes on the same clips are not independent.
     """
@@ -177,7 +177,7 @@ def _strengths(systems: Sequence[str], outcomes: Sequence[tuple[Rating, str]]) -
         try:
             resampled.append(bradley_terry(wins))
         except ValueError:
-            continue  # a resample without all systems
+            continue  # a resample that does not connect all systems
     if not resampled:
         return {name: Strength(float(value), None, None) for name, value in zip(systems, estimate, strict=True)}
     low, high = np.quantile(resampled, (0.025, 0.975), axis=0)

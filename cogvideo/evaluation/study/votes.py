@@ -1,9 +1,9 @@
-"""Reading raters' votes, which come back as files from strangers: what can be checked is checked.
+"""Reading raters' votes, which come back as files from strangers: everything that can be checked is checked.
 
-Refused are votes of another study, files that are damaged or were edited by hand, answers and comparisons that the
-study does not have, a comparison answered twice, and a rater counted twice. What cannot be detected: a rater who
-answers at random, or who computes a new digest for a file of made-up answers. Neither can favour a system on purpose
-without recognising its clips, since the page does not say which system made which.
+Refused are votes from another study, files that are damaged or were edited by hand, answers and comparisons that are
+not in the study, a comparison answered twice, and a rater counted twice. Raters who answer at random, or who compute a
+new digest for made-up answers, cannot be detected. Neither can favour a system on purpose without recognising its
+clips, since the page does not say which system made which.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class Vote(TypedDict):
 
 
 class VotesFile(TypedDict):
-    """What the page downloads."""
+    """The file that raters download from the page."""
 
     format: Literal["cogvideo-votes"]
     version: Literal[1]
@@ -48,7 +48,7 @@ class VotesFile(TypedDict):
 
 @dataclass(frozen=True)
 class Rating:
-    """A rater's answers to one comparison, with what the key says of it."""
+    """A rater's answers to one comparison, with its prompt and systems from the key."""
 
     rater: str
     trial: str
@@ -58,14 +58,14 @@ class Rating:
     vote: Vote
 
     def left_answers(self) -> Iterator[bool]:
-        """For each answer that is no tie: whether it was for the clip on the left."""
+        """For each answer that is not a tie: whether it was for the clip on the left."""
         for answer in (self.vote["quality"], self.vote["relevance"], self.vote["motion"]):
             if answer != "tie":
                 yield (answer == "first") != self.vote["swapped"]
 
 
 def votes_digest(file: VotesFile) -> str:
-    """The hex SHA-256 that the page computes of its votes."""
+    """The hex SHA-256 of the votes, as the page computes it."""
     lines = [
         f"{vote['trial']} {str(vote['swapped']).lower()} {vote['quality']} {vote['relevance']} {vote['motion']} "
         f"{vote['milliseconds']}"
@@ -75,7 +75,7 @@ def votes_digest(file: VotesFile) -> str:
 
 
 def read_votes(paths: Sequence[Path], key: Key) -> list[Rating]:
-    """Read the votes of a study. Raises: OSError; ValueError that names the file that cannot be used, and why."""
+    """Read the votes of a study. Raises: OSError; ValueError naming the file that cannot be used, and why."""
     trials = {trial["id"]: trial for trial in key["trials"]}
     ratings: list[Rating] = []
     raters: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""What the trainer knows of a task, and what the tasks share. The trainer never asks which task it runs."""
+"""The interface between the trainer and its task, and code that tasks share. The training loop is the same for all."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ COMPONENTS = (
     ("attention", "spatial"),
     ("mlp", "mlp"),
 )
-"""(word, component): a transformer's parameter belongs to the component of the first word in its name."""
+"""(word, component): a transformer's parameter belongs to the component of the first word that its name contains."""
 
 
 Metrics = Mapping[str, tuple[float | Tensor, float]]
-"""(sum, weight) by name. Tensors are scalars that stay on the device until a step is through, see `read_metrics`."""
+"""(sum, weight) by name. Tensors are scalars that stay on the device until the end of a step, see `read_metrics`."""
 
 
 class LossAndMetrics(NamedTuple):
@@ -39,7 +39,7 @@ class LossAndMetrics(NamedTuple):
 
 
 class Task(Protocol[B]):
-    """All that the trainer knows of what it trains; B is the type of its batches."""
+    """The trainer's interface to what it trains; B is the type of its batches."""
 
     @property
     def objective(self) -> nn.Module:
@@ -62,13 +62,13 @@ class Task(Protocol[B]):
         """The number of text and frame tokens in a batch."""
 
     def flops(self, batch: B) -> float:
-        """FLOPs of the model's forward and backward over a batch, nothing recomputed; 0 if unknown."""
+        """FLOPs of the model's forward and backward pass over a batch, without recomputation; 0 if unknown."""
 
     def component_of(self, parameter: str) -> str:
         """The component that a parameter of `objective` counts towards in gradient norms."""
 
     def after_step(self, step: int, is_updated: bool) -> None:
-        """Update what has no gradient after 0-based `step`, unless the step was skipped: `is_updated` is then false."""
+        """Update what has no gradient after 0-based `step`, unless the step was skipped (`is_updated` is false)."""
 
     def weight_metrics(self) -> dict[str, float]:
         """Metrics of the weights themselves."""
@@ -83,14 +83,14 @@ class Task(Protocol[B]):
         """
 
     def report(self) -> None:
-        """Log what the user should know of the trained model; at the end of a run, on rank 0."""
+        """Log what the user should know about the trained model; at the end of a run, on rank 0."""
 
     def export(self, folder: Path, step: int) -> Path:
         """Write the model into `folder` in our checkpoint format; returns its path. Every rank must call this."""
 
 
 def read_metrics(of_forwards: Sequence[Metrics]) -> list[dict[str, tuple[float, float]]]:
-    """The same with numbers for tensors, all of which are read at once: the host waits for a GPU no more than once."""
+    """The metrics with numbers for tensors, all of which are read at once: the host waits for a GPU at most once."""
     tensors = [value for metrics in of_forwards for value, _ in metrics.values() if isinstance(value, Tensor)]
     numbers = iter(torch.stack([tensor.detach().double() for tensor in tensors]).tolist() if tensors else [])
     return [
@@ -112,7 +112,7 @@ def compile_layers(model: TrunkModel, config: TrainConfig, device: torch.device)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Matrix products in train.dtype over float32 weights; a no-op where the weights have that type themselves."""
+    """Matrix products in train.dtype with float32 weights; a no-op where the weights have that dtype themselves."""
     enabled = config.train.dtype != "fp32" and config.train.weights == "fp32"
     dtype = FLOAT_DTYPES[config.train.dtype] if enabled else torch.bfloat16  # torch warns about float32 here
     return torch.autocast(device.type, dtype, enabled=enabled)

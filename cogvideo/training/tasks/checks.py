@@ -20,9 +20,9 @@ from cogvideo.training.config import DataConfig, TrainConfig, errors_name_key
 log = get_logger(__name__)
 
 MAX_CUT = 0.5
-"""Captions longer than the model's text may be at most this share of the data."""
+"""Largest share of the captions that may be longer than the model's text."""
 MAX_SPELLED = 0.1
-"""A vocabulary that spells more than this share of the captions in bytes was made for other texts."""
+"""A vocabulary that falls back to bytes in more than this share of the captions was made for other texts."""
 
 
 def open_vocabulary(settings: DataConfig) -> TextTokenizer:
@@ -40,7 +40,7 @@ def check_tokenizers(
     """Compare the image tokenizers of the data, the validation data, the config and init.checkpoint, and the text
     tokenizers of the run and init.checkpoint. Returns the records for the export.
 
-    Raises: ValueError if any two are different for certain.
+    Raises: ValueError if any two certainly differ.
     """
     settings, init = config.data, config.init
     decoder = _decoder_record("data.image_tokenizer", settings.image_tokenizer)
@@ -100,7 +100,7 @@ def check_same_tokenizers(config: TrainConfig, records: TokenizerRecords, saved:
 
 
 def check_codes(data: ClipDataset | InMemoryClips | PairDataset) -> None:
-    """Say how many of the image tokenizer's codes the data uses; warn if few."""
+    """Log how many of the image tokenizer's codes the data uses; warn if they are few."""
     if not data.num_tokens:
         return
     use = CodeUse.count(data.sample_tokens(), data.num_tokens)
@@ -120,12 +120,12 @@ def check_captions(
     *,
     sampling_refuses: bool = True,
 ) -> None:
-    """Say how many captions will be cut, and whether the vocabulary fits them.
+    """Warn if captions will be cut, or if the vocabulary does not fit them.
 
-    `texts`: lengths in seconds and captions; `read`: the text ids that the model gets of both. `advice`: what to set
-    to have room for {} tokens. `sampling_refuses`: whether sampling refuses prompts that training cuts.
-    Raises: ValueError if most captions would be cut that sampling refuses, or if the vocabulary is the bundled one by
-    default and does not fit.
+    `texts`: lengths in seconds and captions; `read`: returns the text ids that the model reads for both. `advice`: what
+    to set to make room for {} tokens. `sampling_refuses`: whether sampling refuses prompts that training cuts.
+    Raises: ValueError if most captions would be cut and sampling refuses such prompts, or if the vocabulary is the
+    bundled one by default and does not fit.
     """
     counts = CaptionLengths.count(texts, read, tokenizer.has_pieces_for)
     if counts.spelled_share > MAX_SPELLED:
@@ -153,7 +153,7 @@ def check_captions(
 
 
 def sampled_texts(data: ClipDataset | InMemoryClips | PairDataset) -> list[tuple[float, str]]:
-    """Lengths in seconds (of single frames: 0) and captions of all rows, or of evenly spaced ones."""
+    """Lengths in seconds (0 for single frames) and captions of all rows, or of evenly spaced ones if there are many."""
     rows = spread(len(data), MAX_CAPTIONS)
     if isinstance(data, PairDataset):
         return [(0.0, caption) for caption in data.texts(rows)]
@@ -167,7 +167,7 @@ def _image_records(data: ClipDataset | InMemoryClips | PairDataset) -> Tokenizer
 
 
 def _decoder_record(key: str, path: Path | None) -> dict[str, Any]:
-    """Of the tokenizer that decodes sample sheets and encodes embedded clips; None: the bundled one."""
+    """The record of the image tokenizer at `path`, which the config sets as `key`; None: the bundled one."""
     with errors_name_key(key):
         return hash_tokenizer(path or BUNDLED_WEIGHTS / "image_tokenizer")
 

@@ -136,8 +136,8 @@ class ClipTask:
     def first_clips(self, count: int) -> Iterator[Batch]:
         """Batches of up to `count` clips of the validation data, or else of the training data, always the same.
 
-        On the host, and the same on every rank; each clip at most once, so fewer if there are no more. All have their
-        captions, whatever `data.guidance_dropout`.
+        They are on the host, and the same on every rank. No clip is repeated, so there may be fewer than `count`. All
+        have their captions, whatever `data.guidance_dropout` is.
         """
         whole = self._validation or self._loader
         settings = dataclasses.replace(whole.config, balance_lengths=False, weights=None, guidance_dropout=0.0)
@@ -214,7 +214,7 @@ class ClipTask:
     def _open_loader(
         self, data: ClipDataset | InMemoryClips, rank: int, world_size: int, *, validates: bool = False
     ) -> ClipLoader:
-        """`validates`: all clips have their captions, and folders the weight of their size."""
+        """`validates`: keep the caption of every clip, and weight folders by their size."""
         config, model = self.config, self.model_config
         frames = data.num_frames if model.has_temporal_channel else model.num_frames
         if (data.frame_len, frames) != (model.frame_len, model.num_frames):
@@ -237,7 +237,7 @@ class ClipTask:
         return ClipLoader(data, self.text_tokenizer, settings, rank=rank, world_size=world_size)
 
     def _starting_values(self, model: CogVideoTransformer, folder: Path) -> Values:
-        """Start from a checkpoint of the same task, or, with init.temporal=copy, of any video task; else its trunk."""
+        """Start from all of a checkpoint of this task (init.temporal=copy: of any video task), else from its trunk."""
         temporal = self.config.init.temporal
 
         def loads_all_parameters(checkpoint: Checkpoint) -> bool:

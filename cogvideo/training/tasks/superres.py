@@ -1,6 +1,6 @@
 """Training of super-resolution: the direct model beside a trunk, or the iterative one as a whole.
 
-`superres.method` chooses between them; their configs and batches carry what they differ in.
+`superres.method` chooses between them; all that differs is in their configs and batches.
 """
 
 import dataclasses
@@ -174,7 +174,7 @@ class SuperresTask:
         )
 
     def _starting_values(self, model: SuperresTransformer, folder: Path) -> Values:
-        """Start from a checkpoint of the same method, or from another's trunk."""
+        """Start from a checkpoint of the same method, or from the trunk of another model."""
         config = self.model_config
 
         def loads_all_parameters(checkpoint: Checkpoint) -> bool:

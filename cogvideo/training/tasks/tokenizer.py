@@ -33,22 +33,22 @@ from cogvideo.training.tasks.base import LossAndMetrics, autocast
 log = get_logger(__name__)
 
 KMEANS_ROWS_PER_CODE = 24
-"""Encoder outputs per code that k-means runs on."""
+"""Number of encoder outputs per code on which k-means runs."""
 MEASURED_FRAMES = 512
 """Frames, evenly spaced, on which pixels and codes are counted."""
 MIN_STD = 0.01
-"""Of pixels, for data of one colour."""
+"""Lower bound of the pixels' standard deviation, for data of a single colour."""
 CODEBOOK = ("quantize.embed.weight", "quantize.embed_avg", "quantize.cluster_size")
 PIXELS = ("pixel_mean", "pixel_std")
 PIXEL_TOLERANCE = 2e-5
-"""Between two measurements of the same pixels, which are rounded to 1e-5."""
+"""Tolerance between two measurements of the same pixels, which are rounded to 1e-5."""
 Channels = tuple[float, float, float]
 
 
 def tokenizer_config(config: TokenizerTraining, frames: NDArray[np.uint8]) -> ImageTokenizerConfig:
     """The published structure with one level of the hierarchy, in the sizes that a run's settings give.
 
-    `frames` (n, H, W, 3): what the normalisation of pixels is measured on where the settings leave it out.
+    `frames` (n, H, W, 3): the data on which the normalisation of pixels is measured where the settings leave it out.
     """
     network = VQVAEConfig(
         channels=config.channels,
@@ -80,9 +80,9 @@ def measure_pixels(frames: NDArray[np.uint8]) -> tuple[Channels, Channels]:
 
 
 def initial_tokenizer(checkpoint: Path, config: TokenizerTraining) -> ImageTokenizer:
-    """A trained tokenizer to train on, with the norms and the size of the codebook that the settings ask for.
+    """A trained tokenizer to train further, with the norms and the size of the codebook that the settings ask for.
 
-    Raises: as `ImageTokenizer.load`; ValueError for settings that the checkpoint's network does not have.
+    Raises: as `ImageTokenizer.load`; ValueError for settings that differ from the checkpoint's network.
     """
     tokenizer = ImageTokenizer.load(checkpoint)
     trained, asked, default = tokenizer.config, to_dict(config), to_dict(TokenizerTraining())
@@ -114,7 +114,10 @@ def has_codebook(config: TrainConfig) -> bool:
 
 
 def check_steps(config: TrainConfig) -> None:
-    """Check that there are steps with codes: warn about fewer than without. Raises: ValueError if there are none."""
+    """Warn if a new codebook is used for fewer steps than continuous_steps.
+
+    Raises: ValueError if it would never be used, or if new_codebook is set without init.checkpoint.
+    """
     steps, continuous = config.train.steps, config.tokenizer.continuous_steps
     if config.tokenizer.new_codebook and config.init.checkpoint is None:
         raise ValueError(
@@ -273,7 +276,7 @@ class TokenizerTask:
             )
 
     def report(self) -> None:
-        """Say how many codes the frames use."""
+        """Log how many codes the frames use."""
         if not self.objective.use_codes:
             log.warning(
                 "the run ended before the codebook is made at tokenizer.continuous_steps=%d; --resume it, since the "

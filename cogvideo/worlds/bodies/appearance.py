@@ -1,7 +1,7 @@
-"""Which shape a body has: a support vector machine on its outline and shading.
+"""Recognises the shape of a body by a support vector machine on its outline and shading.
 
-The classifier is trained here, in seconds, on freshly rendered bodies of training scenes; it never sees a
-generated frame, a test scene or a tokenizer's output.
+The classifier is trained here, in seconds, on freshly rendered bodies of training scenes, never on generated frames,
+test scenes or a tokenizer's output.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from cogvideo.worlds.bodies.render import render
 from cogvideo.worlds.bodies.scene import REFERENCE_PIXELS, SHAPES, Scene
 from cogvideo.worlds.bodies.tracking import COLOUR_NAMES, MIN_AREA, name_pixels, to_reference
 
-PATCH = 20  # pixels a side; the largest bodies are 17 wide
+PATCH = 20  # pixels per side; the largest bodies are 17 wide
 TRAINING_SCENES = 600
 POSES = 4  # per scene
-TRAINING_SEED = 97  # not the seed of a usual data set
+TRAINING_SEED = 97  # not a seed that data sets are likely to have
 BLURS = (0.0, 0.5, 0.9)  # pixels, standard deviation
-FRAMES_PER_BODY = 5  # frames that are looked at
+FRAMES_PER_BODY = 5  # frames that are classified
 
 
 def patch(frame: np.ndarray, named: np.ndarray, colour: int) -> np.ndarray:
-    """A body cut out and centred: where its colour is, and how light it is there, less its own mean.
+    """Cut out and centre a body: its mask, and within the mask its lightness relative to its own mean.
 
     Shapes: frame (64, 64, 3) uint8; named (64, 64) as `name_pixels` gives; returns (2 * PATCH * PATCH,).
     """
@@ -68,7 +68,7 @@ def shape_classifier() -> Any:
 
 
 def recognise_shape(frames: np.ndarray, colour: int, chosen: np.ndarray) -> int:
-    """The shape of the body of a colour: an index into SHAPES, by the summed scores of a few of its frames.
+    """The shape of the body of this colour, an index into SHAPES, by the summed scores of a few frames.
 
     Shapes: frames (frames, N, N, 3) uint8; chosen: indices of frames that show the body whole.
     """
@@ -82,9 +82,9 @@ def recognise_shape(frames: np.ndarray, colour: int, chosen: np.ndarray) -> int:
 
 
 def _poses(scene: Scene, count: int, rng: np.random.Generator) -> States:
-    """The scene's bodies near where they start, turned a little; towers also as they are while they fall and lie.
+    """Random poses of the scene's bodies: near their start, turned a little; towers also tilted, up to lying down.
 
-    No physics: every frame is drawn anew.
+    There is no physics: the frames are independent.
     """
     bodies = len(scene.bodies)
     position = np.empty((count, bodies, 3))

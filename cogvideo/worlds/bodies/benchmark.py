@@ -1,7 +1,7 @@
 """The benchmark of the bodies world: captions of test scenes or unseen combinations, real clips, probes and targets.
 
-Scenes are simulated and rendered here, from (seed, split, index) alone: no data set is read. They are those that
-`cogvideo worlds bodies --pixels 64` writes, before they are coded as videos.
+Scenes are simulated and rendered here, from (seed, split, index) alone; no data set is read. They are those that
+`cogvideo worlds bodies --pixels 64` writes, before video compression.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from cogvideo.worlds.bodies.scene import FPS, REFERENCE_PIXELS, ROLLING, Scene, 
 CONTINUED = "continued"
 CONTINUATIONS = 2  # 12 s
 UNSEEN_POINTS = 0.10
-"""How far below the targets of test captions those of unseen combinations are."""
+"""How much lower the targets for unseen combinations are than for test captions; for errors, how much higher."""
 
 
 class CaptionedClip(NamedTuple):
-    """A caption, the scene that it is of, and where in the scene's clip it begins."""
+    """A caption, the number of its scene, and the frame of the scene's clip at which its span begins."""
 
     text: str
     number: int
@@ -48,7 +48,7 @@ class CaptionedClip(NamedTuple):
 
 @dataclass(frozen=True)
 class BodiesBenchmark(Benchmark):
-    """Clips of bodies that roll, fall and collide; `num_prompts` scenes, each with a caption per clip length."""
+    """Clips of bodies that roll, fall and collide: `num_prompts` scenes, with up to one caption per clip length."""
 
     name: ClassVar[str] = "bodies"
     side: ClassVar[int] = REFERENCE_PIXELS
@@ -77,9 +77,9 @@ class BodiesBenchmark(Benchmark):
     )
 
     split: Split = "test"
-    """test, or unseen: combinations of colour, shape and event that training never shows."""
+    """test, or unseen: combinations of colour, shape and event that do not occur in training."""
     continued: bool = False
-    """Also continue clips twice, of scenes in which no body rolls out of view."""
+    """Also score clips that are continued twice, of scenes in which no body rolls out of view."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +138,7 @@ class BodiesBenchmark(Benchmark):
         return self._captions(clips.seconds, staying=clips.continuations > 0)
 
     def _captions(self, seconds: float, staying: bool = False) -> list[CaptionedClip]:
-        """The captions for clips of `seconds`; `staying`: of scenes in which nothing rolls out of view."""
+        """The captions for clips of `seconds`; `staying`: only of scenes in which nothing rolls out of view."""
         made = self._made
         return [
             CaptionedClip(caption.text, index, round(caption.start * FPS))
@@ -161,7 +161,7 @@ class _Made(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _make(split: Split, seed: int, first: int, count: int) -> _Made:
-    """Simulate and render `count` scenes from number `first` on. Raises: ValueError if PyBullet is not installed."""
+    """Simulate and render `count` scenes, from number `first` on. Raises: ValueError if PyBullet is not installed."""
     load_pybullet()
     settings, made = Settings(split, seed, REFERENCE_PIXELS), []
     with progress(count, "rendering", "clips") as bar:
@@ -173,7 +173,7 @@ def _make(split: Split, seed: int, first: int, count: int) -> _Made:
 
 
 def _render(scene: Scene, num_frames: int, update: Callable[[int], object]) -> Frames:
-    """(num_frames, 64, 64, 3): a scene's clip, longer than usual."""
+    """Render more frames of a scene than its clip has: (num_frames, 64, 64, 3)."""
     frames = render(scene, simulate(scene, num_frames), REFERENCE_PIXELS, RAYS[REFERENCE_PIXELS]).frames
     update(1)
     return frames

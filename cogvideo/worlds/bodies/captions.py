@@ -1,9 +1,9 @@
-"""Puts a clip of the bodies world in words, English or Chinese, and says which spans of it the words describe.
+"""Describes a clip of the bodies world in words, English or Chinese, and finds the spans that the words describe.
 
-A clip has one caption for each clip length in SPAN_SECONDS, each with a span in which its words are true: a fall is
-over after a second, so that only the clip's beginning shows it. A span is longer than its clip length and shorter than
-the next one, so that `cogvideo prepare` with its default policy, the longest length that fits, cuts clips of that
-length.
+A clip has at most one caption for each clip length in SPAN_SECONDS, with a span in which its words are true: a fall is
+over after a second, so only the clip's beginning shows it. A span is at least as long as its clip length and shorter
+than the next longer one, so that `cogvideo prepare` with its default policy, the longest length that fits, cuts clips
+of that length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Language = Literal["en", "zh"]
 
 SPAN_SECONDS = (4.0, 2.0, 1.0, 0.5)
 ROOM_FRAMES = {4.0: 0, 2.0: 4, 1.0: 4, 0.5: 2}
-"""Frames by which a span may be longer than its clip length, for clips that begin a little later."""
+"""Frames by which a span may exceed its clip length, so that clips may begin a little later."""
 CHINESE: dict[str, str] = {
     **{"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄", "purple": "紫", "white": "白"},
     **{"ball": "的球", "box": "方块", "cylinder": "圆柱"},
@@ -32,7 +32,7 @@ OPPOSITE = {"left": "right", "right": "left"}
 
 @dataclass(frozen=True)
 class SpanCaption:
-    """Words for a span of a clip."""
+    """A caption for a span of a clip."""
 
     text: str
     language: Language
@@ -77,7 +77,7 @@ def find_span(
 
 
 def _show_event(scene: Scene, states: States, visible: np.ndarray) -> Callable[[int, int], bool]:
-    """Whether a clip from frame `start`, `length` frames long, shows the event and begins before it."""
+    """A function of `start` and `length`, in frames: whether such a clip begins before the event and shows it."""
     num_bodies = len(scene.bodies)
     event = scene.event
 

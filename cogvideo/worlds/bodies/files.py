@@ -1,13 +1,13 @@
-"""Writes the bodies world as a user's data set: videos, captions, and the simulator's states beside each clip.
+"""Writes the bodies world as a user's data set: videos and captions, plus the simulator's states for each clip.
 
     DIR/captions.jsonl          for `cogvideo prepare --captions`: video, caption, start, end
     DIR/clips/000000.mp4        64 x 64 pixels
     DIR/captions_192.jsonl, DIR/clips_192/000000.mp4     the same clips at 192 pixels, if asked for
     DIR/truth/000000.npz        scene, states, visibility, captions: see `Truth`
-    DIR/dataset.json            what the folder holds; another run with other settings is refused
+    DIR/dataset.json            the settings; a run with different ones is refused
 
-Clip i depends on (seed, split, i) alone: the same bytes again, whatever the number of processes, and a larger set
-begins with the smaller one. A run that was stopped, or has a larger count, goes on with the clips that are missing.
+Clip i depends on (seed, split, i) alone: its bytes are the same for any number of processes, and a larger set begins
+with the smaller one. A rerun after a stop, or with a larger count, writes only the missing clips.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ from cogvideo.worlds.bodies.scene import (
 )
 
 VERSION = 1
-"""Raise it when the same seed gives other clips."""
+"""Raise it when a change makes the same seed give different clips."""
 CAPTION_STREAM = 0xCA
 PIXEL_FORMAT = "yuv444p"  # full colour resolution: bodies are ten pixels wide
 CRF = 10
 SIZES = (64, 192)
 RAYS = {64: 3, 192: 2}
-"""Rays per pixel's side. Frames of 64 pixels that were rendered at 192 have had six; those rendered at 64 have
-rougher outlines and shadow edges: 0.3 levels of 255 apart on average, up to 40 on an outline."""
+"""Rays per side of a pixel. 64-pixel frames averaged from 192 have six in effect; those rendered at 64 have rougher
+outlines and shadow edges. The two differ by 0.3 levels of 255 on average, by up to 40 on an outline."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a clip besides its pixels."""
+    """What is known about a clip besides its pixels."""
 
     scene: Scene
     states: States
@@ -79,12 +79,12 @@ class Truth:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides every byte of a data set but its length."""
+    """What determines every byte of a data set, except its length."""
 
     split: Split
     seed: int
     pixels: int
-    """Side that is rendered: 192 writes clips at 192 and, averaged, at 64; 64 writes those alone, rendered at 64."""
+    """Side of rendered frames: 192 writes clips at 192 and, averaged down, at 64; 64 renders and writes 64 only."""
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -107,9 +107,10 @@ def make_clip(settings: Settings, index: int) -> tuple[np.ndarray, Truth]:
 
 
 def write_dataset(folder: str | Path, settings: Settings, count: int, *, processes: int = 1) -> Path:
-    """Write the first `count` clips, those that are there already left alone; returns the captions file's path.
+    """Write the first `count` clips, except those that exist already; returns the captions file's path.
 
-    Raises: ValueError for a bad count, a folder with other settings, or if PyBullet is not installed.
+    Raises: ValueError for a bad count, a folder with other settings, or if PyBullet is not installed; FileExistsError
+    for a folder of anything else.
     """
     if count < 1:
         raise ValueError(f"count={count}: expected at least one clip")
@@ -130,13 +131,13 @@ def _write_clips(folder: Path, settings: Settings, indices: list[int], processes
     if processes == 1 or len(indices) < 2:
         yield from map(write, indices)
         return
-    # Fresh processes: a fork would copy the parent's threads' locks.
+    # Fresh processes: a fork would copy locks that other threads of the parent hold.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(write, indices, chunksize=4)
 
 
 def _write_clip(folder: Path, settings: Settings, index: int) -> int:
-    """Write a clip's videos, then its truth: where that stands, the clip is whole."""
+    """Write a clip's videos, then its truth, whose presence means that the clip is complete."""
     frames, truth = make_clip(settings, index)
     if settings.pixels != REFERENCE_PIXELS:
         _write_frames(folder / _video_name(index, settings.pixels), frames)
@@ -151,7 +152,7 @@ def _write_frames(path: Path, frames: np.ndarray) -> None:
 
 
 def _claim(folder: Path, settings: Settings) -> None:
-    """Note the settings in a new folder, or check them in one that has some."""
+    """Record the settings in a new folder, or check them against those of an existing one; remove leftovers."""
     path = folder / "dataset.json"
     wanted = {"world": "bodies", **asdict(settings)}
     if path.exists():
@@ -170,7 +171,7 @@ def _claim(folder: Path, settings: Settings) -> None:
 
 
 def _write_captions_files(folder: Path, settings: Settings, count: int) -> Path:
-    """Captions of the first `count` clips, one file for each size."""
+    """Write the captions of the first `count` clips, one file per frame size; returns the path of the 64-pixel one."""
     captions = [read_truth(_truth_path(folder, index)).captions for index in range(count)]
     for pixels in (REFERENCE_PIXELS, settings.pixels):
         lines = [
@@ -234,7 +235,7 @@ def read_truth(path: str | Path) -> Truth:
 
 
 def scene_from_json(facts: dict[str, Any]) -> Scene:
-    """The scene that `dataclasses.asdict` made a dictionary of."""
+    """Rebuild a scene from what `dataclasses.asdict` made of it."""
     light = dict(facts["light"], direction=tuple(facts["light"]["direction"]))
     surroundings = dict(facts["surroundings"], wall=tuple(facts["surroundings"]["wall"]))
     bodies: list[dict[str, Any]] = [

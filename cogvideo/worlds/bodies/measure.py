@@ -1,6 +1,7 @@
-"""Measures what a clip of bodies shows against what its caption says: places, speeds, contacts, falls, occlusion.
+"""Compares what a clip of bodies shows with what its caption says: positions, speeds, contacts, falls, occlusion.
 
-`probes.py` turns these measurements into results. Only the bodies' tracks are read, and the caption's facts.
+`probes.py` turns these measurements into results. Inputs are the bodies' tracks and the caption's facts; only
+shapes are read from the frames themselves.
 """
 
 from __future__ import annotations
@@ -26,37 +27,37 @@ from cogvideo.worlds.bodies.scene import (
 from cogvideo.worlds.bodies.tracking import COLOUR_NAMES, Track
 
 MOVED_PX = 2.0
-"""Pixels that a body's centre moves, in sight, to count as moving."""
+"""Pixels that a body must visibly move to count as moving."""
 LEAST_STEP_PX = 0.5
-"""Pixels that a motion must come to have a direction."""
+"""Pixels that a motion must cover to have a direction."""
 LEAST_RATE = 0.06
 """Radians per second that a camera must turn to have a direction."""
 STILL_PX = 1.0
 """Pixels that a standing body's centre may stray."""
 NEAR_PX = 1.5
-"""Pixels between two bodies' boxes up to which they may hide or touch each other."""
+"""Gap in pixels between two bodies' boxes up to which one may hide or touch the other."""
 HIDDEN_SHARE = 0.8
 """Share of its usual area below which a body counts as partly hidden."""
 GONE_SHARE = 0.35
 ON_TIME = 0.2
-"""How far the mean speed from before a ball vanishes to after it comes out may be from its speed before."""
+"""Largest relative difference between a ball's mean speed across its occlusion and its speed before it."""
 SPEED_TOLERANCE = 0.15
 OTHER_AREA = 20
-"""Pixels of a colour that the caption does not name which count as a body: half of the smallest ball."""
+"""Pixels from which a colour that the caption does not name counts as a body: half of the smallest ball."""
 FINE_SECONDS = 0.13
-"""Time between frames up to which a fall can be followed."""
+"""Longest time between frames at which a fall can be followed."""
 PARABOLA_METRES = 0.12
-"""How far a falling body may be from the parabola of the frames before."""
+"""How far a falling body may be from the parabola fitted to the frames before."""
 NOMINAL_CAMERA = Camera(7.1, 2.4, 1.2, 0.0, 0.0, 0.0)
 NOMINAL_CIRCLE = Camera(7.1, 3.1, 0.75, 0.0, 0.0, 0.0)
-"""The middle of what scenes draw: probes see no camera's data."""
+"""The middle of the ranges from which cameras are drawn; probes are not given a clip's own camera."""
 CENTRE_HEIGHT = 0.5
-"""Metres above the floor of a standing body's centre, about."""
+"""Approximate height in metres of a standing body's centre above the floor."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption says; nothing else of a scene is read here."""
+    """What a caption says; nothing else of a scene is used here."""
 
     event: Event
     colours: tuple[str, ...]
@@ -77,7 +78,7 @@ class Facts:
 
     @property
     def movers(self) -> tuple[int, ...]:
-        """Indices of the bodies that should move; none while the camera does."""
+        """Indices of the bodies that should move; none if the camera moves."""
         return {"circle": (), "into": (0, 1), "knock": (0, 1)}.get(self.event, (0,))
 
     @property
@@ -94,7 +95,7 @@ class ClipMeasurements:
         self.columns = columns
         self.present, self.area = found.present[:, columns], found.area[:, columns]
         self.centre, self.box = found.centroid[:, columns], found.box[:, columns]
-        # A body's usual area: what it has when it is whole; more than it is a neighbour's mixed pixels.
+        # A body's usual area is its area when whole; anything above it is mixed pixels of a neighbour.
         self.usual = np.quantile(self.area, 0.8, axis=0)
         share = self.area / np.maximum(self.usual, 1)
         near = self._near()
@@ -104,10 +105,10 @@ class ClipMeasurements:
         self.share = share
         self.clear = self.present & ~near & ~at_edge
         """Frames that show a body whole: apart from the others and from the frame's edge."""
-        if facts.event == "front":  # nothing hides the ball, so it is whole where its area is
+        if facts.event == "front":  # nothing hides the ball, so its area alone tells where it is whole
             self.clear[:, 0] = self.present[:, 0] & ~at_edge[:, 0] & (share[:, 0] >= 0.9)
         self.whole = self.present & ~at_edge & (share >= HIDDEN_SHARE)
-        """Frames that show most of it."""
+        """Frames that show most of a body."""
 
     def _near(self) -> np.ndarray:
         """(frames, bodies) bool: another body's box is next to it or overlaps it."""
@@ -120,18 +121,18 @@ class ClipMeasurements:
         return near
 
     def _gap(self, one: int, two: int) -> np.ndarray:
-        """(frames,) pixels between two boxes, sideways or upwards, whichever is wider; inf if one is not there."""
+        """(frames,) pixels between two boxes, the larger of horizontal and vertical; inf if one is missing."""
         a, b = self.box[:, one], self.box[:, two]
         gap = np.maximum(b[:, :2] - a[:, 2:], a[:, :2] - b[:, 2:]).max(axis=-1)
         return np.where(np.isnan(gap), np.inf, gap)
 
     def _path(self, body: int, seen: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Times (n,) and centres (n, 2) of the frames in which a body is clear."""
+        """Times (n,) and centres (n, 2) of a body in the frames `seen`, by default those in which it is clear."""
         chosen = self.clear[:, body] if seen is None else seen
         return self.times[chosen], self.centre[chosen, body]
 
     def _before_contact(self) -> np.ndarray:
-        """(frames,) bool: frames up to the first in which the ball has reached its partner or that has moved."""
+        """(frames,) bool: the frames before the ball reaches its partner or the partner moves."""
         if self.facts.event not in ("into", "knock"):
             return np.ones(len(self.times), bool)
         reached = self._gap(0, 1) <= NEAR_PX
@@ -145,13 +146,13 @@ class ClipMeasurements:
         seen = self.found.present.mean(axis=0)
         wanted = np.zeros(len(COLOUR_NAMES), bool)
         wanted[self.columns] = True
-        # A ball behind a box is not to be seen for a while, or in all later frames of a short clip.
+        # A ball behind a box is hidden for a while, in a short clip perhaps in all later frames.
         least = np.where(wanted, 0.2 if self.facts.event == "behind" else 0.6, 0)
         more = (self.found.area >= OTHER_AREA).mean(axis=0)
         return bool((seen[wanted] >= least[wanted]).all() and (more[~wanted] < 0.3).all())
 
     def shapes_right(self, frames: np.ndarray) -> bool | None:
-        """Over the bodies that at least one frame shows clear; None if there is none."""
+        """Judged on the bodies that are clear in some frame; None if there are none, False if a body is missing."""
         right = []
         for body, column in enumerate(self.columns):
             if not self.present[:, body].any():
@@ -162,9 +163,10 @@ class ClipMeasurements:
         return all(right) if right else None
 
     def _moved(self, body: int) -> float | None:
-        """Pixels between a body's first place and its later ones, of which a fifth are farther; None if seen once.
+        """Distance in pixels of a body's later positions from its first, 80th percentile; None if seen only once.
 
-        Where another body is near, which may hide a part of it, the edge on the other side is followed, sideways.
+        Where the body is not clear, for example beside another that may hide part of it, its edges away from that one
+        are followed instead.
         """
         seen = np.flatnonzero(self.present[:, body])
         if len(seen) < 2:
@@ -179,7 +181,7 @@ class ClipMeasurements:
         return float(np.quantile(steps, 0.8))
 
     def _edge_step(self, first: int, frame: int, body: int) -> float:
-        """Pixels between two frames by the edges away from the nearest other body: the larger, sideways or upwards."""
+        """Pixels that the edges away from the nearest other body move; the larger of horizontal and vertical."""
         others = [other for other in range(len(self.columns)) if other != body and self.present[frame, other]]
         here, sides = self.box[frame, body], (0, 1)
         if others:
@@ -191,7 +193,7 @@ class ClipMeasurements:
         return max(abs(float(here[side] - self.box[first, body, side])) for side in sides)
 
     def movers_right(self) -> bool | None:
-        """Over the bodies that are seen twice and, if they should move, have the time to."""
+        """Judged on the bodies that are seen twice and, if they should move, have time to; False if one is missing."""
         right = []
         for body in range(len(self.columns)):
             if not self.present[:, body].any():
@@ -206,7 +208,7 @@ class ClipMeasurements:
         return all(right) if right else None
 
     def _expected_travel(self, body: int) -> float:
-        """Pixels that a mover should come: a slow ball comes 3 pixels in half a second, what it hits less."""
+        """Pixels that a mover should travel: a slow ball travels 3 in half a second, what it hits less."""
         if self.facts.speed is None or self.facts.event == "circle":
             return 2 * MOVED_PX
         return ROLL_PX_PER_SECOND[self.facts.speed] * float(self.times[-1]) * (1.0 if body == 0 else 0.3)
@@ -226,14 +228,14 @@ class ClipMeasurements:
         return bool((centres[-1, 0] - centres[0, 0]) * self.facts.sign > LEAST_STEP_PX)
 
     def speed_ratio(self) -> float | None:
-        """0 if there is nothing to measure it by."""
+        """None if there is no speed or too little to measure; 0 if what should move is missing."""
         speed = self.facts.speed
         if speed is None:
             return None
         if not self._shows_motion():
             return 0.0
         if self.facts.event == "circle":
-            rate = self._camera_rate() if self.times[-1] >= 1.9 else None  # shorter clips turn too little
+            rate = self._camera_rate() if self.times[-1] >= 1.9 else None  # in shorter clips it turns too little
             return None if rate is None else abs(rate) / CIRCLE_RADIANS_PER_SECOND[speed]
         times, centres = self._path(0, self.clear[:, 0] & self._before_contact())
         if len(times) < 2 or times[-1] - times[0] < 0.3:
@@ -242,7 +244,7 @@ class ClipMeasurements:
         return float(slope * self.facts.sign / ROLL_PX_PER_SECOND[speed])
 
     def _shows_motion(self) -> bool:
-        """Whether the first body is ever there, or two of those that the camera circles."""
+        """Whether the acting body ever appears or, if the camera circles, at least two bodies."""
         if self.facts.event == "circle":
             return bool(self.present.any(axis=0).sum() >= 2)
         return bool(self.present[:, 0].any())
@@ -250,7 +252,8 @@ class ClipMeasurements:
     def _camera_rate(self) -> float | None:
         """Radians per second at which the camera circles, positive to its right.
 
-        The floor places of two bodies, seen from the camera, turn about each other as fast as the camera circles.
+        Relative to the camera, the positions of two bodies on the floor turn about each other as fast as it circles.
+        None if no two are seen together at least twice.
         """
         rates = []
         count = len(self.columns)
@@ -280,7 +283,7 @@ class ClipMeasurements:
         return bool((least[0] < least[1]) == (self.facts.event == "behind"))
 
     def contact_right(self) -> bool | None:
-        """Short clips show the hit only if both bodies are seen before and after it."""
+        """Whether the partner moves in the ball's direction, with the ball close enough in the frame before."""
         if self.facts.event not in ("into", "knock"):
             return None
         if not self.present[:, :2].any(axis=0).all():
@@ -328,7 +331,7 @@ class ClipMeasurements:
         return bool(came_down and rests and apart <= 6 and touching)
 
     def bounced(self) -> bool | None:
-        """Needs frames fine enough to follow it, or a clip with several of them."""
+        """Needs a clip of at least 1.5 s, with frames close enough to follow a bounce."""
         if self.facts.event != "bounce" or self.times[-1] < 1.5 or self._coarse():
             return None
         if self.present[:, 0].mean() < 0.6:
@@ -342,9 +345,9 @@ class ClipMeasurements:
         return float(np.diff(self.times).max()) > FINE_SECONDS
 
     def gravity_ratio(self) -> float | None:
-        """The second derivative of the height of a falling body over GRAVITY; 0 if there is nothing to fall.
+        """Acceleration of a falling body divided by GRAVITY; 0 if the body is missing, None if no fall can be measured.
 
-        Heights are read off the nominal camera's view, for a body straight above the middle of the floor.
+        Heights are those that the nominal camera implies for a body straight above the middle of the floor.
         """
         if self.facts.event not in ("fall", "onto", "bounce") or self._coarse():
             return None
@@ -354,7 +357,7 @@ class ClipMeasurements:
         if len(seen) < 3 or seen[0] > 1:
             return None
         rows, times = self.centre[seen, 0, 1], self.times[seen]
-        # The fall ends before the lowest frame, which may be past a contact, and where a parabola no longer holds.
+        # The fall ends before the lowest frame, which may be past a contact, or where heights leave the parabola.
         lowest = int(rows.argmax())
         while lowest > 0 and rows[lowest - 1] > rows.max() - STILL_PX:
             lowest -= 1
@@ -362,7 +365,7 @@ class ClipMeasurements:
         while count < lowest:
             expected = np.polyval(np.polyfit(times[:count], height[:count], 2), times[count])
             if count > 3 and abs(expected - height[count]) > PARABOLA_METRES:
-                count -= 1 if count > 4 else 0  # a contact slows the frame before a little
+                count -= 1 if count > 4 else 0  # the frame before a contact may be slowed a little
                 break
             count += 1
         if count < 3 or height[count - 1] > height[0] - 0.1:
@@ -395,14 +398,14 @@ class ClipMeasurements:
         speed = (came - self.centre[before[0], 0, 0]) / (self.times[after[-1]] - self.times[before[0]])
         if self.times[before[-1]] - self.times[before[0]] >= 0.5:
             usual = np.polyfit(self.times[before], self.centre[before, 0, 0], 1)[0]
-        else:  # too short a way to tell
+        else:  # too short to measure
             usual = sign * ROLL_PX_PER_SECOND[self.facts.speed or "slowly"]
         return bool((came - edge) * sign > 0 and abs(speed / usual - 1) <= ON_TIME)
 
     def stray(self) -> float | None:
-        """How far bodies that should stand still are from their median place, in frames that show them clear.
+        """Largest distance of a body that should stand still from its median position, in frames in which it is clear.
 
-        The side of the frame if one of them is not there.
+        The side of the frame if such a body is missing.
         """
         strays = []
         before = self._before_contact()
@@ -421,9 +424,9 @@ class ClipMeasurements:
 
 
 def _floor_places(centres: np.ndarray) -> np.ndarray:
-    """Where standing bodies with these centres on the screen are: (n, 2) pixels -> (n, 2) metres to the right, away.
+    """Positions of standing bodies from their centres on the screen: (n, 2) pixels -> (n, 2) metres to the right, away.
 
-    Of NOMINAL_CIRCLE at its own angle, so that a body's place turns as the camera circles.
+    In the coordinates of NOMINAL_CIRCLE, which turn with the camera: positions turn as the camera circles.
     """
     camera = NOMINAL_CIRCLE
     axes, eye = camera.axes(0.0), np.array(camera.eye(0.0))
@@ -435,7 +438,7 @@ def _floor_places(centres: np.ndarray) -> np.ndarray:
 
 
 def _heights(rows: np.ndarray) -> np.ndarray:
-    """Metres above the floor of points over the middle of the floor, from their rows (n,) in pixels."""
+    """Heights in metres of points above the middle of the floor, from their rows (n,) in pixels."""
     camera = NOMINAL_CAMERA
     axes, eye = camera.axes(0.0), np.array(camera.eye(0.0))
     slope = math.tan(camera.field_of_view / 2) / (REFERENCE_PIXELS / 2)

@@ -1,4 +1,4 @@
-"""Moves a scene by rigid-body physics (PyBullet, without a display) and records every body at every frame.
+"""Simulates a scene by rigid-body physics (PyBullet, without a display) and records every body at every frame.
 
 The same scene gives the same states, bit for bit, whatever was simulated before it in the process.
 """
@@ -14,12 +14,12 @@ from cogvideo.worlds.bodies.scene import FPS, GRAVITY, NUM_FRAMES, Body, Scene
 
 STEPS_PER_FRAME = 30
 FLOOR_FRICTION = 0.8
-FLOOR_RESTITUTION = 0.9  # of the floor; the engine multiplies it with the body's
+FLOOR_RESTITUTION = 0.9  # the engine multiplies it by the body's
 
 
 @dataclass(frozen=True)
 class States:
-    """Every body at every frame, frame k at k / FPS seconds; arrays over (frames, bodies)."""
+    """The state of every body at every frame, frame k at k / FPS seconds; arrays over (frames, bodies)."""
 
     position: np.ndarray
     """(frames, bodies, 3) metres, the centre of mass."""
@@ -30,13 +30,13 @@ class States:
     spin: np.ndarray
     """(frames, bodies, 3) radians per second about the world's axes."""
     contact: np.ndarray
-    """(frames, bodies, bodies + 1) bool: touched since the frame before; the last column is the floor."""
+    """(frames, bodies, bodies + 1) bool: touched since the previous frame; the last column is the floor."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def first_contact(self, body: int, other: int) -> int | None:
-        """The first frame by which two bodies have touched; `other` may be the number of bodies, for the floor."""
+        """The first frame by which two bodies have touched; for the floor, `other` is the number of bodies."""
         touched = np.flatnonzero(self.contact[:, body, other])
         return int(touched[0]) if len(touched) else None
 

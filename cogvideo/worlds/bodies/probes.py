@@ -1,8 +1,8 @@
-"""Probes of generated clips of bodies: are they the bodies and the motions that the caption asks for?
+"""Probes of generated clips of bodies: do they show the bodies and the motions that the caption asks for?
 
-They know nothing of the model: pixels, times and the caption's facts go in, what is measured comes out. The same probes
-on real clips say how far they can be trusted. A probe that does not apply to an event, or that a clip is too short or
-too coarse for, is None and does not count; a body that should be there and is not makes every probe of it fail.
+Probes are independent of the model: their inputs are pixels, times and the caption's facts. Run on real clips, they
+show how far they can be trusted. A probe that does not apply to an event, or for which a clip is too short or its
+frames are too far apart, is None and does not count; if a body is missing, every probe of it fails.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from cogvideo.worlds.bodies.tracking import to_reference, track
 
 @dataclass(frozen=True)
 class ClipScore:
-    """One clip's results; None where a probe does not apply or cannot see."""
+    """One clip's results; None where a probe does not apply or cannot judge the clip."""
 
     colours: bool
-    """The bodies' colours are there, and no other."""
+    """The bodies' colours appear, and no others."""
     shapes: bool | None
-    """Every body has its shape."""
+    """Every body has the shape that the caption names."""
     mover: bool | None
-    """Those bodies move that should, and no other."""
+    """The bodies that should move do, and no others."""
     direction: bool | None
     """The ball, the toppling tower or the camera moves to the side that the caption says."""
     speed_ratio: float | None
-    """Measured speed over the caption's: pixels per second of a ball, radians per second of a camera."""
+    """Measured speed divided by the caption's, in pixels per second for a ball, radians per second for a camera."""
     speed: bool | None
-    """Within SPEED_TOLERANCE."""
+    """The ratio is within SPEED_TOLERANCE of 1."""
     depth: bool | None
     """The body in front hides the one behind."""
     contact: bool | None
-    """The body that is hit moves on, in the ball's direction, and not before the ball is there."""
+    """The body that is hit moves in the ball's direction, and not before the ball reaches it."""
     toppled: bool | None
-    """The tower lies at the end."""
+    """The tower has fallen over by the end."""
     landed: bool | None
     """A falling body comes to rest on the floor, or on its partner."""
     bounced: bool | None
     """A bouncing ball comes down and rises again."""
     gravity_ratio: float | None
-    """Acceleration of a falling body over the world's."""
+    """Acceleration of a falling body divided by the world's gravity."""
     gravity: bool | None
-    """Within SPEED_TOLERANCE; a clip long and fine enough that shows no fall is wrong."""
+    """The ratio is within SPEED_TOLERANCE of 1; False if no fall is seen in a clip that could show one."""
     permanence: bool | None
-    """A ball that goes behind a body vanishes and comes out on the other side, in its colour and on time."""
+    """A ball that goes behind a body vanishes and reappears on the other side, in its colour and on time."""
     stray: float | None
-    """Pixels that standing bodies stray from their place, the largest."""
+    """Largest distance in pixels of a standing body from its place."""
     still: bool | None
-    """Within STILL_PX."""
+    """`stray` is within STILL_PX."""
 
 
 BOOLEAN_PROBES = tuple(
@@ -61,9 +61,9 @@ BOOLEAN_PROBES = tuple(
 
 
 def score_clip(frames: np.ndarray, facts: Facts, times: np.ndarray) -> ClipScore:
-    """Judge one clip: frames (frames, N, N, 3) uint8, N = 64 or a multiple; times (frames,) seconds.
+    """Judge one clip: frames (frames, N, N, 3) uint8, N a multiple of 64; times (frames,) seconds.
 
-    Raises: ValueError if the shapes do not fit each other.
+    Raises: ValueError if the shapes do not match, or for fewer than 2 frames.
     """
     if len(frames) != len(times) or len(frames) < 2:
         raise ValueError(f"{len(frames)} frames and {len(times)} times; expected as many, at least 2")
@@ -94,17 +94,17 @@ def score_clip(frames: np.ndarray, facts: Facts, times: np.ndarray) -> ClipScore
 
 @dataclass(frozen=True)
 class Summary:
-    """What a set of clips scores; every figure with its uncertainty and the number of clips it could be judged on."""
+    """Scores of a set of clips, each with its uncertainty and the number of clips that could be judged."""
 
     proportions: dict[str, Proportion]
-    """By probe: those of BOOLEAN_PROBES."""
+    """By probe: BOOLEAN_PROBES, and for continued clips late_colours and late_shapes."""
     means: dict[str, Mean]
-    """speed_ratio, gravity_ratio, stray; speed_error and gravity_error: how far the ratios are from 1.
+    """speed_ratio, gravity_ratio and stray; speed_error and gravity_error, the distances of the ratios from 1.
 
     A clip that should show a fall and shows none has no ratio, and an error of 1.
     """
     failed: tuple[str, ...]
-    """By clip: the probes that it fails."""
+    """For each clip, the probes that it fails, separated by commas."""
 
     @property
     def figures(self) -> dict[str, Proportion | Mean]:
@@ -115,7 +115,7 @@ class Summary:
 
 
 def summarise(scores: Sequence[ClipScore]) -> Summary:
-    """Proportions and means over clips, each over those that the probe could judge."""
+    """Proportions and means, each over the clips that its probe could judge."""
 
     def judged(name: str) -> np.ndarray:
         return np.array([getattr(score, name) for score in scores if getattr(score, name) is not None])

@@ -1,8 +1,9 @@
 """Draws random scenes of the bodies world from (seed, split, index).
 
-Everything that moves is in view in the first frame and shows there what comes: a body that falls hangs in the air, one
-that topples leans, a ball that rolls behind a box starts beside it. Rolling speeds are set in pixels per second on the
-screen and constant until a contact. Sizes and distances are such that bodies stay in view and apart at 64 pixels.
+Everything that moves is in view in the first frame, which shows what is about to happen: a body that falls hangs in
+the air, one that topples leans, a ball that rolls behind a box starts beside it. Rolling speeds are set in pixels per
+second on the screen and stay constant until a contact. Sizes and distances are chosen so that bodies stay in view and
+apart at 64 pixels.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from cogvideo.worlds.bodies.scene import (
 def draw_scene(seed: int, split: Split, index: int) -> Scene:
     """Draw scene `index` of a split; the same arguments give the same scene.
 
-    train and test hold seen combinations only and differ in their streams of random numbers; each scene of unseen has
-    at least one combination that is held out. Raises: ValueError for an unknown split or a negative number.
+    train and test contain no held-out combinations and differ in their streams of random numbers; each scene of unseen
+    has at least one held-out combination. Raises: ValueError for an unknown split or a negative number.
     """
     if split not in STREAMS:
         raise ValueError(f"split={split!r} is not a split of the bodies world; choose one of {', '.join(STREAMS)}")
@@ -89,7 +90,7 @@ def _draw(rng: np.random.Generator) -> Scene:
 
 
 def _event_weights() -> list[float]:
-    """Rolling, which has directions, speeds and partners to learn, comes more often than the rest."""
+    """Probabilities of EVENTS: rolling, which has directions, speeds and partners to learn, is more frequent."""
     weights = [1.5 if event in ROLLING else 1.0 for event in EVENTS]
     return [weight / sum(weights) for weight in weights]
 
@@ -125,7 +126,7 @@ def _shape(rng: np.random.Generator, *shapes: Shape) -> Shape:
 def _rolling_ball(
     camera: Camera, colour: str, radius: float, x_px: float, y: float, sign: int, speed: str, mass: float = 1.0
 ) -> Body:
-    """A ball on the floor that rolls without slipping; `x_px` is its place on the screen."""
+    """A ball on the floor that rolls without slipping; `x_px` is its horizontal position on the screen."""
     scale = camera.metres_per_pixel((0.0, y, radius))
     x = camera.shift + (x_px - REFERENCE_PIXELS / 2) * scale
     velocity = sign * ROLL_PX_PER_SECOND[speed] * scale
@@ -138,7 +139,7 @@ def _rolling_ball(
 
 
 def _start_px(rng: np.random.Generator, sign: int, travel: float, radius_px: float) -> float:
-    """A start from which a ball that travels this far stays in view."""
+    """A start, in pixels, from which a ball that travels this far stays in view."""
     low, high = radius_px + 1, REFERENCE_PIXELS - radius_px - 1
     start = rng.uniform(low, max(low, high - travel))
     return float(start if sign > 0 else REFERENCE_PIXELS - start)
@@ -164,7 +165,7 @@ def _draw_pass(
         radius, y, partner_y = rng.uniform(0.34, 0.37), rng.uniform(0.95, 1.05), rng.uniform(-0.1, 0.0)
     else:
         radius, y, partner_y = rng.uniform(0.32, 0.35), rng.uniform(-0.85, -0.75), rng.uniform(0.3, 0.4)
-    passes = rng.uniform(1.95, 2.05) if speed == "slowly" else rng.uniform(1.75, 2.25)  # seconds at the middle
+    passes = rng.uniform(1.95, 2.05) if speed == "slowly" else rng.uniform(1.75, 2.25)  # when it passes, in seconds
     middle = REFERENCE_PIXELS / 2 + rng.uniform(-2, 2) * (1 if speed == "quickly" else 4)
     start = middle - sign * rate * passes
     edge = radius / camera.metres_per_pixel((0.0, y, radius)) + 1
@@ -177,14 +178,14 @@ def _draw_pass(
 def _draw_hit(
     rng: np.random.Generator, camera: Camera, colours: list[str], event: Event, direction: Direction, speed: Speed
 ) -> tuple[Body, ...]:
-    """A ball that rolls into a body, which slides or rolls away, or a tower, which falls over."""
+    """A ball that rolls into a body, which slides or rolls away, or into a tower, which falls over."""
     sign, rate = (1 if direction == "right" else -1), ROLL_PX_PER_SECOND[speed]
     seconds = rng.uniform(1.1, 1.5) if speed == "slowly" else rng.uniform(0.9, 1.3)
     radius, y = rng.uniform(0.44, 0.50), rng.uniform(-0.2, 0.2)
     scale = camera.metres_per_pixel((0.0, y, radius))
     if event == "knock":
         shape = _shape(rng, "box", "cylinder")
-        half = rng.uniform(0.22, 0.24) if speed == "slowly" else rng.uniform(0.26, 0.29)  # a slow ball tips a slim one
+        half = rng.uniform(0.22, 0.24) if speed == "slowly" else rng.uniform(0.26, 0.29)  # slow: only slim towers tip
         size = (half, half, rng.uniform(0.72, 0.78))
     else:
         shape, half = _shape(rng, *SHAPES), rng.uniform(0.44, 0.50)
@@ -193,7 +194,7 @@ def _draw_hit(
     room = REFERENCE_PIXELS - gap_px - 2 * (radius / scale + 1)
     start = radius / scale + 1 + rng.uniform(0.0, max(0.0, min(room - 24, 10)))
     start = start if sign > 0 else REFERENCE_PIXELS - start
-    mass = 1.0 if shape == "ball" else 4.0  # two balls are alike, as in billiards; else the ball keeps pushing
+    mass = 1.0 if shape == "ball" else 4.0  # two balls weigh the same, as in billiards; else the ball keeps pushing
     ball = _rolling_ball(camera, colours[0], radius, start, y, sign, speed, mass)
     x = ball.position[0] + sign * gap_px * scale
     turn = _yaw(rng.uniform(-0.1, 0.1)) if shape == "box" else (0.0, 0.0, 0.0, 1.0)
@@ -206,7 +207,7 @@ def _draw_hit(
             shape, colours[1], size, (x, y, size[2]), turn, mass=0.4, friction=0.15 if speed == "slowly" else 0.5
         )
     if event == "knock":
-        ball = replace(ball, friction=0.1)  # or the tower would brake its rolling
+        ball = replace(ball, friction=0.1)  # otherwise the tower would slow its rolling
     elif shape == "ball":
         ball = replace(ball, friction=0.3, restitution=0.95)
     return ball, target
@@ -242,7 +243,7 @@ def _draw_fall(
 def _draw_topple(
     rng: np.random.Generator, camera: Camera, colours: list[str], event: Event, direction: Direction, speed: Speed
 ) -> tuple[Body, ...]:
-    """A tower that leans on its lower edge, past the point of balance, to the side it falls to."""
+    """A tower that leans on its lower edge, past the point of balance, towards the side it falls to."""
     sign, shape, lean = (1 if direction == "right" else -1), _shape(rng, "box", "cylinder"), rng.uniform(0.50, 0.56)
     half, tall = rng.uniform(0.26, 0.29), rng.uniform(0.72, 0.78)
     x, y = -sign * rng.uniform(0.2, 0.8), rng.uniform(-0.2, 0.2)
@@ -267,7 +268,7 @@ def _draw_topple(
 def _draw_circle(
     rng: np.random.Generator, camera: Camera, colours: list[str], event: Event, direction: Direction, speed: Speed
 ) -> tuple[Body, ...]:
-    """Two or three bodies around the camera's axis, apart from each other as it first sees them."""
+    """Two or three bodies around the camera's axis, apart from each other in the first frame."""
     count, turn = (3 if rng.random() < 0.5 else 2), math.pi * float(rng.integers(2))
     bearing = camera.angle + turn + (rng.uniform(-0.35, 0.35) if count == 2 else math.pi / 2 + rng.uniform(-0.12, 0.12))
     radius = rng.uniform(0.95, 1.1) if count == 2 else rng.uniform(1.35, 1.45)

@@ -1,8 +1,8 @@
-"""Draws the bodies world: an exact ray caster for balls, boxes and cylinders on a floor, in NumPy.
+"""Renders the bodies world: an exact ray caster for balls, boxes and cylinders on a floor, in NumPy.
 
-Every pixel is the mean of a grid of rays (no jagged edges); bodies throw soft shadows on the floor and on each other
+Every pixel is the mean of a grid of rays (no jagged edges); bodies cast soft shadows on the floor and on each other
 and darken the floor they stand on. Only the part of a frame that bodies and their shadows can reach is computed anew;
-the rest is the empty room, kept while the camera stands still. It also says how much of each body is to be seen.
+the rest is the empty room, cached while the camera stands still. The visible share of each body is returned too.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import numpy as np
 from cogvideo.worlds.bodies.physics import States
 from cogvideo.worlds.bodies.scene import COLOURS, FLOORS, FPS, Body, Camera, Scene, Surroundings
 
-LAMP_SPREAD = 0.045  # radians: half the lamp's width as the bodies see it
-SHADE_REACH = 2.2  # radii around a body within which it takes ambient light from the floor
+LAMP_SPREAD = 0.045  # radians: half the lamp's angular width
+SHADE_REACH = 2.2  # distance in radii up to which a body takes ambient light from the floor
 FADE_METRES = (9.0, 26.0)  # distances between which the floor fades into the wall's colour
-PATTERN_PIXEL = 2 / 128  # width of a pixel, as a slope, for which distant patterns are softened; the same at all sizes
+PATTERN_PIXEL = 2 / 128  # slope: pixel width for which distant patterns are softened; the same at all frame sizes
 TINY = 1e-6
 
-Box = tuple[int, int, int, int]  # rows from, to, columns from, to
+Box = tuple[int, int, int, int]  # first row, end row, first column, end column
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A clip as pixels, and what of each body they show."""
+    """A clip's pixels, and how much of each body they show."""
 
     frames: np.ndarray
     """(frames, pixels, pixels, 3) uint8."""
     visible: np.ndarray
-    """(frames, bodies) share of a body's outline that no other body hides, 0 if none of it is inside the frame."""
+    """(frames, bodies) share of a body's silhouette that no other body hides; 0 if none of it is inside the frame."""
     area: np.ndarray
-    """(frames, bodies) the whole outline's area within the frame, as a share of the frame."""
+    """(frames, bodies) area of the silhouette within the frame, hidden parts included, as a share of the frame."""
 
 
 def render(scene: Scene, states: States, pixels: int, rays: int = 2) -> Rendering:
@@ -61,7 +61,7 @@ def area_average(frames: np.ndarray, factor: int) -> np.ndarray:
 
 
 def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
-    """From a unit quaternion x, y, z, w to (3, 3), which turns a body's own vectors into the world's."""
+    """The (3, 3) rotation from body to world coordinates, of a unit quaternion x, y, z, w."""
     x, y, z, w = (float(value) for value in quaternion)
     return np.array(
         [
@@ -82,7 +82,7 @@ class _Room:
         axes = camera.axes(seconds).astype(np.float32)
         slope = np.float32(math.tan(camera.field_of_view / 2))
         grid = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * slope
-        # Unit depth per ray: points on it are eye + depth * direction, depth along the camera's axis.
+        # Directions have unit depth: points on a ray are eye + depth * direction, with depth along the camera's axis.
         self.directions = [
             axes[2, axis] + grid[None, :] * axes[0, axis] - grid[:, None] * axes[1, axis] for axis in range(3)
         ]
@@ -95,7 +95,7 @@ class _Room:
         self._lamps = _lamps(np.array(scene.light.direction), rays)
 
     def lamps_at(self, rows: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
-        """The direction to the lamp from what rays meet, by the rays' rows and columns: three arrays."""
+        """Directions to the lamp from the points that rays hit, by the rays' rows and columns: three arrays."""
         picked = self._lamps[rows % self.rays, columns % self.rays]
         return [np.ascontiguousarray(picked[..., axis]) for axis in range(3)]
 
@@ -107,7 +107,7 @@ class _Room:
         base = np.array(FLOORS[surroundings.floor], np.float32)[:, None, None]
         x, y = (np.clip(axis, -60, 60) for axis in self.floor)
         distance = np.hypot(x - self.eye[0], y - self.eye[1])
-        # Pattern contrast falls where a pixel would cover much of a tile, or it would shimmer.
+        # Reduce the contrast where a pixel covers much of a tile: the pattern would shimmer otherwise.
         footprint = distance**2 / self.eye[2] * PATTERN_PIXEL
         contrast = np.clip(1.2 - 1.1 * footprint, 0, 1)
         tone = np.float32(1.0)
@@ -125,7 +125,7 @@ class _Room:
 def _lamps(direction: np.ndarray, rays: int) -> np.ndarray:
     """Unit vectors to points spread over the lamp, one for each ray of a pixel: (rays, rays, 3).
 
-    The rays of one pixel see different points of the lamp, so that their mean has a soft shadow's edge.
+    The rays of one pixel use different points of the lamp, so that their mean gives shadows soft edges.
     """
     across = np.cross(direction, (0.0, 0.0, 1.0))
     across /= np.linalg.norm(across)
@@ -148,7 +148,7 @@ def _draw(
     if top >= bottom or left >= right:
         return picture, visible, area
 
-    # The floor, with less of the lamp in shadows and less ambient light close to bodies.
+    # The floor, without the lamp in shadows and with less ambient light close to bodies.
     colour = room.colour[:, top:bottom, left:right].copy()
     for body, position, rotation, (r0, r1, c0, c1) in zip(scene.bodies, positions, turned, floor_boxes, strict=True):
         if r0 >= r1 or c0 >= c1:
@@ -208,7 +208,7 @@ def _shade(
     directions: list[np.ndarray],
     lamps: list[np.ndarray],
 ) -> np.ndarray:
-    """Colours (3, points) of points on a body: ambient light from above, the lamp unless hidden, a faint highlight."""
+    """Colours (3, points) of points on a body: ambient light, the lamp unless it is hidden, and a faint highlight."""
     points = [room.eye[axis] + reach * directions[axis] for axis in range(3)]
     facing = sum(normal[axis] * lamps[axis] for axis in range(3))
     lit = np.maximum(facing, 0)
@@ -255,7 +255,7 @@ def _intersect(
 
 
 def _enter_round(o: list[np.ndarray], d: list[np.ndarray], radius: float, axes: int) -> np.ndarray:
-    """Depth at which rays enter a ball (3 axes) or an endless upright cylinder (2); inf where they do not."""
+    """Depth at which rays enter a ball (3 axes) or an infinite cylinder along z (2); inf where they miss."""
     a = sum(d[axis] * d[axis] for axis in range(axes))
     b = sum(d[axis] * o[axis] for axis in range(axes))
     c = sum(o[axis] * o[axis] for axis in range(axes)) - radius * radius
@@ -303,13 +303,13 @@ def _blocked(
     body: Body, position: np.ndarray, rotation: np.ndarray, points: list[np.ndarray], lamps: list[np.ndarray]
 ) -> np.ndarray:
     """Whether a body stands between points and the lamp: bool of the points' shape."""
-    # A box whose face a point lies on, and bodies that touch, must not shadow themselves: start a little off.
+    # Start a little off, so that a body does not shadow a point that lies on its face, as where bodies touch.
     origin = [points[axis] + np.float32(2e-3) * lamps[axis] for axis in range(3)]
     return np.isfinite(_intersect(body, position, rotation, origin, lamps)[0])
 
 
 def _near_shade(body: Body, position: np.ndarray, floor: list[np.ndarray]) -> np.ndarray:
-    """Share of ambient light that a body takes from floor points near it, as its bounding ball would."""
+    """Share of ambient light that a body takes from floor points near it, approximated by a ball of `_half_width`."""
     radius = _half_width(body)
     squared = (floor[0] - np.float32(position[0])) ** 2 + (floor[1] - np.float32(position[1])) ** 2
     height = np.float32(position[2])
@@ -319,7 +319,7 @@ def _near_shade(body: Body, position: np.ndarray, floor: list[np.ndarray]) -> np
 
 
 def _half_width(body: Body) -> float:
-    """Radius of the ball that takes ambient light like the body."""
+    """Radius of a ball that takes about as much ambient light as the body."""
     return body.size[0] if not body.tall else 1.2 * body.size[0]
 
 
@@ -358,7 +358,7 @@ _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1
 
 
 def _screen_box(camera: Camera, room: _Room, points: np.ndarray) -> Box:
-    """Rows and columns that hold the projected points, cut to the frame and widened to whole pixels."""
+    """Rows and columns that contain the projected points, clipped to the frame and widened to whole pixels."""
     projected = camera.project(points, room.seconds, room.side)
     if projected[:, 2].min() < 0.1:
         return 0, room.side, 0, room.side

@@ -1,7 +1,7 @@
-"""What happens in a clip of the bodies world: which bodies, where they start, who watches, in which light.
+"""The contents of a clip of the bodies world: an event, bodies and how they start, camera, light, floor and wall.
 
 A `Scene` is a value. `random_scenes.py` draws one, `physics.py` simulates it, `render.py` turns it into pixels and
-`captions.py` into words. Lengths are in metres, x to the viewer's right, y away from the viewer, z up.
+`captions.py` into words. Lengths are in metres; x points to the viewer's right, y away from the viewer, z up.
 """
 
 from __future__ import annotations
@@ -64,20 +64,20 @@ FLOORS: dict[str, Vector] = {
     "clay": (0.44, 0.39, 0.36),
     "moss": (0.40, 0.43, 0.38),
 }
-"""Darker and duller than any body, so that each of them stands out."""
+"""Darker and duller than any body, so that every body stands out."""
 PATTERNS = ("plain", "tiles", "checks")
 WALLS: tuple[Vector, ...] = ((0.46, 0.50, 0.55), (0.42, 0.46, 0.52), (0.50, 0.49, 0.47), (0.38, 0.40, 0.44))
 
 
 @dataclass(frozen=True)
 class Body:
-    """A body as the clip begins."""
+    """A body, and its state at the start of the clip."""
 
     shape: Shape
     colour: str
     """A key of COLOURS; no two bodies of a scene share one."""
     size: Vector
-    """Half extents in metres; of a ball three times its radius, of a cylinder radius, radius, half its height."""
+    """Half extents in metres: (radius, radius, radius) of a ball, (radius, radius, half the height) of a cylinder."""
     position: Vector
     orientation: Quaternion = (0.0, 0.0, 0.0, 1.0)
     """x, y, z, w."""
@@ -90,7 +90,7 @@ class Body:
 
     @property
     def tall(self) -> bool:
-        """Whether it is a tower: captions say so."""
+        """Whether it is a tower, which captions call tall."""
         return self.shape != "ball" and self.size[2] > 2 * self.size[0]
 
 
@@ -99,12 +99,12 @@ class Camera:
     """A pinhole camera on a circle around the vertical axis through (shift, 0)."""
 
     distance: float
-    """Metres from the axis, on the floor."""
+    """Horizontal distance from the axis in metres."""
     height: float
     target_height: float
     shift: float
     angle: float
-    """Radians at the first frame; 0 stands at negative y and looks along y, positive is to the viewer's right."""
+    """Radians at the first frame: 0 is at negative y, looking along y; positive is to the viewer's right."""
     radians_per_second: float
     field_of_view: float = math.radians(42)
 
@@ -121,7 +121,7 @@ class Camera:
         return _camera_axes(self, seconds)
 
     def project(self, points: np.ndarray, seconds: float, pixels: int = REFERENCE_PIXELS) -> np.ndarray:
-        """Where points are on a frame of `pixels`: (..., 3) metres -> (..., 3): x, y in pixels and depth in metres."""
+        """Project points onto a frame of this side: (..., 3) metres -> (..., 3): x, y in pixels and depth in metres."""
         local = (np.asarray(points, float) - self.eye(seconds)) @ self.axes(seconds).T
         focal = pixels / (2 * math.tan(self.field_of_view / 2))
         x = pixels / 2 + focal * local[..., 0] / local[..., 2]
@@ -129,7 +129,7 @@ class Camera:
         return np.stack([x, y, local[..., 2]], axis=-1)
 
     def metres_per_pixel(self, point: Vector) -> float:
-        """Of REFERENCE_PIXELS, sideways, at a point of the first frame."""
+        """Metres per pixel of a frame of REFERENCE_PIXELS, sideways, at a point in the first frame."""
         return float(self.project(np.array(point), 0.0)[2]) * 2 * math.tan(self.field_of_view / 2) / REFERENCE_PIXELS
 
 
@@ -146,7 +146,7 @@ def _camera_axes(camera: Camera, seconds: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Light:
-    """A lamp far away."""
+    """A distant lamp."""
 
     direction: Vector
     """Unit vector towards it."""
@@ -171,9 +171,9 @@ class Scene:
 
     event: Event
     bodies: tuple[Body, ...]
-    """The one that acts first, then the one it meets, if any, then bystanders."""
+    """The acting body, then the one it meets, if any, then bystanders."""
     direction: Direction | None
-    """Of rolling, toppling, or of the camera's own motion."""
+    """Of rolling, toppling, or the camera's own motion."""
     speed: Speed | None
     """Of rolling or of the camera."""
     camera: Camera
@@ -194,18 +194,18 @@ class Scene:
 
 
 def is_held_out(event: Event, role: int, colour: str, shape: Shape) -> bool:
-    """Whether a body in this part of an event is kept for testing: no training clip has it.
+    """Whether a body in this role of an event is held out for testing: no training clip has it.
 
-    The rule: colours and shapes are numbered as in COLOURS and SHAPES, events as in EVENTS, the acting body has role 0,
-    all others 1; held out where colour + 2 * shape + event + 3 * role is a multiple of 6. So each event keeps back one
-    of six colours for each shape and role; a red ball that is never seen to fall is seen to bounce.
+    The rule: colours and shapes are numbered as in COLOURS and SHAPES, events as in EVENTS; the acting body has role 0,
+    all others 1; a body is held out if colour + 2 * shape + event + 3 * role is a multiple of 6. So each event holds
+    out one of six colours for each shape and role: in training no green ball acts in "fall", but some do in "bounce".
     """
     numbers = list(COLOURS).index(colour) + 2 * SHAPES.index(shape) + EVENTS.index(event) + 3 * role
     return numbers % len(COLOURS) == 0
 
 
 def held_out_bodies(scene: Scene) -> tuple[int, ...]:
-    """Indices of the bodies whose combination of event, role, colour and shape training never shows."""
+    """Indices of the bodies whose combination of event, role, colour and shape does not occur in training."""
     return tuple(
         index
         for index, body in enumerate(scene.bodies)

@@ -1,8 +1,8 @@
-"""Where the bodies are in each frame, found by their colours: area, centroid and box of each of the six colours.
+"""Finds the bodies in each frame by their colours: area, centroid and box of each of the six colours.
 
-Frames are (clips or frames, 64, 64, 3) uint8; others are averaged down to 64 first. Positions are x, y in pixels of the
-continuous frame [0, 64] x [0, 64]: the centre of the top left pixel is (0.5, 0.5). Nothing here knows what a clip
-should show. Blur and compression cost a body's outermost pixels, not its place.
+Frames are (frames, 64, 64, 3) uint8; larger ones are averaged down to 64 first. Positions are x, y in pixels of the
+continuous frame [0, 64] x [0, 64]: the centre of the top left pixel is (0.5, 0.5). What a clip should show is not used
+here. Blur and compression cost a body its outermost pixels but do not move it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from cogvideo.worlds.bodies.scene import COLOURS, REFERENCE_PIXELS
 
 COLOUR_NAMES = tuple(COLOURS)
 MIN_CHROMA = 42.0
-"""Largest less smallest channel, of 255, from which a pixel counts as coloured; floors and walls have 30 at most."""
+"""Largest minus smallest channel, of 255, from which a pixel counts as coloured; floors and walls have at most 30."""
 MIN_WHITE, MIN_WHITE_STEP = 140.0, 20.0
-"""A white body's pixels are at least this light, and this much lighter than the middle of their row."""
+"""A white body's pixels are at least this light, and this much lighter than the median of their row."""
 HUE_ENDS = ((25.0, "red"), (90.0, "yellow"), (178.0, "green"), (253.0, "blue"), (322.0, "purple"), (360.0, "red"))
-"""Degrees up to which a hue has a name."""
+"""Hue in degrees at which the range of each named colour ends."""
 MIN_PART, MIN_PART_SHARE = 4, 0.1
-"""Smaller patches of a colour, in pixels or as a share of its largest patch, are stray pixels at edges."""
+"""Smaller patches of a colour, in pixels or as a share of its largest patch, are discarded as stray pixels at edges."""
 MIN_EDGE = 2
-"""Pixels of a row or column from which it belongs to a box."""
+"""Pixels of a colour that a row or column needs to belong to its box."""
 MIN_AREA = 10
-"""Pixels from which a colour counts as present in a frame: a ball has 40 and more."""
+"""Pixels that a colour needs to count as present in a frame; a ball has at least 40."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """What is to be seen of each colour; arrays over (frames, colours), colours in the order of COLOUR_NAMES."""
+    """What is visible of each colour; arrays over (frames, colours), colours in the order of COLOUR_NAMES."""
 
     area: np.ndarray
     """(frames, colours) pixels."""
@@ -85,9 +85,9 @@ def _strength(frames: np.ndarray) -> np.ndarray:
 
 
 def _coverage(mask: np.ndarray, others: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """How much of each pixel a body covers: 1 inside its mask, a share along its outline, 0 beyond and on others.
+    """How much of each pixel a body covers: 1 inside its mask, a fraction along its outline, 0 beyond and on others.
 
-    A centroid of whole pixels jumps as outlines cross them; with shares it is good to a twentieth of a pixel.
+    A centroid of whole pixels jumps as outlines cross them; with fractions it is accurate to a twentieth of a pixel.
     """
     inside, around = binary_erosion(mask), binary_dilation(mask) & ~others
     full = float(strength[inside if inside.any() else mask].mean())
@@ -95,7 +95,7 @@ def _coverage(mask: np.ndarray, others: np.ndarray, strength: np.ndarray) -> np.
 
 
 def to_reference(frames: np.ndarray) -> np.ndarray:
-    """Average frames down to 64 pixels a side."""
+    """Average frames down to 64 pixels per side."""
     side = frames.shape[1] if frames.ndim == 4 else 0
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (side, side, 3) or side % REFERENCE_PIXELS:
         raise ValueError(

@@ -94,7 +94,7 @@ class DigitsBenchmark(Benchmark):
         return summarise(probe_clips(frames, [caption.clip for caption in self._captions], clips.times, key_frames))
 
     def motion_rows(self, results: Results, sources: Sequence[str]) -> list[list[str]]:
-        """Measured against requested steps: whether the frame-rate text controls the motion."""
+        """Measured steps beside the requested ones, to show whether the frame-rate text controls the motion."""
         rows = [["mean step in the requested direction, px per frame", "requested", *sources]]
         for name, clips in self.sets.items():
             for speed, pixels_per_second in SPEEDS.items():
@@ -122,8 +122,8 @@ class CaptionedClip:
 
 @lru_cache(maxsize=4)
 def draw_captions(count: int, seed: int, palette: Palette = "basic") -> tuple[CaptionedClip, ...]:
-    """Captions of clips of test digits. The same seed gives the same captions, and a larger count extends them."""
-    rng = np.random.default_rng((seed, 0x7E57))  # not the stream of any training set
+    """Draw captioned clips of test digits. The same seed gives the same clips, and a larger count extends them."""
+    rng = np.random.default_rng((seed, 0x7E57))  # a stream that no training set uses
     captions = []
     for _ in range(count):
         clip = draw_clip(rng, "test", palette)

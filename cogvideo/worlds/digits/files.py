@@ -1,4 +1,4 @@
-"""Data sets of moving digits: video files with captions, as a user would bring them, or tokens in memory."""
+"""Data sets of moving digits: video files with captions, as a user would supply them, or tokens in memory."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CAPTIONS_FILE = "captions.jsonl"
 PIXEL_FORMAT = "yuv444p"  # full colour resolution: at 40x40, halved chroma would smear a digit's colour
-CRF = 10  # mean error about 1 of 255 levels, most of it the rounding of the background colour
+CRF = 10  # mean error of about 1 level of 255, mostly from rounding the background colour
 STREAMS = {"train": 0, "test": 1}
 
 
@@ -53,7 +53,7 @@ def write_dataset(
 ) -> Path:
     """Write `count` clips of 4 s (33 frames at 8 per second) as clips/000000.mp4, ..., and captions.jsonl.
 
-    Returns the path of captions.jsonl. The folder appears when it is complete.
+    Returns the path of captions.jsonl. The folder appears only once it is complete.
     Raises: ValueError for an argument out of range; FileExistsError.
     """
     if count < 1:
@@ -93,7 +93,7 @@ def clips_in_memory(
 ) -> "InMemoryClips":
     """Render and encode `count` training clips, to try training without prepared files.
 
-    Clip lengths alternate between `clip_seconds` (default: 1, 2 and 4). The same arguments give the same clips.
+    Clip lengths cycle through `clip_seconds` (default: 1, 2 and 4). The same arguments give the same clips.
     """
     from cogvideo.data.dataset import InMemoryClips
     from cogvideo.data.encode import TokenEncoder  # imports torch, which `cogvideo digits` does not need

@@ -1,12 +1,12 @@
 """Probes of generated moving digits: do they show the digit, the colour and the motion that the caption asks for?
 
-Probes know nothing of the model: they take pixels, times and the caption's facts. The same probes on real test clips,
-and on those clips encoded and decoded by the tokenizer, show how far the probes and the tokenizer can be trusted.
+Probes are independent of the model: their inputs are pixels, times and the caption's facts. Run on real test clips, and
+on those clips encoded and decoded by the tokenizer, they show how far the probes and the tokenizer can be trusted.
 
-Which digit: a support vector machine on the ink, trained here, in seconds, on the training split's handwritten digits;
-it never sees a generated frame, a test digit or a tokenizer's output. Which colour: the nearest named one. Motion:
-`tracking.py`. A clip without a digit in every frame is wrong in every probe and has the error FAILED_PX where the
-measure is a distance; it is never left out.
+Which digit: a support vector machine on the ink, trained here, in seconds, on the training split's handwritten digits,
+never on generated frames, test digits or a tokenizer's output. Which colour: the nearest named one. Motion: see
+`tracking.py`. A clip in which a frame lacks a digit is never left out: it is wrong in every probe except
+`digit_frames`, which counts single frames, and has the error FAILED_PX where the measure is a distance.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from cogvideo.worlds.digits.tracking import (
 )
 
 FAILED_PX = CANVAS / 2
-"""Error of a clip without a digit to measure."""
+"""Error of a clip in which a frame lacks a digit."""
 PATCH = 16
 """Side in pixels of the classifier's input, centred on the ink; a digit is 14 pixels high."""
 BLURS = (0.0, 0.4, 0.8, 1.2)
-"""Standard deviations in pixels; the classifier is trained at each blur, because lossy frames are soft."""
+"""Standard deviations in pixels; the classifier is trained at each blur, because lossy coding softens frames."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class ProbeScores:
 def probe_clips(
     frames: NDArray[np.uint8], clips: Sequence[DigitClip], times: Floats, num_key_frames: int | None = None
 ) -> ProbeScores:
-    """Score clips against their captions' facts (label, colour, direction, speed; nothing else of `clips` is read).
+    """Score clips against their captions' facts (label, colour, direction, speed; nothing else of `clips` is used).
 
-    A clip's colour is right if it is the nearest of COLOURS, or of ALL_COLOURS if any caption names one of the others.
+    The colour shown is the nearest of COLOURS, or of ALL_COLOURS if any caption names a colour outside COLOURS.
 
     Shapes: frames (clips, frames, CANVAS, CANVAS, 3) uint8; times (frames,) seconds. `num_key_frames`: how many frames
-    stage 1 made, where the others were interpolated; None if none were.
+    stage 1 made, if the others were interpolated; otherwise None.
     Raises: ValueError if the shapes do not match.
     """
     expected_shape = (len(clips), len(times), CANVAS, CANVAS, 3)
@@ -146,7 +146,7 @@ class Summary:
     """Pixels, over all interpolated frames."""
     midpoint_by_round: tuple[Mean, ...]
     failed: tuple[str, ...]
-    """By clip: the probes that it fails."""
+    """For each clip, the probes that it fails, separated by commas."""
 
     @property
     def figures(self) -> Mapping[str, Proportion | Mean | None]:
@@ -248,7 +248,7 @@ def _digit_classifier() -> Any:
 
 
 def _patches(frames: NDArray[np.uint8], centroid: Floats) -> Floats:
-    """The ink as grey images of PATCH x PATCH, centred on the centroid to a fraction of a pixel, without colour.
+    """The ink as greyscale images of PATCH x PATCH, centred on the centroid to a fraction of a pixel.
 
     Shapes: frames (frames, height, width, 3) uint8; centroid (frames, 2) x, y in pixels; returns
     (frames, PATCH * PATCH), 1 at full strength.

@@ -1,7 +1,7 @@
-"""Moving digits: handwritten digits that move over a dark canvas, with captions in English or Chinese.
+"""Moving digits: handwritten digits that move across a dark canvas, with captions in English or Chinese.
 
 A clip is a value (`DigitClip`), sampled by `draw_clip` and drawn by `render`. The 1,797 digits are those that
-scikit-learn ships; test clips show digit images that no training clip shows. This file makes pixels and captions;
+scikit-learn ships; no digit image appears in both training and test clips. This file makes pixels and captions;
 `files.py` writes them as videos, which are then treated like any user's.
 """
 
@@ -26,7 +26,7 @@ NUM_TEST_DIGITS = 360  # of 1,797
 FPS = 8
 NUM_FRAMES = 33
 SECONDS = (NUM_FRAMES - 1) / FPS  # 4.0: frame k is at k / 8 s
-FREE_FRACTION = 7 / 8  # of the clip, before which no digit touches an edge if the canvas is large enough
+FREE_FRACTION = 7 / 8  # of the clip in which no digit touches an edge, if the canvas is large enough
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (232, 52, 48),
@@ -41,7 +41,7 @@ NEW_COLOURS: dict[str, tuple[int, int, int]] = {
     "violet": (150, 100, 245),
     "cream": (245, 245, 150),
 }
-"""Colours that the bundled weights never saw, though their image tokenizer can show them."""
+"""Colours that the bundled weights were not trained on, but that their image tokenizer can represent."""
 PALETTES: dict[Palette, dict[str, tuple[int, int, int]]] = {"basic": COLOURS, "new": NEW_COLOURS}
 ALL_COLOURS = COLOURS | NEW_COLOURS
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -136,12 +136,12 @@ def split_images(split: Split) -> NDArray[np.int64]:
 
 
 def draw_clip(rng: np.random.Generator, split: Split, palette: Palette = "basic") -> DigitClip:
-    """Sample a clip: image, colour, direction and speed uniformly, then a start that delays bounces to the end."""
+    """Sample a clip: image, colour, direction and speed uniformly, then a start that puts off bounces to the end."""
     image = int(rng.choice(split_images(split)))
     colour, direction, speed = (str(rng.choice(list(table))) for table in (PALETTES[palette], DIRECTIONS, SPEEDS))
     rows, columns = digit_ink(image).shape
     start = [0.0, 0.0]
-    # Per axis: `travel` is what the digit covers before it may bounce; start so far from the edge it moves towards.
+    # Per axis: `travel` is the distance to cover before any bounce; start at least that far from the edge ahead.
     for axis, (span, sign) in enumerate(
         zip((CANVAS - columns * SCALE, CANVAS - rows * SCALE), DIRECTIONS[direction], strict=True)
     ):
@@ -182,7 +182,7 @@ def _bilinear_weights(offsets: NDArray[np.float64], length: int, pixels: int) ->
 
 
 def sample_frames(rng: np.random.Generator, count: int, split: Split) -> NDArray[np.uint8]:
-    """Sample single frames, each of its own clip at a uniform time: (count, 40, 40, 3) uint8."""
+    """Sample single frames, each from its own clip at a uniformly random time: (count, 40, 40, 3) uint8."""
     frames = np.empty((count, CANVAS, CANVAS, 3), np.uint8)
     for index in range(count):
         frames[index] = render(draw_clip(rng, split), rng.uniform(0, SECONDS))[0]

@@ -22,8 +22,8 @@ Bools = NDArray[np.bool_]
 BACKGROUND_NOISE = 24.0
 # Fraction of the ink's full strength at which its box begins: below a digit's faint edges, above a tokenizer's blur.
 BOX_LEVEL = 0.25
-# Limits for what counts as one digit. Rendered digits have strength 119 and more, 44 to 79 pixels of ink, and are 14
-# pixels high.
+# Limits for what counts as one digit. Rendered digits have a strength of at least 119 and 44 to 79 pixels of ink,
+# and are 14 pixels high.
 MIN_STRENGTH = 60.0
 MIN_INK, MAX_INK = 22.0, 158.0
 MAX_EXTENT = 24.0
@@ -31,7 +31,7 @@ MAX_EXTENT = 24.0
 
 @dataclass(frozen=True)
 class Track:
-    """The ink of clips, frame by frame. Where `present` is False, positions are the frame's centre, not measured."""
+    """The ink of clips, frame by frame. Where `present` is False, positions are set to the frame's centre."""
 
     centroid: Floats
     """(clips, frames, 2): x, y of the ink's centre of mass, in pixels."""
@@ -42,7 +42,7 @@ class Track:
 
     @property
     def complete(self) -> Bools:
-        """(clips,): whether every frame shows a digit. An incomplete clip counts as wrong in every probe."""
+        """(clips,): whether every frame shows a digit. An incomplete clip fails every probe except `digit_frames`."""
         return np.all(self.present, axis=1)
 
 
@@ -125,7 +125,7 @@ def _crossings(profile: Floats, level: Floats) -> tuple[Floats, Floats]:
 
 
 def expected_path(centroid: Floats, box: Floats, velocity: Floats, times: Floats, side: float) -> tuple[Floats, Bools]:
-    """Where a digit that starts as measured is at each time, and whether it has not yet touched an edge.
+    """Where a digit that starts as measured should be at each time, and whether it has yet to touch an edge.
 
     Shapes: centroid (clips, 2) and box (clips, 4) in the first frame; velocity (clips, 2) in pixels per second; times
     (frames,) in seconds from the first frame; returns the centroid's path (clips, frames, 2) and (clips, frames) bool.
@@ -142,7 +142,7 @@ def net_displacement(path: Floats, free: Bools) -> Floats:
     """Displacement before the first expected bounce: (clips, 2) pixels.
 
     Shapes: path (clips, frames, 2); free (clips, frames). At least one step is counted, so a clip that starts at the
-    edge it should move towards is scored as well, by its first step.
+    edge it should move towards is still scored, by its first step.
     """
     last = np.maximum(_last_free(free), 1)
     return path[np.arange(len(path)), last] - path[:, 0]
@@ -151,7 +151,8 @@ def net_displacement(path: Floats, free: Bools) -> Floats:
 def direction_matches(displacement: Floats, expected: Floats) -> Bools:
     """Whether a displacement's larger component has the expected axis and sign: (clips,).
 
-    Shapes: displacement (clips, 2); expected (clips, 2), unit steps such as (-1, 0) for left. No motion is wrong.
+    Shapes: displacement (clips, 2); expected (clips, 2), unit steps such as (-1, 0) for left. A clip without
+    motion never matches.
     """
     along = (displacement * expected).sum(axis=-1)
     across = np.abs(displacement * (expected == 0)).sum(axis=-1)
@@ -177,9 +178,9 @@ def mean_step_along(path: Floats, free: Bools, direction: Floats) -> Floats:
 def midpoint_distances(path: Floats, num_key_frames: int) -> list[Floats]:
     """Distance of each interpolated frame from the midpoint of the frames it was interpolated from, per round.
 
-    Interpolation doubles `num_key_frames` frames, K -> 2 K - 1 -> ..., until all frames are there. The round that makes
+    Interpolation starts with `num_key_frames` frames; each round turns K frames into 2 K - 1. The round that makes
     frame k is given frames k - s and k + s, where s halves each round. Frame k is halfway in time, so its centroid
-    belongs at the midpoint of theirs. In a real clip the distance is 0, except where it bounces in between.
+    belongs at the midpoint of theirs. In a real clip the distance is 0, except where the digit bounces in between.
 
     Shapes: path (clips, frames, 2); returns arrays (clips, new frames of the round) in pixels, first round first.
     Raises: ValueError if the number of frames is not num_key_frames doubled some number of times.
