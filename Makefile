@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh clone: they create .venv, install into it, and run; later calls reuse it.
 #
-# TORCH is the torch to install into a new .venv. The default may be a CUDA build; a machine without a GPU saves 2 GB with
+# TORCH is the PyTorch to install into a new .venv. The default may be a CUDA build; without a GPU, this saves 2 GB:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ TORCH_PACKAGES := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas
   nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 \
   nvidia-nvtx triton
 
-# Tools that start tools by name (DeepSpeed's launcher, ninja) must find those of .venv.
+# Programs that are started by name, such as DeepSpeed's launcher and ninja, must be those of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: demo test quick lint docs lock pretrained clean
@@ -23,7 +23,7 @@ demo: .venv/.installed
 test: .venv/.installed
 	python -m pytest -n logical --dist worksteal
 
-# The loop while developing: lint, and the unit tests that take less than ten seconds each.
+# For the development loop: lint, and the unit tests that take less than ten seconds each.
 quick: lint
 	python -m pytest -n logical --dist worksteal -m "not slow" tests/unit
 
@@ -33,20 +33,20 @@ lint: .venv/.installed
 	mypy
 	lint-imports
 
-# The site, into site/; it needs no network.
+# Build the documentation into site/; reading it needs no network.
 docs: .venv/.docs
 	mkdocs build --strict
 
-# Renew requirements.lock, the packages with hashes that the workflow on GitHub installs. PyTorch and its CUDA libraries
-# are not in it: which of them to install depends on the machine.
+# Regenerate requirements.lock, the packages with hashes that the GitHub workflow installs. PyTorch and its CUDA
+# libraries are left out: which of them to install depends on the machine.
 lock: .venv/.installed
 	python -m pip install --quiet uv
 	uv pip compile --quiet --upgrade --extra dev --generate-hashes --python-version 3.11 \
 	  --python-platform x86_64-unknown-linux-gnu $(addprefix --no-emit-package ,$(TORCH_PACKAGES)) \
 	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
-# Train from nothing: text and image tokenizer, trunk, both stages, in hours on two cores. Replaces the bundled weights,
-# whose stages were trained longer (pretrain_tiny.py --long).
+# Train from scratch: text and image tokenizer, trunk and both stages; takes hours on two cores. Replaces the bundled
+# weights, whose stages were trained longer (pretrain_tiny.py --long).
 pretrained: .venv/.installed
 	python scripts/pretrain_tiny.py
 

@@ -31,7 +31,7 @@ class Run:
 
     overrides: list[str]
     frames: int
-    """Frames that its loss is a mean over: its weight in the variant's score."""
+    """Number of frames that its loss is averaged over: its weight in the variant's score."""
     share: float
     """Its fraction of the study's steps."""
 
@@ -43,7 +43,7 @@ class Study:
     seeds: list[int]
     steps: int
     overrides: list[str]
-    """Settings of every run, before the variant's own."""
+    """Settings of every run, which the variant's own override."""
     variants: dict[str, tuple[str, list[Run]]]
     """By name: a description and the runs."""
 

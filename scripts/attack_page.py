@@ -1,11 +1,11 @@
-"""A hostile client against the web page, on this machine only: what leaks, what is left over, and who still gets clips.
+"""Attack the web page, on this machine only: what leaks, what is left over, and whether others still get clips.
 
     python scripts/attack_page.py [--rounds 2] [--asks 80] [--tabs 90] [-- --per-visitor 4 ...]
 
 It starts `cogvideo demo` with the bundled weights in a temporary folder; words after `--` are passed to it. The
 attacker connects from 127.0.0.2, while a visitor at 127.0.0.1 asks for one small clip after another. Prints a line per
-attack and the figures as JSON. The exit code is 1 if anything leaked, the visitor was refused, or uploads or threads
-were left.
+attack and the figures as JSON. The exit code is 1 if anything leaked, the page fetched an address that the attacker
+named, a clip of the visitor's was not finished, or too many uploads or threads were left.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Server:
     """The folder of temporary files."""
     pid: int = 0
     secrets: tuple[bytes, ...] = (SECRET,)
-    """What no answer may hold."""
+    """What no answer may contain."""
     answers: Counter[str] = field(default_factory=Counter)
     leaks: list[str] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class Server:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout, source_address=(address, 0))
 
     def send(self, path: str, value: Any = None, address: str = ATTACKER, **more: Any) -> tuple[int, bytes]:
-        """GET, or POST of `value` as JSON or of bytes; returns status and body."""
+        """GET, or POST `value` as JSON or raw bytes; returns status and body."""
         connection = self.connect(address)
         try:
             body = value if isinstance(value, bytes) or value is None else json.dumps(value).encode()
@@ -88,7 +88,7 @@ class Server:
             connection.close()
 
     def clip(self, address: str = VISITOR) -> tuple[float, str]:
-        """One small clip; returns seconds and how it ended."""
+        """Ask for one small clip; returns seconds and how it ended."""
         start, end = time.monotonic(), "cut"
         try:
             event = self.ask(NORMAL, address)
@@ -164,7 +164,7 @@ def closed_tabs(server: Server, count: int) -> None:
 
 
 def all_places(server: Server, count: int) -> None:
-    """Ask and read, all at the same time, for some seconds."""
+    """Send all requests at the same time, and read their answers for up to 20 seconds."""
 
     def one() -> None:
         try:
@@ -215,7 +215,7 @@ def bad_bodies(server: Server) -> None:
 
 
 def uploads(server: Server) -> None:
-    """Too large, cut off in the middle, many in one request, and more in all than anyone needs."""
+    """Uploads that are too large, many in one request, more in total than anyone needs, and cut off in the middle."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'.encode()
     tail = f"\r\n--{BOUNDARY}--\r\n".encode()
     kind = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -243,7 +243,7 @@ def in_threads(work: list[Callable[[], None]]) -> None:
 
 @contextmanager
 def trap() -> Iterator[tuple[str, list[int]]]:
-    """An address that nobody may ask; yields it and the number of connections."""
+    """An address that the page must not fetch; yields it and the number of connections to it."""
     asked = [0]
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

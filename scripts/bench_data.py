@@ -4,8 +4,8 @@
     python scripts/bench_data.py --rows 2000                    # takes seconds
     python scripts/bench_data.py --decode --seconds 4           # decoding against a bare PyAV loop, and tar reading
 
-The data set is synthetic: per row a video, a caption of some 60 characters and a clip of five frames of 4 tokens, with
-256 rows per shard. It stays in `--work` and is reused. Each case runs in its own process:
+The data set is synthetic: per row a video's name, a caption of some 60 characters and a clip of five frames of 4
+tokens, with 256 rows per shard. It stays in `--work` and is reused. Each case runs in its own process:
 
     captions   `cogvideo prepare` reads and checks the captions file and groups it by video
     open       the prepared folder is opened
@@ -16,18 +16,18 @@ resident memory at the end that is not a mapped file, imports included; `files`,
 `--work` that were just written are read from the page cache, not from a disk.
 
 `--decode` compares three ways to read a video: `cogvideo prepare` (finding the frames, planning the clips, decoding,
-scaling, cropping; not encoding), the same without its limited child process, and a bare PyAV loop. Per caption, the
+scaling, cropping; not encoding), the same without its sandboxed child process, and a bare PyAV loop. Per caption, the
 loop opens the file, seeks to the first frame that `prepare` uses, decodes everything up to the last one on all cores,
 and scales and crops the frames that `prepare` uses, with the same scaler. It is given their times and checks nothing.
 Files are generated: 1080p, 360p, 360p with one key frame, two short captions in a long video, and 360p of which every
-frame is used. The ways take turns; figures are medians over `--repeats`.
+frame is used. The three take turns; figures are medians over `--repeats`.
 
-CPU time and memory include child processes. `cpu_ratio` and `wall_ratio` are the loop's time divided by ours,
-`frames_per_cpu_s` and `frames_per_s` the frames that the loop decodes divided by our time (`prepare` itself skips those
-that it does not need); `child_cost`, the fraction that the child process adds to CPU time; `child_cost_encoded`, the
-same of decoding and encoding with the bundled image tokenizer, which is far smaller than the published one; `peak_mb`,
-the peak above that after imports; `child_mb`, the child's whole peak. `child` is the start of a child process, once per
-decoding thread. `tar` reads the samples of a WebDataset tar, against reading the tar from end to end.
+CPU time includes child processes. `cpu_ratio` and `wall_ratio` are the loop's time divided by ours, `frames_per_cpu_s`
+and `frames_per_s` the frames that the loop decodes divided by our time (`prepare` itself skips those that it does not
+need); `child_cost`, the fraction that the child process adds to CPU time; `child_cost_encoded`, the same for decoding
+and encoding with the bundled image tokenizer, which is far smaller than the published one; `peak_mb`, the peak of our
+process above that after imports; `child_mb`, the child's whole peak. `child` is the cost of starting a child process,
+paid once per decoding thread. `tar` compares reading the samples of a WebDataset tar with reading it from end to end.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def measure_decoding(case: str, work: Path, seconds: float, repeats: int) -> dic
     wanted = extractor.plan(job).times
     parts = [wanted[(wanted >= start) & (wanted <= (end or length))] for start, end in spans]
     ours, unlimited, bare, frames = [], [], [], 0
-    for _ in range(repeats):  # in turn, so that all meet the same load
+    for _ in range(repeats):  # in turn, so that all run under the same load
         ours.append(_timed(lambda: extractor.decode(job))[1:])
         with patch.multiple(video, index_frames=index_frames, read_frames=_read_frames_here):
             unlimited.append(_timed(lambda: extractor.decode(job))[2])
@@ -190,7 +190,7 @@ def _read_frames_here(*request: Any) -> Iterator[tuple[NDArray[np.uint8], float]
 
 
 def measure_child(work: Path) -> dict[str, float]:
-    """Start a child process that reads media."""
+    """Measure the start of a child process that reads media."""
     path = work / "360p.mp4"
     first, second = (_timed(lambda: video.probe_video(path))[1:] for _ in range(2))
     return {"start_s": round(first[0] - second[0], 2), "start_cpu_s": round(first[1] - second[1], 2)}
@@ -224,7 +224,7 @@ def _bare_loop(path: Path, parts: list[Any]) -> int:
 
 
 def _write_noise(path: Path, case: str, seconds: float) -> None:
-    """Write the video of a case: moving blocks with film grain, so that decoding costs what camera pictures cost."""
+    """Write the video of a case: moving blocks with film grain, so that decoding costs what camera footage would."""
     width, height, key_frames, times = VIDEOS[case]
     count = round(seconds * times * FPS)
     rng = np.random.default_rng(0)
@@ -297,7 +297,7 @@ def _children() -> list[int]:
 
 
 def _peak_mb(process: int | str = "self") -> float:
-    """Peak resident memory of a program; `ru_maxrss` would include what its parent had before it was started."""
+    """Peak resident memory of a process; `ru_maxrss` would include what its parent had before starting it."""
     return int(Path(f"/proc/{process}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 

@@ -6,20 +6,21 @@
     python scripts/bench_decode.py --case stage1 --device cuda --published --layers 8 --dtype bf16 --steps 64 --compile
 
 Random weights: hidden 512, 6 layers, 8 heads, 20,000 image tokens of a vocabulary of 20,480, frames of 20x20, five per
-clip, windows of 10 in stage 2, 2 threads; published settings. The cases are the parts of one guided clip of 33 frames,
-and the whole clip: first_frame; stage1 (guided; stage1x4: four clips at once; late4: the same four, each in a thread
-that starts when the one before is a quarter done); round2, round4, round8 (stage 2 on that many triplets); clip.
+clip, windows of 10 in stage 2, 2 threads; published sampling settings. The cases are the parts of one guided clip of 33
+frames, and the whole clip: first_frame; stage1 (guided; stage1x4: four clips at once; late4: the same four, each in a
+thread that starts when the previous one is a quarter done); round2, round4, round8 (stage 2 on that many triplets);
+clip.
 
-`wall_s` is the time of decoding, prefill included; `plan_s` that of what is done once for any number of clips.
+`wall_s` is the time of decoding, prefill included; `plan_s` that of the setup done once for any number of clips.
 `bandwidth_share` is the time that reading the weights in every forward pass would take, at the memory bandwidth
-measured afterwards, over `wall_s`: at 1 only fewer passes or fewer bytes would help. `tokens` is a hash, equal if the
-same tokens were sampled. With --baseline, `baseline_wall_s` is an estimate for the published loop in fp32: the time of
-some of its steps (published_loop.py) times their number, without prefill; `speedup` is relative to it.
-This is not a test: it neither passes nor fails.
+measured afterwards, divided by `wall_s`: at 1, only fewer passes or fewer bytes would help. `tokens` is a hash, equal
+if the same tokens were sampled. With --baseline, `baseline_wall_s` is an estimate for the published loop in fp32: the
+mean time of some of its steps (published_loop.py) times the number of steps, without prefill; `speedup` is relative to
+it. This is not a test: it neither passes nor fails.
 
-`--published` takes the published width and vocabulary, with `--layers` of its 48. `--steps` ends each part after so
-many steps. On a GPU the case is run twice and the second time counts; the first, which compiles and records graphs, is
-`first_wall_s`. Times are then CUDA events', and `peak_gb` is the most memory that tensors took.
+`--published` uses the published width and vocabulary, with `--layers` of the 48 layers. `--steps` ends each part after
+that many steps. On a GPU the case is run twice and the second run counts; the first, which compiles and captures
+graphs, is `first_wall_s`. Times are then from CUDA events, and `peak_gb` is the peak memory of tensors.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def random_model(config: ModelConfig, dtype: WeightName, device: torch.device = 
 
 
 class FirstSteps(Pipeline):
-    """A pipeline whose stages end after so many steps; None: of all."""
+    """A pipeline whose stages end after `max_steps` steps; None: no limit."""
 
     max_steps: int | None = None
 
@@ -123,11 +124,11 @@ class Stage:
         self.model, self.program, self.engine = model, self.sampler.program, self.sampler.engine
         self.wall_s, self.tokens = 0.0, 0
         self.batches: list[int] = []
-        """Clips of each run."""
+        """Number of clips in each run."""
         self._passes_before = (0, 0)
 
     def run(self, sample: Callable[[Pipeline, Progress], Tensor]) -> Tensor:
-        """`sample(pipeline, progress)`, timed and counted; one batch."""
+        """Run `sample(pipeline, progress)`, one batch; adds its time and tokens to the totals."""
         before = self.tokens
         seconds, tokens = timed(self.engine.device, lambda: sample(self.pipeline, self._count_tokens))
         self.wall_s += seconds
@@ -135,14 +136,14 @@ class Stage:
         return tokens
 
     def reset(self) -> None:
-        """Count from here on."""
+        """Reset all times and counts."""
         self.wall_s, self.tokens = 0.0, 0
         self.batches.clear()
         self._passes_before = self.engine.forward_passes, self.engine.prefill_passes
 
     @property
     def steps(self) -> int:
-        """Forward passes that gave tokens: prefill does so without given frames only."""
+        """Forward passes that produced tokens; prefill produces them only if no frames are given."""
         prefills = self.engine.prefill_passes - self._passes_before[1]
         return self.forwards - (0 if self.program.given is None else prefills)
 
@@ -155,7 +156,7 @@ class Stage:
 
     @property
     def bytes_read(self) -> int:
-        """Weights that all forward passes read: the layers', and the embeddings of image tokens, for their logits."""
+        """Bytes of weights that all forward passes read: the layers, and the image token embeddings for the logits."""
         model = self.model
         layers = (
             p
@@ -234,7 +235,7 @@ class Bench:
 
     @cached_property
     def sequential(self) -> CogVideoTransformer:
-        """Stage 1; its trunk makes the first frame. Published: full attention."""
+        """Stage 1, whose trunk makes the first frame; as published, with full attention."""
         return random_model(replace(self.base, task="sequential", window_size=None), self.dtype, self.device)
 
     @cached_property
@@ -264,7 +265,7 @@ def sample_late(
     first_frames: Tensor,
     progress: Progress,
 ) -> Tensor:
-    """Key frames, each clip in a thread that starts when the clip before is a quarter done."""
+    """Key frames, each clip in a thread that starts when the previous clip is a quarter done."""
     start, sampled = [threading.Event() for _ in range(len(keys) + 1)], dict[int, Tensor]()
     quarter = pipeline.frame_sampler("key_frames", config).program.tokens_per_clip // 4
 
@@ -350,7 +351,7 @@ def main() -> None:
         for stage in bench.stages:
             stage.reset()
         tokens = bench.run(args.case)
-    peak_rss_mb = peak_memory_mib(CPU)  # before the next line takes its own
+    peak_rss_mb = peak_memory_mib(CPU)  # before read_speed allocates its own
 
     def total(field: str) -> float:
         return sum(getattr(stage, field) for stage in bench.stages)

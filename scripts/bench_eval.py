@@ -3,14 +3,14 @@
     python scripts/bench_eval.py --clips 2048
     python scripts/bench_eval.py --clips 512 --only motion
 
-Each network has a process of its own, with one thread: clips of noise, 16 frames of 128 px, pass through it, or through
-the measures of pixels, as the protocol `local` prepares them; then two sets of as many features are compared.
-`clips_s` is the CPU time of one set of clips, without that of making the noise; `compare_s`, that of each comparison;
-`peak_mb`, the peak of resident memory; `start_mb`, that before the first clip.
+Each network, or group of pixel measures, has its own process with one thread: clips of noise, 16 frames of 128 px, pass
+through it as the protocol `local` prepares them; then two sets of as many features are compared. `clips_s` is the CPU
+time of one set of clips, without that of making the noise; `compare_s`, that of each comparison; `peak_mb`, the peak
+resident memory; `start_mb`, that before the first clip.
 
-I3D, C3D, CLIP, InceptionV3 and LPIPS are stand-ins of `tests/helpers/networks.py`, which cost next to nothing: their
-`clips_s` is that of scaling frames, and `compare_s` is of random features as wide as the real network's. The networks
-of appearance and motion distance are the real ones. `without` is motion, flicker, warp residual and drift.
+I3D, C3D, CLIP, InceptionV3 and LPIPS are stand-ins from `tests/helpers/networks.py`, which cost next to nothing: their
+`clips_s` is the time of scaling frames, and `compare_s` that of random features as wide as the real network's. The
+networks of appearance and motion distance are the real ones. `without` is motion, flicker, warp residual and drift.
 """
 
 import argparse
@@ -59,7 +59,7 @@ METRICS: dict[str, dict[str, Callable[[np.ndarray, np.ndarray], object]]] = {
     "motion": {"motion_distance": frechet},
     "appearance": {"appearance_distance": frechet},
 }
-"""By network, or measure of pixels: how two sets of its features are compared."""
+"""By network or pixel measure: how two sets of its features are compared."""
 
 
 def noise(number: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def open_for(role: str, folder: Path) -> FeatureNetwork:
 
 
 def work_on_clips(role: str, folder: Path) -> Callable[[list[np.ndarray]], object]:
-    """What is done to a batch of clips (frames, height, width, 3)."""
+    """The function to apply to a batch of clips (frames, height, width, 3)."""
     meter = Meter(LOCAL, {})
     if role == "without":
         return lambda clips: [meter._pixel_row(clip, np.arange(len(clip)) / 8) for clip in clips]
@@ -127,7 +127,7 @@ def main() -> None:
         process.start()
         process.join()
         if process.exitcode:
-            raise SystemExit(f"bench_eval: {role} was not measured")
+            raise SystemExit(f"bench_eval: measuring {role} failed")
 
 
 if __name__ == "__main__":

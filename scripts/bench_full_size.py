@@ -5,9 +5,9 @@
 
 Random bf16 weights are written shard by shard (15.4 GB at full size; kept in --work and reused), then a new process
 maps them into memory and samples the first row of a frame's tokens, with both channels. It first measures the memory
-bandwidth: at best a token takes the time to read all weights once. The first token reads the file from disk; the time
-per token is the median of the others. Run it on an otherwise idle machine. On a GPU `peak_gb` is the most memory that
-tensors took there.
+bandwidth: at best, a token takes as long as reading all weights once. The first token reads the file from disk; the
+time per token is the median of the others. Run it on an otherwise idle machine. On a GPU, `peak_gb` is the peak memory
+of tensors.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None, device: to
         "token_seconds": round(token_seconds, 4),
         "read_once_seconds": round(read / bandwidth, 4),
         "ratio": round(token_seconds / (read / bandwidth), 3),
-        "bandwidth_gb_a_second": round(bandwidth / 1e9, 2),
+        "bandwidth_gb_per_second": round(bandwidth / 1e9, 2),
         "peak_resident_gib": round(peak_memory_mib(torch.device("cpu")) / 1024, 2),
         "device": str(device),
         "peak_gb": peak_gb(device),

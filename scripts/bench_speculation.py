@@ -3,11 +3,11 @@
     python scripts/bench_speculation.py                         # bundled weights, moving digits
     python scripts/bench_speculation.py --model DIR --caption "a man" --video talk.mp4 --fps 4 rounds=2
 
-Clips are sampled one at a time by both schedules. With a video, its frames, `--fps` per second, are interpolated;
-without, whole clips are sampled. `tokens_a_forward` is the mean number of tokens that a speculative forward pass
+Clips are sampled one at a time with both schedules. With a video, its frames, `--fps` per second, are interpolated;
+without one, whole clips are sampled. `tokens_per_forward` is the mean number of tokens that a speculative forward pass
 settles per clip (passes of sequential decoding, which settle one each, over those of speculative decoding); `gain` is
-the CPU seconds of sequential over those of speculative decoding, the minimum of `--repeats` each; `equal` says whether
-the tokens are the same. This is not a test: it neither passes nor fails.
+the CPU time of sequential over that of speculative decoding, each the minimum of `--repeats`; `equal` says whether the
+tokens are the same. This is not a test: it neither passes nor fails.
 """
 
 import argparse
@@ -34,7 +34,7 @@ DIGITS = ("the red digit 3 moves left slowly", "蓝色的数字5向上快速移�
 
 
 def forward_passes(pipeline: Pipeline) -> int:
-    """Of all models so far."""
+    """Forward passes of all models so far."""
     return sum(engine.forward_passes for engine in pipeline.engines.values())
 
 
@@ -73,7 +73,7 @@ def main() -> int:
         parser.error(f"--repeats {args.repeats}; expected at least 1")
     if args.video and not args.caption:
         parser.error("the video has no caption; pass --caption")
-    torch.set_num_threads(1)  # the time of this thread is then all of it
+    torch.set_num_threads(1)  # so that this thread's CPU time is all of it
     try:
         report(args)
     except (ValueError, OSError) as error:
@@ -92,7 +92,7 @@ def report(args: argparse.Namespace) -> None:
         given = reader.read([args.video], args.fps)
         config = replace(config, seconds=given.seconds)
         if config.rounds < 1:
-            raise ValueError("rounds=0 puts no frame between any; give at least 1")
+            raise ValueError("rounds=0 interpolates nothing; give at least 1")
     tokens: dict[str, int] = defaultdict(int)
     passes: dict[tuple[str, str], int] = defaultdict(int)
     seconds: dict[tuple[str, str], float] = defaultdict(float)
@@ -120,7 +120,7 @@ def report(args: argparse.Namespace) -> None:
             "tokens": tokens[name],
             "forwards_sequential": passes[sequential],
             "forwards": passes[speculative],
-            "tokens_a_forward": round(passes[sequential] / passes[speculative], 2),
+            "tokens_per_forward": round(passes[sequential] / passes[speculative], 2),
             "seconds_sequential": round(seconds[sequential], 3),
             "seconds": round(seconds[speculative], 3),
             "gain": round(seconds[sequential] / seconds[speculative], 2),

@@ -4,15 +4,15 @@
     python scripts/bench_superres.py --quick              # seconds, to try the script; too small to measure speed
 
 Random weights in float32, a caption of 20 tokens. `direct` is the direct model's forward pass, which draws a frame;
-`iterative` one of the iterative model's six. `ours` is `SuperresTransformer.forward`; `dense` the same function with
-the rows of text, coarse grid and fine grid in one sequence, all scores of which are computed and then masked; `fused`
-the same with torch's fused attention and a dense mask, which keeps no scores. Each is measured in its own process.
+`iterative` is one of the iterative model's six. `ours` is `SuperresTransformer.forward`; `dense` is the same function
+with text, coarse grid and fine grid in one sequence, where all scores are computed and then masked; `fused` is the same
+with PyTorch's fused attention and a dense mask, without storing scores. Each is measured in its own process.
 
-`cpu_s` is the CPU time of a forward pass (median, without the first one) and `attention_s` the part of it from queries,
-keys and values to their mix, which is all that differs; the rest are mostly the layers' matrix products.
+`cpu_s` is the CPU time of a forward pass (median, without the first) and `attention_s` the part of it from queries,
+keys and values to the weighted sum of values, which is all that differs; the rest is mostly matrix products.
 `memory_mb` is the peak resident memory of the first forward pass above that of the process with its weights.
-`difference` is the largest of hidden states, relative to their root mean square, and `other_tokens` how many of the
-likeliest tokens differ. Not a test: nothing here passes or fails.
+`difference` is the largest difference of hidden states from ours, relative to our root mean square, and `other_tokens`
+how many of the likeliest tokens differ. This is not a test: it neither passes nor fails.
 """
 
 import argparse
@@ -50,7 +50,7 @@ COMPARED = ("cpu_s", "attention_s", "memory_mb")
 CAPTION_LEN = 20
 ROWS_PER_CHUNK = 1024
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Of query, key, value (batch, heads, rows, head_dim) and a mask (rows, rows), True where a row attends to a key."""
+"""Takes query, key, value (batch, heads, rows, head_dim) and a mask (rows, rows), True where a row attends to a key."""
 
 
 def model_config(args: argparse.Namespace) -> SuperresConfig:
@@ -67,7 +67,7 @@ def model_config(args: argparse.Namespace) -> SuperresConfig:
 
 
 def random_inputs(config: SuperresConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `SuperresTransformer.forward` reads, for one frame; the first round's places are to be redrawn."""
+    """Inputs of `SuperresTransformer.forward` for one frame; the positions that the first round draws are masked."""
     generator = torch.Generator().manual_seed(1)
     codes, boi = config.vocabulary.num_image_tokens, config.vocabulary.start_of_image
     caption = torch.randint(codes + 3, config.vocabulary.size, (CAPTION_LEN,), generator=generator)
@@ -159,9 +159,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     else:
         attention = Timed({"dense": dense_attention, "fused": fused_attention}[args.variant])
         forward = lambda: dense_forward(model, *inputs, attention)  # noqa: E731
-    torch.randn(512, 512) @ torch.randn(512, 512)  # what the first matrix product allocates
+    torch.randn(512, 512) @ torch.randn(512, 512)  # so that the first product's allocations are not counted
     idle_mb = resident_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     hidden = forward()
     peak_mb = resident_mb("VmHWM")
     torch.save(hidden, args.save)
@@ -181,7 +181,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def compare(args: argparse.Namespace, hidden: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """How far the hidden states of other variants are from ours, and the tokens that they make likeliest."""
+    """How far the hidden states of other variants are from ours, and how many of the likeliest tokens differ."""
     model = SuperresTransformer(config := model_config(args))
     initialise(model, torch.Generator().manual_seed(0))
     ours = hidden.pop("ours")
@@ -231,7 +231,7 @@ def main() -> int:
                 results[variant], hidden[variant] = json.loads(done.stdout), torch.load(file)
         ours = results["ours"]
         for name, apart in compare(args, hidden).items():
-            # a tiny model may take no time that can be measured
+            # a tiny model may take too little time to measure
             ratios = {each: round(results[name][each] / ours[each], 1) if ours[each] else None for each in COMPARED}
             results[name] |= apart | {f"{each}_over_ours": ratio for each, ratio in ratios.items()}
         print(json.dumps({"benchmark": "superres", "method": args.method, **results}))

@@ -10,14 +10,14 @@ no dropout, AdamW, 2 threads; windows of 10 in interpolation. `--baseline` also 
 measured in its own process, without the first step.
 
 `step_s_*` and `cpu_s` (median) are seconds of forward, backward and update. `peak_rss_mb` is the process's peak
-resident memory, `idle_rss_mb` its resident memory after the imports; `memory_part` is the difference of the two, lean
-relative to dense. `loss` is the first step's, before any update. `gflops` counts the FLOPs that the model's definition
-needs (visible keys and supervised rows only, none for frozen weights), whatever is really computed; `matmul_gflops` is
-measured on a large matrix product in the same run, and `matmul_ratio` is `gflops` relative to it. Not a test: nothing
-here passes or fails.
+resident memory, `idle_rss_mb` its resident memory after the imports; `memory_part` is the difference of the two for the
+lean step, relative to the dense one. `loss` is the first step's, before any update. `gflops` counts the FLOPs that the
+model's definition needs (visible keys and supervised rows only, no gradients of frozen weights), whatever is actually
+computed; `matmul_gflops` is measured on a large matrix product in the same run, and `matmul_ratio` is `gflops` relative
+to it. This is not a test: it neither passes nor fails.
 
-`--published` takes the published width and vocabulary, with `--layers` of its 48. On a GPU steps are timed by CUDA
-events; `peak_gb` is the most memory that tensors took there, `planned_gb` what `cogvideo inspect` plans for it without
+`--published` uses the published width and vocabulary, with `--layers` of the 48 layers. On a GPU, steps are timed with
+CUDA events; `peak_gb` is the peak memory of tensors, `planned_gb` what `cogvideo inspect` predicts for the step without
 DeepSpeed, and `mfu` the step's useful FLOPS relative to the vendor's figure for dense bf16.
 """
 

@@ -1,15 +1,15 @@
-"""Check everything that only a GPU can show, by value, in about ten minutes; the most valuable checks come first.
+"""Run all checks that need a GPU, in about ten minutes; the most valuable come first.
 
     python scripts/check_gpu.py                              # on a machine with a GPU; full width, as it will be used
     python scripts/check_gpu.py --only train_sequential      # one check
     python scripts/check_gpu.py --fake                       # on any machine: the same list at tiny sizes
 
-Each check is a process of its own with a time limit, so that one that fails, crashes or hangs does not end the others;
-what does not fit --minutes is not started. Writes check_gpu.json and check_gpu.md into --out, and the table to stdout
-as well. Exit code: 0 if nothing that ran failed, 1 otherwise, 2 without a GPU.
+Each check runs in its own process with a time limit, so that one that fails, crashes or hangs does not stop the others;
+checks that do not fit into --minutes are not started. Writes check_gpu.json and check_gpu.md into --out, and prints the
+table. Exit code: 0 if nothing that ran failed, 1 otherwise, 2 without a GPU.
 
-`--fake` tries the script itself and what of each check a CPU can run: "passed on the CPU" is the same command at a tiny
-size, "passed on fake tensors" has shapes and devices but no values, and "needs a GPU" was not run at all.
+`--fake` tries the script itself and as much of each check as a CPU can run: "passed on the CPU" is the same command at
+a tiny size, "passed on fake tensors" has shapes and devices but no values, and "needs a GPU" was not run at all.
 """
 
 import argparse
@@ -181,13 +181,13 @@ class Result:
     status: str
     seconds: float = 0.0
     figures: dict[str, Any] = field(default_factory=dict)
-    """What the check printed as JSON; of several lines a list."""
+    """The JSON that the check printed; several lines as a list under `lines`."""
     message: str = ""
-    """The end of its errors, where it failed."""
+    """The end of its error output, if it failed."""
 
 
 def run(check: Check, where: Where, command: Sequence[str], limit: float) -> Result:
-    """Run a check's process and whatever it starts, at most `limit` seconds."""
+    """Run a check's process; after `limit` seconds, kill it and whatever it started."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
@@ -226,7 +226,7 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 
 
 def row(result: Result) -> dict[str, Any]:
-    """The columns of the table that a result's figures fill."""
+    """The columns of the table, filled from a result's figures."""
     lines = result.figures.get("lines", [result.figures])
     merged: dict[str, Any] = {}
     for line in lines:
@@ -267,7 +267,7 @@ def machine() -> dict[str, Any]:
 
 
 def fake_device(folder: Path) -> str | None:
-    """Build the library that fake tensors of a GPU need; the reason if that is not possible."""
+    """Build the library that fake GPU tensors need; returns the reason if that is not possible."""
     sys.path.insert(0, str(ROOT))
     from tests.helpers.fake_cuda import build
 
@@ -283,7 +283,7 @@ def fake_device(folder: Path) -> str | None:
 
 
 def command_of(check: Check, fake: bool, work: Path) -> tuple[Where, list[str]] | None:
-    """What to run of a check, and where; None: it needs a GPU."""
+    """Where to run a check, and its command; None if it needs a GPU."""
     if not fake:
         where, words = "gpu", shlex.split(check.command)
     elif check.on_cpu is not None:
@@ -333,7 +333,7 @@ def main() -> int:
             print(f"{result.name}: {result.status} ({result.seconds:.0f} s)", file=sys.stderr, flush=True)
             if result.message:
                 print(f"    {result.message.splitlines()[-1]}", file=sys.stderr, flush=True)
-            # after each: whatever happens next, what is known is kept
+            # after each check, so that results are kept whatever happens next
             write_json(args.out / "check_gpu.json", {"machine": about, "checks": [asdict(r) for r in results]})
             (args.out / "check_gpu.md").write_text(table(results) + "\n", encoding="utf-8")
     print(table(results))

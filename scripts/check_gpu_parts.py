@@ -1,4 +1,4 @@
-"""The checks of check_gpu.py that are no command of their own: each prints a JSON line, and fails by an exception.
+"""The checks of check_gpu.py that are not commands of their own; each prints a JSON line or raises an exception.
 
 python scripts/check_gpu_parts.py attention|launcher|start|sample_twice|superres|tokenizer [--device cuda]
 """
@@ -42,11 +42,11 @@ from cogvideo.training.construction import construct
 ROOT = Path(__file__).resolve().parents[1]
 CARD_BYTES = 24e9
 MAX_ERROR = 1e-3
-"""Of float32 on two devices, relative to the largest value."""
+"""Largest allowed difference of float32 results on two devices, relative to the largest value."""
 
 
 def attention(device: torch.device) -> dict[str, Any]:
-    """Milliseconds of each SDPA kernel on the published shapes, a clip and its text, or why it refuses."""
+    """Milliseconds of each SDPA kernel on the published shapes, a clip and its text, or why it refuses them."""
     config = ModelConfig()
     rows = config.text_len + config.layout.num_slots
     query, key, value = (
@@ -76,7 +76,7 @@ def attention(device: torch.device) -> dict[str, Any]:
 
 
 def launcher(device: torch.device) -> dict[str, Any]:
-    """A small run under DeepSpeed's launcher that stops, with a checkpoint, a sheet and an export, and is resumed."""
+    """A small run under DeepSpeed's launcher that stops, with a checkpoint, a preview and an export, and is resumed."""
     machine = "1x24gb" if device.type == "cuda" else "cpu"
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -100,7 +100,7 @@ def launcher(device: torch.device) -> dict[str, Any]:
 
 
 def start(device: torch.device) -> dict[str, Any]:
-    """Make the full-size stage 1 with the settings for one card of 24 GB, held to that much memory."""
+    """Construct the full-size stage 1 with the settings for one 24 GB GPU, with memory limited to that much."""
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_BYTES / total), device)
     files = [ROOT / "configs" / name for name in ("train/paper_stage1.yaml", "deepspeed/1x24gb.yaml")]
@@ -120,13 +120,13 @@ def start(device: torch.device) -> dict[str, Any]:
 
 
 def sample_twice(device: torch.device) -> dict[str, Any]:
-    """The bundled weights draw the same tokens twice, in float32."""
+    """Sample twice from the bundled weights, in float32; the tokens must be the same."""
     pipeline = Pipeline.load(config=SampleConfig(device=str(device)))
     config = replace(pipeline.config, rounds=1)
     (first_s, first), (second_s, second) = (
         timed(device, lambda: pipeline.sample(["the red digit 3 moves left slowly"], config)) for _ in range(2)
     )
-    assert torch.equal(first, second), "the same prompt and seed gave other tokens"
+    assert torch.equal(first, second), "the same prompt and seed gave different tokens"
     return {"first_s": round(first_s, 2), "tokens_per_s": round(second.numel() / second_s, 1)}
 
 

@@ -1,14 +1,14 @@
-"""Read small files that claim or unpack to gigabytes, and print what reading them takes.
+"""Read small files that claim or unpack to gigabytes, and print the memory and time that reading takes.
 
     python scripts/check_hostile.py [--only PART] [--keep DIR]     # each file, as a command and as the page reads it
     python scripts/check_hostile.py --commands [--only PART]       # prepare, --first-frame and --continue, all at once
     python scripts/check_hostile.py --readers [--only PART]        # files that are no media, by hostile_readers.py
     python scripts/check_hostile.py --rows [--only NUMBER]         # thirteen faults that were found once, tried again
 
-`tests/helpers/hostile.py` makes media, `tests/helpers/bombs.py` other files. `--rows` calls torture.py, fuzz_files.py
-and attack_page.py, and takes minutes. Memory is the peak of the process that runs FFmpeg, and with `--commands`
-that of the command and its children together; time is processor time. The exit code is 1 if a command ends in a
-traceback, or if a file takes more than MAX_MB or MAX_SECONDS, unless its picture is that large (LARGE), or if a row
+`tests/helpers/hostile.py` makes the media, `tests/helpers/bombs.py` the other files. `--rows` calls torture.py,
+fuzz_files.py and attack_page.py, and takes minutes. Memory is the peak of the process that runs FFmpeg, and with
+`--commands` that of the command and its children together; time is CPU time. The exit code is 1 if a command ends in a
+traceback, a file takes more than MAX_MB or MAX_SECONDS (other than those in LARGE, whose pictures need it), or a row
 shows its fault.
 """
 
@@ -53,15 +53,15 @@ REPORTED = {
     "12": "15.6 s and 382 MB (GIF), 6.6 s (PNG), 569 MB (tokens)",
     "13": "474 to 1,307 MB, 503 to all for 30 s",
 }
-"""What was measured when a fault was found, by its number."""
+"""What was measured when each fault was found, by its number."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Watch:
-    """The peak memory in MB, and processor time, of the processes below one."""
+    """Peak memory in MB and CPU time of a process and its descendants."""
 
     def __init__(self, chosen: Callable[[str], bool], root: int):
-        """`chosen`: by its command line, whether a process counts."""
+        """`chosen`: whether a process counts, by its command line."""
         self._chosen, self._root, self._end = chosen, root, threading.Event()
         self._peaks: dict[int, int] = {}
         self._seconds: dict[int, float] = {}
@@ -103,7 +103,7 @@ class Watch:
 
 
 def _tree(root: int) -> list[int]:
-    """A process and all below it."""
+    """A process and all its descendants."""
     found = [root]
     for pid in found:
         try:
@@ -115,7 +115,7 @@ def _tree(root: int) -> list[int]:
 
 
 def read(path: Path, limits: Limits) -> str:
-    """Read a file as its first frame and its last; says how that ended."""
+    """Read the first and the last frame of a file; returns how that ended."""
     try:
         info = probe_video(path, limits=limits)
         ends = info.seconds[[0, -1]] if len(info.seconds) > 1 else info.seconds
@@ -126,7 +126,7 @@ def read(path: Path, limits: Limits) -> str:
 
 
 def check(path: Path) -> bool:
-    """Read a file with the limits of commands and of the page, and print a row; whether both took little."""
+    """Read a file with the limits of commands and of the page and print a row each; return whether both took little."""
     ok = True
     for door, limits in (("command", LIMITS), ("page", UNTRUSTED)):
         while sandbox._idle:
@@ -141,7 +141,7 @@ def check(path: Path) -> bool:
 
 
 def check_commands(folder: Path, names: list[str]) -> bool:
-    """Give each file to three commands at once; print the peak memory of each beside that of a sound file."""
+    """Give each file to three commands at once and print the peak memory of each, below that of an intact file."""
     import numpy as np
 
     write_video(folder / "sound.mp4", np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8), 4)
@@ -170,7 +170,7 @@ def check_commands(folder: Path, names: list[str]) -> bool:
 
 
 def page_outcome(folder: Path, name: str, limits: Limits = UNTRUSTED) -> Outcome:
-    """Read one of the media, by default as the page does."""
+    """Read one of the hostile media files, by default with the page's limits."""
     _make_elsewhere([name], folder)
     while sandbox._idle:
         sandbox._idle.pop().kill()
@@ -180,7 +180,7 @@ def page_outcome(folder: Path, name: str, limits: Limits = UNTRUSTED) -> Outcome
 
 
 def check_rows(folder: Path, numbers: set[str]) -> bool:
-    """Try faults of `REPORTED` again and print a row for each; whether none is left."""
+    """Try faults of `REPORTED` again and print a row for each; returns whether none is left."""
     rows: dict[str, Callable[[Path], dict[str, Outcome]]] = {
         "1 samples": lambda place: {"1": page_outcome(place, "samples.mp4", LIMITS)},
         "1 fragment": lambda place: {"1": page_outcome(place, "fragment.mp4", LIMITS)},
@@ -219,7 +219,7 @@ def make(names: list[str], folder: Path) -> None:
 
 
 def _make_elsewhere(names: list[str], folder: Path) -> None:
-    """Make files in a process of its own: a new process counts the memory of the one that starts it."""
+    """Make files in a separate process: processes that this one starts later would inherit its peak memory."""
     maker = multiprocessing.get_context("spawn").Process(target=make, args=(names, folder))
     maker.start()
     maker.join()
@@ -233,7 +233,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for the files (default: a temporary one)")
     parser.add_argument("--commands", action="store_true", help="whole commands, three at once")
     parser.add_argument("--readers", action="store_true", help="files that are no media")
-    parser.add_argument("--rows", action="store_true", help="faults that were found once")
+    parser.add_argument("--rows", action="store_true", help="retry faults found in the past")
     args = parser.parse_args()
     every = [f"{bomb.reader}/{bomb.name}" for bomb in bombs()] if args.readers else list(hostile_media())
     every = list(REPORTED) if args.rows else list(TOGETHER) if args.commands else every

@@ -1,12 +1,13 @@
-"""Compare how videos are read with FFmpeg's own program, frame by frame, on files of many kinds that it makes.
+"""Compare video reading with the ffmpeg program, frame by frame, on files of many kinds that it makes.
 
     pip install imageio-ffmpeg                     # or have `ffmpeg` on the PATH
     python scripts/check_media.py                  # all files, some minutes
     python scripts/check_media.py --only sar       # those with "sar" in their names
     python scripts/check_media.py --keep DIR       # keep the files in DIR
 
-Times must agree within half a frame, counted from the first frame, and pictures within rounding. Every frame is also
-read on its own, after a seek, and parts of it are indexed alone. Prints a table; the exit code is 1 if a file differs.
+Times must agree within half a frame, counted from the first frame, and pictures within rounding. Of each file, some
+frames are also read on their own, after a seek, and parts are indexed alone. Prints a table; the exit code is 1 if a
+file differs.
 """
 
 import argparse
@@ -42,19 +43,19 @@ class Case:
     """A file to make and to compare."""
 
     name: str
-    """Also its file name; the ending chooses the container."""
+    """Also its file name, whose extension chooses the container."""
     steps: tuple[str, ...]
-    """FFmpeg's commands. {source} is the test picture, {a} and {b} are files on the way, {out} is the result."""
+    """ffmpeg's options. {source} is the test picture, {a} and {b} are intermediate files, {out} is the result."""
     source: str = SMOOTH
     size: str = f"{WIDTH}x{HEIGHT}"
     view: str = ""
-    """Filters that bring FFmpeg's picture to what is to be read."""
+    """Filters that turn FFmpeg's picture into the one that should be read."""
     alter: Callable[[Path], None] | None = None
-    """What is done to the finished file."""
+    """Changes the finished file in place."""
     tolerance: float = 1.5
-    """Mean difference of pixels, of 255; builds of FFmpeg round differently."""
+    """Largest allowed mean difference of pixels, out of 255; builds of FFmpeg round differently."""
     even: bool = False
-    """Whether the frames are evenly spaced, although FFmpeg repeats times where packets have none."""
+    """Whether to expect 25 evenly spaced frames per second, as FFmpeg repeats times where packets have none."""
 
 
 def main() -> int:
@@ -64,7 +65,7 @@ def main() -> int:
     args = parser.parse_args()
     ffmpeg = find_ffmpeg()
     if ffmpeg is None:
-        print("needs FFmpeg's program: pip install imageio-ffmpeg", file=sys.stderr)
+        print("needs the ffmpeg program: pip install imageio-ffmpeg", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
@@ -82,7 +83,7 @@ def main() -> int:
 
 
 def find_ffmpeg() -> str | None:
-    """The path of FFmpeg's program; None if there is none."""
+    """The path of the ffmpeg program; None if there is none."""
     try:
         import imageio_ffmpeg
 
@@ -121,12 +122,12 @@ def check(ffmpeg: str, case: Case, folder: Path) -> str | None:
         except ValueError as error:
             return f"frame {index} on its own: {error}"
         if not np.array_equal(single[0], frames[index]):
-            return f"frame {index} on its own is another picture"
+            return f"frame {index} read on its own differs"
     return check_spans(path, info.seconds)
 
 
 def check_spans(path: Path, seconds: NDArray[np.float64]) -> str | None:
-    """Index parts of a file, the packets between them skipped wherever that is possible -> what differs."""
+    """Index parts of a file, skipping packets between them wherever possible -> what differs; None if nothing does."""
     last = float(seconds[-1])
     with patch.object(frame_index, "REORDERED", 0):
         for start, end in pairwise(np.linspace(0, last, SPANS + 1).tolist()):
@@ -309,7 +310,7 @@ def timing() -> Iterator[Case]:
 
 
 def geometry() -> Iterator[Case]:
-    """Shapes of pixels, turned and mirrored pictures, odd sizes, changes of size."""
+    """Pixel aspect ratios, rotated and mirrored pictures, odd sizes."""
     for sar in ("2/1", "1/2", "4/3", "8/9", "64/45"):
         for ending, words in (
             *((".mp4", X264), (".mkv", X264), (".ts", X264), ("_h265.mp4", X265), (".mov", "-c:v mjpeg -q:v 2")),
@@ -342,7 +343,7 @@ def geometry() -> Iterator[Case]:
 
 
 def colours() -> Iterator[Case]:
-    """Matrices, ranges, depths, formats, alpha, HDR, interlaced frames."""
+    """Colour matrices and ranges, bit depths, pixel formats, alpha, HDR, interlaced frames."""
     for matrix in ("bt709", "smpte170m", "bt2020nc", "fcc", "smpte240m"):
         for span in ("tv", "pc"):
             scale, tag = f"scale=out_color_matrix={matrix}:out_range={span}", f"colorspace={matrix}:range={span}"
@@ -413,7 +414,7 @@ def colours() -> Iterator[Case]:
 
 
 def oddities() -> Iterator[Case]:
-    """Several streams, covers, names."""
+    """Several streams, cover pictures, odd file names."""
     cover = "-frames:v 1 -c:v mjpeg -f image2 {b}"
     for ending in ("mp4", "mkv", "mov"):
         for name, maps in (
@@ -463,7 +464,7 @@ def oddities() -> Iterator[Case]:
 
 
 def trim(path: Path, start: float, end: float) -> None:
-    """Rewrite an mp4's edit list so that it shows `start` to `end` in seconds, as a telephone does."""
+    """Rewrite an mp4's edit list so that it shows `start` to `end` in seconds, as a phone does."""
     data = bytearray(path.read_bytes())
 
     def box(names: tuple[bytes, ...], first: int, last: int) -> int:
@@ -498,12 +499,12 @@ def drop_front_of_mpg(path: Path) -> None:
 
 
 def join(path: Path) -> None:
-    """Append a transport stream to itself, so that its timestamps start anew."""
+    """Append a transport stream to itself, so that its timestamps restart."""
     path.write_bytes(2 * path.read_bytes())
 
 
 def miscount(path: Path) -> None:
-    """Let headers name more frames, or a longer duration, than there are."""
+    """Make the headers claim more frames, or a longer duration, than the file has."""
     data = bytearray(path.read_bytes())
     if path.suffix == ".avi":
         for place in (data.index(b"avih") + 8 + 16, data.index(b"strh") + 8 + 32):

@@ -1,13 +1,13 @@
-"""Check golden packs against this package: numbers that the published code gave for seeded weights, of any sizes.
+"""Check this package against golden packs: numbers that the published code computed for seeded weights of any size.
 
     python scripts/check_packs.py DIR [--dtype float32] [--only NAME] [--device cuda]
 
 DIR holds packs (NAME.json + NAME.safetensors; training packs have `rows`, decoding packs have `seq`) and SAT
 checkpoint folders `sat-stage1`, `sat-stage2`, which are converted first. Prints one JSON line per pack; the exit code
-is 1 if a logit, a loss, or a gradient's norm relative to its size is off by more than 1e-4. Decoding is checked along
-the pack's tokens: they equal ours if each is our greedy choice, and where a pack gives the margins of its own choices,
-one that we would not make is an error unless it was a tie. The default dtype is float64, so that only the published
-code's own rounding remains. Other packs (tokenizer, super-resolution) are ignored.
+is 1 if the error of a logit or loss, or the relative error of a gradient norm, exceeds 1e-4. Decoding is checked along
+the pack's tokens, which equal ours if each is our greedy choice; where a pack gives the margins of its choices, one
+that differs from ours is an error unless it was a tie. The default dtype is float64, so that only the published code's
+rounding errors remain. Other packs (tokenizer, super-resolution) are ignored.
 """
 
 import argparse
@@ -42,9 +42,9 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sequence.batch import frame_inputs
 
 LIMIT = 1e-4
-"""Largest error of logits, losses, and relative error of gradient norms."""
+"""Largest allowed error of logits and losses, and relative error of gradient norms."""
 SMALL_GRADIENT = 1e-3
-"""Fraction of the largest norm. Smaller gradients are compared with it instead, as they are mostly rounding."""
+"""Fraction of the largest norm. Errors of smaller norms are relative to it, as these gradients are mostly rounding."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Pack:
         with tempfile.TemporaryDirectory() as folder:
             converted = Path(folder) / "model"
             from_sat(source, converted, settings).run(lambda: None)
-            # no dropout in training either: packs have none
+            # no dropout in training mode either: packs were made without
             config = dataclasses.replace(load_model(converted).config, dropout=0.0, attention_dropout=0.0)
             model = load_model(converted, config=config).to(self.device, self.dtype)
             if self.device.type == "cuda":
@@ -125,7 +125,7 @@ def check_training(pack: Pack) -> dict[str, Any]:
     with torch.no_grad():
         plan = plan_forward(config, joined=model.is_joined).to(pack.device)
         hidden = model(inputs, plan, TextBias.from_mask(batch.text_mask), text=batch.text)
-        hidden = hidden[:, tensors["logits_at"]] if "logits_at" in tensors else hidden  # packs cut to some rows
+        hidden = hidden[:, tensors["logits_at"]] if "logits_at" in tensors else hidden  # packs with only some rows
         logit_error = largest(model.logits(hidden).cpu() - tensors["logits"])
     loss = model.token_losses(batch).mean()
     loss.backward()
@@ -143,13 +143,13 @@ def check_training(pack: Pack) -> dict[str, Any]:
 
 
 def gradient_norm(parameter: Tensor) -> Tensor:
-    """Norm of a gradient, zero if there is none."""
+    """Norm of a parameter's gradient, zero if it has none."""
     return torch.zeros(()) if parameter.grad is None else parameter.grad.norm()
 
 
 @dataclass
 class FollowPack:
-    """A sampler that takes the pack's tokens and records what it was given."""
+    """A sampler that returns the pack's tokens and records greedy choices and, at some steps, logits."""
 
     tokens: Tensor
     """(clips, steps)."""
@@ -244,7 +244,7 @@ def main() -> int:
             line |= check(pack)
             errors = (line["max_logit_error"], line["loss_error"] or 0.0, line["max_gradient_norm_error"] or 0.0)
             within = all(e <= LIMIT for e in errors) and not line.get("tokens_other_than_ties")
-        except Exception as error:  # the other packs are checked all the same
+        except Exception as error:  # the other packs are still checked
             line["error"] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             within = False
         print(json.dumps({**line, "ok": within, "seconds": round(time.perf_counter() - start, 1)}), flush=True)

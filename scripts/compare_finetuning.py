@@ -1,16 +1,15 @@
-"""Adapters (LoRA), without and with one of the word embeddings, against all weights, and averaged weights (EMA) against
-the last ones, at equal steps on new data.
+"""Compare LoRA, with and without the word embeddings, with finetuning of all weights, and averaged with last weights.
 
     python scripts/compare_finetuning.py --out DIR [--steps 100] [--seeds 0 1 2] [--clips 300] [--prompts 48]
 
-Stage 1 of the bundled weights is finetuned on moving digits in colours that it never saw (`cogvideo digits --palette
-new`), once per arm and seed, by `cogvideo train`. Measured are, for the averaged and for the last weights of each run:
-the loss of validation clips, and by the digit benchmark's probes which of the key frames over 4 s are as the caption
-says, for captions of new colours and of the old ones (what has been forgotten). Of each run: seconds per step, and the
-process's peak memory beside the planner's count.
+Stage 1 of the bundled weights is finetuned by `cogvideo train` on moving digits in colours that it never saw
+(`cogvideo digits --palette new`), once per arm and seed, for the same number of steps. Measured for the averaged (EMA)
+and the last weights of each run: the loss on validation clips and, by the digit benchmark's probes, how often the key
+frames over 4 s match the caption, for captions of new colours and of the old ones (what has been forgotten). For each
+run: seconds per step, and the process's peak memory beside the planner's estimate.
 
-An interrupted comparison continues: finished steps are skipped and training resumes. It may be continued with more
-seeds or another number of prompts. OUT gets results.json, results.md and curves.png.
+If interrupted, run it again: finished steps are skipped and training resumes. More seeds or another number of prompts
+may be given then. OUT gets results.json, results.md and curves.png.
 """
 
 import argparse
@@ -60,7 +59,7 @@ ARMS = {
     "LoRA, rank 16": ["lora.rank=16", "optimiser.lr=2e-3"],
     "LoRA with embeddings": ["lora.rank=16", "optimiser.lr=2e-3", "lora.targets=[spatial,temporal,mlp,embeddings]"],
 }
-"""Each with a learning rate that suits it: adapters take about ten times as much."""
+"""Each with a learning rate that suits it, about ten times as high for adapters."""
 WEIGHTS = ("ema", "last")
 PALETTES = ("new", "basic")
 SECONDS = 4.0
@@ -92,7 +91,7 @@ class Comparison:
         write_json(file, settings)
 
     def data_steps(self) -> list[Step]:
-        """Videos in new colours, for training and validation, as clips of tokens."""
+        """The unfinished steps that make videos in new colours and token clips of them, for training and validation."""
         steps = []
         for seed, (name, count) in enumerate({"train": self.clips, "validation": max(1, self.clips // 5)}.items(), 1):
             videos, clips = self.out / f"{name}_videos", self.out / name
@@ -115,7 +114,7 @@ class Comparison:
         return [*SETTINGS, *ARMS[arm], *own, *data, *every, f"data.text_tokenizer={TEXT}", f"init.checkpoint={BASE}"]
 
     def train(self, arm: str, seed: int) -> dict[str, Path]:
-        """Train a run to its end unless it is finished; returns its checkpoints by name of the weights."""
+        """Train a run to its end unless it is finished; returns its checkpoints, one for each of WEIGHTS."""
         run_dir = self.run_dir(arm, seed)
         models = {weights: run_dir / weights for weights in WEIGHTS}
         for weights, folder in models.items():
@@ -136,7 +135,7 @@ class Comparison:
         return models
 
     def measure(self, model: Path, file: Path) -> dict[str, Any]:
-        """Loss and probes of a checkpoint, kept in `file`."""
+        """Loss and probe results of a checkpoint, kept in `file`."""
         if not file.is_file():
             scored = load_model(model, dtype=torch.float32)
             source = open_prepared_clips(self.out / "validation", scored.config, TEXT, PromptFormat())
@@ -193,7 +192,7 @@ def shares(frames: Any, captions: Any) -> dict[str, float]:
 
 
 def costs(comparison: Comparison, arm: str) -> dict[str, float]:
-    """Seconds per step and memory of an arm's runs, and what the planner counts."""
+    """Seconds per step and memory of an arm's runs, and the planner's estimate."""
     words = comparison.words(arm, comparison.seeds[0])
     config = load_config(TrainConfig, [CONFIG], words)
     device = torch.device("cpu")

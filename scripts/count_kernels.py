@@ -3,21 +3,21 @@
     python scripts/count_kernels.py                     # the published size, four clips; takes a minute or two
     python scripts/count_kernels.py --task interpolation --batch 2
 
-A layer beside a frozen trunk, in bfloat16, neither the first nor the last, as PyTorch would run it on fake tensors:
+In training, a layer with a frozen trunk, in bfloat16, neither the first nor the last, run by PyTorch on fake tensors:
 
-    blocks    `train.attention=sdpa`, one operation after the other
-    joined    one attention call per channel, one operation after the other
+    blocks    `train.attention=sdpa`, one operation after another
+    joined    one attention call per channel, one operation after another
     compiled  the same, its operations fused by Inductor (by its rules for CPUs, which are close to those for GPUs)
 
-And in a decoding step of one slot of one guided clip, half-way through:
+And in decoding, a step for one slot of one guided clip, halfway through:
 
     layer     as the model's own layer computes it, reading the whole cache
-    joint     both channels in joint products, reading the blocks of the cache that are filled and in the window
+    joint     both channels in joint products, reading only cache blocks that are filled and in the window
     compiled  the same, fused
 
-A kernel is an operation that is no view, or a group that Inductor fused. Bytes are those of its inputs and outputs,
-each read or written once: what attention keeps in registers counts nothing, and neither do caches. Attention counts as
-one kernel forward and two backward, as FlexAttention has.
+A kernel is an operation other than a view, or a group that Inductor fused. Bytes are those of its inputs and outputs,
+each read or written once: what attention keeps in registers is not counted, and hardware caches are ignored. Attention
+counts as one kernel forward and two backward, as in FlexAttention.
 """
 
 import argparse
@@ -104,12 +104,12 @@ class Count:
 
 
 def _stored_bytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes in memory: of an expanded tensor those of its storage."""
+    """Bytes in memory; for an expanded tensor, those of its storage."""
     return sum(min(x.numel() * x.itemsize, x.untyped_storage().nbytes()) for x in {id(x): x for x in tensors}.values())
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is dispatched one after the other."""
+    """Counts the operations that PyTorch dispatches one after another."""
 
     def __init__(self) -> None:
         super().__init__()

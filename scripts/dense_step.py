@@ -1,4 +1,4 @@
-"""The training step as the first CogVideo trainers had it, to measure against: everything dense, nothing skipped.
+"""The training step of the first CogVideo trainers, as a baseline: everything dense, nothing skipped.
 
 Text and frames are one sequence. Each channel computes (rows x rows) scores for every head, with an additive mask and
 the softmax that kept fp16 in range ("PB-relax"); text rows go through the temporal channel too. Logits are computed for

@@ -1,4 +1,4 @@
-"""Time and memory of work on a device, for the benchmarks beside this file: by CUDA events on a GPU."""
+"""Time and memory of work on a device, for the benchmarks in this folder; on a GPU, time is from CUDA events."""
 
 import argparse
 import time
@@ -45,7 +45,7 @@ def timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
 
 
 def peak_gb(device: torch.device) -> float | None:
-    """The most memory that tensors took on a GPU so far, in GB; None on a CPU."""
+    """Peak memory of tensors on a GPU so far, in GB; None on a CPU."""
     return round(torch.cuda.max_memory_allocated(device) / 1e9, 3) if device.type == "cuda" else None
 
 

@@ -1,13 +1,13 @@
-"""Compare super-resolution of moving digits with plain enlargement and with the tokenizer's ceiling.
+"""Compare super-resolution of moving digits with plain enlargement and with the upper bound set by the tokenizer.
 
     python scripts/eval_superres.py [--model DIR] [--clips 64] [--frames 5] [--json FILE] [key=value ...]
 
-The clips are of test digits, which no training clip shows: their first frames, at 8 per second, as drawn at 40 and at
-120 pixels. The first are encoded and upsampled; all is compared with the second. `key=value` are settings of
-`cogvideo upsample`.
+The clips show test digits, which are in no training clip: their first frames, at 8 per second, rendered at 40 and at
+120 pixels. The small frames are encoded and upsampled; every result is compared with the large ones. `key=value` are
+settings of `cogvideo upsample`.
 
-Flicker is the mean absolute change, of 255, between consecutive frames at the pixels that stay what they are in the
-true clip: the ground. Digit and colour are what the probes of `cogvideo eval digits` see, at 40 pixels.
+Flicker is the mean absolute change, out of 255, between consecutive frames at the pixels that do not change in the true
+clip: the background. Digit and colour are judged by the probes of `cogvideo eval digits`, at 40 pixels.
 """
 
 import argparse
@@ -40,16 +40,16 @@ Clips = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one way to get large frames, over all clips."""
+    """Scores of one way to get large frames, over all clips."""
 
     psnr: float
     """Mean over frames, dB."""
     ssim: float
     digit: float
-    """Share of clips in which the probe sees the right digit."""
+    """Share of clips in which the probe recognises the right digit."""
     colour: float
     flicker: float
-    """Of 255."""
+    """Out of 255."""
 
 
 def score(frames: Clips, truth: Clips, clips: Sequence[DigitClip]) -> Scores:
@@ -72,7 +72,7 @@ def still_flicker(frames: Clips, truth: Clips) -> float:
 
 
 def enlarge(frames: Clips, mode: str) -> Clips:
-    """To PIXELS: `nearest` or `bicubic`."""
+    """Resize frames to PIXELS; `mode` is `nearest` or `bicubic`."""
     pixels = rearrange(torch.from_numpy(frames).float(), "n t h w c -> (n t) c h w")
     large = F.interpolate(pixels, (PIXELS, PIXELS), mode=mode).round().clamp(0, 255).byte()
     enlarged: Clips = rearrange(large, "(n t) c h w -> n t h w c", n=len(frames)).numpy()

@@ -5,8 +5,9 @@
 #   cogvideo prepare --config configs/data/paper.yaml ...   # your clips
 #   scripts/finetune.sh models/stage1 runs/my_clips run_dir=runs/mine optimiser.lr=2e-5 train.steps=2000
 #
-# The first argument is init.checkpoint. From a checkpoint of the same task all weights are loaded; from any other only
-# the trunk, and the temporal channel starts from it (init.temporal=copy loads that too: stage 2 from stage 1).
+# The first argument is init.checkpoint. If it is of the same task, all weights are loaded; otherwise only the trunk,
+# from which the temporal channel is initialised too (init.temporal=copy loads that channel instead: stage 2 from
+# stage 1).
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CHECKPOINT CLIPS [key=value ...] [--resume]" >&2

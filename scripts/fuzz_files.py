@@ -2,9 +2,9 @@
 
     python scripts/fuzz_files.py [--count 1000] [--seed 0] [--only KIND]
 
-`tests/helpers/damage.py` says what is changed. Reading must succeed, or end in a ValueError or OSError of one line that
-names the file. Prints a line per kind of folder and one for all; the exit code is 1 if anything else happened.
-`--count` is per kind. Memory is the process's peak, and how much above that before the first damaged file.
+`tests/helpers/damage.py` defines the damage. Reading must succeed, or raise a ValueError or OSError whose message is
+one line and names the file. Prints a line per kind and one for all; the exit code is 1 if anything else happened.
+`--count` is per kind. Memory is the process's peak, and its increase over the peak before the first damaged file.
 """
 
 import argparse

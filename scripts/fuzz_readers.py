@@ -1,10 +1,10 @@
-"""Fuzz the readers of files with atheris, which looks for inputs that reach new code (pip install atheris).
+"""Fuzz the file readers with atheris, which looks for inputs that reach new code (pip install atheris).
 
     python scripts/fuzz_readers.py [--minutes 1] [--reader NAME] [--out fuzzing]
 
-Each reader of `tests/helpers/readers.py` runs for `--minutes` in a process of its own. Reading must succeed, or end in
-a ValueError or OSError of one line that names the file. Inputs that do anything else are kept in OUT/NAME, with a line
-in OUT/NAME.txt; the exit code is 1 if there are any. OUT/NAME.corpus is where the next call goes on from.
+Each reader of `tests/helpers/readers.py` runs for `--minutes` in its own process. Reading must succeed, or raise a
+ValueError or OSError whose message is one line and names the file. Inputs that do anything else are kept in OUT/NAME,
+with a line in OUT/NAME.txt; the exit code is 1 if there are any. The next call continues from OUT/NAME.corpus.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MAX_SECONDS = 20
 """For one input."""
 MAX_BYTES = 16384
 PACKAGES = ["cogvideo"]
-"""What is instrumented."""
+"""Packages to instrument."""
 
 
 def main() -> int:
@@ -44,12 +44,12 @@ def main() -> int:
     if args.reader not in (None, *names):
         parser.error(f"--reader {args.reader}: expected one of {', '.join(names)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    # `and` would stop at the first reader with a fault
+    # a list: a generator would stop at the first reader with a fault
     return 0 if all([run(name, args) for name in names if args.reader in (None, name)]) else 1
 
 
 def run(name: str, args: argparse.Namespace) -> bool:
-    """Fuzz one reader in another process and print how it went; whether no fault was found."""
+    """Fuzz one reader in another process and print how it went; returns whether no fault was found."""
     options = ["--reader", name, "--minutes", str(args.minutes), "--out", str(args.out)]
     with tempfile.TemporaryDirectory() as scratch, open(args.out / f"{name}.log", "w+b") as log:
         command = [sys.executable, __file__, "--inside", scratch, *options]
@@ -69,7 +69,7 @@ def run(name: str, args: argparse.Namespace) -> bool:
 
 
 def fuzz(name: str, out: Path, minutes: float, scratch: Path) -> None:
-    """Fuzz one reader, with its files in `scratch`. Ends this process, and nothing in it is cleaned up."""
+    """Fuzz one reader, with its files in `scratch`. Ends this process without cleaning up."""
     import atheris
 
     with atheris.instrument_imports(include=PACKAGES, enable_loader_override=False):
@@ -100,9 +100,9 @@ def fuzz(name: str, out: Path, minutes: float, scratch: Path) -> None:
         except (ValueError, OSError) as error:
             line = one_line(error)
             if path.stem not in line and folder.name not in line:
-                report(f"names no file: {type(error).__name__} {re.sub('[0-9]+', 'N', line)[:80]!r}", data)
+                report(f"does not name the file: {type(error).__name__} {re.sub('[0-9]+', 'N', line)[:80]!r}", data)
             elif len(line) > 2000:
-                report("its line is long", data)
+                report("the message is too long", data)
         except Exception as error:
             at = traceback.extract_tb(error.__traceback__)[-1]
             report(f"{type(error).__name__} {at.filename}:{at.lineno} {str(error)[:100]!r}", data)

@@ -1,7 +1,7 @@
-"""What `check_hostile.py --readers` and `--rows` measure: hostile files that are no media, and faults found once.
+"""The measurements of `check_hostile.py --readers` and `--rows`: hostile files other than media, and past faults.
 
-Each file is read in a process forked for it, with limits on memory and time. Its memory is the peak above what the
-process had before, and the whole peak of the process that parses strangers' files, if that was needed.
+Each file is read in a process forked for it, with limits on memory and time. Its memory is that process's peak above
+the start, plus the whole peak of the separate process that parses untrusted files, if one was needed.
 """
 
 import json
@@ -28,7 +28,7 @@ from tests.helpers.readers import readers
 
 MAX_MB, MAX_SECONDS = 300, 20
 ADDRESS_SPACE, SECONDS = 12 << 30, 120
-"""What a process may take before it is ended."""
+"""Limits of a process: address space in bytes, and CPU time."""
 SCRIPTS = Path(__file__).parent
 
 
@@ -40,7 +40,7 @@ class Outcome:
     mb: int
     seconds: float
     ok: bool
-    """Whether it succeeded or was refused in one line."""
+    """Whether it succeeded or was refused with a one-line error."""
 
     @property
     def is_small(self) -> bool:
@@ -48,7 +48,7 @@ class Outcome:
 
 
 def measured(action: Callable[[], Any], folder: Path) -> Outcome:
-    """Run in another process. Paths in `folder` lose it in the outcome's text."""
+    """Run `action` in a forked process; its outcome's text shows paths relative to `folder`."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         try:
@@ -70,7 +70,7 @@ def _in_this_process(action: Callable[[], Any]) -> tuple[str, int, float, bool]:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, start = _peak_mb("self"), os.times()
     try:
         text, ok = str(action() or "read"), True
@@ -82,7 +82,7 @@ def _in_this_process(action: Callable[[], Any]) -> tuple[str, int, float, bool]:
     while sandbox._idle:
         worker = sandbox._idle.pop()
         mb += _peak_mb(worker.process.pid)
-        worker.kill()  # from then on, its time counts
+        worker.kill()  # its time counts once it has ended
     end = os.times()
     seconds = end.user + end.system + end.children_user + end.children_system - start.user - start.system
     return text, mb, seconds, ok
@@ -94,14 +94,14 @@ def _peak_mb(process: int | str) -> int:
 
 
 def _make(make: Callable[[], bytes], path: Path) -> None:
-    """Write a file in another process, whose memory does not count. Raises: SystemExit if it cannot be made."""
+    """Write a file in another process, so that its memory is not counted. Raises: SystemExit if it cannot be made."""
     outcome = measured(lambda: path.write_bytes(make()), path.parent)
     if not path.exists():
         raise SystemExit(f"hostile_readers: {path.name}: not made ({outcome.text})")
 
 
 def check_readers(folder: Path, names: list[str]) -> bool:
-    """Read the bombs READER/NAME and print a row for each; whether all were made and small."""
+    """Read the bombs READER/NAME and print a row for each; returns whether all were made, and took little to read."""
     every, ok = readers(folder), True
     print("| reader | file | bytes | MB | seconds | outcome |\n|---|---|---:|---:|---:|---|", flush=True)
     for bomb in bombs():
@@ -122,7 +122,7 @@ def check_readers(folder: Path, names: list[str]) -> bool:
 
 
 def odd_videos(folder: Path) -> Outcome:
-    """`prepare` on sound videos, one of an unknown codec and a link in a loop."""
+    """`prepare` on two intact videos, one with an unknown codec, and a symbolic link to itself."""
     import numpy as np
 
     for number in range(2):
@@ -155,7 +155,7 @@ def odd_videos(folder: Path) -> Outcome:
 
 
 def wrong_metrics(folder: Path) -> Outcome:
-    """metrics.jsonl with a wrong byte in its middle line."""
+    """metrics.jsonl with an invalid byte in its middle line."""
     path = folder / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 1.0}\n{"step": 2, "lo\xffs": 1.0}\n{"step": 3, "loss": 1.0}\n')
 
@@ -169,7 +169,7 @@ def wrong_metrics(folder: Path) -> Outcome:
 
 
 def bomb_outcome(folder: Path, reader_name: str, name: str) -> Outcome:
-    """One of the files of `check_readers`."""
+    """Read one of the files of `check_readers`."""
     reader = readers(folder)[reader_name]
     bomb = next(bomb for bomb in bombs() if (bomb.reader, bomb.name) == (reader_name, name))
     path = folder / f"file{reader.suffix}"
@@ -179,7 +179,7 @@ def bomb_outcome(folder: Path, reader_name: str, name: str) -> Outcome:
 
 
 def _script(name: str, *words: str | Path) -> tuple[str, int, int, float]:
-    """Run another script -> its output, exit code, peak memory in MB of a process, and processor time."""
+    """Run another script -> its output, exit code, largest peak memory of a process in MB, and CPU time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = subprocess.run([sys.executable, SCRIPTS / name, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -188,13 +188,13 @@ def _script(name: str, *words: str | Path) -> tuple[str, int, int, float]:
 
 
 def two_at_once(folder: Path) -> dict[str, Outcome]:
-    """Rows 5 and 6: two trainings, and two of `sample --resume`, in one folder."""
+    """Rows 5 and 6: two training runs, and two `sample` commands, in one folder."""
     cells = _tortured(folder, ["train-sequential", "sample"], ["two-at-once"])
     return {"5": cells["train-sequential", "two-at-once"], "6": cells["sample", "two-at-once"]}
 
 
 def out_of_room(folder: Path) -> dict[str, Outcome]:
-    """Rows 10 and 11: a full disk, and an allocation that fails."""
+    """Rows 10 and 11: a full disk, and a failing allocation."""
     cells = _tortured(folder, ["prepare-frames"], ["full-disk", "memory"])
     return {"10": cells["prepare-frames", "full-disk"], "11": cells["prepare-frames", "memory"]}
 
@@ -214,7 +214,7 @@ def _tortured(folder: Path, commands: list[str], faults: list[str]) -> dict[tupl
 
 
 def damaged(count: int) -> dict[str, Outcome]:
-    """Rows 7 and 8, by scripts/fuzz_files.py: every kind of folder and file, and of them the bundles'."""
+    """Rows 7 and 8, by scripts/fuzz_files.py: damaged folders and files of every kind, and the bundles among them."""
     said, code, _, seconds = _script("fuzz_files.py", "--count", str(count))
     total = re.search(r"(?m)^(\d+ damaged): (.*); peak memory \d+ MiB, (\d+) above the start; (\d+ faults)$", said)
     bundle = re.search(r"(?m)^bundle: (.*); peak memory \d+ MiB, (\d+) above", said)

@@ -3,9 +3,9 @@
 #
 #   CONFIG=FILE [MACHINE=8x80gb] [HOSTFILE=FILE] [PROCESSES=N] scripts/launch.sh [key=value ...] [--resume]
 #
-# MACHINE    a file in configs/deepspeed, without .yaml, or a path
-# HOSTFILE   for several machines: lines of `host slots=8`. All machines need the repository, the data and the run
-#            folder at the same paths, and ssh without a password. The first one is the master.
+# MACHINE    the name of a file in configs/deepspeed, without .yaml, or a path
+# HOSTFILE   for several machines: a file with a line `host slots=8` for each. All machines need the repository, the
+#            data and the run folder at the same paths, and passwordless ssh. The first one is the master.
 # PROCESSES  the number of processes on a single machine; by default one per GPU
 # NODE_RANK, MASTER_ADDR   set these if something else (SLURM) starts this script on every machine of HOSTFILE; it then
 #            uses no ssh
@@ -40,7 +40,7 @@ trap 'requested=1 stopped=143' TERM
 while true; do
     code=0
     wait "$group" || code=$?
-    kill -0 "$group" 2>/dev/null || exit "${stopped:-$code}" # otherwise a signal ended the wait, not the run
+    kill -0 "$group" 2>/dev/null || exit "${stopped:-$code}" # if it still runs, a signal interrupted the wait
     # retry until the processes exist
     while [ -n "$requested" ] && kill -0 "$group" 2>/dev/null; do
         if pkill -TERM -g "$group" -f -- "-m cogvideo "; then requested=; else sleep 1; fi

@@ -3,15 +3,16 @@
     python scripts/pretrain_bodies.py [--out DIR] [--device cpu|cuda] [--threads N] [--clips N] [--minutes N]
                                       [--only STEP ...]
 
-Every step is one `cogvideo` command, printed before it runs. Stop it at any time, even with SIGKILL, and run the same
-command again: finished steps are skipped (each leaves a file in DIR/done), rendering and preparing continue with what
-is missing, and training resumes from its last checkpoint, at most ten minutes back. The bundle is DIR/bundle.
+Every step is one `cogvideo` command, printed before it runs. The script may be stopped at any time, even with SIGKILL;
+the same command continues it: finished steps are skipped (each leaves a file in DIR/done), rendering and preparing
+continue with what is missing, and training resumes from its last checkpoint, at most ten minutes old. The bundle is
+DIR/bundle.
 
 docs/guides/bodies.md lists the steps and the hours planned for each.
 
---minutes N trains for N minutes in all, minus what the other unfinished steps take: each training step measures its
-speed in its first steps, and its schedule is set to fill its share. Render and prepare before that, as on a GPU they
-take longest: --only with the names of the steps, then copy DIR.
+--minutes N trains for N minutes in all, less what the other unfinished steps take: each training run measures its speed
+in its first steps, and its schedule is set to fill its share of what is left. Render and prepare beforehand, as on a
+GPU machine these steps take longest: give their names to --only, then copy DIR.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from cogvideo.training.resources import has_native_matmul
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE_CLIPS = 4000
-"""Rendered at 192 pixels as well as 64: enough for the image tokenizer and super-resolution."""
+"""Clips rendered at 192 pixels as well as 64; as many as the image tokenizer and super-resolution need."""
 TEST_CLIPS = 200
 TRAINING_HOURS = {
     "tokenizer": 3.6,
@@ -41,9 +42,9 @@ TRAINING_HOURS = {
     "superres_direct": 1.9,
     "superres_iterative": 1.6,
 }
-"""The training steps, and the share of the time that each gets: hours of one core (AMD Zen 3, float32)."""
+"""The training steps, and their hours on one core (AMD Zen 3, float32), in proportion to which they share --minutes."""
 BATCH_FACTOR = {"cpu": 1, "cuda": 4}
-"""A GPU takes larger batches in the same time: small ones leave it waiting for the next kernel."""
+"""Factor on the configs' batch sizes: a GPU takes larger batches in the same time, as small ones leave it waiting."""
 
 
 def recipe(out: Path, device: str, threads: int, clips: int) -> list[Step]:

@@ -1,4 +1,4 @@
-"""A stand-in for the published decoding loop, to time beside ours on the same machine: the same work, other code.
+"""A stand-in for the published decoding loop, to time against ours on the same machine: the same work, other code.
 
 One token per forward pass; a cache that torch.cat copies in every layer; a dense mask over all of it in both channels;
 a guide as a second row; the cluster sampler by full softmax and sort. Logits are computed for image tokens only, as the

@@ -2,27 +2,27 @@
 
     python scripts/torture.py --out DIR [--command NAME ...] [--fault NAME ...] [--kills 100] [--seed 0]
 
-A trial runs one command, in small, with one fault at some moment, then the same command again (with --resume where
-there is such an option) if it failed. It passes if
+A trial runs one command on tiny inputs, with one fault at some moment, and then, if it failed, the same command again
+(with --resume where there is such an option). It passes if
 
-- the files are in the end, byte for byte, those of an undisturbed run, but for those that tell the time
-  (`NOT_COMPARED`, and `WALL_CLOCK` in metrics.jsonl), and older checkpoints where a training says that it skipped one
-  or was stopped;
-- a failure that the process could see had exit code 2 and was one line, without a traceback;
-- no other file is left, no lock and no process; after a SIGKILL, once the command has run again.
+- the final files are byte for byte those of an undisturbed run, except for what depends on the clock (`NOT_COMPARED`,
+  and `WALL_CLOCK` in metrics.jsonl), and older checkpoints where a training run reported that it skipped one or was
+  stopped;
+- a failure that the process could detect had exit code 2 and a message of one line, without a traceback;
+- no other file, lock or process is left; after a SIGKILL, once the command has run again.
 
-Moments are spread evenly over a run. Of the kills, two fifths come at a time, the others before a call that changes a
-file, half as many of them within the last 5 % of those calls as before. `--kills` counts the trials of SIGKILL and of
-SIGTERM for each command; of the other faults it tries a fifth, of new processes a tenth. A tenth is tried of commands
-that start several processes. Each trial's outcome is kept in DIR/cells; the same command line, or one with more
-kills, goes on after the last. The source tree must not change meanwhile: commands start processes of their own from it.
+Moments are spread evenly over a run. Two fifths of the kills come at a point in time, two fifths before a call that
+changes a file, and one fifth before one of the last 5 % of those calls. `--kills` is the number of trials of SIGKILL
+and of SIGTERM for each command; other faults get a fifth as many, new processes a tenth. Commands that start several
+processes get a tenth of all these. Each trial's outcome is kept in DIR/cells; the same command line, or one with more
+kills, continues after the last. The source tree must not change meanwhile, as commands start processes from it.
 DIR/table.md has passed/tried per cell, DIR/table.json also how to repeat what failed, DIR/failed the folders of failed
 trials. Needs Linux and gcc.
 
-Commands are forked from a process that has imported all they need; its system calls go through faults.c. `new-process`
-is no fault but the command line itself, `python -m cogvideo`: it must write the same files (even seeds), and may get a
-SIGTERM while it imports (odd seeds). `push` writes to a stand-in hub (torture_hub.py): it is killed before the hub
-answers a request that changes something, and the hub is the disk that is full, fails, is slow or read-only.
+Commands are forked from a process that has already imported what they need; their system calls go through faults.c.
+`new-process` is not a fault but the real command line, `python -m cogvideo`: it must write the same files (even seeds),
+or gets a SIGTERM while it imports (odd seeds). `push` writes to a stand-in hub (torture_hub.py): it is killed before
+the hub answers a request that changes something, and the disk that is full, fails, is slow or read-only is the hub's.
 """
 
 import argparse
@@ -57,21 +57,21 @@ from cogvideo.files import write_json  # noqa: E402
 from tests.helpers.ranks import free_port  # noqa: E402
 
 KINDS = WRITES, READS, REMOVALS = 1, 2, 4
-"""Of calls, as in faults.c."""
+"""Kinds of system calls, numbered as in faults.c."""
 SECONDS = 240
-"""What a trial may take: a command that hangs has failed."""
+"""Time limit of a command, beyond which it counts as hung and fails the trial."""
 IMPORT_SECONDS = 6
-"""What a new process takes to import what it needs, about."""
+"""Approximate time of a new process's imports."""
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # of pyarrow, which pandas imports
 }
-"""Only the thread that forks lives on in the fork."""
+"""Environment that keeps libraries from starting threads: only the forking thread exists in the fork."""
 NOISE = re.compile(r"Traceback|Exception ignored|terminate called|Fatal Python error|Segmentation fault")
 ERROR = re.compile(r"^(\[rank \d+\] )?cogvideo: error: ", re.MULTILINE)
 OTHER_STEPS = re.compile(r"^(error: step \d+ could not be saved: .* trying again|warning: stopped at step)", re.M)
-"""What a training says that skipped a checkpoint, or wrote one more when it was stopped."""
+"""Messages of a training run that skipped a checkpoint, or wrote an extra one when it was stopped."""
 TEMPORARY = re.compile(r"\.tmp\b|lock$")
 
 
@@ -81,36 +81,39 @@ class Failed(Exception):
 
 @dataclass
 class Moment:
-    """What a fault may use."""
+    """A trial's seed and folders, and measurements of an undisturbed run, from which a fault draws its moment."""
 
     seed: int
     seconds: float
-    """What an undisturbed run takes."""
+    """Duration of an undisturbed run."""
     calls: dict[int, int]
-    """How many calls of each kind it makes."""
+    """Number of calls of each kind in that run."""
     shim: ctypes.CDLL
     work: Path
     scene: Path
 
     @property
     def share(self) -> float:
-        """Of the run until the fault: evenly spread over consecutive seeds."""
+        """Fraction of the run before the fault; consecutive seeds spread it evenly."""
         return (0.5 + self.seed * 0.6180339887498949) % 1
 
     def nth_call(self, kinds: int, share: float) -> int:
-        """The number, from 1, of the call of these kinds at a share of them."""
+        """The number, from 1, of the call that a fraction `share` of all calls of these kinds precedes."""
         return 1 + int(share * sum(count for kind, count in self.calls.items() if kind & kinds))
 
     def arm_shim(
         self, kinds: int, first: int = 0, lasting: bool = False, error: int = 0, microseconds: int = 0
     ) -> None:
-        """Let calls of this process fail from now on, or take up to so long."""
+        """Count this process's calls of `kinds` from now on, and make them fail or take up to `microseconds` longer.
+
+        A negative `error` is a signal that is sent before the call.
+        """
         places = os.fsencode(self.work / "cwd"), os.fsencode(self.scene)
         self.shim.faults_arm(*places, kinds, first, lasting, error, microseconds)
 
 
 Arm = Callable[[Moment], Callable[[], None]]
-"""Draws a fault's moment, and returns what a process does before the command."""
+"""Draws a fault's moment; returns what a process must call before the command."""
 
 
 def failing(number: int, *, lasting: bool = False, kinds: int = WRITES) -> Arm:
@@ -153,7 +156,7 @@ def few_files(moment: Moment) -> Callable[[], None]:
 
 
 def killed(number: int) -> Arm:
-    """A signal before a call that changes a file, unless `trial` sends it at a time."""
+    """A signal before a call that changes a file; kills at a point in time are sent by `Torture` instead."""
 
     def arm(moment: Moment) -> Callable[[], None]:
         if is_timed(moment.seed):
@@ -165,7 +168,7 @@ def killed(number: int) -> Arm:
 
 
 def is_timed(seed: int) -> bool:
-    """Whether a kill comes at a time."""
+    """Whether a kill comes at a point in time, not before a call."""
     return seed % 2 == 0 and seed % 5 != 4
 
 
@@ -199,7 +202,7 @@ LEAVES_FILES = ("sigkill", "read-only")
 
 
 class Group:
-    """The processes of a command, one a rank, forked from this one."""
+    """The processes of a command, one per rank, forked from this one."""
 
     def __init__(self, command: Command, words: list[str], work: Path, name: str, arm: Callable[[], None]) -> None:
         self.errors = [work / f"{name}_{rank}.txt" for rank in range(command.world)]
@@ -208,7 +211,7 @@ class Group:
         (work / "cwd").mkdir(parents=True, exist_ok=True)
         (work / "tmp").mkdir(exist_ok=True)
         for path in self.errors:
-            path.touch()  # a process may be killed before it opens it
+            path.touch()  # a process may be killed before it opens its file
         if len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError("a thread was started before the fork; its locks would never be freed")
         self.pids = []
@@ -220,7 +223,7 @@ class Group:
             self.pids.append(pid)
 
     def poll(self) -> bool:
-        """Whether processes still run."""
+        """Whether any process still runs."""
         for pid in self.pids:
             if pid not in self.codes:
                 ended, status = os.waitpid(pid, os.WNOHANG)
@@ -266,7 +269,7 @@ class Group:
             raise Failed("exit code 2 without a line")
 
     def check_no_process_left(self) -> None:
-        """Raises: Failed, and ends it."""
+        """Kill any process left in the command's sessions. Raises: Failed if there was one."""
         deadline = time.monotonic() + 10
         while left := [pid for pid, session in _sessions() if session in self.pids]:
             if time.monotonic() > deadline:
@@ -289,7 +292,7 @@ def _sessions() -> list[tuple[int, int]]:
 
 
 def _run_in_fork(words: list[str], environment: dict[str, str], work: Path, errors: Path, arm: Callable[[], None]):
-    """The command, as a new process would run it; does not return."""
+    """Run the command as a new process would; does not return."""
     code = 1
     try:
         os.setsid()
@@ -317,7 +320,7 @@ def _run_in_fork(words: list[str], environment: dict[str, str], work: Path, erro
 
 
 class Torture:
-    """The matrix."""
+    """The matrix of commands and faults, with its folder."""
 
     def __init__(self, out: Path, kills: int, seed: int, shim: ctypes.CDLL) -> None:
         self.out, self.kills, self.seed, self.shim = out, kills, seed, shim
@@ -347,7 +350,7 @@ class Torture:
         ]
 
     def reference(self, name: str) -> tuple[Moment, dict[str, bytes]]:
-        """What an undisturbed run makes, how long it takes, and how often it reads and writes."""
+        """An undisturbed run: a `Moment` with its duration and numbers of calls, and the files that it writes."""
         if name not in self._references:
             command, work = COMMANDS[name], self.out / "references" / name
             shutil.rmtree(work, ignore_errors=True)
@@ -376,7 +379,7 @@ class Torture:
         return self._references[name]
 
     def cell(self, name: str, fault: str) -> dict[str, Any]:
-        """Try a command under a fault, or return what an earlier run found."""
+        """Run those trials of a command under a fault that earlier runs have not; returns the outcome of all."""
         shares = dict.fromkeys(KILLS, 1) | {"new-process": 10}
         share = shares.get(fault, 5)
         trials = max(1, self.kills // share // (10 if COMMANDS[name].world > 1 else 1))
@@ -413,7 +416,7 @@ class Torture:
         return cell
 
     def trial(self, name: str, fault: str, seed: int, work: Path) -> bool:
-        """Run a command under a fault and again; returns whether the fault ended it. Raises: Failed."""
+        """Run a command under a fault, and again if it failed; returns whether the fault ended it. Raises: Failed."""
         plain, expected = self.reference(name)
         moment = replace(plain, seed=seed, work=work)
         if COMMANDS[name].pushes:
@@ -440,7 +443,7 @@ class Torture:
             until = time.monotonic() + moment.share * (IMPORT_SECONDS if fault == "new-process" else moment.seconds)
             timed = fault == "new-process" or is_timed(seed)
             while first.poll() and not first.codes and not (timed and time.monotonic() > until):
-                if (work / "waiting").exists():  # the hub, for this
+                if (work / "waiting").exists():  # the hub holds a request back for the kill
                     break
                 time.sleep(0.001)
             first.send(number)
@@ -455,19 +458,19 @@ class Torture:
         if (fault in UNNOTICED or (fault == "new-process" and seed % 2 == 0)) and not first.succeeded:
             raise Failed(f"ended by {fault}")
         if not any(group.succeeded for group in groups) and fault == "two-at-once":
-            raise Failed("both were refused")
+            raise Failed("both commands failed")
         if fault not in LEAVES_FILES:
             check_nothing_left(work)
         if any(group.succeeded for group in groups):
             return not first.succeeded
         left = contents(work / "cwd")
         done = {name: data for name, data in left.items() if not TEMPORARY.search(name)} == expected
-        (work / "healthy").touch()  # the hub is, from now on
+        (work / "healthy").touch()  # ends the hub's faults
         second = Group(command, self.words(command, again=True), work, "again", lambda: None)
         second.wait()
         second.check_messages()
         second.check_no_process_left()
-        if not second.succeeded and not done:  # a finished result may be refused: it exists
+        if not second.succeeded and not done:  # a command may refuse to replace a finished result
             raise Failed(f"cannot be run again: {second.text().strip()[-300:]}")
         shutil.rmtree(work / "tmp")  # of the killed process
         check_nothing_left(work)
@@ -483,7 +486,7 @@ def check_nothing_left(work: Path) -> None:
 
 
 def compare(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Raises: Failed that names the first file that differs."""
+    """Raises: Failed, naming the first file that differs."""
     for name in sorted(found.keys() | expected.keys()):
         if name not in found or name not in expected:
             raise Failed(f"{name} is {'missing' if name not in found else 'left over'}")
@@ -492,7 +495,7 @@ def compare(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
 
 
 def without_older_checkpoints(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Without the checkpoints before the last."""
+    """The files, with only the last checkpoint."""
     steps = {path.parts[2] for path in map(PurePath, files) if path.parts[:2] == ("run", "checkpoints")}
     older = tuple(f"run/checkpoints/{step}/" for step in sorted(step for step in steps if step[:5] == "step_")[:-1])
     return {name: data for name, data in files.items() if not name.startswith(older)}
@@ -513,7 +516,7 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 
 def build_shim(out: Path) -> Path:
-    """Compile faults.c. Raises: SystemExit without gcc."""
+    """Compile faults.c. Raises: SystemExit without a C compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         sys.exit("torture: needs a C compiler, for the faults of files and clocks; install gcc")
@@ -528,13 +531,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for trials and results")
     parser.add_argument("--command", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), metavar="NAME")
     parser.add_argument("--fault", nargs="+", choices=list(FAULTS), default=list(FAULTS), metavar="NAME")
-    parser.add_argument("--kills", type=int, default=100, help="trials per cell of kills; others have a fifth")
-    parser.add_argument("--seed", type=int, default=0, help="of the first trial of each cell")
+    parser.add_argument("--kills", type=int, default=100, help="trials per cell of kills; other faults get a fifth")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first trial in each cell")
     args = parser.parse_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
-        os.environ["LD_PRELOAD"] = str(build_shim(out))  # of this process, which is forked
+        os.environ["LD_PRELOAD"] = str(build_shim(out))  # for the restarted process and its forks
         os.environ |= ONE_THREAD
         os.execv(sys.executable, [sys.executable, *sys.argv])
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])

@@ -1,4 +1,4 @@
-"""The commands that torture.py tries, in small, what they read, and which of their files may differ between runs."""
+"""The commands that torture.py tries, their tiny inputs, and which of their files may differ between runs."""
 
 import contextlib
 import importlib
@@ -43,18 +43,18 @@ IMPORTED_LATE = (
     "sklearn.svm",
     "torch._dynamo",
 )
-"""What functions of the package import, and takes long."""
+"""Modules that the package imports inside functions and that take long to import."""
 TASKS = ("tokenizer", "image", "sequential", "interpolation", "superres")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command that is tried."""
+    """A command to try."""
 
     words: str
-    """`{scene}`: the folder of `make_scene`. Output goes into the current folder."""
+    """`{scene}` is the folder of `make_scene`; output goes into the current folder."""
     again: str = ""
-    """What is added to continue after an interruption."""
+    """Option that continues after an interruption."""
     world: int = 1
     """Number of processes."""
     pushes: bool = False
@@ -116,7 +116,7 @@ COMMANDS = {
 
 
 def make_scene(folder: Path) -> None:
-    """Write what the commands read, and the training configs, which name it by its path once it is complete."""
+    """Write the commands' inputs, and training configs that name them by the folder's final path, without suffix."""
     from cogvideo.cli.main import main
 
     def run(words: str) -> None:
@@ -159,7 +159,7 @@ def make_scene(folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files to compare by name, metrics without what depends on the clock."""
+    """The files to compare, by name; metrics without what depends on the clock."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -170,7 +170,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def warm_up() -> None:
-    """Import what commands import, so that forks need not, and fit the digit classifier, which takes as long.
+    """Import what commands import, and fit the digit classifier, which takes as long, so that forks need not.
 
     From then on, curves.png has no lines: drawing them takes half of a training run. Nothing here starts threads.
     """

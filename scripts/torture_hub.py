@@ -1,4 +1,4 @@
-"""The hub that torture.py pushes to: the tests' stand-in in a process of its own, with faults of its own."""
+"""The hub that torture.py pushes to: the tests' stand-in, in a separate process and with injected faults."""
 
 import io
 import itertools
@@ -15,24 +15,24 @@ from unittest import mock
 from tests.helpers.hub import TOKEN, Handler, environment, serving
 
 ANSWERS = {"full-disk": 507, "write-error": 500, "read-only": 403}
-"""What the hub answers under a fault: once to `write-error`, from then on to the others."""
+"""Status code of the hub's answer under each fault: once for `write-error`, from then on for the others."""
 KILLS = ("sigkill", "sigterm")
 SLOW_SECONDS = 0.1
-"""What each request takes at least on a slow disk."""
+"""Minimum duration of each request under `slow-disk`."""
 
 
 class FaultyHandler(Handler):
-    """Requests that change something meet with a fault, from the n-th on, until the file `healthy` exists.
+    """Injects a fault into the n-th request that changes something, or all from it on, until the file `healthy` exists.
 
-    Of a client that is to be killed, the n-th is never answered: the file `waiting` appears instead.
+    If the client is to be killed, the n-th is not answered: the file `waiting` appears instead.
     """
 
     work: Path
     fault: str
     first: int
-    """The number n, from 1; 0: none."""
+    """The number n, from 1; 0: no fault."""
     is_handled: bool
-    """Whether the request that is never answered has an effect."""
+    """Whether the request that is not answered takes effect."""
     numbers: Iterator[int]
 
     def handle_request(self) -> None:
@@ -61,13 +61,14 @@ class FaultyHandler(Handler):
 
 @contextmanager
 def hub(work: Path, fault: str = "", first: int = 0, is_handled: bool = False) -> Iterator[None]:
-    """A hub for the processes that are forked within.
+    """A hub for the processes that are forked inside the block.
 
-    At the end, its repositories are in work/cwd/hub, and work/counts_hub has the number of requests that changed them.
+    At the end its repositories are written to work/cwd/hub, and the number of requests that changed them to
+    work/counts_hub.
     """
     ours, theirs = socket.socketpair()
     if (pid := os.fork()) == 0:
-        ours.close()  # or it would outlive its parent
+        ours.close()  # otherwise the hub would outlive its parent
         try:
             names = {"work": work, "fault": fault, "first": first, "is_handled": is_handled}
             _serve(type("HubHandler", (FaultyHandler,), names | {"numbers": itertools.count(1)}), theirs)
@@ -87,7 +88,7 @@ def hub(work: Path, fault: str = "", first: int = 0, is_handled: bool = False) -
 
 
 def _serve(handler: type[FaultyHandler], parent: socket.socket) -> None:
-    """Serve until the parent ends the connection."""
+    """Serve until the parent closes the connection."""
     with serving(handler) as served:
         parent.send(served.url.encode())
         parent.recv(1)

@@ -23,7 +23,7 @@ INK, FAINT, PAPER = "#333a45", "#d5dae2", "#ffffff"
 TEXT, GIVEN, LEARNED, SEEN = "#9aa5b8", "#f0b860", "#5b7fd6", "#5b7fd6"
 TEXT_ROWS = 4
 Step = tuple[str, str, str]
-"""A box of a walk: function, file, and the shape that it returns."""
+"""A box of a walk: function, file, and what it returns."""
 TRAINING_WALK: tuple[Step, ...] = (
     ("Preparation.run", "data/prepare.py", "videos to shards"),
     ("TokenEncoder", "data/encode.py", "token ids (N, n)"),

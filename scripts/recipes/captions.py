@@ -1,10 +1,10 @@
-"""Captions of public data sets, from the files that they come with; docs/guides/recipes.md has what follows.
+"""Make captions for public data sets from the files they come with; docs/guides/recipes.md has the next steps.
 
     python scripts/recipes/captions.py ucf101 UCF-101 --list ucfTrainTestlist/trainlist01.txt
     python scripts/recipes/captions.py kinetics600 kinetics600/train --list annotations/train.csv
 
 Writes captions.csv, for `cogvideo prepare --captions`, and classes.txt, prompts for `cogvideo sample` and `eval`, into
-the folder of videos. A caption is the name of the video's class, in words.
+the folder of videos. A caption is the name of the video's class, split into words.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from cogvideo.files import atomic_write
 from cogvideo.text import decode_text, split_lines
 
 Rows = list[tuple[str, str]]
-"""Path of a video in the folder, caption."""
+"""Pairs of a video's path, relative to the folder, and its caption."""
 
 
 def ucf101(folder: Path, lines: list[str]) -> tuple[Rows, int]:
-    """Rows of a split's list, `Class/video.avi [number]` per line, and how many of its videos are missing."""
+    """Rows for a split's list, with `Class/video.avi [number]` per line, and how many of its videos are missing."""
     rows, missing = Rows(), 0
     for line in filter(None, map(str.strip, lines)):
         path = line.split()[0]
@@ -36,7 +36,7 @@ def ucf101(folder: Path, lines: list[str]) -> tuple[Rows, int]:
 def kinetics600(folder: Path, lines: list[str]) -> tuple[Rows, int]:
     """Rows of an annotations file (label, youtube_id, time_start, time_end), and how many videos are missing.
 
-    A video is `ID_START_END.mp4`, with six digits each, anywhere in the folder.
+    Videos are named `ID_START_END.mp4`, with six digits for each time, and may be anywhere in the folder.
     """
     found = {path.stem: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.mp4"))}
     try:
@@ -79,8 +79,8 @@ def run(data_set: str, folder: Path, file: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_set", choices=("ucf101", "kinetics600"))
-    parser.add_argument("folder", type=Path, help="of the videos")
-    parser.add_argument("--list", type=Path, required=True, metavar="FILE", help="of the split, as it is published")
+    parser.add_argument("folder", type=Path, help="folder of the videos")
+    parser.add_argument("--list", type=Path, required=True, metavar="FILE", help="the published list of the split")
     args = parser.parse_args()
     return run_command(lambda: run(args.data_set, args.folder, args.list), "captions")
 

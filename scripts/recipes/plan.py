@@ -1,4 +1,4 @@
-"""Memory and time of the recipes by the planner: the table of docs/guides/recipes.md.
+"""Print the planner's memory and time for each recipe: the table of docs/guides/recipes.md.
 
 python scripts/recipes/plan.py
 """
@@ -20,12 +20,13 @@ SIZES = {
     "16 frames of 20x20": ("recipe_kinetics600", FROZEN),
     "5 frames of 30x30": ("recipe_larger", FROZEN),
 }
-"""A recipe's config for each size of clips, and how one GPU of 24 GB trains it: adapters do not change positions."""
+"""For each clip size, a recipe's config and how one GPU of 24 GB trains it. Adapters do not train position embeddings,
+so sizes other than the checkpoint's freeze the trunk instead."""
 WHOLE: tuple[str, tuple[str, ...]] = ("8x80gb", ())
 
 
 def row(size: str, config_name: str, machine_file: str, overrides: tuple[str, ...]) -> str:
-    """A row of the table: clip, machine, micro-batch and what is recomputed, memory per GPU, time of 1, 1,000 steps."""
+    """A table row: clip size, machine, micro-batch and recomputation, memory per GPU, time of 1 and 1,000 steps."""
     files = [CONFIGS / f"train/{config_name}.yaml", CONFIGS / f"deepspeed/{machine_file}.yaml"]
     config = load_config(TrainConfig, files, list(overrides))
     machine, count = MACHINES[config.machine.gpu or ""], config.machine.count

@@ -1,13 +1,13 @@
-"""Captioned clips of a 3D game that runs without a display: the camera of ViZDoom moves in rooms with one object.
+"""Render captioned clips of a 3D game, without a display: ViZDoom's camera moves through rooms with one object.
 
     python scripts/tutorial/render_doom.py --out DIR --count 1200 [--seed 0]
 
 ViZDoom (`pip install -e ".[tutorial]"`) comes with Freedoom's levels and art, which are free. A clip lasts 4 s at 8
-frames per second. Captions are from what the engine says of every frame: which object is where in the picture, and how
-large. Clips whose object leaves the picture, is hidden, or moves in no clear way are drawn again.
+frames per second. Captions are derived from the engine's labels of every frame: which object is where in the picture,
+and how large. Clips whose object leaves the picture, is hidden, or does not move clearly are drawn again.
 
 DIR gets captions.jsonl and clips/000000.mp4, ..., for `cogvideo prepare` or `cogvideo pretrain`, and prompts.txt, each
-caption once. Clip i depends on the seed and i alone. The folder appears when it is complete.
+caption once. Clip i depends only on the seed and i. The folder appears when it is complete.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from cogvideo.logs import progress
 from cogvideo.media.video import write_video
 
 FPS, NUM_FRAMES = 8, 33
-TICS_PER_FRAME = 4  # of 35 per second: the game runs a tenth slower than the video
-SIDE = 120  # of the picture's middle, which is kept
+TICS_PER_FRAME = 4  # the game has 35 tics per second, so clips show it a tenth too slow
+SIDE = 120  # pixels, of the square that is kept from the picture's middle
 OBJECTS = {
     "RedTorch": "a red torch",
     "GreenTorch": "a green torch",
@@ -41,34 +41,35 @@ OBJECTS = {
     "BurningBarrel": "a burning barrel",
     "Candelabra": "a candelabra",
 }
-"""By the engine's names, as Freedoom draws them."""
+"""Captions of objects as Freedoom draws them, by the engine's names."""
 MOTIONS = ("forwards", "backwards", "left", "right")
 DISTANCE = {"forwards": (200, 260), "backwards": (70, 110), "left": (110, 200), "right": (110, 200)}
 """Map units from the camera to the object at the start; the object is 20 to 40 wide, a room 200 to 400."""
 START_TICS = 12
-"""Left out: the camera gathers speed."""
+"""Left out, as the camera is still accelerating."""
 ATTEMPTS = 200
 
 LARGER, SMALLER = 1.4, 1 / 1.4
-"""Of the object's height, from the first frame to the last, for it to have come closer or gone away."""
+"""The object's last height over its first: at least LARGER if it comes closer, at most SMALLER if it goes away."""
 VISIBLE = 0.7
-"""Of the most that is seen of the object in any frame."""
+"""Least visible part of the object in a frame, relative to the frame in which it is most visible."""
 ACROSS, ASIDE = 0.25, 0.12
-"""Parts of the picture's side: the least way for a move across it, the most for one towards or away."""
+"""Fractions of the picture's side: the least sideways move of an object that slides across the picture, and the most of
+one that comes closer or goes away."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Box:
-    """Where the engine says that the object is in a frame, in pixels of the picture's middle."""
+    """The engine's bounding box of the object in a frame, in pixels of the cropped picture."""
 
     left: float
     top: float
     width: float
     height: float
     visible: float
-    """The part of the box that shows the object and not what is before or behind it."""
+    """The fraction of the box that shows the object, not what is in front of it or behind it."""
 
     @property
     def is_inside(self) -> bool:
@@ -80,7 +81,7 @@ class Box:
 
 
 def caption_of(name: str, boxes: list[Box | None]) -> str | None:
-    """What a clip shows, by the object's place in every frame; None if it is hidden, cut off or moves unclearly."""
+    """A clip's caption, by the object's box in every frame; None if it is hidden, cut off or moves unclearly."""
     seen = [box for box in boxes if box is not None and box.is_inside]
     if len(seen) < len(boxes) or min(box.visible for box in seen) < VISIBLE * max(box.visible for box in seen):
         return None
@@ -99,7 +100,7 @@ def caption_of(name: str, boxes: list[Box | None]) -> str | None:
 
 
 class Rooms:
-    """A level of rooms whose walls differ, and the camera in it."""
+    """A level of rooms with different walls, and the camera in it."""
 
     def __init__(self) -> None:
         """Raises: ValueError if ViZDoom is not installed."""
@@ -136,7 +137,7 @@ class Rooms:
         self._folder.cleanup()
 
     def render(self, rng: np.random.Generator, name: str, motion: str) -> tuple[list[np.ndarray], list[Box | None]]:
-        """One try: frames (SIDE, SIDE, 3) uint8 and the object's place in each, None where it is not seen."""
+        """One attempt: frames (SIDE, SIDE, 3) uint8 and the object's box in each, None where it is not visible."""
         game = self.game
         game.set_seed(int(rng.integers(1, 2**31)))
         game.new_episode()  # somewhere in some room
@@ -176,7 +177,7 @@ class Rooms:
 
 
 def _box(state: Any, name: str, margin: int) -> Box | None:
-    """The object's place in a frame whose left `margin` pixels are cut off."""
+    """The object's box in a frame whose left `margin` pixels are cut off."""
     labels = [label for label in state.labels if label.object_name == name]
     if len(labels) != 1:
         return None
