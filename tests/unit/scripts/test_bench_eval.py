@@ -24,5 +24,5 @@ def test_a_network_that_is_not_measured_is_an_error(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(bench, "work_on_clips", fail)
     monkeypatch.setattr(sys, "argv", ["bench_eval.py", "--clips", "1", "--only", "motion"])
-    with pytest.raises(SystemExit, match="motion was not measured"):
+    with pytest.raises(SystemExit, match="measuring motion failed"):
         bench.main()
