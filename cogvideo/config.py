@@ -139,7 +139,8 @@ def _expand(text: str, keys: Container[str] = ()) -> str:
         text = VARIABLE.sub(value, text)
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise ValueError(f"there is no home folder {text.partition('/')[0]}; write ./~ for a file of that name")
+        home = text.partition("/")[0]
+        raise ValueError(f"there is no home folder {home}; write ./{home} for a file of that name")
     return expanded
 
 
@@ -223,7 +224,7 @@ def _build(cls: type[T], sources: Sequence[tuple[str, dict[str, Any]]]) -> T:
     except OmegaConfBaseException as error:
         raise ValueError(f"{names}: {_first_line(error)}") from None
     except (ArithmeticError, TypeError, LookupError) as error:  # in a dataclass's own checks
-        raise ValueError(f"{names}: the settings do not fit together ({_first_line(error)})") from None
+        raise ValueError(f"{names}: the settings are inconsistent ({_first_line(error)})") from None
     assert isinstance(built, cls)
     for key, value in leaves(to_dict(built)):
         for number in value if isinstance(value, list) else [value]:
@@ -245,11 +246,11 @@ def _check_elements(origin: str, values: Any, known: dict[str, Any]) -> None:
                 TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
         except ValidationError:
             shown = reprlib.repr(value)
-            raise ValueError(f"{origin}: {key}={shown} does not fit; expected {_type_name(hint)}") from None
+            raise ValueError(f"{origin}: {key}={shown} is not valid; expected {_type_name(hint)}") from None
 
 
 def _explain(merged: Any, origin: str, values: dict[str, Any], known: dict[str, Any]) -> ValueError:
-    """The error for values that failed to merge: merge them one at a time to find the one that does not fit."""
+    """The error for values that failed to merge: merge them one at a time to find the one that is not valid."""
     for key, value in leaves(values):
         try:
             OmegaConf.merge(merged, _nest(key, value))
@@ -259,11 +260,11 @@ def _explain(merged: Any, origin: str, values: dict[str, Any], known: dict[str, 
             if any(other.startswith(f"{key}.") for other in known):
                 example = next(other for other in known if other.startswith(f"{key}."))
                 return ValueError(
-                    f"{origin}: {key}={reprlib.repr(value)} does not fit; it is a group, set {example} and so on"
+                    f"{origin}: {key}={reprlib.repr(value)} is not valid: this key is a group; set {example} etc."
                 )
             expected = _type_name(known[key]) if key in known else _first_line(error)
-            return ValueError(f"{origin}: {key}={reprlib.repr(value)} does not fit; expected {expected}")
-    return ValueError(f"{origin}: the settings do not fit together")
+            return ValueError(f"{origin}: {key}={reprlib.repr(value)} is not valid; expected {expected}")
+    return ValueError(f"{origin}: the settings are inconsistent")
 
 
 def _suggest(key: str, known: dict[str, Any]) -> str:
@@ -306,7 +307,7 @@ def _check_aliases(path: Path) -> None:
     """
     data = path.read_bytes()
     if b"*" in data and _expanded_size(yaml.compose(data, yaml.SafeLoader), {}) > MAX_VALUES:
-        raise ValueError(f"its aliases repeat values; expected at most {MAX_VALUES} in all")
+        raise ValueError(f"its aliases expand to too many values; expected at most {MAX_VALUES} in all")
 
 
 def _expanded_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:

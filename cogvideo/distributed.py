@@ -136,7 +136,7 @@ def connecting() -> Iterator[None]:
         os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     )
     if not (port.isdecimal() and int(port) < 65536):
-        raise ValueError(f"MASTER_PORT={port} is no port; {CHOOSE_PORT}")
+        raise ValueError(f"MASTER_PORT={port} is not a valid port; {CHOOSE_PORT}")
     previous = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -168,9 +168,9 @@ def _resolve(address: str) -> None:
             return
         except (OSError, UnicodeError) as error:
             if time.monotonic() > deadline:
-                reason = error.strerror if isinstance(error, OSError) else "no host name"
+                reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
                 raise ConnectionError(
-                    f"MASTER_ADDR={address} is not found ({reason}); give the name or address of rank 0's machine"
+                    f"MASTER_ADDR={address} cannot be resolved ({reason}); give the name or address of rank 0's machine"
                 ) from None
         time.sleep(1)
 

@@ -319,7 +319,7 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
     """
     check_counts(data.count(b","), data.count(b"[") + data.count(b"{"), origin)
     if (colons := data.count(b":")) > MAX_NAMES:
-        raise ValueError(f"{origin} has {colons} colons; expected JSON of at most {MAX_NAMES} names of values")
+        raise ValueError(f"{origin} has {colons} colons; expected JSON with at most {MAX_NAMES} keys")
     try:
         value = json.loads(
             data.decode("utf-8-sig"),  # from bytes it would also accept UTF-16 and lone surrogates
@@ -334,7 +334,7 @@ def parse_json(data: bytes, origin: Path | str, *, allow_nan: bool = False) -> A
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError):
-            raise ValueError(f"{origin} is damaged: it holds half a character, such as \\ud800") from None
+            raise ValueError(f"{origin} is damaged: it contains a lone surrogate, such as \\ud800") from None
     if isinstance(value, dict | list) and _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"{origin} is damaged: its JSON is nested more than {MAX_DEPTH} deep")
     return value
@@ -348,7 +348,7 @@ def check_counts(commas: int, brackets: int, origin: Path | str, max_values: int
     """
     if commas > max_values or brackets > max_values // 4:
         raise ValueError(
-            f"{origin} has {commas} commas and {brackets} brackets; expected JSON of at most {max_values} values, "
+            f"{origin} has {commas} commas and {brackets} brackets; expected JSON with at most {max_values} values, "
             f"{max_values // 4} of them lists or objects"
         )
 
@@ -440,9 +440,9 @@ def _read_npy_header(file: BinaryIO, size: int, name: Path | str) -> tuple[tuple
     except Exception as error:  # numpy raises many exception types for a damaged header
         raise ValueError(f"{name} is not a readable .npy file ({_first_line(error)[:200]})") from None
     if not all(type(n) is int and 0 <= n <= LARGEST for n in shape) or fortran_order or dtype.hasobject:
-        order = ", columns first" if fortran_order else ""
+        order = " in column-major order" if fortran_order else ""
         got = f"{str(dtype)[:80]} of shape {reprlib.repr(list(shape))}{order}"
-        raise ValueError(f"{name} holds {got}; expected rows of plain values")
+        raise ValueError(f"{name} holds {got}; expected plain values in row-major order")
     expected = file.tell() + math.prod(shape) * dtype.itemsize
     if size != expected:
         raise ValueError(f"{name} has {size} bytes, its header says {expected}; it is cut short or damaged")

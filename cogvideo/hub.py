@@ -110,7 +110,7 @@ def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, messa
     """
     name = HubName.parse(repo)
     if name is None or name != HubName(repo):
-        raise ValueError(f"{repo} is not a repository's name; give USER/REPO")
+        raise ValueError(f"{repo} is not a repository name; give USER/REPO")
     with _errors_in_one_line(name, uploading=True):
         from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -124,7 +124,7 @@ def upload(repo: str, files: Mapping[str, Path | bytes], *, private: bool, messa
         others = sorted(set(api.list_repo_files(repo)) - {".gitattributes", "README.md", *files})
         if others:
             raise ValueError(
-                f"{repo} holds {others[0]}, which is no part of this upload; remove it there, or choose another name"
+                f"{repo} holds {others[0]}, which is not part of this upload; remove it there, or choose another name"
             )
         additions = [
             CommitOperationAdd(there, here if isinstance(here, bytes) else str(here)) for there, here in files.items()
@@ -140,7 +140,7 @@ def _errors_in_one_line(name: HubName, *, uploading: bool = False) -> Iterator[N
     try:
         from huggingface_hub import constants, errors
     except ImportError:
-        problem = "uploading to" if uploading else f"{name} is no local folder, and fetching from"
+        problem = "uploading to" if uploading else f"{name} is not a local folder, and fetching from"
         advice = "" if uploading else "give a folder, or "
         raise ValueError(
             f"{problem} the Hugging Face hub needs the extra [hub]; {advice}pip install 'cogvideo[hub]'"
@@ -161,14 +161,14 @@ def _errors_in_one_line(name: HubName, *, uploading: bool = False) -> Iterator[N
                 "choose another name"
             ) from None
         raise FileNotFoundError(
-            f"{name} is no local folder, and {hub} has no such repository, or does not show it to you; give another "
-            "name, or `hf auth login` if it is private"
+            f"{name} is not a local folder, and {hub} has no such repository, or none that you can access; give "
+            "another name, or `hf auth login` if it is private"
         ) from None
     except errors.LocalEntryNotFoundError:
         problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached"
         raise FileNotFoundError(
-            f"{name} is no local folder, is not complete in the hub's cache, and {problem}; give a folder, or fetch it "
-            "once with a network"
+            f"{name} is not a local folder, is not complete in the hub's cache, and {problem}; give a folder, or fetch "
+            "it once while online"
         ) from None
     except errors.OfflineModeIsEnabled:
         raise ConnectionError(f"{name}: HF_HUB_OFFLINE is set; unset it to upload") from None
@@ -180,7 +180,7 @@ def _errors_in_one_line(name: HubName, *, uploading: bool = False) -> Iterator[N
             f"{name}: {hub} answered {status} ({_first_line(error)}); {token if status in (401, 403) else 'try again'}"
         ) from None
     except errors.HFValidationError as error:
-        raise ValueError(f"{name} is not a repository's name: {_first_line(error)}") from None
+        raise ValueError(f"{name} is not a repository name: {_first_line(error)}") from None
     except Exception as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) else error  # which wraps errors of large files
         if not _is_of_network(cause):

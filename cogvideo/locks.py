@@ -268,7 +268,7 @@ class _Lock:
         running = None if has_flock else owner.is_running_here()
         if running is not None:
             return running
-        message = "%s: its lock is of %s; waiting up to %.0f s to see whether it still runs"
+        message = "%s is locked by %s; waiting up to %.0f s to see whether that process is still running"
         get_logger(__name__).info(message, self._target, owner, PATIENCE_SECONDS)
         return _is_touched(self._path, PATIENCE_SECONDS)
 

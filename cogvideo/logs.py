@@ -19,7 +19,7 @@ from tqdm import tqdm
 DISK_ADVICE = {
     errno.ENOSPC: "free some space, or choose a folder on another disk, and run the same command again",
     errno.EDQUOT: "your quota is used up: remove files, or choose a folder elsewhere, and run the same command again",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or choose a folder on another file system",
+    errno.EFBIG: "raise the limit on file size (ulimit -f), or choose a folder on another file system",
     errno.EIO: "the disk fails to read or write: check it, or choose a folder on another disk",
     errno.EROFS: "choose a folder on a disk that is mounted for writing",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
@@ -81,7 +81,7 @@ def progress(
     )
 
 
-def one_line(error: BaseException, memory_advice: str = "ask for less at once") -> str:
+def one_line(error: BaseException, memory_advice: str = "process less at a time") -> str:
     """An error as one line for the user, with advice if the disk or memory is full or no thread can be started."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

@@ -120,7 +120,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise ValueError(f"{path} is damaged: its header is not a JSON object")
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
-        raise ValueError(f"{path} is damaged: its header's __metadata__ is not an object of text")
+        raise ValueError(f"{path} is damaged: its header's __metadata__ is not an object with text values")
     spans = sorted((_check_entry(path, name, entry) for name, entry in header.items()), key=lambda span: span[:2])
     position = 0
     for begin, end, name, _ in spans:
@@ -146,7 +146,7 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int, str, Tens
         )
     for key in ("shape", "data_offsets"):
         if not isinstance(entry[key], list) or not all(type(n) is int and 0 <= n < 2**63 for n in entry[key]):
-            raise ValueError(f"{entry_of} has a {key} that is not a list of integers from 0 up")
+            raise ValueError(f"{entry_of} has a {key} that is not a list of non-negative integers")
     if len(entry["data_offsets"]) != 2 or len(entry["shape"]) > 8:
         raise ValueError(f"{entry_of} has too many numbers")
     info = TensorInfo(dtype, tuple(entry["shape"]))

@@ -105,10 +105,10 @@ def check_archive(path: Path, *, checksums: bool = False) -> None:
 def _not_an_archive(path: Path, file: BinaryIO, reason: str) -> str:
     file.seek(0)
     if LEGACY_NUMBER not in file.read(LEGACY_BYTES):
-        return f"{path} is cut short or not a file of torch.save since 1.6 ({reason})"
+        return f"{path} is cut short, or not in the torch.save format of PyTorch 1.6 and later ({reason})"
     name = repr(path.name)
     return (
-        f"{path} is not a file of torch.save since 1.6 but an older one; write it again with Python, in its folder: "
+        f"{path} is in the torch.save format from before PyTorch 1.6; write it again with Python, in its folder: "
         f"torch.save(torch.load({name}, map_location='cpu', weights_only=True), {name})"
     )
 

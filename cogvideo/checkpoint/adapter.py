@@ -191,7 +191,7 @@ def _read_factors(path: Path, rank: int) -> dict[str, Factors]:
     for name, info in infos.items():
         match = NAME.fullmatch(name)
         if match is None or match["factor"] not in KEYS[match["layer"] == TABLE]:
-            raise ValueError(f"{path} holds {name[:200]!r}, which is no part of a LoRA adapter of a matrix")
+            raise ValueError(f"{path} holds {name[:200]!r}, which is not a LoRA factor of a weight matrix")
         factor = "A" if "A" in match["factor"] else "B"
         if len(info.shape) != 2 or info.shape[factor == "B"] != rank or not info.dtype.is_floating_point:
             raise ValueError(f"{path} is damaged: {name[:200]} is {info}, expected a matrix of rank {rank}")
@@ -229,8 +229,8 @@ def check_base(adapter: Adapter, model: str, shapes: Mapping[str, tuple[int, ...
         expected = adapter_shapes(shapes[layer], adapter.rank, layer == TABLE)
         if found != expected:
             raise ValueError(
-                f"{adapter.directory} does not fit {model}: its factors of {layer} are {list(map(list, found))}, "
-                f"expected {list(map(list, expected))}; it was trained beside a model of another size"
+                f"{adapter.directory} does not fit {model}: its factors for {layer} are {list(map(list, found))}, "
+                f"expected {list(map(list, expected))}; it was trained on a base model of a different size"
             )
 
 
@@ -238,8 +238,8 @@ def check_fingerprint(adapter: Adapter, checkpoint: Checkpoint) -> None:
     """Raises: ValueError if an adapter records that it was trained on other weights than the checkpoint's."""
     if adapter.base is not None and adapter.base["sha256"] != fingerprint(checkpoint):
         raise ValueError(
-            f"{adapter.directory} was trained beside other weights than {checkpoint.directory}; give those, or remove "
-            f"{adapter.directory / BASE} to use it with these"
+            f"{adapter.directory} was trained on different base weights than {checkpoint.directory}; give those "
+            f"weights, or remove {adapter.directory / BASE} to use it with these"
         )
 
 

@@ -47,7 +47,7 @@ def check_fits(checkpoint: Checkpoint, config: TransformerConfig) -> None:
     """
     if not 0 <= config.num_layers <= len(checkpoint.names):
         raise ValueError(
-            f"{checkpoint.directory} holds {len(checkpoint.names)} tensors, not num_layers={config.num_layers} layers; "
+            f"{checkpoint.directory} has {len(checkpoint.names)} tensors, too few for num_layers={config.num_layers}; "
             "use the config that it was made with"
         )
     expected = parameter_shapes(config)
@@ -79,7 +79,7 @@ def save_model(
     has adapters.
     """
     if has_adapters(model):
-        raise ValueError("the model has adapters beside its weights, which checkpoints do not hold; save them alone")
+        raise ValueError("the model has adapters, which checkpoints do not hold; save the adapters separately")
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     scales = quantization_scales(model)
     if trunk is not None:
@@ -88,7 +88,7 @@ def save_model(
         tensors = {name: tensor for name, tensor in tensors.items() if name in extra_names}
         scales = {name: scale for name, scale in scales.items() if name in extra_names}
     if scales:
-        raise ValueError(f"{min(scales)} is quantized; checkpoints hold no such weights, so save the original model")
+        raise ValueError(f"{min(scales)} is quantized, which checkpoints cannot hold; save the original model")
     save_checkpoint(
         directory, tensors, stored_settings(model), extra=extra, trunk=trunk, max_shard_bytes=max_shard_bytes
     )

@@ -23,8 +23,10 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument(
         "--minutes", type=float, metavar="N", help="fit everything into this time (default: as long as it takes)"
     )
-    length.add_argument("--gpu-hours", type=float, metavar="N", help="the same, as hours of one GPU")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: GPUs if there are")
+    length.add_argument("--gpu-hours", type=float, metavar="N", help="the same, in GPU hours")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: GPUs if there are any"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads per process (default: all cores)")
     parser.add_argument("--dry-run", action="store_true", help="print the choices and the commands, and write nothing")
 

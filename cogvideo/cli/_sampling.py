@@ -30,7 +30,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="DIR", type=weights, help="a bundle of weights (default: the bundled weights)"
     )
     parser.add_argument(
-        "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="a YAML file; may be repeated, later files win",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
 
@@ -41,7 +46,7 @@ def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
         metavar="DIR[:SCALE]",
         action="append",
         default=[],
-        help="an adapter, merged when loaded; repeat it",
+        help="an adapter, merged when loaded; may be repeated",
     )
 
 

@@ -37,15 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_clusters,
         default=500,
         metavar="N or FILE",
-        help="clusters of the image codes: their number, or a .npy file with that of each code (published: 500)",
+        help="clusters of the image codes: their number, or a .npy file with the cluster of each code (published: 500)",
     )
     parser.add_argument(
         "--high-res-clusters",
         type=_clusters,
         metavar="N or FILE",
-        help="the same for the codes of --high-res-tokenizer (default: as many clusters as --clusters)",
+        help="the same for the codes of --high-res-tokenizer (default: the same number as --clusters)",
     )
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the stored transformers")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="type of the stored transformers"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
@@ -105,5 +107,5 @@ def _describe_settings(file: Path | None, out: Path) -> str:
         f"sampling settings: {source} (seconds={settings.seconds:g} rounds={settings.rounds} "
         f"first_frame.top_k_clusters={settings.first_frame.top_k_clusters} "
         f"key_frames.guidance_scale={'null' if key_frames.guidance_scale is None else key_frames.guidance_scale} "
-        f"key_frames.top_k_clusters={key_frames.top_k_clusters}); {out / 'sampling.yaml'} changes them"
+        f"key_frames.top_k_clusters={key_frames.top_k_clusters}); edit {out / 'sampling.yaml'} to change them"
     )

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_captions_arguments(parser, required=False)
     parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of videos (default: that of the captions)")
     parser.add_argument(
-        "--model", type=weights, metavar="DIR", help="a bundle: its tokenizers, and its stage 1 is checked"
+        "--model", type=weights, metavar="DIR", help="a bundle: its tokenizers are used, and its stage 1 is checked"
     )
     parser.add_argument("--image-tokenizer", type=weights, metavar="DIR", help="default: the bundle's")
     parser.add_argument("--text-tokenizer", type=weights, metavar="FILE", help="default: the bundle's")
@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-len", type=int, metavar="N", help="text tokens of your model (default: the bundle's, 64)"
     )
     parser.add_argument("--clips", type=int, default=4, metavar="N", help="clips to learn, 1 to 32 (default: 4)")
-    parser.add_argument("--steps", type=int, default=200, metavar="N", help="steps of training (default: 200)")
+    parser.add_argument("--steps", type=int, default=200, metavar="N", help="training steps (default: 200)")
     parser.add_argument(
-        "--minutes", type=float, default=5.0, metavar="T", help="most time for training, in minutes (default: 5)"
+        "--minutes", type=float, default=5.0, metavar="T", help="time limit for training, in minutes (default: 5)"
     )
     add_config_arguments(parser)
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from cogvideo.evaluation.soundness import summary
 
     if (args.data is None) == (args.captions is None):
-        raise ValueError("give either --data DIR, clips that are prepared, or --captions FILE")
+        raise ValueError("give either --data DIR (prepared clips) or --captions FILE")
     if args.data is not None and (args.config or args.overrides):
         raise ValueError("key=value and --config say how videos are prepared; leave them out with --data")
     for name, least, most in (("clips", 1, 32), ("steps", 1, 100_000), ("text_len", 1, 1 << 16)):

@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help="print every tensor, not just a summary")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="a setting that the checkpoint does not have")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="a setting that the checkpoint does not record"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 SAME_SIGNAL_SECONDS = 0.5
 """A signal repeated within this time counts once: `timeout` and some other programs send each signal twice."""
 ABOUT_BUNDLED = (
-    "These small weights know one thing: a moving digit, in English or Chinese. "
-    "Name its colour, the digit, its direction, and whether it moves slowly or quickly."
+    "These small weights generate only moving digits; prompts may be in English or Chinese. "
+    "Name the digit, its colour, its direction, and whether it moves slowly or quickly."
 )
 EXAMPLES = (
     "the red digit 3 moves left slowly",
@@ -66,17 +66,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=weights,
         action="append",
-        help="a bundle of weights (default: the bundled weights); repeat it, for visitors to choose",
+        help="a bundle of weights (default: the bundled weights); may be repeated, for visitors to choose among",
     )
     parser.add_argument(
-        "--config", metavar="FILE", type=Path, action="append", default=[], help="a YAML file; repeat it: later wins"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="a YAML file; may be repeated, later files win",
     )
     parser.add_argument(
         "--adapter",
         metavar="DIR[:SCALE]",
         action="append",
         default=[],
-        help="an adapter that the page can switch on and off; repeat it",
+        help="an adapter that the page can switch on and off; may be repeated",
     )
     parser.add_argument(
         "--direct",
@@ -102,13 +107,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0: any that is free (default: 7860)")
     add = parser.add_argument_group("limits").add_argument
-    add("--waiting", metavar="N", type=int, default=64, help="requests that wait while others run (default: 64)")
+    add("--waiting", metavar="N", type=int, default=64, help="requests that may wait while others run (default: 64)")
     add(
         "--per-visitor",
         metavar="N",
         type=int,
         default=4,
-        help="requests of one address that run or wait (default: 4)",
+        help="requests from one address, running or waiting (default: 4)",
     )
     add(
         "--seconds-per-clip",
@@ -117,15 +122,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3600,
         help="time to generate a clip and enlarge it (default: 3600)",
     )
-    add("--disk", metavar="GB", type=float, default=10, help="space for results; the oldest go first (default: 10)")
-    add = parser.add_argument_group("behind a proxy, and its log").add_argument
-    add("--root-path", metavar="PATH", default="", help="where the proxy serves the page: /video, or a whole URL")
+    add(
+        "--disk",
+        metavar="GB",
+        type=float,
+        default=10,
+        help="space for results; the oldest are removed first (default: 10)",
+    )
+    add = parser.add_argument_group("proxy and access log").add_argument
+    add("--root-path", metavar="PATH", default="", help="where the proxy serves the page: /video, or a full URL")
     add(
         "--proxies",
         metavar="N",
         type=int,
         default=0,
-        help="proxies whose X-Forwarded-For names the visitor (default: 0, the header is ignored)",
+        help="trusted proxies, whose X-Forwarded-For names the visitor (default: 0, the header is ignored)",
     )
     add(
         "--access-log",
@@ -145,14 +156,16 @@ def run(args: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise ValueError("`cogvideo demo` needs gradio; pip install -e '.[demo]'")
     if args.at_once < 1:
-        raise ValueError(f"--at-once {args.at_once} allows no request; give at least 1")
+        raise ValueError(f"--at-once {args.at_once} allows no requests; give at least 1")
     for option in ("--direct", "--iterative", "--examples"):
         value = getattr(args, option.removeprefix("--"))
         if value is not None and len(args.model or ()) > 1:
-            raise ValueError(f"{option} goes with one --model; `cogvideo bundle {option}` puts it into each bundle")
+            raise ValueError(
+                f"{option} works with a single --model; `cogvideo bundle {option}` puts it into each bundle"
+            )
     limits, root_path = _limits(args), _root_path(args.root_path)
     if args.proxies < 0:
-        raise ValueError(f"--proxies {args.proxies} is below 0; give the number of proxies that are trusted")
+        raise ValueError(f"--proxies {args.proxies} is below 0; give the number of trusted proxies")
     log = _access_log(args.access_log)
     with listen(args.host, args.port) as listener:
         from cogvideo.demo.adapters import name_adapters
@@ -200,7 +213,7 @@ def run(args: argparse.Namespace) -> None:
                 service = DemoService(served, args.out, limits=limits)
                 try:
                     address = server.show(service)
-                    print(f"CogVideo is at {address}, results in {args.out}; Ctrl-C ends it", flush=True)
+                    print(f"CogVideo is at {address}, with results in {args.out}; press Ctrl-C to stop", flush=True)
                     _wait_for_signal(server, service)
                 finally:
                     service.close()
@@ -265,7 +278,7 @@ def _root_path(text: str) -> str:
     """A path or URL without a trailing slash. Raises: ValueError."""
     path = text.rstrip("/")
     if path and not re.fullmatch(r"(https?://[\w.:\[\]-]+)?(/[\w.~-]+)*", path):
-        raise ValueError(f"--root-path {text} is no path; give one such as /video, or https://example.org/video")
+        raise ValueError(f"--root-path {text} is not a path; give one such as /video, or https://example.org/video")
     return path
 
 
@@ -296,7 +309,8 @@ def _wait_for_signal(server: "Server", service: "DemoService") -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, end)
         if running := service.running_jobs():
-            print(f"{running} requests are running; the page ends after them, or at once with Ctrl-C", flush=True)
+            requests = f"{running} running request{'s' * (running > 1)}"
+            print(f"waiting for {requests}; press Ctrl-C to stop at once", flush=True)
         server.finish(service)
         raise
 
@@ -306,7 +320,7 @@ def listen(host: str, port: int) -> socket.socket:
     if not host:
         raise ValueError("--host is empty; give 127.0.0.1 for this machine only, 0.0.0.0 for all of its addresses")
     if not 0 <= port < 65536:
-        raise ValueError(f"--port {port} is no port; give one from 1024 to 65535, or 0 for any that is free")
+        raise ValueError(f"--port {port} is not a valid port; give one from 1024 to 65535, or 0 for any that is free")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
@@ -316,6 +330,6 @@ def listen(host: str, port: int) -> socket.socket:
         elif number == errno.EACCES:
             advice = "give a --port from 1024 to 65535, or 0 for any that is free"
         else:
-            advice = "give --host an address of this machine, as 127.0.0.1, or 0.0.0.0 for all"
+            advice = "give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ValueError(f"--host {host} --port {port}: cannot listen there ({reason}); {advice}") from None

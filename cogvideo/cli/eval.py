@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--generated", metavar="DIR", type=Path, help="generated clips")
     parser.add_argument(
-        "--model", metavar="DIR", type=weights, help="bundle of weights (digits: default the bundled one)"
+        "--model", metavar="DIR", type=weights, help="bundle of weights (default for digits: the bundled one)"
     )
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="with --model: one prompt per line, used in turn")
     parser.add_argument(
@@ -100,15 +100,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="i3d, c3d, lpips_alex or lpips_vgg, TorchScript; inception or clip, weights",
     )
-    parser.add_argument("--trust-network", action="store_true", help="load unknown files, which run code; is recorded")
+    parser.add_argument(
+        "--trust-network", action="store_true", help="load unknown files, which can run code; results record it"
+    )
     parser.add_argument(
         "--distances",
         action=argparse.BooleanOptionalAction,
         help="appearance and motion distance, by networks of the extra [distances] (default: if it is installed)",
     )
-    parser.add_argument("--seeds", metavar="N", type=int, help="repeats with other clips and starts (default 1)")
     parser.add_argument(
-        "--seam", metavar="N", type=int, help="frame that a continued clip begins with: measure the seam"
+        "--seeds", metavar="N", type=int, help="repeats with different clips and start frames (default 1)"
+    )
+    parser.add_argument(
+        "--seam", metavar="N", type=int, help="measure the seam at this frame, where the continuation begins"
     )
     parser.add_argument("--cache", metavar="DIR", type=Path, help="keep features and sampled clips here for reuse")
     parser.add_argument("--batch", metavar="N", type=int, help="clips that a network reads at once (default 8)")
@@ -120,7 +124,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", metavar="FILE", nargs=2, type=Path, help="two files that --json wrote for protocols"
     )
     local = parser.add_argument_group("local", "options of the protocol `local`")
-    local.add_argument("--clips", metavar="N", type=int, help="clips on each side (default: as many as there are)")
+    local.add_argument(
+        "--clips", metavar="N", type=int, help="clips on each side (default: as many as the smaller side has)"
+    )
     local.add_argument("--frames", metavar="N", type=int, help="frames per clip (default 16)")
     local.add_argument("--stride", metavar="N", type=int, help="take every N-th frame (default 1)")
     local.add_argument("--fps", metavar="N", type=float, help="take N frames per second (default: all)")
@@ -131,7 +137,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     worlds.add_argument("--captions-seed", metavar="N", type=int, help="seed of the captions (default 0)")
     worlds.add_argument("--palette", choices=["basic", "new"], help="digits: colours of the captions (default basic)")
     worlds.add_argument(
-        "--split", choices=["test", "unseen"], help="bodies: combinations that training shows, or not (default test)"
+        "--split",
+        choices=["test", "unseen"],
+        help="bodies: combinations that training shows (test, the default) or never shows (unseen)",
     )
     worlds.add_argument("--continued", action="store_true", help="bodies: also continue clips to 12 s")
     add_config_arguments(parser)
@@ -147,9 +155,9 @@ def run(args: argparse.Namespace) -> int | None:
             option = "--json" if file is args.json else "--report"
             raise ValueError(f"{option} {file} cannot be written; name a file in a folder that exists")
     if args.json and args.json == args.report:
-        raise ValueError("--json and --report name one file; give two")
+        raise ValueError("--json and --report name the same file; give two")
     if (args.self_test or args.compare) and (args.protocol or (args.self_test and args.compare)):
-        raise ValueError("--self-test and --compare stand alone; leave out the protocol and the other one")
+        raise ValueError("--self-test, --compare and a protocol exclude each other; give one of them")
     if not (args.self_test or args.compare or args.protocol):
         raise ValueError(f"name a protocol: {', '.join(NAMES)}; or give --self-test or --compare")
     _refuse_unused(args)
@@ -211,7 +219,7 @@ def _run_world(args: argparse.Namespace) -> None:
     if args.tokenizer and args.model:
         raise ValueError("--model has its own image tokenizer; leave out --tokenizer")
     if args.protocol == BODIES and not (args.model or args.tokenizer):
-        raise ValueError("no weights of the bodies world come with the package; give --model, or --real --tokenizer")
+        raise ValueError("the package includes no weights for the bodies world; give --model, or --real --tokenizer")
     for override in args.overrides:
         if override.partition("=")[0] in FIXED_SETTINGS:
             raise ValueError(f"{override}: the benchmark sets {', '.join(FIXED_SETTINGS)} itself; leave it out")
@@ -255,7 +263,7 @@ def _run_protocol(args: argparse.Namespace) -> None:
     _check_options(args)
     processes = ProcessGroup.from_environment()
     if processes.size > 1 and not args.cache:
-        raise ValueError("in several processes give --cache DIR, a folder that all of them see")
+        raise ValueError("several processes need --cache DIR, a folder that all of them see")
     protocol = _protocol(args)
     if args.seam is not None and args.seam >= protocol.frames:
         raise ValueError(
@@ -331,11 +339,13 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.model and not args.prompts:
         raise ValueError("--model needs --prompts FILE, one prompt per line")
     if not args.model and (args.prompts or args.overrides or args.config):
-        raise ValueError("--prompts and settings go with --model; --generated clips are there already")
+        raise ValueError("--prompts and settings go with --model; --generated clips exist already")
     if args.captions and not (any(word.startswith("clip=") for word in args.network) and (args.generated or args.real)):
-        raise ValueError("--captions are of videos, for CLIPSIM; give --network clip=FILE, and --generated or --real")
+        raise ValueError(
+            "--captions gives the captions of videos, for CLIPSIM; give --network clip=FILE, and --generated or --real"
+        )
     if args.distances and not args.real:
-        raise ValueError("--distances are from real clips; give --real DIR")
+        raise ValueError("--distances compares with real clips; give --real DIR")
     if args.model and args.tokenizer:
         raise ValueError("--model has its own image tokenizer; leave out --tokenizer")
     if args.protocol != LOCAL:
@@ -373,13 +383,15 @@ def _open_networks(
     for role in files:
         if role in LPIPS_ROLES:
             if not (args.model or args.tokenizer) or args.real is None:
-                raise ValueError(f"--network {role}=: LPIPS is of reconstructed clips; give --real and --tokenizer too")
+                raise ValueError(
+                    f"--network {role}=: LPIPS is for reconstructed clips; give --real and --tokenizer too"
+                )
         elif role not in protocol.roles:
             raise ValueError(f"--network {role}=: {protocol.name} does not use it; leave it out")
     for role in protocol.roles if protocol.name != LOCAL else ():
         if role not in files:
             known = [f"{entry.name} with SHA-256 {sha256}" for sha256, entry in KNOWN.items() if entry.role == role]
-            expected = known[0] if known else "TorchScript, with --trust-network, for no checksum was published"
+            expected = known[0] if known else "TorchScript, with --trust-network, since no checksum was published"
             raise ValueError(f"{protocol.name} needs --network {role}=FILE: {expected}")
     if args.real is None and protocol.needs_real and not (protocol.name == LOCAL and set(files) <= {"c3d", "clip"}):
         raise ValueError(f"{protocol.name} needs --real DIR: {protocol.data}")

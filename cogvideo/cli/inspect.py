@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> None:
             words = [word for word in args.overrides if word.startswith(("model.", "superres."))]
             if (words or not trained) and given_model not in (None, config):
                 what = words[0] if words else f"--config {args.config[-1]}"
-                raise ValueError(f"{what} describes another model than {args.checkpoint} holds; leave out one of them")
+                raise ValueError(
+                    f"{what} describes a different model than {args.checkpoint} holds; leave out one of them"
+                )
         print(describe_files(checkpoint, verified=not args.no_verify))
         if not has_model:
             print(describe_tensors(checkpoint))

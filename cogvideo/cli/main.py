@@ -44,8 +44,8 @@ COMMANDS = {
     "upsample": "raise the resolution of a clip",
     "eval": "measure the quality of generated clips",
     "score": "compute the likelihood of clips, token by token",
-    "study": "let people compare systems on a blind page, and read their votes",
-    "check": "find out whether data, tokenizers, training and sampling are sound together",
+    "study": "compare systems by human votes on a blind page",
+    "check": "check that data, tokenizers, training and sampling work together",
     "convert": "convert published checkpoints to ours and back",
     "inspect": "show a model's or checkpoint's parameters, memory and time",
     "demo": "serve a web page to generate clips",
@@ -53,7 +53,7 @@ COMMANDS = {
 INTERRUPTED = 128 + int(signal.SIGINT)
 """The exit code after Ctrl-C."""
 
-LESS_AT_ONCE = "ask for less at once"
+LESS_AT_ONCE = "process less at a time"
 MEMORY_ADVICE = {
     "prepare": "lower encode_batch, workers or max_video_mib",
     "train": "lower train.micro_batch_size, or set train.recompute=layer",

@@ -14,9 +14,13 @@ from cogvideo.cli._common import weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=weights, help="the checkpoint to add to; it is left as it is")
+    parser.add_argument("model", metavar="MODEL", type=weights, help="the checkpoint to add to; it is not changed")
     parser.add_argument(
-        "--adapter", metavar="DIR[:SCALE]", action="append", required=True, help="an adapter; repeat it to add several"
+        "--adapter",
+        metavar="DIR[:SCALE]",
+        action="append",
+        required=True,
+        help="an adapter; may be repeated to add several",
     )
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="type to store (default: fp32)"
@@ -50,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         write_merged(args.out, checkpoint, stored_config(checkpoint), adapters, dtype=dtype)
     lost = lost_share(load_checkpoint(args.out, verify=False).extra, dtype)
     if lost > MAX_LOST:
-        message = "%s rounds %.0f %% of the update away; --dtype fp32 keeps it"
+        message = "storing as %s rounds away %.0f %% of the update; use --dtype fp32 to keep it"
         get_logger(__name__).warning(message, args.dtype, 100 * lost)
     layers = {layer for adapter, _ in adapters for layer in adapter.factors}
-    print(f"{args.out}: {len(layers)} matrices changed of {len(checkpoint.names)} tensors")
+    print(f"{args.out}: {len(layers)} matrices changed, out of {len(checkpoint.names)} tensors")

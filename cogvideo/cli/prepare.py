@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--high-res-tokenizer",
         type=weights,
         metavar="DIR",
-        help="image tokenizer of the large frames of pairs (default: that of --tokenizer)",
+        help="image tokenizer for the large frames of pairs (default: --tokenizer)",
     )
     parser.add_argument(
         "--validation",
@@ -67,7 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-tokenizer", type=weights, metavar="FILE", help="also say how many text tokens the captions take"
     )
     parser.add_argument(
-        "--text-len", type=int, metavar="N", help="with it: text tokens that the model reads (default: 64, published)"
+        "--text-len",
+        type=int,
+        metavar="N",
+        help="with --text-tokenizer: text tokens that the model reads (default: 64, published)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--dry-run", action="store_true", help="count what would be made, and make nothing")
@@ -98,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     if args.report and args.dry_run:
         raise ValueError("--report shows what was made, and --dry-run makes nothing; leave out one of them")
     if args.text_len is not None and (args.text_tokenizer is None or args.text_len < 1):
-        raise ValueError(f"--text-len {args.text_len} goes with --text-tokenizer, and is at least 1")
+        raise ValueError(f"--text-len {args.text_len} goes with --text-tokenizer, and must be at least 1")
     text_len: int = args.text_len or ModelConfig().text_len
     text_tokenizer = None if args.text_tokenizer is None else open_text_tokenizer(args.text_tokenizer)
     encode_text = None if text_tokenizer is None else text_tokenizer.encode

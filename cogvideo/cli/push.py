@@ -15,10 +15,10 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="the weights")
-    parser.add_argument("repo", metavar="USER/REPO", help="where to; it is created if it does not exist")
-    parser.add_argument("--license", metavar="NAME", help="of the weights, as the hub names it: apache-2.0, mit, ...")
+    parser.add_argument("repo", metavar="USER/REPO", help="where to upload; created if it does not exist")
+    parser.add_argument("--license", metavar="NAME", help="license, as the hub names it: apache-2.0, mit, ...")
     parser.add_argument("--private", action="store_true", help="create a repository that only you can read")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def run(args: argparse.Namespace) -> None:

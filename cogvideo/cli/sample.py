@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--continue", dest="continue_from", metavar="FILE", type=Path, help="video or saved tokens")
     add_adapter_argument(parser)
     parser.add_argument(
-        "--upsample", action="store_true", help="also make large clips, by the bundle's super-resolution models"
+        "--upsample", action="store_true", help="also make large clips, with the bundle's super-resolution models"
     )
     parser.add_argument("--adapters-apart", action="store_true", help="compute adapters beside the weights: slower")
     add_run_arguments(parser)

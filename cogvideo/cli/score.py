@@ -80,7 +80,7 @@ def _open(args: argparse.Namespace, config: "ModelConfig") -> "ScoredClips":
     if not args.rows.is_dir():
         if args.text_tokenizer is not None or args.video_suffix:
             option = "--video-suffix" if args.text_tokenizer is None else "--text-tokenizer"
-            raise ValueError(f"{option} is for a prepared folder, and {args.rows} is none; leave it out")
+            raise ValueError(f"{option} is for prepared folders, and {args.rows} is not one; leave it out")
         return open_published_rows(args.rows, config)
     if args.text_tokenizer is None:
         raise ValueError(f"{args.rows} is a prepared folder; give --text-tokenizer FILE to encode its captions")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     own = args.direct is None and args.iterative is None
     config = load_upsample_config(bundle if own else None, args.config, overrides)
     if args.iterative is not None and not config.round_top_k:
-        raise ValueError(f"round_top_k=[] leaves out --iterative {args.iterative}; leave out one of the two")
+        raise ValueError(f"round_top_k=[] disables --iterative {args.iterative}; leave out one of the two")
     adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
     upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config, adapters)
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)

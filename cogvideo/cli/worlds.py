@@ -18,8 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, required=True, metavar="N", help="number of clips")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=("train", "test", "unseen"), default="train", help="default: train")
-    parser.add_argument("--pixels", type=int, choices=(64, 192), default=192, help="side rendered (default: 192)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="default: 1; the result is the same")
+    parser.add_argument(
+        "--pixels", type=int, choices=(64, 192), default=192, help="side of rendered frames (default: 192)"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of processes; does not affect the result (default: 1)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -117,7 +117,7 @@ def rate_problem(
     rate, wanted = 1 / frame_seconds, (config.num_frames - 1) / shortest
     advice = "raise clips.tolerance (below 0.5) or clips.clip_seconds" if rate >= wanted else "raise clips.clip_seconds"
     return (
-        f"its {rate:.4g} frames per second have no {config.num_frames} frames evenly spread over {shortest:g} s "
+        f"its {rate:.4g} frames per second do not allow {config.num_frames} frames evenly spread over {shortest:g} s "
         f"({wanted:.4g} per second); {advice}"
     )
 

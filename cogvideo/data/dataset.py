@@ -45,7 +45,7 @@ class ClipDataset:
                 lengths = dict.fromkeys(s for f in self._rows.folders for s in f.manifest["rows_by_seconds"])
                 names = ", ".join(str(folder.path) for folder in self._rows.folders)
                 raise ValueError(
-                    f"{names}: no clip of {list(clip_seconds)} s (data.clip_seconds); there are lengths "
+                    f"{names}: no clips of {list(clip_seconds)} s (data.clip_seconds); available lengths: "
                     f"{', '.join(lengths)} s"
                 )
 
@@ -161,7 +161,9 @@ class PairDataset:
         sides = {folder.path: _pair_sides(folder) for folder in self._rows.folders}
         (self.high_res_side, self.low_res_side), *others = dict.fromkeys(sides.values())
         if others:
-            raise ValueError(f"{', '.join(map(str, sides))} hold frames of different sizes; prepare them alike")
+            raise ValueError(
+                f"{', '.join(map(str, sides))} hold frames of different sizes; prepare all with the same sizes"
+            )
 
     def __len__(self) -> int:
         return len(self._rows.table)
@@ -251,7 +253,7 @@ class _PreparedRows:
     def __init__(self, paths: Folders, kind: Kind):
         paths = [paths] if isinstance(paths, str | Path) else paths
         if not paths:
-            raise ValueError("an empty list of folders; name one that `cogvideo prepare` made")
+            raise ValueError("no folders given; name one made by `cogvideo prepare`")
         self.folders = [_PreparedFolder(Path(path), kind) for path in paths]
         for folder in self.folders[1:]:
             folder.check_compatible(self.folders[0])
@@ -281,7 +283,8 @@ class _PreparedRows:
             worst = rows[tokens.reshape(len(rows), -1).max(axis=1).argmax()]
             folder = self.folders[self.table.locate(worst)[0]]
             raise ValueError(
-                f"{folder.path} holds image token {tokens.max()}, its tokenizer has {self.num_tokens}; prepare it again"
+                f"{folder.path} holds image token {tokens.max()}, but its tokenizer has {self.num_tokens}; "
+                "prepare it again"
             )
         return tokens
 

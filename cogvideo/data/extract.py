@@ -207,7 +207,7 @@ def _find(folder: Path, video: str) -> Path:
     if found is None and "://" in video:
         raise ValueError(f"{video} is an address; download the video and give its path")
     if found is None and re.match(r"[A-Za-z]:[\\/]|\\\\", video):
-        raise ValueError(f"{video} is a path of another machine; give one relative to the folder of videos")
+        raise ValueError(f"{video} is a path on another machine; give one relative to the folder of videos")
     return found or folder / video
 
 

@@ -168,7 +168,7 @@ class ClipLoader:
         used, available = dataset.num_tokens, text_tokenizer.vocabulary.num_image_tokens
         if used > available:
             raise ValueError(
-                f"the clips use {used} image tokens, the text tokenizer leaves ids for {available}; "
+                f"the clips use {used} image tokens, the text tokenizer has ids for only {available}; "
                 "give the text tokenizer that was made for this image tokenizer"
             )
         self.dataset, self.tokenizer, self.config = dataset, text_tokenizer, config
@@ -257,7 +257,7 @@ class PairLoader:
         used, available = dataset.num_tokens, config.vocabulary.num_image_tokens
         if used != available:
             raise ValueError(
-                f"the pairs are of {used} image tokens, the text tokenizer leaves ids for {available}; "
+                f"the pairs use {used} image tokens, the text tokenizer has ids for {available}; "
                 "give the text tokenizer that was made for this image tokenizer"
             )
         sides = ("high_res_side", "low_res_side") if config.low_res_len else ("high_res_side",)

@@ -50,7 +50,7 @@ def describe(path: Path, limits: Limits) -> Iterator[Answer]:
     file = _open(path, limits)
     columns = json.dumps(file.columns).encode()
     if len(columns) > ANSWER_BYTES:
-        raise TooLargeError(f"{path}: names of columns of {len(columns)} bytes; expected at most {ANSWER_BYTES}")
+        raise TooLargeError(f"{path}: its column names take {len(columns)} bytes; expected at most {ANSWER_BYTES}")
     yield {"rows": file.num_rows, "stamp": file.stamp}, (np.frombuffer(columns, np.uint8),)
 
 

@@ -239,7 +239,9 @@ class Preparation:
         if not any(shard.num_rows for shard in shards):
             reason = next((entry["reason"] for shard in shards for entry in shard.info["skipped"]), "no clip fits")
             self._undo_claim()
-            raise ValueError(f"{self.out}: none of the {self.num_videos} videos gave a row; the first reason: {reason}")
+            raise ValueError(
+                f"{self.out}: none of the {self.num_videos} videos yielded a row; the first reason: {reason}"
+            )
         bad = [{"caption": None, "video": None, "reason": reason} for reason in self.captions.bad_reasons()]
         manifest = write_manifest(self.out, plan, shards, bad)
         for entry in islice(chain(bad, *(shard.info["skipped"] for shard in shards)), 10):

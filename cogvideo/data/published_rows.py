@@ -50,7 +50,8 @@ class PublishedRows:
         bad_text = not text or min(text) < 0 or max(text) >= self.vocabulary.size
         if bad_text or frames.min() < 0 or frames.max() >= self.vocabulary.num_image_tokens:
             raise ValueError(
-                f"{self._path} row {index} holds ids outside the vocabulary; is it of another tokenizer or layout?"
+                f"{self._path} row {index} holds ids outside the vocabulary; was it made with another tokenizer "
+                "or layout?"
             )
         return text, frames
 

@@ -234,7 +234,7 @@ def open_rows(out: Path, manifest: dict[str, Any], shards: list[Shard]) -> NDArr
     else:  # from a version that wrote rows.npy in shards only
         rows = np.concatenate([shard.load("rows.npy") for shard in shards])
     if not (np.isfinite(rows["seconds"]).all() and rows["seconds"].min(initial=0) >= 0):
-        raise ValueError(f"{out / 'rows.npy'} is damaged: it holds lengths that are no numbers; {PREPARE_AGAIN}")
+        raise ValueError(f"{out / 'rows.npy'} is damaged: it holds invalid clip lengths; {PREPARE_AGAIN}")
     return rows
 
 

@@ -76,7 +76,7 @@ class AdapterSwitch:
         """Queue for a set of adapters; None: all of them. Raises: ValueError for an unknown name."""
         for name in names or ():
             if name not in self._adapters:
-                raise ValueError(f"there is no adapter {name[:40]!r}; there are: {', '.join(self._adapters) or 'none'}")
+                raise ValueError(f"there is no adapter {name[:40]!r}; available: {', '.join(self._adapters) or 'none'}")
         turn = Turn(self, tuple(name for name in self._adapters if names is None or name in names))
         with self._lock:
             self._turns.append(turn)

@@ -50,13 +50,13 @@ READING = re.compile(rf"{API}/(?:queue/data|call/(?:v2/)?\w+/(?P<event>\w+))/?")
 STATIC = re.compile(r"/(health|assets|static|svelte|theme\.css|favicon\.ico|manifest\.json)")
 """Parts of the page itself and health checks, which are not logged."""
 REFUSALS = {
-    400: "not JSON",
-    403: "files of this server only",
+    400: "the request is not JSON",
+    403: "this file or address is not allowed",
     404: "no such address",
-    408: "the request takes too long",
+    408: "the request took too long to arrive",
     411: "the length of the upload is missing",
     413: "the request is too large",
-    429: "too many requests or uploads from your address; wait a little",
+    429: "too many requests or uploads from your address; wait a moment",
     503: "not ready; try again in a minute",
 }
 POLICY = (

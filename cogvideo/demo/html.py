@@ -44,9 +44,9 @@ def progress_line(progress: Progress) -> str:
     return f'<div class="cv-line"><progress max="{total}" value="{drawn}"></progress>{text}</div>'
 
 
-def waiting_line(ahead: int) -> str:
-    """How many requests come before this one."""
-    return f'<div class="cv-line">Waiting: {ahead} request{"s" * (ahead > 1)} before this one</div>'
+def waiting_line(position: int) -> str:
+    """A request's position in the queue, from 1."""
+    return f'<div class="cv-line">Waiting: position {position} in the queue</div>'
 
 
 def notes(limits: Limits) -> str:

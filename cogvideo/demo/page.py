@@ -67,8 +67,8 @@ STAGES = {"first_frame": "First frame", "key_frames": "Key frames", "interpolati
 def draw_settings(stage: str) -> tuple[Setting, ...]:
     """Settings for drawing the tokens of a stage, a key of STAGES."""
     return (
-        Setting(f"{stage}.temperature", "Temperature", "number", "of the choice of a cluster", 0),
-        Setting(f"{stage}.top_k_clusters", "Top-k clusters", "integer", "to choose among", 1),
+        Setting(f"{stage}.temperature", "Temperature", "number", "for choosing a cluster", 0),
+        Setting(f"{stage}.top_k_clusters", "Top-k clusters", "integer", "to choose from", 1),
         Setting(f"{stage}.token_temperature", "Token temperature", "number", "within a cluster", 0),
         Setting(f"{stage}.guidance_scale", "Guidance scale", "optional number", "empty: no guidance"),
         Setting(f"{stage}.text_bonus", "Text bonus", "optional number", "in attention; empty: as published"),
@@ -136,12 +136,12 @@ def build_page(service: DemoService, places: Places, *, root: str, log: Log, log
                     list(first.adapters),
                     value=list(first.adapters),
                     label="Adapters",
-                    info="finetuned updates of the weights; those ticked add up",
+                    info="finetuned updates to the weights; selected ones are added together",
                     visible=bool(first.adapters),
                     elem_id="adapters",
                 )
                 upsample = gr.Checkbox(
-                    label="Large clips too", info=first.about_large, visible=first.upsampler is not None
+                    label="Also make large clips", info=first.about_large, visible=first.upsampler is not None
                 )
             with gr.Column(scale=7):
                 line = gr.HTML(IDLE, elem_id="line")

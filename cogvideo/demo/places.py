@@ -114,7 +114,7 @@ class Places:
     def _poll(self, request: PageRequest) -> int | None:
         limits = self._limits
         if self._closed:
-            raise RefusedError("the server is being stopped; try again in a few minutes")
+            raise RefusedError("the server is shutting down; try again in a few minutes")
         now = time.monotonic()
         is_read = self._readers[request.session] > 0
         if request.dropped or (not is_read and now - request.last_read > UNREAD_SECONDS):
@@ -126,7 +126,10 @@ class Places:
             admitted = [other for other in self._requests if other.admitted]
             own = sum(other.visitor == request.visitor for other in admitted)
             if own >= limits.per_visitor:
-                raise RefusedError(f"{own} requests from your address run or wait already; let one end, or stop one")
+                raise RefusedError(
+                    f"{own} requests from your address are already running or waiting; wait for one to finish, or "
+                    "stop one"
+                )
             if len(admitted) >= self.total:
                 raise RefusedError(f"all {self.total} places are taken; try again in a few minutes")
             request.admitted = True

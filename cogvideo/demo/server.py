@@ -135,7 +135,7 @@ class Server:
             host, port = self._listener.getsockname()[:2]
             public = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
         except Exception as error:
-            message = f"--share: gradio's servers gave no public address ({error}); leave out --share"
+            message = f"--share: gradio's servers did not provide a public address ({error}); leave out --share"
             raise OSError(message) from None
         return "https://" + public.partition("://")[2]
 

@@ -103,7 +103,7 @@ def check_out(out: Path) -> int:
     for path in entries(out) if out.is_dir() else ():
         match = re.match(r"(\d{3,})-", path.name) if path.is_dir() else None
         if match is None:
-            raise FileExistsError(f"{out} holds {path.name}, which is no result of this page; choose another folder")
+            raise FileExistsError(f"{out} holds {path.name}, which is not a result of this page; choose another folder")
         numbers.append(int(match[1]))
     return 1 + max(numbers)
 
@@ -192,7 +192,7 @@ class DemoService:
         if request.weights is None:
             return next(iter(self.weights.values()))
         if request.weights not in self.weights:
-            raise ValueError(f"there are no weights {request.weights[:40]!r}; there are: {', '.join(self.weights)}")
+            raise ValueError(f"there are no weights {request.weights[:40]!r}; available: {', '.join(self.weights)}")
         return self.weights[request.weights]
 
     def _job(self, request: Request, weights: ServedWeights) -> Job:
@@ -213,7 +213,7 @@ class DemoService:
         to_interpolate = given if request.file_use == "interpolate" else None
         if to_interpolate is not None:
             if len(prompts) > 1:
-                raise ValueError(f"one video, but {len(prompts)} prompts; describe it in one line")
+                raise ValueError(f"got {len(prompts)} prompts for one video; give a single prompt")
             clips = len(to_interpolate.tokens)
         if clips > MAX_CLIPS:
             raise ValueError(f"{clips} clips are more than the limit of {MAX_CLIPS} per request; ask for fewer")

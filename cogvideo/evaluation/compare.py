@@ -135,7 +135,7 @@ def compare(
         result.numbers[TOKEN_NLL] = Number(
             float(scores.losses.mean()), len(scores.losses), interval=bootstrap_interval(scores.losses)
         )
-        result.notes.append(f"the tokens' likelihood is of the clips of {scores.origin}")
+        result.notes.append(f"the token likelihood comes from the clips scored in {scores.origin}")
     result.best, result.worst = _extremes(runs[0])
     return result
 
@@ -144,8 +144,8 @@ def check_tokenizer(protocol: Protocol, tokenizer: ImageTokenizer) -> None:
     """Raises: ValueError if the protocol's frames cannot make the round trip through the image tokenizer."""
     if protocol.side % tokenizer.compress_rate:
         raise ValueError(
-            f"{protocol.name} has frames of {protocol.side} pixels, which the image tokenizer's "
-            f"{tokenizer.compress_rate} do not divide; leave the tokenizer out"
+            f"{protocol.name} has {protocol.side}-pixel frames, not a multiple of the image tokenizer's compress rate "
+            f"{tokenizer.compress_rate}; leave the tokenizer out"
         )
 
 
@@ -402,16 +402,16 @@ def _notes(meter: Meter, generated: ClipSource | None, real: ClipSource | None, 
     if generated is None:
         notes.append("no generated clips were given: all values are those of the reconstructed real clips")
     elif generated.lossy:
-        notes.append("the generated clips are video files: lossy coding moves every number; give tokens or pictures")
+        notes.append("the generated clips are video files: lossy coding shifts every number; use tokens or pictures")
     if real is not None and generated is not None and real.origin == generated.origin:
-        notes.append("the real and the generated clips are one folder, so these numbers say nothing")
+        notes.append("the real and the generated clips come from the same folder, so these numbers are meaningless")
     used: list[FeatureNetwork | PairNetwork] = [*meter.networks.values(), *meter.pair_networks.values()]
     for network in used:
         if network.trusted:
             notes.append(f"the {network.role} network is not a known one (SHA-256 {network.sha256})")
     if real is not None and run.other_real is None and meter.networks:
         n = len(run.generated)
-        notes.append(f"there are fewer than {2 * n} real clips, so the floor is of {n // 2} against {n // 2}")
+        notes.append(f"there are fewer than {2 * n} real clips, so the floor compares {n // 2} with {n // 2}")
     if run.real is not None and run.real.pixels["frozen"].mean() < 0.5 <= run.generated.pixels["frozen"].mean():
         notes.append("half or more of the generated clips do not move")
     return notes

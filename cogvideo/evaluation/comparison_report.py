@@ -116,12 +116,12 @@ def format_files(left: Path, right: Path) -> str:
     ]
     if clips[0] != clips[1]:
         raise ValueError(
-            f"{left} has numbers of {clips[0]} clips, {right} of {clips[1]}; measure both with as many, by --clips"
+            f"{left} has numbers from {clips[0]} clips, {right} from {clips[1]}; measure both with the same --clips"
         )
     seams = [one.get("seam") for one in (first, second)]
     if seams[0] != seams[1]:
         words = ["no --seam" if seam is None else f"--seam {seam}" for seam in seams]
-        raise ValueError(f"{left} was measured with {words[0]}, {right} with {words[1]}; measure both alike")
+        raise ValueError(f"{left} was measured with {words[0]}, {right} with {words[1]}; measure both the same way")
     rows = [("measure", str(left), str(right), "protocol")]
     for name, number in first["numbers"].items():
         if name in second["numbers"]:
@@ -144,7 +144,7 @@ def _read_result(path: Path) -> ResultRecord:
 def write_report(path: Path, result: Comparison, meter: Meter) -> None:
     """Write the HTML page. Raises: OSError; ValueError for a clip that can no longer be read."""
     page = HtmlReport(f"{result.protocol.name}: generated against real clips")
-    page.text(f"{result.protocol.about}. Protocol {result.protocol.hash}; compare numbers of one hash only.")
+    page.text(f"{result.protocol.about}. Protocol {result.protocol.hash}; compare only numbers with the same hash.")
     for note in result.notes:
         page.text(f"Note: {note}.")
     page.table(rows_of(result))

@@ -110,13 +110,13 @@ def _write_report(
     report = HtmlReport("Prepared data")
     report.text(
         f"{manifest['rows']:,} rows from {preparation.num_videos:,} videos and {len(preparation.captions):,} captions; "
-        f"{manifest['skipped']:,} captions and records were skipped. Counts of rows and skipped records are of "
-        f"everything, unless a sample is named. Pictures and measures are of {sample.videos:,} of the "
+        f"{manifest['skipped']:,} captions and records were skipped. Counts cover all rows and skipped "
+        f"records unless a sample is mentioned. Pictures and measurements come from {sample.videos:,} of the "
         f"{preparation.num_videos:,} videos, evenly spaced, with at most {MAX_CLIPS_PER_VIDEO} clips each: "
         f"{len(sample.clips):,} clips."
     )
     if sample.unreadable:
-        report.text(f"{sample.unreadable:,} of the sampled videos could not be read now, or gave no clip.")
+        report.text(f"{sample.unreadable:,} of the sampled videos could not be read or yielded no clip.")
     if manifest["tokenizer"] is not None:
         report.text(f"Image tokenizer: {json.dumps(manifest['tokenizer'])}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -231,7 +231,7 @@ def _add_histograms(report: HtmlReport, sample: _Sample, manifest: dict[str, Any
     names = [("single frame" if seconds == "0" else f"{seconds} s", count) for seconds, count in lengths]
     report.histogram("clip length", names)
     report.section("Source videos")
-    report.text(f"Of {len(sample.seconds):,} sampled videos that can be read.")
+    report.text(f"From the {len(sample.seconds):,} sampled videos that could be read.")
     report.histogram("length in seconds", _binned(sample.seconds))
     report.histogram("size", [(size, count) for size, count in Counter(sample.sizes).most_common(12)])
     report.histogram("frames per second", _binned(sample.fps))
@@ -243,8 +243,9 @@ def _add_captions(report: HtmlReport, preparation: Preparation, encode_text: Cal
     texts = [caption.text for caption in captions.select(chosen)]
     report.section("Captions")
     report.text(
-        f"{len(texts):,} of {total:,} captions. The language is told by the letters: Chinese if any is Chinese, "
-        "else English if all are Latin without accents, else other. Repeated are those whose text occurred before."
+        f"{len(texts):,} of {total:,} captions. The language is guessed from the letters: Chinese if any of them is "
+        "Chinese, else English if all are Latin without accents, else other. Repeated captions are those whose text "
+        "occurred earlier."
     )
     rows = [["language", "captions", "repeated", "letters: mean", "longest", "text tokens: mean", "longest"]]
     lengths = None if encode_text is None else np.array([len(encode_text(text)) for text in texts])
@@ -305,7 +306,7 @@ def _add_near_static(report: HtmlReport, sample: _Sample, pictures: _Pictures, t
         return
     limit = NEAR_STATIC if threshold is None else threshold
     report.text(
-        f"{(moves < limit).sum():,} of {len(moves):,} sampled clips are below {limit:g}. The least moving ones:"
+        f"{(moves < limit).sum():,} of {len(moves):,} sampled clips are below {limit:g}. Those that move least:"
     )
     report.histogram("motion", _by_edges(moves, (0.25, 0.5, 1, 2, 4, 8, 16, 32)))
     least = [sample.clips[index] for index in np.argsort(moves, kind="stable")[:MAX_EXTREMES]]
@@ -318,11 +319,11 @@ def _add_near_duplicates(report: HtmlReport, sample: _Sample, pictures: _Picture
     report.section("Near-duplicates")
     report.text(
         "The distance of two clips is the mean absolute difference, out of 255, of their frames averaged to 8x8 "
-        "pixels. Sampled clips are compared with those of other videos. clips.min_distance=X leaves out a clip nearer "
-        "than X to one of an earlier video in its shard; " + _setting("clips.min_distance", threshold)
+        "pixels. Sampled clips are compared with those of other videos. clips.min_distance=X leaves out a clip "
+        "closer than X to a clip of an earlier video in its shard; " + _setting("clips.min_distance", threshold)
     )
     if len({clip.video for clip in sample.clips}) < 2:
-        return report.text("There are no two sampled videos to compare.")
+        return report.text("Fewer than two sampled videos have clips to compare.")
     videos = np.unique([clip.video for clip in sample.clips], return_inverse=True)[1]
     small = np.stack([clip.thumbnails for clip in sample.clips])
     distances = np.stack([clip_distances(clip, small) for clip in small])
@@ -330,8 +331,8 @@ def _add_near_duplicates(report: HtmlReport, sample: _Sample, pictures: _Picture
     nearest, partners = distances.min(axis=1), distances.argmin(axis=1)
     limit = NEAR_DUPLICATE if threshold is None else threshold
     report.text(
-        f"{(nearest < limit).sum():,} of {len(nearest):,} sampled clips are nearer than {limit:g} to one of another "
-        "video. The most alike pairs:"
+        f"{(nearest < limit).sum():,} of {len(nearest):,} sampled clips are closer than {limit:g} to a clip of "
+        "another video. The most similar pairs:"
     )
     report.histogram("distance to the nearest clip", _by_edges(nearest, (0.5, 1, 2, 4, 8, 16, 32, 64)))
     pairs = dict.fromkeys(

@@ -82,7 +82,9 @@ def open_prepared_clips(
     """
     tokenizer, clips = open_text_tokenizer(text_tokenizer), ClipDataset(path)
     if tokenizer.vocabulary != config.vocabulary:
-        raise ValueError(f"{text_tokenizer} has other ids than the model was trained with; give the model's own")
+        raise ValueError(
+            f"{text_tokenizer} has different token ids from those the model was trained with; give the model's own"
+        )
     kind = (trained_with or TokenizerRecords()).differing(TokenizerRecords(clips.tokenizer_record, tokenizer.sha256))
     if kind is not None:
         given = path if kind == "image tokenizer" else text_tokenizer
@@ -206,7 +208,7 @@ class TokenScores:
 def read_scores(path: Path) -> TokenScores:
     """Raises: OSError; ValueError if `score_clips` did not write the file, or losses are negative or not finite."""
     if not path.is_file():
-        raise ValueError(f"{path} is no file; expected one that `cogvideo score` wrote")
+        raise ValueError(f"{path} is not a file; expected one that `cogvideo score` wrote")
     names = read_header(path)
     try:
         with safe_open(path, "numpy") as file:
@@ -216,13 +218,15 @@ def read_scores(path: Path) -> TokenScores:
         raise ValueError(f"{path} is damaged ({str(error)[:200]}); score again") from None
     learned = None if text is None else parse_json(text.encode(), f"{path}, {LEARNED_FRAMES}")
     if learned is None or losses is None:
-        raise ValueError(f"{path} does not say which frames are learned; write it by this version of `cogvideo score`")
+        raise ValueError(
+            f"{path} does not say which frames are learned; rewrite it with this version of `cogvideo score`"
+        )
     fits = losses.ndim == 3 and losses.size and isinstance(learned, list) and learned
     if not fits or not all(isinstance(frame, int) and 0 <= frame < losses.shape[1] for frame in learned):
         raise ValueError(f"{path} holds losses {list(losses.shape)} of frames {learned}; score again")
     values = losses[:, learned].astype(np.float64).mean(axis=(1, 2))
     if not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError(f"{path} holds values that are no likelihoods; score again")
+        raise ValueError(f"{path} holds values that are not likelihoods; score again")
     return TokenScores(str(path), values)
 
 

@@ -47,10 +47,10 @@ class PairNetwork:
             raise ValueError(f"the {self.role} network fails on pairs of frames {list(x.shape)} ({reason})") from None
         if not isinstance(output, Tensor) or output.numel() != len(x) or not output.is_floating_point():
             got = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"the {self.role} network answers {len(x)} pairs with {got}; expected one distance each")
+            raise ValueError(f"the {self.role} network returns {got} for {len(x)} pairs; expected one distance each")
         values: NDArray[np.float64] = output.flatten().double().numpy(force=True)
         if not np.isfinite(values).all():
-            raise ValueError(f"the {self.role} network answers with values that are not finite")
+            raise ValueError(f"the {self.role} network returns values that are not finite")
         return values
 
     def check(self) -> None:
@@ -62,8 +62,8 @@ class PairNetwork:
         alone = self._distances(x[:1], y[:1])[0]
         if apart <= 0 or abs(same) > 1e-3 * apart or abs(alone - apart) > 1e-2 * apart:
             raise ValueError(
-                f"the {self.role} network sets equal frames {same:.4g} apart and others {apart:.4g}, {alone:.4g} alone;"
-                " expected 0, and the same above 0 twice"
+                f"the {self.role} network gives a distance of {same:.4g} for equal frames, and {apart:.4g} "
+                f"({alone:.4g} as the only pair) for different ones; expected 0, and the same positive value both times"
             )
 
 

@@ -32,7 +32,7 @@ PROBE_SIDES = {"i3d": 224, "c3d": 112, "inception": 64, "clip": 64}
 """Pixels; a network with a dense layer accepts no other size."""
 OWN_PREPARATION = ("rescale", "resize")
 """Arguments of networks that can convert pixels from 0 to 255, at any size, to their own range and size."""
-TRUST = "--trust-network uses it all the same and marks the result"
+TRUST = "pass --trust-network to use it anyway; the results will say so"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class FeatureNetwork:
         Raises: ValueError if the network cannot prepare pixels, fails, or returns anything else.
         """
         if prepare and not self.prepares_pixels:
-            raise ValueError(f"the {self.role} network takes no rescale= and resize=, which this protocol needs")
+            raise ValueError(f"the {self.role} network does not take rescale= and resize=, which this protocol needs")
         options: dict[str, bool] = {name: prepare for name in OWN_PREPARATION if name in self._arguments}
         if "return_features" in self._arguments:
             options["return_features"] = self.role != "c3d"  # the Inception Score needs its class outputs
@@ -106,14 +106,12 @@ class FeatureNetwork:
             raise ValueError(f"the {self.role} network fails on clips of {list(clips.shape)} ({reason})") from None
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(clips) or not output.shape[1]:
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"the {self.role} network answers {len(clips)} clips with {got}; expected one row per clip"
-            )
+            raise ValueError(f"the {self.role} network returns {got} for {len(clips)} clips; expected one row per clip")
         if not output.is_floating_point():
-            raise ValueError(f"the {self.role} network answers with {output.dtype}; expected floating-point features")
+            raise ValueError(f"the {self.role} network returns {output.dtype}; expected floating-point features")
         values: NDArray[np.float32] = output.float().numpy(force=True)
         if not np.isfinite(values).all():
-            raise ValueError(f"the {self.role} network answers with values that are not finite")
+            raise ValueError(f"the {self.role} network returns values that are not finite")
         return values
 
 
@@ -138,7 +136,7 @@ def read_network_file(role: str, path: Path, *, trust: bool) -> tuple[bytes, str
     Raises: OSError; ValueError for an unknown file without `trust`, one of another role, or one above MAX_BYTES.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file; expected a network")
+        raise ValueError(f"{path} is not a regular file; expected a network")
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -149,10 +147,10 @@ def read_network_file(role: str, path: Path, *, trust: bool) -> tuple[bytes, str
         raise ValueError(f"{path} is {known.name}, which goes with --network {known.role}=")
     if known is None and not trust:
         names = ", ".join(f"{entry.name} ({entry.size} bytes)" for entry in KNOWN.values() if entry.role == role)
-        expected = names or "none whose checksum was published"
+        expected = names or "none, since no checksum has been published"
         code = "" if role == "inception" else "It runs code: "  # a CLIP file may be TorchScript, as OpenAI's is
         raise ValueError(
-            f"{path} has {len(data)} bytes and SHA-256 {sha256}, no known {role} network; known: {expected}. "
+            f"{path} has {len(data)} bytes and SHA-256 {sha256}, not a known {role} network; known: {expected}. "
             f"{code}if you know where it is from, {TRUST}"
         )
     return data, sha256, known
@@ -199,9 +197,11 @@ def check_answers(network: FeatureNetwork, scale: float = 1.0, offset: float = 0
     if together.shape[1] != alone.shape[1] or not np.allclose(
         together[1], alone[0], rtol=1e-2, atol=1e-3 * float(np.abs(alone).max())
     ):
-        raise ValueError(f"the {network.role} network answers a clip differently beside another one")
+        raise ValueError(
+            f"the {network.role} network gives a clip different features depending on the rest of the batch"
+        )
     if np.allclose(together[0], together[1], rtol=1e-6, atol=0):
-        raise ValueError(f"the {network.role} network answers different clips with the same features")
+        raise ValueError(f"the {network.role} network returns the same features for different clips")
     return together.shape[1]
 
 
@@ -214,11 +214,11 @@ def _find_fault(network: FeatureNetwork, known: KnownNetwork | None) -> str | No
     if known is None:
         return None
     if known.width is not None and width != known.width:
-        raise ValueError(f"{known.name} answers with {width} features, expected {known.width}")
+        raise ValueError(f"{known.name} returns {width} features, expected {known.width}")
     if known.reference is not None:
         got, expected = black_and_white_distance(network, known.reference), known.reference.squared_distance
         if abs(got - expected) > known.reference.tolerance * expected:
-            return f"black and white clips are {got:.3f} apart, published are {expected:.3f}"
+            return f"black and white clips are {got:.3f} apart, the published distance is {expected:.3f}"
     return None
 
 
@@ -231,5 +231,5 @@ def load_torchscript(data: bytes, path: Path) -> Any:
     except Exception as error:  # torch raises many kinds for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"{path} is not readable as TorchScript ({reason}); expected a file of torch.jit.save"
+            f"{path} is not readable as TorchScript ({reason}); expected a file written by torch.jit.save"
         ) from None

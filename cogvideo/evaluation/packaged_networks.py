@@ -268,11 +268,11 @@ def open_packaged(device: torch.device) -> dict[str, FeatureNetwork]:
     for role, packaged in PACKAGED.items():
         path = packaged.path
         if path is None:
-            raise ValueError(f"{role}_distance needs the package {packaged.module}; install it by {INSTALL}")
+            raise ValueError(f"{role}_distance needs the package {packaged.module}; install it with {INSTALL}")
         data = path.read_bytes()
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 != packaged.sha256:
-            raise ValueError(f"{path} has the SHA-256 {sha256}, expected {packaged.sha256}; install it by {INSTALL}")
+            raise ValueError(f"{path} has the SHA-256 {sha256}, expected {packaged.sha256}; install it with {INSTALL}")
         module = packaged.build()
         module.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
         networks[role] = FeatureNetwork(role, sha256, module, device, trusted=False)

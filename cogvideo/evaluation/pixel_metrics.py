@@ -115,7 +115,8 @@ def seam(frames: Frames, index: int) -> float | None:
     """
     if not 0 < index < len(frames) or len(frames) < 3:
         raise ValueError(
-            f"a seam at frame {index} needs a clip that goes on before and after; got {len(frames)} frames"
+            f"a seam at frame {index} needs at least 3 frames, with some before and some after the seam; "
+            f"got {len(frames)} frames"
         )
     steps = np.array([_difference(after, before) for before, after in pairwise(frames)])
     usual = float(np.median(np.delete(steps, index - 1)))

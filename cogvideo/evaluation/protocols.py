@@ -130,7 +130,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="tats-2048x16-128",
             about="TATS: 2048 clips of 16 consecutive frames at 128 px, squashed to 224 without antialiasing; FVD with "
-            "n - 1, and KVD. Its own weights are no TorchScript; i3d_torchscript.pt stands for them",
+            "n - 1, and KVD. Its own weights are not TorchScript; i3d_torchscript.pt stands in for them",
             data=UCF101,
             metrics=("fvd", "kvd"),
             clips=2048,

@@ -77,7 +77,7 @@ def check_round_trip(frames: NDArray[np.uint8], rebuilt: NDArray[np.uint8], use:
     least = min(of_plain + MIN_GAIN_DB, GOOD_DB)
     text = f"frames come back with {reached:.1f} dB (one plain colour: {of_plain:.1f} dB); {use}"
     if reached < least:
-        text += "; it does not know such frames: train one on these videos, and prepare them again with it"
+        text += "; it does not reproduce such frames: train one on these videos and prepare them again with it"
     elif use.is_low:
         text += ", so that different frames look alike to a model; train it on these videos, or for longer"
     return Finding("image tokenizer", reached >= least and not use.is_low, text)
@@ -187,7 +187,7 @@ def check_training(decoded: Decoded, first_loss: float, steps: int, num_codes: i
     text = f"the loss of a small model fell from {first_loss:.2f} to {decoded.loss:.3f} in {steps} steps"
     if not decoded.loss < limit:
         text += f", not below {limit:.2f}: it has not learned its clips; give more --steps, or look for what training "
-        text += "reads: equal clips with other captions, tokens of another image tokenizer, a faulty device"
+        text += "reads: identical clips with different captions, tokens of another image tokenizer, a faulty device"
     return Finding("training", decoded.loss < limit, text)
 
 

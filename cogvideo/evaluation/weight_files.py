@@ -91,7 +91,7 @@ def open_weights(role: str, path: Path, device: torch.device, *, trust: bool = F
     state = _weights(data, path)
     package = {"inception": "torch_fidelity", "clip": "open_clip"}[role]
     if find_spec(package) is None:
-        raise ValueError(f"--network {role}= needs the package {package}; install it by {INSTALL}")
+        raise ValueError(f"--network {role}= needs the package {package}; install it with {INSTALL}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old file formats
@@ -139,7 +139,7 @@ def _weights(data: bytes, path: Path) -> dict[str, Tensor]:
                 state = dict(torch.jit.load(io.BytesIO(data), map_location="cpu").state_dict())
     except Exception as error:  # torch raises many kinds for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{path} is not readable as a file of weights ({reason})") from None
+        raise ValueError(f"{path} is not a readable weights file ({reason})") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no weights; expected tensors by name")
     if any(value.is_floating_point() and not value.isfinite().all() for value in state.values()):

@@ -260,7 +260,7 @@ def open_backend(name: str, model: CogVideoTransformer) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f"backend={name} is not available; choose among auto, {', '.join(BACKENDS)}")
     if (name == "compiled" and device == "cpu") or (name == "cpu" and device != "cpu"):
-        raise ValueError(f"backend={name} is not for a model on {device}; choose auto or eager")
+        raise ValueError(f"backend={name} does not run on {device}; choose auto or eager")
     return BACKENDS[name](model)
 
 

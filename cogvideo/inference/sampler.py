@@ -112,9 +112,11 @@ def load_labels(path: Path, num_codes: int) -> np.ndarray:
     try:
         labels = open_npy(path, LABEL_TYPES, (num_codes,))
     except ValueError as error:
-        raise ValueError(f"{error}: the number of a cluster for each of {num_codes} codes") from None
+        raise ValueError(f"{error}: the cluster index of each of the {num_codes} codes") from None
     if labels.min() < 0:
-        raise ValueError(f"{path} holds {labels.min()}; expected the number of a cluster for each of {num_codes} codes")
+        raise ValueError(
+            f"{path} holds {labels.min()}; expected a non-negative cluster index for each of the {num_codes} codes"
+        )
     return _without_empty_clusters(labels)
 
 

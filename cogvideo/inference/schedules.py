@@ -146,7 +146,7 @@ def check_schedule(schedule: Schedule, layout: ClipLayout, masks: Sequence[Mask]
         raise ValueError(f"the schedule has slot {outside[0]}; expected slots from 0 to {layout.num_slots - 1}")
     numbers, counts = np.unique(slots, return_counts=True)
     if (counts > 1).any():
-        raise ValueError(f"the schedule has slot {numbers[counts > 1][0]} more than once; name every slot once")
+        raise ValueError(f"the schedule has slot {numbers[counts > 1][0]} more than once; list each slot only once")
 
     # the step that computes each slot; speculative windows move, so there every slot counts as a step of its own
     step_of = np.full(layout.num_slots, _NEVER)
@@ -158,8 +158,8 @@ def check_schedule(schedule: Schedule, layout: ClipLayout, masks: Sequence[Mask]
     late = has_left[(step_of[has_left - 1] >= step_of[has_left]) & (step_of[has_left - 1] > _GIVEN)]
     if len(late):
         raise ValueError(
-            f"slot {late[0]} of the schedule has the token of slot {late[0] - 1} as its input, which is not sampled in "
-            "an earlier step; decode it before"
+            f"slot {late[0]} of the schedule takes the token of slot {late[0] - 1} as its input, which is not sampled "
+            f"in an earlier step; decode slot {late[0] - 1} first"
         )
     every_slot = np.arange(layout.num_slots)
     for frame in np.unique(slots // layout.frame_len):
@@ -177,7 +177,7 @@ def check_schedule(schedule: Schedule, layout: ClipLayout, masks: Sequence[Mask]
         if len(unknown):
             raise ValueError(
                 f"the first guess for slot {unknown[0]} is the token of slot {schedule.draft.source[unknown[0]]}, "
-                "which is not sampled by then; draft from slots that are decoded before"
+                "which has not been sampled by then; draft from slots that are decoded earlier"
             )
 
 

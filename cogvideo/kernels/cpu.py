@@ -135,7 +135,7 @@ def library() -> ctypes.CDLL | None:
         folder = code_cache()
         path = folder / f"cpu-{key}.so"
         if not (path.is_file() and is_private(path)):
-            log.info("compiling the decoding kernels for this processor into %s, once; takes some seconds", folder)
+            log.info("compiling the decoding kernels for this processor into %s, once; takes a few seconds", folder)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 compiled = Path(scratch) / path.name
                 command = [*shlex.split(compiler), *_FLAGS, "-o", str(compiled), str(_SOURCE)]
@@ -156,7 +156,7 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL | None:
     kernels.cogvideo_structure_sizes(sizes, count + 1)
     expected = [*map(ctypes.sizeof, STRUCTURES), 0]
     if list(sizes) != expected:
-        log.info("CPU kernels are not used: sizes of structures are %s in C++, %s in Python", list(sizes), expected)
+        log.info("CPU kernels are not used: structure sizes are %s in C++, %s in Python", list(sizes), expected)
         return None
     kernels.cogvideo_linear.argtypes = [*[_POINTER] * 3, _LONG, _INT]
     kernels.cogvideo_decode_step.argtypes = [_POINTER, _POINTER, _LONG, _POINTER, _INT]

@@ -83,8 +83,10 @@ def open_video(
         with opened as container:
             stream = _choose_stream(path, container)
             if not stream.width * stream.height:  # FFmpeg decodes a picture to find its size
-                most = f"frames of more than {limits.max_pixels} pixels"
-                raise TooLargeError(f"{path} has no frame that FFmpeg can read, or {most}; expected at most that many")
+                raise TooLargeError(
+                    f"{path} has no frame that FFmpeg can read, or its frames exceed {limits.max_pixels} pixels; "
+                    "expected a smaller picture or video"
+                )
             if stream.width * stream.height > limits.max_pixels:
                 pixels = f"{stream.width}x{stream.height}"
                 raise TooLargeError(f"{path} has {pixels} pixels; expected at most {limits.max_pixels} in all")

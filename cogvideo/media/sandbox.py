@@ -250,10 +250,10 @@ def _reason(process: _Worker, late: bool, seconds: int, parser: Parser) -> str:
     if late:
         return f"it takes more than {seconds} seconds"
     if code == -signal.SIGXCPU:
-        return "it takes more processor time than a sound file of its size would"
+        return "it takes more processor time than an undamaged file of its size should need"
     if code is not None and code < 0:
         return f"{parser.name} ended with {signal.Signals(-code).name}; {parser.advice}"
-    return "the process that parses it ended; is its installation sound?"
+    return "the process that parses it exited unexpectedly; check the installation"
 
 
 def _of_type(value: Any, *types: type[Any]) -> Any:

@@ -173,7 +173,7 @@ def write_gif(path: str | Path, frames: NDArray[np.uint8], fps: float | Fraction
     if not len(frames):
         raise ValueError(f"no frames to write to {path}")
     if not 0 < fps <= 50:
-        raise ValueError(f"fps={fps}: a GIF plays above 0 and at most 50 frames per second")
+        raise ValueError(f"fps={fps}: a GIF plays at more than 0 and at most 50 frames per second")
     ends = [round(Fraction(index) / Fraction(fps) / GIF_TICK) for index in range(len(frames) + 1)]
     durations = [10 * (after - before) for before, after in pairwise(ends)]  # milliseconds
     palette = _palette(frames)

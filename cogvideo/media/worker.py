@@ -100,7 +100,10 @@ def main() -> None:
         except BrokenPipeError:
             return
         except MemoryError:
-            end = {"kind": "MemoryError", "message": f"{path} needs more memory than a sound file of its size would"}
+            end = {
+                "kind": "MemoryError",
+                "message": f"{path} needs more memory than an undamaged file of its size should",
+            }
         except TooLargeError as error:
             end = {"kind": "TooLargeError", "message": str(error)}
         except DamagedVideoError as error:

@@ -107,7 +107,7 @@ def trunk_values(model: TrunkModel, trunk: Mapping[str, Tensor]) -> dict[str, Ca
         if trunk[name].shape != p.shape:
             raise ValueError(
                 f"the trunk's {name} has shape {tuple(trunk[name].shape)}, this model's has {tuple(p.shape)}; "
-                "use equal sizes and vocabularies"
+                "use the same sizes and vocabulary"
             )
     return {name: partial(trunk.__getitem__, name) for name, _ in parameters}
 

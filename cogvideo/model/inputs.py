@@ -100,7 +100,7 @@ class DecodeInputs(NamedTuple):
         """(batch, rows) input token ids."""
         if self.tokens is not None:
             return self.tokens
-        assert self.draw is not None, "a step without tokens needs a draw, which has them"
+        assert self.draw is not None, "a step without tokens needs a draw that supplies them"
         return self.draw.input_tokens(self.slots)
 
     def finish(self, logits: Tensor) -> Tensor:

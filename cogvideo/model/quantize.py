@@ -268,7 +268,9 @@ def convert_weights(model: nn.Module, dtype: WeightName, activations: torch.dtyp
         if module.weight.dtype == storage_dtype:
             continue
         if module.weight_scale is not None:
-            raise ValueError(f"the weights are {module.quantized_as} already; load the model again for {dtype}")
+            raise ValueError(
+                f"the weights are already {module.quantized_as}; reload the model to store them as {dtype}"
+            )
         if dtype == "int8" or dtype == "float8" or dtype == "int4":
             module.quantize(dtype)
         else:

@@ -63,8 +63,8 @@ RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 
 ASSUMPTIONS = (
     f"estimates, from a roofline: products at {PRODUCT_EFFICIENCY:.0%} of peak, attention at "
-    f"{ATTENTION_EFFICIENCY:.0%}, elementwise kernels at {BANDWIDTH_EFFICIENCY:.0%} of the memory bandwidth, nothing "
-    "overlaps; not measured"
+    f"{ATTENTION_EFFICIENCY:.0%}, elementwise kernels at {BANDWIDTH_EFFICIENCY:.0%} of the memory bandwidth, no "
+    "overlap; not measured"
 )
 """What the step times assume, in one line."""
 

@@ -66,7 +66,9 @@ def draw_masks(config: ModelConfig, side: int | None = None) -> str:
     columns = layout.num_frames * side * side
     if side < 1 or columns > MAX_COLUMNS:
         most = math.isqrt(MAX_COLUMNS // layout.num_frames)
-        raise ValueError(f"masks of {side}x{side} frames; expected a side of 1 to {most}, so that they fit on a screen")
+        raise ValueError(
+            f"cannot draw masks of {side}x{side} frames; choose a side from 1 to {most}, so that they fit on a screen"
+        )
     window = config.window_size
     if window is not None:
         # in proportion, and a divisor of side

@@ -87,7 +87,7 @@ class Base:
         for name in STAGES:
             if not (path / name).is_dir():
                 raise FileNotFoundError(
-                    f"{describe(path)} is no complete bundle of weights: it has no {name}/; give another one"
+                    f"{describe(path)} is not a complete bundle of weights: {name}/ is missing; give another one"
                 )
         text, image, _ = open_tokenizers(path)
         models = {}
@@ -163,7 +163,7 @@ class CaptionNeeds:
 
     def __str__(self) -> str:
         pieces = f"{self.new_pieces or 'no'} new text piece{'' if self.new_pieces == 1 else 's'}"
-        cut = f"; {self.num_cut:,} of {self.count:,} captions are too long and cut" if self.num_cut else ""
+        cut = f"; {self.num_cut:,} of {self.count:,} captions are too long and will be cut" if self.num_cut else ""
         return f"{pieces}{cut}"
 
 
@@ -342,4 +342,4 @@ def choose_mode(recipe: FinetuneRecipe, machine: Machine) -> tuple[Mode, str]:
     needs = f"{budget.total / 2**30:.1f} of {machine.memory_bytes / 2**30:.1f} GiB"
     if not budget.fits(machine):
         return "lora", f"training all weights needs {needs}: {adapters}"
-    return "all", f"all weights are trained: {needs} by the planner"
+    return "all", f"all weights are trained: {needs} by the planner's estimate"

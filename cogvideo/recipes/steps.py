@@ -68,7 +68,9 @@ def choose_steps(steps: Sequence[Step], only: Sequence[str] | None) -> list[Step
         return [step for step in steps if not step.is_done]
     unknown = set(only) - {step.name for step in steps}
     if unknown:
-        raise ValueError(f"no step {', '.join(sorted(unknown))}; there are {', '.join(step.name for step in steps)}")
+        raise ValueError(
+            f"no step is named {', '.join(sorted(unknown))}; choose from {', '.join(step.name for step in steps)}"
+        )
     return [step for step in steps if step.name in only]
 
 
@@ -127,7 +129,7 @@ def schedule_for(
     left = SAFETY * (start + seconds - time.monotonic() - startup)
     steps = max(number + LEAST_STEPS, number + int(left / seconds_per_step))
     if left < LEAST_STEPS * seconds_per_step:
-        print(f"[{step.name}] the time is too short: {steps} steps in all, the least there are", flush=True)
+        print(f"[{step.name}] too little time is left; training for the minimum, {steps} steps in all", flush=True)
     return {"train.steps": steps, "log.save_every": max(1, int(SAVE_SECONDS / seconds_per_step))}
 
 

@@ -90,7 +90,7 @@ class AdapterSet:
         adapter = load_adapter(folder)
         part = next(iter(self._models)) if adapter.base is None else adapter.base["model"]
         if part not in self._models:
-            raise ValueError(f"{folder} is for the model {part[:40]}; there are only {', '.join(self._models)}")
+            raise ValueError(f"{folder} is for the model {part[:40]}; this pipeline has only {', '.join(self._models)}")
         adapted = self._models[part]
         check_base(adapter, part, {layer: _shape_of(module) for layer, module in matrices(adapted.model).items()})
         if adapted.stored is not None:
@@ -107,7 +107,7 @@ class AdapterSet:
         for name, scale in scales.items():
             if name not in self._adapters:
                 raise ValueError(
-                    f"there is no adapter {name!r}; add it first, so far there are: {list(self._adapters)}"
+                    f"no adapter is named {name!r}; call add_adapter first (added so far: {list(self._adapters)})"
                 )
             check_scale(scale, name)
 
@@ -174,7 +174,9 @@ class AdaptedModel:
         elif self.stored is not None:
             set_weight(stand_in, merged_weight(self.stored.tensor(f"{name}.weight"), name, adapters))
         elif layer.weight_scale is not None:
-            raise ValueError("weights of few bits cannot be merged with adapters in memory; keep the adapters apart")
+            raise ValueError(
+                "adapters cannot be merged into quantized weights without their checkpoint; use merge=False"
+            )
         else:
             set_weight(stand_in, merged_weight(layer.weight.detach().cpu(), name, adapters))
         return stand_in

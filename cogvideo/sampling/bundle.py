@@ -261,7 +261,7 @@ def weights_for(device: torch.device, choice: WeightChoice) -> WeightName:
     Raises: ValueError for float8 on a CPU.
     """
     if choice == "float8" and device.type == "cpu":
-        raise ValueError("weights=float8 is for GPUs; choose weights=int8 on a CPU, which takes as much memory")
+        raise ValueError("weights=float8 is for GPUs; on a CPU choose weights=int8, which takes the same memory")
     if choice != "auto":
         return choice
     return "fp32" if device.type == "cpu" else "bf16"
@@ -325,7 +325,7 @@ def check_replaceable(directory: Path) -> None:
     """Raises: FileExistsError if `directory` is neither a bundle nor an empty folder: replacing it would lose files."""
     is_bundle = (directory / "text.model").is_file() and (directory / "sequential" / MANIFEST).is_file()
     if directory.exists() and not is_bundle and not (directory.is_dir() and not any(directory.iterdir())):
-        raise FileExistsError(f"{directory} is not a bundle; choose another folder, for this one would be removed")
+        raise FileExistsError(f"{directory} is not a bundle; choose another folder, since this one would be deleted")
 
 
 def assemble_bundle(
@@ -351,7 +351,7 @@ def assemble_bundle(
     if high_res_clusters is not None and parts.high_res_tokenizer is None:
         raise ValueError("--high-res-clusters groups the codes of --high-res-tokenizer; give it too, or leave this out")
     if parts.high_res_tokenizer is not None and parts.direct is None:
-        raise ValueError("--high-res-tokenizer is of super-resolution; give --direct too, or leave it out")
+        raise ValueError("--high-res-tokenizer is for super-resolution; give --direct too, or leave it out")
     if overwrite:
         check_replaceable(directory)
     text_tokenizer = open_text_tokenizer(parts.text_tokenizer)
@@ -435,7 +435,7 @@ def _check_family(directory: Path, text: Vocabulary, num_codes: int, configs: di
         if (other.vocabulary, other.frame_side) != (sequential.vocabulary, sequential.frame_side):
             raise ValueError(f"{directory}: {name}/ and sequential/ differ in vocabulary or frame side; use one family")
         if name != "trunk" and other.task != name:
-            raise ValueError(f"{directory}: {name}/ holds a model of the task {other.task}; put the right one there")
+            raise ValueError(f"{directory}: {name}/ holds a model with task={other.task}; put the right one there")
     known = sequential.vocabulary
     if replace(text, size=known.size) != known or not 0 <= known.size - text.size <= MAX_UNUSED_EMBEDDINGS:
         raise ValueError(
@@ -480,7 +480,7 @@ def _warn_of_lost_updates(parts: Parts, dtype: torch.dtype) -> None:
         lost = 0.0 if source is None else lost_share(load_checkpoint(source, verify=False).extra, dtype)
         if lost > MAX_LOST:
             log.warning(
-                "--%s %s: %s rounds %.0f %% of what adapters added away; --dtype fp32 keeps it",
+                "--%s %s: storing as %s rounds away %.0f %% of what adapters added; use --dtype fp32 to keep it",
                 *(name, source, dtype_name(dtype), 100 * lost),
             )
 

@@ -132,7 +132,7 @@ class SampleConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name, most in (("samples_per_prompt", MAX_SAMPLES), ("rounds", MAX_ROUNDS)):
             if getattr(self, name) > most:
-                raise ValueError(f"{name}={getattr(self, name)} needs more memory than there is; give at most {most}")
+                raise ValueError(f"{name}={getattr(self, name)} needs too much memory; give at most {most}")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
         if self.compile and self.stream_layers:

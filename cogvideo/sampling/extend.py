@@ -116,8 +116,8 @@ def resize(
     count = config.num_frames if num_frames is None or config.task != "sequential" else num_frames
     if count < config.num_frames or side < old_side:
         raise ValueError(
-            f"the model has {config.num_frames} frames of {old_side}x{old_side} tokens; give as many or more, got "
-            f"{count} of {side}x{side}"
+            f"the model has {config.num_frames} frames of {old_side}x{old_side} tokens, and neither can be reduced; "
+            f"got {count} of {side}x{side}"
         )
     if count * side**2 > MAX_TOKENS:
         raise ValueError(

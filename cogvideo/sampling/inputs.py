@@ -123,18 +123,22 @@ class InputReader:
                 f"{path} does not hold tokens of clips ({reason}); give a file that `cogvideo sample` wrote"
             ) from None
         if len(info.shape) != 3 or info.dtype not in TOKEN_TYPES or not info.numel or seconds_info.numel != 1:
-            raise ValueError(f"{path}: tokens are {info.dtype} of shape {info.shape}, expected integers in three axes")
+            raise ValueError(
+                f"{path}: tokens are {info.dtype} of shape {info.shape}, expected a three-dimensional integer tensor"
+            )
         count = info.numel // info.shape[1] * min(info.shape[1], most or info.shape[1])
         if count > MAX_TOKENS:
-            raise ValueError(f"{path} holds {count} tokens; expected at most {MAX_TOKENS}, which is hundreds of clips")
+            raise ValueError(
+                f"{path} holds {count} tokens; expected at most {MAX_TOKENS}, enough for hundreds of clips"
+            )
         with torch_errors_as_os_errors(), safe_open(path, "pt") as file:
             samples = (file.metadata() or {}).get("samples")
             tokens, seconds = file.get_slice("tokens")[:, :most], file.get_tensor("seconds")
         frame_len, codes = self.frame_side**2, self.tokenizer.num_tokens
         if tokens.shape[2] != frame_len or not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:
             raise ValueError(
-                f"{path} holds frames of {tokens.shape[2]} tokens up to {int(tokens.max())}; these weights make "
-                f"{frame_len} tokens below {codes}: use the weights that generated it"
+                f"{path} holds frames of {tokens.shape[2]} tokens with ids up to {int(tokens.max())}; these weights "
+                f"make {frame_len} tokens with ids below {codes}: use the weights that generated it"
             )
         length = seconds_as_given(seconds.float().item())
         if not length >= 0 or (tokens.shape[1] > 1 and not 0 < length < float("inf")):

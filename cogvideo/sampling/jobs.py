@@ -269,7 +269,8 @@ def clip_job(
     if given is not None:
         if len(given.tokens) not in (1, len(keys)):
             raise ValueError(
-                f"the given file holds {len(given.tokens)} clips, but {len(keys)} are requested; give as many prompts"
+                f"the given file holds {len(given.tokens)} clips, but {len(keys)} are requested; "
+                "request the same number"
             )
         previous_frames = given.tokens.expand(len(keys), -1, -1)
     return ClipJob(pipeline, config, keys, encoded, previous_frames, samples_per_prompt)

@@ -225,9 +225,11 @@ class Pipeline:
 
     def _publication(self) -> Publication:
         if self._directory is None:
-            raise ValueError("this pipeline was put together from parts; `cogvideo bundle` makes a folder of them")
+            raise ValueError("this pipeline was not loaded from a bundle; make one with `cogvideo bundle`")
         if self._adapters.in_effect:
-            raise ValueError("adapters are in effect, which no bundle holds; take them out by set_adapters({})")
+            raise ValueError(
+                "adapters are in effect and cannot be saved in a bundle; remove them with set_adapters({})"
+            )
         return Publication.of(self._directory)
 
     def add_adapter(self, name: str, folder: Path | str) -> None:
@@ -289,9 +291,7 @@ class Pipeline:
         """
         most = self.sequential.config.num_frames - 1
         if config.given_frames > most:
-            raise ValueError(
-                f"given_frames={config.given_frames}; these weights draw after at most {most} given frames"
-            )
+            raise ValueError(f"given_frames={config.given_frames}; these weights accept at most {most} given frames")
         return max(1, min(config.given_frames, (num_previous - 1) // 2**config.rounds + 1))
 
     def fps(self, config: SampleConfig) -> float:
@@ -572,4 +572,7 @@ def check_cached(batch: Tensor, name: str, shape: torch.Size | tuple[int, ...], 
             f"the cached batch {name} has shape {tuple(batch.shape)}, expected {tuple(shape)}; {elsewhere}"
         )
     if not 0 <= int(batch.min()) <= int(batch.max()) < num_codes:
-        raise ValueError(f"the cached batch {name} holds token {int(batch.max())} of {num_codes}; {elsewhere}")
+        raise ValueError(
+            f"the cached batch {name} holds tokens {int(batch.min())}..{int(batch.max())}, expected "
+            f"0..{num_codes - 1}; {elsewhere}"
+        )

@@ -80,7 +80,7 @@ class Publication:
         for path in sorted(directory.rglob("*")):
             name = path.relative_to(directory).as_posix()
             if not path.resolve().is_relative_to(inside):
-                raise ValueError(f"{path} is a link to somewhere else; put the file itself there")
+                raise ValueError(f"{path} is a link that points outside the folder; replace it with the file")
             if path.is_dir() or name == CARD or path.name == LOCK_NAME:
                 continue
             if name in names:
@@ -91,7 +91,7 @@ class Publication:
                 strangers.append(name)
         if strangers:
             more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-            raise ValueError(f"{directory / strangers[0]}{more}: no part of a {kind}; move it elsewhere")
+            raise ValueError(f"{directory / strangers[0]}{more}: not part of the {kind}; move it elsewhere")
         return cls(kind, directory, weights, settings, sheets)
 
     def card(self, repo: str, licence: str | None) -> str:
@@ -101,7 +101,7 @@ class Publication:
         identifier, or that is given although the folder has such a card.
         """
         if licence is not None and not LICENCE.fullmatch(licence):
-            raise ValueError(f"--license {licence}: expected an identifier of the hub, such as apache-2.0")
+            raise ValueError(f"--license {licence}: expected a license identifier, such as apache-2.0")
         own = self._own_text()
         if own.startswith("---"):
             if licence is not None:
@@ -116,7 +116,7 @@ class Publication:
         parts = [
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
             f"# {repo.partition('/')[2]}",
-            f"A {self.kind} of cogvideo {__version__}, which generates videos from captions.",
+            f"{self._with_article} of cogvideo {__version__}, which generates videos from captions.",
             f"```bash\n{USES[self.kind].format(repo=repo)}\n```",
             *(f"![samples]({name})" for name in self.sheets),
             f"## Config\n\n```yaml\n{yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)}```",
@@ -132,7 +132,12 @@ class Publication:
         """
         card = self.card(repo, licence).encode()
         files: dict[str, Path | bytes] = {**self.weights, **self.sheets, CARD: card}
-        return upload(repo, files, private=private, message=f"A {self.kind} by cogvideo {__version__}")
+        return upload(repo, files, private=private, message=f"{self._with_article} by cogvideo {__version__}")
+
+    @property
+    def _with_article(self) -> str:
+        """The kind, to begin a sentence."""
+        return f"{'An' if self.kind[0] in 'aeiou' else 'A'} {self.kind}"
 
     def _own_text(self) -> str:
         file = self.directory / CARD
@@ -185,7 +190,7 @@ def _contents(directory: Path) -> tuple[str, set[str], dict[str, Any]]:
     for mark, contents in kinds.items():
         if (directory / mark).exists():
             return names[mark], *contents(directory)
-    raise ValueError(f"{directory} is no bundle, checkpoint, adapter or image tokenizer of cogvideo; give another")
+    raise ValueError(f"{directory} is not a bundle, checkpoint, adapter or image tokenizer of cogvideo; give another")
 
 
 def _bundle_contents(directory: Path) -> tuple[set[str], dict[str, Any]]:
@@ -206,8 +211,8 @@ def _checkpoint_contents(directory: Path, beside: Path | None = None) -> tuple[s
     checkpoint = load_checkpoint(directory)
     if checkpoint.trunk is not None and beside is None:
         raise ValueError(
-            f"{directory} is stored without its trunk, which is {checkpoint.trunk.directory}; give the folder of both "
-            "if it is a bundle, or assemble one by `cogvideo bundle`"
+            f"{directory} is stored without its trunk, which is {checkpoint.trunk.directory}; give the folder that "
+            "holds both if it is a bundle, or assemble one with `cogvideo bundle`"
         )
     config = stored_config(checkpoint)
     check_fits(checkpoint, config)

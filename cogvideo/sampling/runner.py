@@ -116,7 +116,7 @@ def claim_folder(out: Path, overwrite: bool) -> None:
     Raises: FileExistsError if it is not empty and `overwrite` is not set; OSError if it is not writable.
     """
     if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; --out names a folder")
+        raise FileExistsError(f"{out} is a file; --out must name a folder")
     if out.is_dir() and entries(out) and not overwrite:
         raise FileExistsError(f"{out} is not empty; choose another folder, or --overwrite to replace files in it")
     out.mkdir(parents=True, exist_ok=True)
@@ -196,15 +196,15 @@ class RunDirectory:
             raise ValueError(f"{error}; {START_ELSEWHERE}") from None
         recorded = record["work"]
         if recorded.keys() != self.identity.keys():
-            raise ValueError(f"{self.out} was started by another command; use the same one")
+            raise ValueError(f"{self.out} was started by another command; resume it with that command")
         for name, value in self.identity.items():
             if recorded[name] != value:
                 difference = _describe_difference(name, recorded[name], value)
-                raise ValueError(f"{self.out} was started with {difference}; use the same")
+                raise ValueError(f"{self.out} was started with {difference}; use the same ones")
         if record.get("processes") != self.processes.size:
             raise ValueError(
                 f"{self.out} was started with {record.get('processes')} processes, not {self.processes.size}; "
-                "start as many"
+                "start the same number"
             )
 
     def batch_cache(self, group: int) -> "GroupBatchCache":
@@ -231,7 +231,7 @@ class RunDirectory:
         tokens, clips = (torch.cat([group[name] for group in groups]) for name in ("tokens", "clips"))
         order = clips.argsort()
         if not torch.equal(clips[order], torch.arange(num_clips)):
-            raise ValueError(f"{self.folder} does not hold every clip once; {START_ELSEWHERE}")
+            raise ValueError(f"{self.folder} does not hold each clip exactly once; {START_ELSEWHERE}")
         return tokens[order]
 
     def end(self) -> None:
@@ -266,13 +266,13 @@ class GroupBatchCache:
 
 def _describe_difference(name: str, recorded: Any, value: Any) -> str:
     if not isinstance(recorded, Mapping) or not isinstance(value, Mapping):
-        return f"other {name}"
+        return f"different {name}"
     for key in value:
         if recorded.get(key) != value[key]:
             if isinstance(value[key], Mapping):
                 return _describe_difference(f"{name}: {key}", recorded.get(key), value[key])
-            return f"other {name}: {key}={recorded.get(key)}, not {value[key]}"
-    return f"other {name}"
+            return f"different {name}: {key}={recorded.get(key)}, not {value[key]}"
+    return f"different {name}"
 
 
 def _save(path: Path, **tensors: Tensor) -> None:

@@ -179,7 +179,8 @@ class Upsampler:
         samples_per_prompt, rest = divmod(len(tokens), max(len(prompts), 1))
         if rest or not samples_per_prompt or not prompts:
             raise ValueError(
-                f"{len(tokens)} clips of {len(prompts)} prompts; give the prompts that they were drawn for"
+                f"{len(tokens)} clips cannot be divided among {len(prompts)} prompts; give the prompts that they were "
+                "sampled from"
             )
         keys = prompt_keys(self.config.seed, prompts, samples_per_prompt)
         encoded = [self.encode_caption(key.caption) for key in keys]
@@ -283,8 +284,8 @@ def find_models(bundle: Path, direct: Path | None, iterative: Path | None) -> tu
     own = own_models(bundle)
     if "direct" not in own:
         raise ValueError(
-            f"{bundle} has no direct super-resolution model of its own; add it by `cogvideo bundle --direct DIR`, or "
-            "give --direct DIR to `cogvideo upsample` or `cogvideo demo`"
+            f"{bundle} has no direct super-resolution model of its own; add one with `cogvideo bundle --direct DIR`, "
+            "or give --direct DIR to `cogvideo upsample` or `cogvideo demo`"
         )
     return own["direct"], iterative or own.get("iterative")
 
@@ -344,7 +345,7 @@ def open_upsampler(
         place_model(model, config.weights, device, offload=config.stream_layers)
         models[method], checkpoints[method] = model, checkpoint
     if len({model.config.high_res_side for model in models.values()}) > 1:
-        raise ValueError(f"{direct} and {iterative} make grids of different sizes; use one family")
+        raise ValueError(f"{direct} and {iterative} have grids of different sizes; use models of one family")
     if adapters:
         names = {method: model_name(model.config) for method, model in models.items()}
         chosen = AdapterSet(

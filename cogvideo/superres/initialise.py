@@ -29,7 +29,7 @@ def inherited_values(model: SuperresTransformer, trunk: Mapping[str, Tensor]) ->
     repeats, remainder = divmod(config.high_res_side, side)
     if remainder or not 0 <= first <= config.num_positions - side**2:
         raise ValueError(
-            f"the trunk's {config.num_positions} positions have no image of {side}x{side} from {first} on that tiles "
+            f"the trunk's {config.num_positions} positions hold no {side}x{side} image at {first} that tiles "
             f"{config.high_res_side}x{config.high_res_side}; set superres.low_res_side and low_res_position_start"
         )
     values = trunk_values(model, trunk)

@@ -122,7 +122,9 @@ class ImageTokenizer:
             model = VQVAE(config.vqvae)
         path = folder / WEIGHTS_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; an image tokenizer is {CONFIG_FILE} and {WEIGHTS_FILE}")
+            raise FileNotFoundError(
+                f"{path} is missing; an image tokenizer consists of {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
         load_weights(model, read_tensors(path), origin=str(path))
         return cls(config, model)
 
@@ -138,7 +140,7 @@ def check_same_codes(tokenizer: ImageTokenizer, high_res: ImageTokenizer) -> Non
     if high_res.num_tokens != tokenizer.num_tokens:
         raise ValueError(
             f"the image tokenizer of large frames has {high_res.num_tokens} codes, the other one "
-            f"{tokenizer.num_tokens}; use two with as many"
+            f"{tokenizer.num_tokens}; use two with the same number of codes"
         )
 
 

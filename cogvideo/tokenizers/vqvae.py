@@ -48,7 +48,9 @@ class VQVAEConfig:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"vqvae.{name}={getattr(self, name)}; expected {low} to {high}")
         if not 1 <= len(self.channel_multipliers) <= 16 or any(not 1 <= m <= 64 for m in self.channel_multipliers):
-            raise ValueError(f"vqvae.channel_multipliers={self.channel_multipliers}; expected 1 to 16 of 1 to 64 each")
+            raise ValueError(
+                f"vqvae.channel_multipliers={self.channel_multipliers}; expected 1 to 16 numbers, each from 1 to 64"
+            )
         if not self.levels or any(not 0 <= level < self.num_levels for level in self.levels):
             raise ValueError(f"vqvae.levels={self.levels}; expected some of 0..{self.num_levels - 1}")
         widths = {self.channels * multiplier for multiplier in self.channel_multipliers} | {self.channels}

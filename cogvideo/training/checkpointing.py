@@ -444,8 +444,8 @@ def _check_frozen(
     if problem is not None and number_types is not None:
         before, now = number_types
         raise ValueError(
-            f"{path} was trained with {before}, and frozen weights are held in that type ({problem} differs); got "
-            f"{now}; resume it with the former"
+            f"{path} was trained with {before}, and frozen weights are held in that type ({problem} differs); "
+            f"this run has {now}; resume it with {before}"
         )
     if problem is not None:
         raise ValueError(
@@ -490,7 +490,7 @@ def _check_format(path: Path) -> None:
         return
     if type(version) is int and version != FORMAT:
         raise ValueError(
-            f"{path} has format {version}, of {'a newer' if version > FORMAT else 'an earlier'} version, expected "
+            f"{path} has format {version}, from {'a newer' if version > FORMAT else 'an earlier'} version, expected "
             f"{FORMAT}; resume with the version that saved it, or move it away to do without it"
         )
 

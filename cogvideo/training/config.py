@@ -195,7 +195,7 @@ class LoopConfig:
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay={self.ema_decay}; expected 0 or more, and below 1, or null for none")
         if self.dtype == "fp16" and self.weights == "fp32":
-            raise ValueError("train.dtype=fp16 needs train.weights=dtype, which scales the loss")
+            raise ValueError("train.dtype=fp16 needs train.weights=dtype, because only that enables loss scaling")
 
     @property
     def last_step(self) -> int:
@@ -432,11 +432,13 @@ class TrainConfig:
                 "set init.freeze_trunk=true, or lora.rank, or init.trunk_weights=full"
             )
         if self.init.codebook and self.task == "tokenizer":
-            raise ValueError("init.codebook is of a transformer's embeddings; leave it out for task=tokenizer")
+            raise ValueError("init.codebook initialises a transformer's embeddings; leave it out for task=tokenizer")
         if self.init.codebook and self.init.checkpoint is not None:
             raise ValueError("init.checkpoint has embeddings of its own; leave out init.codebook=true")
         if self.init.codebook and self.data.image_tokenizer is None:
-            raise ValueError("init.codebook=true needs the codes; set data.image_tokenizer to what made the tokens")
+            raise ValueError(
+                "init.codebook=true needs the codes; set data.image_tokenizer to the one that made the tokens"
+            )
         if self.train.ema_decay is not None and self.task == "tokenizer":
             raise ValueError(
                 "train.ema_decay averages a transformer's weights, and the tokenizer's codebook is a moving average "
@@ -445,7 +447,7 @@ class TrainConfig:
         if self.data.high_res_tokenizer is not None and self.task != "superres":
             raise ValueError(f"data.high_res_tokenizer is for task=superres; leave it out for task={self.task}")
         if self.log.loss_by and self.task in ("tokenizer", "superres"):
-            raise ValueError(f"log.loss_by is of clips and their captions; leave it out for task={self.task}")
+            raise ValueError(f"log.loss_by applies only to clips with captions; leave it out for task={self.task}")
         if self.log.distances_every and self.task not in ("sequential", "interpolation"):
             raise ValueError(f"task={self.task} has no clips to measure distances of; set log.distances_every=0")
         if self.log.distances_every and self.deepspeed.stage == 3:
@@ -456,7 +458,9 @@ class TrainConfig:
         if self.lora.rank and self.task == "tokenizer":
             raise ValueError("lora.rank is for a transformer's matrices; leave it out for task=tokenizer")
         if self.lora.rank and self.init.checkpoint is None:
-            raise ValueError("lora.rank trains adapters of weights that stay as they are; set init.checkpoint to them")
+            raise ValueError(
+                "lora.rank trains adapters for weights that stay fixed; set init.checkpoint to these weights"
+            )
         if self.train.compile and self.deepspeed.stage == 3:
             raise ValueError(
                 "train.compile=true cannot compile layers whose weights deepspeed.stage=3 gathers; use "
@@ -531,8 +535,8 @@ def check_resumable(changes: Iterable[tuple[str, Any, Any]], run_dir: Path) -> N
     wrong = [f"{key}={new} (it was {old})" for key, old, new in changes if FIXED.fullmatch(key)]
     if wrong:
         raise ValueError(
-            f"{run_dir} cannot be resumed with {', '.join(wrong)}: its weights are of the old settings; resume it with "
-            "those, or begin another run_dir"
+            f"{run_dir} cannot be resumed with {', '.join(wrong)}: its weights were trained with the old settings; "
+            "resume it with those, or use another run_dir"
         )
 
 

@@ -70,7 +70,7 @@ def starting_values(
     if not loads_all_parameters(checkpoint):
         if any(adapter_parameters(model)):
             raise ValueError(
-                f"{folder} is of another task, and lora.rank adapts a model as it is; give a checkpoint of this task, "
+                f"{folder} is for another task, and lora.rank adapts a model as it is; give a checkpoint of this task, "
                 "or train all weights from it (lora.rank=0)"
             )
         try:
@@ -84,7 +84,7 @@ def starting_values(
             got = "no such tensor" if info is None else f"shape {info.shape}"
             raise ValueError(
                 f"{folder} does not fit the model: {name} should have shape {tuple(p.shape)}, got {got}; "
-                "use equal sizes, vocabularies and num_frames"
+                "use the same sizes, vocabulary and num_frames"
             )
     return {name: lambda name=name: tensors[name] for name in names}  # type: ignore[misc]
 
@@ -138,14 +138,14 @@ def construct(
 def _codebook_embeddings(model: CogVideoTransformer | SuperresTransformer, config: TrainConfig) -> Tensor:
     """Starting embeddings of image tokens from the run's image tokenizers. Raises: ValueError, OSError."""
     codebooks = []
+    known = model.config.vocabulary.num_image_tokens
     for key in ("image_tokenizer", "high_res_tokenizer"):
         path = getattr(config.data, key)
         if path is not None:
             with errors_name_key(f"data.{key}"):
                 codebooks.append(open_image_tokenizer(path).codebook)
-    known = model.config.vocabulary.num_image_tokens
-    if any(len(codebook) != known for codebook in codebooks):
-        raise ValueError(f"data.image_tokenizer has {len(codebooks[0])} codes, the text tokenizer counts {known}")
+            if len(codebooks[-1]) != known:
+                raise ValueError(f"data.{key} has {len(codebooks[-1])} codes, but the text tokenizer expects {known}")
     hidden_size = dict(model.named_parameters())[EMBEDDINGS].shape[1]
     return codebook_embeddings(codebooks, hidden_size, generator_for(config.train.seed, "codebook"))
 

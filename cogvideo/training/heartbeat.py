@@ -105,7 +105,8 @@ class Heartbeat:
         """Which process is lost and how that was noticed; None if none is."""
         is_done = bool(seen) and seen[0] == DONE
         if not is_done and (self._store_error is not None or stuck >= POLLS):
-            return f"rank 0 does not answer: {self._store_error or f'for {self._limit:g} s'}"
+            no_answer = f"no answer from rank 0 for {self._limit:g} s"
+            return no_answer if self._store_error is None else f"rank 0 does not answer: {self._store_error}"
         for rank, count in enumerate(silent):
             if rank == self._rank or not seen or seen[rank] == DONE:
                 continue

@@ -123,7 +123,7 @@ class MetricsFile:
         if damaged:
             more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
             lines = ", ".join(map(str, damaged[:5]))
-            log.warning("%s: line %s%s is damaged and left out", self.path, lines, more)
+            log.warning("%s: skipping damaged line(s) %s%s", self.path, lines, more)
         return records
 
 
@@ -181,7 +181,7 @@ class MetricsWriter:
         except Exception as error:  # wandb's own errors, and those about its settings
             if is_new:
                 shutil.rmtree(folder)
-            advice = f"; remove {file} to begin another wandb run" if run_id else ""
+            advice = f"; remove {file} to start a new wandb run" if run_id else ""
             raise ValueError(f"log.wandb={mode}: wandb does not start ({one_line(error)}){advice}") from None
         write_json(file, {"id": run.id})
         return run
@@ -253,7 +253,7 @@ def _stored_wandb_id(file: Path) -> str | None:
     stored = read_json(file)
     run_id = stored.get("id") if isinstance(stored, dict) else None
     if not (isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,128}", run_id)):
-        raise ValueError(f"{file}: holds no id of a wandb run; remove it to begin another one")
+        raise ValueError(f"{file} does not contain a wandb run id; remove it to start a new wandb run")
     return run_id
 
 

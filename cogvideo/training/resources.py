@@ -232,8 +232,8 @@ def warn_if_emulated(device: torch.device, loop: LoopConfig, trunk_weights: Trun
     """Warn if the CPU emulates train.dtype, or if float8 weights are dequantized instead of multiplied directly."""
     if trunk_weights == "float8" and (loop.dtype != "bf16" or not has_float8_products(device)):
         log.warning(
-            "init.trunk_weights=float8 is multiplied as it is with train.dtype=bf16 on GPUs since Ada and Hopper; here "
-            "it is dequantized at each use, as int8 is, which is more exact: set init.trunk_weights=int8"
+            "float8 products need train.dtype=bf16 and an Ada, Hopper or later GPU; here, init.trunk_weights=float8 is "
+            "dequantized at each use like int8, which is more accurate: set init.trunk_weights=int8"
         )
     if not has_native_matmul(device, FLOAT_DTYPES[loop.dtype]):
         log.warning(

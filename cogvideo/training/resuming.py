@@ -35,7 +35,7 @@ def warn_of_other_masks(saved: Mapping[str, Any], config: TrainConfig, world_siz
     new = world_size * config.train.accumulation(world_size)
     if is_dropped and old != new:
         log.warning(
-            "steps had %d micro-batches and have %d now, so dropout draws other masks than without the stop; set "
-            "train.micro_batch_size=%d to have as many",
+            "the number of micro-batches per step changed from %d to %d, so dropout masks differ from those of an "
+            "uninterrupted run; set train.micro_batch_size=%d to restore it",
             *(old, new, max(1, config.train.batch_size // old)),
         )

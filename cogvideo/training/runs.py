@@ -31,7 +31,9 @@ class Run:
         """Read a run folder. Raises: ValueError, OSError if `folder` is not one, or is damaged."""
         config = folder / "config.yaml"
         if not config.is_file():
-            raise FileNotFoundError(f"{folder} is no run folder, it has no config.yaml; give a run_dir of `train`")
+            raise FileNotFoundError(
+                f"{folder} is not a run folder: it has no config.yaml; give the run_dir of a training run"
+            )
         return cls(folder, dict(leaves(read_yaml(config))), MetricsFile(folder / "metrics.jsonl").read())
 
     def series(self, name: str) -> list[tuple[int, float]]:

@@ -166,8 +166,8 @@ class Trainer:
         rates = [learning_rate(self.step, length, self.config.optimiser) for length in (old_steps, steps)]
         if rates[0] != rates[1]:
             log.warning(
-                "train.steps was %d and is %d now: the learning rate falls until the new end, and at step %d is %.3g "
-                "instead of %.3g; to end a run early on the same schedule, set train.stop_at",
+                "train.steps was %d and is %d now: the learning-rate schedule follows the new length, so at step %d "
+                "the rate is %.3g instead of %.3g; to end a run early on the same schedule, set train.stop_at",
                 *(old_steps, steps, self.step, rates[1], rates[0]),
             )
         warn_of_other_masks(saved, self.config, self.world_size)
@@ -400,7 +400,8 @@ class Trainer:
             elapsed, share = start - self._started_at, self.config.log.preview_share
             if self.world_size > 1 and self._preview_seconds > share * elapsed:
                 log.info(
-                    "no %s at step %d: sheets took %.0f of %.0f s so far, distances included, and log.preview_share=%g",
+                    "no %s at step %d: sample sheets and distances have taken %.0f of %.0f s so far, above "
+                    "log.preview_share=%g",
                     *(what, self.step, self._preview_seconds, elapsed, share),
                 )
             else:

@@ -200,8 +200,8 @@ def generate_with(
         )
     if pipeline.sequential.config.num_frames != NUM_KEY_FRAMES:
         raise ValueError(
-            f"the model makes {pipeline.sequential.config.num_frames} key frames per clip, the benchmark scores "
-            f"{NUM_KEY_FRAMES}; give a model of {NUM_KEY_FRAMES}"
+            f"the model makes {pipeline.sequential.config.num_frames} key frames per clip, but the benchmark scores "
+            f"{NUM_KEY_FRAMES}; give a model that makes {NUM_KEY_FRAMES}"
         )
 
     def generate(clips: ClipSet) -> Frames | None:
@@ -337,7 +337,7 @@ def tables(results: Results) -> list[list[list[str]]]:
                 rows.append([f"  {label}", *(format_figure(figure, count) for figure in figures), target])
         for measure, values in results.distances.items() if name == WHOLE else ():
             cells = [f"{values[source]:.4g}" if source in values else "-" for source in sources]
-            rows.append([f"  {measure.replace('_', ' ')}; original: of other real clips", *cells, ""])
+            rows.append([f"  {measure.replace('_', ' ')}; original: other real clips", *cells, ""])
         blocks.append(rows)
     motion = benchmark.motion_rows(results, sources)
     return [*blocks, motion] if motion else blocks
@@ -358,7 +358,7 @@ def write_report(path: Path, results: Results) -> None:
 
     benchmark = results.benchmark
     page = HtmlReport(f"{benchmark.name}: clips of {benchmark.num_prompts} test captions")
-    page.text(f"Protocol {benchmark.hash}; compare numbers of one hash only. In brackets: 95 % intervals.")
+    page.text(f"Protocol {benchmark.hash}; compare only numbers with the same hash. In brackets: 95 % intervals.")
     for rows in tables(results):
         page.table([[cell.strip() for cell in row] for row in rows])
     with tempfile.TemporaryDirectory() as folder:

@@ -109,8 +109,8 @@ def test_bodies_are_scored_and_what_was_sampled_is_kept(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["bodies"], "no weights of the bodies world"),
-        (["bodies", "--real"], "no weights of the bodies world"),
+        (["bodies"], "no weights for the bodies world"),
+        (["bodies", "--real"], "no weights for the bodies world"),
         (["bodies", "--palette", "new"], "--palette has no effect on bodies"),
         (["bodies", "--model", "x", "given_frames=2"], "given_frames=2 has no effect on bodies"),
         (["bodies", "--real", "--tokenizer", "x", "--cache", "y"], "samples nothing"),
@@ -149,4 +149,4 @@ def test_distances_of_whole_clips_from_the_real_ones(tmp_path: Path, capsys: pyt
     assert set(distances) == {"appearance_distance", "motion_distance"}
     for by_source in distances.values():
         assert set(by_source) == {"reconstructed", "original"} and by_source["original"] > 0
-    assert "appearance distance; original: of other real clips" in capsys.readouterr().out
+    assert "appearance distance; original: other real clips" in capsys.readouterr().out

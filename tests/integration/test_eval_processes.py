@@ -80,6 +80,6 @@ def test_several_processes_need_a_common_folder(
     (tmp_path / "x").mkdir()
     words = ["eval", "local", "--generated", str(tmp_path)]
     assert main(words) == 2 and main(["eval", "local", "--model", str(tmp_path / "x"), "--prompts", "y"]) == 2
-    assert capsys.readouterr().err.count("in several processes give --cache DIR") == 2
+    assert capsys.readouterr().err.count("several processes need --cache DIR") == 2
     assert main(["eval", "digits"]) == 2 and main(["eval", "--self-test"]) == 2
     assert capsys.readouterr().err.count("only protocols with --cache run in several processes") == 2

@@ -219,12 +219,12 @@ BOTH = ["--real", "real", "--generated", "generated"]
         (["local", *BOTH, "--fps", "999"], "lower frame rate"),
         (["local", *BOTH, "--cache", "prompts.txt"], "prompts.txt"),
         (["local", *BOTH, "--json", "x.out", "--report", "x.out"], "give two"),
-        (["local", *BOTH, "--network", "i3d=/dev/zero"], "no regular file"),
+        (["local", *BOTH, "--network", "i3d=/dev/zero"], "is not a regular file"),
         (
             ["local", "--real", "real", "--model", "bundle", "--prompts", "prompts.txt", "rounds=1"],
             "9 frames, local needs",
         ),
-        (["local", "--self-test"], "stand alone"),
+        (["local", "--self-test"], "exclude each other"),
         (["local", *BOTH, "--network", "fid=x.pt"], "--network fid=x.pt"),
         (["local", *BOTH, "--network", "i3d=nowhere.pt"], "nowhere.pt"),
         (["local", *BOTH, "--network", "NET"], "--trust-network"),
@@ -281,7 +281,7 @@ def test_results_of_other_numbers_of_clips_or_seams_are_not_compared(
     Path(files["three"]).write_text(json.dumps(result), encoding="utf-8")
     assert run(data, "--compare", files["two"], files["three"]) == 2
     error = capsys.readouterr().err
-    assert f"{files['two']} has numbers of 2 clips, {files['three']} of 7" in error
+    assert f"{files['two']} has numbers from 2 clips, {files['three']} from 7" in error
 
 
 @pytest.mark.parametrize("words", [["--side", "20"], ["--seam", "99"]])

@@ -85,7 +85,7 @@ def test_commands_take_names_of_the_hub(bundle: Path, hub: Hub, capsys: pytest.C
     ):
         assert main(command) == 2
         error = capsys.readouterr().err
-        assert error.count("\n") == 1 and "someone/absent is no local folder" in error
+        assert error.count("\n") == 1 and "someone/absent is not a local folder" in error
         assert not Path("out").exists()
 
 
@@ -105,7 +105,7 @@ def test_conversion_reads_the_hub(hub: Hub, capsys: pytest.CaptureFixture[str]) 
     back = load_model(Path("back"))
     assert all(torch.equal(p, back.get_parameter(name)) for name, p in model.named_parameters())
     assert main(["convert", "--from", "someone/absent", "--to", "other"]) == 2
-    assert "someone/absent is no local folder" in capsys.readouterr().err and not Path("other").exists()
+    assert "someone/absent is not a local folder" in capsys.readouterr().err and not Path("other").exists()
 
 
 def test_finetuning_names_the_commit_in_its_commands(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +136,7 @@ def test_push(bundle: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert files["README.md"].startswith(b"---\nlicense: mit\n")
     assert main(["sample", CAPTIONS[0], *SMALL, "--model", "someone/clips", "--out", "out"]) == 0
     (Path("x")).mkdir()
-    for folder, repo, message in ((Path("x"), "someone/x", "is no bundle"), (bundle, "clips", "give USER/REPO")):
+    for folder, repo, message in ((Path("x"), "someone/x", "is not a bundle"), (bundle, "clips", "give USER/REPO")):
         assert main(["push", str(folder), repo, "--yes"]) == 2
         assert message in capsys.readouterr().err
 

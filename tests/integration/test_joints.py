@@ -216,7 +216,7 @@ def test_captions_that_training_cuts_are_counted(
     words = ["--captions", str(captions), *tokenizer, "--out", str(tmp_path / "clips"), "frame_pixels=40"]
     counting = ["--text-tokenizer", str(scene.text), "--text-len"]
     assert main(["prepare", *words, *counting, "0"]) == main(["prepare", *words, "--text-len", "32"]) == 2
-    assert capsys.readouterr().err.count("goes with --text-tokenizer, and is at least 1") == 2
+    assert capsys.readouterr().err.count("goes with --text-tokenizer, and must be at least 1") == 2
     assert main(["prepare", *words, *counting, "32"]) == 0
     counted = re.search(r"at most (\d+) text tokens.*; 5 of 6 \(83%\) take more than 32", capsys.readouterr().out)
     assert counted

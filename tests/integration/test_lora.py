@@ -153,7 +153,7 @@ def test_contradictions_are_refused(
 def test_a_checkpoint_of_another_task_is_refused(
     task: str, base: str, temporal: str, data: Path, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"^init\.checkpoint: .* is of another task") as caught:
+    with pytest.raises(ValueError, match=r"^init\.checkpoint: .* is for another task") as caught:
         train(settings(data, tmp_path / "run", task, **groups(bases[base], init={"temporal": temporal})))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 

@@ -84,5 +84,5 @@ def test_wrong_wishes_are_one_line(tmp_path, monkeypatch, capsys):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
     assert main(["finetune", "none", "--captions", "a.csv", "--out", "own"]) == 2
-    assert "none is no complete bundle of weights" in capsys.readouterr().err
+    assert "none is not a complete bundle of weights" in capsys.readouterr().err
     assert not (tmp_path / "own").exists()

@@ -65,7 +65,7 @@ def test_dry_run_writes_nothing(bundle: Path, tmp_path: Path, capsys: pytest.Cap
         ([" "], "the prompt is empty"),
         (["a red one " * 30], "the model reads at most 32; shorten it"),
         (["a", "sed=7"], "did you mean 'seed'?"),
-        (["a", "seed=x"], "seed='x' does not fit; expected int"),
+        (["a", "seed=x"], "seed='x' is not valid; expected int"),
         (["a", "--prompts", "none.txt"], "none.txt: No such file"),
         (["a", "--prompts", "empty.txt"], "empty.txt holds no prompt"),
         (["a", "--prompts", "binary.txt"], "binary.txt is not UTF-8 text"),

@@ -147,7 +147,7 @@ def test_pictures_in_a_row(bundle: Path, given: Path, tmp_path: Path, capsys: py
         ("sample a --resume --overwrite", "--overwrite: not allowed with argument --resume"),
         ("sample a --interactive", "reads prompts from standard input; leave out a prompt"),
         ("sample --interactive --resume", "leave out --resume"),
-        ("sample a style=cubist", "style='cubist' does not fit; expected one of none, mainbody"),
+        ("sample a style=cubist", "style='cubist' is not valid; expected one of none, mainbody"),
     ],
 )
 def test_bad_input(

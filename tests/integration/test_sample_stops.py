@@ -142,8 +142,8 @@ def test_refused(
     left = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     capsys.readouterr()
     for words, message in (
-        ([*WORDS, "--resume", "seed=3"], "was started with other settings: seed=0, not 3; use the same"),
-        ([*WORDS, "--resume", "another one"], "was started with other clips"),
+        ([*WORDS, "--resume", "seed=3"], "was started with different settings: seed=0, not 3; use the same ones"),
+        ([*WORDS, "--resume", "another one"], "was started with different clips"),
         (WORDS, "holds an unfinished run; give --resume to continue it or --overwrite to start over"),
     ):
         assert sample(bundle, out, *words) == 2
@@ -152,7 +152,7 @@ def test_refused(
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == left
     other = write_bundle(tmp_path / "other", num_layers=1)
     assert sample(other, out, *WORDS, "--resume") == 2
-    assert "was started with other weights" in capsys.readouterr().err
+    assert "was started with different weights" in capsys.readouterr().err
     assert sample(bundle, out, *WORDS, "--overwrite", "rounds=0") == 0 and not (out / UNFINISHED).exists()
 
 

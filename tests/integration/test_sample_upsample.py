@@ -189,7 +189,7 @@ def test_settings_of_a_bundle_are_of_its_own_models(
     assert run(own, tmp_path / "large", *words) == 0
     assert (tmp_path / "large/tokens.safetensors").read_bytes() == whole["large/tokens.safetensors"]
     assert run(own, tmp_path / "none", *words, "round_top_k=[]") == 2
-    assert "round_top_k=[] leaves out --iterative" in capsys.readouterr().err
+    assert "round_top_k=[] disables --iterative" in capsys.readouterr().err
 
 
 def test_wrong_settings_of_super_resolution_in_a_bundle_are_refused(
@@ -217,7 +217,7 @@ def test_wrong_settings_of_super_resolution_in_a_bundle_are_refused(
         ),
         (["sample", "a", "--upsample", "upsample.sed=1"], "unknown key 'upsample.sed'; did you mean 'upsample.seed'?"),
         (["sample", "a", "--upsample", "upsample.temperature=0"], "temperature=0.0 must be above 0"),
-        (["sample", "a", "--upsample", "seed=x"], "error: command line: seed='x' does not fit; expected int"),
+        (["sample", "a", "--upsample", "seed=x"], "error: command line: seed='x' is not valid; expected int"),
     ],
 )
 def test_refused(
@@ -234,7 +234,7 @@ def test_weights_without_super_resolution_or_of_another_size_are_refused(
 ) -> None:
     without = write_bundle(tmp_path / "without", frame_side=LOW)
     assert run(without, tmp_path / "out", *WORDS, "--upsample") == 2
-    message = "without has no direct super-resolution model of its own; add it by `cogvideo bundle"
+    message = "without has no direct super-resolution model of its own; add one with `cogvideo bundle"
     assert message in capsys.readouterr().err
     other = write_bundle(tmp_path / "other", frame_side=3)
     add_superres(other)
@@ -289,8 +289,8 @@ def test_python(bundle: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     assert torch.equal(large, load_file(tmp_path / "tokens.safetensors")["tokens"])
     assert upsampler.decode(large).shape == (2, 5, 8 * HIGH, 8 * HIGH, 3)
     for tokens, prompts, message in (
-        (clips, CAPTIONS[:3], "2 clips of 3 prompts"),
-        (clips[:0], CAPTIONS[:1], "0 clips of 1 prompts"),
+        (clips, CAPTIONS[:3], "2 clips cannot be divided among 3 prompts"),
+        (clips[:0], CAPTIONS[:1], "0 clips cannot be divided among 1 prompts"),
         (large, CAPTIONS[:2], r"tokens have shape \[2, 5, 36\]; expected \(clips, frames, 4\)"),
     ):
         with pytest.raises(ValueError, match=message):

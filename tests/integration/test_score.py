@@ -82,7 +82,7 @@ def test_options_of_prepared_folders_do_not_go_with_rows(
     (tmp_path / "text.model").touch()
     words = [str(tmp_path / word) if word == "text.model" else word for word in words]
     assert main([*tiny, "--out", str(tmp_path / "s.safetensors"), *words]) == 2
-    assert f"{words[0]} is for a prepared folder" in capsys.readouterr().err
+    assert f"{words[0]} is for prepared folders" in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -350,7 +350,7 @@ def test_other_micro_batches_change_dropout_and_say_so(
         assert "micro-batches" not in capsys.readouterr().err
         groups = {"model": model, "train": {"stop_at": stop, "micro_batch_size": size}}
         train(settings(data, tmp_path / "run", **groups), resume=True)
-    said = "steps had 2 micro-batches and have 4 now" in (errors := capsys.readouterr().err)
+    said = "micro-batches per step changed from 2 to 4," in (errors := capsys.readouterr().err)
     assert (said, "set train.micro_batch_size=4 " in errors) == (warns, warns)
 
 
@@ -416,7 +416,7 @@ BAD = {
     "set init.checkpoint": {"init": {"freeze_trunk": True}},
     "int8 cannot be trained": {"init": {"trunk_weights": "int8"}},
     "cannot partition int8": {"init": {"trunk_weights": "int8", "freeze_trunk": True}, "deepspeed": {"stage": 3}},
-    "no clip of": {"data": {"clip_seconds": [8.0]}},
+    "no clips of": {"data": {"clip_seconds": [8.0]}},
 }
 
 
@@ -442,7 +442,8 @@ def test_frozen_weights_of_another_type_are_named(data: Path, trunk: Path, tmp_p
     train(settings(data, tmp_path / "run", init=init, train={"stop_at": 1}))
     low = {"dtype": "bf16", "weights": "dtype"}
     message = (
-        r"with train\.weights=fp32 train\.dtype=fp32, .* got train\.weights=dtype train\.dtype=bf16; resume it with"
+        r"with train\.weights=fp32 train\.dtype=fp32, .* this run has train\.weights=dtype train\.dtype=bf16; resume "
+        r"it with train\.weights=fp32"
     )
     with pytest.raises(ValueError, match=message):
         train(settings(data, tmp_path / "run", init=init, train=low), resume=True)

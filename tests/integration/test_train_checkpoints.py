@@ -43,8 +43,8 @@ def test_damaged_later_checkpoints_are_deleted_by_the_next_save(data: Path, tmp_
 DAMAGE = {
     "step_00000002: .*state.json has changed": lambda place: (place / "state.json").write_text("{}"),
     "step_00000001: it has no manifest.json": lambda place: (place / "manifest.json").unlink(),
-    "has format 3, of a newer version": lambda place: (place / "manifest.json").write_text('{"format": 3}'),
-    "has format 1, of an earlier version": lambda place: (place / "manifest.json").write_text('{"format": 1}'),
+    "has format 3, from a newer version": lambda place: (place / "manifest.json").write_text('{"format": 3}'),
+    "has format 1, from an earlier version": lambda place: (place / "manifest.json").write_text('{"format": 1}'),
 }
 
 

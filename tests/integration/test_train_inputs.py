@@ -53,7 +53,7 @@ def brighter_frames(data: Path) -> None:
 OTHERS = {
     "another text tokenizer than data.text_tokenizer=": ("sequential", other_vocabulary),
     "another image tokenizer than data.path=": ("sequential", other_codes),
-    r"pixels normalized by tokenizer\.pixel_mean=\[0\.15": ("tokenizer", brighter_frames),
+    r"pixel normalization tokenizer\.pixel_mean=\[0\.15": ("tokenizer", brighter_frames),
 }
 
 

@@ -65,7 +65,9 @@ def test_another_number_of_steps_at_resume_is_said(
 ) -> None:
     train(settings(data, tmp_path / "run", train={"stop_at": 4}))
     train(settings(data, tmp_path / "run", train={"steps": 8, "stop_at": 5}), resume=True)
-    message = "train.steps was 6 and is 8 now: the learning rate falls until the new end, and at step 4 is "
+    message = (
+        "train.steps was 6 and is 8 now: the learning-rate schedule follows the new length, so at step 4 the rate is "
+    )
     assert message + "0.00775 instead of 0.0055" in capsys.readouterr().err
 
 
@@ -123,7 +125,7 @@ def test_pixels_are_measured_unless_they_are_given(data: Path, tmp_path: Path) -
 
 
 def test_frames_that_tokens_do_not_divide_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"16x16 pixels, no multiple of the compress rate 32; .* tokenizer\.level"):
+    with pytest.raises(ValueError, match=r"16x16 pixels, not a multiple of the compress rate 32; .* tokenizer\.level"):
         train(
             settings(data, tmp_path / "run", "tokenizer", tokenizer={"level": 2, "channel_multipliers": [1, 1, 1, 2]})
         )

@@ -85,7 +85,7 @@ def test_sample_sheets_take_a_bounded_part_of_the_time_that_others_wait(data: Pa
     run(train_words(config), 2, tmp_path / "stderr")
     assert [p.name for p in (config.run_dir / "previews").iterdir()] == ["step_00000001.png"]
     stderr = (tmp_path / "stderr/stderr_0.txt").read_text(encoding="utf-8")
-    assert "no sample sheet at step 2: sheets took" in stderr and "log.preview_share=0" in stderr
+    assert "no sample sheet at step 2: sample sheets and distances" in stderr and "log.preview_share=0" in stderr
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_adapters_that_do_not_fit_and_other_adapters_on_resuming_are_refused(
 ) -> None:
     only_direct = "{scene}/clips --direct {scene}/direct"
     assert upsample(scene, tmp_path / "x", f"{only_direct} --adapter {adapters['iterative']}") == 2
-    assert "is for the model iterative_superres; there are only direct_superres" in capsys.readouterr().err
+    assert "is for the model iterative_superres; this pipeline has only direct_superres" in capsys.readouterr().err
     assert upsample(scene, tmp_path / "x", f"{only_direct} --adapter {scene}/nowhere") == 2
     assert not (tmp_path / "x").exists()
     assert upsample(scene, tmp_path / "x", f"{only_direct} --adapter {adapters['direct']}") == 0

@@ -59,9 +59,9 @@ def test_a_taken_port_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("address", "port", "message"),
     [
-        ("no-such-host.invalid", "29500", "MASTER_ADDR=no-such-host.invalid is not found .*; give the name or address"),
-        ("127.0.0.1", "tcp://10.0.0.1:29500", "MASTER_PORT=tcp://10.0.0.1:29500 is no port; choose another by"),
-        ("127.0.0.1", "65536", "MASTER_PORT=65536 is no port"),
+        ("no-such-host.invalid", "29500", "MASTER_ADDR=no-such-host.invalid cannot be resolved .*; give the name"),
+        ("127.0.0.1", "tcp://10.0.0.1:29500", "MASTER_PORT=tcp://10.0.0.1:29500 is not a valid port; choose another"),
+        ("127.0.0.1", "65536", "MASTER_PORT=65536 is not a valid port"),
     ],
 )
 def test_a_bad_address_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str, port: str, message: str) -> None:

@@ -255,7 +255,7 @@ def test_safe_names_by_example() -> None:
         ('{"rows": 1' + "0" * 30 + "}", "has 31 digits"),
         ('{"rows": ' + "[" * 40 + "]" * 40 + "}", "nested more than 32 deep"),
         ('{"rows": 1, "rows": 2}', "'rows' occurs twice"),
-        ('{"rows": 1, "a": "\\ud800"}', "half a character"),
+        ('{"rows": 1, "a": "\\ud800"}', "contains a lone surrogate"),
         ("[]", "its value: should be a valid dictionary"),
         ("{}", "rows: field required"),
         ('{"rows": true}', "rows: should be a valid integer, got True"),
@@ -299,7 +299,7 @@ def npy(header: str, data: bytes = b"", magic: bytes = b"\x93NUMPY\x01\x00") -> 
         (npy("{'descr': '>u2', 'fortran_order': False, 'shape': (2,), }", bytes(4)), "holds >u2 of shape"),
         (npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", bytes(16)), "holds object"),
         (npy("{'descr': [('a', '<u2')], 'fortran_order': False, 'shape': (2,), }", bytes(4)), "of shape"),
-        (npy("{'descr': '<u2', 'fortran_order': True, 'shape': (2,), }", bytes(4)), "columns first"),
+        (npy("{'descr': '<u2', 'fortran_order': True, 'shape': (2,), }", bytes(4)), "in column-major order"),
         (npy("{'descr': '<u2', 'fortran_order': False, 'shape': (2,), }", bytes(5)), "cut short or damaged"),
         (npy("[" * 3000), "not a readable"),
         (npy("{'descr': '<u2'}"), "not a readable"),
@@ -408,5 +408,5 @@ def test_a_signal_while_a_folder_is_replaced_leaves_the_new_one(
 def test_json_of_very_many_names_is_refused(monkeypatch):
     monkeypatch.setattr("cogvideo.files.MAX_NAMES", 3)
     assert parse_json(b'{"a": 1, "b": 2, "c": 3}', "x.json") == {"a": 1, "b": 2, "c": 3}
-    with pytest.raises(ValueError, match=r"x\.json has 4 colons; expected JSON of at most 3 names"):
+    with pytest.raises(ValueError, match=r"x\.json has 4 colons; expected JSON with at most 3 keys"):
         parse_json(b'{"a": 1, "b": 2, "c": 3, "d": 4}', "x.json")

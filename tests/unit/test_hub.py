@@ -135,7 +135,7 @@ def test_what_does_not_exist(hub: Hub) -> None:
     hub.commit("someone/secret", {"config.json": b"{}"})
     hub.private.add("someone/secret")
     for name, message in {
-        "someone/absent": "someone/absent is no local folder, and .* has no such repository",
+        "someone/absent": "someone/absent is not a local folder, and .* has no such repository",
         "someone/secret": "`hf auth login` if it is private",
         "someone/clips@v9": r"has no revision v9; give a branch, a tag or a commit",
         f"someone/clips@{40 * 'a'}": "has no revision",
@@ -204,7 +204,7 @@ def test_uploads_that_are_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
     one_line(error)
     log_in(monkeypatch)
     hub.commit("someone/other", {"pytorch_model.bin": b"x", "README.md": b""})
-    with pytest.raises(ValueError, match=r"holds pytorch_model.bin, which is no part of this upload"):
+    with pytest.raises(ValueError, match=r"holds pytorch_model.bin, which is not part of this upload"):
         upload("someone/other", {"config.json": b"2"}, private=False, message="m")
     assert hub.newest("someone/other").keys() == {"pytorch_model.bin", "README.md"}
     for name in ("clips", "someone/clips/trunk", "someone/clips@v1", "/a/b", "a/b/../c"):

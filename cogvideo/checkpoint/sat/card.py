@@ -12,7 +12,7 @@ TITLES = {
     "sequential": "CogVideo stage 1: four frames after a given one",
     "interpolation": "CogVideo stage 2: frames between given ones",
     "image": "CogView2's text-to-image transformer, the trunk of CogVideo",
-    "direct": "CogView2's direct super-resolution, 20x20 to 60x60 tokens in one forward",
+    "direct": "CogView2's direct super-resolution, 20x20 to 60x60 tokens in one forward pass",
     "iterative": "CogView2's iterative super-resolution, 60x60 tokens refined in rounds",
 }
 
@@ -33,7 +33,7 @@ def model_card(conversion: Conversion, sat: SatCheckpoint, hashes: dict[str, str
         f"# {TITLES[settings.get('task') or settings['method']]}",
         "",
         f"Converted by cogvideo {__version__} (`cogvideo convert`) from a SwissArmyTransformer checkpoint, iteration "
-        f"{sat.iteration}. The values are the source's, in {', '.join(dtypes)}; the license is the source's too.",
+        f"{sat.iteration}. The values are the source's, in {', '.join(dtypes)}; the source's license applies.",
         "",
         f"- parameters: {conversion.num_parameters:,} in {len(conversion.written)} tensors",
         f"- model-parallel ranks merged: {len(sat.paths)}",

@@ -126,7 +126,7 @@ def _own_config(sat: SatCheckpoint, settings: SatSettings) -> dict[str, Any]:
     }
     others = [name for name in _given(settings) if getattr(settings, name) != values.get(name)]
     if others:
-        raise ValueError(f"{path} has other values of {', '.join(others)}; leave them out, or remove that file")
+        raise ValueError(f"{path} has other values for {', '.join(others)}; leave them out, or remove that file")
     return {"superres" if isinstance(config, SuperresConfig) else "model": to_dict(config)}
 
 
@@ -143,7 +143,8 @@ def _check_settings(sat: SatCheckpoint, settings: SatSettings) -> None:
     if sat.kind == "image" and settings.task not in (None, "image"):
         unread.insert(0, "task")
     if unread:
-        raise ValueError(f"{sat.directory} holds the model {sat.kind}, which has no {', '.join(unread)}; leave it out")
+        names = ", ".join(unread)
+        raise ValueError(f"{sat.directory} holds a model of kind {sat.kind}, which has no {names}; leave it out")
 
 
 def _superres_config(sat: SatCheckpoint, settings: SatSettings, common: dict[str, Any]) -> SuperresConfig:
@@ -152,8 +153,8 @@ def _superres_config(sat: SatCheckpoint, settings: SatSettings, common: dict[str
     low = settings.frame_side or ModelConfig.frame_side
     if high**2 != sat.sizes.num_extra_positions or high % low:
         raise ValueError(
-            f"{sat.directory}: {sat.sizes.num_extra_positions} extra positions are no square grid of a multiple of "
-            f"{low} tokens a side; give frame_side=..."
+            f"{sat.directory}: {sat.sizes.num_extra_positions} extra positions do not form a square grid whose side is "
+            f"a multiple of {low} tokens; give frame_side=..."
         )
     return SuperresConfig(
         method="direct" if direct else "iterative",
@@ -180,7 +181,7 @@ def _lengths_from_layout(sat_config: dict[str, Any]) -> tuple[int, int]:
 def _task(sat: SatCheckpoint, settings: SatSettings) -> ModelTask:
     if settings.task == "image":
         raise ValueError(
-            f"{sat.directory} has temporal channels, so task=image does not fit; convert the trunk's own checkpoint"
+            f"{sat.directory} has temporal channels, so task=image is not possible; convert the trunk's own checkpoint"
         )
     if settings.task:
         return settings.task

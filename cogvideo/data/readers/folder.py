@@ -89,7 +89,7 @@ def sidecar_row(position: int, place: str, video: str, texts: Mapping[str, str],
         except (ValueError, RecursionError):
             return Row(position, place, {}, "its .json is not JSON")
         if not isinstance(value, dict | list | str):
-            return Row(position, place, {}, "its .json is no object with a caption")
+            return Row(position, place, {}, "its .json is not an object with a caption")
         fields = value if isinstance(value, dict) else {"caption": value}
     captions = [texts[suffix] for suffix in TEXT_SUFFIXES if suffix in texts]
     if len(captions) > 1:

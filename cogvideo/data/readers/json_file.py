@@ -77,7 +77,7 @@ class JsonRows:
                 if not self._is_object and not self._is_record(value):
                     num_bad += 1
                     if num_bad > MAX_BAD:
-                        fields = "a video and a caption; are they named with --video-column and --caption-column?"
+                        fields = "a video and a caption; name their fields with --video-column and --caption-column"
                         raise ValueError(f"{self._path} has more than {MAX_BAD} entries without {fields}")
         except _LongEntry:
             if self._is_object and len(names) <= MAX_COLUMNS:

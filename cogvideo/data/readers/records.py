@@ -75,7 +75,7 @@ class ReadOptions:
         given, fields = getattr(self, role), listed(names)
         if given is not None:
             return f"there is no field {given!r}; the fields are: {fields}"
-        return f"{role}=None; expected text. The fields are: {fields}; name one with --{role}-column"
+        return f"no {role} field; the fields are: {fields}; name one with --{role}-column"
 
 
 def listed(names: Iterable[str]) -> str:
@@ -225,7 +225,7 @@ class RecordReader:
         try:
             return float(value)
         except OverflowError:
-            raise ValueError(f"{role} is larger than any video is long; expected seconds") from None
+            raise ValueError(f"{role} is too large; expected seconds") from None
 
 
 def plain_value(value: Any) -> Any:

@@ -22,7 +22,7 @@ BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
 NOT_TEXT = (
     (b"PK\x03\x04", "a zip file or a spreadsheet's workbook; export the table as .csv"),
     (b"\x1f\x8b", "compressed; decompress it with gunzip"),
-    (b"PAR1", "a Parquet file; give it a name in .parquet"),
+    (b"PAR1", "a Parquet file; rename it to end in .parquet"),
 )
 LEGACY_ENCODINGS = ["cp1252", "gb18030", "big5", "shift_jis", "euc_kr", "cp1251", "euc_jp"]
 """What spreadsheets in common languages write when they do not write Unicode."""
@@ -206,12 +206,12 @@ def _encoding(sample: bytes, place: str | Path, given: str | None) -> str:
     try:
         codecs.lookup(encoding)
     except (LookupError, ValueError):
-        raise ValueError(f"--encoding {encoding}: no encoding that Python knows; try utf-8, utf-16, cp1252") from None
+        raise ValueError(f"--encoding {encoding}: unknown encoding; try utf-8, utf-16, cp1252") from None
     return encoding
 
 
 def _not_of_text(encoding: str) -> ValueError:
-    return ValueError(f"--encoding {encoding}: not an encoding of text; try utf-8, utf-16, cp1252")
+    return ValueError(f"--encoding {encoding}: not a text encoding; try utf-8, utf-16, cp1252")
 
 
 def _utf_16_without_mark(sample: bytes) -> str | None:

@@ -39,7 +39,7 @@ class TarRows:
         for tar in tars:
             with open(tar, "rb") as file:
                 if file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
-                    raise ValueError(f"{tar} is compressed; decompress it, videos in it are not found otherwise")
+                    raise ValueError(f"{tar} is compressed; decompress it first, since videos are read in place")
 
     def scan(self) -> Iterator[Row]:
         self._tar_of, self._offsets = array("I"), array("q")
@@ -52,7 +52,7 @@ class TarRows:
                         if row is None:
                             continue
                         if (key := hash(sample.key)) in seen:
-                            row = row._replace(fields={}, problem=f"a second sample {sample.key!r}; keys must differ")
+                            row = row._replace(fields={}, problem=f"duplicate key {sample.key!r}; keys must be unique")
                         seen.add(key)
                         self._tar_of.append(number)
                         self._offsets.append(sample.offset)
@@ -86,10 +86,12 @@ class TarRows:
         if problem := next(filter(None, map(_unusable, used)), ""):
             return Row(position, place, {}, problem)
         if not videos:
-            return Row(position, place, {}, "no video beside the caption; the members of a key must be neighbours")
+            return Row(position, place, {}, "no video for this caption; members with the same key must be adjacent")
         if len(videos) > 1 or len({_suffix(member) for member in texts}) < len(texts):
             names = ", ".join(member.name for member in used)
-            return Row(position, place, {}, f"expected one video and one text of a kind for a key, got {names}")
+            return Row(
+                position, place, {}, f"expected one video and at most one text of each kind per key, got {names}"
+            )
         try:
             contents = {_suffix(member): self._text(file, member) for member in texts}
         except ValueError as error:

@@ -226,7 +226,10 @@ def _differences(shapes: Mapping[str, set[str]]) -> Iterator[str]:
     """Warnings about clip sizes, frame rates and lengths that tell systems apart."""
     if len(set(map(frozenset, shapes.values()))) > 1:
         described = "; ".join(f"{name}: {', '.join(sorted(found)[:3])}" for name, found in shapes.items())
-        yield f"raters can tell the systems apart by the shape of their clips ({described}); make them alike"
+        yield (
+            f"raters can tell the systems apart by the format of their clips ({described}); give all the same size, "
+            "frame rate and length"
+        )
 
 
 def _short(text: str) -> str:

@@ -16,10 +16,10 @@ from cogvideo.evaluation.study.votes import Rating
 RESAMPLES = 1000
 VALUES = {"first": 1.0, "tie": 0.0, "second": -1.0}
 """For agreement: a tie lies halfway between the two preferences."""
-METHOD = """Win rates leave ties out; intervals are Wilson's at 95 %, of votes as if independent. Strengths are
-Bradley-Terry's, with a tie as half a win of both: s is preferred to t with probability 1 / (1 + exp(t - s)); 95 %
-intervals of 1,000 resamples of the prompts, none for a single prompt. Agreement is Krippendorff's alpha: 1 perfect,
-0 as by chance."""
+METHOD = """Win rates leave ties out; their 95 % intervals are Wilson's, which take votes as independent. Strengths are
+Bradley-Terry's, with a tie as half a win for each: s is preferred to t with probability 1 / (1 + exp(t - s)); their
+95 % intervals come from 1,000 resamples of the prompts (none for a single prompt). Agreement is Krippendorff's
+alpha: 1 is perfect, 0 is chance."""
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,13 @@ def read_votes(paths: Sequence[Path], key: Key) -> list[Rating]:
         file: VotesFile = read_json(path, VotesFile, max_bytes=MAX_VOTES_BYTES)
         rater = file["rater"]
         if file["study"] != key["digest"]:
-            raise ValueError(f"{path} holds votes of another study than the key's; give the key.json of its study")
+            raise ValueError(f"{path} holds votes from a different study; give the key.json of that study")
         if not re.fullmatch("[0-9a-f]{16}", rater):
             raise ValueError(f"{path} is damaged: its rater is not one that the page makes; ask for the file again")
         if votes_digest(file) != file["digest"]:
             raise ValueError(f"{path} was changed after it was downloaded: its digest differs; ask for the original")
         if rater in raters:
-            raise ValueError(f"{path} and {raters[rater]} are of the same rater; give the later one alone")
+            raise ValueError(f"{path} and {raters[rater]} are from the same rater; give only the later one")
         raters[rater] = path
         seen: set[str] = set()
         for vote in file["votes"]:

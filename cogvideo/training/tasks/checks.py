@@ -95,7 +95,7 @@ def check_same_tokenizers(config: TrainConfig, records: TokenizerRecords, saved:
         key = f"data.text_tokenizer={data.text_tokenizer}" if kind == "text tokenizer" else made_by
         raise ValueError(
             f"{config.run_dir} was trained with another {kind} than {key}; resume it with the one that it started "
-            "with, or begin another run_dir"
+            "with, or use another run_dir"
         )
 
 

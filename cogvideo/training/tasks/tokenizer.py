@@ -132,8 +132,8 @@ def check_steps(config: TrainConfig) -> None:
         )
     if steps < 2 * continuous:
         log.warning(
-            "train.steps=%d leaves the codebook fewer steps than tokenizer.continuous_steps=%d; raise the one or lower "
-            "the other",
+            "train.steps=%d leaves the codebook fewer steps than tokenizer.continuous_steps=%d; raise the former or "
+            "lower the latter",
             *(steps, continuous),
         )
 
@@ -196,8 +196,8 @@ class TokenizerTask:
         sides, rate = self._sample.shape[1:3], self.tokenizer.compress_rate
         if any(side % rate for side in sides):
             raise ValueError(
-                f"the frames of data.path have {sides[1]}x{sides[0]} pixels, no multiple of the compress rate {rate}; "
-                "prepare them with such frame_pixels, or set tokenizer.level"
+                f"the frames of data.path have {sides[1]}x{sides[0]} pixels, not a multiple of the compress rate "
+                f"{rate}; prepare them with such frame_pixels, or set tokenizer.level"
             )
         # contiguous, though batches are channels last: DeepSpeed's broadcast needs it
         self.tokenizer.model.to(device).train()
@@ -264,8 +264,8 @@ class TokenizerTask:
                 for values in (now | stored, now)
             )
             raise ValueError(
-                f"{run_dir} was trained on pixels normalized by {was}, and now they are by {found}; resume it with the "
-                "data or settings that it started with, or give the former"
+                f"{run_dir} was trained with pixel normalization {was}, but this run has {found}; resume it with the "
+                "data or settings that it started with, or set the former values"
             )
         step, before = saved["step"], saved["config"].get("tokenizer", {})
         continuous, old = self.config.tokenizer.continuous_steps, before.get("continuous_steps", 0)

@@ -159,7 +159,7 @@ def _claim(folder: Path, settings: Settings) -> None:
         found = read_json(path, dict[str, Any])
         if found != wanted:
             raise ValueError(
-                f"{folder} holds {str(found)[:200]}, not {wanted}; choose another folder or the same settings"
+                f"{folder} was written with {str(found)[:200]}, not {wanted}; use another folder or the same settings"
             )
     elif folder.exists() and not all(map(is_temporary, entries(folder))):
         raise FileExistsError(f"{folder} is not empty and holds no {path.name}; choose another folder")

@@ -66,7 +66,9 @@ def score_clip(frames: np.ndarray, facts: Facts, times: np.ndarray) -> ClipScore
     Raises: ValueError if the shapes do not match, or for fewer than 2 frames.
     """
     if len(frames) != len(times) or len(frames) < 2:
-        raise ValueError(f"{len(frames)} frames and {len(times)} times; expected as many, at least 2")
+        raise ValueError(
+            f"{len(frames)} frames and {len(times)} times; expected one time per frame and at least 2 frames"
+        )
     frames = to_reference(frames)
     clip = ClipMeasurements(track(frames), facts, np.asarray(times, float) - float(times[0]))
     moving_camera = facts.event == "circle"

@@ -107,10 +107,10 @@ def test_adapters_of_other_models_are_refused(
         check_base(adapter, "interpolation", shapes)
     with pytest.raises(ValueError, match=r"has no matrix layers\.0\.attention\.dense"):
         check_base(adapter, "sequential", {})
-    with pytest.raises(ValueError, match="a model of another size"):
+    with pytest.raises(ValueError, match="a base model of a different size"):
         check_base(adapter, "sequential", {name: (rows, columns + 1) for name, (rows, columns) in shapes.items()})
     save_model(tmp_path / "other", tiny_model(tiny_config(), seed=7))
-    with pytest.raises(ValueError, match=r"was trained beside other weights .*remove .*base\.json"):
+    with pytest.raises(ValueError, match=r"was trained on different base weights .*remove .*base\.json"):
         check_fingerprint(adapter, load_checkpoint(tmp_path / "other"))
 
 
@@ -172,12 +172,12 @@ def add(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (rename, "no part of a LoRA adapter"),
+        (rename, "not a LoRA factor of a weight matrix"),
         (drop, "only one of the two factors"),
         (poison, "NaN or infinity"),
         (flatten, "expected a matrix of rank 2"),
         (narrow, "expected a matrix of rank 2"),
-        (add, "no part of a LoRA adapter"),
+        (add, "not a LoRA factor of a weight matrix"),
         (dict.clear, "no adapter"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "float32, rms" in out
     for words in (["--config", str(CONFIGS / "cogvideo_stage1.yaml")], ["model.num_layers=40"]):
         assert main(["inspect", "--checkpoint", str(tmp_path / "model"), *words]) == 2
-        assert "describes another model than" in capsys.readouterr().err
+        assert "describes a different model than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             ["--config", "CONFIG", "task=sequential", "training.micro_batch=1"],
             "training.* is for files of configs/model",
         ),
-        (["--config", "CONFIG", "train.recompute=all"], "train.recompute='all' does not fit"),
+        (["--config", "CONFIG", "train.recompute=all"], "train.recompute='all' is not valid"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--checkpoint", "missing"], "no checkpoint folder at missing"),
     ],

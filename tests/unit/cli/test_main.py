@@ -50,7 +50,7 @@ def fail_with(error: BaseException):
         (
             MemoryError(),
             2,
-            "cogvideo: error: out of memory (MemoryError); ask for less at once, or use a machine with more memory\n",
+            "cogvideo: error: out of memory (MemoryError); process less at a time, or use a machine with more memory\n",
         ),
         (
             RuntimeError("[enforce fail] . DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
@@ -219,7 +219,7 @@ def test_openmp_spin_count_is_lowered_unless_set(
 
 
 def test_home_and_variables_in_options_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell expands neither after the `=` of an option, nor in quotes."""
+    """A shell does not expand `~` after the `=` of an option, and expands neither inside single quotes."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("UNSET", raising=False)
     parser = main_module.Parser()

@@ -103,7 +103,7 @@ def test_a_frame_rate_that_gives_no_clip_is_the_reason():
     config, times = ClipConfig((0.6,), num_frames=16), np.arange(300) / 30
     assert plan_clips(times, config) == []
     assert rate_problem(times, config) == (
-        "its 30 frames per second have no 16 frames evenly spread over 0.6 s (25 per second); "
+        "its 30 frames per second do not allow 16 frames evenly spread over 0.6 s (25 per second); "
         "raise clips.tolerance (below 0.5) or clips.clip_seconds"
     )
     assert rate_problem(times, config, start=1.0, end=1.5) is None

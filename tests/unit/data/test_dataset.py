@@ -43,7 +43,7 @@ def test_clips_of_chosen_lengths(clips):
     chosen = ClipDataset(folder, clip_seconds=[4.0])
     assert len(chosen) == 6 and set(chosen.seconds) == {4.0}
     assert [chosen.row(i)[0][0, 0] for i in range(6)] == [0, 4, 8, 12, 16, 20]
-    with pytest.raises(ValueError, match="there are lengths 2, 4 s"):
+    with pytest.raises(ValueError, match="available lengths: 2, 4 s"):
         ClipDataset(folder, clip_seconds=[8.0])
 
 

@@ -48,8 +48,8 @@ def test_a_name_is_found_however_another_system_writes_it(probe, stored, named):
     [
         ("https://example.org/b.mp4", "https://example.org/b.mp4 is an address; download the video"),
         ("file:///data/b.mp4", "is an address"),
-        ("C:\\data\\b.mp4", "is a path of another machine"),
-        ("\\\\server\\b.mp4", "is a path of another machine"),
+        ("C:\\data\\b.mp4", "is a path on another machine"),
+        ("\\\\server\\b.mp4", "is a path on another machine"),
         ("..\\b.mp4", "is a link that leads out"),
         ("b.mp4", "b.mp4 is not a file"),
     ],

@@ -53,7 +53,7 @@ def test_urls_below_the_path_of_a_proxy() -> None:
 def test_what_is_said_about_disk_space_and_waiting() -> None:
     assert "take more than 10 GB, the oldest are removed" in notes(Limits())
     assert "take more than 250 MB, the oldest" in notes(Limits(disk_bytes=250 * 10**6))
-    assert "Waiting: 1 request before" in waiting_line(1) and "Waiting: 2 requests before" in waiting_line(2)
+    assert "Waiting: position 2 in the queue" in waiting_line(2)
     waiting = progress_line(replace(PROGRESS, waiting=True))
     assert "1 clip of 5 frames, 1 per second: waiting for clips with other adapters" in waiting
 

@@ -23,7 +23,7 @@ def test_a_visitor_has_a_share(places: Places) -> None:
     with ExitStack() as readers:
         requests = [read(places, readers, "a") for _ in range(4)]
         assert [places.poll(request) for request in requests[:3]] == [0, 0, 1]
-        with pytest.raises(RefusedError, match="3 requests from your address run or wait already"):
+        with pytest.raises(RefusedError, match="3 requests from your address are already running or waiting"):
             places.poll(requests[3])
         other = read(places, readers, "b")
         assert places.poll(other) == 1, "it comes before the third of the first visitor"
@@ -79,6 +79,6 @@ def test_closed_places_let_running_requests_go_on(places: Places) -> None:
         places.close()
         assert places.poll(requests[0]) == 0
         for request in (requests[2], read(places, readers, "d")):
-            with pytest.raises(RefusedError, match="the server is being stopped"):
+            with pytest.raises(RefusedError, match="the server is shutting down"):
                 places.poll(request)
         assert places.count() == (2, 0)

@@ -153,7 +153,7 @@ def test_adapters_are_switched_between_requests_that_run_together(
         command = ["sample", CAPTIONS[0], "rounds=0", *words[names]]
         assert found[number] == by_command(bundle, tmp_path / f"by-{number}", *command)
     assert len({files["tokens.safetensors"] for files in found}) == 3
-    with pytest.raises(ValueError, match="there is no adapter 'c'; there are: a, b"):
+    with pytest.raises(ValueError, match="there is no adapter 'c'; available: a, b"):
         next(service.run(Request("a", adapters=["c"])))
 
 
@@ -259,14 +259,14 @@ def test_closing_the_service_stops_all_requests(service: DemoService, monkeypatc
         (Request("a" * 30_000), "the prompts have 30000 characters; give at most 20000"),
         (Request("a", {"sed": 3}), "did you mean 'seed'?"),
         (Request("a", {"seed": "${oc.env:HOME}"}), "not allowed in a stored config"),
-        (Request("a", {"key_frames.temperature": None}), "key_frames.temperature=None does not fit; expected float"),
+        (Request("a", {"key_frames.temperature": None}), "key_frames.temperature=None is not valid; expected float"),
         (Request("a", {"key_frames.temperature": -1.0}), "temperature=-1.0 must be above 0"),
         (Request("a", {"weights": "int8"}), "weights= cannot change"),
         (Request("a", upsample=True), "super-resolution is not available here"),
         (Request("a", file=Path("text.mp4")), "text.mp4 is not a readable picture or video"),
         (Request("a", file=Path("bad.safetensors")), "bad.safetensors does not hold tokens of clips"),
         (Request("", file=Path("clip.mp4"), file_use="interpolate"), "there is no prompt"),
-        (Request("a\nb", file=Path("clip.mp4"), file_use="interpolate"), "one video, but 2 prompts"),
+        (Request("a\nb", file=Path("clip.mp4"), file_use="interpolate"), "got 2 prompts for one video"),
         (Request("a", {"rounds": 0}, Path("clip.mp4"), "interpolate"), "rounds=0 adds no frames"),
     ],
 )
@@ -283,7 +283,7 @@ def test_refused_in_one_line(service: DemoService, video: Path, tmp_path: Path, 
 
 
 def test_unknown_weights_are_refused(service: DemoService) -> None:
-    with pytest.raises(ValueError, match="there are no weights 'third'; there are: one"):
+    with pytest.raises(ValueError, match="there are no weights 'third'; available: one"):
         next(service.run(Request("a", weights="third")))
 
 
@@ -296,7 +296,7 @@ def test_a_folder_with_other_files_is_refused(bundle: Path, pipeline: Pipeline, 
     assert last.folder.name == "042-b"
     for name in ("notes", "043-a-file"):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(FileExistsError, match=f"holds {name}, which is no result of this page"):
+        with pytest.raises(FileExistsError, match=f"holds {name}, which is not a result of this page"):
             DemoService(again.weights, tmp_path)
         (tmp_path / name).unlink()
 

@@ -34,7 +34,7 @@ def test_a_known_network_is_used_without_a_mark(tmp_path: Path, monkeypatch: pyt
         open_network("c3d", file, CPU)
 
     monkeypatch.setitem(KNOWN, sha256, replace(entry, reference=replace(reference, squared_distance=expected * 1.1)))
-    with pytest.raises(ValueError, match=r"apart, published are .*--trust-network"):
+    with pytest.raises(ValueError, match=r"apart, the published distance is .*--trust-network"):
         open_network("i3d", file, CPU)
     assert open_network("i3d", file, CPU, trust=True).trusted
 
@@ -71,7 +71,7 @@ def test_the_bytes_that_were_hashed_are_those_that_run(tmp_path: Path, monkeypat
     ("module", "message"),
     [
         (Unbatched(), "expected one row per clip"),
-        (BatchNormalised(), "differently beside another"),
+        (BatchNormalised(), "different features depending on the rest"),
         (Plain(0.0), "same features"),
         (Plain(float("nan")), "not finite"),
     ],

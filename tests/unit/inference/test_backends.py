@@ -69,9 +69,9 @@ def test_backends_that_do_not_fit_are_refused() -> None:
     model = tiny.model("image")
     with pytest.raises(ValueError, match="backend=fast is not available; choose among auto, eager, cpu, compiled"):
         open_backend("fast", model)
-    with pytest.raises(ValueError, match="backend=compiled is not for a model on cpu"):
+    with pytest.raises(ValueError, match="backend=compiled does not run on cpu"):
         open_backend("compiled", model)
-    with pytest.raises(ValueError, match="backend=cpu is not for a model on meta"):
+    with pytest.raises(ValueError, match="backend=cpu does not run on meta"):
         open_backend("cpu", model.to("meta"))
 
 

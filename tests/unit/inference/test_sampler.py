@@ -155,7 +155,7 @@ def test_as_many_clusters_as_codes() -> None:
 def test_labels_from_files(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([4, 4, 9, 0]))
     assert load_labels(tmp_path / "a.npy", 4).tolist() == [1, 1, 2, 0]
-    with pytest.raises(ValueError, match="each of 5 codes"):
+    with pytest.raises(ValueError, match="each of the 5 codes"):
         load_labels(tmp_path / "a.npy", 5)
     np.save(tmp_path / "b.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"b\.npy holds object"):

@@ -174,12 +174,12 @@ BROKEN: dict[str, tuple[Callable[[Schedule, ClipLayout], Schedule], str]] = {
     "a given slot decoded again": (lambda s, l: replace(s, steps=(*s.steps, s.given[:1])), "slot 0 more than once"),
     "an input sampled in the same step": (
         lambda s, l: replace(s, steps=(np.concatenate(s.steps[:2]), *s.steps[2:])),
-        "slot 17 of the schedule has the token of slot 16 as its input",
+        "slot 17 of the schedule takes the token of slot 16 as its input",
     ),
-    "an input sampled later": (lambda s, l: swapped(s, 5, 6), "slot 22 of the schedule has the token of slot 21"),
+    "an input sampled later": (lambda s, l: swapped(s, 5, 6), "slot 22 of the schedule takes the token of slot 21"),
     "an input that is never sampled": (
         lambda s, l: replace(s, steps=(*s.steps[:5], *s.steps[6:])),
-        "slot 22 of the schedule has the token of slot 21",
+        "slot 22 of the schedule takes the token of slot 21",
     ),
     "a frame that is neither given nor decoded": (
         lambda s, l: replace(s, steps=s.steps[l.frame_len :]),
@@ -203,7 +203,7 @@ BROKEN: dict[str, tuple[Callable[[Schedule, ClipLayout], Schedule], str]] = {
     ),
     "a guess from a later slot": (
         lambda s, l: replace(s, draft=Draft(np.roll(np.arange(l.num_slots), -1), 16)),
-        "the first guess for slot 16 is the token of slot 17, which is not sampled by then",
+        "the first guess for slot 16 is the token of slot 17, which has not been sampled by then",
     ),
 }
 

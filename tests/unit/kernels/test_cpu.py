@@ -77,7 +77,7 @@ def test_structures_of_another_size_are_refused_in_one_line(
     monkeypatch.setattr(cpu.log, "propagate", True)
     with caplog.at_level(logging.INFO, logger=cpu.log.name):
         assert cpu.library() is None
-    assert "CPU kernels are not used: sizes of structures are" in log_of(caplog)
+    assert "CPU kernels are not used: structure sizes are" in log_of(caplog)
     assert len(caplog.records) == 1
 
 

@@ -61,7 +61,7 @@ def test_whole_masks_of_small_frames() -> None:
 
 @pytest.mark.parametrize("side", [0, 7])
 def test_masks_too_wide_to_read_are_refused(side: int) -> None:
-    with pytest.raises(ValueError, match="expected a side of 1 to"):
+    with pytest.raises(ValueError, match="choose a side from 1 to"):
         draw_masks(ModelConfig(), side)
 
 

@@ -13,7 +13,7 @@ def test_finished_steps_are_skipped_unless_they_are_named(tmp_path):
     recipe = [Step("a", tmp_path / "a", []), Step("b", tmp_path / "b", []), Step("c", None, [])]
     assert [step.name for step in choose_steps(recipe, None)] == ["b", "c"]
     assert [step.name for step in choose_steps(recipe, ["a"])] == ["a"]
-    with pytest.raises(ValueError, match="no step d; there are a, b, c"):
+    with pytest.raises(ValueError, match="no step is named d; choose from a, b, c"):
         choose_steps(recipe, ["d"])
 
 

@@ -78,8 +78,8 @@ def test_text_bonus_follows_guidance() -> None:
     [
         ("seed=-1", "seed=-1 is negative"),
         ("rounds=-1", "rounds=-1 must be at least 0"),
-        ("rounds=60", "rounds=60 needs more memory than there is; give at most 8"),
-        ("samples_per_prompt=1000000000000", "needs more memory than there is"),
+        ("rounds=60", "rounds=60 needs too much memory; give at most 8"),
+        ("samples_per_prompt=1000000000000", "needs too much memory"),
         ("seconds=1e9", "at most 3600"),
         ("key_frames.guidance_scale=nan", "key_frames.guidance_scale=nan; expected a finite number"),
         ("interpolation.text_bonus=inf", "expected a finite number"),
@@ -88,7 +88,7 @@ def test_text_bonus_follows_guidance() -> None:
         ("num_clusters=0", "num_clusters=0 must be at least 1"),
         ("key_frames.temperature=0", "temperature=0.0 must be above 0"),
         ("interpolation.top_k_clusters=0", "top_k_clusters=0 leaves nothing"),
-        ("style=cubist", "style='cubist' does not fit; expected one of none, mainbody, photo"),
+        ("style=cubist", "style='cubist' is not valid; expected one of none, mainbody, photo"),
         ("key_frames.guidance=2", "did you mean 'key_frames.guidance_scale'"),
     ],
 )

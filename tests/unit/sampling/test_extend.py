@@ -116,7 +116,7 @@ def test_larger_frames_keep_old_positions_at_their_places(small, tmp_path, capsy
             grids = after.tensor(EXTRA).view(5, 4, 4, -1)
             assert torch.equal(grids[:, ::2, ::2], before.tensor(EXTRA).view(5, 2, 2, -1))
     assert main(["extend", str(out), "--frame-side", "2", "--out", str(tmp_path / "smaller")]) == 2
-    assert "5 frames of 4x4 tokens; give as many or more" in capsys.readouterr().err
+    assert "5 frames of 4x4 tokens, and neither can be reduced" in capsys.readouterr().err
     assert not (tmp_path / "smaller").exists()
 
 
@@ -145,8 +145,8 @@ def test_wrong_wishes_for_an_extension(small, tmp_path, capsys):
     words = ["extend", str(small), "--out", str(tmp_path / "out")]
     for more, message in (
         ([], "give --num-frames, --frame-side or both"),
-        (["--frame-side", "0"], "give as many or more, got 5 of 0x0"),
-        (["--num-frames", "3"], "5 frames of 2x2 tokens; give as many or more, got 3"),
+        (["--frame-side", "0"], "neither can be reduced; got 5 of 0x0"),
+        (["--num-frames", "3"], "5 frames of 2x2 tokens, and neither can be reduced; got 3"),
         (["--num-frames", "1000000000"], "1000000000 frames of 2x2 tokens are more than 1,048,576 in all"),
         (["--frame-side", "100000"], "5 frames of 100000x100000 tokens are more than 1,048,576 in all"),
     ):

@@ -79,7 +79,7 @@ def test_one_given_clip_serves_all_prompts() -> None:
     one = replace(given(3), tokens=given(3).tokens[:1])
     job = clip_job(PIPELINE, CONFIG, list("abc"), one)
     assert job.previous_frames is not None and torch.equal(job.previous_frames[2], one.tokens[0])
-    with pytest.raises(ValueError, match="the given file holds 2 clips, but 3 are requested; give as many prompts"):
+    with pytest.raises(ValueError, match="the given file holds 2 clips, but 3 are requested; request the same number"):
         clip_job(PIPELINE, CONFIG, list("abc"), given(3))
 
 

@@ -162,7 +162,7 @@ def test_several_given_frames_continue_as_the_clip_did(pipeline: Pipeline, token
 
 def test_as_many_given_frames_as_there_are(pipeline: Pipeline) -> None:
     assert [pipeline.num_given(replace(SHORT, given_frames=3), count) for count in (0, 1, 3, 5, 40)] == [1, 1, 2, 3, 3]
-    with pytest.raises(ValueError, match="given_frames=5; these weights draw after at most 4 given frames"):
+    with pytest.raises(ValueError, match="given_frames=5; these weights accept at most 4 given frames"):
         pipeline.num_frames(replace(SHORT, given_frames=5), 9)
 
 

@@ -101,7 +101,7 @@ def test_batches_are_kept_until_their_group_is_finished(tmp_path: Path) -> None:
     assert again.is_finished(0)
     assert sorted(os.listdir(again.folder)) == ["000000.safetensors", "000001.safetensors", "work.json"]
     assert torch.equal(again.gather(2), torch.cat([TOKENS, TOKENS + 1])), "in the order of the clips"
-    with pytest.raises(ValueError, match="does not hold every clip once"):
+    with pytest.raises(ValueError, match="does not hold each clip exactly once"):
         again.gather(3)
     again.end()
     assert os.listdir(tmp_path / "out") == []
@@ -131,10 +131,10 @@ def test_temporary_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"weights": "other"}, "was started with other weights; use the same"),
-        ({"given frames": None}, "was started by another command; use the same one"),
-        ({"clips": [["b", 0]]}, "was started with other clips; use the same"),
-        ({"settings": {"seed": 8, "key_frames": {"temperature": 1.0}}}, "other settings: seed=7, not 8"),
+        ({"weights": "other"}, "was started with different weights; use the same ones"),
+        ({"given frames": None}, "was started by another command; resume it with that command"),
+        ({"clips": [["b", 0]]}, "was started with different clips; use the same ones"),
+        ({"settings": {"seed": 8, "key_frames": {"temperature": 1.0}}}, "different settings: seed=7, not 8"),
         ({"settings": {"seed": 7, "key_frames": {"temperature": 2.0}}}, "key_frames: temperature=1.0, not 2.0"),
         ({"processes": ProcessGroup(0, 1)}, None),
     ],
@@ -154,7 +154,7 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path: Path) ->
     directory(tmp_path).begin()
     record = tmp_path / UNFINISHED / "work.json"
     record.write_text(record.read_text().replace('"processes": 1', '"processes": 3'))
-    with pytest.raises(ValueError, match="was started with 3 processes, not 1; start as many"):
+    with pytest.raises(ValueError, match="was started with 3 processes, not 1; start the same number"):
         directory(tmp_path).begin(resume=True)
 
 

@@ -151,9 +151,9 @@ def test_layers_that_cannot_be_compiled_are_refused() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task=tokenizer"], "init.codebook is of a transformer's embeddings; leave it out for task=tokenizer"),
+        (["task=tokenizer"], "init.codebook initialises a transformer's embeddings; leave it out for task=tokenizer"),
         (["init.checkpoint=trunk"], "init.checkpoint has embeddings of its own; leave out init.codebook=true"),
-        (["data.image_tokenizer=null"], "init.codebook=true needs the codes; set data.image_tokenizer to what made"),
+        (["data.image_tokenizer=null"], "init.codebook=true needs the codes; set data.image_tokenizer to the one"),
     ],
 )
 def test_codebooks_without_a_use_are_refused(words: list[str], message: str) -> None:

@@ -91,7 +91,7 @@ def test_codebooks_of_another_size_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     other = write_image_tokenizer(tmp_path / "other", num_codes=config.vocabulary.num_image_tokens + 1)
     run = run_config(data={"image_tokenizer": str(other)}, init={"codebook": True})
-    with pytest.raises(ValueError, match=r"data.image_tokenizer has \d+ codes, the text tokenizer counts \d+"):
+    with pytest.raises(ValueError, match=r"data.image_tokenizer has \d+ codes, but the text tokenizer expects \d+"):
         construct(lambda: CogVideoTransformer(config), run, CPU, no_values)
 
 

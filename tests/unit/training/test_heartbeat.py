@@ -99,7 +99,7 @@ def busy_on_rank_0(rank: int) -> None:
     ("work", "survivor", "reason"),
     [
         (stop_rank_1, 0, "no heartbeat from rank 1 for 2 s"),
-        (stop_rank_0, 1, "rank 0 does not answer: for 2 s"),
+        (stop_rank_0, 1, "no answer from rank 0 for 2 s"),
         (fail_on_rank_1, 0, "rank 1 failed, see its error message"),
     ],
 )

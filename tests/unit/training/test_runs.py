@@ -66,7 +66,7 @@ def test_a_run_that_has_logged_nothing_is_listed_and_not_drawn(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{tmp}"], "is no run folder"),
+        (["{tmp}"], "is not a run folder"),
         (["{tmp}/a", "--out", "{tmp}/x.jpg"], "ends in .png"),
         (["{tmp}/a", "--out", "{tmp}/nowhere/x.png"], "there is no folder"),
         (["{tmp}/damaged"], "config.yaml"),

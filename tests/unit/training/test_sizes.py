@@ -100,7 +100,7 @@ def test_data_that_says_nothing_changes_nothing(manifest: str | None, tmp_path: 
 
 
 def test_what_is_wrong_is_still_reported(clips: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.num_heads=.* does not fit"):
+    with pytest.raises(ValueError, match=r"model\.num_heads=.* is not valid"):
         load(f"data.path={clips}", "model.num_heads=x")
     with pytest.raises(ValueError, match=r"model\.window_size=4 does not divide the frame grid 9x9"):
         load(f"data.path={clips}", "model.window_size=4")

@@ -60,5 +60,5 @@ def test_settings_that_a_model_does_not_have_are_refused(
     kind: str, given: dict[str, Any], names: str, write_sat: WriteSat, tmp_path: Path, settings: SatSettings
 ) -> None:
     fitting = SatSettings(settings.vocab, num_heads=2, frame_side=2, text_len=8)
-    with pytest.raises(ValueError, match=f"holds the model {kind}, which has no {names}; leave it out"):
+    with pytest.raises(ValueError, match=f"holds a model of kind {kind}, which has no {names}; leave it out"):
         from_sat(write_sat(kind), tmp_path / "x", dataclasses.replace(fitting, **given))

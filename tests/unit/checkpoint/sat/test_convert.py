@@ -86,7 +86,7 @@ def test_own_settings_must_fit_the_tensors(tmp_path: Path) -> None:
     save_model(tmp_path / "ours", tiny_model(tiny_config("image")))
     to_sat(tmp_path / "ours", tmp_path / "sat").run(ignore_progress)
     from_sat(tmp_path / "sat", tmp_path / "x", SatSettings(num_heads=tiny_config().num_heads))
-    with pytest.raises(ValueError, match=r"cogvideo\.json has other values of num_heads; leave them out, or remove"):
+    with pytest.raises(ValueError, match=r"cogvideo\.json has other values for num_heads; leave them out, or remove"):
         from_sat(tmp_path / "sat", tmp_path / "x", SatSettings(num_heads=1))
     own = tmp_path / "sat/cogvideo.json"
     whole = own.read_text()

@@ -64,7 +64,7 @@ def test_a_field_that_is_named(tmp_path):
         ({"a_txt": "x", "a_caption": "y"}, "it has both .txt and .caption beside it"),
         ({"a_json": "{"}, "its .json is not JSON"),
         ({"a_json": "[" * 100_000}, "its .json is not JSON"),
-        ({"a_json": "3"}, "its .json is no object"),
+        ({"a_json": "3"}, "its .json is not an object"),
         ({"a_json": '{"tags": []}'}, "no caption beside it"),
         ({"a_txt": b"caf\xe9 x"}, "a.txt: not UTF-8 text, probably cp1252"),
         ({"a_txt": "x" * (1 << 21)}, "larger than 1048576 bytes"),

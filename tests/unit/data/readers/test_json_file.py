@@ -96,7 +96,7 @@ def test_refused_in_one_line(tmp_path, text, message):
 def test_columns_of_very_many_values_are_refused_before_they_are_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_COLUMN_VALUES", 40)
     columns = {"video": [f"{i}.mp4" for i in range(21)], "caption": ["x"] * 21}
-    with pytest.raises(ValueError, match=r"c\.json has 41 commas and 3 brackets; expected JSON of at most 40 values"):
+    with pytest.raises(ValueError, match=r"c\.json has 41 commas and 3 brackets; expected JSON with at most 40 values"):
         captions_of(tmp_path, columns)
     assert len(captions_of(tmp_path, {name: column[:20] for name, column in columns.items()})) == 20
     monkeypatch.setattr("cogvideo.data.readers.json_file.MAX_COLUMNS_BYTES", 100)

@@ -309,7 +309,7 @@ def test_a_description_of_another_form_is_one_line(tmp_path, monkeypatch, rows, 
 
 def test_names_of_columns_that_are_too_long_are_one_line(tmp_path, limits):
     limits(ANSWER_BYTES=100)
-    with pytest.raises(ValueError, match=r"c\.parquet: names of columns of \d+ bytes; expected at most 100"):
+    with pytest.raises(ValueError, match=r"c\.parquet: its column names take \d+ bytes; expected at most 100"):
         captions_of(tmp_path, {"video": ["a.mp4"], "caption": ["x"], "y" * 99: [1]})
 
 

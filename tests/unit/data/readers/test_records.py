@@ -77,8 +77,8 @@ def test_other_fields_are_kept_as_json_holds_them(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"video": "a.mp4"}, "caption=None; expected text. The fields are: video; name one with --caption-column"),
-        ({"caption": "x"}, "video=None"),
+        ({"video": "a.mp4"}, "no caption field; the fields are: video; name one with --caption-column"),
+        ({"caption": "x"}, "no video field"),
         ({"video": "a.mp4", "caption": 3}, "caption=3; expected text"),
         ({"video": "a.mp4", "caption": None}, "caption=None; expected text"),
         ({"video": "a.mp4", "caption": []}, "the list of captions is empty"),
@@ -100,7 +100,7 @@ def test_a_record_that_cannot_be_used(tmp_path, fields, reason):
 
 def test_a_reason_is_one_line(tmp_path):
     (bad,) = read(tmp_path, {"a\nb\ud800": "x"})
-    assert "The fields are: a b?;" in bad.reason
+    assert "the fields are: a b?;" in bad.reason
 
 
 def test_fields_nested_too_deeply(tmp_path):

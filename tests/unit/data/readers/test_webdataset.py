@@ -97,10 +97,10 @@ GOOD = [("z.mp4", b"v"), ("z.txt", b"fine")]
         ([("a.mp4", b"v"), ("a.txt", b"\xff")], "a.txt: not UTF-8 text"),
         ([("a.mp4", b"v"), ("a.json", b"{")], "its .json is not JSON"),
         ([("a.mp4", b"v")], "no caption beside it"),
-        ([("a.txt", b"x")], "no video beside the caption; the members of a key must be neighbours"),
-        ([("a.mp4", b"v"), ("a.webm", b"v"), ("a.txt", b"x")], "expected one video and one text of a kind"),
+        ([("a.txt", b"x")], "no video for this caption; members with the same key must be adjacent"),
+        ([("a.mp4", b"v"), ("a.webm", b"v"), ("a.txt", b"x")], "expected one video and at most one text of each kind"),
         ([*GOOD[:1], *GOOD, ("b.md", b"")], "expected one video"),
-        ([*GOOD, ("b.md", b""), *GOOD], "a second sample 'z'"),
+        ([*GOOD, ("b.md", b""), *GOOD], "duplicate key 'z'"),
     ],
 )
 def test_a_sample_that_cannot_be_used_is_skipped(tmp_path, members, reason):
@@ -116,7 +116,7 @@ def test_a_tar_that_is_cut_short_gives_the_samples_before(tmp_path):
     file.write_bytes(file.read_bytes()[:4000])
     captions = open_captions(file, skip_bad=True)
     assert [caption.text for caption in captions] == ["x"] and captions.select([0])[0].text == "x"
-    assert "no video beside" in captions.bad[0].reason and "damaged" in captions.bad[1].reason
+    assert "no video for" in captions.bad[0].reason and "damaged" in captions.bad[1].reason
 
 
 @pytest.mark.parametrize("after", [b"x" * 512, b"\0" * 1024 + b"x" * 512])

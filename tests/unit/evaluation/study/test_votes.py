@@ -44,7 +44,7 @@ def test_structure_is_checked_even_with_a_right_digest(key: Key, tmp_path: Path)
     file = votes_file(key, RATER, [FIRST] * 3)
     other = votes_file(make_key("t", ["a", "b"], ["one"]), RATER, [FIRST])
     cases = {
-        "another study": other,
+        "a different study": other,
         "that the study does not have": signed({**file, "votes": [{**file["votes"][0], "trial": "feedfeedfeedfeed"}]}),
         "twice": signed({**file, "votes": file["votes"] + file["votes"][:1]}),
         "quality": signed({**file, "votes": [{**file["votes"][0], "quality": "left"}]}),
@@ -61,7 +61,7 @@ def test_structure_is_checked_even_with_a_right_digest(key: Key, tmp_path: Path)
 def test_a_rater_counts_once(key: Key, tmp_path: Path):
     early = write_votes(tmp_path / "early.json", votes_file(key, RATER, [FIRST]))
     late = write_votes(tmp_path / "late.json", votes_file(key, RATER, [FIRST] * 3))
-    with pytest.raises(ValueError, match=r"early\.json are of the same rater"):
+    with pytest.raises(ValueError, match=r"early\.json are from the same rater"):
         read_votes([early, late], key)
 
 

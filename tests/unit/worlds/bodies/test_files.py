@@ -55,7 +55,7 @@ def test_192_pixels_writes_both_sizes(tmp_path):
 
 def test_a_folder_with_other_settings_or_files_is_refused(tmp_path):
     write_dataset(tmp_path / "set", SMALL, 1)
-    with pytest.raises(ValueError, match="choose another folder"):
+    with pytest.raises(ValueError, match=r"was written with .*; use another folder or the same settings"):
         write_dataset(tmp_path / "set", Settings("train", 1, 64), 1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/keep.txt").write_text("mine")
