@@ -42,7 +42,8 @@ from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
 from cogvideo.model.masks import channel_masks
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.planning.budgets import TrainingSettings, attention_pairs, training_budget, training_flops
+from cogvideo.planning.budgets import TrainingSettings, training_budget
+from cogvideo.planning.counts import attention_pairs, training_flops
 from cogvideo.planning.machines import machine_like
 from cogvideo.recipes.steps import run_child
 from cogvideo.sequence.batch import Batch

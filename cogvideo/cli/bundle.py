@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from cogvideo.dtypes import FLOAT_DTYPES
     from cogvideo.locks import lock_output
-    from cogvideo.sampling.bundle import BundleConfig, Parts, assemble_bundle
+    from cogvideo.sampling.assemble import Parts, assemble_bundle
+    from cogvideo.sampling.bundle import BundleConfig
     from cogvideo.text import read_prompts
 
     parts = Parts(

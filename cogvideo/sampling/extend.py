@@ -27,6 +27,7 @@ from cogvideo.config import from_dict, to_dict
 from cogvideo.files import atomic_directory, read_json, sha256_file, write_json
 from cogvideo.hub import describe
 from cogvideo.model.config import ModelConfig
+from cogvideo.sampling.assemble import check_replaceable
 from cogvideo.sampling.bundle import (
     CLUSTERS,
     HIGH_RES_TOKENIZER,
@@ -34,7 +35,6 @@ from cogvideo.sampling.bundle import (
     SETTINGS_FILE,
     SUPERRES,
     BundleConfig,
-    check_replaceable,
     open_tokenizers,
 )
 from cogvideo.tokenizers.records import TokenizerRecords

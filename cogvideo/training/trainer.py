@@ -26,7 +26,6 @@ from cogvideo.files import remove_all_leftovers
 from cogvideo.logs import get_logger, one_line, progress
 from cogvideo.rng import seed_dropout
 from cogvideo.training.checkpointing import (
-    TrainingState,
     load_state,
     newest_state,
     resume_advice,
@@ -48,6 +47,7 @@ from cogvideo.training.optimiser import GuardedAdamW, SpikeRule, ema_decay_after
 from cogvideo.training.previews import PreviewWriter
 from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
 from cogvideo.training.resuming import changed_types, warn_of_other_masks
+from cogvideo.training.state import TrainingState
 from cogvideo.training.tasks.base import Metrics, Task, read_metrics
 from cogvideo.training.tasks.clips import ClipTask
 from cogvideo.training.tasks.superres import SuperresTask

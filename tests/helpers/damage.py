@@ -35,6 +35,7 @@ from cogvideo.tensor_file import TensorInfo, write_tensor_file
 from cogvideo.training import checkpointing
 from cogvideo.training.config import TrainConfig, changed_settings
 from cogvideo.training.metrics import Averages, MetricsFile, draw_curves
+from cogvideo.training.state import ENGINE_COUNTERS, tensor_hash
 from tests.helpers.bundles import write_bundle
 from tests.helpers.data import make_prepared
 from tests.helpers.readers import Reader, readers
@@ -60,7 +61,7 @@ class State:
         TENSORS[name].clone().copy_(value)
 
     def set_numbers(self, numbers: dict[str, Any]) -> None:
-        for name in checkpointing.ENGINE_COUNTERS:
+        for name in ENGINE_COUNTERS:
             torch.tensor(numbers["engine"][name])
         torch.zeros(()).fill_(float(numbers["optimiser_steps"]))
         dict(numbers["scaler"])
@@ -73,14 +74,14 @@ def make_run(folder: Path) -> Path:
     lines = [{"step": step, "loss": 1.0 / step, "loss/frame_1": 0.5} for step in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     sums = [{"loss": [1.0, 2.0]}]
-    counters = dict.fromkeys(checkpointing.ENGINE_COUNTERS, 2)
+    counters = dict.fromkeys(ENGINE_COUNTERS, 2)
     engine = {"engine": counters, "optimiser_steps": 2, "scaler": {"cur_scale": 1.0}}
     numbers = {"step": 2, "skipped": 0, "bad_in_a_row": 0, "averages": sums, "config": to_dict(TrainConfig(folder))}
     write_json(path / "state.json", numbers | {"engine": engine})
     name = "state-00001-of-00001.safetensors"
     write_tensor_file(path / name, State().infos(), TENSORS.__getitem__)
     files = {n: {"sha256": sha256_file(path / n), "size": (path / n).stat().st_size} for n in (name, "state.json")}
-    hashes = {name: checkpointing.tensor_hash(tensor) for name, tensor in TENSORS.items()}
+    hashes = {name: tensor_hash(tensor) for name, tensor in TENSORS.items()}
     header = {"format": checkpointing.FORMAT, "step": 2, "world": 1}
     write_json(path / "manifest.json", header | {"files": files, "tensors": hashes, "frozen": {"trunk": "00"}})
     return folder

@@ -17,7 +17,7 @@ from cogvideo.files import BUNDLED_WEIGHTS
 from cogvideo.inference.backends import install_kernels
 from cogvideo.model.initialise import inherited_values
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.planning.budgets import training_flops
+from cogvideo.planning.counts import training_flops
 from cogvideo.sequence.batch import TEXT_MULTIPLE, Batch
 from cogvideo.text import LANGUAGES
 from cogvideo.tokenizers.image import open_image_tokenizer

@@ -18,7 +18,7 @@ from cogvideo.data.dataset import PairDataset
 from cogvideo.data.loader import PairLoader
 from cogvideo.inference.backends import install_kernels
 from cogvideo.model.config import ModelConfig
-from cogvideo.planning.budgets import superres_training_flops
+from cogvideo.planning.counts import superres_training_flops
 from cogvideo.superres.batch import SuperresBatch
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import round_masks
@@ -100,8 +100,8 @@ class SuperresTask:
         self.model.recompute = config.train.resolved_recompute
         install_kernels(self.model, device)
         compile_layers(self.model, config, device)
-        self._flops_per_frame = superres_training_flops(
-            self.model_config, frozen_trunk=init.freeze_trunk, lora=config.lora.rank > 0
+        self._flops_per_frame = sum(
+            superres_training_flops(self.model_config, frozen_trunk=init.freeze_trunk, lora=config.lora.rank > 0)
         )
         self._frozen = None
         if init.freeze_trunk and init.checkpoint is not None and not config.lora.rank:

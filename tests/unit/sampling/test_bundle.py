@@ -16,10 +16,9 @@ from cogvideo.config import from_dict, read_yaml, to_dict
 from cogvideo.dtypes import WeightName
 from cogvideo.files import write_json
 from cogvideo.model.transformer import is_temporal
+from cogvideo.sampling.assemble import Parts, assemble_bundle
 from cogvideo.sampling.bundle import (
     BundleConfig,
-    Parts,
-    assemble_bundle,
     fingerprint,
     load_sample_config,
     load_upsample_config,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cogvideo.model.config import ModelConfig
-from cogvideo.planning.budgets import attention_pairs, training_flops
+from cogvideo.planning.counts import attention_pairs, training_flops
 from cogvideo.training import resources
 from cogvideo.training.config import LoopConfig
 from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
