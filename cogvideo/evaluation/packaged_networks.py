@@ -262,6 +262,16 @@ def are_installed() -> bool:
     return all(network.path is not None for network in PACKAGED.values())
 
 
+def are_wanted(distances: bool | None) -> bool:
+    """Whether to measure these distances, where `distances` is what the user said: None, if they are installed."""
+    return are_installed() if distances is None else distances
+
+
+def open_wanted(distances: bool | None, device: torch.device) -> dict[str, FeatureNetwork]:
+    """`open_packaged` if the distances are wanted, else no networks."""
+    return open_packaged(device) if are_wanted(distances) else {}
+
+
 def open_packaged(device: torch.device) -> dict[str, FeatureNetwork]:
     """Both networks by role. Raises: ValueError if a package is missing or its file has another SHA-256; OSError."""
     networks = {}
