@@ -8,7 +8,7 @@
     cogvideo eval bodies --model DIR [--split unseen] [--continued] [--cache DIR] [--report FILE] [key=value ...]
     cogvideo eval digits|bodies --real [--tokenizer DIR]                 real clips and their reconstructions only
     cogvideo eval --self-test [--network i3d=FILE]                       known values of all measures
-    cogvideo eval --compare A.json B.json                                two results of a protocol side by side
+    cogvideo eval --compare A.json B.json                                two results side by side
 
 A protocol fixes everything that affects a number. Its hash is printed beside every number, and numbers with different
 hashes are not compared. `local` takes any clips, and needs no network. A network is a file that you provide, checked by
@@ -111,7 +111,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="FILE", type=Path, help="also write an HTML page with clips to look at")
     parser.add_argument("--self-test", action="store_true", help="check measures and networks against known values")
     parser.add_argument(
-        "--compare", metavar="FILE", nargs=2, type=Path, help="two files that --json wrote for protocols"
+        "--compare",
+        metavar="FILE",
+        nargs=2,
+        type=Path,
+        help="two files that --json wrote for the same protocol or benchmark",
     )
     local = parser.add_argument_group("local", "options of the protocol `local`")
     local.add_argument(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -14,12 +15,15 @@ from cogvideo.evaluation.html_report import HtmlReport
 from cogvideo.evaluation.measure import ChosenClip, Meter
 from cogvideo.evaluation.pixel_metrics import DRIFT_FRAMES
 from cogvideo.evaluation.protocols import check_comparable
-from cogvideo.files import checked, read_json
+from cogvideo.evaluation.statistics import Mean, Proportion
+from cogvideo.files import Count, checked, read_json
 from cogvideo.media.contact_sheet import contact_sheet
 
 HEADER = ("measure", "value", "spread", "n", "floor", "ceiling", "at infinite n", "protocol")
 BENCHMARKS = ("digits", "bodies")
 """Worlds whose results are tables of probes."""
+SOURCES = ("generated", "reconstructed", "original")
+"""Whose clips a benchmark measures; the first that two results have in common is compared."""
 FRAMES_SHOWN = 8
 SHEET_WIDTH = 640
 """Pixels; a clip's frames are subsampled and enlarged to about this width in total."""
@@ -103,12 +107,32 @@ class ResultRecord(TypedDict):
     seam: NotRequired[int | None]
 
 
+class BenchmarkRecord(TypedDict):
+    """The part that the results of every benchmark have."""
+
+    protocol: ProtocolRecord
+
+
+class ProportionRecord(TypedDict):
+    right: Count
+    total: Count
+
+
+class MeanRecord(TypedDict):
+    value: float | None
+    standard_error: float | None
+    total: Count
+
+
 def format_files(left: Path, right: Path) -> str:
-    """Two results files side by side.
+    """Two results files side by side, of a protocol or of a benchmark.
 
     Raises: OSError; ValueError if one is not a results file, or if their protocols, clip counts or seams differ.
     """
-    first, second = (_read_result(path) for path in (left, right))
+    records = [read_json(path, dict[str, Any]) for path in (left, right)]
+    if any(_benchmark(record) for record in records):
+        return _format_benchmarks((left, right), records)
+    first, second = (checked(record, ResultRecord, path) for record, path in zip(records, (left, right), strict=True))
     check_comparable(first["protocol"]["hash"], second["protocol"]["hash"])
     clips = [
         max((number["count"] for name, number in one["numbers"].items() if name != TOKEN_NLL), default=0)
@@ -132,13 +156,54 @@ def format_files(left: Path, right: Path) -> str:
     return "\n".join(_aligned(rows))
 
 
-def _read_result(path: Path) -> ResultRecord:
-    """Raises: OSError; ValueError if the file does not hold the results of a protocol."""
-    found = read_json(path, dict[str, Any])
-    name = found["protocol"].get("name") if isinstance(found.get("protocol"), dict) else None
-    if "numbers" not in found and name in BENCHMARKS:
-        raise ValueError(f"{path} has the figures of `{name}`; --compare takes results of protocols, such as `local`")
-    return checked(found, ResultRecord, path)
+def _benchmark(record: dict[str, Any]) -> str | None:
+    """The benchmark whose results a file holds; None if it holds those of a protocol, or something else."""
+    name = record["protocol"].get("name") if isinstance(record.get("protocol"), dict) else None
+    return name if "numbers" not in record and name in BENCHMARKS else None
+
+
+def _format_benchmarks(paths: Sequence[Path], records: Sequence[dict[str, Any]]) -> str:
+    """The figures of two results of one benchmark, set by set. Raises: ValueError if they cannot be compared."""
+    for path, record in zip(paths, records, strict=True):
+        if _benchmark(record) is None:
+            raise ValueError(f"{path} does not hold results of a benchmark; compare two of the same kind")
+    hashes = [
+        checked(record, BenchmarkRecord, path)["protocol"]["hash"] for path, record in zip(paths, records, strict=True)
+    ]
+    check_comparable(*hashes)
+    source = next((source for source in SOURCES if all(source in record for record in records)), None)
+    if source is None:
+        raise ValueError(f"{paths[0]} and {paths[1]} have no clips of the same source; measure both alike")
+    first, second = (
+        checked(record[source], dict[str, dict[str, Any]], path) for path, record in zip(paths, records, strict=True)
+    )
+    rows = [(f"{source} clips", *map(str, paths), "protocol")]
+    for name, figures in first.items():
+        others = dict(_figures(second.get(name, {}), paths[1]))
+        for measure, figure in _figures(figures, paths[0]):
+            if measure in others and (figure.total or others[measure].total):
+                rows.append((f"{name}: {measure}", str(figure), str(others[measure]), hashes[0]))
+    return "\n".join(_aligned(rows))
+
+
+def _figures(found: dict[str, Any], path: Path) -> Iterator[tuple[str, Proportion | Mean]]:
+    """The figures of one set by measure; those of groups, such as speeds, by measure and group. Raises: ValueError."""
+    for name, entry in found.items():
+        title = name.replace("_", " ")
+        if not isinstance(entry, dict):
+            continue
+        if "total" not in entry:
+            yield from ((f"{title}, {group}", figure) for group, figure in _figures(entry, path))
+        elif "right" in entry:
+            proportion = checked(entry, ProportionRecord, path)
+            right, total = proportion["right"], proportion["total"]
+            if right > total:
+                raise ValueError(f"{path}: {name} is right {right} of {total} times; expected at most {total}")
+            yield title, Proportion(right, total)
+        else:
+            mean = checked(entry, MeanRecord, path)
+            value, error = (math.nan if x is None else x for x in (mean["value"], mean["standard_error"]))
+            yield title, Mean(value, error, mean["total"])
 
 
 def write_report(path: Path, result: Comparison, meter: Meter) -> None:

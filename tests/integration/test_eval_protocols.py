@@ -231,7 +231,7 @@ BOTH = ["--real", "real", "--generated", "generated"]
         (["local", *BOTH, "--json", "folder.json"], "folder that exists"),
         (["local", *BOTH, "--report", "no/such/page.html"], "--report no/such/page.html"),
         (["--compare", "prompts.txt", "prompts.txt"], "not readable as JSON"),
-        (["--compare", "digits.json", "digits.json"], "digits.json has the figures of `digits`; --compare takes"),
+        (["--compare", "digits.json", "digits.json"], "have no clips of the same source; measure both alike"),
         (["digits", "--generated", "generated"], "--generated has no effect"),
         (["digits", "--real", "real"], "takes no folder"),
         (["--self-test", "--network", "i3d=nowhere.pt"], "nowhere.pt"),
