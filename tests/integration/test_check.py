@@ -1,4 +1,4 @@
-"""`cogvideo check` in small: sound on the digits; a broken cache, tokenizer, training and cut captions are named."""
+"""A small `cogvideo check`: sound on the digits; a broken cache, tokenizer, training and cut captions are named."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Commands of the README and the documentation: every one is parsed, and marked ones run, in small.
+"""Commands of the README and the documentation: every one is parsed, and marked ones run at a small size.
 
 A block under `<!-- run: NAME -->` is run; blocks of one NAME run in the order of the pages, in one folder. In every
 other `bash` block each `cogvideo` command must parse, its config keys must be known, and named files must exist.

@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md, in the order of the page: rendered and prepared in small, all others parsed."""
+"""The commands of docs/tutorial.md, in page order: rendered and prepared at a small size, all others parsed."""
 
 import json
 import re
