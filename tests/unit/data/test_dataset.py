@@ -145,7 +145,7 @@ def test_incompatible_folders_are_refused(tmp_path, other, message):
 def test_single_frames_of_two_folders(tmp_path):
     folders = [make_prepared(tmp_path / name, "frames", first_row) for name, first_row in (("a", 0), ("b", 24))]
     assert FrameDataset(folders).frames([0, 30, 47])[:, 0, 0, 0].tolist() == [0, 30, 47]
-    with pytest.raises(ValueError, match="empty list"):
+    with pytest.raises(ValueError, match="no folders given"):
         FrameDataset([])
 
 
