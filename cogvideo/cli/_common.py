@@ -39,8 +39,8 @@ def fetch_weights(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             setattr(args, action.dest, [resolve(one) for one in given] if isinstance(given, list) else resolve(given))
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config FILE` (repeatable, later files win) and `key=value` words, as `args.overrides`."""
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE`, which may be repeated."""
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -49,6 +49,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a YAML file; may be repeated, later files win",
     )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE` and `key=value` words, as `args.overrides`."""
+    add_config_argument(parser)
     parser.add_argument(
         "overrides",
         metavar="key=value",

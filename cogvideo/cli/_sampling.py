@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogvideo.cli._common import weights
+from cogvideo.cli._common import add_config_argument, weights
 
 if TYPE_CHECKING:
     from cogvideo.distributed import ProcessGroup
@@ -29,14 +29,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="DIR", type=weights, help="a bundle of weights (default: the bundled weights)"
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        default=[],
-        help="a YAML file; may be repeated, later files win",
-    )
+    add_config_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
 
 

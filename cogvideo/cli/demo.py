@@ -33,7 +33,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cogvideo.cli._common import weights
+from cogvideo.cli._common import add_config_argument, weights
 from cogvideo.cli._sampling import refuse_unused_settings
 from cogvideo.config import split_overrides
 
@@ -68,14 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="a bundle of weights (default: the bundled weights); may be repeated, for visitors to choose among",
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        default=[],
-        help="a YAML file; may be repeated, later files win",
-    )
+    add_config_argument(parser)
     parser.add_argument(
         "--adapter",
         metavar="DIR[:SCALE]",

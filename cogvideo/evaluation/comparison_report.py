@@ -130,7 +130,7 @@ def format_files(left: Path, right: Path) -> str:
     Raises: OSError; ValueError if one is not a results file, or if their protocols, clip counts or seams differ.
     """
     records = [read_json(path, dict[str, Any]) for path in (left, right)]
-    if any(_benchmark(record) for record in records):
+    if any(map(_is_of_benchmark, records)):
         return _format_benchmarks((left, right), records)
     first, second = (checked(record, ResultRecord, path) for record, path in zip(records, (left, right), strict=True))
     check_comparable(first["protocol"]["hash"], second["protocol"]["hash"])
@@ -156,16 +156,16 @@ def format_files(left: Path, right: Path) -> str:
     return "\n".join(_aligned(rows))
 
 
-def _benchmark(record: dict[str, Any]) -> str | None:
-    """The benchmark whose results a file holds; None if it holds those of a protocol, or something else."""
-    name = record["protocol"].get("name") if isinstance(record.get("protocol"), dict) else None
-    return name if "numbers" not in record and name in BENCHMARKS else None
+def _is_of_benchmark(record: dict[str, Any]) -> bool:
+    """Whether a file holds the results of a benchmark, not those of a protocol or something else."""
+    protocol = record.get("protocol")
+    return "numbers" not in record and isinstance(protocol, dict) and protocol.get("name") in BENCHMARKS
 
 
 def _format_benchmarks(paths: Sequence[Path], records: Sequence[dict[str, Any]]) -> str:
     """The figures of two results of one benchmark, set by set. Raises: ValueError if they cannot be compared."""
     for path, record in zip(paths, records, strict=True):
-        if _benchmark(record) is None:
+        if not _is_of_benchmark(record):
             raise ValueError(f"{path} does not hold results of a benchmark; compare two of the same kind")
     hashes = [
         checked(record, BenchmarkRecord, path)["protocol"]["hash"] for path, record in zip(paths, records, strict=True)
