@@ -508,8 +508,8 @@ def interpolate_once(
     """One round of interpolation: (samples, K, frame_len) -> (samples, 2 K - 1, frame_len).
 
     Each of the model's clips takes its given frames from neighbours in `frames` and shares the outer ones with the next
-    clip (published: triplets 2i, 2i+1, 2i+2). The clips are independent of each other, so all of them, of all samples,
-    form one batch. If the last clip lacks frames, the last frame is repeated and what is drawn beyond it is dropped.
+    clip (published: triplets 2i, 2i+1, 2i+2). The clips are independent of each other, so those of all samples are
+    batched together. If the last clip lacks frames, the last frame is repeated and what is drawn beyond it is dropped.
     `round_number` counts from 1; `start` is the index of the first new frame in the whole video: both are part of the
     key of the random numbers.
     Raises: ValueError for fewer than two frames.

@@ -1,8 +1,8 @@
 """Token ids and clip layouts as data: which frames attend to which, their order of generation, which are learned.
 
-`Vocabulary` has the ids that the model and its tokenizers share. `ClipLayout` holds all differences in attention
-between a text-to-image trunk, stage 1 and stage 2: masks, decoding orders and loss masks follow from it. No tensors
-here, and no model.
+`Vocabulary` has the ids that the model and its tokenizers share. `ClipLayout` holds all differences in attention,
+except windows, between a text-to-image trunk, stage 1 and stage 2: masks, decoding orders and loss masks follow from
+it. No tensors here, and no model.
 
 Terms used everywhere: a *frame* is a square grid of tokens; a *slot* is one place in the clip, with the number
 frame * frame_len + raster. Slot j of a frame predicts token j; its input is token j-1 of that frame, or BOI
@@ -47,7 +47,7 @@ class FrameSpec:
     """One frame of a clip. Source: CogVideo (2205.15868) section 3, as one rule for both stages."""
 
     order: int
-    """Generation order: a frame attends to all slots of frames with a lower order."""
+    """Generation order: in the temporal channel, a frame attends to frames with a lower order."""
     causal: bool
     """Among frames of its own order, whether a slot attends only up to itself in raster order, or to all slots."""
     supervised: bool

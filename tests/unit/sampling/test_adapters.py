@@ -205,7 +205,11 @@ def test_names_and_scales_are_checked_before_anything_changes(bundle: Path, adap
     pipeline = open_pipeline(bundle, {"a": adapters["a"]})
     pipeline.set_adapters({"a": 1.0})
     before = losses(pipeline.sequential)
-    for scales, message in (({"b": 1.0}, "no adapter is named 'b'"), ({"a": float("nan")}, "scale nan"), ({"a": 1e9}, "scale")):
+    for scales, message in (
+        ({"b": 1.0}, "no adapter is named 'b'"),
+        ({"a": float("nan")}, "scale nan"),
+        ({"a": 1e9}, "scale"),
+    ):
         with pytest.raises(ValueError, match=message):
             pipeline.set_adapters(scales)
     assert torch.equal(losses(pipeline.sequential), before)
