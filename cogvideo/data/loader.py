@@ -66,8 +66,8 @@ class LoaderConfig:
     weights: Sequence[float] | None = None
     """Relative frequencies of clips from each of the dataset's folders; null: proportional to their row counts."""
     loss_by: Sequence[Literal["source", "language"]] = ()
-    """The columns of `Batch.parts`: `source`, the index of the clip's folder; `language`, the index in LANGUAGES of its
-    caption's language."""
+    """The columns of `Batch.loss_groups`: `source`, the index of the clip's folder; `language`, the index in LANGUAGES of
+    its caption's language."""
 
     def __post_init__(self) -> None:
         for name in ("guidance_dropout", "suffix_probability"):
@@ -200,11 +200,11 @@ class ClipLoader:
             ]
         text, mask = left_pad([ids[: config.text_len] for ids in texts], config.text_len, self.tokenizer.vocabulary.pad)
         seconds = torch.tensor([seconds for seconds, _ in lengths_and_captions], dtype=torch.float32)
-        parts = self._parts(rows, [caption for _, caption in lengths_and_captions])
-        return Batch(torch.from_numpy(text), torch.from_numpy(mask), torch.from_numpy(frames), seconds, parts)
+        groups = self._loss_groups(rows, [caption for _, caption in lengths_and_captions])
+        return Batch(torch.from_numpy(text), torch.from_numpy(mask), torch.from_numpy(frames), seconds, groups)
 
-    def _parts(self, rows: NDArray[np.int64], captions: Sequence[str]) -> Tensor:
-        """`Batch.parts` of clips."""
+    def _loss_groups(self, rows: NDArray[np.int64], captions: Sequence[str]) -> Tensor:
+        """`Batch.loss_groups` of clips."""
         numbers = [
             self.dataset.sources(rows)
             if kind == "source"

@@ -22,14 +22,14 @@ class Batch:
     """(batch, num_frames, frame_len) int64 image-token ids."""
     seconds: Tensor
     """(batch,) float32: the length of each clip; for logging only, the model reads it as text."""
-    parts: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    loss_groups: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     """(batch, n) int64: n group numbers per clip, by which its loss is logged as well, such as that of its folder."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move what the model reads; the rest stays, so that grouping losses by it does not wait for a GPU."""
         read = self.text, self.text_mask, self.frames
         text, text_mask, frames = (x.to(device, non_blocking=True) for x in read)
-        return Batch(text, text_mask, frames, self.seconds, self.parts)
+        return Batch(text, text_mask, frames, self.seconds, self.loss_groups)
 
     def trim_text(self, multiple: int = 1) -> "Batch":
         """Drop text columns that are padding in every row, but keep a multiple of `multiple`: the same result with less

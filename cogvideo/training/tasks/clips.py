@@ -63,7 +63,7 @@ class ClipObjective(nn.Module):
             for seconds in batch.seconds.unique().tolist():
                 rows = (batch.seconds == seconds).nonzero()[:, 0]
                 metrics[f"loss/{seconds:g}s"] = (by_frame[rows.to(by_frame.device)].mean(1).sum(), float(len(rows)))
-        for kind, numbers in zip(self._config.log.loss_by, batch.parts.T, strict=True):
+        for kind, numbers in zip(self._config.log.loss_by, batch.loss_groups.T, strict=True):
             for number in numbers.unique().tolist():
                 rows = (numbers == number).nonzero()[:, 0]
                 name = f"source_{number}" if kind == "source" else LANGUAGES[number].lower()
@@ -158,7 +158,7 @@ class ClipTask:
 
     def _rows(self, batch: Batch, rows: slice) -> Batch:
         chosen = Batch(
-            batch.text[rows], batch.text_mask[rows], batch.frames[rows], batch.seconds[rows], batch.parts[rows]
+            batch.text[rows], batch.text_mask[rows], batch.frames[rows], batch.seconds[rows], batch.loss_groups[rows]
         )
         return chosen.trim_text(self._text_multiple)
 

@@ -101,10 +101,10 @@ def test_weights_mix_folders_whatever_their_sizes(two):
     seen = np.bincount(batch.frames[:, 0, 0].numpy(), minlength=sum(sizes))
     assert [seen[: sizes[0]].sum(), seen[sizes[0] :].sum()] == [900, 100]
     assert all(np.ptp(part) <= 1 for part in np.split(seen, [sizes[0]])), "within a folder, rows are equally frequent"
-    assert batch.parts.shape == (1000, 2) and batch.parts[:, 0].bincount().tolist() == [900, 100]
-    assert {LANGUAGES[number] for number in batch.parts[:, 1].tolist()} == {"English"}
+    assert batch.loss_groups.shape == (1000, 2) and batch.loss_groups[:, 0].bincount().tolist() == [900, 100]
+    assert {LANGUAGES[number] for number in batch.loss_groups[:, 1].tolist()} == {"English"}
     part = ClipLoader(ClipDataset(two), ByteTokenizer(), config, rank=1, world_size=4).batch(0)
-    assert torch.equal(part.frames, batch.frames[1::4]) and torch.equal(part.parts, batch.parts[1::4])
+    assert torch.equal(part.frames, batch.frames[1::4]) and torch.equal(part.loss_groups, batch.loss_groups[1::4])
 
 
 def test_weights_balance_lengths_within_each_folder(two):
