@@ -66,8 +66,8 @@ class LoaderConfig:
     weights: Sequence[float] | None = None
     """Relative frequencies of clips from each of the dataset's folders; null: proportional to their row counts."""
     loss_by: Sequence[Literal["source", "language"]] = ()
-    """The columns of `Batch.loss_groups`: `source`, the index of the clip's folder; `language`, the index in LANGUAGES of
-    its caption's language."""
+    """The columns of `Batch.loss_groups`: `source`, the index of the clip's folder; `language`, that of the caption's
+    language in LANGUAGES."""
 
     def __post_init__(self) -> None:
         for name in ("guidance_dropout", "suffix_probability"):
