@@ -197,17 +197,17 @@ def swap_in(new: Path, path: Path) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         os.rename(new, path)
         return
-    if _exchange(new, path):
-        _remove([new])
-        return
     aside = _temporary_sibling(path)
     with postponed_signals():
-        os.rename(path, aside)
-        try:
-            os.rename(new, path)
-        except OSError:
-            os.rename(aside, path)
-            raise
+        if _exchange(new, path):
+            aside = new
+        else:
+            os.rename(path, aside)
+            try:
+                os.rename(new, path)
+            except OSError:
+                os.rename(aside, path)
+                raise
         _remove([aside])
 
 
