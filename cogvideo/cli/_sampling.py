@@ -96,8 +96,9 @@ def refuse_inputs_among_results(inputs: Sequence[Path], out: Path) -> None:
 
     places = [out.resolve(), out.resolve() / LARGE]
     for path in inputs:
-        given = path.resolve()
-        if given in places or (given.parent in places and RESULT_NAME.fullmatch(given.name)):
+        named = path.parent.resolve() / path.name  # a link in `out` would be replaced, whatever it points to
+        files = {path.resolve(), named}
+        if any(file in places or (file.parent in places and RESULT_NAME.fullmatch(file.name)) for file in files):
             raise ValueError(f"{path} would be replaced by the results in --out {out}; choose another --out")
 
 

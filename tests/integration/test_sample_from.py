@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -173,11 +174,15 @@ def test_an_input_is_not_replaced_by_its_results(
     out = tmp_path / "a"
     assert run(bundle, "sample", "a", "--out", out, "rounds=0") == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    for given in (out, out / "tokens.safetensors", next(out.glob("*.mp4"))):
+    video = next(out.glob("*.mp4"))
+    link = out / f"100-{video.name}"
+    link.symlink_to(shutil.copy(video, tmp_path / "clip.mp4"))
+    for given in (out, out / "tokens.safetensors", video, link):
         for words in (["interpolate", given, "--overwrite"], ["sample", "b", "--continue", given, "--resume"]):
             assert run(bundle, *words, "--out", out) == 2
             error = f"{given} would be replaced by the results in --out {out}; choose another --out"
             assert error in capsys.readouterr().err
+    link.unlink()
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
