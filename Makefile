@@ -45,8 +45,8 @@ lock: .venv/.installed
 	  --python-platform x86_64-unknown-linux-gnu $(addprefix --no-emit-package ,$(TORCH_PACKAGES)) \
 	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
-# Train from scratch: text and image tokenizer, trunk and both stages; takes hours on two cores. Replaces the bundled
-# weights, whose stages were trained longer (pretrain_tiny.py --long).
+# Train from scratch into runs/tiny/bundle: both tokenizers, trunk and both stages; takes hours on two cores.
+# The bundled weights were trained longer (pretrain_tiny.py --long --superres).
 pretrained: .venv/.installed
 	python scripts/pretrain_tiny.py
 

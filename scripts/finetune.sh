@@ -3,7 +3,7 @@
 #
 #   cogvideo convert --from cogvideo-stage1 --to models/stage1          # published (SAT) files -> ours
 #   cogvideo prepare --config configs/data/paper.yaml ...   # your clips
-#   scripts/finetune.sh models/stage1 runs/my_clips run_dir=runs/mine optimiser.lr=2e-5 train.steps=2000
+#   scripts/finetune.sh models/stage1 runs/my_clips run_dir=runs/finetuned_stage1 optimiser.lr=2e-5 train.steps=2000
 #
 # The first argument is init.checkpoint. If it is of the same task, all weights are loaded; otherwise only the trunk,
 # from which the temporal channel is initialised too (init.temporal=copy loads that channel instead: stage 2 from

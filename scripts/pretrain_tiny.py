@@ -2,9 +2,9 @@
 
     python scripts/pretrain_tiny.py [--long] [--superres] [--out DIR] [--only STEP ...]
 
-The package's weights were made with --long, which trains both stages longer, stage 1 on more videos. --superres also
-trains super-resolution, on videos of three times the size: an image tokenizer of the large frames, the direct and the
-iterative model.
+The bundled weights were made with --long --superres. --long trains both stages longer, stage 1 on more videos.
+--superres also trains super-resolution, on videos of three times the size: an image tokenizer of the large frames, the
+direct and the iterative model.
 
 Each step is one `cogvideo` command, printed before it runs. If interrupted, run it again: finished steps are skipped
 and training resumes. The transformers train in two processes with one core each, 15 % faster than one process with two
@@ -99,7 +99,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("cogvideo/weights/tiny"), help="folder of the bundle")
+    parser.add_argument("--out", type=Path, default=WORK / "bundle", help="bundle (default: runs/tiny/bundle)")
     parser.add_argument("--long", action="store_true", help="train both stages longer, stage 1 on more videos")
     parser.add_argument("--superres", action="store_true", help="also train super-resolution")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps, even if finished")

@@ -3,7 +3,7 @@
     cogvideo demo                                      the bundled weights, at http://127.0.0.1:7860
     cogvideo demo --model DIR rounds=2 seconds=2       other weights; initial settings of the page
     cogvideo demo --model DIR --model DIR              several weights, for visitors to choose among
-    cogvideo demo --direct DIR --iterative DIR         super-resolution with models other than the bundle's own
+    cogvideo demo --model DIR --direct DIR             super-resolution with a model other than the bundle's own
     cogvideo demo --adapter DIR[:SCALE]                an adapter to switch on and off; repeat it for several
     cogvideo demo --host 0.0.0.0                       for others on your network, who can then see all results
     cogvideo demo --root-path /video --proxies 1       behind a proxy that serves it under a path

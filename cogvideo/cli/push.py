@@ -36,4 +36,4 @@ def run(args: argparse.Namespace) -> None:
         if input(f"upload this {publication.kind} to {args.repo}? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing was uploaded")
             return
-    print(publication.upload(args.repo, private=args.private, licence=args.license))
+    print(publication.upload(args.repo, private=args.private, license=args.license))

@@ -1,7 +1,8 @@
 """Increase the resolution of a video, of saved tokens, or of pictures with CogView2's super-resolution models.
 
-    cogvideo upsample samples/red --direct weights/dsr --iterative weights/itersr --out DIR     results of `sample`
-    cogvideo upsample clip.mp4 --caption "a cat runs" --direct weights/dsr --out DIR
+    cogvideo upsample samples/red --out DIR                                        results of `sample`
+    cogvideo upsample clip.mp4 --caption "a cat runs" --model DIR --out DIR
+    cogvideo upsample samples/lion --model DIR --direct models/dsr --iterative models/itersr --out DIR
 
 The models are converted checkpoints (`cogvideo convert`) or exports of `cogvideo train` with task=superres; without
 --direct, those in the bundle at --model. The tokenizers always come from that bundle, so saved tokens must have been

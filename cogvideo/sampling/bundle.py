@@ -136,7 +136,7 @@ def open_bundle(
     Raises: FileNotFoundError if a part is missing; ValueError, in one line, for damaged or mismatched parts.
     """
     if not (directory / "sequential").is_dir():
-        hint = "run `make pretrained` to train them" if directory == BUNDLED_WEIGHTS else "give another folder"
+        hint = "install the package again" if directory == BUNDLED_WEIGHTS else "give another folder"
         raise FileNotFoundError(f"no bundle of weights at {directory}: it has no sequential/; {hint}")
     config = read_config(directory)
     checkpoints = {name: load_checkpoint(directory / name) for name in MODELS if (directory / name).is_dir()}

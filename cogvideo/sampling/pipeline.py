@@ -216,12 +216,12 @@ class Pipeline:
                 (building / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, building / name)
 
-    def push_to_hub(self, repo: str, *, private: bool = False, licence: str | None = None) -> str:
+    def push_to_hub(self, repo: str, *, private: bool = False, license: str | None = None) -> str:
         """Upload the bundle that this pipeline was loaded from, as `cogvideo push` does; returns the commit's URL.
 
         Raises: as `save_pretrained` and `hub.upload`.
         """
-        return self._publication().upload(repo, private=private, licence=licence)
+        return self._publication().upload(repo, private=private, license=license)
 
     def _publication(self) -> Publication:
         if self._directory is None:

@@ -39,7 +39,7 @@ log = get_logger(__name__)
 
 CARD = "README.md"
 SHEET_SUFFIX = ".png"
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 MAX_CARD_BYTES = 1 << 20
 SHOWN_METRICS = re.compile(r"(validation/)?(loss(/.*)?|psnr|perplexity|(appearance|motion)_distance(_floor)?)")
 USES = {
@@ -94,20 +94,20 @@ class Publication:
             raise ValueError(f"{directory / strangers[0]}{more}: not part of the {kind}; move it elsewhere")
         return cls(kind, directory, weights, settings, sheets)
 
-    def card(self, repo: str, licence: str | None) -> str:
+    def card(self, repo: str, license: str | None) -> str:
         """Markdown with the front matter that the hub reads; it ends with the text of the folder's own README.md.
 
-        If that README.md has front matter, it is the card, unchanged. Raises: ValueError for a licence that is not an
+        If that README.md has front matter, it is the card, unchanged. Raises: ValueError for a license that is not an
         identifier, or that is given although the folder has such a card.
         """
-        if licence is not None and not LICENCE.fullmatch(licence):
-            raise ValueError(f"--license {licence}: expected a license identifier, such as apache-2.0")
+        if license is not None and not LICENSE.fullmatch(license):
+            raise ValueError(f"--license {license}: expected a license identifier, such as apache-2.0")
         own = self._own_text()
         if own.startswith("---"):
-            if licence is not None:
+            if license is not None:
                 raise ValueError(f"{self.directory / CARD} has front matter of its own; write the license there")
             return own
-        front: dict[str, Any] = {} if licence is None else {"license": licence}
+        front: dict[str, Any] = {} if license is None else {"license": license}
         front |= {"library_name": "cogvideo", "tags": ["cogvideo", "text-to-video"]}
         if self.kind == "adapter":
             front["tags"].append("lora")
@@ -125,12 +125,12 @@ class Publication:
         ]
         return "\n\n".join(parts) + "\n"
 
-    def upload(self, repo: str, *, private: bool = False, licence: str | None = None) -> str:
+    def upload(self, repo: str, *, private: bool = False, license: str | None = None) -> str:
         """Upload to a repository, which is created if it does not exist; returns the URL of the commit.
 
         Raises: as `card` and `hub.upload`.
         """
-        card = self.card(repo, licence).encode()
+        card = self.card(repo, license).encode()
         files: dict[str, Path | bytes] = {**self.weights, **self.sheets, CARD: card}
         return upload(repo, files, private=private, message=f"{self._with_article} by cogvideo {__version__}")
 

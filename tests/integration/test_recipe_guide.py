@@ -1,6 +1,6 @@
 """The recipes of docs/guides/recipes.md, as they stand there but tiny: commands run in this process.
 
-`weights/cogvideo` is a bundle of random weights with frames of 2x2 tokens, and all videos are moving digits.
+`models/cogvideo` is a bundle of random weights with frames of 2x2 tokens, and all videos are moving digits.
 """
 
 import csv
@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for link in ("configs", "scripts"):
         Path(link).symlink_to(ROOT / link)
-    write_bundle(Path("weights/cogvideo"))
+    write_bundle(Path("models/cogvideo"))
     assert main(["digits", "--out", "videos", "--count", "3", "--pixels", "40"]) == 0
     records = [json.loads(line) for line in Path("videos/captions.jsonl").read_text(encoding="utf-8").splitlines()]
     videos = [Path("videos", record["video"]) for record in records]

@@ -133,7 +133,7 @@ def test_an_export_names_its_run(bundle: Path, tmp_path: Path) -> None:
     assert "## Training of trunk" in Publication.of(export).card("someone/clips", None)
 
 
-def test_a_card_of_ones_own_and_licences(bundle: Path) -> None:
+def test_a_card_of_ones_own_and_licenses(bundle: Path) -> None:
     with pytest.raises(ValueError, match="--license My own: expected a license identifier"):
         Publication.of(bundle).card("someone/clips", "My own")
     card = "---\nlicense: mit\n---\n# Mine\n"
@@ -147,7 +147,7 @@ def test_a_pipeline_to_the_hub_and_back(bundle: Path, hub: Hub, monkeypatch: pyt
     log_in(monkeypatch)
     before = contents(bundle)
     pipeline = Pipeline.load(str(bundle))
-    pipeline.push_to_hub("someone/clips", private=True, licence="mit")
+    pipeline.push_to_hub("someone/clips", private=True, license="mit")
     assert contents(bundle) == before
     assert hub.newest("someone/clips").keys() == {*before, "README.md", ".gitattributes"}
     again = Pipeline.from_pretrained("someone/clips", revision="main")
