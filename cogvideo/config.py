@@ -30,6 +30,8 @@ from pydantic import TypeAdapter, ValidationError
 T = TypeVar("T")
 
 DERIVED = "derived settings"
+MAX_SEED = 2**64 - 1
+"""The largest seed; a run's files store it as a JSON integer, which is read back only if it fits 64 bits."""
 MAX_FILE_BYTES = 1 << 20
 YAML_ERRORS = (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, LookupError, AttributeError)
 """Errors of reading YAML; the last three are for a value that does not match its tag, such as `!!bool x`."""

@@ -47,7 +47,7 @@ in memory."""
 MAX_DEPTH = 32
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escaped surrogate in JSON: one half of a valid pair, or a lone one, which is not valid Unicode."""
-MAX_DIGITS = 19
+MAX_DIGITS = 20
 """Most digits of an integer: enough for 64 bits."""
 MAX_NPY_HEADER_BYTES = 4096
 MAX_NPZ_BYTES = 64 << 20

@@ -62,6 +62,13 @@ def load_configs(args: argparse.Namespace, overrides: list[str]) -> "tuple[Sampl
     return load_sample_config(directory, args.config, overrides), None
 
 
+def refuse_rounds_without_model(overrides: Sequence[str], prefix: str = "") -> None:
+    """Raises: ValueError for a setting of the iterative model's rounds, on a command line that uses no such model."""
+    for word in overrides:
+        if word.startswith(f"{prefix}round_top_k=") and word != f"{prefix}round_top_k=[]":
+            raise ValueError(f"{word} is for the iterative model, and none is used; give one, or leave it out")
+
+
 ACTS_ON = {
     "given_frames": "`cogvideo sample --continue`",
     "first_frame": "first frames that are drawn",
@@ -161,7 +168,7 @@ def run_job(
         if begun:
             if stale and processes.rank == 0:
                 os.rename(out / LARGE, run.folder / LARGE)  # made from other clips; removed when this run ends
-            _write_clips(job, run, " + ".join([describe(directory), *map(str, adapters)]), stop)
+            _write_clips(job, run, " + ".join([describe(directory), *map(str, adapters)]), stop, args.overwrite)
         if processes.rank == 0:
             print(f"{plan}: {out}" if begun else f"{plan}: {out} is already finished", flush=True)
         if upsampler is not None:
@@ -217,12 +224,13 @@ def _upsample(
     run_job(again, job, out / LARGE, processes, stop)
 
 
-def _write_clips(job: "Job", run: "RunDirectory", weights: str, stop: threading.Event | None) -> None:
+def _write_clips(job: "Job", run: "RunDirectory", weights: str, stop: threading.Event | None, overwrite: bool) -> None:
     from cogvideo.logs import get_logger, progress
     from cogvideo.sampling.runner import clip_groups, write_clips
 
     own_clips = sum(map(len, clip_groups(job, run.processes)))
-    name, interruption = ("sampling", resume_hint(run.out)) if stop is None else (run.out.name, nullcontext())
+    name = "sampling" if stop is None else run.out.name
+    interruption = resume_hint(run.out, overwrite) if stop is None else nullcontext()
     with interruption, progress(own_clips * job.tokens_per_clip, name, "tokens") as bar:
 
         def count_tokens(drawn: int) -> None:
@@ -236,12 +244,13 @@ def _write_clips(job: "Job", run: "RunDirectory", weights: str, stop: threading.
 
 
 @contextmanager
-def resume_hint(out: Path) -> Iterator[None]:
-    """After a signal, log how to resume."""
+def resume_hint(out: Path, overwrite: bool) -> Iterator[None]:
+    """After a signal, log how to resume a command that was given --overwrite or not."""
     from cogvideo.logs import get_logger
 
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        get_logger().info(f"{out}: finished work is kept; run the same command with --resume to continue")
+        option = "--resume instead of --overwrite" if overwrite else "--resume"
+        get_logger().info(f"{out}: finished work is kept; run the same command with {option} to continue")
         raise

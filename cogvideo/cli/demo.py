@@ -167,12 +167,16 @@ def run(args: argparse.Namespace) -> None:
         from cogvideo.files import BUNDLED_WEIGHTS
         from cogvideo.locks import lock_folder
         from cogvideo.sampling.adapters import AdapterChoice
+        from cogvideo.sampling.bundle import UPSAMPLE
         from cogvideo.sampling.pipeline import Pipeline
 
         adapters = name_adapters(AdapterChoice.parse(text) for text in args.adapter)
         directories = name_weights(args.model or [BUNDLED_WEIGHTS])
         examples = {name: _examples(path, args.examples) for name, path in directories.items()}
         superres = {name: _find_superres(path, args) for name, path in directories.items()}
+        unused = [word for word in overrides if word.startswith(f"{UPSAMPLE}.")]
+        if unused and not any(superres.values()):
+            raise ValueError(f"{unused[0]} sets super-resolution, and no weights here have it; leave it out")
         configs = {name: _load_configs(path, superres[name], args, overrides) for name, path in directories.items()}
         check_out(args.out)
         with lock_folder(args.out):
@@ -236,11 +240,12 @@ def _load_configs(
     directory: Path, superres: "tuple[Path, Path | None] | None", args: argparse.Namespace, overrides: list[str]
 ) -> "tuple[SampleConfig, UpsampleConfig | None]":
     """Settings of clips, and of super-resolution with models that `_find_superres` found. Raises: as `load_config`."""
-    from cogvideo.sampling.bundle import load_sample_config
+    from cogvideo.sampling.bundle import UPSAMPLE, load_sample_config
     from cogvideo.sampling.superres import load_both_configs, own_models
 
     if superres is None:
-        return load_sample_config(directory, args.config, overrides), None
+        of_clips = [word for word in overrides if not word.startswith(f"{UPSAMPLE}.")]
+        return load_sample_config(directory, args.config, of_clips), None
     own = own_models(directory)
     are_own = superres == (own.get("direct"), own.get("iterative"))
     return load_both_configs(directory, args.config, overrides, own_models=are_own)

@@ -23,6 +23,7 @@ from cogvideo.cli._sampling import (
     add_run_arguments,
     load_configs,
     read_given_clips,
+    refuse_rounds_without_model,
     refuse_unused_settings,
     run_job,
     unused_when_sampling,
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     directory = args.model or BUNDLED_WEIGHTS
     config, upsample_config = load_configs(args, overrides)
     upsampler = None if upsample_config is None else Upsampler.load(directory, upsample_config)
+    if upsampler is not None and upsampler.iterative is None:
+        refuse_rounds_without_model(overrides, "upsample.")
     adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
     pipeline = Pipeline.load(directory, config)
     for number, adapter in enumerate(adapters):

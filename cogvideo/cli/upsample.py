@@ -18,6 +18,7 @@ from cogvideo.cli._sampling import (
     add_input_arguments,
     add_run_arguments,
     refuse_inputs_among_results,
+    refuse_rounds_without_model,
     run_job,
 )
 
@@ -51,7 +52,10 @@ def run(args: argparse.Namespace) -> None:
     if args.iterative is not None and not config.round_top_k:
         raise ValueError(f"round_top_k=[] disables --iterative {args.iterative}; leave out one of the two")
     adapters = args.adapter = [AdapterChoice.parse(text) for text in args.adapter]
-    upsampler = open_upsampler(bundle, *find_models(bundle, args.direct, args.iterative), config, adapters)
+    direct, iterative = find_models(bundle, args.direct, args.iterative)
+    if iterative is None:
+        refuse_rounds_without_model(overrides)
+    upsampler = open_upsampler(bundle, direct, iterative, config, adapters)
     reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
     paths = [expand_path(word) for word in inputs]
     refuse_inputs_among_results(paths, args.out)

@@ -155,7 +155,9 @@ class DemoService:
             finally:
                 turn.left = True
             if request.upsample and weights.upsampler is not None:
-                upsampler = replace(weights.upsampler, config=replace(weights.upsampler.config, seed=job.config.seed))
+                upsampler = weights.upsampler
+                if upsampler.config.seed == weights.config.seed:  # not set apart from the clips' own
+                    upsampler = replace(upsampler, config=replace(upsampler.config, seed=job.config.seed))
                 reader = InputReader(upsampler.image_tokenizer, upsampler.direct.config.low_res_side)
                 large_job = upsample_job(upsampler, reader.read([folder]), None)
                 with closing(self._run_job(large_job, folder / LARGE, deadline, weights)) as running:

@@ -9,9 +9,11 @@ Classifier-free guidance doubles the batch: conditional rows first, then their g
 
 import contextlib
 import threading
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +38,11 @@ KEPT_BATCHES = 4
 """Number of batch kinds whose memory and CUDA graphs are kept for reuse."""
 PREFILL_SLOTS = 2048
 """Maximum number of slots per prefill pass, summed over clips; a pass always takes at least one clip."""
+_Result = TypeVar("_Result")
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+_engines_lock = threading.Lock()
+_releases: Counter[torch.device] = Counter()
+"""How often memory that engines kept was released because a device ran out."""
 
 
 @dataclass(frozen=True)
@@ -291,9 +298,9 @@ class Engine:
         self.prefill_passes = 0
         self._kept: dict[BatchKind, ClipState] = {}
         """Memory of finished batches, the most recently used last."""
-        self._releases = 0
-        """How often that memory was released because the device ran out."""
         self._lock = threading.Lock()
+        with _engines_lock:
+            _engines.add(self)
 
     @property
     def device(self) -> torch.device:
@@ -319,7 +326,7 @@ class Engine:
         Shapes: known (clips, num_slots) int64, correct at given slots, anything elsewhere; uniforms (clips,
         num_slots, 2) -> (clips, num_slots) on the device of `known`. num_slots: the clip's, or only as many as the
         program needs. Program and sampler must be on the engine's device; the rest is moved there. If the device runs
-        out of memory while that of earlier batches is kept, it is released, and the batch is restarted once.
+        out of memory while engines keep that of earlier batches, it is released, and the batch is restarted once.
         """
         assert not self.model.training, "dropout is on; call model.eval() first"
         conditioning = conditioning.pad_text(self.backend.text_multiple).to(self.device)
@@ -327,29 +334,25 @@ class Engine:
         scale, num_slots = conditioning.guidance_scale, known.shape[1]
         kind = BatchKind(program, sampler, scale, rows, text_len, num_slots, uniforms.dtype)
         decode = decode_steps if program.draft is None else decode_speculative
-        report, releases, is_retry = ProgressOnce(progress), self._releases, False
-        while True:
-            try:
-                with self._state(kind) as state:
-                    state.begin(known, conditioning, uniforms, report)
-                    first_logits = self.prefill(state, conditioning)
-                    self.scheduler.run(decode(state, first_logits))
-                    # a copy: the next batch may write to the same memory
-                    return state.tokens[:, 1:].to(known.device, copy=True)
-            except torch.OutOfMemoryError:
-                if is_retry or not self._release_kept(releases):
-                    raise
-            # outside the handler: its traceback keeps the failed batch's memory alive, and so do these names
-            state = first_logits = None  # type: ignore[assignment]
-            report.begin_again()
-            is_retry = True
+        report = ProgressOnce(progress)
 
-    def _release_kept(self, releases: int) -> bool:
-        """Release the memory of finished batches. Returns whether any was released since `releases` was read."""
+        def decode_batch() -> Tensor:
+            report.begin_again()
+            with self._state(kind) as state:
+                state.begin(known, conditioning, uniforms, report)
+                first_logits = self.prefill(state, conditioning)
+                self.scheduler.run(decode(state, first_logits))
+                # a copy: the next batch may write to the same memory
+                return state.tokens[:, 1:].to(known.device, copy=True)
+
+        return with_kept_memory_released(self.device, decode_batch)
+
+    def release_kept(self) -> bool:
+        """Release the memory of finished batches. Returns whether there was any."""
         with self._lock:
-            self._releases += bool(self._kept)
+            had_any = bool(self._kept)
             self._kept.clear()
-            return self._releases > releases
+            return had_any
 
     @contextlib.contextmanager
     def _state(self, kind: BatchKind) -> Iterator[ClipState]:
@@ -409,6 +412,23 @@ class Engine:
     def _count_prefill(self) -> None:
         with self._lock:
             self.prefill_passes += 1
+
+
+def with_kept_memory_released(device: torch.device, work: Callable[[], _Result]) -> _Result:
+    """Call `work`. If the device runs out of memory, release what engines keep there, and call it once more.
+
+    Raises: torch.OutOfMemoryError if nothing was released since the first call began, or if the second one fails too.
+    """
+    releases = _releases[device]
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        with _engines_lock:
+            here = [engine for engine in _engines if engine.device == device]
+            _releases[device] += any([engine.release_kept() for engine in here])
+            if _releases[device] == releases:  # otherwise this thread or another one has released some
+                raise
+    return work()  # outside the handler: its traceback keeps the first call's memory alive
 
 
 def decode_steps(state: ClipState, logits: Tensor | None) -> Decoding:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -42,12 +42,24 @@ def compile_static(
 
     Code that cannot be one graph is an error, and so are too many shapes: nothing silently falls back to eager.
     """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():  # torch may have set it
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor_cache()
+    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
+
+    @wraps(function)
+    def call(*args: _Inputs.args, **kwargs: _Inputs.kwargs) -> _Output:
+        if not torch.compiler.is_compiling():
+            _raise_limits()
+        return compiled(*args, **kwargs)
+
+    return call
+
+
+def _raise_limits() -> None:
+    """Raise PyTorch's limits for this thread: from 2.13 on, each thread starts with the defaults."""
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * RECOMPILE_LIMIT)
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():  # torch may have set it
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor_cache()
-    return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
 
 
 @cache

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from cogvideo.config import MAX_SEED
 from cogvideo.dtypes import WeightChoice
 
 UNGUIDED_TEXT_BONUS = 1.4
@@ -28,6 +29,8 @@ StageName = Literal["first_frame", "key_frames", "interpolation"]
 MAX_SAMPLES = 100_000
 MAX_STRENGTH = 1000
 """Bound on guidance scale and text bonus: far beyond useful values, and representable in every number type."""
+MAX_TOP_K = 1 << 24
+"""More than any codebook has."""
 MAX_ROUNDS = 8
 """1,025 frames; each round doubles the frame rate."""
 
@@ -61,8 +64,8 @@ class DrawConfig:
             value = getattr(self, name)
             if value is not None and MAX_STRENGTH < abs(value) < math.inf:
                 raise ValueError(f"{name}={value} must lie between -{MAX_STRENGTH} and {MAX_STRENGTH}")
-        if self.top_k_clusters < 1:
-            raise ValueError(f"top_k_clusters={self.top_k_clusters} leaves nothing to draw from; give at least 1")
+        if not 1 <= self.top_k_clusters <= MAX_TOP_K:
+            raise ValueError(f"top_k_clusters={self.top_k_clusters}; expected 1 to {MAX_TOP_K}")
 
     @property
     def effective_text_bonus(self) -> float:
@@ -123,8 +126,8 @@ class SampleConfig:
     """Batch size in clips (guidance doubles the rows): trades memory for speed. Does not change what is drawn."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} is negative; give 0 or more")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed={self.seed}; expected 0 to {MAX_SEED}")
         if not 0.01 < self.seconds <= 3600:
             raise ValueError(f"seconds={self.seconds} must be above 0.01 and at most 3600")
         for name, least in (("samples_per_prompt", 1), ("rounds", 0), ("given_frames", 1), ("clips_at_once", 1)):
@@ -172,12 +175,12 @@ class UpsampleConfig:
 
     def __post_init__(self) -> None:
         DrawConfig(self.temperature, self.top_k_clusters, self.token_temperature)
-        if len(self.round_top_k) > len(ROUND_TOP_K) or min(self.round_top_k, default=1) < 1:
+        if len(self.round_top_k) > len(ROUND_TOP_K) or not all(1 <= top_k <= MAX_TOP_K for top_k in self.round_top_k):
             raise ValueError(
-                f"round_top_k={list(self.round_top_k)}; expected at most {len(ROUND_TOP_K)} numbers, each at least 1"
+                f"round_top_k={list(self.round_top_k)}; expected at most {len(ROUND_TOP_K)} numbers of 1 to {MAX_TOP_K}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} is negative; give 0 or more")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed={self.seed}; expected 0 to {MAX_SEED}")
         if self.frames_at_once < 1:
             raise ValueError(f"frames_at_once={self.frames_at_once} must be at least 1")
         if self.num_clusters is not None and self.num_clusters < 1:

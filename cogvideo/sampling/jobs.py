@@ -178,7 +178,8 @@ class InterpolationJob:
         """Number of rounds that turn the key frames into as many frames as are given; 0 if no number does.
 
         The given frames are treated as the output of these rounds, so interpolating in two commands gives the same
-        clip as in one.
+        clip as in one. A clip of nine frames, say, is taken for five key frames after one round, also if it is a
+        continued clip of nine key frames.
         """
         intervals, rounds = self.pipeline.sequential.config.num_frames - 1, 0
         while intervals < self.frames.shape[1] - 1:

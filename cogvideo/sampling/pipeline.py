@@ -31,7 +31,14 @@ from cogvideo.checkpoint.format import Checkpoint
 from cogvideo.distributed import open_device
 from cogvideo.files import BUNDLED_WEIGHTS, atomic_directory
 from cogvideo.hub import resolve
-from cogvideo.inference.engine import Conditioning, Engine, Program, Progress, build_program
+from cogvideo.inference.engine import (
+    Conditioning,
+    Engine,
+    Program,
+    Progress,
+    build_program,
+    with_kept_memory_released,
+)
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.transformer import CogVideoTransformer
@@ -45,6 +52,8 @@ from cogvideo.sequence.layout import ClipLayout
 from cogvideo.sequence.prompt import Encode, PromptFormat
 from cogvideo.tokenizers.image import ImageTokenizer
 
+MAX_SAMPLERS = 16
+"""Token samplers that are kept; visitors of a web page choose their settings freely."""
 STAGE_1_ROUND = 0
 """Round number of stage 1 in the keys of its random numbers; rounds of interpolation count from 1."""
 
@@ -172,10 +181,13 @@ class Pipeline:
     def load(cls, directory: Path | str | None = None, config: SampleConfig | None = None) -> "Pipeline":
         """Open a bundle (default: the bundled weights): a folder, or USER/REPO[@REVISION] on the Hugging Face hub.
 
-        Only the LOADING_KEYS of `config` are used; seed and rounds are ignored.
+        Only the LOADING_KEYS of `config`, by default those of the bundle's own settings, are used; seed and rounds are
+        ignored.
         Raises: FileNotFoundError, ValueError as `open_bundle` and `open_device`; OSError as `hub.resolve`.
         """
-        directory, config = resolve(directory or BUNDLED_WEIGHTS), config or SampleConfig()
+        directory = resolve(directory or BUNDLED_WEIGHTS)
+        own = load_sample_config(directory, [], [])
+        config = config or own
         device = open_device(config.device)
         if config.compile and device.type != "cuda":
             raise ValueError("compile=true needs a GPU; the CPU kernels need no compilation, so leave it out")
@@ -188,7 +200,7 @@ class Pipeline:
             trunk=bundle.trunk,
             interpolation=bundle.interpolation,
             labels=bundle.labels,
-            config=load_sample_config(directory, [], []),
+            config=own,
             backend="compiled" if config.compile else "auto",
             checkpoints=bundle.checkpoints,
         )
@@ -457,10 +469,13 @@ class Pipeline:
             )
             self._programs[key] = program.to(engine.device)
         settings = draw.temperature, draw.top_k_clusters, draw.token_temperature
-        if (config.num_clusters, settings) not in self._samplers:
+        sampler = self._samplers.get((config.num_clusters, settings))
+        if sampler is None:
             sampler = ClusterSampler(self.labels(config.num_clusters), *settings).to(engine.device)
             self._samplers[config.num_clusters, settings] = sampler
-        return FrameSampler(engine, self._programs[key], self._samplers[config.num_clusters, settings], draw)
+            for oldest in list(self._samplers)[:-MAX_SAMPLERS]:
+                self._samplers.pop(oldest, None)
+        return FrameSampler(engine, self._programs[key], sampler, draw)
 
     def labels(self, num_clusters: int | None) -> np.ndarray:
         """The cluster of each image code: the bundle's own (None), or k-means of the codebook, computed once."""
@@ -559,7 +574,10 @@ def prepend(previous: Tensor, frames: Tensor, spacing: int) -> Tensor:
 
 def decode_frames(tokenizer: ImageTokenizer, tokens: Tensor) -> np.ndarray:
     """Decode square frames (..., frame_len) to pixels (..., height, width, 3) uint8."""
-    images = tokenizer.decode(tokens.reshape(-1, tokens.shape[-1])).mul(255).round().to(torch.uint8)
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    images = with_kept_memory_released(
+        tokenizer.codebook.device, lambda: tokenizer.decode(rows).mul(255).round().to(torch.uint8)
+    )
     pixels = rearrange(images, "n c h w -> n h w c")
     return pixels.reshape(*tokens.shape[:-1], *pixels.shape[1:]).numpy(force=True)
 

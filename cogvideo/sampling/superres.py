@@ -13,7 +13,7 @@ A pass over large frames takes gigabytes, so threads take turns on a device, eac
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from cogvideo.config import load_config, to_dict
 from cogvideo.distributed import open_device
 from cogvideo.files import BUNDLED_WEIGHTS, sha256_file
 from cogvideo.hub import resolve
-from cogvideo.inference.engine import Progress
+from cogvideo.inference.engine import Progress, with_kept_memory_released
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS, ClusterSampler, TokenSampler, kmeans_labels
 from cogvideo.rng import SampleKey, sample_uniforms
 from cogvideo.sampling.adapters import AdapterChoice, AdapterSet
@@ -238,7 +238,10 @@ class Upsampler:
                     with self._turn:
                         if progress is not None:
                             progress(0)  # may raise, to cancel work that waited for its turn
-                        batch = self.upsample_frames(some, keys[clip], prompts[clip], numbers)
+                        batch = with_kept_memory_released(
+                            self.direct.final_layernorm.weight.device,
+                            partial(self.upsample_frames, some, keys[clip], prompts[clip], numbers),
+                        )
                     if cache is not None:
                         cache.store(name, batch)
                 if progress is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cogvideo.config import leaves, to_dict
+from cogvideo.config import MAX_SEED, leaves, to_dict
 from cogvideo.hub import describe, resolve
 from cogvideo.logs import one_line
 from cogvideo.model.config import AttentionName, LoraConfig, ModelConfig, Recompute, TrunkWeights
@@ -186,8 +186,8 @@ class LoopConfig:
         for name in counts:
             if getattr(self, name) not in (None, "auto") and getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}; expected at least 1")
-        if self.seed < 0:
-            raise ValueError(f"train.seed={self.seed}; expected 0 or more")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"train.seed={self.seed}; expected 0 to {MAX_SEED}")
         if self.time_limit_minutes is not None and self.time_limit_minutes <= 0:
             raise ValueError(f"train.time_limit_minutes={self.time_limit_minutes}; expected above 0, or null for none")
         if self.skip_spikes is not None and not 1 < self.skip_spikes < math.inf:

@@ -327,6 +327,7 @@ def test_a_first_signal_lets_clips_end_and_a_second_does_not(tmp_path: Path) -> 
         (["--root-path", "video/"], "--root-path video/ is not a path; give one such as /video"),
         (["--access-log", "missing/log"], "No such file"),
         (["sed=3"], "did you mean 'seed'?"),
+        (["--model", "{plain}", "upsample.noise=shared"], "upsample.noise=shared sets super-resolution"),
     ],
 )
 def test_bad_arguments(
@@ -334,7 +335,8 @@ def test_bad_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "find_spec", lambda name: True)
-    assert main(["demo", *words]) == 2
+    plain = write_bundle(tmp_path.with_name("plain")) if "{plain}" in words else None
+    assert main(["demo", *(word.format(plain=plain) for word in words)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert os.listdir(tmp_path) == []
@@ -362,7 +364,7 @@ def test_settings_of_super_resolution_of_a_file_count(tmp_path: Path) -> None:
         clips, upsample = command._load_configs(BUNDLED_WEIGHTS, models, args, ["upsample.seed=5"])
         assert (clips.rounds, upsample.noise, upsample.top_k_clusters, upsample.seed) == (1, "independent", 2, 5)
         assert command._load_configs(BUNDLED_WEIGHTS, models, parser.parse_args([]), [])[1].noise == noise
-    assert command._load_configs(BUNDLED_WEIGHTS, None, args, [])[1] is None
+    assert command._load_configs(BUNDLED_WEIGHTS, None, args, ["upsample.seed=5"])[1] is None
 
 
 def test_a_port_in_use(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

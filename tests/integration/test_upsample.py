@@ -123,6 +123,7 @@ def test_a_picture(scene: Path, tmp_path: Path) -> None:
         ("{scene}/picture.png --caption ' ' --direct {scene}/direct", "the caption is empty"),
         ("{scene}/clips --direct {scene}/direct frames_at_once=0", "frames_at_once=0 must be at least 1"),
         ("{scene}/clips --direct {scene}/direct temperature=0", "temperature=0.0 must be above 0"),
+        ("{scene}/clips --direct {scene}/direct round_top_k=[4]", "round_top_k=[4] is for the iterative model"),
     ],
 )
 def test_refused(scene: Path, tmp_path: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -336,3 +336,6 @@ def test_super_resolution_afterwards(service: DemoService, bundle: Path, monkeyp
     assert load_file(large.folder / "tokens.safetensors")["tokens"].shape == (1, 5, 36)
     assert "seed: 3" in (large.folder / "config.yaml").read_text()
     assert len(deadlines) == 1, "enlarging gets what is left of the time"
+    weights.upsampler = replace(weights.upsampler, config=UpsampleConfig(seed=5))
+    *_, last = service.run(Request(CAPTIONS[0], {"rounds": 0, "seed": 3}, upsample=True))
+    assert "seed: 5" in (last.folder / "config.yaml").read_text(), "a seed of its own stays"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.inference.backends import BACKENDS, EagerBackend, KVCache
-from cogvideo.inference.engine import Conditioning, Engine, apply_guidance, build_program
+from cogvideo.inference.engine import Conditioning, Engine, apply_guidance, build_program, with_kept_memory_released
 from cogvideo.inference.sampler import ClusterSampler
 from cogvideo.inference.schedules import Schedule, sequential
 from cogvideo.model.inputs import DecodeInputs, TextBias
@@ -238,12 +238,30 @@ def test_what_another_thread_released_is_tried_as_well(monkeypatch: pytest.Monke
 
     def prefill_without_memory(*words: Any) -> Tensor | None:
         monkeypatch.undo()
-        assert engine._release_kept(0)  # the other thread
+        with pytest.raises(torch.OutOfMemoryError, match="there"):  # another thread
+            with_kept_memory_released(engine.device, no_memory_elsewhere)
+        assert not engine._kept
         raise torch.OutOfMemoryError("no memory")
+
+    def no_memory_elsewhere() -> None:
+        raise torch.OutOfMemoryError("no memory there")
 
     monkeypatch.setattr(engine, "prefill", prefill_without_memory)
     engine.generate(program, known, conditioning(), RecordingSampler(), uniforms)
     assert engine.prefill == prefill
+
+
+def test_memory_that_another_engine_keeps_is_released_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "keeping", KeepingBackend)
+    model = tiny.model("sequential")
+    first, second, (known, uniforms) = Engine(model, "keeping"), Engine(model, "keeping"), clips(model)
+    program = build_program(model.config, plain(model.config.layout))
+    expected = first.generate(program, known, conditioning(), RecordingSampler(), uniforms)
+    assert isinstance(second.backend, KeepingBackend)
+    second.backend.fails_at = 3
+    assert len(first._kept) == 1
+    assert torch.equal(second.generate(program, known, conditioning(), RecordingSampler(), uniforms), expected)
+    assert not first._kept
 
 
 def test_a_failed_batch_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:

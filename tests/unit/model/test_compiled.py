@@ -1,6 +1,7 @@
 """Compiled layers: one graph without breaks, the same losses and gradients, and how often they are compiled."""
 
 import re
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -179,6 +180,20 @@ def test_more_shapes_than_pytorch_allows_by_itself() -> None:
     for size in range(2, 14):
         assert function(torch.ones(size)).sum() == 2 * size
     assert counter.frame_count == 12
+
+
+def test_threads_share_the_limit() -> None:
+    """PyTorch's options are per thread: one that compiled nothing yet has the default, for shapes of others too."""
+    function, sums = compile_static(lambda x: x * 2, "eager"), list[float]()
+
+    def call(size: int) -> None:
+        sums.append(function(torch.ones(size)).sum().item())
+
+    for size in range(2, 14):
+        thread = threading.Thread(target=call, args=(size,))
+        thread.start()
+        thread.join()
+    assert sums == [2 * size for size in range(2, 14)]
 
 
 def test_nothing_falls_back_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,16 @@ def test_a_bundle_without_stage_2_is_sampled_without_rounds(folder: Path, tmp_pa
     assert load_sample_config(tmp_path / "other", [], []).seconds == 2
 
 
+def test_a_bundles_own_settings_say_how_it_is_loaded(folder: Path, tmp_path: Path) -> None:
+    parts = Parts(folder / "text.model", folder / "image_tokenizer", folder / "trunk", folder / "sequential")
+    (tmp_path / "sampling.yaml").write_text("weights: int8\nrounds: 0\n")
+    parts = replace(parts, sampling=tmp_path / "sampling.yaml")
+    assemble_bundle(tmp_path / "bundle", parts, config=BundleConfig(), clusters=4, dtype=torch.float32)
+    for config, is_int8 in ((None, True), (SampleConfig(weights="fp32"), False)):
+        model = Pipeline.load(tmp_path / "bundle", config).sequential
+        assert (torch.int8 in {tensor.dtype for tensor in model.state_dict().values()}) is is_int8
+
+
 def test_only_changed_settings_of_super_resolution_are_stored(folder: Path, tmp_path: Path) -> None:
     """The others stay out, since super-resolution then has the clips' seed, weights and device."""
     (tmp_path / "sampling.yaml").write_text("rounds: 0\nweights: fp32\nupsample: {noise: shared, top_k_clusters: 6}\n")

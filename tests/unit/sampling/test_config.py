@@ -76,7 +76,8 @@ def test_text_bonus_follows_guidance() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=-1", "seed=-1 is negative"),
+        ("seed=-1", "seed=-1; expected 0 to 18446744073709551615"),
+        ("seed=18446744073709551616", "seed=18446744073709551616; expected 0 to 18446744073709551615"),
         ("rounds=-1", "rounds=-1 must be at least 0"),
         ("rounds=60", "rounds=60 needs too much memory; give at most 8"),
         ("samples_per_prompt=1000000000000", "needs too much memory"),
@@ -87,7 +88,8 @@ def test_text_bonus_follows_guidance() -> None:
         ("samples_per_prompt=0", "samples_per_prompt=0 must be at least 1"),
         ("num_clusters=0", "num_clusters=0 must be at least 1"),
         ("key_frames.temperature=0", "temperature=0.0 must be above 0"),
-        ("interpolation.top_k_clusters=0", "top_k_clusters=0 leaves nothing"),
+        ("interpolation.top_k_clusters=0", "top_k_clusters=0; expected 1 to 16777216"),
+        ("key_frames.top_k_clusters=16777217", "top_k_clusters=16777217; expected 1 to 16777216"),
         ("style=cubist", "style='cubist' is not valid; expected one of none, mainbody, photo"),
         ("key_frames.guidance=2", "did you mean 'key_frames.guidance_scale'"),
     ],

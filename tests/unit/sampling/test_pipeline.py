@@ -17,7 +17,7 @@ from cogvideo.model.quantize import Linear, convert_weights, offload_layers
 from cogvideo.rng import sample_keys, sample_uniforms
 from cogvideo.sampling.config import DrawConfig, SampleConfig
 from cogvideo.sampling.jobs import ClipJob
-from cogvideo.sampling.pipeline import FrameSampler, Pipeline, interpolate_once
+from cogvideo.sampling.pipeline import MAX_SAMPLERS, FrameSampler, Pipeline, interpolate_once
 from cogvideo.sampling.prompts import ClipPrompts, EncodedPrompt
 from tests.helpers import decoding as tiny
 from tests.helpers import pipelines
@@ -49,6 +49,14 @@ def test_shapes_and_counts(pipeline: Pipeline, tokens: torch.Tensor) -> None:
     drawn: list[int] = []
     pipeline.sample(PROMPTS[:1], SHORT, drawn.append)
     assert sum(drawn) == pipeline.num_tokens(SHORT, 1) == 9 * 4
+
+
+def test_samplers_of_past_settings_are_forgotten(pipeline: Pipeline) -> None:
+    for number in range(40):
+        config = replace(SHORT, key_frames=replace(SHORT.key_frames, temperature=1 + number / 100))
+        sampler = pipeline.frame_sampler("key_frames", config).token_sampler
+        assert isinstance(sampler, ClusterSampler) and sampler.temperature == 1 + number / 100
+    assert len(pipeline._samplers) == MAX_SAMPLERS
 
 
 def test_pictures(pipeline: Pipeline, tokens: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cogvideo.config import MAX_SEED
 from cogvideo.distributed import ProcessGroup
 from cogvideo.sampling import runner as module
 from cogvideo.sampling.config import SampleConfig
@@ -186,6 +187,11 @@ def test_what_a_killed_end_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / UNFINISHED / "000000.safetensors").touch()
     assert not directory(tmp_path).begin(resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["samples.json"]
+
+
+def test_the_largest_seed_is_read_back(tmp_path: Path) -> None:
+    directory(tmp_path, settings={"seed": MAX_SEED}).begin()
+    assert directory(tmp_path, settings={"seed": MAX_SEED}).begin(resume=True)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"work": 3}'])

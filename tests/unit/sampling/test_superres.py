@@ -82,7 +82,7 @@ def test_rounds_of_the_iterative_model(upsampler: Upsampler, frames: Tensor) -> 
 
     assert redrawn(redraw_mask(TINY_DIRECT.high_res_side, 2))
     for wrong in ((0,), (1,) * 7):
-        with pytest.raises(ValueError, match=r"round_top_k=\[.*\]; expected at most 6 numbers, each at least 1"):
+        with pytest.raises(ValueError, match=r"round_top_k=\[.*\]; expected at most 6 numbers of 1 to 16777216"):
             UpsampleConfig(round_top_k=wrong)
 
 
