@@ -19,12 +19,16 @@ def add_device_argument(parser: argparse.ArgumentParser, default: str = "cpu") -
 
 
 def device_argument(parser: argparse.ArgumentParser, args: argparse.Namespace) -> torch.device:
-    """The device of `--device`; a wrong one ends the program with one line and exit code 2."""
+    """The device of `--device`, a GPU always with its index, which functions that set something for it ask for.
+
+    A wrong one ends the program with one line and exit code 2.
+    """
     try:
         device = open_device(args.device)
     except ValueError as error:
         parser.error(f"--{error}")
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device
 
