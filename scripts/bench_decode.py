@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ from torch import Tensor
 from cogvideo.cli.main import run_command
 from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
 from cogvideo.inference.backends import install_kernels
-from cogvideo.inference.engine import Progress
+from cogvideo.inference.engine import Program, Progress
 from cogvideo.inference.sampler import PUBLISHED_CLUSTERS
 from cogvideo.inference.schedules import SCHEDULES
 from cogvideo.model.config import ModelConfig
@@ -94,11 +95,17 @@ def random_model(config: ModelConfig, dtype: WeightName, device: torch.device = 
 class FirstSteps(Pipeline):
     """A pipeline whose stages end after `max_steps` steps; None: no limit."""
 
-    max_steps: int | None = None
+    def __init__(self, max_steps: int | None, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._max_steps = max_steps
+        self._first_steps: dict[Program, Program] = {}
+        """By whole program. An engine keeps memory and graphs for an object, so every run must give it the same one."""
 
     def frame_sampler(self, stage: StageName, config: SampleConfig, num_given: int = 1) -> FrameSampler:
         sampler = super().frame_sampler(stage, config, num_given)
-        return replace(sampler, program=replace(sampler.program, steps=sampler.program.steps[: self.max_steps]))
+        whole = sampler.program
+        program = self._first_steps.setdefault(whole, replace(whole, steps=whole.steps[: self._max_steps]))
+        return replace(sampler, program=program)
 
 
 class Stage:
@@ -109,6 +116,7 @@ class Stage:
     ) -> None:
         labels = np.arange(model.config.vocabulary.num_image_tokens) % PUBLISHED_CLUSTERS
         self.pipeline = FirstSteps(
+            max_steps,
             encode=lambda text: TEXT,
             prompt_format=PromptFormat(),
             image_tokenizer=None,  # type: ignore[arg-type]  # nothing is decoded to pixels
@@ -117,7 +125,6 @@ class Stage:
             labels=labels,
             backend=backend,
         )
-        self.pipeline.max_steps = max_steps
         start = time.perf_counter()
         self.sampler = self.pipeline.frame_sampler(name, config)
         self.plan_s = time.perf_counter() - start
