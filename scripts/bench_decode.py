@@ -20,7 +20,7 @@ it. This is not a test: it neither passes nor fails.
 
 `--published` uses the published width and vocabulary, with `--layers` of the 48 layers. `--steps` ends each part after
 that many steps. On a GPU the case is run twice and the second run counts; the first, which compiles and captures
-graphs, is `first_wall_s`. Times are then from CUDA events, and `peak_gb` is the peak memory of tensors.
+graphs, is `first_wall_s`. Times are then from CUDA events, and `peak_gb` is the peak memory of tensors in both runs.
 """
 
 import argparse
@@ -36,10 +36,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from device_timing import add_device_argument, device_argument, peak_gb, read_speed, timed
+from device_timing import add_device_argument, device_argument, peak_gb, read_speed, reset_peak, timed
 from published_loop import step_seconds
 from torch import Tensor
 
+from cogvideo.checkpoint.load import on_meta
 from cogvideo.cli.main import run_command
 from cogvideo.dtypes import ACTIVATION_DTYPES, WeightName
 from cogvideo.inference.backends import install_kernels
@@ -75,18 +76,26 @@ CPU = torch.device("cpu")
 
 
 def random_model(config: ModelConfig, dtype: WeightName, device: torch.device = CPU) -> CogVideoTransformer:
-    """Random weights whose logits are spread like those of trained ones."""
-    with device:
-        model = CogVideoTransformer(config).eval()
+    """Random weights whose logits are spread like those of trained ones.
+
+    Each matrix is drawn in float32 on the device and converted before the next one, so that all of them fit wherever
+    the converted ones do.
+    """
+    model = on_meta(lambda: CogVideoTransformer(config)).eval()
     generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim == 2:
-                p.normal_(0.0, 0.1 if name == "word_embeddings.weight" else 0.02, generator=generator)
-            else:
-                p.fill_(1.0 if name.endswith("layernorm.weight") else 0.0)
+    activations = torch.float32 if device.type == "cpu" else ACTIVATION_DTYPES[dtype]
+    for prefix, module in model.named_modules():
+        module.to_empty(device=device, recurse=False)
+        with torch.no_grad():
+            for name, p in module.named_parameters(prefix, recurse=False):
+                if p.ndim == 2:
+                    p.normal_(0.0, 0.1 if name == "word_embeddings.weight" else 0.02, generator=generator)
+                else:
+                    p.fill_(1.0 if name.endswith("layernorm.weight") else 0.0)
+        if dtype != "fp32" and not list(module.children()):
+            convert_weights(module, dtype, activations)
     if dtype != "fp32":
-        convert_weights(model, dtype, torch.float32 if device.type == "cpu" else ACTIVATION_DTYPES[dtype])
+        convert_weights(model, dtype, activations)  # what belongs to modules with children
     if device.type == "cuda":
         install_kernels(model, device)
     return model
@@ -175,7 +184,7 @@ class Stage:
 
 
 class Bench:
-    """The stages of a clip, each built when a case first needs it."""
+    """The stages of a clip, each built when it is first needed."""
 
     def __init__(
         self,
@@ -190,6 +199,12 @@ class Bench:
         self.backend, self.max_steps = backend, max_steps
         self.config = replace(SETTINGS, schedule=schedule)
         self.stages: list[Stage] = []
+
+    def load(self, case: str) -> None:
+        """Build the stages that a case runs."""
+        names = {"first_frame": ["first_frame"], "clip": ["first_frame", "key_frames", "interpolation"]}
+        for name in names.get(case, ["interpolation" if case.startswith("round") else "key_frames"]):
+            getattr(self, name)
 
     def run(self, case: str) -> Tensor:
         """Tokens of a case, (samples, frames, frame_len). Its given frames are random."""
@@ -352,13 +367,15 @@ def main() -> None:
     base = replace(base, num_layers=args.layers or base.num_layers)
     backend = "compiled" if args.compile else "auto"
     bench = Bench(base, args.dtype, args.schedule, device, backend, args.steps)
+    bench.load(args.case)
+    reset_peak(device)
     tokens = bench.run(args.case)
     first_wall_s = sum(stage.wall_s for stage in bench.stages)
     if device.type == "cuda":
         for stage in bench.stages:
             stage.reset()
         tokens = bench.run(args.case)
-    peak_rss_mb = peak_memory_mib(CPU)  # before read_speed allocates its own
+    peak_rss_mb, peak_device_gb = peak_memory_mib(CPU), peak_gb(device)  # before read_speed allocates its own
 
     def total(field: str) -> float:
         return sum(getattr(stage, field) for stage in bench.stages)
@@ -385,7 +402,7 @@ def main() -> None:
             "gpu": torch.cuda.get_device_name(device),
             "first_wall_s": round(first_wall_s, 3),
             "step_s": round(wall_s / total("forwards"), 5),
-            "peak_gb": peak_gb(device),
+            "peak_gb": peak_device_gb,
         }
     if args.baseline:
         baseline_s = baseline_seconds(bench.stages)

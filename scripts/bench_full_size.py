@@ -7,7 +7,7 @@ Random bf16 weights are written shard by shard (15.4 GB at full size; kept in --
 maps them into memory and samples the first row of a frame's tokens, with both channels. It first measures the memory
 bandwidth: at best, a token takes as long as reading all weights once. The first token reads the file from disk; the
 time per token is the median of the others. Run it on an otherwise idle machine. On a GPU, `peak_gb` is the peak memory
-of tensors.
+of tensors from when the weights are loaded.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from device_timing import add_device_argument, device_argument, peak_gb, read_speed
+from device_timing import add_device_argument, device_argument, peak_gb, read_speed, reset_peak
 from torch import Tensor
 
 from cogvideo.checkpoint.format import MANIFEST, load_checkpoint, write_checkpoint
@@ -84,6 +84,7 @@ def sample_row(directory: Path, num_tokens: int, threads: int | None, device: to
     if device.type == "cuda":
         install_kernels(model, device)
     load_seconds = time.perf_counter() - before
+    reset_peak(device)  # which read_speed's own memory would be
     config = model.config
 
     ids = torch.arange(TEXT_TOKENS) % (config.vocabulary.size - config.vocabulary.num_image_tokens)

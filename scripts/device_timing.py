@@ -48,8 +48,14 @@ def timed(device: torch.device, work: Callable[[], T]) -> tuple[float, T]:
     return begin.elapsed_time(end) / 1e3, result
 
 
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_gb` count from now on: what is held on a GPU now, and what comes. Does nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_gb(device: torch.device) -> float | None:
-    """Peak memory of tensors on a GPU so far, in GB; None on a CPU."""
+    """Peak memory of tensors on a GPU since `reset_peak`, or ever if that was not called, in GB; None on a CPU."""
     return round(torch.cuda.max_memory_allocated(device) / 1e9, 3) if device.type == "cuda" else None
 
 

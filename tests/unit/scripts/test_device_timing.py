@@ -22,7 +22,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     found: list[tuple[object, ...]] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
-    for name in ("_cuda_setDevice", "_cuda_setMemoryFraction"):
+    for name in ("_cuda_setDevice", "_cuda_setMemoryFraction", "_cuda_resetPeakMemoryStats"):
         monkeypatch.setattr(torch._C, name, lambda *given: found.append(given), raising=False)
     return found
 
@@ -47,3 +47,10 @@ def test_a_wrong_device_is_one_line(
         device_of("--device", name)
     assert caught.value.code == 2 and f"--device={name}" in capsys.readouterr().err.splitlines()[-1]
     assert not calls
+
+
+def test_the_peak_of_a_gpu_is_reset_and_a_cpu_has_none(calls: list[tuple[object, ...]]) -> None:
+    device_timing.reset_peak(torch.device("cpu"))
+    assert not calls and device_timing.peak_gb(torch.device("cpu")) is None
+    device_timing.reset_peak(torch.device("cuda", 1))
+    assert calls == [(1,)]
