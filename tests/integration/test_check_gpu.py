@@ -30,44 +30,67 @@ def python(code: str) -> str:
     return f"{{python}} -c '{code}'"
 
 
-def test_a_check_that_fails_crashes_or_hangs_ends_no_other(
+def test_a_check_that_fails_or_crashes_ends_no_other(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pid = tmp_path / "pid"
-    hanging = f'import os, time; open("{pid}", "w").write(str(os.getpid())); print(1, flush=True); time.sleep(600)'
     report = 'print("noise"); print("{{\\"step_s_median\\": 0.25, \\"mfu\\": 0.4, \\"max_logit_error\\": 2e-5}}")'
     checks = (
         script.Check("fails", "an error", 60, "", on_cpu=python('raise SystemExit("out of memory")')),
         script.Check("crashes", "a signal", 60, "", on_cpu=python("import os; os.abort()")),
-        script.Check("hangs", "a long sleep", 60, "", on_cpu=python(hanging)),
         script.Check("reports", "figures", 60, "", on_cpu=python(report)),
         script.Check("device", "a GPU's alone", 60, ""),
     )
-    limited = script.run
-
-    def run(check: Any, where: Any, command: Any, limit: float) -> Any:
-        return limited(check, where, command, 5 if check.name == "hangs" else limit)
-
     monkeypatch.setattr(script, "CHECKS", checks)
-    monkeypatch.setattr(script, "run", run)
     assert run_main(script, monkeypatch, "--fake", "--out", str(tmp_path)) == 1
     written = {check["name"]: check for check in json.loads((tmp_path / "check_gpu.json").read_text())["checks"]}
     assert {name: check["status"] for name, check in written.items()} == {
         "fails": "failed",
         "crashes": "failed",
-        "hangs": "timed out",
         "reports": "passed on the CPU",
         "device": "needs a GPU",
     }
     assert written["fails"]["message"] == "out of memory"
     assert written["reports"]["figures"]["mfu"] == 0.4
-    time.sleep(0.1)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
     table = (tmp_path / "check_gpu.md").read_text()
     assert table == capsys.readouterr().out
     (line,) = (line for line in table.splitlines() if line.startswith("| reports"))
     assert "| 250.0 |" in line and "| 0.4 |" in line and "| 2.0e-05 |" in line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "statuses", "code"),
+    [(4, "10", ["timed out", "passed"], 1), (60, "0.1", ["cut off", "not started"], 0)],
+)
+def test_a_check_that_hangs_is_ended_and_fails_if_the_limit_was_its_own(
+    seconds: int,
+    minutes: str,
+    statuses: list[str],
+    code: int,
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    pid = tmp_path / "pid"
+    hanging = f'import os, time; open("{pid}", "w").write(str(os.getpid())); print(1, flush=True); time.sleep(600)'
+    checks = (script.Check("hangs", "", seconds, python(hanging)), script.Check("next", "", 60, python("print(1)")))
+    monkeypatch.setattr(script, "CHECKS", checks)
+    monkeypatch.setattr(script, "machine", lambda: {"gpu": "one"})
+    assert run_main(script, monkeypatch, "--minutes", minutes, "--out", str(tmp_path)) == code
+    written = json.loads((tmp_path / "check_gpu.json").read_text())["checks"]
+    assert [check["status"] for check in written] == statuses
+    time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_a_tiny_check_has_no_limit_of_its_own(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check = script.Check("slow", "", 1, "", on_cpu=python("import time; time.sleep(600)"))
+    monkeypatch.setattr(script, "CHECKS", (check,))
+    assert run_main(script, monkeypatch, "--fake", "--minutes", "0.1", "--out", str(tmp_path)) == 0
+    (written,) = json.loads((tmp_path / "check_gpu.json").read_text())["checks"]
+    assert written["status"] == "cut off"
 
 
 def test_checks_that_do_not_fit_are_not_started(
