@@ -141,7 +141,7 @@ CHECKS = (
         f"{PART} launcher",
         on_cpu=f"{PART} launcher --device cpu",
     ),
-    Check("attention_kernels", "which SDPA kernels serve the real shapes, and FlexAttention", 60, f"{PART} attention"),
+    Check("attention_kernels", "which SDPA kernels serve the real shapes, and FlexAttention", 120, f"{PART} attention"),
     Check(
         "start_24gb",
         "a 7.7 B stage 1 made within 24 GB",

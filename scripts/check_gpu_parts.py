@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from cogvideo.config import load_config
 from cogvideo.model.attention import ATTENTION
 from cogvideo.model.config import ModelConfig
 from cogvideo.model.initialise import initialise
-from cogvideo.model.joined import flex_is_available
+from cogvideo.model.joined import JoinedPlan, attend_dense, attend_flex, flex_is_available
+from cogvideo.model.plan import plan_clip
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.planning.budgets import training_budget
 from cogvideo.sampling.config import SampleConfig
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.superres.config import SuperresConfig
@@ -38,15 +41,21 @@ from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.tokenizers.quantise import TokenizerLossConfig, tokenizer_loss
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.construction import construct
+from cogvideo.training.resources import machine_of, planned_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD_BYTES = 24e9
+MAX_BF16_ERROR = 1e-2
+"""Largest allowed difference of a row of attention in bfloat16, relative to its length; rounding gives 4e-3."""
 MAX_ERROR = 1e-3
 """Largest allowed difference of float32 results on two devices, relative to the largest value."""
 
 
 def attention(device: torch.device) -> dict[str, Any]:
-    """Milliseconds of each SDPA kernel on the published shapes, a clip and its text, or why it refuses them."""
+    """Milliseconds of each SDPA kernel on the published shapes, a clip and its text, or why it refuses them.
+
+    Then those of FlexAttention, compared with all pairs of rows. Each input must be served by a kernel at least.
+    """
     config = ModelConfig()
     rows = config.text_len + config.layout.num_slots
     query, key, value = (
@@ -54,6 +63,7 @@ def attention(device: torch.device) -> dict[str, Any]:
     )
     bias = torch.zeros(4, 1, rows, rows, device=device, dtype=torch.bfloat16)
     found: dict[str, Any] = {"flex_available": flex_is_available(device, config.head_dim), "kinds": sorted(ATTENTION)}
+    served = set()
     for kernel in (
         SDPBackend.FLASH_ATTENTION,
         SDPBackend.EFFICIENT_ATTENTION,
@@ -70,9 +80,35 @@ def attention(device: torch.device) -> dict[str, Any]:
                     attend()
                     seconds = min(timed(device, attend)[0] for _ in range(3))
                 found[f"{kernel.name.lower()}_{name}_ms"] = round(1e3 * seconds, 3)
+                served.add(name)
             except RuntimeError as error:
                 found[f"{kernel.name.lower()}_{name}_ms"] = f"refused: {str(error).splitlines()[0][:80]}"
+    assert served == {"plain", "bias", "bias_dropout"}, f"SDPA serves only {sorted(served)}: {found}"
+    if found["flex_available"]:
+        found |= _flex(query, key, value, config)
     return found
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, config: ModelConfig) -> dict[str, Any]:
+    """Milliseconds of FlexAttention and of all pairs of rows, for each channel of a clip, and how they differ.
+
+    `error` is the largest of any row, relative to the length of the row. One wrong key among a thousand exceeds it.
+    """
+    plan = plan_clip(config, plan_type="joined").to(query.device)
+    text_bias = torch.randn(len(query), config.text_len, device=query.device, dtype=query.dtype).float()
+    found: dict[str, Any] = {}
+    errors = {}
+    for name, channel in (("spatial", plan.spatial), ("temporal", plan.temporal[0])):
+        assert isinstance(channel, JoinedPlan)
+        inputs = query, key, value, text_bias, channel.with_text(config.text_len), 0.0
+        flex, dense = partial(attend_flex, *inputs), partial(attend_dense, *inputs)
+        expected = dense().float()
+        lengths = [rows.norm(dim=(1, 3)) for rows in (flex().float() - expected, expected)]
+        errors[name] = float((lengths[0] / lengths[1]).max())
+        for way, attend in (("flex", flex), ("dense", dense)):
+            found[f"{way}_{name}_ms"] = round(1e3 * min(timed(query.device, attend)[0] for _ in range(3)), 3)
+    assert max(errors.values()) <= MAX_BF16_ERROR, f"FlexAttention is off by {errors}, expected {MAX_BF16_ERROR}"
+    return found | {"error": max(errors.values())}
 
 
 def launcher(device: torch.device) -> dict[str, Any]:
@@ -100,12 +136,16 @@ def launcher(device: torch.device) -> dict[str, Any]:
 
 
 def start(device: torch.device) -> dict[str, Any]:
-    """Construct the full-size stage 1 with the settings for one 24 GB GPU, with memory limited to that much."""
+    """Construct the full-size stage 1 with the settings for one 24 GB GPU, with memory limited to that much.
+
+    `planned_gb` is the planner's figure for the weights, which are all that is on the device before the first step.
+    """
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_BYTES / total), device)
     files = [ROOT / "configs" / name for name in ("train/paper_stage1.yaml", "deepspeed/1x24gb.yaml")]
     config = load_config(TrainConfig, files, ["train.micro_batch_size=1", "train.recompute=layer"])
     config = replace(config, init=replace(config.init, checkpoint=None))
+    planned = training_budget(config.model, machine_of(device), planned_settings(config, 1))
     seconds, model = timed(
         device,
         lambda: construct(lambda: CogVideoTransformer(config.model), config, device, lambda *_: {}),
@@ -115,13 +155,14 @@ def start(device: torch.device) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "start_s": round(seconds, 1),
         "peak_gb": peak_gb(device),
-        "planned_gb": round(sum(p.nbytes for p in model.parameters()) / 1e9, 3),
+        "weights_gb": round(sum(p.nbytes for p in model.parameters()) / 1e9, 3),
+        "planned_gb": round(planned.weights / 1e9, 3),
     }
 
 
 def sample_twice(device: torch.device) -> dict[str, Any]:
     """Sample twice from the bundled weights, in float32; the tokens must be the same."""
-    pipeline = Pipeline.load(config=SampleConfig(device=str(device)))
+    pipeline = Pipeline.load(config=SampleConfig(device=str(device), weights="fp32"))
     config = replace(pipeline.config, rounds=1)
     (first_s, first), (second_s, second) = (
         timed(device, lambda: pipeline.sample(["the red digit 3 moves left slowly"], config)) for _ in range(2)
