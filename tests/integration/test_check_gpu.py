@@ -1,7 +1,9 @@
 """scripts/check_gpu.py: a part of its list without a GPU; a check that fails, hangs or cannot run ends no other."""
 
+import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -126,14 +128,49 @@ def test_the_largest_error_is_shown_and_none_is_nothing(
     assert script.row(result)["error"] == shown
 
 
-def test_names_and_commands_exist(script: ModuleType) -> None:
+class Parsed(Exception):
+    """Ends a script once its arguments are parsed."""
+
+
+def parse(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """What a script's own parser makes of its arguments; the script goes no further."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_end(parser: argparse.ArgumentParser, *given: Any) -> None:
+        raise Parsed(parse_args(parser, *given))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
+    with pytest.raises(Parsed) as parsed:
+        load_script(script).main()
+    return parsed.value.args[0]
+
+
+COMMANDS = [
+    pytest.param(command, id=f"{check.name}-{where}")
+    for check in load_script("check_gpu").CHECKS
+    for where, command in (("gpu", check.command), ("cpu", check.on_cpu))
+    if command is not None
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_scripts_accept_their_arguments(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)
+    assert words.pop(0) == "{python}"
+    for word in words:
+        assert not word.startswith("tests/") or (ROOT / word).exists()
+    if words[0] != "-m":
+        path = ROOT / words[0].replace("{scripts}", "scripts")
+        args = parse(path.stem, words[1:], monkeypatch)
+        assert path.stem != "check_gpu_parts" or args.part in load_script("check_gpu_parts").PARTS
+
+
+def test_checks_on_fake_tensors_exist(script: ModuleType) -> None:
     from tests.helpers.fake_cuda.checks import QUICK, SLOW
 
     for check in script.CHECKS:
         assert check.on_fake_tensors is None or check.on_fake_tensors in QUICK | SLOW
-        for command in filter(None, (check.command, check.on_cpu)):
-            path = next(word for word in command.split() if "{scripts}" in word or word.startswith("tests/"))
-            assert (ROOT / path.replace("{scripts}", "scripts")).is_file()
 
 
 @pytest.mark.parametrize(
