@@ -46,7 +46,7 @@ from cogvideo.training.resources import machine_of, planned_settings
 ROOT = Path(__file__).resolve().parents[1]
 CARD_BYTES = 24e9
 MAX_BF16_ERROR = 1e-2
-"""Largest allowed difference of a row of attention in bfloat16, relative to its length; rounding gives 4e-3."""
+"""Largest allowed difference of a row of attention in bfloat16, relative to its norm; rounding gives 4e-3."""
 MAX_ERROR = 1e-3
 """Largest allowed difference of float32 results on two devices, relative to the largest value."""
 
@@ -92,7 +92,7 @@ def attention(device: torch.device) -> dict[str, Any]:
 def _flex(query: Tensor, key: Tensor, value: Tensor, config: ModelConfig) -> dict[str, Any]:
     """Milliseconds of FlexAttention and of all pairs of rows, for each channel of a clip, and how they differ.
 
-    `error` is the largest of any row, relative to the length of the row. One wrong key among a thousand exceeds it.
+    `error` is the largest of any row, relative to the norm of the row. One wrong key among a thousand exceeds it.
     """
     plan = plan_clip(config, plan_type="joined").to(query.device)
     text_bias = torch.randn(len(query), config.text_len, device=query.device, dtype=query.dtype).float()
@@ -103,12 +103,11 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, config: ModelConfig) -> dic
         inputs = query, key, value, text_bias, channel.with_text(config.text_len), 0.0
         flex, dense = partial(attend_flex, *inputs), partial(attend_dense, *inputs)
         expected = dense().float()
-        lengths = [rows.norm(dim=(1, 3)) for rows in (flex().float() - expected, expected)]
-        errors[name] = float((lengths[0] / lengths[1]).max())
+        norms = [rows.norm(dim=(1, 3)) for rows in (flex().float() - expected, expected)]
+        errors[name] = float((norms[0] / norms[1]).max())
         for way, attend in (("flex", flex), ("dense", dense)):
             found[f"{way}_{name}_ms"] = round(1e3 * min(timed(query.device, attend)[0] for _ in range(3)), 3)
-    assert max(errors.values()) <= MAX_BF16_ERROR, f"FlexAttention is off by {errors}, expected {MAX_BF16_ERROR}"
-    return found | {"error": max(errors.values())}
+    return found | {"error": _within(errors, "norm of a row", MAX_BF16_ERROR)}
 
 
 def launcher(device: torch.device) -> dict[str, Any]:
@@ -220,10 +219,11 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return float((found.cpu() - expected).abs().max() / expected.abs().max())
 
 
-def _within(errors: dict[str, float]) -> float:
-    worst = max(errors.values())
-    assert worst <= MAX_ERROR, f"off by {worst:.1e} of the largest value, expected at most {MAX_ERROR}: {errors}"
-    return worst
+def _within(errors: dict[str, float], of: str = "largest value", most: float = MAX_ERROR) -> float:
+    """The largest of `errors`, relative to `of`. None of them may be above `most`, or NaN."""
+    good = all(error <= most for error in errors.values())
+    assert good, f"errors relative to the {of} are {errors}, expected at most {most}"
+    return max(errors.values())
 
 
 PARTS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
