@@ -29,11 +29,12 @@ where=()
 [ -n "${MASTER_PORT:-}" ] && where+=(--master_port "$MASTER_PORT")
 
 # SIGTERM, SIGHUP and Ctrl-C are passed on to the training processes, which save and stop. DeepSpeed's own command would
-# exit at once and leave them running, so it runs in a process group of its own.
+# exit at once and leave them running, so it runs in a process group of its own. Over ssh there are none in the group,
+# which then gets the signal itself: DeepSpeed's command ends those of all machines, after 30 seconds by force.
 set -m
-deepspeed "${where[@]}" --module cogvideo train --config "$CONFIG" --config "$machine" "$@" &
+deepspeed ${where[@]+"${where[@]}"} --module cogvideo train --config "$CONFIG" --config "$machine" "$@" &
 group=$!
-requested= stopped=
+requested= stopped= tries=0
 trap 'requested=1 stopped=129' HUP
 trap 'requested=1 stopped=130' INT
 trap 'requested=1 stopped=143' TERM
@@ -41,8 +42,15 @@ while true; do
     code=0
     wait "$group" || code=$?
     kill -0 "$group" 2>/dev/null || exit "${stopped:-$code}" # if it still runs, a signal interrupted the wait
-    # retry until the processes exist
+    # retry until the processes exist, but not for ever
     while [ -n "$requested" ] && kill -0 "$group" 2>/dev/null; do
-        if pkill -TERM -g "$group" -f -- "-m cogvideo "; then requested=; else sleep 1; fi
+        if pkill -TERM -g "$group" -f -- "-m cogvideo "; then
+            requested= tries=0
+        elif { [ -n "${HOSTFILE:-}" ] && [ -z "${NODE_RANK:-}" ]; } || [ $((tries += 1)) -gt 30 ]; then
+            kill -TERM -- "-$group" 2>/dev/null || true
+            requested= tries=0
+        else
+            sleep 1
+        fi
     done
 done
