@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cogvideo.config import from_dict
 from cogvideo.data.shards import FORMATS, ROW, VERSION, Kind, read_shard, shard_folder, write_manifest, write_shard
+from cogvideo.files import atomic_write
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.config import TrainConfig
 
@@ -69,6 +71,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """A run's metrics without those that depend on the clock."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
+
+
+def draw_one_pixel(records: list[dict[str, Any]], path: Path) -> None:
+    """Stands for `draw_curves`, which takes half of such a run."""
+    with atomic_write(path) as temporary:
+        Image.new("L", (1, 1)).save(temporary, "png")
 
 
 def _plain(value: Any) -> Any:
