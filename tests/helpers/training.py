@@ -50,7 +50,7 @@ def settings(data: Path, run_dir: Path, /, task: str = "sequential", **groups: d
         "data": {"path": data / ("frames" if task == "tokenizer" else "clips"), "text_tokenizer": data / "text.model"},
         "optimiser": {"lr": 1e-2, "warmup_steps": 2},
         "train": {"steps": 6, "batch_size": 8, "micro_batch_size": 4},
-        "log": {"every": 1, "save_every": 100, "preview_every": 0},
+        "log": {"every": 1, "save_every": 100, "preview_every": 0, "peak_tflops": 1},
         "tokenizer": {
             "channels": 8,
             "channel_multipliers": [1, 1, 2],
