@@ -130,10 +130,10 @@ def test_every_attention_compiles(attention: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 @pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
-@pytest.mark.parametrize("recompute", ["nothing", "mlp", "layer"])
-def test_inductor_trains_alike(recompute: Recompute) -> None:
+def test_inductor_trains_alike() -> None:
+    """Inductor compiles what AOTAutograd traces, which the next test does for all that can be recomputed."""
     model = tiny_model(tiny_config("interpolation", window_size=2, num_layers=3))
-    model.recompute = recompute
+    model.recompute = "mlp"
     model.freeze_trunk()
     assert check_training(model, "inductor", "dense") == 2
 
