@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,25 @@ from cogvideo.checkpoint.parameters import model_parameters
 from cogvideo.checkpoint.sat.convert import to_sat
 from tests.helpers.models import tiny_batch, tiny_config, tiny_model
 from tests.helpers.packs import GOLDEN, open_pack
+from tests.helpers.scripts import ROOT, load_script
 from tests.reference import transformer as reference
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "check_packs.py"
+check_packs = load_script("check_packs")
+Check = Callable[[Path], tuple[int, dict[str, dict[str, Any]]]]
 
 
-def check(folder: Path) -> tuple[int, dict[str, dict[str, Any]], str]:
-    """Exit code, the line of each pack by its name, stderr."""
-    done = subprocess.run([sys.executable, str(SCRIPT), str(folder)], capture_output=True, text=True, check=False)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return done.returncode, {line["pack"]: line for line in lines}, done.stderr
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Exit code, and the line of each pack by its name."""
+
+    def run(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+        monkeypatch.setattr(sys, "argv", ["check_packs.py", str(folder)])
+        capsys.readouterr()
+        code = check_packs.main()
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return code, {line["pack"]: line for line in lines}
+
+    return run
 
 
 def write_pack(folder: Path, name: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -35,7 +45,7 @@ def write_pack(folder: Path, name: str, tensors: dict[str, Tensor], about: dict[
     (folder / f"{name}.json").write_text(json.dumps(about))
 
 
-def test_golden_packs(tmp_path: Path) -> None:
+def test_golden_packs(check: Check, tmp_path: Path) -> None:
     """The training pack of stage 1, and the first frame's decoding pack put back into its full form."""
     shutil.copytree(GOLDEN / "sat-stage1", tmp_path / "sat-stage1")
     for suffix in ("json", "safetensors"):
@@ -54,7 +64,7 @@ def test_golden_packs(tmp_path: Path) -> None:
     write_pack(tmp_path, "decode_d1_first_frame", tensors, {**pack.about, **sizes, "mode_stage1": True})
     (tmp_path / "params_full_size.json").write_text("{}")  # no pack: passed over
 
-    code, lines, _ = check(tmp_path)
+    code, lines = check(tmp_path)
     assert code == 0
     assert lines["train_stage1"]["max_logit_error"] < 1e-4
     assert lines["train_stage1"]["loss_error"] < 1e-5
@@ -95,8 +105,8 @@ def other(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return packs
 
 
-def test_packs_of_other_sizes(other: Path) -> None:
-    code, lines, _ = check(other)
+def test_packs_of_other_sizes(check: Check, other: Path) -> None:
+    code, lines = check(other)
     assert code == 0
     assert lines["train_other"]["max_logit_error"] < 1e-5
     assert lines["train_other"]["loss_error"] < 1e-6
@@ -152,11 +162,11 @@ def write_decoding_pack(packs: Path, *, spoilt: bool = False) -> None:
 
 
 @pytest.mark.parametrize("other", ["sequential"], indirect=True)
-def test_guided_decoding_packs_of_other_sizes(other: Path) -> None:
+def test_guided_decoding_packs_of_other_sizes(check: Check, other: Path) -> None:
     write_decoding_pack(other)
     (other / "broken.json").write_text(json.dumps({"grad_norms": {}}))  # one that cannot be read stops no other
     save_file({"rows": torch.zeros(1, 3).int()}, other / "broken.safetensors")
-    code, lines, _ = check(other)
+    code, lines = check(other)
     assert code == 1
     assert "KeyError" in lines["broken"]["error"] and lines["train_other"]["ok"]
     assert lines["decode_other"]["ok"] and lines["decode_other"]["max_logit_error"] < 1e-5
@@ -164,9 +174,9 @@ def test_guided_decoding_packs_of_other_sizes(other: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["sequential"], indirect=True)
-def test_another_token_than_the_likeliest_is_an_error(other: Path) -> None:
+def test_another_token_than_the_likeliest_is_an_error(check: Check, other: Path) -> None:
     write_decoding_pack(other, spoilt=True)
-    code, lines, _ = check(other)
+    code, lines = check(other)
     line = lines["decode_other"]
     assert (code, line["tokens_equal"], line["tokens_other_than_ties"]) == (1, False, 1)
     assert line["max_logit_error"] < 1e-5
@@ -174,7 +184,7 @@ def test_another_token_than_the_likeliest_is_an_error(other: Path) -> None:
 
 @pytest.mark.parametrize("other", ["sequential"], indirect=True)
 @pytest.mark.parametrize("spoilt", ["logits", "loss", "grad_norms"])
-def test_a_spoilt_pack_is_noticed(other: Path, spoilt: str) -> None:
+def test_a_spoilt_pack_is_noticed(check: Check, other: Path, spoilt: str) -> None:
     tensors, about = load_file(other / "train_other.safetensors"), json.loads((other / "train_other.json").read_text())
     if spoilt == "logits":
         tensors["logits"][1, 40, 3] += 1e-3
@@ -184,13 +194,14 @@ def test_a_spoilt_pack_is_noticed(other: Path, spoilt: str) -> None:
         name = next(iter(about["grad_norms"]))
         about["grad_norms"][name] *= 1.001
     write_pack(other, "train_other", tensors, about)
-    code, lines, _ = check(other)
+    code, lines = check(other)
     assert code == 1
     assert lines["train_other"]["ok"] is False
 
 
-def test_a_folder_without_packs(tmp_path: Path) -> None:
-    code, lines, error = check(tmp_path)
-    assert (code, lines) == (2, {})
-    assert "holds no training or decoding packs" in error
-    assert check(tmp_path / "missing")[0] == 2
+def test_a_folder_without_packs(check: Check, tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "scripts/check_packs.py"), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "holds no training or decoding packs" in done.stderr
+    assert check(tmp_path / "missing") == (2, {})
