@@ -1,9 +1,9 @@
 """`cogvideo prepare` in several processes: the same bytes in the folder, whatever failed or was killed before."""
 
 import json
+import multiprocessing.connection
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cogvideo.cli.main import main
+from tests.helpers import ranks
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cogvideo"]
 SETTINGS = ["--frames", "frame_pixels=40", "frames_per_video=2", "videos_per_shard=1"]
@@ -49,12 +50,9 @@ def start(words: list[str], **variables: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, *words], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def without_launcher(*words: list[str]) -> "list[subprocess.Popen[str]]":
-    """Start two processes as on two machines: with the launcher's variables, but without a launcher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    return [start(words[rank % len(words)], RANK=str(rank), **variables) for rank in range(2)]
+def group() -> dict[str, str]:
+    """The launcher's variables for two processes, which start as on two machines: without a launcher."""
+    return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.free_port())}
 
 
 @pytest.mark.slow
@@ -80,12 +78,14 @@ def test_the_other_rank_finishes_its_shards_when_one_fails(
     videos: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "frames"
-    strict = start([*TORCHRUN, *command(videos, out, "strict=true")])
-    _, errors = strict.communicate(timeout=240)
-    assert strict.returncode != 0
+    processes = ranks.start(command(videos, out, "strict=true"), 2, tmp_path / "said")
+    multiprocessing.connection.wait([process.sentinel for process in processes], timeout=240)
+    made = {path.name for path in (out / "shards").iterdir()}  # a launcher now ends the other rank
+    assert ranks.finish(processes) == [2, 2]
+    errors = "".join(path.read_text(encoding="utf-8") for path in sorted((tmp_path / "said").iterdir()))
     assert "rank 1 of 2: " in errors and "cut.mp4 is cut short" in errors  # video 7, thus shard 7, belongs to rank 1
     assert "1 of 8 shards are missing" in errors and "run the same command again" in errors
-    assert len(list((out / "shards").iterdir())) == 7 and not (out / "manifest.json").exists()
+    assert len(made) == 7 and "00007" not in made and not (out / "manifest.json").exists()
     assert main(command(videos, out)) == 0
     assert contents(out) == alone
 
@@ -111,7 +111,8 @@ def test_the_other_rank_finishes_its_shards_when_one_is_killed(
 ) -> None:
     """Without a launcher, only the other rank can notice."""
     out = tmp_path / "frames"
-    first, second = without_launcher(["-c", KILLED_AT_SHARD_3, *command(videos, out)])
+    words, variables = ["-c", KILLED_AT_SHARD_3, *command(videos, out)], group()
+    first, second = (start(words, RANK=str(rank), **variables) for rank in range(2))
     errors = first.communicate(timeout=240)[1]
     assert second.wait(timeout=240) == -signal.SIGKILL and first.returncode == 2
     assert "3 of 8 shards are missing, because a process failed or died" in errors and "Traceback" not in errors
@@ -130,7 +131,10 @@ def test_a_rank_with_other_captions_is_refused(videos: Path, tmp_path: Path) -> 
     other.write_text(json.dumps({"video": "clips/000000.mp4", "caption": "another"}) + "\n")
     out = tmp_path / "frames"
     words = ["prepare", "--captions", str(other), "--videos", str(videos), "--out", str(out), *SETTINGS]
-    first, second = without_launcher(["-m", "cogvideo", *command(videos, out)], ["-m", "cogvideo", *words])
-    errors = second.communicate(timeout=240)[1]
-    assert second.returncode == 2 and "was begun with other captions" in errors
-    assert "4 of 8 shards are missing" in first.communicate(timeout=240)[1] and first.returncode == 2
+    variables, processes = group(), []
+    for rank, its_words in enumerate((command(videos, out), words)):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes += ranks.start(its_words, 1, tmp_path / f"said_{rank}", variables | own)
+    assert ranks.finish(processes) == [2, 2]
+    first, second = ((tmp_path / f"said_{rank}/stderr_0.txt").read_text(encoding="utf-8") for rank in range(2))
+    assert "4 of 8 shards are missing" in first and "was begun with other captions" in second
