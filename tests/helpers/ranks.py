@@ -5,6 +5,7 @@ They are forked from a server process that has imported torch and deepspeed, so 
 
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 import time
@@ -24,15 +25,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(words: list[str], world: int, folder: Path, environment: dict[str, str] | None = None) -> list[BaseProcess]:
-    """Start `cogvideo WORDS` on every rank of a group; rank r's stderr goes to folder/stderr_r.txt."""
+def start(
+    words: list[str],
+    world: int,
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    max_file_size: int | None = None,
+) -> list[BaseProcess]:
+    """Start `cogvideo WORDS` on every rank of a group; rank r's stderr goes to folder/stderr_r.txt.
+
+    No file grows beyond `max_file_size` bytes, as on a full disk.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in range(world):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         settings = group | own | {"OMP_NUM_THREADS": "1"} | (environment or {})
-        process = _context.Process(target=_work, args=(words, settings, folder / f"stderr_{rank}.txt"))
+        arguments = (words, settings, folder / f"stderr_{rank}.txt", max_file_size)
+        process = _context.Process(target=_work, args=arguments)
         process.start()
         processes.append(process)
     return processes
@@ -65,8 +76,11 @@ def run(words: list[str], world: int, folder: Path, **options: dict[str, str]) -
     assert codes == [0] * world, [path.read_text(encoding="utf-8")[-2000:] for path in folder.glob("stderr_*.txt")]
 
 
-def _work(words: list[str], environment: dict[str, str], stderr: Path) -> None:
+def _work(words: list[str], environment: dict[str, str], stderr: Path, max_file_size: int | None) -> None:
     os.environ.update(environment)
+    if max_file_size is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # stdout may be a large file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
     descriptor = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
