@@ -31,13 +31,13 @@ def on(device: str, **loading: Any) -> Pipeline:
 def test_float32_draws_what_the_cpu_draws(schedule: str) -> None:
     """Another device rounds otherwise, which may turn a token and those after it; most clips keep all of theirs."""
     config = replace(on("cpu").config, schedule=schedule, samples_per_prompt=4, rounds=1)
-    here, there = (on(device).sample(PROMPTS, config) for device in ("cpu", "cuda"))
+    here, there = (on(device, weights="fp32").sample(PROMPTS, config) for device in ("cpu", "cuda"))
     assert (here == there).flatten(1).all(1).float().mean() >= 0.5
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "wavefront", "speculative"])
 def test_compiled_and_replayed_steps_draw_what_others_draw(schedule: str) -> None:
-    plain, compiled = on("cuda"), on("cuda", compile=True)
+    plain, compiled = on("cuda", weights="fp32"), on("cuda", weights="fp32", compile=True)
     config = replace(plain.config, schedule=schedule, samples_per_prompt=4, rounds=1)
     assert (compiled.sample(PROMPTS, config) == plain.sample(PROMPTS, config)).flatten(1).all(1).float().mean() >= 0.5
     for other in (replace(config, seed=1), config):  # caches come and go, and what was recorded on them
