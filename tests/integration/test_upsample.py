@@ -15,6 +15,8 @@ from cogvideo.checkpoint.adapter import Base, fingerprint
 from cogvideo.checkpoint.format import load_checkpoint
 from cogvideo.checkpoint.load import build_superres
 from cogvideo.cli.main import main
+from cogvideo.media.contact_sheet import GAP, LINE_HEIGHT
+from cogvideo.sampling.outputs import MIN_VIDEO_SIDE
 from cogvideo.sampling.superres import Upsampler
 from cogvideo.superres.config import SuperresConfig
 from cogvideo.superres.grid import redraw_mask
@@ -80,8 +82,9 @@ def test_sampled_clips(scene: Path, tmp_path: Path) -> None:
     assert changed.any() and not changed[~redraw_mask(FINE, 1)].any()
     about = json.loads((tmp_path / "both/samples.json").read_text(encoding="utf-8"))
     assert [sample["prompt"] for sample in about["samples"]] == CAPTIONS[:2]
+    pixels = 8 * FINE * max(1, MIN_VIDEO_SIDE // (8 * FINE) // 2)  # a token covers 8 x 8 pixels, enlarged
     sheet = Image.open(next((tmp_path / "both").glob("000-*.png")))
-    assert sheet.height % (8 * FINE) == 0 or sheet.height > 8 * FINE
+    assert sheet.size == (5 * (pixels + GAP) + GAP, GAP + LINE_HEIGHT + GAP + pixels + GAP)
 
 
 def test_interrupted_and_resumed(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

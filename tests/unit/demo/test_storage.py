@@ -1,9 +1,13 @@
 """The oldest results go first, and only as many as must."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from cogvideo.demo.storage import limit_arenas, release_memory, remove_oldest, size_of
+import pytest
+
+from cogvideo.demo import storage
+from cogvideo.demo.storage import M_ARENA_MAX, limit_arenas, release_memory, remove_oldest, size_of
 from cogvideo.locks import LOCK_NAME
 
 
@@ -35,6 +39,20 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert list(results.iterdir()) == [] and (outside / "clip.mp4").exists()
 
 
+@pytest.mark.parametrize("has_glibc", [True, False])
+def test_glibc_is_asked_where_there_is_one(has_glibc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[tuple[str, ...]]()
+
+    def of_glibc(name: str) -> Callable[..., int] | None:
+        return (lambda *numbers: calls.append((name, *numbers)) or 1) if has_glibc else None
+
+    monkeypatch.setattr(storage, "_of_glibc", of_glibc)
+    limit_arenas()
+    release_memory()
+    assert calls == ([("mallopt", M_ARENA_MAX, 2), ("malloc_trim", 0)] if has_glibc else [])
+
+
 def test_the_allocator_can_be_asked_anywhere() -> None:
     limit_arenas()
     release_memory()
+    assert storage._of_glibc("no_such_function") is None

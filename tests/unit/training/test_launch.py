@@ -4,8 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+
+from cogvideo.cli.main import main
+from cogvideo.training import launch
 
 START = """
 from cogvideo.training.launch import prepare_environment
@@ -47,15 +52,22 @@ def test_a_launchers_process_group_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert "MASTER_PORT" not in os.environ
 
 
-def test_the_train_command_sets_up_cudas_allocator_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cogvideo.training.launch import expand_segments
+ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
-    for key in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.delenv(key, raising=False)
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
-    expand_segments()
-    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-    expand_segments()
-    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+
+@pytest.mark.parametrize("name", [None, *ALLOCATORS])
+def test_the_train_command_sets_up_cudas_allocator_unless_the_user_did(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = dict[str, str]()
+
+    def train(config: Any, *, resume: bool) -> None:
+        seen.update({key: os.environ[key] for key in ALLOCATORS if key in os.environ})
+        (config.run_dir / "export").mkdir(parents=True)
+
+    monkeypatch.setattr(launch, "train", train)
+    users = {} if name is None else {name: "max_split_size_mb:64"}
+    others = {key: value for key, value in os.environ.items() if key not in ALLOCATORS}
+    with mock.patch.dict(os.environ, others | users, clear=True):
+        assert main(["train", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert seen == (users or {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
