@@ -9,6 +9,7 @@ import pytest
 
 from cogvideo.cli.main import main
 from cogvideo.evaluation import compare as compare_module
+from cogvideo.evaluation import self_test
 from cogvideo.evaluation.likelihood import open_score_file
 from cogvideo.evaluation.measure import choose_clips
 from cogvideo.evaluation.packaged_networks import PACKAGED
@@ -177,9 +178,15 @@ def test_generated_clips_alone_have_pixel_measures(data: Path, capsys: pytest.Ca
     assert "motion per frame" in text and "FVD" not in text
 
 
-def test_the_self_test_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "--self-test"]) == 0
-    assert "all as expected" in capsys.readouterr().out
+@pytest.mark.parametrize(("got", "code", "message"), [(1.0, 0, "all as expected"), (2.0, 1, "1 wrong")])
+def test_a_wrong_value_of_the_self_test_is_the_exit_code(
+    got: float, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That no value is wrong is tested in the self-test's own tests."""
+    checks = [self_test.Check("one", 1.0, 1.0, 0.1), self_test.Check("two", got, 1.0, 0.1)]
+    monkeypatch.setattr(self_test, "run_self_test", lambda networks: iter(checks))
+    assert main(["eval", "--self-test"]) == code
+    assert capsys.readouterr().out.splitlines() == [*map(str, checks), message]
 
 
 def test_a_damaged_video_is_named_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

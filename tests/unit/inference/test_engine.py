@@ -109,29 +109,6 @@ def test_a_clip_does_not_depend_on_its_batch(model: CogVideoTransformer) -> None
         assert torch.equal(alone[0], batch[i])
 
 
-def test_any_order_of_slots_gives_the_same_tokens() -> None:
-    """Frames in flight at the same time, each lagging far enough that all keys it needs are there."""
-    model = tiny.model("interpolation", 2)
-    layout = model.config.layout
-    lag = (2 - 1) * (layout.frame_side + 1)
-    starts = {frame: i * lag for i, frame in enumerate(layout.generation_order)}
-    steps = []
-    for time in range(layout.frame_len + lag * (len(starts) - 1)):
-        slots = [f * layout.frame_len + time - at for f, at in starts.items() if 0 <= time - at < layout.frame_len]
-        steps.append(np.array(slots))
-    assert len(steps) == 21 < 32 and max(map(len, steps)) == 2
-    overlapping = Schedule(layout.slots_of(*layout.given_frames), tuple(steps))
-
-    known, uniforms = clips(model)
-    results = [
-        Engine(model).generate(
-            build_program(model.config, schedule), known, conditioning(None), RecordingSampler(), uniforms
-        )
-        for schedule in (plain(layout), overlapping)
-    ]
-    assert torch.equal(*results)
-
-
 def test_guidance() -> None:
     both = torch.tensor([[[3.0, 1.0]], [[1.0, 2.0]]])
     assert apply_guidance(both, 3.0).tolist() == [[[7.0, -1.0]]]
