@@ -1,6 +1,5 @@
-"""A headless Chromium, driven through a pipe: pages are opened, scripts evaluated, keys pressed, pictures taken."""
+"""A headless Chromium, driven through a pipe: pages are opened, scripts evaluated, keys pressed."""
 
-import base64
 import json
 import os
 import shutil
@@ -78,10 +77,6 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-
-    def screenshot(self, path: Path) -> None:
-        picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(picture["data"]))
 
 
 @contextmanager
