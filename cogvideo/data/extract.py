@@ -3,7 +3,6 @@
 Each distinct frame that a video's clips use is decoded and encoded once. Frames of many videos share an encoder batch.
 """
 
-import errno
 import re
 import unicodedata
 import zlib
@@ -21,7 +20,7 @@ from cogvideo.data.captions import Caption, plain_path
 from cogvideo.data.clips import Clip, ClipConfig, rate_problem
 from cogvideo.data.shards import ROW, Kind
 from cogvideo.logs import one_line
-from cogvideo.media.byte_range import MediaPath, is_file
+from cogvideo.media.byte_range import FILE_ERRORS, MediaPath, is_file
 from cogvideo.media.container import DamagedVideoError
 from cogvideo.media.cuts import find_cuts
 from cogvideo.media.frame_index import VideoInfo
@@ -30,12 +29,6 @@ from cogvideo.media.video import SAME_TIME, DecodedTooLargeError, probe_video, r
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-FILE_ERRORS = (
-    *(None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EINVAL),
-    *(errno.ELOOP, errno.ENAMETOOLONG),
-)
-"""System errors caused by the file itself. Others, such as a failing disk or too many open files, may not recur."""
 
 ChooseClips = Callable[[NDArray[np.float64], Caption], list[Clip]]
 """(frame times of a video, caption) -> the clips of the caption's span."""
@@ -97,7 +90,8 @@ class Extractor:
     def plan(self, job: VideoJob) -> VideoPlan:
         """Choose a video's clips by its frame times.
 
-        Raises: ValueError if the video cannot be read or, if `strict`, a caption yields no clip.
+        Raises: ValueError if the video cannot be read or, if `strict`, a caption yields no clip; OSError where that is
+        not its fault.
         """
         return self._plan(job, self._probe_spans(job))
 
@@ -183,13 +177,18 @@ class Extractor:
         return plan, frames
 
     def _locate(self, job: VideoJob) -> MediaPath:
-        """The file of a video, or its bytes in a tar. Raises: ValueError if a link leads out of the folder."""
+        """The file of a video, or its bytes in a tar.
+
+        Raises: ValueError if a link leads out of the folder; OSError where it is not the file's fault.
+        """
         if (source := job.captions[0][1].source) is not None:
             return source
         path = _find(self.folder, job.video)
         try:
             inside = path.resolve().is_relative_to(self.folder.resolve())
         except (OSError, RuntimeError) as error:  # links in a loop, overlong names
+            if isinstance(error, OSError) and error.errno not in FILE_ERRORS:
+                raise
             raise ValueError(f"{path} cannot be opened ({one_line(error)})") from None
         if not inside:
             raise ValueError(f"{path} is a link that leads out of {self.folder}; give a path inside it")

@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cogvideo.media.confinement import allow_memory
+from cogvideo.media.byte_range import FILE_ERRORS
+from cogvideo.media.confinement import LIMIT_ERRORS, allow_memory
 from cogvideo.media.container import Limits, TooLargeError
 from cogvideo.media.worker import Answer
 
@@ -203,6 +204,8 @@ def _damage_named(path: Path) -> Iterator[None]:
     except (MemoryError, TooLargeError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (*FILE_ERRORS, *LIMIT_ERRORS):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(f"{path} is not a readable Parquet file ({reason}); write it again") from None
 

@@ -37,6 +37,7 @@ from cogvideo.distributed import ProcessGroup
 from cogvideo.files import atomic_write, is_temporary, read_json, remove_all_leftovers, write_json
 from cogvideo.locks import entries, lock_folder
 from cogvideo.logs import get_logger, progress
+from cogvideo.media.byte_range import FILE_ERRORS
 from cogvideo.media.cuts import check_installed
 
 log = get_logger("cogvideo.data.prepare")
@@ -157,7 +158,9 @@ class Preparation:
                 bar.update(1)
                 try:
                     plan = self.extractor.plan(job)
-                except (ValueError, OSError, MemoryError):
+                except (ValueError, OSError) as error:
+                    if isinstance(error, OSError) and error.errno not in FILE_ERRORS:
+                        raise
                     skipped += len(job.captions)
                     continue
                 skipped += sum(entry["caption"] is not None for entry in plan.skipped)

@@ -298,6 +298,8 @@ def _read_upload(pipeline: Pipeline, path: Path, use: FileUse, config: SampleCon
         return reader.read([path])
     except ValueError as error:  # do not reveal where the server stores uploads
         raise ValueError(str(error).replace(str(path), path.name)) from None
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read now ({error.strerror}); send it again") from None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,19 @@
 """A media file inside another file, such as a member of a tar: opened in place, never copied to disk."""
 
+import errno
+import os
+import sys
 from dataclasses import dataclass
 from os.path import abspath, getsize
 from pathlib import Path
+from stat import S_ISREG
+
+FILE_ERRORS = (
+    *(None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EINVAL),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ),
+)
+"""System errors caused by the file itself. Others, such as a failing disk or too many open files, may not recur."""
+PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -23,11 +34,18 @@ MediaPath = str | Path | ByteRange
 
 
 def is_file(path: MediaPath) -> bool:
-    """Whether this is a regular file; False also where that cannot be determined (permissions, overlong names)."""
+    """Whether this is a regular file; False also where the name or its permissions keep that from being determined.
+
+    Raises: OSError where it is not the file's fault, such as a failing disk.
+    """
     try:
-        return Path(path.file if isinstance(path, ByteRange) else path).is_file()
-    except (OSError, ValueError):
-        return False
+        return S_ISREG(os.stat(path.file if isinstance(path, ByteRange) else path).st_mode)
+    except OSError as error:
+        if error.errno not in FILE_ERRORS:
+            raise
+    except ValueError:  # a null character
+        pass
+    return False
 
 
 def media_size(path: MediaPath) -> int:
@@ -41,6 +59,16 @@ def media_start(path: MediaPath, size: int) -> bytes:
     with open(source.file, "rb") as file:
         file.seek(source.start)
         return file.read(min(size, source.size))
+
+
+def check_readable(path: MediaPath) -> None:
+    """Read a media file to its end, to learn whether the disk gives all of its bytes. Raises: OSError."""
+    source = path if isinstance(path, ByteRange) else ByteRange(Path(path), 0, sys.maxsize, str(path))
+    place, end = source.start, source.start + source.size
+    with open(source.file, "rb", buffering=0) as file:
+        file.seek(place)
+        while part := file.read(min(PART_BYTES, end - place)):
+            place += len(part)
 
 
 def media_url(path: MediaPath) -> str:

@@ -4,9 +4,13 @@ The limits for a file grow with its size at first, then with that of its frames.
 and memory is not limited without /proc.
 """
 
+import errno
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+LIMIT_ERRORS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.EFBIG)
+"""System errors in the confined process that come from its own limits, and thus from the file that it parses."""
 
 _is_confined = False
 _start: int | None = None

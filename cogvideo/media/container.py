@@ -3,6 +3,7 @@
 No other module reads media with FFmpeg.
 """
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,8 +19,17 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 from PIL import Image
 
-from cogvideo.media.byte_range import ByteRange, MediaPath, is_file, media_size, media_start, media_url
-from cogvideo.media.confinement import allow_memory, within_seconds
+from cogvideo.media.byte_range import (
+    FILE_ERRORS,
+    ByteRange,
+    MediaPath,
+    check_readable,
+    is_file,
+    media_size,
+    media_start,
+    media_url,
+)
+from cogvideo.media.confinement import LIMIT_ERRORS, allow_memory, within_seconds
 
 SMALL = 256 * 256  # pixels; below this, starting codec threads costs more than they save
 MAX_THREADS = 8  # per file; many files are read at the same time
@@ -31,6 +41,11 @@ DEFAULT_BONUS = 5_000_000  # pixels by which FFmpeg prefers the stream marked as
 EXIF_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 PICTURE_FORMATS = (*EXIF_FORMATS, "BMP")
 EXIF_ORIENTATION = 0x112
+FFMPEG_ERRORS = (
+    *(errno.EIO, errno.ENOSYS, errno.ERANGE, errno.EDOM, errno.EOVERFLOW, errno.EOPNOTSUPP, errno.ENODATA),
+    *(errno.EEXIST, errno.EBUSY, errno.ENOSPC, errno.ESPIPE, errno.EPIPE, errno.EBADF),
+)
+"""System errors that FFmpeg also reports for what it finds in a damaged file."""
 
 
 class DamagedVideoError(ValueError):
@@ -63,6 +78,7 @@ def open_video(
     """Open a file's video stream. PyAV's errors, including those in the `with` body, become one-line ValueErrors.
 
     `times_only`: frames may be decoded inexactly, since their pixels are not used.
+    Raises: ValueError for what is not a readable video; OSError where that is not the file's fault.
     """
     if not is_file(path):
         raise ValueError(f"{path} is not a file; expected a video or picture")
@@ -104,8 +120,20 @@ def open_video(
     except MemoryError:
         raise
     except av.error.FFmpegError as error:
+        _raise_system_error(path, error.errno)
         problem = _instead_of_video(path) or f"is not a readable video ({error.strerror}); it may be cut short"
         raise ValueError(f"{path} {problem}") from error
+
+
+def _raise_system_error(path: MediaPath, number: int | None) -> None:
+    """Raise the OSError behind an error of FFmpeg, if it is not the file's fault: the disk fails, for example."""
+    if number is not None and number in errno.errorcode and number not in (*FILE_ERRORS, *LIMIT_ERRORS, *FFMPEG_ERRORS):
+        raise OSError(number, os.strerror(number), str(path))
+    try:
+        check_readable(path)
+    except OSError as error:
+        if error.errno not in FILE_ERRORS:
+            raise
 
 
 def _instead_of_video(path: MediaPath) -> str:
@@ -189,7 +217,7 @@ def decode_packets(
 def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
     """A picture's pixels (H, W, 3) in RGB as Pillow decodes them: as stored, ignoring orientation and transparency.
 
-    Raises: ValueError.
+    Raises: ValueError; OSError where that is not the file's fault.
     """
     try:
         memory = OPENING_BYTES + BYTES_PER_BYTE * media_size(path)
@@ -202,16 +230,23 @@ def read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
             allow_memory(min(limits.memory, memory + BYTES_PER_PIXEL * pixels))
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno not in (*FILE_ERRORS, *LIMIT_ERRORS):
+            raise
         raise ValueError(f"{path} is not a readable picture ({str(error)[:200]})") from None
 
 
 def exif_orientation_of(path: MediaPath) -> int | None:
-    """1 to 8 for a picture, 1 if it specifies none; None for what Pillow cannot read."""
+    """1 to 8 for a picture, 1 if it specifies none; None for what Pillow cannot read.
+
+    Raises: OSError where that is not the file's fault.
+    """
     if isinstance(path, ByteRange):
         return None  # a picture under the name of a video
     try:
         with Image.open(path, formats=EXIF_FORMATS) as picture:
             orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno not in (*FILE_ERRORS, *LIMIT_ERRORS):
+            raise
         return None
     return orientation if orientation in range(1, 9) else 1

@@ -4,10 +4,12 @@
     for pixels, time in read_frames(path, info, info.seconds, None, Limits()): ...
     for fields, arrays in run(path, function, {"path": path, "limits": Limits()}, max_bytes=1 << 20): ...
 
-A file that crashes such a process, hangs it or takes too much memory causes a ValueError about that file. Processes are
+A file that crashes such a process, hangs it or takes too much memory causes a ValueError about that file. What is not
+the file's fault causes an OSError: the disk fails, or the system ends the process because memory is full. Processes are
 reused for further files; there are as many as there are concurrent calls.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -18,8 +20,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import NoneType
@@ -29,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogvideo.media import worker
-from cogvideo.media.byte_range import MediaPath
+from cogvideo.media.byte_range import FILE_ERRORS, MediaPath
 from cogvideo.media.container import DamagedVideoError, Limits, TooLargeError
 from cogvideo.media.frame_index import Spans, VideoInfo
 from cogvideo.media.pixels import MAX_PIXELS, Framing
@@ -41,6 +43,13 @@ WALL_FACTOR = 10
 MAX_LINE = 1 << 16
 PIPE_BYTES = 1 << 20  # several small frames, so that the processes seldom wait for each other
 ERRORS: dict[str, type[ValueError]] = {"TooLargeError": TooLargeError, "DamagedVideoError": DamagedVideoError}
+CRASHES = (
+    *(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
+    *(signal.SIGTRAP, signal.SIGSYS, signal.SIGXFSZ),
+)
+"""Signals by which a process ends because of the file that it parses. Others come from outside."""
+END_SECONDS = 10
+"""How long a process whose answers have ended may take to exit."""
 DTYPES = ("|u1", "<i8", "<f8")
 """Dtypes that arrays in answers may have."""
 MAX_ARRAYS = 3
@@ -58,7 +67,10 @@ FFMPEG = Parser("FFmpeg", "convert it to mp4 first")
 
 
 def index_frames(path: MediaPath, *, spans: Spans | None, exact: bool, limits: Limits) -> VideoInfo:
-    """`frame_index.index_frames`, in another process. Raises: ValueError likewise, and for a file beyond its limits."""
+    """`frame_index.index_frames`, in another process.
+
+    Raises: ValueError likewise, and for a file beyond its limits; OSError for what is not the file's fault.
+    """
     request = {"path": path, "spans": spans, "exact": exact, "limits": limits}
     fields, arrays = last_answer(path, run(path, worker.index, request, max_bytes=8 * limits.max_frames))
     with damaged_answers(path):
@@ -179,13 +191,39 @@ def run(
     """Call a module-level function in another process; `arguments` include the file's "path" and "limits".
 
     Yields its answers: fields, which came as JSON, and up to MAX_ARRAYS arrays of at most `max_bytes` each. Neither can
-    be trusted.
-    Raises: ValueError for whatever goes wrong.
+    be trusted. A process that is lost before its first answer is replaced by a new one, once.
+    Raises: ValueError for whatever is wrong with the file; OSError for a failing disk; ChildProcessError if the process
+    is lost, for example because memory is full.
     """
+    answered = False
     try:
-        process = _idle.pop()
+        with closing(_run(_idle_worker(), path, operation, arguments, max_bytes, parser)) as answers:
+            for answer in answers:
+                answered = True
+                yield answer
+        return
+    except ChildProcessError:
+        if answered:
+            raise
+    yield from _run(_Worker(), path, operation, arguments, max_bytes, parser)
+
+
+def _idle_worker() -> _Worker:
+    try:
+        return _idle.pop()
     except IndexError:
-        process = _Worker()
+        return _Worker()
+
+
+def _run(
+    process: _Worker,
+    path: MediaPath,
+    operation: Callable[..., Iterator[Answer]],
+    arguments: dict[str, Any],
+    max_bytes: int,
+    parser: Parser,
+) -> Generator[Answer, None, None]:
+    """`run` in a given process. Raises: likewise."""
     seconds = worker.cpu_seconds(path, arguments["limits"])
     late = threading.Event()
 
@@ -205,10 +243,14 @@ def run(
                 arrays = tuple(process.read(max_bytes, *form) for form in fields["arrays"])
                 yield fields, arrays
         keep = not fields["retire"] and fields["kind"] != "MemoryError"
+        if fields["kind"] == "OSError":
+            if fields["errno"] not in errno.errorcode or fields["errno"] in FILE_ERRORS:
+                raise TypeError
+            raise OSError(fields["errno"], str(fields["message"]), str(path))
         if fields["kind"] != "end":
             raise ERRORS.get(fields["kind"], ValueError)(fields["message"])
     except (EOFError, BrokenPipeError):
-        raise ValueError(f"{path} cannot be read: {_reason(process, late.is_set(), seconds, parser)}") from None
+        raise _lost(path, process, late.is_set(), seconds, parser) from None
     except (KeyError, TypeError):
         raise _damaged_answer(path) from None
     finally:
@@ -243,17 +285,29 @@ def _damaged_answer(path: MediaPath) -> ValueError:
     return ValueError(f"{path} cannot be read: the process that parses it gave a damaged answer")
 
 
-def _reason(process: _Worker, late: bool, seconds: int, parser: Parser) -> str:
+def _lost(
+    path: MediaPath, process: _Worker, late: bool, seconds: int, parser: Parser
+) -> ValueError | ChildProcessError:
+    """The error for a process that ended before its last answer: of the file, or of the machine."""
     with suppress(subprocess.TimeoutExpired):
-        process.process.wait(1)
+        process.process.wait(END_SECONDS)
     code = process.process.poll()
+    name = None if code is None or code >= 0 else signal.Signals(-code).name
     if late:
-        return f"it takes more than {seconds} seconds"
-    if code == -signal.SIGXCPU:
-        return "it takes more processor time than an undamaged file of its size should need"
-    if code is not None and code < 0:
-        return f"{parser.name} ended with {signal.Signals(-code).name}; {parser.advice}"
-    return "the process that parses it exited unexpectedly; check the installation"
+        problem = f"it takes more than {seconds} seconds"
+    elif code == -signal.SIGXCPU:
+        problem = "it takes more processor time than an undamaged file of its size should need"
+    elif code is not None and -code in CRASHES:
+        problem = f"{parser.name} ended with {name}; {parser.advice}"
+    elif not code:  # only what has taken the process over lets it close its output
+        problem = "the process that parses it ended its answer early"
+    elif code == -signal.SIGKILL:
+        problem = "which the system does when memory is full; free some or use fewer workers, and run the command again"
+        return ChildProcessError(errno.ECHILD, f"{parser.name} was ended with {name}, {problem}", str(path))
+    else:
+        problem = f"was ended with {name}" if name else f"exited with code {code}; check the installation"
+        return ChildProcessError(errno.ECHILD, f"{parser.name} {problem}; run the command again", str(path))
+    return ValueError(f"{path} cannot be read: {problem}")
 
 
 def _of_type(value: Any, *types: type[Any]) -> Any:

@@ -5,6 +5,7 @@ followed by raw arrays, so that even a file that takes over this process cannot 
 little, to start quickly.
 """
 
+import errno
 import json
 import os
 import pickle
@@ -18,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cogvideo.media.byte_range import MediaPath, media_size
-from cogvideo.media.confinement import allow_seconds, confine, data_bytes, lift_memory_limit
+from cogvideo.media.byte_range import FILE_ERRORS, MediaPath, check_readable, media_size
+from cogvideo.media.confinement import LIMIT_ERRORS, allow_seconds, confine, data_bytes, lift_memory_limit
 from cogvideo.media.container import DamagedVideoError, Limits, TooLargeError, read_picture
 from cogvideo.media.decoder import decode_frames
 from cogvideo.media.frame_index import Spans, VideoInfo, index_frames
@@ -44,8 +45,10 @@ def cpu_seconds(path: MediaPath, limits: Limits) -> int:
 
 
 def index(path: MediaPath, spans: Spans | None, exact: bool, limits: Limits) -> Iterator[Answer]:
-    """Answer with the fields of a `VideoInfo`."""
+    """Answer with the fields of a `VideoInfo`. Raises: ValueError; OSError where it is not the file's fault."""
     info = index_frames(path, spans=spans, exact=exact, limits=limits)
+    if info.damage is not None:
+        check_readable(path)
     fields = {
         "width": info.width,
         "height": info.height,
@@ -92,28 +95,38 @@ def main() -> None:
         path, limits = arguments["path"], arguments["limits"]
         end: dict[str, Any] = {"kind": "end"}
         try:
-            if folder is not None:
-                os.chdir(folder)
-            allow_seconds(cpu_seconds(path, limits))
-            for fields, arrays in operation(**arguments):
-                _send(answers, {"kind": "part", **fields}, arrays)
+            try:
+                if folder is not None:
+                    os.chdir(folder)
+                allow_seconds(cpu_seconds(path, limits))
+                for fields, arrays in operation(**arguments):
+                    _send(answers, {"kind": "part", **fields}, arrays)
+            finally:
+                lift_memory_limit()  # what follows must not run out of memory
         except BrokenPipeError:
             return
-        except MemoryError:
-            end = {
-                "kind": "MemoryError",
-                "message": f"{path} needs more memory than an undamaged file of its size should",
-            }
-        except TooLargeError as error:
-            end = {"kind": "TooLargeError", "message": str(error)}
-        except DamagedVideoError as error:
-            end = {"kind": "DamagedVideoError", "message": str(error)}
-        except ValueError as error:
-            end = {"kind": "ValueError", "message": str(error)}
-        except Exception as error:  # whatever a file provokes is an error of that file
-            end = {"kind": "ValueError", "message": f"{path} cannot be read ({type(error).__name__}: {error})"}
-        lift_memory_limit()
+        except Exception as error:
+            end = _end(path, error)
         _send(answers, end | {"retire": data_bytes() - start > RETIRE_BYTES}, ())
+
+
+def _end(path: MediaPath, error: Exception) -> dict[str, Any]:
+    """The last answer after an error: of the file, unless the system reports one that is not the file's fault."""
+    if isinstance(error, DamagedVideoError):  # or is it the disk?
+        try:
+            check_readable(path)
+        except OSError as failure:
+            error = failure
+    if isinstance(error, OSError) and error.errno not in (*FILE_ERRORS, *LIMIT_ERRORS):
+        number = error.errno or errno.EIO
+        return {"kind": "OSError", "errno": number, "message": error.strerror or os.strerror(number)}
+    if isinstance(error, MemoryError):
+        return {"kind": "MemoryError", "message": f"{path} needs more memory than an undamaged file of its size should"}
+    if isinstance(error, ValueError):
+        known = next((kind for kind in (TooLargeError, DamagedVideoError) if isinstance(error, kind)), ValueError)
+        return {"kind": known.__name__, "message": str(error)}
+    # whatever a file provokes is an error of that file
+    return {"kind": "ValueError", "message": f"{path} cannot be read ({type(error).__name__}: {error})"}
 
 
 def _send(answers: BinaryIO, fields: dict[str, Any], arrays: tuple[NDArray[Any], ...]) -> None:

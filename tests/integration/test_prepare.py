@@ -207,6 +207,40 @@ def test_a_failing_machine_skips_no_video(digits, tmp_path, monkeypatch, error):
     assert not (tmp_path / "out").exists()
 
 
+ENDED_BY_THE_SYSTEM = """
+import os, signal, sys
+sys.path[:] = sys.argv[1:]
+from cogvideo.media import worker
+decode_frames = worker.decode_frames
+def decode(path, *rest, **options):
+    if str(path).endswith("000003.mp4"):
+        os.kill(os.getpid(), SIGNAL)
+    return decode_frames(path, *rest, **options)
+worker.decode_frames = decode
+worker.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_full_memory_ends_the_command_but_a_crash_skips_the_video(
+    digits, tmp_path, monkeypatch, fresh_sandbox, capsys, number
+):
+    script = ENDED_BY_THE_SYSTEM.replace("SIGNAL", f"signal.{number.name}")
+    monkeypatch.setattr("cogvideo.media.sandbox.START", script)
+    out, words = tmp_path / "out", ["--frames", "frame_pixels=40", "frames_per_video=1", "videos_per_shard=2"]
+    crashed = number == signal.SIGSEGV
+    assert prepare(digits, out, *words) == (0 if crashed else 2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    if crashed:
+        assert "1 of 6 captions skipped" in last and "SIGSEGV" in (out / "skipped.jsonl").read_text()
+        return
+    assert "000003.mp4: FFmpeg was ended with SIGKILL, which the system does when memory is full" in last
+    assert [shard.name for shard in (out / "shards").iterdir()] == ["00000"] and not (out / "manifest.json").exists()
+    monkeypatch.undo()
+    assert prepare(digits, out, *words) == 0
+    assert len(FrameDataset(out)) == 6 and not (out / "skipped.jsonl").read_text()
+
+
 def test_strict_tries_again_what_a_begun_folder_skipped(mixed, tokenizer, tmp_path, capsys):
     out, words = tmp_path / "out", ["--tokenizer", tokenizer, "frame_pixels=40", "videos_per_shard=1"]
     assert prepare(mixed, out, *words) == 0

@@ -14,6 +14,7 @@ from typing import Any
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
 from cogvideo.data.readers.records import ReadOptions, Row
 from cogvideo.data.readers.textfile import decode
+from cogvideo.media.byte_range import FILE_ERRORS
 
 TEXT_SUFFIXES = (".txt", ".caption")
 SIDECAR_SUFFIXES = (*TEXT_SUFFIXES, ".json")
@@ -51,6 +52,8 @@ class FolderRows:
             beside = {suffix: path for suffix in SIDECAR_SUFFIXES if (path := found.get(_plain(stem.name) + suffix))}
             texts = {suffix: self._read(path) for suffix, path in beside.items()}
         except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in FILE_ERRORS:
+                raise
             reason = error.strerror or "cannot be read" if isinstance(error, OSError) else str(error)
             return Row(number, place, {}, reason.replace(f"{self._folder}/", ""))
         return sidecar_row(number, place, video, texts, self._options)

@@ -16,7 +16,7 @@ from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
 from cogvideo.data.readers.folder import MAX_SIDECAR_BYTES, SIDECAR_SUFFIXES, sidecar_row
 from cogvideo.data.readers.records import ReadOptions, Row
 from cogvideo.data.readers.textfile import decode
-from cogvideo.media.byte_range import ByteRange
+from cogvideo.media.byte_range import FILE_ERRORS, ByteRange
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_TARS = 1 << 20
@@ -58,6 +58,8 @@ class TarRows:
                         self._offsets.append(sample.offset)
                         yield row
                 except (tarfile.TarError, OSError) as error:
+                    if isinstance(error, OSError) and error.errno not in FILE_ERRORS:
+                        raise
                     reason = f"damaged, the samples from here on are lost ({error})"
                     yield Row(0, f"{self._name(tar)} byte {file.tell()}", {}, reason)
 

@@ -1,9 +1,13 @@
 """Videos inside other files."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from cogvideo.media.byte_range import ByteRange
+from cogvideo.media.byte_range import ByteRange, check_readable, is_file
 from cogvideo.media.video import probe_video, read_video, write_video
 
 
@@ -39,3 +43,25 @@ def test_what_a_download_left_instead_of_a_video_is_named(tmp_path, content, pro
         with pytest.raises(ValueError, match=problem) as caught:
             probe_video(path)
         assert str(caught.value).startswith(f"{path} ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_failing_disk_is_not_a_missing_file(tmp_path, monkeypatch, number):
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("cogvideo.media.byte_range.os.stat", fail)
+    with pytest.raises(OSError) as caught:
+        is_file(tmp_path / "a.mp4")
+    monkeypatch.undo()
+    assert caught.value.errno == number
+
+
+def test_a_file_is_read_to_its_end(tmp_path):
+    (tmp_path / "a.tar").write_bytes(bytes(3 << 20))
+    check_readable(tmp_path / "a.tar")
+    check_readable(ByteRange(tmp_path / "a.tar", 512, 2 << 20, "a"))
+    for path in ("/proc/self/mem", ByteRange(Path("/proc/self/mem"), 0, 8, "a")):
+        with pytest.raises(OSError) as caught:
+            check_readable(path)
+        assert caught.value.errno == errno.EIO

@@ -1,5 +1,6 @@
 """FFmpeg in other processes: what a file may take, and what becomes of one that takes more."""
 
+import errno
 import os
 import signal
 import struct
@@ -68,6 +69,76 @@ def test_a_process_that_dies_is_an_error_of_its_file(clip, fresh_sandbox):
     assert len(probe_video(clip).seconds) == 5, "the next process reads on"
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_the_system_ended_is_replaced(clip, fresh_sandbox, number):
+    probe_video(clip)
+    os.kill(fresh_sandbox[0].process.pid, number)
+    fresh_sandbox[0].process.wait()
+    assert len(probe_video(clip).seconds) == 5
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            r"FFmpeg was ended with SIGKILL, which the system does when memory is",
+        ),
+        ("os.kill(os.getpid(), signal.SIGTERM)", r"FFmpeg was ended with SIGTERM; run the command again"),
+        ("sys.exit(1)", r"FFmpeg exited with code 1; check the installation"),
+    ],
+)
+def test_what_ends_processes_from_outside_is_not_the_files_fault(
+    clip, fresh_sandbox, monkeypatch, tmp_path, end, words
+):
+    note = f"open({str(tmp_path / 'tries')!r}, 'a').write('x')"
+    monkeypatch.setattr(sandbox, "START", f"import os, signal, sys; {note}; sys.stdin.buffer.read(9); {end}")
+    with pytest.raises(ChildProcessError, match=words) as caught:
+        probe_video(clip)
+    assert caught.value.filename == str(clip) and (tmp_path / "tries").read_text() == "xx"
+
+
+def test_a_process_lost_between_two_answers_is_not_replaced(clip, fresh_sandbox):
+    info = probe_video(clip)
+    process = fresh_sandbox[0].process
+    frames = sandbox.read_frames(clip, info, info.seconds, None, Limits())
+    next(frames)
+    process.kill()
+    process.wait()
+    with pytest.raises(ChildProcessError, match="SIGKILL"):
+        for _ in range(1 << 20):  # the pipe holds the first ones
+            next(frames)
+
+
+def test_a_failing_disk_is_no_error_of_the_file(clip, fresh_sandbox):
+    """A process's memory reads as a file on a disk that fails: error EIO at its beginning."""
+    for read in (probe_video, lambda path: sandbox.read_picture(path, Limits())):
+        with pytest.raises(OSError) as caught:
+            read("/proc/self/mem")
+        assert caught.value.errno == errno.EIO and caught.value.filename == "/proc/self/mem"
+    assert len(probe_video(clip).seconds) == 5
+
+
+SCRIPT_OF_A_FAILING_DISK = """
+import errno, os, sys
+sys.path[:] = sys.argv[1:]
+from cogvideo.media import byte_range, container, worker
+def fail(path):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+worker.check_readable = container.check_readable = fail
+worker.main()
+"""
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_file_does_not_end_the_video_there(clip, fresh_sandbox, monkeypatch):
+    data = clip.read_bytes()
+    clip.write_bytes(data[: len(data) - 40])
+    monkeypatch.setattr(sandbox, "START", SCRIPT_OF_A_FAILING_DISK)
+    with pytest.raises(OSError) as caught:
+        probe_video(clip, partial=True)
+    assert caught.value.errno == errno.ESTALE
+
+
 def test_a_file_that_takes_too_long_is_an_error(clip, fresh_sandbox, monkeypatch):
     probe_video(clip)
     os.kill(fresh_sandbox[0].process.pid, signal.SIGSTOP)
@@ -93,6 +164,9 @@ def test_a_file_that_takes_too_long_is_an_error(clip, fresh_sandbox, monkeypatch
         b'{"kind": "end", "retire": false}\n',
         b'{"kind": "end"}\n',
         b'{"kind": "part", "arrays": [' + b", ".join([b'["|u1", [0]]'] * 4) + b"]}\n",
+        b'{"kind": "OSError", "retire": false, "message": ""}\n',
+        b'{"kind": "OSError", "retire": false, "message": "", "errno": 2}\n',
+        b'{"kind": "OSError", "retire": false, "message": "", "errno": [5]}\n',
         b"[]\n",
         b"{\n",
         b"[" * 9000 + b"\n",
