@@ -20,7 +20,7 @@ from cogvideo.data.captions import Caption, plain_path
 from cogvideo.data.clips import Clip, ClipConfig, rate_problem
 from cogvideo.data.shards import ROW, Kind
 from cogvideo.logs import one_line
-from cogvideo.media.byte_range import FILE_ERRORS, MediaPath, is_file
+from cogvideo.media.byte_range import FILE_ERRORS, MediaPath, file_size, is_file
 from cogvideo.media.container import DamagedVideoError
 from cogvideo.media.cuts import find_cuts
 from cogvideo.media.frame_index import VideoInfo
@@ -54,6 +54,8 @@ class VideoPlan:
     """Caption index and clip; the clip's frames are indices into `times`."""
     skipped: list[dict[str, Any]]
     """Captions without clips, each with the reason. An entry without a caption index is an unused part of a video."""
+    video_bytes: int | None = None
+    """Size of the video; None: there was no such file, or it was not looked for."""
 
     def entries(self) -> list[tuple[int, float, float]]:
         """The rows as prepared data stores them (`shards.ROW`), rounded to its precision."""
@@ -140,6 +142,18 @@ class Extractor:
         Raises: if `strict`, ValueError or OSError for a video that cannot be used; OSError and MemoryError that the
         video did not cause.
         """
+        video_bytes = self.video_bytes(job)
+        plan, frames = self._decode_or_skip(job, missing=video_bytes is None)
+        return replace(plan, video_bytes=video_bytes), frames
+
+    def video_bytes(self, job: VideoJob) -> int | None:
+        """Size of a video; None if there is no such file. Raises: OSError where that is not its fault."""
+        if (source := job.captions[0][1].source) is not None:
+            return source.size
+        sizes = (file_size(path) for path in _spellings(self.folder, job.video))
+        return next((size for size in sizes if size is not None), None)
+
+    def _decode_or_skip(self, job: VideoJob, missing: bool) -> tuple[VideoPlan, NDArray[np.uint8]]:
         try:
             try:
                 return self._decode(job, self._probe_spans(job))
@@ -151,8 +165,10 @@ class Extractor:
             if self.strict or (isinstance(error, OSError) and error.errno not in FILE_ERRORS):
                 raise
             reason = str(error).replace(f"{self.folder}/", "")  # prepared data holds no paths of this machine
-            limit = {"max_video_mib": self.max_bytes >> 20} if isinstance(error, DecodedTooLargeError) else {}
-            skipped = [{"caption": index, "video": job.video, "reason": reason} | limit for index, _ in job.captions]
+            kind: dict[str, Any] = {"missing": True} if missing else {}
+            if isinstance(error, DecodedTooLargeError):
+                kind = {"max_video_mib": self.max_bytes >> 20}
+            skipped = [{"caption": index, "video": job.video, "reason": reason} | kind for index, _ in job.captions]
             return VideoPlan(np.zeros(0), [], skipped), np.zeros((0, self.side, self.side, 3), np.uint8)
 
     def _decode(self, job: VideoJob, info: VideoInfo) -> tuple[VideoPlan, NDArray[np.uint8]]:
@@ -200,14 +216,18 @@ def _find(folder: Path, video: str) -> Path:
 
     Raises: ValueError if there is none and the name is a URL or a path of another machine.
     """
-    plain = plain_path(video)
-    names = (video, plain, unicodedata.normalize("NFD", plain))
-    found = next((folder / name for name in names if is_file(folder / name)), None)
+    found = next(filter(is_file, _spellings(folder, video)), None)
     if found is None and "://" in video:
         raise ValueError(f"{video} is an address; download the video and give its path")
     if found is None and re.match(r"[A-Za-z]:[\\/]|\\\\", video):
         raise ValueError(f"{video} is a path on another machine; give one relative to the folder of videos")
     return found or folder / video
+
+
+def _spellings(folder: Path, video: str) -> tuple[Path, ...]:
+    """Where a video may lie: by its name as written, or else as another system would write it."""
+    plain = plain_path(video)
+    return folder / video, folder / plain, folder / unicodedata.normalize("NFD", plain)
 
 
 def select_rows(rows: list[tuple[int, Clip]]) -> tuple[NDArray[np.int64], list[tuple[int, Clip]]]:
@@ -243,22 +263,26 @@ class ShardBuilder:
 
     def build(
         self, jobs: Sequence[VideoJob], advance: Callable[[int], Any]
-    ) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
-        """Returns a shard's arrays by file name, and the skipped captions. Calls `advance(1)` after each video.
+    ) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]], list[int | None]]:
+        """Returns a shard's arrays by file name, the skipped captions, and the sizes of the videos in bytes.
+
+        Calls `advance(1)` after each video.
 
         Raises: ValueError for a video that cannot be used, if the extractor is strict.
         """
         rows: list[tuple[int, float, float]] = []
         clips: list[NDArray[Any]] = []
         skipped: list[dict[str, Any]] = []
+        video_bytes: list[int | None] = []
         for plan, codes in self._encoded(jobs):
             skipped += plan.skipped
+            video_bytes.append(plan.video_bytes)
             rows += plan.entries()
             for _, clip in plan.rows:
                 clips.append(codes[list(clip.frames)] if self.kind == "tokens" else codes[clip.frames[0]])
             advance(1)
         array = np.stack(clips) if clips else np.zeros((0,))
-        return {"rows.npy": np.array(rows, ROW), f"{self.kind}.npy": array}, skipped
+        return {"rows.npy": np.array(rows, ROW), f"{self.kind}.npy": array}, skipped, video_bytes
 
     def _encoded(self, jobs: Sequence[VideoJob]) -> Iterator[tuple[VideoPlan, NDArray[Any]]]:
         """Decode ahead in threads, encode in batches across videos; yields each video's plan and encoded frames."""

@@ -24,8 +24,10 @@ from cogvideo.data.readers import open_captions
 from cogvideo.data.screen import ClipScreen
 from cogvideo.data.shards import (
     FORMATS,
+    MAKE_AGAIN,
     VERSION,
     Kind,
+    Shard,
     finished_shards,
     read_shard,
     shard_folder,
@@ -136,6 +138,8 @@ class Preparation:
             config.clips if kind == "tokens" else None,
         )
         self._indices, self._starts = self.captions.group_by_video()
+        self._is_new = False
+        """Whether this run, on rank 0, began the folder."""
 
     @property
     def num_videos(self) -> int:
@@ -223,9 +227,11 @@ class Preparation:
         with progress(num_videos, f"preparing {self.kind}", "videos") as bar:
             for index in shards:
                 try:
-                    built = builder.build(self._jobs(index), bar.update)
+                    arrays, skipped, video_bytes = builder.build(self._jobs(index), bar.update)
+                    folder = shard_folder(self.out, index)
+                    self._check_replacement(folder, skipped)
                     (self.out / "manifest.json").unlink(missing_ok=True)  # it lists the shard being replaced, if any
-                    write_shard(shard_folder(self.out, index), *built)
+                    write_shard(folder, arrays, skipped, video_bytes)
                 except Exception as error:
                     return error
         return None
@@ -305,7 +311,8 @@ class Preparation:
 
     def _claim(self, plan: dict[str, Any]) -> list[int]:
         """Write plan.json and captions.jsonl, or check that the same ones are there. Returns the missing shards."""
-        if (self.out / "plan.json").is_file():
+        self._is_new = not (self.out / "plan.json").is_file()
+        if not self._is_new:
             self._check_same_plan(plan)
         elif self.out.exists() and not all(map(is_temporary, entries(self.out))):
             raise ValueError(f"{self.out} holds other files; choose a new folder")
@@ -320,12 +327,46 @@ class Preparation:
         return [index for index in range(self.num_shards) if shard_folder(self.out, index).name not in finished]
 
     def _is_outdated(self, shard: Path) -> bool:
-        """Whether a finished shard skipped what this run may use or must not skip, and so has to be made again."""
-        entries, limit = read_shard(shard).info["skipped"], self.config.max_video_mib
-        return any(
-            entry.get("max_video_mib", limit) != limit or (self.config.strict and "screened" not in entry)
-            for entry in entries
-        )
+        """Whether a finished shard skipped what this run may use or must not skip, and so has to be made again.
+
+        Raises: ValueError if a video that gave rows has been replaced by another.
+        """
+        found, limit = read_shard(shard), self.config.max_video_mib
+        problems = [entry for entry in found.info["skipped"] if "screened" not in entry]
+        outdated = any(entry.get("max_video_mib", limit) != limit or self.config.strict for entry in problems)
+        sizes = found.info.get("video_bytes")
+        if sizes is None or int(shard.name) >= self.num_shards:
+            return outdated
+        jobs = self._jobs(int(shard.name))
+        if len(sizes) != len(jobs):
+            raise ValueError(
+                f"{shard / 'shard.json'} is damaged: {len(sizes)} video_bytes, expected {len(jobs)}; {MAKE_AGAIN}"
+            )
+        for job, before in zip(jobs, sizes, strict=True):
+            now = self.extractor.video_bytes(job)
+            if now is None or now == before:
+                continue
+            used = before is not None and all(entry["video"] != job.video for entry in problems)
+            if used and _has_rows(found, job):
+                raise ValueError(
+                    f"{self.out} was begun with another {job.video}, of {before} bytes instead of {now}; give the "
+                    "videos that it was begun with, or choose another folder for --out"
+                )
+            outdated = True
+        return outdated
+
+    def _check_replacement(self, shard: Path, skipped: list[dict[str, Any]]) -> None:
+        """Raises: ValueError if a finished shard would lose the rows of a video that is no longer there."""
+        missing = {entry["caption"]: entry["video"] for entry in skipped if "missing" in entry}
+        if not missing or not shard.is_dir():
+            return
+        rows = read_shard(shard).load("rows.npy")
+        lost = next((video for caption, video in missing.items() if caption in rows["caption"]), None)
+        if lost is not None:
+            raise ValueError(
+                f"{self.out} holds rows of {lost}, which is no longer a file in {self.captions.folder}; put the "
+                "videos back and run the same command again"
+            )
 
     def _check_same_plan(self, plan: dict[str, Any]) -> None:
         """Raises: ValueError that names what differs from the folder's plan."""
@@ -337,10 +378,12 @@ class Preparation:
             )
 
     def _undo_claim(self) -> None:
-        """Remove the folder's files, so that the command can run again once the videos are repaired."""
+        """If this run began the folder, remove its files, so that the command can run again with repaired videos."""
+        if not self._is_new:
+            return
         shutil.rmtree(self.out / "shards", ignore_errors=True)
-        for name in ("plan.json", "captions.jsonl"):
-            (self.out / name).unlink()
+        for name in ("manifest.json", "skipped.jsonl", "rows.npy", "captions.jsonl", "plan.json"):
+            (self.out / name).unlink(missing_ok=True)
 
     def _new_screen(self) -> Screen:
         """The screen of one shard, which leaves out clips by their pixels."""
@@ -351,3 +394,8 @@ class Preparation:
         if self.kind == "tokens":
             return plan_clips(times, self.config.clips, caption.start, caption.end)
         return plan_frames(times, self.config.frames_per_video, caption.start, caption.end)
+
+
+def _has_rows(shard: Shard, job: VideoJob) -> bool:
+    """Whether a finished shard holds rows of a video."""
+    return bool(np.isin(shard.load("rows.npy")["caption"], [index for index, _ in job.captions]).any())

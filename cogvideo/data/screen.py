@@ -1,6 +1,7 @@
 """Leave out clips that hardly move, or that look like a clip of another video; `ClipConfig` has the thresholds."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ class ClipScreen:
         ]
         rows = [row for row in plan.rows if not verdicts[row[1].frames]]
         used, rows = select_rows(rows)
-        return VideoPlan(plan.times[used], rows, plan.skipped + skipped), frames[used]
+        return replace(plan, times=plan.times[used], rows=rows, skipped=plan.skipped + skipped), frames[used]
 
     def _verdict(self, clip: Clip, frames: NDArray[np.uint8], small: NDArray[np.uint8]) -> str:
         """Why a clip is left out; empty if it is kept."""

@@ -4,7 +4,7 @@
     DIR/captions.jsonl     the captions; a row refers to its caption by line, counted from 0
     DIR/shards/00000/      rows.npy (ROW), and tokens.npy (rows, frames, frame_len), frames.npy (rows, H, W, 3) uint8,
                            or pairs.npy (rows, fine tokens of a frame, then coarse ones); shard.json with sizes and
-                           hashes. The folder appears when the shard is complete
+                           hashes, and with the sizes of the videos. The folder appears when the shard is complete
     DIR/rows.npy           rows.npy of all shards in one file, so that readers need not open every shard
     DIR/skipped.jsonl      with reasons: records that are not captions (caption and video: null), captions that yielded
                            no row, and unused ends and clips of videos (caption: null)
@@ -81,6 +81,8 @@ class ShardFile(ShardInfo):
     """The content of shard.json."""
 
     skipped: list[Skipped]
+    video_bytes: NotRequired[list[Count | None]]
+    """Sizes of the shard's videos, in order; None: there was no such file. Earlier versions did not record them."""
 
 
 class NamedShard(ShardInfo):
@@ -160,17 +162,23 @@ def finished_shards(out: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir() if entry.name.isdigit()} if folder.is_dir() else set()
 
 
-def write_shard(folder: Path, arrays: dict[str, NDArray[Any]], skipped: list[dict[str, Any]]) -> None:
+def write_shard(
+    folder: Path,
+    arrays: dict[str, NDArray[Any]],
+    skipped: list[dict[str, Any]],
+    video_bytes: Sequence[int | None] | None = None,
+) -> None:
     """Write a shard's arrays, which all have the same number of rows, and its shard.json: completely or not at all.
 
-    An existing shard is replaced.
+    `video_bytes`: sizes of its videos. An existing shard is replaced.
     """
     with atomic_directory(folder, replace=True) as temporary:
         files = {}
         for name, array in arrays.items():
             write_npy(temporary / name, array)
             files[name] = _size_and_hash(temporary / name)
-        write_json(temporary / "shard.json", {"rows": len(arrays["rows.npy"]), "files": files, "skipped": skipped})
+        info = {"rows": len(arrays["rows.npy"]), "files": files, "skipped": skipped}
+        write_json(temporary / "shard.json", info if video_bytes is None else info | {"video_bytes": video_bytes})
 
 
 def read_shard(folder: Path) -> Shard:

@@ -38,14 +38,20 @@ def is_file(path: MediaPath) -> bool:
 
     Raises: OSError where it is not the file's fault, such as a failing disk.
     """
+    return file_size(path.file if isinstance(path, ByteRange) else path) is not None
+
+
+def file_size(path: str | Path) -> int | None:
+    """Bytes of a regular file; None for anything else, as `is_file`. Raises: OSError likewise."""
     try:
-        return S_ISREG(os.stat(path.file if isinstance(path, ByteRange) else path).st_mode)
+        status = os.stat(path)
     except OSError as error:
         if error.errno not in FILE_ERRORS:
             raise
+        return None
     except ValueError:  # a null character
-        pass
-    return False
+        return None
+    return status.st_size if S_ISREG(status.st_mode) else None
 
 
 def media_size(path: MediaPath) -> int:

@@ -195,6 +195,116 @@ def test_another_limit_tries_again_what_a_begun_folder_skipped(tmp_path, capsys)
     assert (out / "shards/00001").stat().st_ino == kept, "what skipped nothing is not made again"
 
 
+FRAMES = ["--frames", "frame_pixels=16", "frames_per_video=2"]
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Four videos, black to light grey, in a folder, and the captions of these."""
+    (tmp_path / "videos").mkdir()
+    for index, name in enumerate("abcd"):
+        write_video(tmp_path / f"videos/{name}.mp4", np.full((5, 16 + 16 * index, 16, 3), 60 * index, np.uint8), 8)
+    lines = [json.dumps({"video": f"{name}.mp4", "caption": name}) + "\n" for name in "abcd"]
+    (tmp_path / "c.jsonl").write_text("".join(lines))
+    return tmp_path / "videos"
+
+
+def prepare_frames(videos, out, *words):
+    return prepare(videos.parent / "c.jsonl", out, "--videos", videos, *FRAMES, *words)
+
+
+def without_sizes(out):
+    """Make a folder as the previous version did."""
+    for path in (out / "shards").rglob("shard.json"):
+        info = json.loads(path.read_text())
+        del info["video_bytes"]
+        path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize(("version", "per_shard"), [("this", 4), ("previous", 4), ("this", 2)])
+def test_finished_rows_are_kept_when_their_videos_are_gone(videos, tmp_path, capsys, per_shard, version):
+    """Six frames of 256x256 pixels take 1.1 MiB; the other videos have five."""
+    write_video(videos / "d.mp4", np.zeros((6, 16, 16, 3), np.uint8), 8)
+    out, words = tmp_path / "out", [f"videos_per_shard={per_shard}", "frame_pixels=256", "frames_per_video=6"]
+    assert prepare_frames(videos, out, *words, "max_video_mib=1") == 0
+    assert "1 of 4 captions skipped" in capsys.readouterr().err
+    if version == "previous":
+        without_sizes(out)
+    before = contents(out)
+    videos.rename(tmp_path / "unmounted")
+    assert prepare_frames(videos, out, *words) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    first = "a" if per_shard == 4 else "c"
+    assert f"{out} holds rows of {first}.mp4, which is no longer a file in {videos}; put the videos back" in last
+    assert contents(out) == before
+    (tmp_path / "unmounted").rename(videos)
+    assert prepare_frames(videos, out, *words) == 0
+    assert len(FrameDataset(out)) == 3 * 5 + 6
+
+
+def test_a_run_without_rows_removes_only_what_it_began(videos, tmp_path, capsys):
+    videos.rename(tmp_path / "unmounted")
+    out = tmp_path / "out"
+    assert prepare_frames(videos, out) == 2
+    assert "none of the 4 videos yielded a row; the first reason: a.mp4 is not a file" in capsys.readouterr().err
+    assert not out.exists()
+    (tmp_path / "unmounted").rename(videos)
+    assert prepare_frames(videos, out) == 0
+    (out / "manifest.json").unlink()
+    shard = json.loads((out / "shards/00000/shard.json").read_text())
+    np.save(out / "shards/00000/rows.npy", np.load(out / "shards/00000/rows.npy")[:0])
+    size = (out / "shards/00000/rows.npy").stat().st_size
+    shard |= {"rows": 0, "files": shard["files"] | {"rows.npy": {"bytes": size, "sha256": ""}}}
+    (out / "shards/00000/shard.json").write_text(json.dumps(shard))
+    before = contents(out)
+    assert prepare_frames(videos, out) == 2
+    assert "none of the 4 videos yielded a row" in capsys.readouterr().err and contents(out) == before
+
+
+@pytest.mark.parametrize("per_shard", [1, 4])
+def test_videos_that_were_missing_are_used_once_they_are_there(videos, tmp_path, per_shard):
+    out, words = tmp_path / "out", [f"videos_per_shard={per_shard}"]
+    assert prepare_frames(videos, tmp_path / "whole", *words) == 0
+    (tmp_path / "later").mkdir()
+    for name in ("c", "d"):
+        (videos / f"{name}.mp4").rename(tmp_path / f"later/{name}.mp4")
+    assert prepare_frames(videos, out, *words) == 0
+    skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["video"], entry["missing"]) for entry in skipped] == [("c.mp4", True), ("d.mp4", True)]
+    kept = (out / "shards/00000").stat().st_ino
+    assert prepare_frames(videos, out, *words) == 0 and (out / "shards/00000").stat().st_ino == kept
+    for name in ("c", "d"):
+        (tmp_path / f"later/{name}.mp4").rename(videos / f"{name}.mp4")
+    assert prepare_frames(videos, out, *words) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    assert ((out / "shards/00000").stat().st_ino == kept) == (per_shard == 1)
+
+
+def test_other_videos_under_the_same_names_are_refused(videos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert prepare_frames(videos, out) == 0
+    before, size = contents(out), (videos / "b.mp4").stat().st_size
+    write_video(videos / "b.mp4", np.full((9, 16, 16, 3), 200, np.uint8), 8)
+    now = (videos / "b.mp4").stat().st_size
+    assert prepare_frames(videos, out) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{out} was begun with another b.mp4, of {size} bytes instead of {now}; give the videos" in last
+    assert contents(out) == before
+    videos.rename(tmp_path / "unmounted")
+    assert prepare_frames(videos, out) == 0, "a finished folder needs no videos"
+    (tmp_path / "unmounted").rename(videos)
+    without_sizes(out)
+    assert prepare_frames(videos, out) == 0, "folders of the previous version can be finished"
+
+
+def test_a_skipped_video_that_has_changed_is_tried_again(videos, tmp_path):
+    out, data = tmp_path / "out", (videos / "b.mp4").read_bytes()
+    (videos / "b.mp4").write_bytes(data[:100])
+    assert prepare_frames(videos, out) == 0 and len(FrameDataset(out)) == 6
+    (videos / "b.mp4").write_bytes(data)
+    assert prepare_frames(videos, out) == 0 and len(FrameDataset(out)) == 8
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_a_failing_machine_skips_no_video(digits, tmp_path, monkeypatch, error):
     def fail_once(path, **options):
