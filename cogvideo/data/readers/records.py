@@ -35,6 +35,8 @@ MAX_CAPTIONS = 1 << 10
 MAX_EXTRA_BYTES = 1 << 20
 """Limit on the other fields of one record, as JSON."""
 MAX_LISTED = 20
+PARENTS = 1 << 12
+"""Folders of which it is remembered where their links lead."""
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)")
 
 
@@ -130,6 +132,7 @@ class RecordReader:
         """`folder`: the folder of videos; absolute paths inside it are made relative."""
         self._path, self._rows, self._options = path, rows, options
         self._folder = folder.absolute()
+        self._place_inside = lru_cache(maxsize=PARENTS)(self._find_place_inside)
 
     def scan(self) -> Iterator[tuple[int, Caption | BadRecord]]:
         for row in self._rows.scan():
@@ -181,14 +184,30 @@ class RecordReader:
         if not isinstance(video, str):
             raise ValueError(f"video={_short(video)}; expected text")
         if video.startswith("/"):
-            path = Path(video)
-            video = str(path.relative_to(self._folder)) if path.is_relative_to(self._folder) else video
+            video = self._relative(Path(video))
         seconds = [self._seconds(role, row.fields.get(roles.get(role, ""))) for role in ("start", "end")]
         used = set(roles.values())
         extra = {plain_value(name): plain_value(value) for name, value in row.fields.items() if name not in used}
         if extra and len(json.dumps(extra)) > MAX_EXTRA_BYTES:
             raise ValueError(f"the other fields take more than {MAX_EXTRA_BYTES} bytes; leave the large ones out")
         return Caption(video, "", seconds[0] or 0.0, seconds[1], extra, row.source)
+
+    def _relative(self, path: Path) -> str:
+        """An absolute path, relative to the folder of videos if it lies in that, even if it is written by way of links.
+
+        `extract.py` checks where the file itself leads.
+        """
+        if path.is_relative_to(self._folder) and ".." not in path.parts:
+            return str(path.relative_to(self._folder))
+        place = self._place_inside(path.parent)
+        return str(path if place is None else place / path.name)
+
+    def _find_place_inside(self, parent: Path) -> Path | None:
+        """A folder relative to the folder of videos, by where links lead; None if it lies elsewhere."""
+        try:
+            return parent.resolve().relative_to(self._folder.resolve())
+        except (OSError, RuntimeError, ValueError):  # elsewhere, or nowhere: links in a loop, overlong names
+            return None
 
     def _texts(self, fields: Mapping[str, Any], roles: Mapping[str, str]) -> list[str]:
         if "caption" not in roles:
@@ -209,7 +228,7 @@ class RecordReader:
 
     @staticmethod
     def _seconds(role: str, value: Any) -> float | None:
-        """Seconds from a number, a text, or one of Parquet's time types."""
+        """Seconds from a number, a text, or one of Parquet's time types; None for a missing value, also as nan."""
         if isinstance(value, str):
             return _parsed_seconds(role, value)
         if value is None:
@@ -223,9 +242,10 @@ class RecordReader:
         if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
             raise ValueError(f"{role}={_short(value)}; expected seconds")
         try:
-            return float(value)
+            seconds = float(value)
         except OverflowError:
             raise ValueError(f"{role} is too large; expected seconds") from None
+        return None if math.isnan(seconds) else seconds
 
 
 def plain_value(value: Any) -> Any:

@@ -45,7 +45,7 @@ def test_spans_and_further_fields(tmp_path):
         ({"video": "a.mp4", "caption": "x", "end": 10**400}, "end is too large"),
         ({"video": "a.mp4", "caption": "\ud800"}, "lone surrogate"),
         ({"video": f"{'a' * 300}.mp4", "caption": "x"}, "a file name has at most 255 bytes"),
-        ('{"video": "a.mp4", "caption": "x", "start": NaN}\n', "0 <= start"),
+        ('{"video": "a.mp4", "caption": "x", "start": Infinity}\n', "0 <= start"),
         ("[" * 20000 + "\n", "not JSON"),
         ("x" * (MAX_LINE_BYTES + 1), "longer than"),
     ],
@@ -56,6 +56,11 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         open_captions(file)
     assert "\n" not in str(caught.value)
     assert [caption.video for caption in open_captions(file, skip_bad=True)] == ["ok.mp4"]
+
+
+def test_missing_numbers_as_pandas_writes_them(tmp_path):
+    line = '{"video": "a.mp4", "caption": "x", "start": NaN, "end": NaN, "fps": NaN}\n'
+    assert list(open_captions(write(tmp_path / "c.jsonl", line))) == [Caption("a.mp4", "x", extra={"fps": None})]
 
 
 def test_lines_can_be_read_again_by_position(tmp_path):

@@ -66,7 +66,7 @@ def test_missing_values_and_other_columns(tmp_path):
     ("columns", "message"),
     [
         ({"video": ["a.mp4"], "caption": [3]}, "row 1: caption=3; expected text"),
-        ({"video": ["a.mp4"], "caption": [float("nan")]}, "row 1: caption=None"),
+        ({"video": ["a.mp4"], "caption": [float("nan")]}, "row 1: caption=nan; expected text"),
         ({"video": ["a.mp4"], "label": ["x"]}, "name one with --caption-column"),
         ({"video": ["a.mp4"], "text": ["x"], "title": ["x"]}, "choose with --caption-column"),
         ({"video": [{"bytes": b"x", "path": "a.mp4"}], "caption": ["x"]}, "column 'video' holds bytes"),

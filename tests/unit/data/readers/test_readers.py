@@ -35,6 +35,32 @@ def test_absolute_paths_inside_the_folder_become_relative(tmp_path):
         open_captions(tmp_path / "c.jsonl", videos=tmp_path / "w")
 
 
+def test_absolute_paths_through_links_become_relative(tmp_path):
+    """As where /data is a link to another disk, and the captions name either."""
+    (tmp_path / "disk/v/w").mkdir(parents=True)
+    (tmp_path / "data").symlink_to("disk")
+    (tmp_path / "disk/v/up").symlink_to("..")
+    (tmp_path / "disk/v/loop").symlink_to("loop")
+    names = ["data/v/a.mp4", "disk/v/w/b.mp4", "data/v/w/../d.mp4"]
+    outside = [
+        "data/a.mp4",
+        "disk/v/../b.mp4",
+        "data/v/up/../a.mp4",
+        "disk/v/w/..",
+        "e/f.mp4",
+        "data/v/loop/../../a.mp4",
+    ]
+    file = tmp_path / "c.jsonl"
+    file.write_text(
+        "".join(json.dumps({"video": f"{tmp_path}/{name}", "caption": "x"}) + "\n" for name in names + outside)
+    )
+    for folder in (tmp_path / "data/v", tmp_path / "disk/v"):
+        captions = open_captions(file, videos=folder, skip_bad=True)
+        assert [caption.video for caption in captions] == ["a.mp4", "w/b.mp4", "d.mp4"]
+        assert len(captions.bad) == len(outside)
+        assert all("lies outside the folder of videos" in record.reason for record in captions.bad)
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("csv", "file_name,text\na.mp4,x\n"), ("jsonl", '{"file_name": "a.mp4", "text": "x"}\n')]
 )
