@@ -196,6 +196,7 @@ class ReconstructedClip(Clip):
 def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSource:
     """The clips of a folder: results of `cogvideo sample`, videos at any depth, or folders of frames.
 
+    Links to other folders are followed, but each folder is read once.
     A .gif next to another video of the same name is taken for a copy and left out.
     With `tokenizer`, results are decoded from their tokens, else read from their lossy .mp4 files.
     Raises: OSError; ValueError for a folder with no clips, or with both videos and frames.
@@ -211,8 +212,17 @@ def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSo
             return ClipSource(str(folder), "videos", clips)
     videos: list[tuple[Path, str]] = []
     frames: list[Clip] = []
-    for place, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # links in a loop, or two to the same folder
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not _is_link_into(folder, os.path.join(place, name))
+        )
         paths = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
         pictures = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
         found = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
@@ -229,6 +239,11 @@ def open_source(folder: Path, tokenizer: ImageTokenizer | None = None) -> ClipSo
     if not videos and not frames:
         raise ValueError(f"{folder} holds no videos and no folders of frames")
     return ClipSource(str(folder), "frames", tuple(frames)) if frames else _videos(videos, folder)
+
+
+def _is_link_into(folder: Path, path: str) -> bool:
+    """Whether a path is a link to something in the folder, which is read under its own name."""
+    return os.path.islink(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def with_captions(source: ClipSource, path: Path) -> ClipSource:

@@ -21,6 +21,7 @@ SIDECAR_SUFFIXES = (*TEXT_SUFFIXES, ".json")
 MAX_SIDECAR_BYTES = 1 << 20
 OWN_VIDEO, OWN_TEXT = "<video>", "<text>"
 """Names of the fields that do not come from a .json file."""
+LINKED = "is a link to a folder, which is not followed; move the videos here, or give the folder that it leads to"
 
 
 class FolderRows:
@@ -33,19 +34,26 @@ class FolderRows:
         self._folder, self._options = folder, options
         self._texts: tuple[Path | None, dict[str, Path]] = (None, {})
         """The folder looked at last, and its texts."""
-        self._videos = sorted(find_videos(folder))
+        self._linked: list[str] = []
+        self._videos = sorted(find_videos(folder, self._linked))
         if not self._videos:
-            raise ValueError(f"{folder} holds no videos; expected NAME.mp4 with NAME.txt beside it, or a metadata.csv")
+            links = f"; {self._linked[0]} {LINKED}" if self._linked else ""
+            raise ValueError(
+                f"{folder} holds no videos; expected NAME.mp4 with NAME.txt beside it, or a metadata.csv{links}"
+            )
 
     def scan(self) -> Iterator[Row]:
-        return map(self._row, range(len(self._videos)))
+        """The videos, then the folders that were left out because they are links."""
+        yield from map(self._row, range(len(self._videos)))
+        for number, name in enumerate(sorted(self._linked), len(self._videos)):
+            yield Row(number, _printable(name), {}, LINKED)
 
     def read(self, positions: Iterable[int]) -> Iterator[Row]:
         return map(self._row, positions)
 
     def _row(self, number: int) -> Row:
         video = self._videos[number]
-        place = video.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        place = _printable(video)
         stem = (self._folder / video).with_suffix("")
         try:
             found = self._texts_of(stem.parent)
@@ -74,10 +82,16 @@ class FolderRows:
         return decode(path.read_bytes(), path, self._options.encoding)
 
 
-def find_videos(folder: Path) -> Iterator[str]:
-    """The videos of a folder, at any depth, as paths relative to it; hidden ones are left out. Raises: OSError."""
+def find_videos(folder: Path, linked: list[str] | None = None) -> Iterator[str]:
+    """The videos of a folder, at any depth, as paths relative to it; hidden ones are left out. Raises: OSError.
+
+    Links to folders are not followed, but added to `linked`.
+    """
     for place, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if linked is not None:
+            paths = (os.path.join(place, name) for name in folders)
+            linked += [os.path.relpath(path, folder) for path in paths if os.path.islink(path)]
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
                 yield os.path.relpath(os.path.join(place, name), folder)
@@ -107,6 +121,11 @@ def sidecar_row(position: int, place: str, video: str, texts: Mapping[str, str],
         wanted = ", ".join(SIDECAR_SUFFIXES)
         return Row(position, place, {}, f"no caption beside it; expected the same name with {wanted}")
     return Row(position, place, {**fields, OWN_VIDEO: video}, roles={**roles, "video": OWN_VIDEO})
+
+
+def _printable(name: str) -> str:
+    """A file's name for messages."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _plain(name: str) -> str:

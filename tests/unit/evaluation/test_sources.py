@@ -43,6 +43,18 @@ def test_videos_at_any_depth_in_order_of_their_names(tmp_path: Path) -> None:
     assert read.shape == (2, 16, 16, 3) and np.abs(read.mean(axis=(1, 2, 3)) - [60, 160]).max() < 4
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    for place in ("own/c", "other", "other/hidden/.d"):
+        (tmp_path / place).mkdir(parents=True)
+        write_video(tmp_path / place / "a.mp4", grey(60, 80), 4)
+    for place, target in {
+        **{"own/linked": "../other", "own/again": "../other", "own/up": "..", "own/a": "c", "other/loop": "."},
+        "other/back": "../own",
+    }.items():
+        (tmp_path / place).symlink_to(target)
+    assert [clip.name for clip in open_source(tmp_path / "own").clips] == ["again/a.mp4", "c/a.mp4"]
+
+
 def test_folders_of_frames_count_numbers_as_numbers(tmp_path: Path) -> None:
     for clip in ("x", "y"):
         (tmp_path / clip).mkdir()

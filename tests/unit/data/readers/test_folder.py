@@ -93,6 +93,23 @@ def test_links_that_lead_out_and_names_that_are_not_text(tmp_path):
 def test_a_folder_without_videos(tmp_path):
     with pytest.raises(ValueError, match=r"holds no videos; expected NAME\.mp4 with NAME\.txt beside it"):
         open_captions(write(tmp_path, a_txt="x"))
+    (tmp_path / "b").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"metadata\.csv; b is a link to a folder, which is not followed"):
+        open_captions(tmp_path)
+
+
+def test_links_to_folders_are_reported(tmp_path):
+    folder = write(tmp_path / "videos", a_mp4="", a_txt="x", c__b_mp4="", c__b_txt="y")
+    write(tmp_path / "others", d_mp4="", d_txt="z")
+    for place in ("c/e", "d", ".hidden"):
+        (folder / place).symlink_to(tmp_path / "others")
+    captions = open_captions(folder, skip_bad=True)
+    assert [caption.video for caption in captions] == ["a.mp4", "c/b.mp4"]
+    assert [record.place for record in captions.bad] == ["c/e", "d"]
+    assert all("is a link to a folder, which is not followed" in record.reason for record in captions.bad)
+    assert [caption.text for caption in captions.select([1, 0])] == ["y", "x"]
+    with pytest.raises(ValueError, match=r"videos c/e: is a link to a folder"):
+        open_captions(folder)
 
 
 def test_names_as_cameras_and_macs_write_them(tmp_path):
