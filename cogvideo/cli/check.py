@@ -226,6 +226,9 @@ def _prepare(
             f"frame_pixels={config.frame_pixels}, but {args.model} reads frames of {pixels} pixels; leave out "
             "frame_pixels, or --model"
         )
+    for name, makes in (("low_res_pixels", "pairs for super-resolution"), ("crop_pixels", "single frames")):
+        if getattr(config, name) is not None:
+            raise ValueError(f"{name}={getattr(config, name)} makes {makes}, and clips are checked; leave {name} out")
     check_frame_pixels(config.frame_pixels, image)
     captions = open_captions(args.captions, read_options_from(args), videos=args.videos, skip_bad=not config.strict)
     chosen = captions.select(spread(len(captions), MAX_CAPTIONS))

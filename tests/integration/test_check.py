@@ -130,6 +130,8 @@ def test_videos_are_prepared_and_an_untrained_tokenizer_is_named(
         (["--data", "nowhere"], "is not prepared data"),
         (["--data", "nowhere", "--model", "nowhere"], "nowhere"),
         (["--captions", "nowhere.csv"], "nowhere.csv"),
+        (["--captions", "x.csv", "low_res_pixels=8"], "low_res_pixels=8 makes pairs for super-resolution"),
+        (["--captions", "x.csv", "crop_pixels=16"], "crop_pixels=16 makes single frames"),
     ],
 )
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], words: list[str], message: str):
