@@ -133,7 +133,7 @@ class FrameFolderClip(Clip):
 
 
 class TokenClip(Clip):
-    """Tokens (frames, frame_len), decoded when frames are read. `times` in seconds."""
+    """Tokens (frames, frame_len) of any integer type, decoded when frames are read. `times` in seconds."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class TokenClip(Clip):
         return f"{tokens} {tokenizer_digest(self.tokenizer)}"
 
     def read(self, indices: NDArray[np.int64]) -> Frames:
-        frames: Frames = decode_frames(self.tokenizer, self.tokens[torch.from_numpy(indices)])
+        frames: Frames = decode_frames(self.tokenizer, self.tokens[torch.from_numpy(indices)].long())
         return frames
 
 
@@ -280,11 +280,11 @@ def clips_of_tokens(
 def _tokens_of(folder: Path, tokenizer: ImageTokenizer) -> ClipSource:
     info = read_header(folder / TOKENS_FILE).get("tokens")  # the file determines the tokens per frame
     frame_side = round(info.shape[-1] ** 0.5) if info is not None and info.shape else 0
-    read = InputReader(tokenizer, frame_side).read([folder])
-    names = [f"{index:03d} {caption}" for index, (caption, _) in enumerate(read.samples)]
-    names = names or [f"{index:03d}" for index in range(len(read.tokens))]
-    captions = [caption for caption, _ in read.samples] or None
-    return clips_of_tokens(read.tokens, read.seconds, names, tokenizer, str(folder), captions)
+    found = InputReader(tokenizer, frame_side).map_tokens(folder)
+    names = [f"{index:03d} {caption}" for index, (caption, _) in enumerate(found.samples)]
+    names = names or [f"{index:03d}" for index in range(len(found.tokens))]
+    captions = [caption for caption, _ in found.samples] or None
+    return clips_of_tokens(found.tokens, found.seconds, names, tokenizer, str(folder), captions)
 
 
 def _videos(videos: list[tuple[Path, str]], folder: Path) -> ClipSource:

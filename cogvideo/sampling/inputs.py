@@ -5,7 +5,7 @@ Pictures and videos are scaled by their shorter edge and cropped to the centre s
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,9 @@ from cogvideo.tokenizers.image import ImageTokenizer
 TOKENS_FILE = "tokens.safetensors"
 TOKEN_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 MAX_TOKENS = 1 << 24
-"""In a file of saved tokens; 128 MiB as int64 ids."""
+"""Read at once from a file of saved tokens; 128 MiB as int64 ids."""
+MAX_CLIPS = 1_000_000
+"""Mapped from a file of saved tokens."""
 ENCODE_BATCH = 32
 INPUT_LIMITS = Limits(max_frames=200_000)
 FPS_TOLERANCE = 1e-6
@@ -37,7 +39,7 @@ class InputClips:
     """One clip, or several of equal length."""
 
     tokens: Tensor
-    """(clips, frames, frame_len) int64, in order of time."""
+    """(clips, frames, frame_len) in order of time; int64, unless they were mapped from a file."""
     seconds: float | None = None
     """From the first frame to the last; None for pictures, which have no timing of their own."""
     samples: tuple[tuple[str, int], ...] = ()
@@ -57,6 +59,8 @@ class InputReader:
     """Tokens per side of a frame."""
     limits: Limits = INPUT_LIMITS
     """On pictures and videos."""
+    max_tokens: int = MAX_TOKENS
+    """On saved tokens: of a file that is read, of one clip of a file that is mapped."""
 
     def read(self, paths: Sequence[Path], fps: float | None = None) -> InputClips:
         """Read saved tokens (a file or a folder of results), one video (all frames, or `fps` per second), or pictures.
@@ -104,6 +108,13 @@ class InputReader:
         chosen = _times_at_rate(path, probe_video(path, limits=self.limits).seconds, fps, from_end=True)
         return InputClips(self._encode(path, chosen), (len(chosen) - 1) / fps)
 
+    def map_tokens(self, path: Path) -> InputClips:
+        """Map saved tokens into memory: any number of clips, of which only those in use take memory.
+
+        The tokens have the integer type of the file. Raises: as `read`.
+        """
+        return self._saved_tokens(path / TOKENS_FILE if path.is_dir() else path, mapped=True)
+
     def _encode(self, path: Path, times: NDArray[np.float64]) -> Tensor:
         """Encode the frames at these times: (1, frames, frame_len)."""
         frames, _ = read_video(
@@ -114,6 +125,11 @@ class InputReader:
 
     def _read_tokens(self, path: Path, most: int | None = None) -> InputClips:
         """`most`: number of frames needed per clip; the others are not read."""
+        clips = self._saved_tokens(path, most)
+        return replace(clips, tokens=clips.tokens.to(torch.int64))
+
+    def _saved_tokens(self, path: Path, most: int | None = None, *, mapped: bool = False) -> InputClips:
+        """The tokens in the type of the file, read up to frame `most` of each clip, or mapped whole."""
         try:
             header = read_header(path)
             info, seconds_info = header["tokens"], header["seconds"]
@@ -126,24 +142,30 @@ class InputReader:
             raise ValueError(
                 f"{path}: tokens are {info.dtype} of shape {info.shape}, expected a three-dimensional integer tensor"
             )
-        count = info.numel // info.shape[1] * min(info.shape[1], most or info.shape[1])
-        if count > MAX_TOKENS:
+        clips, frames, frame_len = info.shape
+        count = (1 if mapped else clips) * min(frames, most or frames) * frame_len
+        if count > self.max_tokens:
+            what, enough = ("clips of ", "thousands of frames") if mapped else ("", "hundreds of clips")
             raise ValueError(
-                f"{path} holds {count} tokens; expected at most {MAX_TOKENS}, enough for hundreds of clips"
+                f"{path} holds {what}{count} tokens; expected at most {self.max_tokens}, enough for {enough}"
             )
+        if clips > MAX_CLIPS:
+            raise ValueError(f"{path} holds {clips} clips; expected at most {MAX_CLIPS}: split the file")
         with torch_errors_as_os_errors(), safe_open(path, "pt") as file:
             samples = (file.metadata() or {}).get("samples")
-            tokens, seconds = file.get_slice("tokens")[:, :most], file.get_tensor("seconds")
-        frame_len, codes = self.frame_side**2, self.tokenizer.num_tokens
-        if tokens.shape[2] != frame_len or not 0 <= int(tokens.min()) <= int(tokens.max()) < codes:
+            tokens = file.get_tensor("tokens") if mapped else file.get_slice("tokens")[:, :most]
+            seconds = file.get_tensor("seconds")
+        codes = self.tokenizer.num_tokens
+        least, largest = int(tokens.min()), int(tokens.max())
+        if frame_len != self.frame_side**2 or not 0 <= least <= largest < codes:
             raise ValueError(
-                f"{path} holds frames of {tokens.shape[2]} tokens with ids up to {int(tokens.max())}; these weights "
-                f"make {frame_len} tokens with ids below {codes}: use the weights that generated it"
+                f"{path} holds frames of {frame_len} tokens with ids up to {largest}; these weights "
+                f"make {self.frame_side**2} tokens with ids below {codes}: use the weights that generated it"
             )
         length = seconds_as_given(seconds.float().item())
         if not length >= 0 or (tokens.shape[1] > 1 and not 0 < length < float("inf")):
             raise ValueError(f"{path}: seconds={length}; expected the length of the clips")
-        return InputClips(tokens.to(torch.int64), length, _parse_samples(path, samples, len(tokens)))
+        return InputClips(tokens, length, _parse_samples(path, samples, clips))
 
 
 def _tokens_file(path: Path) -> Path | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from cogvideo.evaluation.sources import ReconstructedClip, clips_of_tokens, open_source
 from cogvideo.files import write_json
@@ -105,6 +106,18 @@ def test_results_are_read_from_tokens_with_their_tokenizer_and_from_mp4_without(
     assert (clip.read(np.array([0, 2])) == decode_frames(tokenizer, tokens[1, [0, 2]])).all()
     lossy = open_source(tmp_path)
     assert lossy.lossy and [clip.name for clip in lossy.clips] == ["000-a", "001-b"]
+
+
+def test_any_number_of_clips_is_read_from_tokens(tmp_path: Path, tokenizer: ImageTokenizer) -> None:
+    tokens = torch.zeros(1200, 3500, 4, dtype=torch.uint8)  # 16.8 million, more than sampling reads at once
+    tokens[-1] = torch.arange(14_000).view(3500, 4).remainder(tokenizer.num_tokens)
+    save_file({"tokens": tokens, "seconds": torch.ones(1)}, tmp_path / "tokens.safetensors")
+    source = open_source(tmp_path, tokenizer)
+    assert len(source) == 1200 and {clip.tokens.dtype for clip in source.clips} == {torch.uint8}, "mapped, not copied"
+    clip, indices = source.clips[-1], np.array([1, 3499])
+    assert (clip.read(indices) == decode_frames(tokenizer, tokens[-1, indices].long())).all()
+    in_memory = clips_of_tokens(tokens[-1:].long(), 1.0, ["x"], tokenizer, "memory")
+    assert clip.identity == in_memory.clips[0].identity, "cached features stay valid"
 
 
 def test_tokens_have_an_identity_of_their_own(tokenizer: ImageTokenizer) -> None:

@@ -1,5 +1,6 @@
 """Pictures, videos and saved tokens as clips, and files that are none of these."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,9 @@ def test_bad_tokens(
     path = tmp_path / "tokens.safetensors"
     tensors = {"tokens": tokens.contiguous(), **({} if seconds is None else {"seconds": seconds})}
     save_file(tensors, path, metadata=None if about is None else {"samples": about})
-    with pytest.raises(ValueError, match=message):
-        READER.read([path])
+    for read in (lambda: READER.read([path]), lambda: READER.map_tokens(path)):
+        with pytest.raises(ValueError, match=message):
+            read()
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="does not hold tokens"):
         READER.read([path])
@@ -142,10 +144,27 @@ def test_bad_tokens(
 def test_saved_tokens_are_counted_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tokens.safetensors"
     write_tokens(path, torch.zeros(2, 9, 4, dtype=torch.int64), 2.0, [{"prompt": "a", "number": n} for n in (0, 1)])
-    monkeypatch.setattr(inputs, "MAX_TOKENS", 71)
+    few = replace(READER, max_tokens=8)
+    assert few.read_first_frame(path).tokens.shape == (2, 1, 4), "only first frames count"
+    assert replace(READER, max_tokens=36).map_tokens(tmp_path).tokens.shape == (2, 9, 4), "clips count one by one"
     monkeypatch.setattr(inputs, "safe_open", None)
     with pytest.raises(ValueError, match=r"tokens\.safetensors holds 72 tokens; expected at most 71"):
-        READER.read([path])
-    monkeypatch.undo()
-    monkeypatch.setattr(inputs, "MAX_TOKENS", 8)
-    assert READER.read_first_frame(path).tokens.shape == (2, 1, 4), "only first frames count"
+        replace(READER, max_tokens=71).read([path])
+    with pytest.raises(ValueError, match=r"tokens\.safetensors holds clips of 36 tokens; expected at most 35"):
+        replace(READER, max_tokens=35).map_tokens(path)
+    monkeypatch.setattr(inputs, "MAX_CLIPS", 1)
+    with pytest.raises(ValueError, match=r"tokens\.safetensors holds 2 clips; expected at most 1"):
+        READER.map_tokens(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_mapped_tokens_keep_their_type_and_are_checked_to_the_last(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "tokens.safetensors"
+    tokens = torch.arange(2 * 9 * 4).view(2, 9, 4).remainder(48).to(dtype)
+    save_file({"tokens": tokens, "seconds": ONE}, path)
+    mapped = READER.map_tokens(path)
+    assert mapped.tokens.dtype == dtype and mapped.tokens.equal(tokens) and mapped.seconds == 1
+    tokens[-1, -1, -1] = 48
+    save_file({"tokens": tokens, "seconds": ONE}, path)
+    with pytest.raises(ValueError, match="ids up to 48; these weights make 4 tokens with ids below 48"):
+        READER.map_tokens(path)
