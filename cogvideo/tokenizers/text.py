@@ -8,7 +8,7 @@ is put together (`sequence/prompt.py`).
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +33,8 @@ since two bytes of a file can become a piece that takes 70 in memory."""
 NORMAL = ModelProto.SentencePiece.NORMAL
 SPELLED_LENGTH = 4
 """A word that takes this many pieces or more is spelled out rather than known."""
+MAX_SENTENCE_BYTES = 4192
+"""sentencepiece's default, above which it leaves out a line of text without saying so."""
 IMAGE_TOKENS_NOTE = "num_image_tokens={}"
 """The number of image tokens before the pieces, stored in a field of the model file that sentencepiece ignores."""
 
@@ -245,7 +247,7 @@ def _train_model(lines: list[str], num_pieces: int) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=(sentence for line in lines for sentence in _sentences(line)),
             model_writer=model,
             model_type="unigram",
             vocab_size=num_pieces,
@@ -270,6 +272,28 @@ def _train_model(lines: list[str], num_pieces: int) -> bytes:
             f"text tokenizer: num_pieces={num_pieces} does not fit these captions; give {least} or more"
         ) from None
     return model.getvalue()
+
+
+def _sentences(line: str) -> Iterator[str]:
+    """A line in parts of at most MAX_SENTENCE_BYTES, split at white space, and inside a word only if it is longer.
+
+    Pieces do not span words, so the same pieces are learned from the parts as from the line.
+    """
+    if len(line.encode()) <= MAX_SENTENCE_BYTES:
+        yield line
+        return
+    sentence, size = [], 0
+    for word in line.split():
+        fits = len(word.encode()) <= MAX_SENTENCE_BYTES
+        step = len(word) if fits else MAX_SENTENCE_BYTES // 4  # a character takes up to 4 bytes
+        for part in (word[first : first + step] for first in range(0, len(word), step)):
+            added = len(part.encode()) + 1
+            if size + added > MAX_SENTENCE_BYTES + 1:  # no space after the last word
+                yield " ".join(sentence)
+                sentence, size = [], 0
+            sentence.append(part)
+            size += added
+    yield " ".join(sentence)
 
 
 def _prompt_lines() -> list[str]:

@@ -98,6 +98,29 @@ def test_training_repeats_bitwise(model_file, tmp_path):
     assert (tmp_path / "again.model").read_bytes() == model_file.read_bytes()
 
 
+@pytest.mark.parametrize("size", [4192, 4193, 20_000])
+def test_long_captions_are_learned_too(tmp_path, size):
+    caption = "зебра зебры " * (size // 24)  # words in ASCII are added to the captions one by one
+    caption += "x" * (size - len(caption.encode()))
+    assert len(caption.encode()) == size
+    tokenizer = TextTokenizer.train([*CAPTIONS, caption], tmp_path / "text.model", 400, IMAGE_TOKENS)
+    assert len(tokenizer.encode("зебра зебры")) <= 4
+    base = TextTokenizer.train(CAPTIONS, tmp_path / "base.model", 400, IMAGE_TOKENS)
+    assert len(base.encode("зебра зебры")) > 8
+    assert len(base.extended([*CAPTIONS, caption], 50).encode("зебра зебры")) <= 4
+
+
+@pytest.mark.parametrize(
+    "line", ["x " * 32_768, "字" * 65_536, "a" * 4192, "b" * 4191 + " cc", "🐘" * 2000 + " é" * 3000, "d" * 4193]
+)
+def test_long_lines_are_split_at_white_space_without_losing_text(line):
+    parts = list(text_module._sentences(line))
+    assert all(0 < len(part.encode()) <= 4192 for part in parts)
+    assert "".join("".join(parts).split()) == "".join(line.split())
+    words = {word for word in line.split() if len(word.encode()) <= 4192}
+    assert words <= {word for part in parts for word in part.split()}
+
+
 def test_training_errors(tmp_path):
     with pytest.raises(ValueError, match="no captions"):
         TextTokenizer.train(["", "  \n"], tmp_path / "m", num_pieces=400, num_image_tokens=8)
