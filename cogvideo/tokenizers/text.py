@@ -282,7 +282,8 @@ def _sentences(line: str) -> Iterator[str]:
     if len(line.encode()) <= MAX_SENTENCE_BYTES:
         yield line
         return
-    sentence, size = [], 0
+    sentence: list[str] = []
+    size = 0
     for word in line.split():
         fits = len(word.encode()) <= MAX_SENTENCE_BYTES
         step = len(word) if fits else MAX_SENTENCE_BYTES // 4  # a character takes up to 4 bytes
