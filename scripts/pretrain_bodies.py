@@ -105,7 +105,7 @@ def recipe(out: Path, device: str, threads: int, clips: int) -> list[Step]:
         *more,
         prepare("validation_clips", "validation_videos/captions.jsonl", *tokens, *cut),
         step(
-            *("vocabulary", "vocabulary", "--captions", out / "videos/captions.jsonl"),
+            *("vocabulary", "vocabulary", "--overwrite", "--captions", out / "videos/captions.jsonl"),
             *("--tokenizer", tokenizer, "--out", text),
         ),
         train("trunk", "image", clip_folders, "validation_clips"),

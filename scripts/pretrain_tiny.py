@@ -83,7 +83,7 @@ def recipe(out: Path, long: bool, superres: bool = False) -> list[Step]:
         train("tokenizer", processes=1),
         prepare("clips", captions, *tokens),
         prepare("validation_clips", WORK / "validation_videos/captions.jsonl", *tokens),
-        Step("vocabulary", WORK / "text.model", [*vocabulary, "--out", str(WORK / "text.model")]),
+        Step("vocabulary", WORK / "text.model", [*vocabulary, "--out", str(WORK / "text.model"), "--overwrite"]),
         train("image"),
         train("sequential"),
         train("interpolation"),

@@ -1,6 +1,11 @@
-"""Arguments that commands share: paths, weights, `--config FILE`, `key=value` words, `--device`, `--captions`."""
+"""Arguments that commands share: paths, weights, `--config FILE`, `key=value` words, `--device`, `--captions`.
+
+Also: the check that an output does not replace an input.
+"""
 
 import argparse
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -87,6 +92,37 @@ def read_options_from(args: argparse.Namespace) -> "ReadOptions":
     from cogvideo.data.readers import ReadOptions
 
     return ReadOptions(args.video_column, args.caption_column, args.start_column, args.end_column, args.encoding)
+
+
+def captions_files(captions: Path) -> list[Path]:
+    """The files that `--captions` names: its tars if it is a pattern; the metadata files of a folder, if it has any."""
+    from cogvideo.data.readers import METADATA
+    from cogvideo.data.readers.webdataset import find_tars
+
+    tars = find_tars(captions)
+    metadata = [captions / name for name in METADATA] if captions.is_dir() else []
+    return [captions, *metadata, *(tars[0] if tars else ())]
+
+
+def refuse_replaced_inputs(
+    option: str, out: Path | None, inputs: Iterable[Path | None], weights: Iterable[Path | None] = ()
+) -> None:
+    """Refuse an output that would replace what the command reads.
+
+    `inputs`: files and folders. `weights`: folders of which every file is an input.
+    Raises: ValueError if `out`, given as `option`, is an input or a folder that holds one.
+    """
+    if out is None:
+        return
+    target = os.path.realpath(out)
+    read = [(path, os.path.realpath(path)) for path in inputs if path is not None]
+    for folder in weights:
+        if folder is not None:
+            is_inside = target.startswith(os.path.join(os.path.realpath(folder), ""))
+            read.append((folder, target if is_inside and os.path.exists(target) else os.path.realpath(folder)))
+    for path, place in read:
+        if place == target or place.startswith(os.path.join(target, "")):
+            raise ValueError(f"{option} {out} would replace what is read: {path} or a part of it; choose another name")
 
 
 def config_from(cls: type[T], args: argparse.Namespace) -> T:

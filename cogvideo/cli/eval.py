@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogvideo.cli._common import add_config_arguments, weights
+from cogvideo.cli._common import add_config_arguments, captions_files, refuse_replaced_inputs, weights
 from cogvideo.cli._eval_protocol import LOCAL, bundle_of, open_files, run_protocol, sample_config
 from cogvideo.hub import describe
 
@@ -155,6 +155,9 @@ def run(args: argparse.Namespace) -> int | None:
     if not (args.self_test or args.compare or args.protocol):
         raise ValueError(f"name a protocol: {', '.join(NAMES)}; or give --self-test or --compare")
     _refuse_unused(args)
+    for option, output in (("--json", args.json), ("--report", args.report)):
+        if output is not None:
+            refuse_replaced_inputs(option, output, _inputs(args, output), [args.model, args.tokenizer])
     if args.protocol in (None, *OPTIONS_OF) and ProcessGroup.from_environment().size > 1:
         raise ValueError("only protocols with --cache run in several processes; start this without a launcher")
     if args.self_test:
@@ -166,6 +169,23 @@ def run(args: argparse.Namespace) -> int | None:
     else:
         run_protocol(args)
     return None
+
+
+def _inputs(args: argparse.Namespace, output: Path) -> list[Path]:
+    """The files that are read, including `output` if it is a file of a folder of clips."""
+    from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
+    from cogvideo.evaluation.networks import parse_networks
+    from cogvideo.sampling.inputs import TOKENS_FILE
+    from cogvideo.sampling.outputs import SAMPLES_FILE
+
+    files = [*filter(None, (args.scores, args.prompts)), *args.config, *parse_networks(args.network).values()]
+    files += captions_files(args.captions) if args.captions else []
+    for folder in (args.real, args.generated):
+        if isinstance(folder, Path):
+            files += [folder, folder / TOKENS_FILE, folder / SAMPLES_FILE]
+            if output.suffix.lower() in MEDIA_SUFFIXES and folder.resolve() in output.resolve().parents:
+                files.append(output)
+    return files
 
 
 def _refuse_unused(args: argparse.Namespace) -> None:

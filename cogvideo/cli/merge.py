@@ -10,7 +10,7 @@ holds all weights, including those of a frozen trunk.
 import argparse
 from pathlib import Path
 
-from cogvideo.cli._common import weights
+from cogvideo.cli._common import refuse_replaced_inputs, weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     choices = [AdapterChoice.parse(text) for text in args.adapter]
     if args.out.resolve() == args.model.resolve():
         raise ValueError(f"--out {args.out} is the model itself; choose another name")
+    refuse_replaced_inputs("--out", args.out, [args.model, *(choice.folder for choice in choices)])
     with lock_output(args.out):
         if args.out.exists() and not args.overwrite:
             raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideo.cli._common import device_from, weights
+from cogvideo.cli._common import device_from, refuse_replaced_inputs, weights
 
 if TYPE_CHECKING:
     from cogvideo.evaluation.likelihood import ScoredClips
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(args, name)}; expected at least 1")
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out {args.out}: expected a name that ends in .safetensors")
+    refuse_replaced_inputs("--out", args.out, [args.rows, args.text_tokenizer], [args.model])
     device = device_from(args.device)
     dtype = FLOAT_DTYPES[args.dtype] if args.dtype else None
     model = load_model(args.model, dtype=dtype, device=device)

@@ -17,6 +17,8 @@ edited files, and raters that occur twice are refused.
 import argparse
 from pathlib import Path
 
+from cogvideo.cli._common import refuse_replaced_inputs
+
 TITLE = "Which clip is better?"
 
 
@@ -105,8 +107,10 @@ def _read(args: argparse.Namespace) -> None:
 
     if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise ValueError(f"--json {args.json} cannot be written; name a file in a folder that exists")
+    votes = [expand_path(text) for text in args.inputs]
+    refuse_replaced_inputs("--json", args.json, [args.key, *votes])
     key = read_key(args.key)
-    results = summarise(key, read_votes([expand_path(text) for text in args.inputs], key))
+    results = summarise(key, read_votes(votes, key))
     print(results.table())
     if args.json:
         write_json(args.json, {"study": key["title"], "systems": key["systems"], **results.to_json()})

@@ -13,7 +13,13 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from cogvideo.cli._common import add_captions_arguments, read_options_from, weights
+from cogvideo.cli._common import (
+    add_captions_arguments,
+    captions_files,
+    read_options_from,
+    refuse_replaced_inputs,
+    weights,
+)
 from cogvideo.hub import describe
 from cogvideo.logs import get_logger
 
@@ -35,38 +41,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=512,
         help="maximum number of text pieces, 256 of which are single bytes; with --extend, of new ones",
     )
-    parser.add_argument("--overwrite", action="store_true", help="with --extend: replace an existing --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
 
 def run(args: argparse.Namespace) -> None:
     from cogvideo.data.readers import open_captions
-    from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
     from cogvideo.locks import lock_output
-    from cogvideo.model.config import ModelConfig
+
+    if args.pieces < 1:
+        raise ValueError(f"--pieces {args.pieces}; expected at least 1")
+    refuse_replaced_inputs("--out", args.out, [*captions_files(args.captions), args.tokenizer, args.extend])
+    with lock_output(args.out):
+        if args.out.exists() and not args.overwrite:
+            raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")
+        found = open_captions(args.captions, read_options_from(args), skip_bad=True)
+        for reason in islice(found.bad_reasons(), 10):
+            log.warning("skipped %s", reason)
+        captions = [caption.text for caption in found]
+        if args.extend is not None:
+            _extend(args, captions)
+        else:
+            _train(args, captions)
+
+
+def _extend(args: argparse.Namespace, captions: list[str]) -> None:
     from cogvideo.sampling.extend import extend_vocabulary
+    from cogvideo.tokenizers.text import TextTokenizer
+
+    old = TextTokenizer.load(args.extend / "text.model")
+    extended = old.extended(captions, args.pieces)
+    extend_vocabulary(args.extend, extended, args.out, overwrite=args.overwrite)
+    added = [extended.piece(id) for id in range(old.vocabulary.size, extended.vocabulary.size)]
+    shown = " ".join(added[:SHOWN]) + (" ..." if len(added) > SHOWN else "")
+    print(f"{args.out}: {describe(args.extend)} with {len(added)} more pieces{': ' if added else ''}{shown}")
+
+
+def _train(args: argparse.Namespace, captions: list[str]) -> None:
+    from cogvideo.data.statistics import MAX_CAPTIONS, CaptionLengths, spread
+    from cogvideo.model.config import ModelConfig
     from cogvideo.tokenizers.image import open_image_tokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
-    found = open_captions(args.captions, read_options_from(args), skip_bad=True)
-    for reason in islice(found.bad_reasons(), 10):
-        log.warning("skipped %s", reason)
-    captions = [caption.text for caption in found]
-    if args.pieces < 1:
-        raise ValueError(f"--pieces {args.pieces}; expected at least 1")
-    if args.extend is not None:
-        old = TextTokenizer.load(args.extend / "text.model")
-        extended = old.extended(captions, args.pieces)
-        with lock_output(args.out):
-            if args.out.exists() and not args.overwrite:
-                raise FileExistsError(f"{args.out} exists; choose another name, or --overwrite to replace it")
-            extend_vocabulary(args.extend, extended, args.out, overwrite=args.overwrite)
-        added = [extended.piece(id) for id in range(old.vocabulary.size, extended.vocabulary.size)]
-        shown = " ".join(added[:SHOWN]) + (" ..." if len(added) > SHOWN else "")
-        print(f"{args.out}: {describe(args.extend)} with {len(added)} more pieces{': ' if added else ''}{shown}")
-        return
     num_codes = open_image_tokenizer(args.tokenizer).num_tokens
-    with lock_output(args.out):
-        tokenizer = TextTokenizer.train(captions, args.out, args.pieces, num_codes)
+    tokenizer = TextTokenizer.train(captions, args.out, args.pieces, num_codes)
     size = tokenizer.vocabulary.size
     lengths = CaptionLengths.of_clips([captions[i] for i in spread(len(captions), MAX_CAPTIONS)], tokenizer)
     print(f"{args.out}: {size} ids, {num_codes} of them image codes; trained on {len(captions)} captions")

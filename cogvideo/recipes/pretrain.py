@@ -152,7 +152,10 @@ class PretrainRecipe:
             out.step("frames", (*prepare, "--frames", "--out", out / "frames"), prepare=self._write_data),
             train("tokenizer", self._write_tokenizer),
             out.step("clips", (*prepare, "--tokenizer", tokenizer, "--out", out / "clips", "--report")),
-            out.step("vocabulary", ("vocabulary", *self.captions_words, "--tokenizer", tokenizer, "--out", text)),
+            out.step(
+                "vocabulary",
+                ("vocabulary", *self.captions_words, "--tokenizer", tokenizer, "--out", text, "--overwrite"),
+            ),
             transformer("trunk", "The text-to-image trunk, on single frames of the clips.", {"task": "image"}),
             transformer(
                 "sequential",
