@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ class PredictedClip(Clip):
         frames = self._generated.read(indices).copy()
         given = indices < self._protocol.given_frames
         if given.any():
-            real = self._given.clip.read(self._given.indices[indices[given]])
-            frames[given] = to_bytes(resize_frames(real, frames.shape[1], self._protocol.crop, self._protocol.filter))
+            crop, filter = self._protocol.crop, self._protocol.filter
+            resize = partial(resize_frames, side=frames.shape[1], crop=crop, filter=filter)
+            frames[given] = to_bytes(self._given.clip.resized(self._given.indices[indices[given]], resize))
         return frames
 
 
@@ -174,10 +176,11 @@ def sample_groups(
 def _encode(pipeline: Pipeline, protocol: Protocol, chosen: Sequence[ChosenClip]) -> torch.Tensor:
     """The first frames of real clips as the model's tokens (clips, given frames, frame_len)."""
     side = pipeline.sequential.config.frame_side * pipeline.image_tokenizer.compress_rate
+    resize = partial(resize_frames, side=side, crop=protocol.crop, filter=protocol.filter)
     tokens = []
     with progress(len(chosen), "given frames", "clips") as bar:
         for clip, indices in chosen:
-            frames = resize_frames(clip.read(indices[: protocol.given_frames]), side, protocol.crop, protocol.filter)
+            frames = clip.resized(indices[: protocol.given_frames], resize)
             tokens.append(pipeline.image_tokenizer.encode(frames / 255).cpu())
             bar.update(1)
     return torch.stack(tokens)

@@ -236,7 +236,7 @@ class Meter:
         return resize_frames(frames, self.protocol.side, self.protocol.crop, self.protocol.filter)
 
     def _prepared(self, clip: Clip, indices: NDArray[np.int64]) -> torch.Tensor:
-        return self.prepare(clip.read(indices))
+        return clip.resized(indices, self.prepare)
 
     def _pixel_row(self, frames: Frames, seconds: NDArray[np.float64] | None) -> dict[str, float]:
         moved = pixel_metrics.motion(frames) if len(frames) > 1 else float("nan")

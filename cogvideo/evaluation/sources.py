@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -24,7 +24,7 @@ from torch import Tensor
 from cogvideo.data.readers import open_captions
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
 from cogvideo.media.sandbox import read_picture
-from cogvideo.media.video import LIMITS, probe_video, read_video
+from cogvideo.media.video import LIMITS, probe_video, read_video, stream_video
 from cogvideo.sampling.inputs import TOKENS_FILE, InputReader
 from cogvideo.sampling.outputs import SAMPLES_FILE, read_samples
 from cogvideo.sampling.pipeline import decode_frames
@@ -36,6 +36,8 @@ VIDEO_SUFFIXES = MEDIA_SUFFIXES - PICTURE_SUFFIXES
 
 Kind = Literal["tokens", "frames", "videos"]
 Frames = NDArray[np.uint8]
+Resize = Callable[[Frames], Tensor]
+"""Maps frames (n, H, W, 3), each independently of the others, to (n, ...)."""
 
 
 class Clip:
@@ -62,6 +64,13 @@ class Clip:
     def read(self, indices: NDArray[np.int64]) -> Frames:
         """The frames at these ascending indices, (n, H, W, 3). Raises: ValueError if they cannot be read."""
         raise NotImplementedError
+
+    def resized(self, indices: NDArray[np.int64], resize: Resize) -> Tensor:
+        """What `resize` makes of the frames at these ascending indices; large clips are never held at full size.
+
+        Raises: as `read`.
+        """
+        return resize(self.read(indices))
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,9 @@ class VideoClip(Clip):
     def read(self, indices: NDArray[np.int64]) -> Frames:
         return read_video(self.path, only=self._times[indices])[0]
 
+    def resized(self, indices: NDArray[np.int64], resize: Resize) -> Tensor:
+        return torch.cat([resize(pixels[None]) for pixels, _ in stream_video(self.path, only=self._times[indices])])
+
 
 class FrameFolderClip(Clip):
     """Pictures of equal size in a folder, sorted by name, with numbers in names compared as numbers."""
@@ -122,14 +134,22 @@ class FrameFolderClip(Clip):
         return "|".join(map(_file_identity, self.pictures))
 
     def read(self, indices: NDArray[np.int64]) -> Frames:
-        frames = [read_picture(self.pictures[index], LIMITS) for index in indices]
-        for index, frame in zip(indices, frames, strict=True):
-            if frame.shape != frames[0].shape:
+        return np.stack(list(self._pictures_at(indices)))
+
+    def resized(self, indices: NDArray[np.int64], resize: Resize) -> Tensor:
+        return torch.cat([resize(frame[None]) for frame in self._pictures_at(indices)])
+
+    def _pictures_at(self, indices: NDArray[np.int64]) -> Iterator[Frames]:
+        shape = None
+        for index in indices:
+            frame = read_picture(self.pictures[index], LIMITS)
+            shape = shape or frame.shape
+            if frame.shape != shape:
                 raise ValueError(
                     f"{self.pictures[index]} has {frame.shape[1]}x{frame.shape[0]} pixels, the clip's first frame "
-                    f"{frames[0].shape[1]}x{frames[0].shape[0]}; expected one size per clip"
+                    f"{shape[1]}x{shape[0]}; expected one size per clip"
                 )
-        return np.stack(frames)
+            yield frame
 
 
 class TokenClip(Clip):
@@ -166,7 +186,7 @@ class TokenClip(Clip):
 class ReconstructedClip(Clip):
     """A clip after a round trip through an image tokenizer: the best that a model using it can achieve."""
 
-    def __init__(self, clip: Clip, tokenizer: ImageTokenizer, prepare: Callable[[Frames], Tensor]) -> None:
+    def __init__(self, clip: Clip, tokenizer: ImageTokenizer, prepare: Resize) -> None:
         """`prepare` maps frames to (n, 3, side, side), 0 to 255, at a size that the tokenizer accepts."""
         self._clip, self._tokenizer, self._prepare = clip, tokenizer, prepare
         self.name, self.caption = clip.name, clip.caption
@@ -188,7 +208,7 @@ class ReconstructedClip(Clip):
 
     def reconstruct(self, indices: NDArray[np.int64]) -> tuple[Frames, NDArray[np.int64]]:
         """The frames, and how often each code occurs in their tokens: (codes,)."""
-        tokens = self._tokenizer.encode(self._prepare(self._clip.read(indices)) / 255).cpu()
+        tokens = self._tokenizer.encode(self._clip.resized(indices, self._prepare) / 255).cpu()
         frames: Frames = decode_frames(self._tokenizer, tokens)
         return frames, np.bincount(tokens.flatten().numpy(), minlength=self._tokenizer.num_tokens)
 

@@ -81,10 +81,7 @@ def read_video(
     """
     info = info or probe_video(path, limits=limits)
     times = info.seconds[(info.seconds >= start - SAME_TIME) & (info.seconds <= end + SAME_TIME)]
-    if only is not None:
-        times = _same_times(times, only)
-        if len(times) != len(only):
-            raise damaged(path, f"only {len(times)} of {len(only)} wanted frames could be decoded")
+    times = times if only is None else _all_of(path, times, only)
     if not len(times):
         raise ValueError(f"{path} has no frame between {start:g} s and {end:g} s")
     frames: list[NDArray[np.uint8]] = []
@@ -109,6 +106,39 @@ def iterate_frames(
     """Yield all frames with their times, scaled and cropped as in `read_video`. Raises: ValueError likewise."""
     info = info or probe_video(path)
     yield from read_frames(path, info, info.seconds, Framing(side), LIMITS)
+
+
+def stream_video(
+    path: MediaPath, *, only: NDArray[np.float64] | None = None, info: VideoInfo | None = None
+) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """Yield the frames at their own size with their times, in order of time, one in memory at a time.
+
+    A video that stores its frames in another order is decoded whole first. `only` and `info`: see `read_video`.
+    Raises: as `read_video`; ValueError for frames of different sizes.
+    """
+    info = info or probe_video(path)
+    times = info.seconds if only is None else _all_of(path, info.seconds, only)
+    frames = read_frames(path, info, times, None, LIMITS)
+    if info.outputs is not None and (np.diff(info.outputs) < 0).any():
+        frames = zip(*read_video(path, only=times, info=info), strict=True)
+    size: tuple[int, int] | None = None
+    for pixels, time in frames:
+        height, width = pixels.shape[:2]
+        size = size or (height, width)
+        if (height, width) != size:
+            raise ValueError(
+                f"{path}: the frame at {time:.3g} s has {width}x{height} pixels, the first {size[1]}x{size[0]}; "
+                "expected one size per video"
+            )
+        yield pixels, time
+
+
+def _all_of(path: MediaPath, times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Those of the ascending `times` that match a wanted one. Raises: ValueError if a wanted one is missing."""
+    found = _same_times(times, wanted)
+    if len(found) != len(wanted):
+        raise damaged(path, f"only {len(found)} of {len(wanted)} wanted frames could be decoded")
+    return found
 
 
 def _same_times(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from cogvideo.evaluation.sources import VIDEO_SUFFIXES
 from cogvideo.evaluation.study.page import Pair, write_page
 from cogvideo.files import atomic_directory, checked, read_json, write_json
-from cogvideo.media.video import read_video, write_video
+from cogvideo.media.video import probe_video, stream_video, write_video
 from cogvideo.sampling.outputs import SAMPLES_FILE, read_samples
 from cogvideo.text import clean_text
 
@@ -184,11 +184,8 @@ def make_study(
         videos = folder / "page" / "videos"
         videos.mkdir(parents=True)
         for (i, system), (j, prompt) in product(enumerate(systems), enumerate(prompts)):
-            frames, fps = even_frames(*read_video(system.videos[prompt]))
             names[i, j] = secrets.token_hex(8)
-            write_video(videos / f"{names[i, j]}.mp4", frames, fps)
-            height, width = frames.shape[1:3]
-            shapes[system.name].add(f"{width}x{height} at {fps:.3g} frames per second, {len(frames) / fps:.2g} s")
+            shapes[system.name].add(_reencode(system.videos[prompt], videos / f"{names[i, j]}.mp4"))
             progress(1)
         clips = sorted(videos.iterdir())
         for clip in clips:
@@ -212,14 +209,31 @@ def make_study(
     return key, list(_differences(shapes))
 
 
-def even_frames(frames: NDArray[np.uint8], seconds: NDArray[np.float64]) -> tuple[NDArray[np.uint8], float]:
-    """Resample frames (N, H, W, 3) at times `seconds` (N,) to N even times, taking the nearest; also their rate."""
+def _reencode(source: Path, target: Path) -> str:
+    """Write a clip with even times, one frame in memory at a time; returns its size, frame rate and length in words.
+
+    Raises: ValueError if `source` cannot be read.
+    """
+    info = probe_video(source)
+    chosen, fps = even_frames(info.seconds)
+    indices, counts = np.unique(chosen, return_counts=True)
+    found = stream_video(source, only=info.seconds[indices], info=info)
+    first, _ = next(found)
+    frames = chain([first], (pixels for pixels, _ in found))
+    repeated = (frame for frame, count in zip(frames, counts.tolist(), strict=True) for _ in range(count))
+    write_video(target, repeated, fps)
+    height, width = first.shape[:2]
+    return f"{width}x{height} at {fps:.3g} frames per second, {len(chosen) / fps:.2g} s"
+
+
+def even_frames(seconds: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
+    """For frames at times `seconds` (N,), the indices of those nearest to N even times; and the rate of these."""
     span = float(seconds[-1] - seconds[0])
-    if len(frames) < 2 or span <= 0:
-        return frames, 1.0
-    fps = (len(frames) - 1) / span
+    if len(seconds) < 2 or span <= 0:
+        return np.arange(len(seconds)), 1.0
+    fps = (len(seconds) - 1) / span
     middles = (seconds[1:] + seconds[:-1]) / 2
-    return frames[np.searchsorted(middles, seconds[0] + np.arange(len(frames)) / fps)], fps
+    return np.searchsorted(middles, seconds[0] + np.arange(len(seconds)) / fps), fps
 
 
 def _differences(shapes: Mapping[str, set[str]]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Clips from folders of videos, folders of frames and results; each says what it is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cogvideo.evaluation.measure import ChosenClip, Meter
+from cogvideo.evaluation.preprocessing import to_bytes
+from cogvideo.evaluation.protocols import LOCAL, Crop, Filter
 from cogvideo.evaluation.sources import ReconstructedClip, clips_of_tokens, open_source
 from cogvideo.files import write_json
-from cogvideo.media.video import write_gif, write_video
+from cogvideo.media.video import DecodedTooLargeError, read_video, write_gif, write_video
 from cogvideo.rng import SampleKey
 from cogvideo.sampling.outputs import describe_samples, write_tokens
 from cogvideo.sampling.pipeline import decode_frames
@@ -137,6 +141,29 @@ def test_a_reconstructed_clip_is_decoded_from_its_own_tokens(tokenizer: ImageTok
     pixels = torch.from_numpy(clip.read(indices)).permute(0, 3, 1, 2).float() / 255
     assert (copy.read(indices) == decode_frames(tokenizer, tokenizer.encode(pixels))).all()
     assert copy.identity != clip.identity and copy.num_frames == 3
+
+
+@pytest.mark.parametrize("filter", ["bilinear", "lanczos"])
+@pytest.mark.parametrize("crop", ["center", "squash"])
+def test_frames_of_large_clips_are_resized_one_by_one_with_the_same_result(
+    tmp_path: Path, tokenizer: ImageTokenizer, monkeypatch: pytest.MonkeyPatch, crop: Crop, filter: Filter
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 46, 70, 3), np.uint8)
+    (tmp_path / "frames/x").mkdir(parents=True)
+    for number, frame in enumerate(pixels):
+        Image.fromarray(frame).save(tmp_path / f"frames/x/{number}.png")
+    write_video(tmp_path / "videos/x.mp4", pixels, 4)
+    meter, indices = Meter(replace(LOCAL, side=32, crop=crop, filter=filter), {}), np.array([0, 2, 3])
+    clips = [open_source(tmp_path / kind).clips[0] for kind in ("frames", "videos")]
+    expected = [meter.prepare(clip.read(indices)) for clip in clips]
+    monkeypatch.setitem(read_video.__kwdefaults__, "max_bytes", 1)
+    with pytest.raises(DecodedTooLargeError):
+        clips[1].read(indices)
+    for clip, whole in zip(clips, expected, strict=True):
+        assert clip.resized(indices, meter.prepare).equal(whole)
+        assert (meter.frames(ChosenClip(clip, indices)) == to_bytes(whole)).all()
+        copy = ReconstructedClip(clip, tokenizer, meter.prepare)
+        assert (copy.read(indices) == decode_frames(tokenizer, tokenizer.encode(whole / 255))).all()
 
 
 def test_folders_without_clips_of_one_kind_are_refused(tmp_path: Path) -> None:

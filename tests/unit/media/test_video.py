@@ -1,6 +1,7 @@
 """Video files: pixels, exact times, GIFs, uploads from strangers, and damaged or foreign files."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogvideo.media import frame_index
+from cogvideo.media import frame_index, video
 from cogvideo.media.container import Limits
 from cogvideo.media.decoder import decode_frames
-from cogvideo.media.video import check_untrusted, probe_video, read_video, write_gif, write_video
+from cogvideo.media.video import check_untrusted, probe_video, read_video, stream_video, write_gif, write_video
 
 
 def moving(count=20, height=48, width=64):
@@ -289,3 +290,30 @@ def test_a_name_with_an_image_sequence_pattern_is_refused(tmp_path: Path) -> Non
         Image.new("RGB", (24, 16)).save(tmp_path / name)
     with pytest.raises(ValueError, match="is not a readable picture or video"):
         check_untrusted(tmp_path / "a%03d.png")
+
+
+def test_frames_are_streamed_as_they_are_read(clip, tmp_path):
+    frames, seconds = read_video(clip)
+    streamed = list(stream_video(clip))
+    assert [time for _, time in streamed] == seconds.tolist()
+    assert all(np.array_equal(one, other) for (one, _), other in zip(streamed, frames, strict=True))
+    some = list(stream_video(clip, only=seconds[[1, 4]]))
+    assert [time for _, time in some] == seconds[[1, 4]].tolist() and np.array_equal(some[1][0], frames[4])
+    with pytest.raises(ValueError, match="only 0 of 1 wanted frames"):
+        next(stream_video(clip, only=np.array([99.0])))
+
+
+def test_frames_stored_out_of_order_are_streamed_in_order_of_time(clip):
+    info = probe_video(clip, exact=True)
+    frames, seconds = read_video(clip)
+    stored = np.arange(len(seconds))[::-1]  # the first frame shown is the last decoded
+    swapped = replace(info, outputs=stored)
+    assert [time for _, time in stream_video(clip, info=swapped)] == seconds.tolist()
+    assert np.array_equal(next(stream_video(clip, info=swapped))[0], frames[-1])
+
+
+def test_frames_of_several_sizes_are_not_streamed(clip, monkeypatch):
+    sizes = [(np.zeros((16, 16, 3), np.uint8), 0.0), (np.zeros((8, 16, 3), np.uint8), 0.25)]
+    monkeypatch.setattr(video, "read_frames", lambda *_: iter(sizes))
+    with pytest.raises(ValueError, match=r"the frame at 0\.25 s has 16x8 pixels, the first 16x16; expected one size"):
+        list(stream_video(clip))

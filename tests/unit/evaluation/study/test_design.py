@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cogvideo.evaluation.study.design import even_frames, make_key, make_study, open_system, read_key
 from cogvideo.evaluation.study.page import script_json
@@ -141,9 +142,26 @@ def test_systems_with_clips_of_another_shape_are_reported(tmp_path: Path):
 
 
 def test_even_frames_keep_regular_times_and_take_the_nearest_of_others():
-    frames = np.arange(5, dtype=np.uint8)[:, None, None, None]
-    same, fps = even_frames(frames, np.array([0.0, 0.33, 0.67, 1.0, 1.33]))
-    assert same.ravel().tolist() == [0, 1, 2, 3, 4] and fps == pytest.approx(3, abs=0.01)
-    uneven, _ = even_frames(frames, np.array([0.0, 0.1, 0.2, 0.3, 4.0]))
-    assert uneven.ravel().tolist() == [0, 3, 3, 4, 4]
-    assert even_frames(frames[:1], np.zeros(1))[1] == 1
+    same, fps = even_frames(np.array([0.0, 0.33, 0.67, 1.0, 1.33]))
+    assert same.tolist() == [0, 1, 2, 3, 4] and fps == pytest.approx(3, abs=0.01)
+    uneven, _ = even_frames(np.array([0.0, 0.1, 0.2, 0.3, 4.0]))
+    assert uneven.tolist() == [0, 3, 3, 4, 4]
+    assert [found.tolist() if index == 0 else found for index, found in enumerate(even_frames(np.zeros(1)))] == [[0], 1]
+
+
+def test_clips_of_any_size_are_written_frame_by_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pictures = [Image.fromarray(np.full((18, 32, 3), 50 * number, np.uint8)) for number in range(5)]
+    durations = [100, 100, 100, 3700, 100]  # milliseconds: frames are left out and repeated
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        pictures[0].save(
+            tmp_path / name / "0000.gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        )
+    monkeypatch.setitem(read_video.__kwdefaults__, "max_bytes", 1)
+    systems = [open_system(name, tmp_path / name, numbered(PROMPTS[:1])) for name in NAMES]
+    make_study(tmp_path / "study", "t", systems, PROMPTS[:1], embed_up_to=0)
+    monkeypatch.undo()
+    for clip in (tmp_path / "study/page/videos").iterdir():
+        frames, seconds = read_video(clip)
+        assert frames.shape == (5, 18, 32, 3) and seconds[-1] == pytest.approx(4, abs=0.01)
+        assert np.abs(frames.mean(axis=(1, 2, 3)) - [0, 150, 150, 200, 200]).max() < 4
