@@ -14,7 +14,10 @@ import yaml
 
 from cogvideo.training.metrics import MetricsFile
 
-PORT = "29417"  # not the launcher's default, which another run on this machine may use
+LAUNCHER = ("--standalone", "--local-addr", "127.0.0.1")
+"""Options of torchrun: one machine, and a free port, so that runs side by side do not meet."""
+STOP_SECONDS = 3600
+"""How long torchrun waits for processes to save after a signal before it kills them; by default half a minute."""
 CALIBRATION_STEPS = 15
 LEAST_STEPS = 10
 """Minimum number of steps after those that measure the speed."""
@@ -48,15 +51,18 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-        launcher = [deepspeed, "--num_accelerators", str(self.processes), "--master_port", PORT, "--module"]
-        return [*(launcher if self.processes > 1 else [sys.executable, "-m"]), "cogvideo", *self.words]
+        launcher = ["-m", "torch.distributed.run", *self._launcher_options] if self.processes > 1 else []
+        return [sys.executable, *launcher, "-m", "cogvideo", *self.words]
 
     @property
     def shown(self) -> str:
         """The command as one would type it."""
-        launcher = f"deepspeed --num_accelerators {self.processes} --module " if self.processes > 1 else ""
-        return f"{launcher}cogvideo {shlex.join(self.words)}"
+        launcher = ["torchrun", *self._launcher_options, "-m"] if self.processes > 1 else []
+        return shlex.join([*launcher, "cogvideo", *self.words])
+
+    @property
+    def _launcher_options(self) -> list[str]:
+        return [*LAUNCHER, "--nproc-per-node", str(self.processes)]
 
 
 def choose_steps(steps: Sequence[Step], only: Sequence[str] | None) -> list[Step]:
@@ -75,12 +81,18 @@ def choose_steps(steps: Sequence[Step], only: Sequence[str] | None) -> list[Step
 
 
 def run(step: Step, threads: int | None = None, environment: Mapping[str, str] | None = None) -> None:
-    """Run one command, on `threads` threads per process (default: all cores). Raises: StepError if it fails."""
+    """Run one command, on `threads` threads per process (default: all cores).
+
+    Several processes run in a session of their own: a terminal's Ctrl-C reaches them only through this process, once,
+    since torchrun leaves its processes behind if signals interrupt its wait for them.
+    Raises: StepError if the command fails.
+    """
     threads = threads or max(1, (os.cpu_count() or 1) // step.processes)
     print(f"\n[{step.name}] {step.shown}", flush=True)
     start = time.time()
-    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
-    code = run_child(step.command, env=variables).returncode
+    variables = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOP_SECONDS), **os.environ, "OMP_NUM_THREADS": str(threads)}
+    options: dict[str, Any] = {"start_new_session": True} if step.processes > 1 else {}
+    code = run_child(step.command, env=variables | dict(environment or {}), **options).returncode
     if code:
         raise StepError(f"[{step.name}] failed with exit code {code}; run again to continue from there")
     print(f"[{step.name}] took {(time.time() - start) / 60:.1f} min", flush=True)

@@ -1,6 +1,10 @@
 """`cogvideo pretrain` and `cogvideo finetune`, whole but tiny; commands run in this process, to save their starts."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -8,6 +12,16 @@ from cogvideo.cli.main import main
 from cogvideo.recipes import finetune, pretrain, steps
 from cogvideo.sampling.bundle import open_bundle
 from cogvideo.text import read_prompts
+from tests.helpers.ranks import train_words
+from tests.helpers.training import prepare_data, read_metrics, settings
+
+RECIPE = """
+import sys
+from cogvideo.cli.main import run_command
+from cogvideo.recipes.steps import Step, run
+sys.exit(run_command(lambda: run(Step("train", None, sys.argv[1:], processes=2), threads=1)))
+"""
+"""A recipe of one training step in two processes."""
 
 
 class Ended:
@@ -86,3 +100,26 @@ def test_wrong_wishes_are_one_line(tmp_path, monkeypatch, capsys):
     assert main(["finetune", "none", "--captions", "a.csv", "--out", "own"]) == 2
     assert "none is not a complete bundle of weights" in capsys.readouterr().err
     assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_recipe_saves_and_stops_its_processes(tmp_path, capsys):
+    config = settings(prepare_data(tmp_path / "prepared"), tmp_path / "run", train={"steps": 100_000})
+    words = train_words(config, "--resume")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with open(tmp_path / "stderr.txt", "w+", encoding="utf-8") as stderr:
+        recipe = subprocess.Popen([sys.executable, "-c", RECIPE, *words], env=environment, stderr=stderr)
+        deadline = time.monotonic() + 240
+        while not (config.run_dir / "metrics.jsonl").is_file() or not read_metrics(config.run_dir):
+            assert time.monotonic() < deadline and recipe.poll() is None
+            time.sleep(0.1)
+        recipe.terminate()
+        assert recipe.wait(240) == 143
+        stderr.seek(0)
+        assert "stopped at step" in stderr.read()
+    last = read_metrics(config.run_dir)[-1]["step"]
+    assert (config.run_dir / "checkpoints/latest").read_text().strip() == f"step_{last:08d}"
+    time.sleep(1)
+    assert read_metrics(config.run_dir)[-1]["step"] == last  # nothing trains on
+    assert main([*words, f"train.stop_at={last + 1}"]) == 0, capsys.readouterr().err
+    assert read_metrics(config.run_dir)[-1]["step"] == last + 1

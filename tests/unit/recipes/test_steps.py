@@ -1,6 +1,7 @@
 """Steps of a recipe: what is skipped, what a failure says, schedules that fill a time."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -22,10 +23,27 @@ def test_a_failed_step_ends_the_recipe():
         run(Step("wrong", None, ["no-such-command"]))
 
 
-def test_a_command_in_several_processes_is_launched_by_deepspeed():
+def test_a_command_in_several_processes_is_launched_by_torchrun_on_a_free_port():
     step = Step("train", None, ["train", "--config", "a b.yaml"], processes=2)
-    assert step.shown == "deepspeed --num_accelerators 2 --module cogvideo train --config 'a b.yaml'"
-    assert step.command[1:3] == ["--num_accelerators", "2"] and step.command[-3:] == step.words
+    options = "--standalone --local-addr 127.0.0.1 --nproc-per-node 2"
+    assert step.shown == f"torchrun {options} -m cogvideo train --config 'a b.yaml'"
+    assert step.command[1:] == ["-m", "torch.distributed.run", *options.split(), "-m", "cogvideo", *step.words]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_command_gets_the_users_gpus_and_time_to_save(monkeypatch, processes):
+    started = {}
+
+    def run_child(command, **options):
+        started.update(options)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(steps, "run_child", run_child)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    run(Step("train", None, ["train"], processes))
+    assert started["env"]["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert int(started["env"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) >= 600
+    assert started.get("start_new_session", False) is (processes > 1)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(100.0, 75), (0.0, 25)])
