@@ -239,7 +239,10 @@ class PretrainRecipe:
                     "guidance_dropout": 0.1,
                 },
                 "optimiser": {"lr": size.lr},
-                "train": {"dtype": "bf16" if self.choices.bf16 else "fp32"},
+                "train": {
+                    "dtype": "bf16" if self.choices.bf16 else "fp32",
+                    **({"micro_batch_size": "auto", "recompute": "auto"} if self.choices.num_gpus else {}),
+                },
             },
         )
 
