@@ -12,9 +12,13 @@ import ctypes
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from cogvideo.logs import get_logger
 from cogvideo.training.config import TrainConfig, fetch_weights
+
+if TYPE_CHECKING:
+    import torch
 
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -30,7 +34,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     import torch
     import torch.distributed as dist
 
-    from cogvideo.distributed import ProcessGroup, connecting, lost_peer_as_error, open_device
+    from cogvideo.distributed import ProcessGroup, connecting, lost_peer_as_error
     from cogvideo.locks import lock_folder
     from cogvideo.training.checkpointing import resume_advice
     from cogvideo.training.heartbeat import Heartbeat
@@ -40,13 +44,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     config = fetch_weights(config)
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
-    device = torch.device("cpu")
-    if os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
-        device = open_device("auto")
+    if not dist.is_initialized():
+        ProcessGroup.from_environment()  # refuses variables that contradict each other
+    device = own_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        ProcessGroup.from_environment()  # refuses variables that contradict each other
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")  # a collective that times out ends the process
         with connecting():
             deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=config.deepspeed.timeout_minutes))
@@ -62,6 +65,41 @@ def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
         Heartbeat(60 * config.deepspeed.timeout_minutes, lambda: resume_advice(config.run_dir / "checkpoints")),
     ):
         return Trainer(config, device, resume=resume).train()
+
+
+def own_device() -> "torch.device":
+    """This process's device. Its index goes into LOCAL_RANK, which DeepSpeed requires and takes for the GPU's index.
+
+    A scheduler may show each process a single GPU, which then has index 0 whatever its local rank is.
+    Raises: ValueError if processes of this machine would share a GPU, or cannot tell which one is their own.
+    """
+    import torch
+
+    from cogvideo.distributed import open_device
+
+    rank, processes = os.environ.get("LOCAL_RANK") or "0", os.environ.get("LOCAL_WORLD_SIZE") or "1"
+    if not (rank.isdecimal() and processes.isdecimal()):
+        raise ValueError(
+            f"LOCAL_RANK={rank} LOCAL_WORLD_SIZE={processes}; expected numbers; start with torchrun or deepspeed"
+        )
+    os.environ["LOCAL_RANK"], is_given = rank, bool(os.environ.get("LOCAL_RANK"))
+    if os.environ.get("DS_ACCELERATOR", "cuda") != "cuda" or not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    if gpus > 1 and not is_given and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"LOCAL_RANK is not set, and each process sees {gpus} GPUs; start with torchrun or deepspeed, or show each "
+            "process one GPU"
+        )
+    needed = max(int(processes), int(rank) + 1)
+    if gpus > 1 and needed > gpus:
+        raise ValueError(
+            f"{needed} processes on this machine, but {gpus} GPUs; start one process per GPU (--nproc-per-node {gpus})"
+        )
+    device = open_device("auto")
+    os.environ["LOCAL_RANK"] = str(device.index)
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:  # DeepSpeed refuses one that differs
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(device.index)
+    return device
 
 
 @contextlib.contextmanager

@@ -38,6 +38,41 @@ def test_one_process_starts_without_launcher_compiler_or_stale_lock(tmp_path: Pa
     assert [p.name for p in tmp_path.rglob("*")] == ["deepspeed_shm_comm", "lock"], "something was built"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "variables", "device", "local_rank"),
+    [
+        (0, {"WORLD_SIZE": "2"}, "cpu", "0"),
+        (0, {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "cpu", "1"),
+        (1, {"WORLD_SIZE": "2"}, "cuda:0", "0"),
+        (1, {"WORLD_SIZE": "8", "LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8"}, "cuda:0", "0"),
+        (4, {"WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, "cuda:3", "3"),
+        (4, {"WORLD_SIZE": "1"}, "cuda:0", "0"),
+        (4, {"WORLD_SIZE": "2"}, "LOCAL_RANK is not set, and each process sees 4 GPUs; start with", ""),
+        (4, {"WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}, "8 processes on this machine, but 4", ""),
+        (4, {"WORLD_SIZE": "8", "LOCAL_RANK": "6"}, "7 processes on this machine, but 4 GPUs; start one", ""),
+        (0, {"WORLD_SIZE": "2", "LOCAL_RANK": "one"}, "LOCAL_RANK=one LOCAL_WORLD_SIZE=1; expected numbers", ""),
+    ],
+)
+def test_model_and_deepspeed_use_the_same_device(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, variables: dict[str, str], device: str, local_rank: str
+) -> None:
+    """DeepSpeed takes LOCAL_RANK for the device's index, and looks for MPI where it is missing."""
+    from cogvideo.training.launch import own_device
+
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", "")  # what the test sets is removed at its end
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "DS_ACCELERATOR", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if not local_rank:
+        with pytest.raises(ValueError, match=device):
+            own_device()
+        return
+    assert str(own_device()) == device and os.environ["LOCAL_RANK"] == local_rank
+
+
 def test_a_launchers_process_group_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from cogvideo.training.launch import ONE_PROCESS, prepare_environment
 
