@@ -220,7 +220,9 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None
 
 
 def has_native_matmul(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the device has matrix instructions for this type; a CPU without them emulates it."""
+    """Whether the device has matrix instructions for this type; a CPU or GPU without them emulates it."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu" or dtype == torch.float32:
         return True
     if dtype == torch.float16:
@@ -229,17 +231,18 @@ def has_native_matmul(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def warn_if_emulated(device: torch.device, loop: LoopConfig, trunk_weights: TrunkWeights = "full") -> None:
-    """Warn if the CPU emulates train.dtype, or if float8 weights are dequantized instead of multiplied directly."""
+    """Warn if the device emulates train.dtype, or if float8 weights are dequantized instead of multiplied directly."""
     if trunk_weights == "float8" and (loop.dtype != "bf16" or not has_float8_products(device)):
         log.warning(
             "float8 products need train.dtype=bf16 and an Ada, Hopper or later GPU; here, init.trunk_weights=float8 is "
             "dequantized at each use like int8, which is more accurate: set init.trunk_weights=int8"
         )
     if not has_native_matmul(device, FLOAT_DTYPES[loop.dtype]):
-        log.warning(
-            "this CPU has no %s instructions and emulates them about a hundred times slower; set train.dtype=fp32",
-            loop.dtype,
-        )
+        kind, what, remedy = "CPU", "emulates them about a hundred times slower", "train.dtype=fp32"
+        if device.type != "cpu":
+            kind, what = "GPU", "emulates them slowly"
+            remedy = "train.dtype=fp16 train.weights=dtype, or train.dtype=fp32"
+        log.warning("this %s has no %s instructions and %s; set %s", kind, loop.dtype, what, remedy)
 
 
 def _cpu_flags() -> set[str]:

@@ -73,6 +73,21 @@ def test_emulated_bf16_is_warned_about(
     assert fast or "train.dtype=fp32" in warnings[0]
 
 
+@pytest.mark.parametrize(("capability", "is_native"), [((7, 0), False), ((7, 5), False), ((8, 0), True)])
+def test_a_gpu_before_ampere_emulates_bf16(
+    capability: tuple[int, int], is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    warnings: list[str] = []
+    monkeypatch.setattr(resources.log, "warning", lambda text, *rest: warnings.append(text % rest))
+    gpu = torch.device("cuda")
+    assert resources.has_native_matmul(gpu, torch.bfloat16) is is_native
+    assert resources.has_native_matmul(gpu, torch.float16)
+    warn_if_emulated(gpu, LoopConfig(dtype="bf16"))
+    assert is_native == (not warnings)
+    assert is_native or "this GPU has no bf16 instructions" in warnings[0]
+
+
 @pytest.mark.parametrize(
     ("device", "capability", "dtype", "warns"),
     [
