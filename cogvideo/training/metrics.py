@@ -3,6 +3,7 @@
 Not here: measuring speed and memory (`resources.py`), sample sheets (`previews.py`).
 """
 
+import contextlib
 import errno
 import itertools
 import json
@@ -14,7 +15,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -199,8 +200,9 @@ class MetricsWriter:
         numbers = {name: value for name, value in record.items() if name != "step"}
         self._send_to_wandb(numbers, record["step"])
         if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, record["step"])
+            with self._tensorboard_may_fail(f"at step {record['step']}"):
+                for name, value in numbers.items():
+                    self._tensorboard.add_scalar(name, value, record["step"])
 
     def write_image(self, name: str, path: Path, step: int) -> None:
         """Send an image file to wandb and TensorBoard."""
@@ -213,7 +215,9 @@ class MetricsWriter:
             from PIL import Image
 
             with Image.open(path) as image:
-                self._tensorboard.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+                pixels = np.asarray(image.convert("RGB"))
+            with self._tensorboard_may_fail(f"at step {step}"):
+                self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
 
     def _send_to_wandb(self, values: dict[str, Any], step: int) -> None:
         """Log to wandb; a failure is reported once, and ends the logging to wandb but not the run."""
@@ -225,11 +229,22 @@ class MetricsWriter:
             log.error("wandb failed at step %d (%s); the run goes on without it", step, one_line(error))
             self._wandb = None
 
+    @contextlib.contextmanager
+    def _tensorboard_may_fail(self, when: str) -> Iterator[None]:
+        """Report a failure inside the block, on a full disk say; it ends the logging to TensorBoard but not the run."""
+        try:
+            yield
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or one_line(error)
+            log.error("TensorBoard failed %s (%s); the run goes on without it", when, reason)
+            self._tensorboard = None
+
     def close(self) -> None:
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with self._tensorboard_may_fail("at the end"):
+                self._tensorboard.close()
 
 
 def _log_in_to_wandb() -> None:

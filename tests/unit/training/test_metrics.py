@@ -172,6 +172,28 @@ def test_a_run_survives_wandb(
     assert [record["step"] for record in out.file.read()] == [1, 2]
 
 
+@pytest.mark.parametrize("failing", ["add_scalar", "add_image", "close"])
+def test_a_run_survives_tensorboard(tmp_path: Path, failing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class TensorBoard:
+        def __getattr__(self, name: str) -> Any:
+            def call(*values: Any, **options: Any) -> None:
+                if name == failing:
+                    raise OSError(28, "No space left on device")
+
+            return call
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "sheet.png")
+    out = MetricsWriter(TrainConfig(run_dir=tmp_path))
+    out.open(0)
+    out._tensorboard = TensorBoard()
+    for step in (1, 2):
+        out.write({"step": step, "loss": 2.0})
+        out.write_image("samples", tmp_path / "sheet.png", step)
+    out.close()
+    assert capsys.readouterr().err.count("No space left on device); the run goes on without it") == 1
+    assert [record["step"] for record in out.file.read()] == [1, 2]
+
+
 def test_every_destination_gets_the_same_record(tmp_path: Path) -> None:
     class Recorder:
         def __init__(self) -> None:
