@@ -510,23 +510,28 @@ FREE_TO_CHANGE = re.compile(
 
 
 FIXED = re.compile(
-    r"task|model\.(?!dropout$|attention_dropout$|text_len$).*|superres\.(?!text_len$).*|lora\.(?!dropout$).*"
+    r"task|(model|superres)\.(?!dropout$|attention_dropout$|text_len$).*|lora\.(?!dropout$).*"
     r"|tokenizer\.(channels|channel_multipliers|(en|de)coder_num_res_blocks|z_channels|embedding_dim|norm_groups"
     r"|norm_scope|mid_attention|num_codes|level|new_codebook)"
 )
 """Keys that a resumed run must not change: the trained weights would be used as those of a different function."""
+NETWORKS = frozenset({"model", "superres", "tokenizer"})
+"""Groups of settings of a network. A task trains that of its own name, or else `model`."""
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, old value, new value) of the settings that differ, except those that are FREE_TO_CHANGE.
 
+    Settings of a network that the task does not train, from a config file that several runs share, are left out too.
     Keys that `before` lacks, because an older version wrote it, get their defaults, which do what that version did.
     """
     old, new = (dict(leaves(values)) for values in (before, now))
     defaults = dict(leaves(to_dict(TrainConfig())))
+    task = now.get("task", defaults["task"])
+    unused = NETWORKS - {task if task in NETWORKS else "model"}
     for key in sorted(old.keys() | new.keys()):
         was, will_be = old.get(key, defaults.get(key)), new.get(key)
-        if was != will_be and not FREE_TO_CHANGE.fullmatch(key):
+        if was != will_be and not FREE_TO_CHANGE.fullmatch(key) and key.partition(".")[0] not in unused:
             yield key, was, will_be
 
 
