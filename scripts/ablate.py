@@ -4,25 +4,34 @@
                              [--out DIR] [key=value ...]
 
 Each run is `cogvideo train` in OUT/runs/VARIANT/INDEX/seed_N. Finished runs are skipped and unfinished ones resumed, so
-an interrupted study continues. OUT gets results.json, results.md (a table with the spread over seeds) and curves.png,
-updated after every variant.
+an interrupted study continues; with settings that differ from those that a run was begun with, it is refused. OUT gets
+results.json, results.md (a table with the spread over seeds) and curves.png, updated after every variant. They hold
+every variant that is finished, also those that --only leaves out, unless their settings differ.
 """
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cogvideo.cli.main import run_command
+from cogvideo.config import leaves, load_config, to_dict
 from cogvideo.recipes.steps import run_child
+from cogvideo.training.config import TrainConfig, changed_settings
+from cogvideo.training.sizes import SIZES
 
 SCORE = "validation/loss"
+COMPARED = ("train.steps", "log.validation_batches")
+"""Settings that change a score although resumed runs are free to change them."""
+IGNORED = ("train.num_threads",)
+"""Settings that change no more than rounding."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +77,62 @@ def read_study(path: Path) -> Study:
     return Study(Path(values["config"]), Path(values["out"]), values["seeds"], values["steps"], values["set"], variants)
 
 
-def train(study: Study, run: Run, seed: int, folder: Path, overrides: list[str]) -> list[dict[str, Any]]:
-    """Train one run to its end, unless it is finished; returns its metrics."""
-    steps = max(1, round(study.steps * run.share))
-    metrics = folder / "metrics.jsonl"
-    if not _is_finished(metrics, steps):
+@dataclass(frozen=True)
+class Job:
+    """A run of a variant with one seed."""
+
+    config: Path
+    words: list[str]
+    """Its settings, as `cogvideo train` takes them after `config`."""
+    folder: Path
+    steps: int
+
+    @classmethod
+    def of(cls, study: Study, run: Run, seed: int, folder: Path, overrides: list[str]) -> "Job":
+        steps = max(1, round(study.steps * run.share))
         fixed = [f"run_dir={folder}", f"train.steps={steps}", f"train.seed={seed}"]
         defaults = [f"log.every={min(20, steps)}", f"optimiser.warmup_steps={max(1, min(100, steps // 10))}"]
-        command = [sys.executable, "-m", "cogvideo", "train", "--resume", "--config", str(study.config)]
-        words = [*command, *defaults, *study.overrides, *run.overrides, *overrides, *fixed]
-        run_child(words, stdout=sys.stderr).check_returncode()  # stdout is for the table
-    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    if SCORE not in records[-1]:
-        raise ValueError(f"{metrics} ends without {SCORE}, which variants are compared by; set data.validation")
-    return records
+        return cls(study.config, [*defaults, *study.overrides, *run.overrides, *overrides, *fixed], folder, steps)
+
+    def changes(self) -> str:
+        """The settings of a run with results, as far as they differ now and that can change its score."""
+        stored = self.folder / "config.yaml"
+        if not stored.is_file() or not (self.is_finished or any(self.folder.glob("checkpoints/step_*"))):
+            return ""
+        before = to_dict(load_config(TrainConfig, [stored]))
+        # sizes that follow from the data stay as they were
+        sizes = {group: {name: before[group][name] for name in names} for group, names in SIZES.items()}
+        now = to_dict(load_config(TrainConfig, [self.config], self.words, derive=lambda given: sizes))
+        found = [change for change in changed_settings(before, now) if change[0] not in IGNORED]
+        values = [dict(leaves(settings)) for settings in (before, now)]
+        found += [(key, values[0][key], values[1][key]) for key in COMPARED if values[0][key] != values[1][key]]
+        return ", ".join(f"{key}={was} (now {new})" for key, was, new in found if not _is_fetched(was, new))
+
+    @property
+    def is_finished(self) -> bool:
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+        return bool(lines) and SCORE in lines[-1] and json.loads(lines[-1])["step"] == self.steps
+
+    def train(self) -> None:
+        """Train to the end, unless that is done."""
+        if not self.is_finished:
+            command = [sys.executable, "-m", "cogvideo", "train", "--resume", "--config", str(self.config)]
+            run_child([*command, *self.words], stdout=sys.stderr).check_returncode()  # stdout is for the table
+
+    def records(self) -> list[dict[str, Any]]:
+        """The metrics of the trained run. Raises: ValueError if they end without a score."""
+        metrics = self.folder / "metrics.jsonl"
+        records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        if SCORE not in records[-1]:
+            raise ValueError(f"{metrics} ends without {SCORE}, which variants are compared by; set data.validation")
+        return records
 
 
-def _is_finished(metrics: Path, steps: int) -> bool:
-    if not metrics.is_file():
-        return False
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    return bool(lines) and SCORE in lines[-1] and json.loads(lines[-1])["step"] == steps
+def _is_fetched(was: Any, will_be: Any) -> bool:
+    """Whether `was` records the commit of weights from the hub that `will_be` names."""
+    recorded = re.fullmatch(r"(.+)@[0-9a-f]{40}", str(was))
+    return recorded is not None and recorded[1] == str(will_be).partition("@")[0]
 
 
 def score(runs: list[Run], losses: list[float]) -> float:
@@ -143,7 +187,17 @@ def draw(curves: dict[str, list[list[tuple[int, float]]]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write_results(study: Study, scores: dict[str, dict[int, float]], curves: dict[str, Any], out: Path) -> None:
+def write_results(study: Study, done: dict[tuple[int, str], list[list[dict[str, Any]]]], out: Path) -> None:
+    """Write what `out` gets. `done`: by seed and variant, the metrics of each run."""
+    scores: dict[str, dict[int, float]] = {}
+    curves: dict[str, list[list[tuple[int, float]]]] = {}
+    for name, (_, runs) in study.variants.items():
+        for seed in study.seeds:
+            if (seed, name) in done:
+                records = done[seed, name]
+                scores.setdefault(name, {})[seed] = score(runs, [of_run[-1][SCORE] for of_run in records])
+                points = [(r["step"], r[SCORE]) for r in records[0] if SCORE in r]
+                curves.setdefault(name, []).append(points)
     rows = summarise(scores, study)
     results = {"study": str(study.config), "steps": study.steps, "rows": rows}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -160,27 +214,41 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="replaces the study's")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run, applied last")
     args = parser.parse_intermixed_args()
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps {args.steps}; expected at least 1")
     try:
         study = read_study(args.study)
         unknown = set(args.only or ()) - study.variants.keys()
         if unknown:
             raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(study.variants)}")
-        seeds, steps, out = args.seeds or study.seeds, args.steps or study.steps, args.out or study.out
-        study = Study(study.config, out, seeds, steps, study.overrides, study.variants)
-        scores: dict[str, dict[int, float]] = {}
-        curves: dict[str, list[list[tuple[int, float]]]] = {}
-        for seed in seeds:  # seeds in the outer loop, so that an interrupted study has every variant
-            for name in args.only or study.variants:
-                runs, losses = study.variants[name][1], []
-                for index, run in enumerate(runs):
-                    folder = out / "runs" / name / str(index) / f"seed_{seed}"
-                    records = train(study, run, seed, folder, args.overrides)
-                    losses.append(records[-1][SCORE])
-                    if index == 0:
-                        points = [(r["step"], r[SCORE]) for r in records if SCORE in r]
-                        curves.setdefault(name, []).append(points)
-                scores.setdefault(name, {})[seed] = score(runs, losses)
-                write_results(study, scores, curves, out)
+        steps = study.steps if args.steps is None else args.steps
+        study = replace(study, seeds=args.seeds or study.seeds, steps=steps, out=args.out or study.out)
+        out = study.out
+        jobs = {
+            (seed, name): [
+                Job.of(study, run, seed, out / "runs" / name / str(index) / f"seed_{seed}", args.overrides)
+                for index, run in enumerate(runs)
+            ]
+            for seed in study.seeds  # in the outer loop, so that an interrupted study has every variant
+            for name, (_, runs) in study.variants.items()
+        }
+        chosen = {key: runs for key, runs in jobs.items() if key[1] in (args.only or study.variants)}
+        done = {}
+        for key, runs in jobs.items():
+            changed = [f"{job.folder} was begun with {found}" for job in runs if (found := job.changes())]
+            if changed and key in chosen:
+                raise ValueError(f"{changed[0]}; give the same, or another --out, or remove the run")
+            if changed:
+                print(f"ablate: {changed[0]}; the results leave it out", file=sys.stderr)
+            elif all(job.is_finished for job in runs):
+                done[key] = [job.records() for job in runs]
+        for key, runs in chosen.items():
+            if key not in done:
+                for job in runs:
+                    job.train()
+                done[key] = [job.records() for job in runs]
+                write_results(study, done, out)
+        write_results(study, done, out)
     except (ValueError, OSError) as error:
         print(f"ablate: error: {error}", file=sys.stderr)
         return 2
