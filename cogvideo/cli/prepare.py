@@ -142,18 +142,16 @@ def run(args: argparse.Namespace) -> None:
 
 def _open_parts(args: argparse.Namespace, config: "PrepareConfig", processes: "ProcessGroup") -> list["Preparation"]:
     """The folders to prepare: one of all captions, or one to train on and then one of the held-out videos."""
-    from cogvideo.data.prepare import Preparation
+    from cogvideo.data.prepare import Preparation, open_with_validation
     from cogvideo.data.readers import open_captions
+    from cogvideo.distributed import ProcessGroup
 
     kind: Kind = "frames" if args.frames else "tokens" if config.low_res_pixels is None else "pairs"
     captions = open_captions(args.captions, read_options_from(args), videos=args.videos, skip_bad=not config.strict)
     if args.validation is None:
         return [Preparation(captions, args.out, kind, config, processes=processes)]
-    training, validation = captions.split(args.validation)
-    return [
-        Preparation(part, out, kind, config, processes=processes)
-        for part, out in ((training, args.out), (validation, args.out / "validation"))
-    ]
+    processes = ProcessGroup() if args.dry_run else processes  # the others have ended
+    return list(open_with_validation(captions, args.validation, args.out, kind, config, processes))
 
 
 def _check_usual_rate(pixels: int) -> None:

@@ -7,10 +7,11 @@ import json
 import math
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
+from itertools import pairwise
 from os.path import normpath
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -92,6 +93,10 @@ def plain_path(video: str) -> str:
     return normpath(unicodedata.normalize("NFC", video.replace("\ufeff", "").strip()).replace("\\", "/"))
 
 
+Draw = Callable[[int, Iterator[NDArray[np.int64]]], int]
+"""(number of videos to hold out, the indices of each video's captions in the order of the hashes) -> another number."""
+
+
 class CaptionReader(Protocol):
     """Access to a captions file in one format.
 
@@ -160,11 +165,11 @@ class CaptionsFile:
         """Captions by index, counted from 0. Raises: ValueError if the file has changed and a record is now bad."""
         return list(self._reader.read(int(self._positions[index]) for index in indices))
 
-    def split(self, fraction: float) -> tuple["CaptionsFile", "CaptionsFile"]:
+    def split(self, fraction: float, draw: Draw | None = None) -> tuple["CaptionsFile", "CaptionsFile"]:
         """Hold out a fraction of the videos, at least one -> (the others' captions, the held-out videos' captions).
 
         The videos with the smallest hashes of their paths are held out, so that no video is in both parts, and the
-        choice does not depend on the order of the file.
+        choice does not depend on the order of the file. `draw` may decide on another number of them.
         Raises: ValueError if the fraction is not between 0 and 1, or if there is only one video.
         """
         if not 0 < fraction < 1:
@@ -174,6 +179,11 @@ class CaptionsFile:
         if len(videos) < 2:
             raise ValueError(f"{self.path} names one video only; holding one out leaves none")
         count = min(max(1, round(fraction * len(videos))), len(videos) - 1)
+        if draw is not None:
+            order = np.argsort(hashes, kind="stable")
+            starts = [*np.searchsorted(hashes[order], videos).tolist(), len(order)]
+            drawn = draw(count, (order[start:end] for start, end in pairwise(starts)))
+            count = min(max(1, drawn), len(videos) - 1)
         held_out = hashes <= videos[count - 1]
         return self._part(~held_out, self.bad), self._part(held_out, [])
 

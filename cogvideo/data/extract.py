@@ -6,7 +6,7 @@ Each distinct frame that a video's clips use is decoded and encoded once. Frames
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -289,7 +289,7 @@ class ShardBuilder:
         pending: list[tuple[VideoPlan, NDArray[np.uint8]]] = []
         screen = self.new_screen()
         with ThreadPoolExecutor(self.workers) as pool:
-            decoded = _map_ahead(pool, self.extractor.decode, jobs, 4 * self.workers)
+            decoded = map_ahead(pool, self.extractor.decode, jobs, 4 * self.workers)
             for job, (plan, frames) in zip(jobs, decoded, strict=True):
                 pending.append(screen(job.video, plan, frames))
                 # Collect four batches before encoding, so that most batches are full.
@@ -326,7 +326,7 @@ def crop_frames(frames: NDArray[np.uint8], side: int | None) -> NDArray[np.uint8
     return np.stack(crops)
 
 
-def _map_ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], ahead: int) -> Iterator[R]:
+def map_ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
     """Like pool.map, in order, but with at most `ahead` results in memory."""
     iterator = iter(items)
     pending: list[Future[R]] = [pool.submit(work, item) for item in islice(iterator, ahead)]

@@ -8,6 +8,7 @@ missing shards, in any number of processes, and produces the same bytes. `extrac
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from cogvideo.config import to_dict
 from cogvideo.data.captions import Caption, CaptionsFile
 from cogvideo.data.clips import Clip, ClipConfig, plan_clips, plan_frames
-from cogvideo.data.extract import Encode, Extractor, Screen, ShardBuilder, VideoJob
+from cogvideo.data.extract import Encode, Extractor, Screen, ShardBuilder, VideoJob, map_ahead
 from cogvideo.data.readers import open_captions
 from cogvideo.data.screen import ClipScreen
 from cogvideo.data.shards import (
@@ -44,6 +45,8 @@ from cogvideo.media.cuts import check_installed
 
 log = get_logger("cogvideo.data.prepare")
 
+MAX_DRAWN = 64
+"""Of how many held-out videos it is made sure that they give rows; each is decoded once more for that."""
 RESUME = "once all processes have ended, run the same command again, in any number of processes"
 
 
@@ -112,14 +115,18 @@ class Preparation:
         config: PrepareConfig,
         videos: Path | None = None,
         processes: ProcessGroup | None = None,
+        held_out: dict[str, int] | None = None,
+        if_empty: str = "",
     ):
         """Read and check the captions. `videos`: the folder of videos (default: that of the captions).
 
+        `held_out`: what plan.json records of the videos held out from these. `if_empty`: advice if there are no rows.
         Raises: OSError; ValueError for bad captions (if `config.strict`, or if none is good), or for cut detection
         without its package.
         """
         self.out, self.kind, self.config = Path(out), kind, config
         self.processes = processes or ProcessGroup()
+        self._held_out, self._if_empty = held_out, if_empty
         cuts = config.clips.cut_threshold if kind == "tokens" else None
         if cuts is not None:
             check_installed()
@@ -250,6 +257,7 @@ class Preparation:
             self._undo_claim()
             raise ValueError(
                 f"{self.out}: none of the {self.num_videos} videos yielded a row; the first reason: {reason}"
+                f"{self._if_empty}"
             )
         bad = [{"caption": None, "video": None, "reason": reason} for reason in self.captions.bad_reasons()]
         manifest = write_manifest(self.out, plan, shards, bad)
@@ -275,7 +283,10 @@ class Preparation:
             yield from self._read_jobs(range(video, video + 1))
 
     def _read_jobs(self, videos: range) -> list[VideoJob]:
-        indices = self._indices[self._starts[videos.start] : self._starts[videos.stop]]
+        return self._jobs_of(self._indices[self._starts[videos.start] : self._starts[videos.stop]])
+
+    def _jobs_of(self, indices: NDArray[np.int64]) -> list[VideoJob]:
+        """The videos of some captions."""
         by_video: dict[str, list[tuple[int, Caption]]] = {}
         for index, caption in zip(indices, self.captions.select(indices), strict=True):
             by_video.setdefault(caption.video, []).append((int(index), caption))
@@ -307,6 +318,8 @@ class Preparation:
         }
         if high_res_tokenizer is not None:  # likewise
             plan["high_res_tokenizer"] = high_res_tokenizer
+        if self._held_out is not None:
+            plan["validation"] = self._held_out
         return dict(json.loads(json.dumps(plan)))  # as it is read back, with lists for tuples
 
     def _claim(self, plan: dict[str, Any]) -> list[int]:
@@ -385,6 +398,52 @@ class Preparation:
         for name in ("manifest.json", "skipped.jsonl", "rows.npy", "captions.jsonl", "plan.json"):
             (self.out / name).unlink(missing_ok=True)
 
+    def draw(self, wanted: int, videos: Iterator[NDArray[np.int64]]) -> int:
+        """How many `videos`, each given by its captions, to hold out so that `wanted` of those give rows.
+
+        One more that gives rows is left to train on. Of a large number, only MAX_DRAWN are examined. A folder that was
+        begun keeps what was drawn for it. Runs on rank 0; all ranks get the result.
+        Raises: ValueError if fewer than two videos give rows; OSError and MemoryError as `Extractor.decode`.
+        """
+        return self.processes.broadcast_from_rank_0(lambda: self._draw(wanted, videos))
+
+    def _draw(self, wanted: int, videos: Iterator[NDArray[np.int64]]) -> int:
+        if (self.out / "plan.json").is_file():
+            record = read_json(self.out / "plan.json", dict[str, Any]).get("validation")
+            same = isinstance(record, dict) and record.get("wanted") == wanted and type(record.get("drawn")) is int
+            return int(record["drawn"]) if same and record is not None else wanted
+        if self.config.strict:
+            return wanted  # a video that gives no rows ends the command
+        most, tried, good, reason = min(wanted, MAX_DRAWN), 0, [], ""
+        with (
+            ThreadPoolExecutor(self.config.workers) as pool,
+            progress(most, "drawing held-out videos", "videos") as bar,
+        ):
+            for problem in map_ahead(pool, self._why_empty, map(self._jobs_of, videos), self.config.workers):
+                tried += 1
+                if problem is None:
+                    good.append(tried)
+                    bar.update(len(good) <= most)
+                if len(good) > most:
+                    return max(wanted, good[most - 1])
+                reason = reason or problem or ""
+        if len(good) < 2:
+            raise ValueError(
+                f"--validation needs two videos that give rows, one to hold out and one to train on, but "
+                f"{len(good)} of {tried} do; leave it out, or repair the videos; the first reason: {reason}"
+            )
+        return good[-2]
+
+    def _why_empty(self, jobs: list[VideoJob]) -> str | None:
+        """Why a video gives no rows; None if it gives some."""
+        reason = "no clip fits"
+        for job in jobs:
+            plan, _ = self._new_screen()(job.video, *self.extractor.decode(job))
+            if plan.rows:
+                return None
+            reason = next((entry["reason"] for entry in plan.skipped), reason)
+        return reason
+
     def _new_screen(self) -> Screen:
         """The screen of one shard, which leaves out clips by their pixels."""
         clips = self.config.clips if self.kind == "tokens" else ClipConfig()
@@ -394,6 +453,29 @@ class Preparation:
         if self.kind == "tokens":
             return plan_clips(times, self.config.clips, caption.start, caption.end)
         return plan_frames(times, self.config.frames_per_video, caption.start, caption.end)
+
+
+def open_with_validation(
+    captions: CaptionsFile, fraction: float, out: Path, kind: Kind, config: PrepareConfig, processes: ProcessGroup
+) -> tuple[Preparation, Preparation]:
+    """The folder to train on, and in it that of a fraction of the videos, which are held out: OUT/validation.
+
+    Raises: as `CaptionsFile.split` and `Preparation.draw`.
+    """
+    whole = Preparation(captions, out, kind, config, processes=processes)
+    held_out: dict[str, int] = {}
+
+    def draw(wanted: int, videos: Iterator[NDArray[np.int64]]) -> int:
+        if (drawn := whole.draw(wanted, videos)) != wanted:  # so that it is the same when resumed
+            held_out.update(wanted=wanted, drawn=drawn)
+        return drawn
+
+    training, validation = captions.split(fraction, draw)
+    advice = "; choose another folder for --out, for which videos are drawn again, or leave --validation out"
+    return (
+        Preparation(training, out, kind, config, processes=processes, held_out=held_out or None),
+        Preparation(validation, out / "validation", kind, config, processes=processes, if_empty=advice),
+    )
 
 
 def _has_rows(shard: Shard, job: VideoJob) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -130,6 +131,78 @@ def test_videos_are_held_out_whole(videos, tmp_path, capsys):
     captions.write_text("".join(json.dumps(record) + "\n" for record in reversed(records)))
     assert prepare(captions, tmp_path / "again", *words) == 0
     assert {line["video"] for line in lines(tmp_path / "again" / "validation" / "captions.jsonl")} == held_out
+
+
+def held_out_of(out):
+    return [{line["video"] for line in lines(out / part / "captions.jsonl")} for part in ("validation", "")]
+
+
+@pytest.fixture
+def eight(videos, tmp_path):
+    """Eight videos and their captions; and those held out, of which a quarter is wanted."""
+    folder = tmp_path / "eight"
+    folder.mkdir()
+    names = [f"{number}.mp4" for number in range(8)]
+    for name in names:
+        (folder / name).write_bytes((videos / "a.mp4").read_bytes())
+    (folder / "c.jsonl").write_text("".join(json.dumps({"video": name, "caption": "x"}) + "\n" for name in names))
+    assert prepare(folder / "c.jsonl", tmp_path / "sound", "--validation", "0.25") == 0
+    assert "validation" not in json.loads((tmp_path / "sound/plan.json").read_text())
+    return folder, held_out_of(tmp_path / "sound")[0]
+
+
+def test_videos_that_give_rows_are_held_out(eight, tmp_path, capsys):
+    folder, first = eight
+    good = {name: (folder / name).read_bytes() for name in first}
+    for name in first:
+        (folder / name).write_bytes(good[name][:100])
+    out, words = tmp_path / "out", ["--validation", "0.25"]
+    assert prepare(folder / "c.jsonl", out, *words, "--dry-run") == 0
+    assert f"{out / 'validation'}:\n4 captions of 4 videos; 2 captions would be skipped" in capsys.readouterr().out
+    assert prepare(folder / "c.jsonl", out, *words) == 0
+    validation, training = held_out_of(out)
+    assert first < validation and len(validation) == len(training) == 4 and not validation & training
+    assert [len(FrameDataset(out / part)) for part in ("", "validation")] == [8, 4]
+    assert json.loads((out / "plan.json").read_text())["validation"] == {"wanted": 2, "drawn": 4}
+    shutil.rmtree(out / "validation")
+    (out / "manifest.json").unlink()
+    for name in first:  # repaired, but the run goes on with what it has drawn
+        (folder / name).write_bytes(good[name])
+    for more in ((), ("strict=true",)):
+        assert prepare(folder / "c.jsonl", out, *words, *more) == 0
+        assert held_out_of(out) == [validation, training]
+    for fraction, what in (("0.5", "validation"), ("0.6", "captions")):
+        assert prepare(folder / "c.jsonl", out, "--validation", fraction) == 2
+        assert f"begun with other {what}" in capsys.readouterr().err
+
+
+def test_a_folder_of_the_previous_version_keeps_its_held_out_videos(eight, tmp_path):
+    folder, first = eight
+    broken = min(first)
+    (folder / broken).write_bytes(b"")
+    (tmp_path / "sound/manifest.json").unlink()
+    shutil.rmtree(tmp_path / "sound/validation")
+    assert prepare(folder / "c.jsonl", tmp_path / "sound", "--validation", "0.25") == 0
+    assert held_out_of(tmp_path / "sound")[0] == first and len(FrameDataset(tmp_path / "sound/validation")) == 2
+    for name in first:
+        (folder / name).write_bytes(b"")
+    shutil.rmtree(tmp_path / "sound/validation")
+    assert prepare(folder / "c.jsonl", tmp_path / "sound", "--validation", "0.25") == 2
+
+
+@pytest.mark.parametrize("sound", [0, 1, 2, 3])
+def test_a_video_is_left_on_either_side(eight, tmp_path, capsys, sound):
+    folder, _ = eight
+    for number in range(sound, 8):
+        (folder / f"{number}.mp4").write_bytes(b"")
+    assert prepare(folder / "c.jsonl", tmp_path / "out", "--validation", "0.75") == (0 if sound > 1 else 2)
+    if sound > 1:
+        rows = [len(FrameDataset(tmp_path / "out" / part)) for part in ("", "validation")]
+        assert rows == [2, 2 * (sound - 1)]
+    else:
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert f"--validation needs two videos that give rows, one to hold out and one to train on, but {sound}" in last
+        assert ".mp4 is empty" in last and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,22 @@ def test_two_processes_resume_what_one_left(videos: Path, alone: dict[str, bytes
     assert two.returncode == 0, errors
     assert output.count(f"{out}: 14 rows") == 1 and "1 of 8 captions skipped" in errors
     assert contents(out) == alone and (out / "shards/00000/frames.npy").stat().st_mtime_ns == first
+
+
+@pytest.mark.slow
+def test_two_processes_hold_out_the_same_videos_as_one(videos: Path, tmp_path: Path) -> None:
+    """The first videos that are drawn give no rows."""
+    folder, words = tmp_path / "videos", ["--validation", "0.2"]
+    shutil.copytree(videos, folder)
+    assert main(command(folder, tmp_path / "sound", *words)) == 0
+    for line in (tmp_path / "sound/validation/captions.jsonl").read_text().splitlines():
+        (folder / json.loads(line)["video"]).write_bytes(b"")
+    assert main(command(folder, tmp_path / "one", *words)) == 0
+    assert json.loads((tmp_path / "one/plan.json").read_text())["validation"]["drawn"] > 2
+    two = start([*TORCHRUN, *command(folder, tmp_path / "two", *words)])
+    _, errors = two.communicate(timeout=240)
+    assert two.returncode == 0, errors
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 @pytest.mark.slow
