@@ -68,7 +68,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_captions_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_captions_arguments(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
     """Add `--captions` and the options that say how it is read, for `read_options_from`."""
     parser.add_argument(
         "--captions",

@@ -3,6 +3,7 @@
 import argparse
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from cogvideo.hub import describe
 if TYPE_CHECKING:
     import torch
 
+    from cogvideo.data.captions import CaptionsFile
     from cogvideo.distributed import ProcessGroup
     from cogvideo.evaluation.compare import Comparison
     from cogvideo.evaluation.lpips import PairNetwork
@@ -25,6 +27,9 @@ LOCAL = "local"
 """The protocol that takes any clips."""
 LOCAL_OPTIONS = ("clips", "frames", "stride", "fps", "side", "crop")
 """Options that set a field of the local protocol."""
+
+CAPTIONS_OPTIONS = ("video_column", "caption_column", "start_column", "end_column", "encoding")
+"""Options that go with `--captions`."""
 
 
 def run_protocol(args: argparse.Namespace) -> None:
@@ -114,6 +119,11 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError(
             "--captions gives the captions of videos, for CLIPSIM; give --network clip=FILE, and --generated or --real"
         )
+    for name in CAPTIONS_OPTIONS:
+        if getattr(args, name) is not None and not args.captions:
+            raise ValueError(
+                f"--{name.replace('_', '-')} says how --captions is read; give --captions, or leave it out"
+            )
     if args.distances and not args.real:
         raise ValueError("--distances compares with real clips; give --real DIR")
     if args.model and args.tokenizer:
@@ -204,7 +214,7 @@ def _clips(
         check_tokenizer(protocol, pipeline.image_tokenizer)
         real = open_source(args.real, pipeline.image_tokenizer) if args.real else None
         if real is not None and args.captions:
-            real = with_captions(real, args.captions)  # generated clips have their prompts as captions
+            (real,) = with_captions([real], _captions(args))  # generated clips have their prompts as captions
         generated = sample_clips(
             pipeline,
             config,
@@ -220,10 +230,22 @@ def _clips(
     if tokenizer is not None:
         check_tokenizer(protocol, tokenizer)
         tokenizer.model.to(device)
-    sources = [open_source(folder, tokenizer) if folder else None for folder in (args.generated, args.real)]
+    sources = [open_source(folder, tokenizer) for folder in (args.generated, args.real) if folder]
     if args.captions:
-        sources = [source and with_captions(source, args.captions) for source in sources]
-    return sources[0], sources[1], tokenizer
+        sources = with_captions(sources, _captions(args))
+    return sources[0] if args.generated else None, sources[-1] if args.real else None, tokenizer
+
+
+def _captions(args: argparse.Namespace) -> "CaptionsFile":
+    """Open the captions, and warn about records that are skipped."""
+    from cogvideo.cli._common import read_options_from
+    from cogvideo.data.readers import open_captions
+    from cogvideo.logs import get_logger
+
+    found = open_captions(args.captions, read_options_from(args), skip_bad=True)
+    for reason in islice(found.bad_reasons(), 10):
+        get_logger("eval").warning("skipped %s", reason)
+    return found
 
 
 def sample_config(args: argparse.Namespace) -> "SampleConfig":

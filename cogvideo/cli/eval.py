@@ -26,7 +26,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogvideo.cli._common import add_config_arguments, captions_files, refuse_replaced_inputs, weights
+from cogvideo.cli._common import (
+    add_captions_arguments,
+    add_config_arguments,
+    captions_files,
+    refuse_replaced_inputs,
+    weights,
+)
 from cogvideo.cli._eval_protocol import LOCAL, bundle_of, open_files, run_protocol, sample_config
 from cogvideo.hub import describe
 
@@ -78,9 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="DIR", type=weights, help="image tokenizer: reads tokens, and gives the ceiling"
     )
     parser.add_argument(
-        "--captions", metavar="FILE", type=Path, help="captions of videos by file name, for CLIPSIM (.csv, .jsonl ...)"
-    )
-    parser.add_argument(
         "--scores", metavar="FILE", type=Path, help="what `cogvideo score` wrote: adds the tokens' likelihood"
     )
     parser.add_argument(
@@ -117,6 +120,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="two files that --json wrote for the same protocol or benchmark",
     )
+    captions = parser.add_argument_group("captions", "captions of videos by their paths in the folder, for CLIPSIM")
+    add_captions_arguments(captions, required=False)
     local = parser.add_argument_group("local", "options of the protocol `local`")
     local.add_argument(
         "--clips", metavar="N", type=int, help="clips on each side (default: as many as the smaller side has)"

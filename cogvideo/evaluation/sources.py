@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cogvideo.data.readers import open_captions
+from cogvideo.data.captions import CaptionsFile, plain_path
 from cogvideo.data.readers.delimited import MEDIA_SUFFIXES
 from cogvideo.media.sandbox import read_picture
 from cogvideo.media.video import LIMITS, probe_video, read_video, stream_video
@@ -266,18 +266,26 @@ def _is_link_into(folder: Path, path: str) -> bool:
     return os.path.islink(path) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def with_captions(source: ClipSource, path: Path) -> ClipSource:
+def with_captions(sources: Sequence[ClipSource], captions: CaptionsFile) -> list[ClipSource]:
     """The same clips with captions from a file that names videos by their paths in the folder.
 
-    If a video has several captions, the first is used. Raises: OSError; ValueError for a file that cannot be read.
+    Clips that it does not name keep their own. If a video has several captions, the first is used.
+    Raises: ValueError if the file names none of the clips.
     """
     texts: dict[str, str] = {}
-    for caption in open_captions(path):
-        texts.setdefault(os.path.normpath(caption.video), caption.text)
-    clips = tuple(copy(clip) for clip in source.clips)
-    for clip in clips:
-        clip.caption = texts.get(os.path.normpath(clip.name), clip.caption)
-    return replace(source, clips=clips)
+    for caption in captions:
+        texts.setdefault(plain_path(caption.video), caption.text)
+    captioned = [replace(source, clips=tuple(copy(clip) for clip in source.clips)) for source in sources]
+    clips = [clip for source in captioned for clip in source.clips]
+    named = [clip for clip in clips if plain_path(clip.name) in texts]
+    if clips and not named:
+        raise ValueError(
+            f"{captions.path} names none of the {len(clips)} clips, such as {clips[0].name!r}; its first video is "
+            f"{next(iter(texts))!r}: give paths in the folder of the clips, with their endings"
+        )
+    for clip in named:
+        clip.caption = texts[plain_path(clip.name)]
+    return captioned
 
 
 def clips_of_tokens(

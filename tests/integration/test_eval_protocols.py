@@ -165,6 +165,27 @@ def test_captions_of_real_clips_give_clipsim_a_floor(
         assert number["count"] == 3 and (number["floor"] is not None) == has_floor
 
 
+def test_captions_of_any_table_are_read_and_bad_records_skipped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cogvideo.evaluation.weight_files.open_weights", CaptionStandIn)
+    table, out = tmp_path / "captions.csv", tmp_path / "a.json"
+    lines = ["key,clip_file,sentence", "0,../x.mp4,outside", *(f"{n},{n:02d}.mp4,balken für {n}" for n in range(4))]
+    table.write_bytes("\n".join(lines).encode("cp1252"))
+    words = ["local", "--generated", "generated", "--side", "16", "--frames", "5", "--json", str(out)]
+    words += ["--network", f"clip={data / 'net.pt'}", "--trust-network", "--captions", str(table)]
+    assert run(data, *words, "--encoding", "cp1252") == 2
+    assert "no video column" in (error := capsys.readouterr().err) and "--video-column" in error
+    columns = ["--video-column", "clip_file", "--caption-column", "sentence", "--encoding", "cp1252"]
+    assert run(data, *words, *columns) == 0
+    assert "skipped captions.csv line 2: video='../x.mp4'" in capsys.readouterr().err
+    assert json.loads(out.read_text(encoding="utf-8"))["numbers"]["clipsim"]["count"] == 4
+    table.write_text("video,caption\nvideo0,a bar\n", encoding="utf-8")
+    assert run(data, *words) == 2
+    expected = f"{table} names none of the 4 clips, such as '00.mp4'; its first video is 'video0'"
+    assert expected in capsys.readouterr().err
+
+
 def test_both_networks_read_their_own_size(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_network(data / "dense.pt", Dense())
     networks = ["--network", f"i3d={data / 'net.pt'}", "--network", f"c3d={data / 'dense.pt'}", "--trust-network"]
@@ -246,6 +267,8 @@ BOTH = ["--real", "real", "--generated", "generated"]
         (["local", "--model", "bundle", "--prompts", "prompts.txt", "given_frames=2"], "given_frames=2 has no effect"),
         (["--self-test", "--trust-network"], "--trust-network goes with --network"),
         (["local", *BOTH, "--captions", "prompts.txt"], "give --network clip=FILE"),
+        (["local", *BOTH, "--video-column", "clip"], "--video-column says how --captions is read; give --captions"),
+        (["digits", "--encoding", "cp1252"], "--encoding has no effect on digits"),
         (["local", "--generated", "generated", "--distances"], "give --real DIR"),
         (["local", "--real", "real", "--tokenizer", "TOKENIZER", "--clips", "1"], "--clips 1: give 2 to"),
         (["--self-test", "--seeds", "0"], "--seeds has no effect on --self-test"),
