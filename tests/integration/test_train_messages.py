@@ -9,6 +9,7 @@ import pytest
 
 from cogvideo.cli.main import main
 from cogvideo.config import dump_yaml
+from cogvideo.data.shards import FORMATS, ROW, VERSION, read_shard, shard_folder, write_manifest, write_shard
 from cogvideo.tokenizers.image import ImageTokenizer
 from cogvideo.training.config import TrainConfig
 from cogvideo.training.launch import train
@@ -129,3 +130,39 @@ def test_frames_that_tokens_do_not_divide_are_refused(data: Path, tmp_path: Path
         train(
             settings(data, tmp_path / "run", "tokenizer", tokenizer={"level": 2, "channel_multipliers": [1, 1, 1, 2]})
         )
+
+
+def test_held_out_frames_that_tokens_do_not_divide_are_refused_at_the_start(data: Path, tmp_path: Path) -> None:
+    odd, rows = tmp_path / "odd", np.zeros(2, ROW)
+    odd.mkdir()
+    (odd / "captions.jsonl").write_text('{"video": "a.mp4", "text": "a dog"}\n')
+    write_shard(shard_folder(odd, 0), {"rows.npy": rows, "frames.npy": np.zeros((2, 14, 14, 3), np.uint8)}, [])
+    plan = {"format": FORMATS["frames"], "version": VERSION, "tokenizer": {"num_tokens": 64}}
+    write_manifest(odd, plan, [read_shard(shard_folder(odd, 0))])
+    config = settings(data, tmp_path / "run", "tokenizer", data={"validation": odd})
+    with pytest.raises(ValueError, match=r"the frames of data\.validation have 14x14 pixels, not a multiple of the"):
+        train(config)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize(
+    "own",
+    [
+        '{"zero_optimization": 3}',
+        '{"zero_optimization": {"reduce_bucket_size": -1}}',
+        '{"comms_logger": true}',
+        '{"elasticity": {"enabled": true}}',
+        '{"activation_checkpointing": 5}',
+        '{"flops_profiler": [1]}',
+    ],
+)
+def test_deepspeed_settings_that_do_not_fit_are_one_line_with_their_file(
+    own: str, stage: int, data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.json"
+    file.write_text(own)
+    config = settings(data, tmp_path / "run", deepspeed={"stage": stage, "file": file})
+    with pytest.raises(ValueError, match=rf"^{file} does not fit this run: \S") as error:
+        train(config)
+    assert "\n" not in str(error.value)

@@ -187,18 +187,15 @@ class TokenizerTask:
             world_size=world_size,
             weights=config.data.weights,
         )
-        self._validation = None
+        self._validation = held_out = None
         if config.data.validation is not None:
             with errors_name_key("data.validation"):
                 held_out = FrameDataset(config.data.validation)
             self._validation = FrameLoader(held_out, config.train.batch_size, rank=rank, world_size=world_size)
         self.tokenizer = self._make_tokenizer()
-        sides, rate = self._sample.shape[1:3], self.tokenizer.compress_rate
-        if any(side % rate for side in sides):
-            raise ValueError(
-                f"the frames of data.path have {sides[1]}x{sides[0]} pixels, not a multiple of the compress rate "
-                f"{rate}; prepare them with such frame_pixels, or set tokenizer.level"
-            )
+        self._check_sides("data.path", self._sample)
+        if held_out is not None:
+            self._check_sides("data.validation", held_out.frames([0]))
         # contiguous, though batches are channels last: DeepSpeed's broadcast needs it
         self.tokenizer.model.to(device).train()
         self.objective = TokenizerObjective(self.tokenizer, config)
@@ -310,6 +307,15 @@ class TokenizerTask:
         with torch.random.fork_rng():
             torch.manual_seed(generator_for(self.config.train.seed, "initialise").initial_seed())
             return ImageTokenizer(tokenizer_config(self.config.tokenizer, self._sample))
+
+    def _check_sides(self, key: str, frames: NDArray[np.uint8]) -> None:
+        """Raises: ValueError if the frames (n, H, W, 3) of a folder do not divide into tokens."""
+        sides, rate = frames.shape[1:3], self.tokenizer.compress_rate
+        if any(side % rate for side in sides):
+            raise ValueError(
+                f"the frames of {key} have {sides[1]}x{sides[0]} pixels, not a multiple of the compress rate {rate}; "
+                "prepare them with such frame_pixels, or set tokenizer.level"
+            )
 
     def _set_phase(self, step: int) -> None:
         self.objective.use_codes = has_codebook(self.config) or step >= self.config.tokenizer.continuous_steps
