@@ -115,23 +115,38 @@ def make_engine(objective: nn.Module, config: TrainConfig, world_size: int) -> A
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     optimiser, settings = make_optimiser(objective, config.optimiser), deepspeed_settings(config, world_size)
-    try:
+    with _errors_name_file(config):
         engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimiser, config=settings, dist_init_required=True
         )
-    except (AssertionError, ValueError, TypeError, KeyError) as error:  # DeepSpeed checks its settings by assert
-        if config.deepspeed.file is None:
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{config.deepspeed.file} does not fit this run: {reason}") from None
     return engine
 
 
 def partition_parameters(module: nn.Module, config: TrainConfig) -> None:
-    """Replace a module's parameters with this rank's ZeRO 3 partitions of them; every rank must call this."""
+    """Replace a module's parameters with this rank's ZeRO 3 partitions of them; every rank must call this.
+
+    Raises: ValueError if DeepSpeed rejects the settings of `deepspeed.file`.
+    """
     import deepspeed
 
-    deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_settings(config, dist.get_world_size()))
+    settings = deepspeed_settings(config, dist.get_world_size())
+    with _errors_name_file(config):
+        deepspeed.zero.Init(module=module, config_dict_or_path=settings)
+
+
+@contextlib.contextmanager
+def _errors_name_file(config: TrainConfig) -> Iterator[None]:
+    """Turn DeepSpeed's errors into one line that names `deepspeed.file`, if there is one: the settings may be wrong."""
+    from deepspeed.runtime.config import DeepSpeedConfigError
+
+    try:
+        yield
+    # DeepSpeed checks some settings by assert and others by use, and imports packages that a setting needs
+    except (DeepSpeedConfigError, AssertionError, ValueError, TypeError, LookupError, AttributeError, ImportError) as e:
+        if config.deepspeed.file is None:
+            raise
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise ValueError(f"{config.deepspeed.file} does not fit this run: {reason}") from e
 
 
 @contextlib.contextmanager
