@@ -1,6 +1,7 @@
 """What `pretrain` and `finetune` share: arguments, the machine's resources, and the contents of recipe.json."""
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -59,8 +60,8 @@ def resources_from(args: argparse.Namespace) -> Resources:
     from cogvideo.training.resources import has_native_matmul
 
     for name, value in (("--minutes", args.minutes), ("--gpu-hours", args.gpu_hours), ("--threads", args.threads)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} {value:g}; expected above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} {value:g}; expected a number above 0")
     num_gpus = 0 if args.device == "cpu" else torch.cuda.device_count()
     if not num_gpus and (args.device == "cuda" or args.gpu_hours is not None):
         wish = "--gpu-hours" if args.gpu_hours is not None else "--device cuda"

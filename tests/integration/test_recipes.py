@@ -91,7 +91,9 @@ def test_wrong_wishes_are_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.csv").write_text("video,caption\nnone.mp4,a dog\n")
     words = ["pretrain", "--captions", "a.csv", "--out", "own", "--device", "cpu"]
     for more, message in (
-        (["--minutes", "0"], "--minutes 0; expected above 0"),
+        (["--minutes", "0"], "--minutes 0; expected a number above 0"),
+        (["--minutes", "inf"], "--minutes inf; expected a number above 0"),
+        (["--gpu-hours", "inf"], "--gpu-hours inf; expected a number above 0"),
         (["--gpu-hours", "2"], "--gpu-hours needs a GPU"),
         ([], "no video of a.csv can be read"),
     ):
