@@ -230,6 +230,16 @@ def has_native_matmul(device: torch.device, dtype: torch.dtype) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def check_fp16(loop: LoopConfig) -> None:
+    """Raises: ValueError if training is to be in fp16, and DeepSpeed does not support that on this machine."""
+    if loop.dtype != "fp16":
+        return
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        raise ValueError("train.dtype=fp16 needs a GPU, or a CPU that multiplies fp16; set train.dtype=bf16 or fp32")
+
+
 def warn_if_emulated(device: torch.device, loop: LoopConfig, trunk_weights: TrunkWeights = "full") -> None:
     """Warn if the device emulates train.dtype, or if float8 weights are dequantized instead of multiplied directly."""
     if trunk_weights == "float8" and (loop.dtype != "bf16" or not has_float8_products(device)):

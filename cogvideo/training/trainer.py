@@ -45,7 +45,7 @@ from cogvideo.training.deepspeed_engine import (
 from cogvideo.training.metrics import Averages, MetricsWriter, draw_curves, progress_text, write_origin
 from cogvideo.training.optimiser import GuardedAdamW, SpikeRule, ema_decay_after, is_finite_norm, learning_rate
 from cogvideo.training.previews import PreviewWriter
-from cogvideo.training.resources import Throughput, measure_peak_flops, warn_if_emulated
+from cogvideo.training.resources import Throughput, check_fp16, measure_peak_flops, warn_if_emulated
 from cogvideo.training.resuming import changed_types, warn_of_other_masks
 from cogvideo.training.state import TrainingState
 from cogvideo.training.tasks.base import Metrics, Task, read_metrics
@@ -98,6 +98,7 @@ class Trainer:
         # set up: fail on contradictory settings and occupied folders before reading data or weights
         self.config, self.device = config, device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        check_fp16(config.train)
         deepspeed_settings(config, self.world_size)
         self.accumulation = config.train.accumulation(self.world_size)
         self.previews = PreviewWriter(config.data.image_tokenizer, config.data.high_res_tokenizer)

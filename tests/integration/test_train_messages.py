@@ -166,3 +166,16 @@ def test_deepspeed_settings_that_do_not_fit_are_one_line_with_their_file(
     with pytest.raises(ValueError, match=rf"^{file} does not fit this run: \S") as error:
         train(config)
     assert "\n" not in str(error.value)
+
+
+def test_fp16_where_it_is_not_supported_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    config = settings(data, tmp_path / "run", train={"dtype": "fp16", "weights": "dtype"})
+    assert command(config, tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "error: train.dtype=fp16 needs a GPU" in said and said.count("\n") == 1
+    assert not (tmp_path / "run/checkpoints").exists()
