@@ -5,7 +5,8 @@
     python scripts/bench_data.py --decode --seconds 4           # decoding against a bare PyAV loop, and tar reading
 
 The data set is synthetic: per row a video's name, a caption of some 60 characters and a clip of five frames of 4
-tokens, with 256 rows per shard. It stays in `--work` and is reused. Each case runs in its own process:
+tokens, with 256 rows per shard. It stays in `--work` and is reused for the same `--rows`. Each case runs in its own
+process:
 
     captions   `cogvideo prepare` reads and checks the captions file and groups it by video
     open       the prepared folder is opened
@@ -60,7 +61,7 @@ from cogvideo.data.loader import ClipLoader, LoaderConfig
 from cogvideo.data.prepare import Preparation, PrepareConfig
 from cogvideo.data.readers import open_captions
 from cogvideo.data.shards import FORMATS, ROW, VERSION, Kind, read_shard, shard_folder, write_manifest, write_shard
-from cogvideo.files import BUNDLED_WEIGHTS
+from cogvideo.files import BUNDLED_WEIGHTS, read_json
 from cogvideo.media import video, worker
 from cogvideo.media.frame_index import index_frames
 from cogvideo.media.pixels import SCALING
@@ -90,8 +91,14 @@ class ByteTokenizer:
 
 
 def make_dataset(work: Path, rows: int) -> None:
-    """Write work/captions.jsonl and the prepared folder work/clips, unless they exist."""
-    if (work / "clips" / "manifest.json").is_file():
+    """Write work/captions.jsonl and the prepared folder work/clips, unless they exist.
+
+    Raises: ValueError if they have another number of rows.
+    """
+    manifest = work / "clips" / "manifest.json"
+    if manifest.is_file():
+        if (found := read_json(manifest, dict[str, Any])["rows"]) != rows:
+            raise ValueError(f"{work} holds a data set of {found} rows, got --rows {rows}; give another --work")
         return
     caption = "a person in a {} coat walks past shop number {} in the rain"
     colours = ("red", "green", "blue", "black")
