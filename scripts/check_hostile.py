@@ -176,7 +176,8 @@ def page_outcome(folder: Path, name: str, limits: Limits = UNTRUSTED) -> Outcome
         sandbox._idle.pop().kill()
     with Watch(lambda line: sandbox.START in line, os.getpid()) as watch:
         text = read(folder / name, limits)
-    return Outcome(f"{name}: {text}", watch.peak, watch.seconds, watch.peak <= MAX_MB)
+    ok = watch.peak <= MAX_MB and watch.seconds <= MAX_SECONDS
+    return Outcome(f"{name}: {text}", watch.peak, watch.seconds, ok)
 
 
 def check_rows(folder: Path, numbers: set[str]) -> bool:
