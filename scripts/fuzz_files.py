@@ -32,6 +32,8 @@ def main() -> int:
     num_faults = 0
     with tempfile.TemporaryDirectory() as scratch:
         every = kinds(Path(scratch))
+        if args.only not in (None, *every):
+            parser.error(f"--only {args.only}: expected one of {', '.join(every)}")
         start = peak_memory_mib(torch.device("cpu"))
         for name, kind in every.items():
             if args.only in (None, name):
