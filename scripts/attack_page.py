@@ -1,6 +1,6 @@
 """Attack the web page, on this machine only: what leaks, what is left over, and whether others still get clips.
 
-    python scripts/attack_page.py [--rounds 2] [--asks 80] [--tabs 90] [-- --per-visitor 4 ...]
+    python scripts/attack_page.py [--rounds 1] [--asks 80] [--tabs 90] [-- --per-visitor 4 ...]
 
 It starts `cogvideo demo` with the bundled weights in a temporary folder; words after `--` are passed to it. The
 attacker connects from 127.0.0.2, while a visitor at 127.0.0.1 asks for one small clip after another. Prints a line per
