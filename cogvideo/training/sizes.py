@@ -1,6 +1,6 @@
 """Sizes of a model that follow from its data, for settings that leave them out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ def sizes_from_data(given: Mapping[str, Any]) -> dict[str, Any]:
     known, sources = _group(_run_config(given), group), dict.fromkeys(SIZES[group], begun_with)
     if not known:
         paths = data["path"]
-        manifest = Path(paths if isinstance(paths, str | Path) else paths[0]) / "manifest.json"
+        first = paths[0] if isinstance(paths, Sequence) and not isinstance(paths, str) else paths
+        if not isinstance(first, str | Path):
+            return {}  # not a path, which is reported when the settings are checked
+        manifest = Path(first) / "manifest.json"
         known, sources = _sizes_of(_read(manifest), group), dict.fromkeys(SIZES[group], manifest)
         if group == "model" and known:
             own = _group(given, "model")
@@ -80,6 +83,7 @@ def _run_config(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if run_dir is None:
         return {}
     with suppress(OSError, ValueError):
+        run_dir = str(run_dir)
         if any(Path(run_dir).glob("checkpoints/step_*")):
             return read_yaml(Path(run_dir) / "config.yaml")
     return {}

@@ -112,3 +112,11 @@ def test_a_damaged_config_of_the_run_changes_nothing(clips: Path, tmp_path: Path
     (tmp_path / "checkpoints/step_00000001").mkdir(parents=True)
     found = sizes_from_data({"run_dir": str(tmp_path), "data": {"path": str(clips)}})
     assert found["model"]["frame_side"] == 9
+
+
+@pytest.mark.parametrize("text", ["data: {path: {a: b}}", "data: {path: [[a]]}", "data: {path: a}\nrun_dir: {a: b}"])
+def test_what_is_no_path_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"data\.path|run_dir") as error:
+        load_config(TrainConfig, [tmp_path / "run.yaml"], [], derive=sizes_from_data)
+    assert "\n" not in str(error.value)
