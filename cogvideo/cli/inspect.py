@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     gpu = given.gpu or (trained.machine.gpu if trained else None)
     if gpu is not None and gpu not in MACHINES:
         raise ValueError(f"unknown gpu={gpu}; choose one of {', '.join(MACHINES)}, or leave it out")
+    if given.count is not None and given.count < 1:
+        raise ValueError(f"count={given.count}; expected at least 1")
     count = given.count or (trained.machine.count if trained else given.training.count)
 
     checkpoint, config = None, planned_model(trained) if trained else given.model or given.superres
@@ -74,6 +76,11 @@ def run(args: argparse.Namespace) -> None:
         if not has_model:
             print(describe_tensors(checkpoint))
             return
+    if config is None and trained:
+        raise ValueError(
+            f"--config {args.config[-1]} is for the image tokenizer (task=tokenizer), which is small and has no plan; "
+            "give the config of a transformer"
+        )
     if config is None:
         raise ValueError("nothing to inspect; give --config FILE (see configs/model) or --checkpoint DIR")
 

@@ -391,9 +391,14 @@ def suggestions(
     """Settings that fit the machine, fastest first; empty if none does.
 
     Micro-batch, recomputation and ZeRO stage are varied. What costs more is tried only if nothing else fits: an int8
-    trunk, then an offloaded optimiser.
+    trunk, then an offloaded optimiser. Without a batch size, the published one is rounded down to a multiple of the
+    number of devices.
+    Raises: ValueError if a given batch cannot be divided among the devices, which training would refuse.
     """
-    frozen, batch_size = is_frozen(config, settings), settings.batch_size or PUBLISHED_BATCH
+    frozen, count = is_frozen(config, settings), settings.count
+    batch_size = settings.batch_size or max(1, PUBLISHED_BATCH // count) * count
+    if batch_size % count:
+        raise ValueError(f"training.batch_size={batch_size} cannot be divided among {count} devices; choose a multiple")
     base = replace(settings, batch_size=batch_size)
     leaner = [base]
     if frozen and settings.trunk_weights == "full":
@@ -402,7 +407,7 @@ def suggestions(
         leaner += [replace(lean, offload_optimizer=True) for lean in leaner]
     for lean in leaner:
         stages = [2] if lean.offload_optimizer else [1, 2] if frozen else [1, 2, 3]
-        choices = itertools.product(stages, RECOMPUTE, micro_batches(batch_size, settings.count))
+        choices = itertools.product(stages, RECOMPUTE, micro_batches(batch_size, count))
         found = settings_that_fit(
             config,
             machine,

@@ -9,6 +9,7 @@ from cogvideo.cli.main import main
 from tests.helpers.models import tiny_config, tiny_model
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "model"
+TINY_TOKENIZER = CONFIGS.parent / "train/tiny_tokenizer.yaml"
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
@@ -76,6 +77,12 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ),
         (["--config", "CONFIG", "train.recompute=all"], "train.recompute='all' is not valid"),
         (["--config", "missing.yaml"], "missing.yaml"),
+        (["--config", "CONFIG", "count=0"], "count=0; expected at least 1"),
+        (["--config", str(TINY_TOKENIZER)], "tiny_tokenizer.yaml is for the image tokenizer (task=tokenizer), which"),
+        (
+            ["--config", "CONFIG", "training.batch_size=416", "gpu=h100-80", "count=3", "--suggest"],
+            "training.batch_size=416 cannot be divided among 3 devices; choose a multiple",
+        ),
         (["--checkpoint", "missing"], "no checkpoint folder at missing"),
     ],
 )

@@ -189,3 +189,11 @@ def test_a_full_size_stage_with_adapters_and_an_int8_trunk_fits_24_gb_without_of
     whole = replace(settings, lora=LoraConfig(), frozen_trunk=True)
     assert not training_budget(ModelConfig(), machine, whole).fits(machine)
     assert any(tried.trunk_weights == "int8" for tried, _ in suggestions(ModelConfig(), machine, settings))
+
+
+@pytest.mark.parametrize("count", [3, 8, 500])
+def test_suggested_micro_batches_divide_the_batch(count: int) -> None:
+    found = suggestions(ModelConfig(), MACHINES["h100-80"], TrainingSettings(count=count))
+    assert found
+    for tried, _ in found:
+        assert tried.batch_size and tried.batch_size % (tried.count * tried.micro_batch) == 0
