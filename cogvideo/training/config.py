@@ -29,7 +29,7 @@ class DataConfig:
     """Relative sampling weights of the folders in path, one per folder: `[3,1]` draws three clips from the first for
     each one from the second. null: in proportion to their numbers of rows."""
     embedded_clips: int | None = None
-    """Number of moving-digit clips to render and encode at the start and train on instead of path, for quick trials."""
+    """Number of moving-digit clips to render and encode at the start and train on, for quick trials without a path."""
     validation: list[Path] | None = None
     """Held-out data: one or more folders as in path, never trained on. Their loss is logged, and sample sheets show
     them instead of the training data."""
@@ -64,6 +64,11 @@ class DataConfig:
                 raise ValueError(f"data.weights={self.weights}; expected numbers above 0, one per folder of data.path")
         if self.embedded_clips is not None and self.embedded_clips < 1:
             raise ValueError(f"data.embedded_clips={self.embedded_clips}; expected at least 1, or null for data.path")
+        if self.embedded_clips is not None and self.path is not None:
+            raise ValueError(
+                f"data.embedded_clips={self.embedded_clips} is for training without data.path, which is set too; leave "
+                "out one of them (data.embedded_clips=null)"
+            )
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,8 @@ class LoopConfig:
     attention: AttentionName = "auto"
     """How attention is computed. `auto`: `cpu` on a CPU, `flex` on a GPU. `sdpa`: in blocks of rows that share keys;
     `cpu`: in tiles where they are faster, else in such blocks; `flex`: by one FlexAttention call per channel; `dense`:
-    all pairs of rows in one call, to which `flex` falls back where model.attention_dropout is above 0."""
+    all pairs of rows in one call, to which `flex` falls back where model.attention_dropout is above 0. Models of
+    task=superres compute it in blocks of their own, whatever this says."""
     compile: bool = False
     """Whether to compile the transformer's layers with torch.compile, which fuses each layer into a few kernels. Each
     shape of batch and text is compiled once, which can take minutes. Needs deepspeed.stage=0, 1 or 2."""

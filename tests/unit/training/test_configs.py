@@ -162,6 +162,12 @@ def test_codebooks_without_a_use_are_refused(words: list[str], message: str) -> 
     assert load("tiny_image", "cpu", "init.codebook=true").init.codebook
 
 
+def test_clips_made_at_the_start_take_the_place_of_prepared_ones() -> None:
+    with pytest.raises(ValueError, match=r"data.embedded_clips=48 is for training without data.path, which is set too"):
+        load("debug", "cpu", "data.path=clips")
+    assert load("debug", "cpu", "data.path=clips", "data.embedded_clips=null").data.embedded_clips is None
+
+
 def test_training_the_trunk_fits_eight_gpus() -> None:
     for stage in (1, 2):
         config, budget = plan("paper_stage1", "8x80gb", "init.freeze_trunk=false", f"deepspeed.stage={stage}")
