@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
 from cogvideo.config import from_dict
 from cogvideo.data.shards import FORMATS, ROW, VERSION, Kind, read_shard, shard_folder, write_manifest, write_shard
@@ -71,6 +73,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """A run's metrics without those that depend on the clock."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in WALL_CLOCK} for line in lines]
+
+
+def read_averages(checkpoint: Path) -> dict[str, Tensor]:
+    """The moving averages of weights in a folder of checkpoints/, by the names of the weights."""
+    tensors = {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {name.removeprefix("ema/"): tensor for name, tensor in tensors.items() if name.startswith("ema/")}
 
 
 def draw_one_pixel(records: list[dict[str, Any]], path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The moving average of weights: that of the slow form, resumed bitwise, and what is validated, drawn and exported."""
+"""The moving average of weights: that of the slow form, resumed bitwise, and what is validated, drawn and exported.
+
+That of several processes is in test_train_processes.py.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,10 @@ from cogvideo.training import trainer
 from cogvideo.training.launch import train
 from cogvideo.training.optimiser import ema_decay_after
 from cogvideo.training.tasks.base import LossAndMetrics
-from tests.helpers.ranks import run, train_words
-from tests.helpers.training import prepare_data, read_metrics, settings
+from tests.helpers.training import prepare_data, read_averages, read_metrics, settings
 
 DECAY = 0.6
-LAST = "checkpoints/step_00000006/manifest.json"
+LAST = Path("checkpoints/step_00000006")
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +90,9 @@ class Recorder:
         self.updates += 1
 
 
-def averages_in(run_dir: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    files = (run_dir / LAST).parent.glob("*.safetensors")
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    return {name.removeprefix("ema/"): tensor for name, tensor in tensors.items() if name.startswith("ema/")}
+def hashes(checkpoint: Path) -> dict[str, str]:
+    """Of all its tensors."""
+    return read_json(checkpoint / "manifest.json")["tensors"]
 
 
 @pytest.mark.slow
@@ -107,7 +106,7 @@ def test_it_is_that_of_the_slow_form_and_resumes_bitwise(
     with monkeypatch.context() as patch:
         recorder = Recorder(patch)
         train(whole)
-    found = averages_in(whole.run_dir)
+    found = read_averages(whole.run_dir / LAST)
     assert found.keys() == recorder.averages.keys() and recorder.updates
     for name, average in found.items():
         assert average.dtype == torch.float32
@@ -116,7 +115,7 @@ def test_it_is_that_of_the_slow_form_and_resumes_bitwise(
     train(settings(data, tmp_path / "parts", **groups_of(variant, bases, stop_at=3), **validated))
     train(parts, resume=True)
     assert read_metrics(parts.run_dir) == read_metrics(whole.run_dir)
-    assert read_json(parts.run_dir / LAST)["tensors"] == read_json(whole.run_dir / LAST)["tensors"]
+    assert hashes(parts.run_dir / LAST) == hashes(whole.run_dir / LAST)
     exports = [next((c.run_dir / "export").glob("[sa]*/*model.safetensors")).read_bytes() for c in (whole, parts)]
     assert exports[0] == exports[1]
 
@@ -133,32 +132,9 @@ def test_what_is_trained_does_not_depend_on_it(
         groups["log"] |= {"preview_every": 1}
         train(settings(data, tmp_path / name, **groups, data={"validation": str(data / "clips")}))
         assert len(list((tmp_path / name / "previews").glob("step_*.png"))) == (0 if variant == "zero 3" else 3)
-        manifest = read_json(tmp_path / name / "checkpoints/step_00000003/manifest.json")
-        tensors.append({tensor: sha for tensor, sha in manifest["tensors"].items() if not tensor.startswith("ema/")})
+        of_all = hashes(tmp_path / name / "checkpoints/step_00000003")
+        tensors.append({tensor: sha for tensor, sha in of_all.items() if not tensor.startswith("ema/")})
     assert tensors[0] == tensors[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["zero 2, bf16 weights", "zero 3"])
-def test_it_resumes_bitwise_in_two_processes_and_continues_in_one(
-    variant: str, data: Path, bases: dict[str, Path], tmp_path: Path
-) -> None:
-    def config(name: str, **train_settings: Any) -> Any:
-        more = {"data": {"validation": str(data / "clips")}, "model": {"dropout": 0.0, "attention_dropout": 0.0}}
-        return settings(data, tmp_path / name, **groups_of(variant, bases, **train_settings), **more)
-
-    run(train_words(config("whole")), 2, tmp_path / "stderr")
-    run(train_words(config("parts", stop_at=3)), 2, tmp_path / "stderr")
-    run(train_words(config("parts"), "--resume"), 2, tmp_path / "stderr")
-    train(config("single"))
-    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
-    manifests = [read_json(tmp_path / name / LAST)["tensors"] for name in ("whole", "parts")]
-    assert manifests[0] == manifests[1]
-    found, expected = averages_in(tmp_path / "whole"), averages_in(tmp_path / "single")
-    assert found.keys() == expected.keys()
-    if "bf16" not in variant:
-        for name, average in found.items():
-            torch.testing.assert_close(average, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_validation_and_exports_use_it(data: Path, bases: dict[str, Path], tmp_path: Path) -> None:
@@ -167,7 +143,7 @@ def test_validation_and_exports_use_it(data: Path, bases: dict[str, Path], tmp_p
     config = settings(data, tmp_path / "run", **groups_of("fp32", bases), **validated)
     train(config)
     exported = load_checkpoint(tmp_path / "run/export/sequential").tensors()
-    averages = {name.removeprefix("model."): tensor for name, tensor in averages_in(config.run_dir).items()}
+    averages = {name.removeprefix("model."): tensor for name, tensor in read_averages(config.run_dir / LAST).items()}
     assert exported.keys() == averages.keys()
     assert all(torch.equal(exported[name], average) for name, average in averages.items())
 
@@ -216,18 +192,17 @@ def test_skipped_steps_do_not_move_it(
     recorder = Recorder(monkeypatch)
     assert train(settings(data, tmp_path / "run", **groups_of("zero 1", bases)))["skipped"] == 1
     assert recorder.updates == 5
-    for name, average in averages_in(tmp_path / "run").items():
+    for name, average in read_averages(tmp_path / "run" / LAST).items():
         torch.testing.assert_close(average.double(), recorder.averages[name], rtol=1e-6, atol=1e-8, msg=name)
 
 
 def test_a_resumed_run_can_start_and_drop_it(data: Path, bases: dict[str, Path], tmp_path: Path) -> None:
     train(settings(data, tmp_path / "run", **groups_of("zero 1", bases, ema_decay=None, stop_at=3)))
     train(settings(data, tmp_path / "run", **groups_of("zero 1", bases, stop_at=4)), resume=True)
-    manifest = tmp_path / "run/checkpoints/step_00000004/manifest.json"
-    assert any(name.startswith("ema/") for name in read_json(manifest)["tensors"])
+    assert any(name.startswith("ema/") for name in hashes(tmp_path / "run/checkpoints/step_00000004"))
     train(settings(data, tmp_path / "run", **groups_of("zero 1", bases, ema_decay=None)), resume=True)
     train(settings(data, tmp_path / "plain", **groups_of("zero 1", bases, ema_decay=None)))
-    assert read_json(tmp_path / "run" / LAST)["tensors"] == read_json(tmp_path / "plain" / LAST)["tensors"]
+    assert hashes(tmp_path / "run" / LAST) == hashes(tmp_path / "plain" / LAST)
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])

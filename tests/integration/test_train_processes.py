@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from cogvideo.checkpoint.load import load_model
 from cogvideo.files import read_json
 from cogvideo.training.launch import train
 from tests.helpers.ranks import finish, run, start, train_words
-from tests.helpers.training import prepare_data, read_metrics, settings
+from tests.helpers.training import prepare_data, read_averages, read_metrics, settings
 
 
 @pytest.fixture(scope="module")
@@ -19,20 +20,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_data(tmp_path_factory.mktemp("prepared"))
 
 
-VARIANTS = {
+LOW = {"dtype": "bf16", "weights": "dtype"}
+VARIANTS: dict[str, dict[str, Any]] = {
     "zero0": {},
     "zero2_offloaded": {"deepspeed": {"stage": 2, "offload_optimizer": True}},
-    "zero2_bf16_weights": {"deepspeed": {"stage": 2}, "train": {"dtype": "bf16", "weights": "dtype"}},
-    "zero3": {"deepspeed": {"stage": 3}},
+    "zero2_bf16_weights_averaged": {"deepspeed": {"stage": 2}, "train": LOW | {"ema_decay": 0.6}},
+    "zero3_averaged": {"deepspeed": {"stage": 3}, "train": {"ema_decay": 0.6}},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resuming_is_bitwise_in_two_processes_and_close_in_one(variant: str, data: Path, tmp_path: Path) -> None:
-    groups = VARIANTS[variant]
+    groups, is_averaged = VARIANTS[variant], "averaged" in variant
     # means over two steps, so that the running averages of both processes are part of the state
     groups = groups | {"log": {"every": 2}, "model": {"dropout": 0.0, "attention_dropout": 0.0}}
+    if is_averaged:  # weights and averages are swapped for every validation
+        groups |= {"data": {"validation": str(data / "clips")}}
+        groups["log"] |= {"validate_every": 1, "validation_batches": 1}
     whole = settings(data, tmp_path / "whole", **groups)
     stopped = settings(data, tmp_path / "parts", **groups | {"train": groups.get("train", {}) | {"stop_at": 3}})
     parts = settings(data, tmp_path / "parts", **groups)
@@ -47,9 +52,15 @@ def test_resuming_is_bitwise_in_two_processes_and_close_in_one(variant: str, dat
     manifests = [read_json(c.run_dir / "checkpoints/step_00000006/manifest.json") for c in (whole, parts, fewer)]
     assert manifests[0]["tensors"] == manifests[1]["tensors"]
     assert [m["world"] for m in manifests] == [2, 2, 1]
-    expected, found = ([line["loss"] for line in read_metrics(c.run_dir)] for c in (whole, fewer))
-    assert found == pytest.approx(expected, abs=1e-3)
+    for name in ["loss", "validation/loss"][: 1 + is_averaged]:
+        expected, found = ([line[name] for line in read_metrics(c.run_dir) if name in line] for c in (whole, fewer))
+        assert found == pytest.approx(expected, abs=1e-3) and found
     assert read_metrics(fewer.run_dir)[-1]["step"] == 6
+    expected, found = (read_averages(c.run_dir / "checkpoints/step_00000006") for c in (whole, fewer))
+    assert found.keys() == expected.keys() and bool(found) == is_averaged
+    if variant == "zero3_averaged":
+        for name, average in found.items():
+            torch.testing.assert_close(average, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
