@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cogvideo.training.config import TrainConfig
 from cogvideo.training.launch import train
 from tests.helpers.training import prepare_data, read_metrics, settings
 
@@ -21,11 +22,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_data(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A finished run in float32."""
+    config = settings(data, tmp_path_factory.mktemp("plain") / "run", train={"steps": 40}, log={"every": 10})
+    train(config)
+    return config
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_dtype_trains_like_float32_and_resumes(variant: str, tmp_path: Path) -> None:
-    data = prepare_data(tmp_path / "prepared")
-    plain = settings(data, tmp_path / "plain", train={"steps": 40}, log={"every": 10})
-    train(plain)
+def test_every_dtype_trains_like_float32_and_resumes(
+    variant: str, data: Path, plain: TrainConfig, tmp_path: Path
+) -> None:
     groups = VARIANTS[variant]
     longer = groups | {"train": groups["train"] | {"steps": 40}, "log": {"every": 10}}
     whole, parts = (settings(data, tmp_path / name, **longer) for name in ("whole", "parts"))

@@ -1,12 +1,14 @@
 """scripts/bench_full_size.py at a small size: writes once, maps, samples a row, and says what it took."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_full_size.py"
+import pytest
+
+from tests.helpers.scripts import load_script
+
 SMALL = [
     "model.num_layers=2",
     "model.hidden_size=64",
@@ -20,13 +22,17 @@ SMALL = [
 ]
 
 
-def bench(work: Path) -> dict[str, Any]:
-    words = [sys.executable, str(SCRIPT), "--work", str(work), *SMALL]
-    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+def test_a_row_is_sampled_and_weights_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load_script("bench_full_size")  # it samples in a process of its own
 
+    def bench() -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["bench_full_size.py", "--work", str(tmp_path), *SMALL])
+        assert script.main() == 0
+        return json.loads(capsys.readouterr().out)
 
-def test_a_row_is_sampled_and_weights_are_kept(tmp_path: Path) -> None:
-    first, again = bench(tmp_path), bench(tmp_path)
+    first, again = bench(), bench()
     assert len(first["tokens"]) == 4
     assert max(first["tokens"]) < 200
     assert first["tokens"] == again["tokens"]

@@ -1,21 +1,39 @@
 """scripts/bench_speculation.py, on the bundled weights: what it counts, and one line for input it cannot use."""
 
 import json
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_speculation.py"
+import pytest
+import torch
+
+from tests.helpers.scripts import load_script
+
+bench = load_script("bench_speculation")
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False)
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """The script takes one thread."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
-def test_parts_of_a_clip() -> None:
-    done = run("--caption", "the red digit 3 moves left slowly", "--repeats", "1", "rounds=1")
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["bench_speculation.py", *words])
+        return bench.main()
+
+    return run
+
+
+def test_parts_of_a_clip(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--caption", "the red digit 3 moves left slowly", "--repeats", "1", "rounds=1") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     counted = [(line["part"], line["tokens"]) for line in lines]
     assert counted == [("first frame", 25), ("key frames", 100), ("round 1", 100)]
     assert all(line["equal"] for line in lines)
@@ -23,7 +41,8 @@ def test_parts_of_a_clip() -> None:
         assert 1 <= line["forwards"] < line["forwards_sequential"]
 
 
-def test_a_video_that_is_none(tmp_path: Path) -> None:
+def test_a_video_that_is_none(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "no.mp4").write_bytes(b"no video")
-    done = run("--video", str(tmp_path / "no.mp4"), "--caption", "x")
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "no.mp4" in done.stderr
+    assert run("--video", str(tmp_path / "no.mp4"), "--caption", "x") == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1 and "no.mp4" in error

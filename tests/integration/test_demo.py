@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,8 +44,12 @@ class Page:
     bundle: Path
     out: Path
 
-    @property
+    @cached_property
     def client(self) -> Any:
+        return self.connect()
+
+    def connect(self) -> Any:
+        """Another visitor."""
         gradio_client = pytest.importorskip("gradio_client")
         return gradio_client.Client(self.address, verbose=False, analytics_enabled=False)
 
@@ -203,8 +208,8 @@ def test_an_uploaded_picture(page: Page, tmp_path: Path) -> None:
 
 def test_concurrent_requests(page: Page, tmp_path: Path) -> None:
     """Two run and the third waits; cancelling one does not affect the others."""
-    leaving = page.client.submit("leaving", samples_per_prompt=16, rounds=4, api_name="/generate")
-    staying = [page.client.submit(f"staying {n}", rounds=2, api_name="/generate") for n in range(2)]
+    leaving = page.connect().submit("leaving", samples_per_prompt=16, rounds=4, api_name="/generate")
+    staying = [page.connect().submit(f"staying {n}", rounds=2, api_name="/generate") for n in range(2)]
     while not list(page.out.glob("*-leaving/unfinished/0*")):
         time.sleep(0.02)
     leaving.cancel()

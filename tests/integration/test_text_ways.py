@@ -25,6 +25,7 @@ WRITTEN = [
     "  a cafe\u0301\t서,  x=3 ",  # decomposed, and spaces
     "\ufeffa ca\u00adfé\u3000\u200e서,\u2028x=3\x0b",  # invisible characters, spaces of other kinds
 ]
+ENDS = ["\n", "\r\n", "\r"]
 SMALL = ["rounds=0", "num_clusters=32"]
 
 
@@ -61,14 +62,14 @@ def test_command_line(bundle: Path, expected: Tensor, tmp_path: Path, written: s
     assert torch.equal(by_command(bundle, tmp_path / "out", written), expected)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("written", "end"), [*zip(range(3), ENDS, strict=True)], indirect=["written"])
 def test_file(bundle: Path, expected: Tensor, tmp_path: Path, written: str, end: str) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes(b"\xef\xbb\xbf" + f"another one{end}{written}{end}".encode())
     assert torch.equal(by_command(bundle, tmp_path / "out", "--prompts", str(file))[1:], expected)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("written", "end"), [*zip(range(3), ENDS[::-1], strict=True)], indirect=["written"])
 def test_standard_input(
     bundle: Path, expected: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, end: str
 ) -> None:

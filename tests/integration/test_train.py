@@ -5,7 +5,10 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +61,24 @@ VARIANTS = {
 FROZEN_VARIANTS = [("fp32", True), ("zero2_bf16_weights", True), ("zero3", True)]
 
 
+def from_trunk(variant: str, trunk: Path, frozen: bool = False) -> dict[str, dict[str, Any]]:
+    """Settings of a run that begins with the trunk."""
+    return VARIANTS[variant] | {"init": {"checkpoint": trunk, "freeze_trunk": frozen}}
+
+
+@pytest.fixture(scope="module")
+def whole_run(data: Path, trunk: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], TrainConfig]:
+    """An uninterrupted run from the trunk, by variant and whether the trunk is frozen; each is trained once."""
+
+    @cache
+    def trained(variant: str, frozen: bool) -> TrainConfig:
+        config = settings(data, tmp_path_factory.mktemp("whole") / "run", **from_trunk(variant, trunk, frozen))
+        train(config)
+        return config
+
+    return trained
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here")
 def test_compiled_layers_train_alike(data: Path, tmp_path: Path) -> None:
@@ -74,10 +95,11 @@ def test_compiled_layers_train_alike(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("variant", "frozen"), [*((name, False) for name in VARIANTS), *FROZEN_VARIANTS])
-def test_resuming_is_bitwise_exact(variant: str, frozen: bool, data: Path, trunk: Path, tmp_path: Path) -> None:
-    groups = VARIANTS[variant] | {"init": {"checkpoint": trunk, "freeze_trunk": frozen}}
-    whole, parts = (settings(data, tmp_path / name, **groups) for name in ("whole", "parts"))
-    train(whole)
+def test_resuming_is_bitwise_exact(
+    variant: str, frozen: bool, data: Path, trunk: Path, whole_run: Callable[[str, bool], TrainConfig], tmp_path: Path
+) -> None:
+    groups = from_trunk(variant, trunk, frozen)
+    whole, parts = whole_run(variant, frozen), settings(data, tmp_path / "parts", **groups)
     stopped = settings(data, tmp_path / "parts", **groups | {"train": groups.get("train", {}) | {"stop_at": 3}})
     train(stopped)
     train(parts, resume=True)
@@ -152,13 +174,14 @@ def _same_trunk(export: Path, trunk: Path) -> None:
     load_model(export)
 
 
-def test_zero_stages_and_recomputation_have_the_same_losses_and_gradient_norms(data: Path, tmp_path: Path) -> None:
+def test_zero_stages_and_recomputation_have_the_same_losses_and_gradient_norms(
+    whole_run: Callable[[str, bool], TrainConfig],
+) -> None:
     losses, norms = {}, {}
     for variant in ("fp32", "zero1", "zero2", "zero3", "checkpointed"):
-        config = settings(data, tmp_path / variant, **VARIANTS[variant])
-        train(config)
-        losses[variant] = [line["loss"] for line in read_metrics(config.run_dir)]
-        last = read_metrics(config.run_dir)[-1]
+        lines = read_metrics(whole_run(variant, False).run_dir)
+        losses[variant] = [line["loss"] for line in lines]
+        last = lines[-1]
         norms[variant] = {name: value for name, value in last.items() if name.startswith("grad_norm")}
     for variant, found in losses.items():
         assert found == pytest.approx(losses["fp32"], abs=1e-4), variant
@@ -293,7 +316,9 @@ def test_fp16_lowers_its_scale_for_overflow_alone(
 
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_stops(data: Path, tmp_path: Path, number: int) -> None:
+def test_a_signal_saves_and_stops(
+    data: Path, trunk: Path, whole_run: Callable[[str, bool], TrainConfig], tmp_path: Path, number: int
+) -> None:
     steps = 0
 
     class Terminating(trainer.Trainer):
@@ -304,8 +329,7 @@ def test_a_signal_saves_and_stops(data: Path, tmp_path: Path, number: int) -> No
                 signal.raise_signal(number)
             return super().train_step(batch)
 
-    whole, stopped = settings(data, tmp_path / "whole"), settings(data, tmp_path / "stopped")
-    train(whole)
+    whole, stopped = whole_run("fp32", False), settings(data, tmp_path / "stopped", **from_trunk("fp32", trunk))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "Trainer", Terminating)
         with pytest.raises((KeyboardInterrupt, SystemExit)) as interruption:

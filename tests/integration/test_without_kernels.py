@@ -1,6 +1,6 @@
 """Without `cogvideo.kernels` the model trains and decodes as with it, only slower.
 
-Each run is a process of its own, as modules that are imported already cannot be hidden.
+It runs without them in a process of its own, as modules that are imported already cannot be hidden.
 """
 
 import subprocess
@@ -8,6 +8,7 @@ import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,17 +26,16 @@ class Hidden(MetaPathFinder):
         return None
 
 
+@mock.patch("cogvideo.model.plan._TILE_FROM_KEYS", 1)  # so that small clips are tiled where a kernel computes tiles
 def run_all() -> dict[str, Tensor]:
     """Losses and gradients, weights after a training step, losses without gradients, tokens of every schedule."""
     from cogvideo.inference.backends import install_kernels
     from cogvideo.inference.engine import Conditioning, Engine, build_program
     from cogvideo.inference.sampler import ClusterSampler
     from cogvideo.inference.schedules import SCHEDULES
-    from cogvideo.model import plan
     from tests.helpers import decoding as tiny
     from tests.helpers.models import tiny_batch, tiny_config, tiny_model
 
-    plan._TILE_FROM_KEYS = 1  # so that small clips are tiled where a kernel computes tiles
     results = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny_model(tiny_config("interpolation", window_size=2)).to(dtype).train()
@@ -66,17 +66,16 @@ def run_all() -> dict[str, Tensor]:
     return results
 
 
-def results_of(folder: Path, *, hide: bool) -> dict[str, Tensor]:
-    file = folder / f"{hide}.pt"
-    hidden = "import sys; sys.meta_path.insert(0, test.Hidden()); " if hide else ""
-    code = f"import torch; from tests.integration import test_without_kernels as test; {hidden}"
-    code += f"torch.save(test.run_all(), {str(file)!r})"
+def run_all_without(folder: Path) -> dict[str, Tensor]:
+    file = folder / "results.pt"
+    code = "import sys, torch; from tests.integration import test_without_kernels as test; "
+    code += f"sys.meta_path.insert(0, test.Hidden()); torch.save(test.run_all(), {str(file)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     return torch.load(file, weights_only=True)
 
 
 def test_training_and_decoding_without_kernels(tmp_path: Path) -> None:
-    with_kernels, without = (results_of(tmp_path, hide=hide) for hide in (False, True))
+    with_kernels, without = run_all(), run_all_without(tmp_path)
     assert with_kernels.pop("has kernels").item() and not without.pop("has kernels").item()
     assert with_kernels.keys() == without.keys() and len(with_kernels) > 30
     for name, expected in with_kernels.items():
