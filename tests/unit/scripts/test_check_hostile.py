@@ -96,3 +96,13 @@ def test_a_row_is_chosen_by_its_whole_number(
         monkeypatch.setattr(sys, "argv", ["check_hostile.py", "--rows", "--only", number])
         assert check_hostile.main() == (0 if ok else 1)
         assert capsys.readouterr().out.count("| tried |") + (not ok) == count
+
+
+@pytest.mark.parametrize(("mb", "seconds", "ok"), [(330, 10.0, True), (331, 1.0, False), (50, 10.1, False)])
+def test_the_page_has_limits_of_memory_and_time(
+    mb: int, seconds: float, ok: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_hostile.Watch, "peak", mb)
+    monkeypatch.setattr(check_hostile.Watch, "seconds", seconds)
+    monkeypatch.setattr(check_hostile, "_make_elsewhere", lambda names, folder: None)
+    assert check_hostile.page_outcome(tmp_path, "none.mp4").ok == ok
