@@ -334,20 +334,24 @@ class Engine:
         scale, num_slots = conditioning.guidance_scale, known.shape[1]
         kind = BatchKind(program, sampler, scale, rows, text_len, num_slots, uniforms.dtype)
         decode = decode_steps if program.draft is None else decode_speculative
-        report = ProgressOnce(progress)
-
-        def decode_batch() -> Tensor:
+        report, releases, is_retry = ProgressOnce(progress), _releases[self.device], False
+        while True:
+            try:
+                with self._state(kind) as state:
+                    state.begin(known, conditioning, uniforms, report)
+                    first_logits = self.prefill(state, conditioning)
+                    self.scheduler.run(decode(state, first_logits))
+                    # a copy: the next batch may write to the same memory
+                    return state.tokens[:, 1:].to(known.device, copy=True)
+            except torch.OutOfMemoryError:
+                if is_retry or not release_kept(self.device, releases):
+                    raise
+            # outside the handler: its traceback keeps the failed batch's memory alive, and so do these names
+            state = first_logits = None  # type: ignore[assignment]
             report.begin_again()
-            with self._state(kind) as state:
-                state.begin(known, conditioning, uniforms, report)
-                first_logits = self.prefill(state, conditioning)
-                self.scheduler.run(decode(state, first_logits))
-                # a copy: the next batch may write to the same memory
-                return state.tokens[:, 1:].to(known.device, copy=True)
+            is_retry = True
 
-        return with_kept_memory_released(self.device, decode_batch)
-
-    def release_kept(self) -> bool:
+    def forget_batches(self) -> bool:
         """Release the memory of finished batches. Returns whether there was any."""
         with self._lock:
             had_any = bool(self._kept)
@@ -423,12 +427,20 @@ def with_kept_memory_released(device: torch.device, work: Callable[[], _Result])
     try:
         return work()
     except torch.OutOfMemoryError:
-        with _engines_lock:
-            here = [engine for engine in _engines if engine.device == device]
-            _releases[device] += any([engine.release_kept() for engine in here])
-            if _releases[device] == releases:  # otherwise this thread or another one has released some
-                raise
+        if not release_kept(device, releases):
+            raise
     return work()  # outside the handler: its traceback keeps the first call's memory alive
+
+
+def release_kept(device: torch.device, releases: int) -> bool:
+    """Release the memory of finished batches that engines keep on a device.
+
+    Returns whether any was released, by this thread or another one, since `releases` was read from `_releases`.
+    """
+    with _engines_lock:
+        here = [engine for engine in _engines if engine.device == device]
+        _releases[device] += any([engine.forget_batches() for engine in here])
+        return _releases[device] > releases
 
 
 def decode_steps(state: ClipState, logits: Tensor | None) -> Decoding:

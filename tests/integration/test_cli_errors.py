@@ -167,7 +167,7 @@ def test_refused_in_one_line(
         ("''", ["the prompt is empty"]),
         ("'x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x'", ["reads at most 32; shorten it"]),
         ("a sead=7", ["unknown key 'sead'; did you mean 'seed'?"]),
-        ("a seed=-1", ["seed=-1 is negative"]),
+        ("a seed=-1", ["seed=-1; expected 0 to"]),
         ("a rounds=60", ["rounds=60"]),
         ("a seconds=inf", ["seconds=inf"]),
         ("a key_frames=3", ["key_frames=3 is not valid: this key is a group; set key_frames."]),

@@ -229,7 +229,7 @@ def test_a_run_is_not_resumed_with_another_adapter(
             ["merge", "{bundle}/trunk", "--adapter", "{adapter}", "--out", "{out}"],
             "for a sequential model, got trunk",
         ),
-        (["merge", "{bundle}/sequential", "--adapter", "{adapter}", "--out", "{bundle}"], "exists; choose another"),
+        (["merge", "{bundle}/sequential", "--adapter", "{adapter}", "--out", "{bundle}"], "would replace what is read"),
         (["merge", "{bundle}/sequential", "--adapter", "{adapter}:nan", "--out", "{out}"], "scale nan"),
         (["sample", "x", "--model", "{bundle}", "--adapter", "{bundle}", "--out", "{out}"], "is not an adapter"),
         (["sample", "x", "--adapter", "{adapter}", "--out", "{out}"], "does not fit sequential"),
