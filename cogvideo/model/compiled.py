@@ -58,8 +58,10 @@ def compile_static(
 def _raise_limits() -> None:
     """Raise PyTorch's limits for this thread: from 2.13 on, each thread starts with the defaults."""
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * RECOMPILE_LIMIT)
+    if config.recompile_limit < RECOMPILE_LIMIT:  # setting takes longer than reading
+        config.recompile_limit = RECOMPILE_LIMIT
+    if config.accumulated_recompile_limit < 4 * RECOMPILE_LIMIT:
+        config.accumulated_recompile_limit = 4 * RECOMPILE_LIMIT
 
 
 @cache

@@ -73,10 +73,12 @@ def test_sigterm_to_a_script_saves_and_stops_its_processes(tmp_path: Path) -> No
     with open(tmp_path / "stderr.txt", "w+", encoding="utf-8") as stderr:
         script = subprocess.Popen([ROOT / "scripts/pretrain_stage1.sh"], env=environment, stdout=stderr, stderr=stderr)
         deadline = time.monotonic() + 120
-        while not (config.run_dir / "metrics.jsonl").is_file() or not read_metrics(config.run_dir):
-            assert time.monotonic() < deadline and script.poll() is None
-            time.sleep(0.1)
-        script.terminate()
+        try:
+            while not (config.run_dir / "metrics.jsonl").is_file() or not read_metrics(config.run_dir):
+                assert time.monotonic() < deadline and script.poll() is None
+                time.sleep(0.1)
+        finally:
+            script.terminate()  # also ends the training of a test that fails
         assert script.wait(120) == 143
         stderr.seek(0)
         assert "stopped at step" in stderr.read()
